@@ -1,0 +1,31 @@
+# Two commands: `make run` starts the app, `make test` passes the tests; both set everything up first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: run setup test
+
+run: setup
+	$(BIN)/python app.py $(ARGS)
+
+# a stamp is newer than the requirements that were installed; the embedded model is converted once
+setup: .venv/requirements.stamp
+	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models
+
+test: .venv/requirements-dev.stamp setup chromium
+	$(BIN)/python -m pytest $(ARGS)
+
+.venv/requirements.stamp: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/requirements-dev.stamp: .venv/requirements.stamp requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# the browser test drives Debian's Chromium; installed where it is missing and this user may
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "chromium is missing and could not be installed; the browser test will say so"

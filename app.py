@@ -1,0 +1,99 @@
+"""Nudge in one command: `python app.py` serves the page and runs the training worker beside it; `--help` lists every setting.
+
+Builds settings → model → store → engine → chat → page, in that order, and takes them down again on Ctrl-C or SIGTERM.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+
+from playground import settings as settings_module
+
+log = logging.getLogger("nudge")
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CannotStart(Exception):
+    """The app cannot run like this; the message tells what to change."""
+
+
+def main(argv=None):
+    """Run until told to stop; the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        settings = settings_module.read(argv)
+        serve(settings, listen(settings))
+    except (settings_module.SettingsError, CannotStart) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def listen(settings):
+    """A bound socket, taken before the slow start so that a busy port is known at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        raise CannotStart(f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
+                          "Stop what uses it, or pass another --port (0 takes a free one).") from None
+    return sock
+
+
+def serve(settings, sock):
+    """Build everything, serve until a signal, take everything down."""
+    import torch  # these take seconds to import; a wrong setting and --help answer at once
+
+    from playground import models, server
+    from playground.child import Child
+    from playground.engine import Engine
+    from playground.session import Chat
+
+    torch.set_num_threads(settings.threads)
+    try:
+        tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
+    except models.ModelUnavailable as error:
+        raise CannotStart(error) from None
+    store = open_store(settings)
+    engine = Engine(store, settings, trunk, tokenizer).start()
+    worker = Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
+    try:
+        server.Web(server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close).run([sock])
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # stopping is bounded; a second Ctrl-C must not leave the worker behind
+        if worker:
+            worker.stop()
+        engine.close()
+
+
+def open_store(settings):
+    """The store, with turns that a crash cut off marked as such."""
+    from playground.store import Store
+    try:
+        store = Store(settings.database)
+        store.fail_streaming()
+    except (OSError, sqlite3.Error) as error:
+        raise CannotStart(f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written to.") from None
+    return store
+
+
+def child_environ(settings):
+    """The worker reads the same settings and finds its code from any working directory."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **settings.environ(), "PYTHONPATH": path}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

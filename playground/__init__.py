@@ -1,0 +1,1 @@
+"""What a person touches: the page, the chat, and the leaves that training shares."""

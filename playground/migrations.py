@@ -1,0 +1,151 @@
+"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils. Only `store.py` runs them."""
+
+from sqlite_utils import Migrations
+
+migrations = Migrations("nudge")
+
+
+@migrations(name="0001_initial")
+def initial(db):
+    for statement in SCHEMA.split(";\n\n"):
+        db.execute(statement)
+
+
+SCHEMA = """
+create table annotator (
+    id integer primary key,
+    token_hash text unique,          -- sha256 of the visitor's cookie; the cookie itself is never stored
+    kind text not null check (kind in ('hf', 'local', 'anonymous', 'simulated')),
+    role text not null default 'annotator' check (role in ('annotator', 'admin')),
+    consent_version integer, consent_at text,
+    allow_training integer not null default 1,
+    banned integer not null default 0,
+    created text not null
+);
+
+create table conversation (
+    id integer primary key,
+    annotator integer not null references annotator(id),
+    tail integer references message(id),   -- last message that counts as history
+    system_prompt text,
+    created text not null,
+    deleted text
+);
+
+create index conversation_annotator on conversation (annotator);
+
+create table message (
+    id integer primary key,
+    conversation integer not null references conversation(id),
+    parent integer references message(id),
+    role text not null check (role in ('user', 'assistant')),
+    text text not null,
+    status text not null check (status in ('streaming', 'complete', 'stopped', 'error')),
+    created text not null
+);
+
+create index message_conversation on message (conversation);
+
+create table prompt (                 -- both candidates of a duel, and every retry, share one
+    id integer primary key,
+    sha256 text not null unique,
+    token_ids text not null
+);
+
+create table generation (
+    id integer primary key,
+    message integer not null unique references message(id),
+    prompt integer not null references prompt(id),
+    policy integer not null references policy(version),
+    base_model text not null, base_hash text not null, template_hash text not null,
+    sampling text not null,
+    seed integer not null,
+    token_ids text, logprobs text,    -- completion, with the log-probability each token was drawn with
+    finish_reason text check (finish_reason in ('end', 'length', 'stopped', 'error')),
+    first_token_ms real, total_ms real
+);
+
+create table duel (
+    id integer primary key,
+    conversation integer not null references conversation(id),
+    user_message integer not null references message(id),
+    left_generation integer not null references generation(id),
+    right_generation integer not null references generation(id),
+    pairing text not null check (pairing in ('same_policy', 'champion_challenger', 'active')),
+    probability real not null,        -- with which this pair was chosen
+    created text not null
+);
+
+create index duel_conversation on duel (conversation);
+
+create table vote (
+    id integer primary key,
+    duel integer not null references duel(id),
+    annotator integer not null references annotator(id),
+    choice text not null check (choice in ('a', 'b', 'tie', 'both_bad', 'skip')),   -- a is the left side
+    continued_with integer references message(id),
+    tags text, comment text,
+    shown_at text, dwell_ms real,
+    superseded_by integer references vote(id) deferrable initially deferred,
+    created text not null
+);
+
+create unique index vote_current on vote (duel, annotator) where superseded_by is null;
+
+create table rating (
+    id integer primary key,
+    message integer not null references message(id),
+    annotator integer not null references annotator(id),
+    thumb integer not null check (thumb in (-1, 1)),
+    superseded_by integer references rating(id),
+    created text not null
+);
+
+create table demonstration (
+    id integer primary key,
+    message integer not null references message(id),
+    annotator integer not null references annotator(id),
+    before text not null, after text not null,
+    created text not null
+);
+
+create table policy (
+    version integer primary key,
+    parent integer references policy(version),
+    status text not null check (status in ('candidate', 'live', 'retired', 'rejected', 'rolled_back')),
+    path text, sha256 text,
+    round integer references round(id),
+    gate_report text, reason text,
+    created text not null
+);
+
+create unique index policy_live on policy (status) where status = 'live';
+
+create table round (
+    id integer primary key,
+    state text not null check (state in ('requested', 'running', 'published', 'refused', 'not_enough', 'failed')),
+    phase text, step integer not null default 0, steps integer not null default 0,
+    owner text, heartbeat real, attempts integer not null default 0,
+    config text, seed integer, last_vote integer,
+    metrics text not null default '{}',
+    reason text,
+    created text not null, started text, ended text
+);
+
+create unique index round_active on round (state) where state in ('requested', 'running');
+
+create table metric (
+    round integer not null references round(id),
+    step integer not null, name text not null, value real,
+    primary key (round, name, step)
+) without rowid;
+
+create table vote_use (
+    round integer not null references round(id),
+    vote integer not null references vote(id),
+    heldout integer not null,
+    primary key (round, vote)
+) without rowid;
+
+insert into policy (version, status, created) values (0, 'live', strftime('%Y-%m-%dT%H:%M:%fZ'))
+""".strip()

@@ -1,0 +1,226 @@
+"""Every knob in one frozen object, read from flags, then `NUDGE_…` in the environment, then `.env`, then the defaults.
+
+Each field's docstring gives its meaning and unit; its bounds are checked when the object is built. This module knows nothing about
+what the values do: each has exactly one reader elsewhere.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+ON_SPACE = "SPACE_ID" in os.environ  # Hugging Face sets it inside a Space
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the message names it, the value given and what is accepted."""
+
+
+class Settings(BaseSettings):
+    """Nudge: a chat playground whose model learns from the people who chat with it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NUDGE_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True,
+        cli_kebab_case=True, cli_implicit_flags=True, cli_prog_name="python app.py", cli_hide_none_type=True,
+        protected_namespaces=(), validate_default=True,
+    )
+
+    # -- model and machine
+    model: str = ""
+    """Base model: a hub id or a folder. Empty: the embedded SmolLM2-135M-Instruct where `make setup` made it, else its hub id."""
+    models_dir: Path = Path("data/models")
+    """Folder that holds the embedded model once it is converted."""
+    data_dir: Path = Path("data")
+    """Folder of the database, the adapter versions and the rounds. On a Space, a persistent disk such as /data."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Where the models run: auto, cpu, mps, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the frozen trunk; auto measures which one this machine multiplies faster."""
+    threads: int = Field(0, ge=0, le=256)
+    """CPU threads of the chat, and of the worker beside it at the lowest priority; 0 takes one for each core."""
+
+    # -- web
+    host: str = "0.0.0.0" if ON_SPACE else "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(7860, ge=0, le=65535)
+    """TCP port of the page; 0 takes a free one."""
+    worker: bool = True
+    """Start the training worker beside the web process."""
+
+    # -- chat
+    temperature: float = Field(0.7, ge=0.05, le=2)
+    """Sampling temperature; it divides the logits in the chat, in rollouts and in every PPO log-probability."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling in the chat; 1 is off. Rollouts never use it."""
+    top_k: int = Field(0, ge=0, le=1000)
+    """Top-k sampling in the chat; 0 is off. Rollouts never use it."""
+    reply_tokens: int = Field(192, ge=1, le=8192)
+    """Longest reply in the chat, in tokens."""
+    context_tokens: int = Field(1024, ge=64, le=131072)
+    """Longest prompt, in tokens; the oldest turns are cut to fit."""
+    message_chars: int = Field(4000, ge=1, le=100000)
+    """Longest message, in characters."""
+    stream_hz: float = Field(12, gt=0, le=60)
+    """Updates of the page a second while replies stream."""
+
+    # -- when a round runs
+    round_votes: int = Field(16, ge=1, le=100000)
+    """New votes after which a training round starts by itself."""
+    auto_train: bool = True
+    """Start rounds by themselves; otherwise only on demand."""
+    poll_seconds: float = Field(1.0, gt=0, le=60)
+    """How often the worker looks for work and the server for a new version, in seconds."""
+    lease_seconds: float = Field(30.0, gt=0, le=3600)
+    """A round whose worker has been silent this long, in seconds, is taken over by the next worker."""
+    seed: int = Field(0, ge=0)
+    """Seed of the training rounds."""
+
+    # -- preferences
+    heldout_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of votes, taken in whole conversations, that no model is fitted on."""
+    annotator_weight: float = Field(64.0, gt=0)
+    """Largest total weight of one annotator's votes, in votes."""
+
+    # -- SFT
+    sft_epochs: int = Field(2, ge=0, le=100)
+    """Passes over the demonstrations before PPO; 0 skips the warm start."""
+    sft_lr: float = Field(1e-4, gt=0, le=1)
+    """AdamW learning rate of the warm start."""
+
+    # -- reward model
+    reward_quantisation: Literal["nf4", "int8", "none"] = "nf4"
+    """bitsandbytes format of the reward model's frozen trunk."""
+    reward_layer: Fraction = 0.67
+    """Depth of the layer whose hidden states are the features, as a fraction of the blocks (0.67 of 30 is layer 20)."""
+    reward_lora_rank: int = Field(0, ge=0, le=256)
+    """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
+    reward_lora_epochs: int = Field(3, ge=1, le=50)
+    """Most epochs of that LoRA; it stops at the best held-out NLL."""
+    reward_batch: Positive = 16
+    """Replies scored at once."""
+    evidence_confidence: float = Field(0.8, ge=0, lt=1)
+    """The reward model's cross-validated accuracy must clear chance at this two-sided confidence, or the round ends; 0 is off."""
+
+    # -- PPO
+    lora_rank: int = Field(16, ge=1, le=256)
+    """Rank of the policy's LoRA, on all linear layers of the blocks."""
+    lora_alpha: int = Field(32, ge=1, le=1024)
+    """LoRA alpha; the update is scaled by alpha/rank."""
+    ppo_iterations: int = Field(10, ge=1, le=10000)
+    """Most PPO iterations (rollout, then update) in a round."""
+    ppo_episodes: int = Field(32, ge=2, le=4096)
+    """Replies sampled in each iteration."""
+    ppo_replies: int = Field(4, ge=1, le=64)
+    """Replies sampled to each prompt."""
+    rollout_tokens: int = Field(48, ge=4, le=4096)
+    """Longest reply in a rollout, in tokens."""
+    rollout_context: int = Field(256, ge=32, le=131072)
+    """Longest prompt in a rollout, in tokens; the oldest turns are cut to fit."""
+    ppo_epochs: int = Field(2, ge=1, le=16)
+    """Passes over each iteration's episodes."""
+    ppo_minibatch: Positive = 8
+    """Episodes in each optimizer step."""
+    ppo_lr: float = Field(5e-4, gt=0, le=1)
+    """Adam learning rate of the policy's LoRA."""
+    value_lr: float = Field(2e-3, gt=0, le=1)
+    """Adam learning rate of the value head."""
+    value_warmup: int = Field(20, ge=0, le=1000)
+    """Steps of the value head on the first rollouts' returns before the first policy step."""
+    kl_coefficient: float = Field(0.05, ge=0, le=10)
+    """First β, the weight of the per-token KL penalty, in reward deviations a nat."""
+    kl_target: float = Field(6.0, gt=0)
+    """KL to the base that β aims at, in nats a reply; PPO ends when it is reached."""
+    kl_horizon: float = Field(64.0, gt=0)
+    """Episodes over which β adapts."""
+    gae_lambda: Fraction = 0.95
+    """GAE λ."""
+    ratio_clip: float = Field(0.2, gt=0, lt=1)
+    """PPO clip range of the probability ratio."""
+    value_clip: float = Field(0.2, gt=0)
+    """PPO clip range of the value."""
+    value_coefficient: float = Field(0.1, ge=0)
+    """Weight of the value loss."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    kl_stop: float = Field(0.1, gt=0)
+    """Approximate KL between old and new policy, in nats a token, at which an iteration's epochs end."""
+    ratio_tolerance: float = Field(1e-3, gt=0)
+    """Largest distance of the first minibatch's ratio from 1 before the round is stopped as broken."""
+    missing_end_penalty: float = Field(0.0, ge=0)
+    """Subtracted from the score of a rollout that reaches its token limit, in reward deviations."""
+
+    # -- gate
+    gate_prompts: int = Field(32, ge=4, le=4096)
+    """Held-out prompts on which a new version is compared with the live one."""
+    gate_confidence: float = Field(0.95, gt=0, lt=1)
+    """Two-sided confidence of the gate's bootstrap interval, which must lie above 0."""
+    kl_budget: float = Field(12.0, gt=0)
+    """Largest KL to the base, in nats a reply, that the gate lets through."""
+    length_factor: float = Field(4.0, gt=1)
+    """The mean reply may become this many times longer or shorter, no more."""
+    empty_replies: Fraction = 0.1
+    """Largest share of empty replies that the gate lets through."""
+
+    @field_validator("threads")
+    @classmethod
+    def _all_cores(cls, value):
+        return value or os.cpu_count() or 1
+
+    @field_validator("data_dir", "models_dir")
+    @classmethod
+    def _expand(cls, value):
+        return value.expanduser()
+
+    @property
+    def database(self):
+        return self.data_dir / "nudge.db"
+
+    @property
+    def adapters_dir(self):
+        return self.data_dir / "adapters"
+
+    @property
+    def rounds_dir(self):
+        return self.data_dir / "rounds"
+
+    def environ(self):
+        """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""
+        return {f"NUDGE_{name.upper()}": str(value) for name, value in self.model_dump(include=set(Settings.model_fields)).items()}
+
+
+def read(argv=None, kind=Settings, prog="python app.py"):
+    """Build a `kind` of settings from flags, environment and `.env`; SettingsError names every value that does not fit."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return kind(_cli_parse_args=argv, _cli_prog_name=prog)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(kind, problem) for problem in error.errors())) from None
+
+
+def _explain(kind, problem):
+    name = str(problem["loc"][0]).replace("-", "_")
+    field = kind.model_fields.get(name)
+    if field is None:
+        return f"{name}: {problem['msg']}"
+    flag, given = name.replace("_", "-"), problem["input"]
+    return f"--{flag} (NUDGE_{name.upper()}): got {given!r}; accepted: {accepted(field)}. {field.description}"
+
+
+def accepted(field):
+    """What a field takes, in words: `an integer from 1 to 65535`."""
+    kind, limits = field.annotation, list(field.metadata)
+    if get_origin(kind) is Annotated:
+        kind, *extra = get_args(kind)
+        limits += [m for info in extra for m in info.metadata]
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    words = {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "text")
+    text = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "matching {}"}
+    bounds = [form.format(getattr(m, key)) for m in limits for key, form in text.items() if getattr(m, key, None) is not None]
+    return " ".join([words, " and ".join(bounds)]).strip()

@@ -1,0 +1,109 @@
+"""`python app.py` as a person starts it: it says where it is, ends in order, and tells plainly what is wrong."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.tiny import tiny_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def start(cwd, *flags, **environ):
+    """The app in a working directory of its own, so that no `.env` or data of the checkout is seen."""
+    return subprocess.Popen([sys.executable, ROOT / "app.py", *map(str, flags)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "HF_HUB_OFFLINE": "1", **environ})
+
+
+def run(cwd, *flags, **environ):
+    process = start(cwd, *flags, **environ)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def address(process):
+    """The address that the app prints once it listens."""
+    line = process.stdout.readline()
+    found = re.fullmatch(r"Nudge is at (http://127\.0\.0\.1:\d+)\n", line)
+    assert found, f"got {line!r} and on stderr: {process.stderr.read()}"
+    return found[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_path, number):
+    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
+    try:
+        url = address(process)
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{url}/readyz").json()["ready"] is True
+        workers = psutil.Process(process.pid).children()
+        assert [w for w in workers if "training.worker" in w.cmdline()]
+        process.send_signal(number)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert time.monotonic() - began < 15
+        assert out == "", "one line on stdout is enough"
+        assert "Traceback" not in err
+        assert not any(w.is_running() for w in workers)
+    finally:
+        process.kill()
+
+
+def test_a_worker_that_dies_is_started_again_and_the_chat_does_not_notice(folder, tmp_path):
+    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
+    try:
+        url = address(process)
+        first = psutil.Process(process.pid).children()[0]
+        first.kill()
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not [c for c in psutil.Process(process.pid).children() if c.pid != first.pid]:
+            time.sleep(0.1)
+        assert [c for c in psutil.Process(process.pid).children() if c.pid != first.pid]
+        assert httpx.get(f"{url}/readyz").json()["ready"] is True
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_a_setting_out_of_range_is_named_with_what_is_accepted(tmp_path):
+    code, _, err = run(tmp_path, "--port", 70000)
+    assert code == 1
+    assert "--port (NUDGE_PORT): got '70000'; accepted: an integer at least 0 and at most 65535" in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_model_says_what_to_do(tmp_path):
+    code, out, err = run(tmp_path, "--model", "nobody/nothing", "--port", 0)
+    assert code == 1
+    assert "'nobody/nothing' could not be loaded" in err and "make setup" in err
+    assert "Traceback" not in err and out == ""
+
+
+def test_a_busy_port_says_so_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run(tmp_path, "--port", port)
+    assert code == 1
+    assert f"port {port}" in err and "--port" in err and "Traceback" not in err
+
+
+def test_a_data_folder_that_cannot_be_written_says_so(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(tmp_path, "--model", folder, "--port", 0, "--data-dir", tmp_path / "file")
+    assert code == 1
+    assert "--data-dir" in err and "Traceback" not in err

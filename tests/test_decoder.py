@@ -1,0 +1,235 @@
+"""Decoding against transformers' own generate, a full forward, and fakes of a few lines."""
+
+import math
+
+import pytest
+import torch
+
+from playground.decoder import Decoding, Sampling, truncated
+from tests.tiny import tiny_model, tiny_tokenizer
+
+torch.set_num_threads(1)  # tensors this small are slower on two
+
+INF = math.inf
+SHORT, LONG = [5, 6, 7], list(range(30, 50))
+NEVER = frozenset()  # no token ends a reply
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+class Counting(torch.nn.Module):
+    """A model that records the shape of what each forward reads."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.shapes = model, []
+
+    def forward(self, **inputs):
+        self.shapes.append(tuple(inputs["input_ids"].shape))
+        return self.model(**inputs)
+
+
+class Fixed(torch.nn.Module):
+    """A model that gives the same logits whatever it reads."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+    def forward(self, input_ids, **_):
+        out = self.logits.expand(*input_ids.shape, -1)
+        return type("Output", (), {"logits": out})
+
+
+def decode(model, prompts, seeds, end_tokens=NEVER, n=1, **sampling):
+    return Decoding(model, prompts, seeds, Sampling(**{"temperature": 1.0, "max_tokens": 12, **sampling}), end_tokens, n=n).run()
+
+
+# -- greedy
+
+@pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["short", "long"])
+def test_greedy_decoding_equals_transformers_generate(model, prompt):
+    ours = decode(model, [SHORT, LONG], [0, 0], temperature=0)[[SHORT, LONG].index(prompt)]
+    # an eos id that the vocabulary lacks, so that both run to the token limit
+    theirs = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=12,
+                            do_sample=False, eos_token_id=10**6, pad_token_id=0)[0, len(prompt):].tolist()
+    assert ours.token_ids == theirs and ours.finish_reason == "length"
+
+
+# -- sampling
+
+def test_the_same_seed_gives_the_same_reply_whatever_else_is_in_the_batch(model):
+    alone = decode(model, [SHORT], [7])[0]
+    together = decode(model, [LONG, SHORT, LONG], [1, 7, 3])[1]
+    assert together.token_ids == alone.token_ids
+    assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_a_reply_is_the_same_beside_a_sibling(model):
+    assert decode(model, [SHORT], [9, 7], n=2)[1].token_ids == decode(model, [SHORT], [7])[0].token_ids
+
+
+def test_different_seeds_give_different_replies(model):
+    first, second = decode(model, [SHORT], [1, 2], n=2)
+    assert first.token_ids != second.token_ids
+
+
+def test_replies_come_prompt_by_prompt(model):
+    replies = decode(model, [SHORT, LONG], [1, 2, 3, 4], n=2)
+    assert [r.seed for r in replies] == [1, 2, 3, 4]
+    assert replies[2].token_ids == decode(model, [LONG], [3])[0].token_ids
+
+
+def test_seeds_must_fit_the_replies(model):
+    with pytest.raises(ValueError, match="3 seeds for 1 prompts of 2 replies"):
+        Decoding(model, [SHORT], [1, 2, 3], Sampling(), NEVER, n=2)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_logprobs_equal_a_full_forward_at_the_temperature(model, temperature):
+    for prompt, reply in zip([SHORT, LONG], decode(model, [SHORT, LONG], [1, 2], temperature=temperature), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + reply.token_ids])).logits[0, len(prompt) - 1:-1]
+        full = torch.log_softmax(logits / temperature, -1).gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0]
+        assert reply.logprobs == pytest.approx(full.tolist(), abs=1e-4)
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    replies = decode(Fixed([0.0, math.log(3), 0.0]), [[1]], list(range(100)), n=100, max_tokens=20)  # 1/5, 3/5, 1/5
+    drawn = [t for r in replies for t in r.token_ids]
+    assert drawn.count(1) / 2000 == pytest.approx(0.6, abs=0.04)  # 3.6 standard errors
+    assert drawn.count(0) / 2000 == pytest.approx(0.2, abs=0.035)
+
+
+def test_temperature_sharpens_the_choice():
+    replies = decode(Fixed([0.0, math.log(3)]), [[1]], list(range(100)), n=100, max_tokens=10, temperature=0.5)  # odds 3² = 9
+    assert sum(t for r in replies for t in r.token_ids) / 1000 == pytest.approx(0.9, abs=0.035)
+
+
+def test_a_token_outside_top_k_is_never_drawn():
+    replies = decode(Fixed([0.0, 1.0, 1.5, 0.5]), [[1]], list(range(50)), n=50, top_k=2)
+    assert {t for r in replies for t in r.token_ids} == {1, 2}
+
+
+def test_logprobs_are_those_of_the_truncated_choice():
+    reply = decode(Fixed([0.0, math.log(3), -9.0]), [[1]], [0], top_k=2)[0]
+    assert {round(x, 4) for x in reply.logprobs} <= {-1.3863, -0.2877}  # ln 1/4, ln 3/4: the third is not counted
+
+
+# -- truncation
+
+def test_top_k_keeps_the_k_largest():
+    assert truncated(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), 1.0, 2).tolist() == [[-INF, 4.0, -INF, 3.0]]
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all():
+    assert truncated(torch.tensor([[1.0, 4.0]]), 1.0, 50).tolist() == [[1.0, 4.0]]
+
+
+def test_top_p_keeps_the_token_that_crosses_it():
+    # probabilities 0.1 0.5 0.3 0.1: the nucleus of 0.6 is 0.5 and, since 0.5 is short of it, 0.3
+    logits = torch.tensor([[0.1, 0.5, 0.3, 0.1]]).log()
+    kept = truncated(logits, 0.6, 0) > -INF
+    assert kept.tolist() == [[False, True, True, False]]
+
+
+def test_a_tiny_top_p_keeps_the_likeliest_token():
+    kept = truncated(torch.tensor([[0.1, 0.5, 0.3, 0.1]]).log(), 0.01, 0) > -INF
+    assert kept.tolist() == [[False, True, False, False]]
+
+
+def test_top_p_is_taken_row_by_row():
+    kept = truncated(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]).log(), 0.5, 0) > -INF
+    assert kept.tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_off_means_untouched():
+    logits = torch.tensor([[1.0, 4.0, 2.0]])
+    assert truncated(logits, 1.0, 0) is logits
+
+
+def test_top_p_counts_what_top_k_left():
+    # top k leaves 0.5 and 0.3, that is 0.625 and 0.375: the nucleus of 0.6 is the first alone
+    kept = truncated(torch.tensor([[0.1, 0.5, 0.3, 0.1]]).log(), 0.6, 2) > -INF
+    assert kept.tolist() == [[False, True, False, False]]
+
+
+# -- work done
+
+def test_two_rows_share_one_prefill(model):
+    counting = Counting(model)
+    decode(counting, [LONG], [1, 2], n=2, max_tokens=4)
+    assert counting.shapes == [(1, 20), (2, 1), (2, 1), (2, 1)]  # one row reads the prompt; the fourth token needs no forward after it
+
+
+def test_finished_rows_are_left_out_of_the_forward(model):
+    counting, replies = Counting(model), decode(model, [SHORT], [1, 2, 3, 4], n=4)
+    ends = {replies[i].token_ids[1] for i in (0, 1)}
+    decode(counting, [SHORT], [1, 2, 3, 4], ends, n=4)
+    assert counting.shapes[0] == (1, 3) and counting.shapes[1][0] == 4
+    assert counting.shapes[-1][0] < 4
+
+
+def test_dropping_finished_rows_changes_nothing(model):
+    full = decode(model, [SHORT, LONG], list(range(8)), n=4)
+    ends = frozenset(r.token_ids[i + 1] for i, r in enumerate(full[:5]))  # rows end one after the other
+    cut = decode(model, [SHORT, LONG], list(range(8)), ends, n=4)
+    assert len({len(r.token_ids) for r in cut}) > 2
+    for whole, short in zip(full, cut, strict=True):
+        expected = next((i + 1 for i, t in enumerate(whole.token_ids) if t in ends), 12)
+        assert short.token_ids == whole.token_ids[:expected]
+        assert short.logprobs == pytest.approx(whole.logprobs[:expected], abs=1e-4)
+
+
+# -- ends
+
+def test_an_end_token_ends_the_reply_and_stays_in_it(model):
+    whole = decode(model, [SHORT], [3])[0].token_ids
+    end = whole[4]
+    reply = decode(model, [SHORT], [3], {end})[0]
+    assert reply.finish_reason == "end" and reply.token_ids == whole[:whole.index(end) + 1]
+
+
+def test_max_tokens_ends_the_reply(model):
+    reply = decode(model, [SHORT], [3], max_tokens=5)[0]
+    assert reply.finish_reason == "length" and len(reply.token_ids) == len(reply.logprobs) == 5
+
+
+def test_an_end_token_in_the_prompt_ends_nothing(model):
+    """Templates put the end token into prompts (TRL #2012)."""
+    end = tiny_tokenizer().eos_token_id
+    reply = decode(model, [[*SHORT, end, 5]], [3], {end}, max_tokens=3)[0]
+    assert end not in reply.token_ids and reply.finish_reason == "length" and len(reply.token_ids) == 3
+
+
+def test_stop_ends_growing_replies_where_they_are(model):
+    decoding = Decoding(model, [SHORT], [1, 2], Sampling(temperature=1.0), NEVER, n=2)
+    decoding.step()
+    decoding.step()
+    decoding.stop()
+    assert decoding.done and decoding.step() == []
+    assert [(r.finish_reason, len(r.token_ids)) for r in decoding.replies] == [("stopped", 2)] * 2
+
+
+def test_stop_leaves_a_finished_replys_reason(model):
+    decoding = Decoding(model, [SHORT], [1], Sampling(max_tokens=1), NEVER)
+    decoding.run()
+    decoding.stop()
+    assert decoding.replies[0].finish_reason == "length"
+
+
+def test_a_step_tells_what_it_added(model):
+    decoding = Decoding(model, [SHORT], [1, 2], Sampling(temperature=1.0), NEVER, n=2)
+    added = decoding.step() + decoding.step()
+    assert [i for i, _ in added] == [0, 1, 0, 1]
+    assert [t for i, t in added if i == 1] == decoding.replies[1].token_ids
+
+
+def test_replies_with_one_end_go_on_alone(model):
+    whole = decode(model, [SHORT], [1, 2], n=2)
+    end = next(t for t in whole[0].token_ids if t not in whole[1].token_ids)
+    first, second = decode(model, [SHORT], [1, 2], {end}, n=2)
+    assert first.finish_reason == "end" and second.token_ids == whole[1].token_ids

@@ -1,0 +1,284 @@
+"""The reward model: its head, its evidence, its features, its LoRA."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from playground.settings import Settings
+from tests.tiny import tiny_folder
+from training import preferences, reward
+from training.preferences import TIE, A, B, Preferences
+from training.reward import FeatureTrunk, RewardModel
+
+torch.set_num_threads(1)  # tensors this small are slower on two
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def trunks(folder):
+    """One trunk of each number format."""
+    return {q: FeatureTrunk(settings(folder, reward_quantisation=q)) for q in ("none", "nf4")}
+
+
+def settings(folder, **changes):
+    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", "threads": 2, "reward_quantisation": "none", **changes})
+
+
+def planted(n=400, d=8, seed=0, indifference=0.0):
+    """Features, a direction, and pairs that it decides; closer than `indifference`, a pair is a tie."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * n, d, generator=generator)
+    direction = torch.randn(d, generator=generator)
+    gap = (x[0::2] - x[1::2]) @ direction
+    outcome = [TIE if abs(g) < indifference else A if g > 0 else B for g in gap.tolist()]
+    return x, direction, [(2 * i, 2 * i + 1, o, 1.0, f"duel {i}", i) for i, o in enumerate(outcome)]
+
+
+def cosine(a, b):
+    return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+
+
+# -- the head
+
+def test_fit_head_recovers_a_planted_direction():
+    x, direction, pairs = planted(200)
+    weight, _, _ = reward.fit_head(x, pairs, [], 0.1)
+    assert cosine(weight, direction) > 0.97
+
+
+def test_fit_head_learns_from_thumbs_alone():
+    x, direction, _ = planted()
+    points = [(i, int(score > 1), 1.0, "conversation 1") for i, score in enumerate((x @ direction).tolist())]
+    weight, _, threshold = reward.fit_head(x, [], points, 0.1)
+    assert cosine(weight, direction) > 0.97 and threshold > 0
+
+
+def test_a_case_of_no_weight_says_nothing():
+    x, _, pairs = planted(50)
+    weight, _, _ = reward.fit_head(x, [(*p[:3], 0.0, *p[4:]) for p in pairs], [], 0.1)
+    assert weight.abs().max() < 1e-4
+
+
+def test_more_ties_make_a_larger_nu():
+    log_nu = {}
+    for gap in (0.1, 3.0):
+        x, _, pairs = planted(indifference=gap)
+        log_nu[gap] = reward.fit_head(x, pairs, [], 1.0)[1]
+    assert log_nu[0.1] < 0 < log_nu[3.0]
+
+
+def test_nu_is_the_share_of_ties_where_scores_say_nothing():
+    # no feature: P(tie) = ν/(2 + ν); 2 ties of 3 votes make ν = 4, ln 4 = 1.386; the weak prior at −1 hardly moves 3,000 votes
+    pairs = [(0, 1, (TIE, TIE, A, TIE, TIE, B)[i % 6], 1.0, "conversation 1", i) for i in range(3000)]
+    assert reward.fit_head(torch.zeros(2, 4), pairs, [], 1.0)[1] == pytest.approx(1.386, abs=0.01)
+
+
+def test_a_larger_penalty_makes_smaller_weights():
+    x, _, pairs = planted(50)
+    assert reward.fit_head(x, pairs, [], 10.0)[0].norm() < reward.fit_head(x, pairs, [], 0.1)[0].norm()
+
+
+def test_cross_validation_finds_a_planted_direction_and_no_more_than_chance_in_noise():
+    x, _, pairs = planted(60)
+    right, decided, _ = reward.cross_validate(x, Preferences(pairs=pairs), 0.1, 0)
+    coin = torch.Generator().manual_seed(1)
+    noise = [(*p[:2], A if torch.rand(1, generator=coin) < 0.5 else B, *p[3:]) for p in pairs]
+    by_chance, _, _ = reward.cross_validate(x, Preferences(pairs=noise), 0.1, 0)
+    assert decided == 60 and right > 48 and 20 < by_chance < 40
+
+
+def test_standardised_features_have_deviation_one_over_root_d():
+    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    centre, scale = reward.standardiser(x)
+    z = (x - centre) / scale
+    assert z.mean(0).abs().max() < 1e-5
+    torch.testing.assert_close(z.std(0), torch.full((16,), 0.25))  # 1/√16
+
+
+# -- evidence
+
+def test_wilson_of_eight_in_ten():
+    assert reward.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # Wilson 1927, z = 1.959964
+
+
+def test_wilson_without_data_is_everything():
+    assert reward.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_clear_agreement_is_enough():
+    assert reward.evidence(40, 50, 0.8) == (True, None)
+
+
+def test_too_little_evidence_says_so_with_numbers():
+    enough, reason = reward.evidence(11, 20, 0.8)
+    assert not enough
+    assert reason.startswith("Not enough evidence yet: 20 votes, cross-validated accuracy 0.55 [0.41, 0.68]; about ")
+
+
+def test_the_votes_asked_for_would_have_been_enough():
+    more = int(re.search(r"about (\d+) more", reward.evidence(11, 20, 0.8)[1])[1])
+    # the rate 0.55 of 20 + more votes must clear chance, and of 40 fewer it must not
+    assert reward.wilson(0.55 * (20 + more), 20 + more, 0.8)[0] > 0.5 >= reward.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
+
+
+def test_votes_that_disagree_with_each_other_are_not_asked_for_more():
+    enough, reason = reward.evidence(8, 20, 0.8)
+    assert not enough and reason.endswith("the votes do not agree with each other so far.")
+
+
+def test_no_decided_vote_is_not_enough_even_with_the_check_off():
+    enough, reason = reward.evidence(0, 0, 0)
+    assert not enough and "Vote A or B" in reason
+
+
+def test_confidence_zero_turns_the_check_off():
+    assert reward.evidence(8, 20, 0) == (True, None)
+
+
+# -- the model
+
+def head(lora=None):
+    return RewardModel(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 1.0]), -0.7, 0.3, 1.5, 2.5, lora or {})
+
+
+def test_raw_and_reward_by_hand():
+    x = torch.tensor([[4.5, 1.0]])  # ((4.5 − 0.5)/2, 1)·(1, −2) = 0; (0 − 1.5)/2.5 = −0.6
+    torch.testing.assert_close(head().raw(x), torch.tensor([0.0]))
+    torch.testing.assert_close(head().reward(x), torch.tensor([-0.6]))
+
+
+def test_save_and_load_give_the_same_model(tmp_path):
+    """Heads lost on reload made the second round start from noise (TRL #1379, OpenRLHF #1342)."""
+    model = head({"layers.0.lora_A.weight": torch.randn(2, 3)})
+    model.save(tmp_path / "reward.safetensors")
+    loaded = RewardModel.load(tmp_path / "reward.safetensors")
+    x = torch.randn(5, 2)
+    assert torch.equal(loaded.reward(x), model.reward(x))
+    assert (loaded.log_nu, loaded.threshold, loaded.shift, loaded.spread) == (-0.7, 0.3, 1.5, 2.5)
+    assert torch.equal(loaded.lora["layers.0.lora_A.weight"], model.lora["layers.0.lora_A.weight"])
+
+
+def test_standardised_rewards_have_mean_zero_and_deviation_one():
+    model, x = head(), torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    model.standardise(x)
+    assert model.reward(x).mean().abs() < 1e-5
+    assert model.reward(x).std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_standardising_equal_scores_does_not_divide_by_zero():
+    model = head()
+    model.standardise(torch.ones(4, 2))
+    assert model.reward(torch.ones(4, 2)).isfinite().all()
+
+
+# -- features
+
+REPLIES = [([5, 6, 7], [20, 21]), ([8] * 30, list(range(40, 70))), ([9], [11] * 12), ([4, 4, 4, 4], [33])]
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+def test_a_reply_scores_the_same_alone_and_among_longer_ones(trunks, quantisation):
+    """Reward scores that depend on padding: transformers #35909, TRL #2778."""
+    trunk = trunks[quantisation]
+    alone = torch.cat([trunk.batch_features([r]).cpu() for r in REPLIES])
+    together = trunk.batch_features(REPLIES)
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_features_come_back_in_the_order_given(folder):
+    small = FeatureTrunk(settings(folder, reward_batch=2))
+    torch.testing.assert_close(small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_replys_tokens_are_pooled(trunks):
+    """The mean over prompt and reply would score the question."""
+    trunk = trunks["none"]
+    prompt, reply = REPLIES[0]
+    feature = trunk.features([(prompt, reply)])[0]
+    states = trunk._hidden[0]  # (5, d), of the forward just made
+    torch.testing.assert_close(feature, (states[3] + states[4]) / 2)
+
+
+def test_the_prompt_still_changes_how_a_reply_is_read(trunks):
+    first, second = trunks["none"].features([([5, 6, 7], [20, 21]), ([9, 9, 9], [20, 21])])
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
+    """Four blocks, depth 0.67: what transformers calls hidden_states[3]."""
+    whole = AutoModelForCausalLM.from_pretrained(trunks["none"].model.config._name_or_path, dtype=torch.float32)
+    states = whole(torch.tensor([[5, 6, 7, 20, 21]]), output_hidden_states=True).hidden_states[3][0]
+    torch.testing.assert_close(trunks["none"].features([REPLIES[0]])[0], states[3:].mean(0), rtol=1e-4, atol=1e-4)
+
+
+# -- the whole fit, and the LoRA below the head
+
+def liked_token_preferences(n):
+    """Votes for whichever reply holds token 100."""
+    generator = torch.Generator().manual_seed(0)
+    prefs = Preferences()
+    for i in range(n):
+        plain = torch.randint(150, 400, (6,), generator=generator).tolist()
+        liked = [*plain[:3], 100, 100, *plain[3:]]
+        swap = i % 2
+        prefs.replies += [([3, 4, 5], plain if swap else liked), ([3, 4, 5], liked if swap else plain)]
+        prefs.pairs.append((2 * i, 2 * i + 1, B if swap else A, 1.0, f"conversation {i}", i))
+    prefs.heldout = preferences.held_out([p[4] for p in prefs.pairs], 0.25, 0)
+    return prefs
+
+
+def test_fit_learns_what_people_like(folder, trunks):
+    prefs = liked_token_preferences(24)
+    model, report = reward.fit(prefs, trunks["nf4"], settings(folder))
+    assert report.enough and report.cv_accuracy > 0.8 and (report.pairs, report.heldout_pairs) == (24, 6)
+    assert 0.5 < report.cv_interval[0] < report.cv_accuracy <= report.cv_interval[1]
+    liked, plain = model.reward(trunks["nf4"].features([([3, 4, 5], [200, 100, 100, 300]), ([3, 4, 5], [200, 201, 202, 300])]))
+    assert liked > plain
+
+
+def fit_lora(folder, best_nll, quantisation="nf4", epochs=2):
+    """Fit the LoRA against a held-out NLL to beat: (trunk, head, prefs, epochs kept, NLL)."""
+    s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
+    trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
+    x = trunk.features(prefs.replies)
+    centre, scale = reward.standardiser(x)
+    fitted = RewardModel(reward.fit_head((x - centre) / scale, *prefs.train(), 1.0)[0], centre, scale)
+    epochs, _, nll = reward.fit_lora(fitted, prefs, trunk, s, best_nll)
+    return trunk, fitted, x, prefs, epochs, nll
+
+
+def test_a_lora_that_helps_nothing_is_left_at_zero(folder):
+    trunk, fitted, before, prefs, epochs, nll = fit_lora(folder, best_nll=-1.0)
+    assert (epochs, nll, fitted.lora) == (0, -1.0, {})
+    torch.testing.assert_close(trunk.features(prefs.replies), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+def test_a_lora_that_helps_is_kept_at_its_best_epoch(folder, quantisation):
+    """bitsandbytes' 4-bit layers must stay differentiable after a forward without gradients."""
+    trunk, fitted, before, prefs, epochs, nll = fit_lora(folder, best_nll=1e9, quantisation=quantisation)
+    assert epochs in (1, 2) and nll < 1e9
+    kept = fitted.lora
+    parameters = trunk.attach_lora(4)
+    assert kept and all(torch.equal(kept[k], parameters[k]) for k in parameters)
+    assert (trunk.features(prefs.replies) - before).abs().max() > 0
+
+
+def test_a_saved_lora_gives_the_same_rewards_on_a_fresh_trunk(folder, tmp_path):
+    trunk, fitted, _, prefs, epochs, _ = fit_lora(folder, best_nll=1e9, quantisation="none", epochs=1)
+    fitted.save(tmp_path / "reward.safetensors")
+    loaded, fresh = RewardModel.load(tmp_path / "reward.safetensors"), FeatureTrunk(settings(folder))
+    fresh.attach_lora(4, loaded.lora)
+    torch.testing.assert_close(loaded.reward(fresh.features(prefs.replies)), fitted.reward(trunk.features(prefs.replies)), rtol=1e-4, atol=1e-4)
+
+
+def test_fit_reports_the_lora_epochs_it_kept(folder):
+    s = settings(folder, reward_lora_rank=4, reward_lora_epochs=1)
+    _, report = reward.fit(liked_token_preferences(8), FeatureTrunk(s), s)
+    assert report.lora_epochs in (0, 1)

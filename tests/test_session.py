@@ -1,0 +1,230 @@
+"""The state machine of a conversation: send, stream, stop, vote, go on, and what a reload shows."""
+
+import threading
+import time
+
+import pytest
+from playground import prompts
+from playground.engine import Engine
+from playground.session import Chat, Refused
+from playground.settings import Settings
+from playground.store import Store
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def chat(folder):
+    """A Chat over a running engine with a tiny model, slow enough to be caught in the middle of a reply."""
+    from playground import models
+    settings = Settings(model=str(folder), threads=1, reply_tokens=24, stream_hz=50, dtype="float32", _env_file=None)
+    engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
+    yield Chat(engine.store, engine, settings)
+    engine.close()
+
+
+def slow(chat, seconds=0.02):
+    """Make each decoding step take at least this long."""
+    step = chat.engine._step
+    chat.engine._step = lambda stream: (time.sleep(seconds), step(stream))
+
+
+def person(chat, name="ann"):
+    return chat.store.annotator(name)
+
+
+def turn(chat, annotator, text="Hello", choice=None):
+    """Send, let both replies end, and vote where a choice is given; the last View."""
+    view = list(chat.send(annotator, text))[-1]
+    return chat.vote(annotator, view.duel, choice) if choice else view
+
+
+def test_a_turn_streams_both_replies_and_ends_with_a_pair_to_vote_on(chat):
+    slow(chat)
+    views = list(chat.send(person(chat), "Hello there"))
+    assert [v.phase for v in views[:-1]] == ["streaming"] * (len(views) - 1) and len(views) > 3
+    assert len(views[-2].left.text) > len(views[0].left.text)
+    assert views[-1].phase == "voting" and views[-1].message == "Hello there"
+    assert views[-1].left.text != views[-1].right.text
+    assert views[-1].left.version is None, "which version wrote a reply must stay hidden until the vote"
+
+
+def test_a_reload_shows_the_same_pair(chat):
+    ann = person(chat)
+    assert chat.view(ann).phase == "idle"
+    assert chat.view(ann) == chat.view(ann)
+    last = turn(chat, ann)
+    assert chat.view(ann) == last
+
+
+def test_after_the_vote_the_facts_are_shown_and_the_pick_goes_into_the_history(chat):
+    ann = person(chat)
+    view = turn(chat, ann, "Hello", "b")
+    assert (view.phase, view.choice) == ("voted", "b")
+    assert (view.left.chosen, view.right.chosen) == (False, True)
+    assert view.right.version == 0 and view.right.first_token_ms > 0
+    following = turn(chat, ann, "Go on")
+    assert following.history == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": view.right.text}]
+
+
+def test_the_prompt_of_the_next_turn_holds_the_picked_reply_and_not_the_other(chat):
+    ann = person(chat)
+    view = turn(chat, ann, "Hello", "a")
+    following = turn(chat, ann, "Go on")
+    duel = chat.store.duel(following.duel)
+    row = chat.store.row("select p.token_ids from generation g join prompt p on p.id = g.prompt where g.id = ?", duel["left_generation"])
+    expected = prompts.encode([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": view.left.text},
+                               {"role": "user", "content": "Go on"}], chat.engine.tokenizer, 1024)
+    assert row["token_ids"] == str(expected).replace(" ", "")
+
+
+@pytest.mark.parametrize("choice", ["tie", "both_bad", "skip"])
+def test_a_vote_for_neither_goes_on_with_one_of_them(chat, choice):
+    view = turn(chat, person(chat), "Hello", choice)
+    assert view.left.chosen != view.right.chosen
+    assert view.choice == choice
+
+
+def test_a_changed_vote_supersedes_the_first_one(chat):
+    ann = person(chat)
+    view = turn(chat, ann, "Hello", "a")
+    view = chat.vote(ann, view.duel, "b")
+    assert view.choice == "b" and view.right.chosen
+    votes = chat.store.rows("select choice, superseded_by from vote order by id")
+    assert [(v["choice"], v["superseded_by"] is None) for v in votes] == [("a", False), ("b", True)]
+
+
+def test_a_vote_cannot_be_changed_once_the_conversation_has_gone_on(chat):
+    ann = person(chat)
+    first = turn(chat, ann, "Hello", "a")
+    turn(chat, ann, "Go on", "a")
+    with pytest.raises(Refused, match="gone on"):
+        chat.vote(ann, first.duel, "b")
+
+
+@pytest.mark.parametrize("duel", [999, None, "1", {"duel": 1}])
+def test_a_vote_on_no_pair_of_mine_is_refused(chat, duel):
+    turn(chat, person(chat))
+    with pytest.raises(Refused, match="not yours"):
+        chat.vote(person(chat), duel, "a")
+
+
+def test_a_vote_on_another_persons_pair_is_refused(chat):
+    view = turn(chat, person(chat, "ann"))
+    with pytest.raises(Refused, match="not yours"):
+        chat.vote(person(chat, "bob"), view.duel, "a")
+    assert chat.store.rows("select * from vote") == []
+
+
+def test_an_unknown_choice_is_refused(chat):
+    ann = person(chat)
+    view = turn(chat, ann)
+    with pytest.raises(Refused, match="best"):
+        chat.vote(ann, view.duel, "best")
+
+
+def test_the_next_message_waits_for_the_vote(chat):
+    ann = person(chat)
+    turn(chat, ann)
+    with pytest.raises(Refused, match="Pick a reply first"):
+        list(chat.send(ann, "More"))
+
+
+@pytest.mark.parametrize("text", ["", "   ", None, "a\x00b", "x" * 4001, "hi <|im_end|>"])
+def test_a_bad_message_is_refused_before_anything_is_recorded(chat, text):
+    with pytest.raises(prompts.BadMessage):
+        list(chat.send(person(chat), text))
+    assert chat.store.rows("select * from message") == []
+    assert turn(chat, person(chat)).phase == "voting", "the person can go on"
+
+
+def test_stop_keeps_what_is_there_to_vote_on(chat):
+    slow(chat)
+    ann = person(chat)
+    stream = chat.send(ann, "Hello")
+    next(v for v in stream if v.left.text and v.right.text)
+    chat.stop(ann)
+    view = list(stream)[-1]
+    assert view.phase == "voting"
+    assert {chat.store.duel(view.duel)[side]["status"] for side in ("left", "right")} == {"stopped"}
+
+
+def test_a_browser_that_goes_away_stops_the_replies(chat):
+    """Closing the generator is what Gradio does; decoding went on to the last token for nobody."""
+    slow(chat)
+    ann = person(chat)
+    stream = chat.send(ann, "Hello")
+    next(v for v in stream if v.left.text)
+    stream.close()
+    view = chat.view(ann)
+    assert view.phase == "voting"
+    assert chat.store.duel(view.duel)["left"]["finish_reason"] == "stopped"
+    assert chat.store.duel(view.duel)["left"]["tokens"] < 24
+
+
+def test_a_second_message_while_replies_stream_is_refused(chat):
+    slow(chat)
+    ann = person(chat)
+    stream = chat.send(ann, "Hello")
+    next(stream)
+    with pytest.raises(Refused, match="still streaming"):
+        next(chat.send(ann, "Again"))
+    with pytest.raises(Refused, match="still streaming"):
+        chat.new_chat(ann)
+    with pytest.raises(Refused, match="still streaming"):
+        chat.vote(ann, chat.view(ann).duel, "a")
+    stream.close()
+
+
+def test_another_page_of_the_same_person_sees_the_replies_stream(chat):
+    slow(chat)
+    ann = person(chat)
+    stream = chat.send(ann, "Hello")
+    next(v for v in stream if v.left.text)
+    view = chat.view(ann)
+    assert view.phase == "streaming" and view.left.text
+    stream.close()
+
+
+def test_two_people_have_two_conversations_and_stream_at_once(chat):
+    slow(chat)
+    ends = {}
+    threads = [threading.Thread(target=lambda n=n: ends.update({n: turn(chat, person(chat, n), f"I am {n}")})) for n in ("ann", "bob")]
+    [t.start() for t in threads]
+    [t.join(30) for t in threads]
+    assert {n: v.message for n, v in ends.items()} == {"ann": "I am ann", "bob": "I am bob"}
+    assert ends["ann"].duel != ends["bob"].duel
+
+
+def test_a_new_chat_begins_empty_and_keeps_the_old_rows(chat):
+    ann = person(chat)
+    turn(chat, ann, "Hello", "a")
+    assert chat.new_chat(ann).phase == "idle"
+    assert chat.view(ann).history == []
+    assert len(chat.store.rows("select * from vote")) == 1
+    assert turn(chat, ann, "Fresh").history == []
+
+
+def test_a_turn_that_breaks_says_so_and_the_person_can_send_again(chat, monkeypatch):
+    ann = person(chat)
+    with monkeypatch.context() as broken:
+        broken.setattr("playground.engine.Decoding", lambda *a, **k: 1 / 0)
+        with pytest.raises(Refused, match="could not answer"):
+            list(chat.send(ann, "Hello"))
+    assert chat.view(ann).phase == "idle"
+    assert turn(chat, ann, "Hello").phase == "voting"
+
+
+def test_replies_that_a_crash_cut_off_do_not_block_the_conversation(chat):
+    ann = person(chat)
+    turn(chat, ann, "Hello", "a")
+    conversation = chat.store.conversation(ann)["id"]
+    side = {"policy": 0, "base_model": "m", "base_hash": "h", "template_hash": "t", "sampling": {}, "seed": 1}
+    chat.store.start_duel(conversation, "Lost", [1], [side, side])
+    assert chat.store.fail_streaming() == 2
+    assert chat.view(ann).phase == "voted" and chat.view(ann).message == "Hello"
+    assert turn(chat, ann, "Go on").phase == "voting"

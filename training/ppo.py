@@ -1,0 +1,195 @@
+"""PPO with a KL penalty on the policy's LoRA: `train_ppo` is the algorithm on one page, its mathematics is `ppo_math.py`'s.
+
+Owns the optimizer, β and the checkpoint. What scores a reply is the caller's; so is what becomes of the policy.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from training import ppo_math, rollout
+from training.policy import Batch
+
+
+class RatioNotOne(Exception):
+    """The first minibatch's probability ratio is not 1: old and new log-probabilities do not come from the same forward."""
+
+
+@dataclass
+class Trajectory:
+    """One minibatch with all that its updates need; fp32, (B, T) but where noted."""
+
+    batch: Batch
+    old_logprobs: torch.Tensor
+    old_values: torch.Tensor
+    kl: torch.Tensor
+    rewards: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    hidden: torch.Tensor  # (B, T, d), for the value head's warm-up; None afterwards
+
+
+class Trainer:
+    """PPO's state: policy, optimizer, β, iteration and curves; all of it is in the checkpoint."""
+
+    def __init__(self, policy, settings):
+        self.policy, self.settings = policy, settings
+        self.optimizer = torch.optim.Adam([
+            {"params": list(policy.parameters.values()), "lr": settings.ppo_lr},
+            {"params": list(policy.value_head.parameters()), "lr": settings.value_lr}], eps=1e-5)
+        self.beta, self.iteration, self.history, self.done = settings.kl_coefficient, 0, [], False
+        self.best = None  # (KL, LoRA tensors) of the last measured policy inside the KL budget
+
+    def save(self, path):
+        partial = path.with_suffix(".partial")
+        torch.save({"lora": self.policy.state(), "value_head": self.policy.value_head.state_dict(), "optimizer": self.optimizer.state_dict(),
+                    "beta": self.beta, "iteration": self.iteration, "history": self.history, "best": self.best, "done": self.done}, partial)
+        os.replace(partial, path)
+
+    def load(self, path):
+        state = torch.load(path, weights_only=True)
+        self.policy.load(state["lora"])
+        self.policy.value_head.load_state_dict(state["value_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("beta", "iteration", "history", "best", "done"):
+            setattr(self, name, state[name])
+
+
+def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda trainer, metrics: None):
+    """Run PPO iterations until the KL target is reached or the iterations are used up; leaves the policy to publish in `trainer.policy`.
+
+    choose_prompts(n, rng) gives n prompts (ids); score(episodes) gives standardised rewards (N,). All randomness is drawn from the seed
+    and the iteration's number, so a resumed run does what an unbroken one would have done. `on_iteration` may save a checkpoint or raise.
+    """
+    policy, s = trainer.policy, trainer.settings
+    while trainer.iteration < s.ppo_iterations and not trainer.done:
+        rng = rollout.generator(s.seed, "ppo", trainer.iteration)
+
+        # 1. roll the policy out
+        prompts = choose_prompts(max(1, s.ppo_episodes // s.ppo_replies), rng)
+        episodes = rollout.sample(policy.causal, prompts, rng, replies=s.ppo_replies, max_tokens=s.rollout_tokens,
+                                  temperature=s.temperature, end_tokens=end_tokens)
+
+        # 2. score whole replies; a reply that never ends pays a penalty
+        scores = score(episodes)
+        ended = torch.tensor([float(e.ended) for e in episodes])
+        penalised = (scores - s.missing_end_penalty * (1 - ended)).to(policy.device)
+
+        # 3. minibatches of the first epoch; old log-probabilities come from these same tensors, so the first ratio is 1 exactly
+        order = rng.sample(range(len(episodes)), len(episodes))
+        trajectories, entropy, k3 = [], [], []
+        for start in range(0, len(order), s.ppo_minibatch):
+            rows = order[start:start + s.ppo_minibatch]
+            trajectory, h, k = measure(policy, [episodes[i] for i in rows], penalised[rows], trainer.beta, s)
+            trajectories.append(trajectory)
+            entropy.append(h)
+            k3.append(k)
+        kl = sum(t.kl.sum().item() for t in trajectories) / len(episodes)  # nats a reply
+
+        # 4. stop where the target is reached; past the budget, go back to the last policy inside it
+        metrics = {"reward": scores.mean().item(), "kl": kl, "kl_k3": sum(k3) / len(episodes), "beta": trainer.beta,
+                   "entropy": sum(entropy) / len(entropy), "length": sum(len(e.completion) for e in episodes) / len(episodes),
+                   "ended": ended.mean().item()}
+        trainer.iteration += 1
+        trainer.history.append(metrics)
+        if kl <= s.kl_budget:
+            trainer.best = (kl, policy.state())
+        if kl >= s.kl_target:
+            if kl > s.kl_budget and trainer.best:
+                policy.load(trainer.best[1])
+            trainer.done = True
+            on_iteration(trainer, metrics)
+            break
+
+        # 5. advantages and returns: GAE, whitened over all reply tokens of the iteration
+        if trainer.iteration == 1:
+            warm_up_values(policy, trajectories, s)
+        estimate_advantages(policy, trajectories, s)
+        metrics["explained_variance"] = explained_variance(trajectories)
+
+        # 6. optimise
+        metrics |= optimise(trainer, trajectories, rng)
+
+        # 7. adapt β
+        trainer.beta = ppo_math.adapted_beta(trainer.beta, kl, s.kl_target, len(episodes), s.kl_horizon)
+        on_iteration(trainer, metrics)
+
+
+@torch.no_grad()
+def measure(policy, episodes, scores, beta, s):
+    """Old log-probabilities, values, KL and rewards of one minibatch; returns (Trajectory, mean entropy, summed k3)."""
+    batch = Batch.of(episodes, policy.device)
+    hidden = policy.hidden(batch)
+    logits = policy.logits(hidden)
+    old = ppo_math.token_logprobs(logits, batch.completion, policy.temperature) * batch.mask
+    entropy = ppo_math.masked_mean(ppo_math.entropy(logits, policy.temperature), batch.mask).item()
+    del logits
+    with policy.reference():
+        reference = policy.logprobs(batch)
+    kl = ppo_math.kl_k1(old, reference) * batch.mask
+    k3 = (ppo_math.kl_k3(old, reference) * batch.mask).sum().item()
+    rewards = ppo_math.token_rewards(scores, kl, batch.mask, beta)
+    return Trajectory(batch, old, policy.values(hidden) * batch.mask, kl, rewards, None, None, hidden.float()), entropy, k3
+
+
+def warm_up_values(policy, trajectories, s):
+    """Fit the value head to the first rollouts' returns before the first policy step (VC-PPO: a cold critic is a known cause of collapse)."""
+    optimizer = torch.optim.Adam(policy.value_head.parameters(), lr=s.value_lr, eps=1e-5)
+    for _ in range(s.value_warmup):
+        for t in trajectories:
+            returns = t.rewards.flip(-1).cumsum(-1).flip(-1)  # γ = 1
+            loss = 0.5 * ppo_math.masked_mean((policy.values(t.hidden) - returns) ** 2, t.batch.mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        for t in trajectories:
+            t.old_values = policy.values(t.hidden) * t.batch.mask
+
+
+def estimate_advantages(policy, trajectories, s):
+    """Fill in advantages and returns; whitening is over the whole iteration, not a minibatch."""
+    for t in trajectories:
+        t.hidden = None
+        t.advantages, t.returns = ppo_math.gae(t.rewards, t.old_values, t.batch.mask, 1.0, s.gae_lambda)
+    advantages = torch.cat([t.advantages[t.batch.mask.bool()] for t in trajectories])
+    mean, scale = advantages.mean(), (advantages.var(unbiased=False) + 1e-8).rsqrt()
+    for t in trajectories:
+        t.advantages = (t.advantages - mean) * scale * t.batch.mask
+
+
+def explained_variance(trajectories):
+    values, returns = (torch.cat([getattr(t, name)[t.batch.mask.bool()] for t in trajectories]) for name in ("old_values", "returns"))
+    return ppo_math.explained_variance(values, returns, torch.ones_like(values))
+
+
+def optimise(trainer, trajectories, rng):
+    """PPO's epochs over one iteration's trajectories; returns means of the losses' metrics. RatioNotOne when the very first ratio is off."""
+    policy, s = trainer.policy, trainer.settings
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    sums, steps = {}, 0
+    for epoch in range(s.ppo_epochs):
+        order = range(len(trajectories)) if epoch == 0 else rng.sample(range(len(trajectories)), len(trajectories))
+        for index in order:
+            t = trajectories[index]
+            mask = t.batch.mask
+            hidden = policy.hidden(t.batch)
+            logprobs = ppo_math.token_logprobs(policy.logits(hidden), t.batch.completion, policy.temperature) * mask
+            ratio_error = (torch.exp(logprobs.detach() - t.old_logprobs) - 1).abs().max().item()
+            if steps == 0 and not ratio_error <= s.ratio_tolerance:
+                raise RatioNotOne(f"the first ratio is off by {ratio_error:.2e}; at most {s.ratio_tolerance:.0e} is accepted")
+            approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(t.old_logprobs, logprobs.detach()), mask).item()
+            if approx_kl > s.kl_stop:
+                return {name: total / steps for name, total in sums.items()}
+            surrogate, clip_fraction = ppo_math.policy_loss(logprobs, t.old_logprobs, t.advantages, mask, s.ratio_clip)
+            value = ppo_math.value_loss(policy.values(hidden) * mask, t.old_values, t.returns, mask, s.value_clip)
+            trainer.optimizer.zero_grad()
+            (surrogate + s.value_coefficient * value).backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm)
+            trainer.optimizer.step()
+            steps += 1
+            for name, x in {"policy_loss": surrogate, "value_loss": value, "clip_fraction": clip_fraction, "approx_kl": approx_kl,
+                            "grad_norm": norm}.items():
+                sums[name] = sums.get(name, 0.0) + torch.as_tensor(x).item()
+    return {name: total / steps for name, total in sums.items()}

@@ -1,0 +1,49 @@
+"""Prompts for training and the policy's replies to them, made with the same decoder that serves the chat."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from playground import prompts
+from playground.decoder import Decoding, Sampling
+
+SEED_PROMPTS = Path(__file__).parent.parent / "assets" / "prompts"
+
+
+@dataclass
+class Episode:
+    """One reply of the policy: prompt ids, completion ids (with the end token where it ended), and whether it ended by itself."""
+
+    prompt: list
+    completion: list
+    ended: bool
+
+
+def seed_prompts(part, tokenizer, budget):
+    """The shipped first messages (`train` or `heldout`) as prompt ids."""
+    lines = (SEED_PROMPTS / f"{part}.txt").read_text().splitlines()
+    return [prompts.encode([{"role": "user", "content": line}], tokenizer, budget) for line in lines if line.strip()]
+
+
+def choose(people, seeds, n, rng):
+    """`n` distinct prompts: up to half of them contexts that people had, the rest shipped ones; fewer where there are fewer."""
+    own = rng.sample(people, min(len(people), n // 2))
+    return own + rng.sample(seeds, min(len(seeds), n - len(own)))
+
+
+def generator(*key):
+    """A random source that depends on the key alone, so that a resumed round draws what an unbroken one would have drawn."""
+    return random.Random(hashlib.sha256("/".join(map(str, key)).encode()).digest())
+
+
+def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_tokens, rows=32):
+    """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or the KL estimate is biased."""
+    sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
+    at_once = max(1, rows // replies)
+    for start in range(0, len(prompt_ids), at_once):
+        chunk = prompt_ids[start:start + at_once]
+        seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
+        done = Decoding(model, chunk, seeds, sampling, end_tokens, n=replies).run()
+        episodes += [Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end") for i, reply in enumerate(done)]
+    return episodes

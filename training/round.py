@@ -1,0 +1,229 @@
+"""One training round, resumable by phase: collect → sft → reward → ppo → gate → publish.
+
+Owns the round's folder, its checkpoints and its progress row. Each phase leaves a file and is skipped when a restarted round has it;
+PPO resumes at its last iteration. When rounds run is `worker.py`'s affair.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from playground import adapters, models, prompts
+from playground.settings import Settings
+from training import gate, ppo, preferences, reward, rollout, sft
+from training.policy import PolicyModel
+
+log = logging.getLogger(__name__)
+
+PHASES = ("collect", "sft", "reward", "ppo", "gate", "publish")
+MAX_ATTEMPTS = 3  # taken over this often without getting further, a round has failed
+OWN = {"data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker"}  # of this machine, not of the round
+
+
+class RoundEnded(Exception):
+    """The round is over before its last phase; the store has the reason."""
+
+
+class Round:
+    """A running round: its row, its folder and, once they are needed, its models."""
+
+    def __init__(self, store, settings, row, owner):
+        self.store, self.owner, self.id, self.phase = store, owner, row["id"], row["phase"]
+        config = {k: v for k, v in row["config"].items() if k not in OWN}
+        self.settings = Settings(**{**settings.model_dump(), **config})
+        self.folder = settings.rounds_dir / f"{self.id:04d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cache = {}
+
+    # -- parts, loaded when first needed
+
+    def _once(self, name, make):
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
+
+    @property
+    def tokenizer(self):
+        return self._once("tokenizer", lambda: models.load_tokenizer(self.settings))
+
+    @property
+    def base(self):
+        """{"model", "hash"} of the base; measured before the LoRA is attached."""
+        self.policy
+        return self._cache["base"]
+
+    @property
+    def policy(self):
+        def make():
+            trunk = models.load_trunk(self.settings)
+            self._cache["base"] = models.base_identity(trunk, self.settings)
+            self._cache["end_tokens"] = models.end_tokens(trunk, self.tokenizer)
+            self._cache["live_shell"] = models.shell(trunk)
+            return PolicyModel(trunk, self.settings)
+        return self._once("policy", make)
+
+    @property
+    def end_tokens(self):
+        self.policy
+        return self._cache["end_tokens"]
+
+    @property
+    def trunk(self):
+        return self._once("trunk", lambda: reward.FeatureTrunk(self.settings))
+
+    @property
+    def preferences(self):
+        def read():
+            data = json.loads((self.folder / "preferences.json").read_text())
+            return preferences.Preferences(**{**data, "heldout": frozenset(data["heldout"])})
+        return self._once("preferences", read)
+
+    @property
+    def reward_model(self):
+        def load():
+            model = reward.RewardModel.load(self.folder / "reward.safetensors")
+            if model.lora:
+                self.trunk.attach_lora(self.settings.reward_lora_rank, model.lora)
+            return model
+        return self._once("reward_model", load)
+
+    def score(self, episodes):
+        """Standardised rewards (N,) of episodes."""
+        return self.reward_model.reward(self.trunk.features([(e.prompt, e.completion) for e in episodes]))
+
+    # -- phases
+
+    def run(self):
+        """Run what is left of the round; it ends published, refused, or with too little evidence."""
+        resumed_at = self.phase
+        for phase in PHASES[PHASES.index(resumed_at):]:
+            got_further = {} if phase == resumed_at else {"attempts": 1}
+            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **got_further)
+            log.info("round %s: %s", self.id, phase)
+            getattr(self, f"_{phase}")()
+
+    def progress(self, step, steps, metrics, **columns):
+        self.store.update_round(self.id, self.owner, step=step, steps=steps, **columns)
+        self.store.add_metrics(self.id, step, metrics)
+
+    def end(self, state, reason):
+        self.store.end_round(self.id, self.owner, state, reason)
+        raise RoundEnded(reason)
+
+    def _collect(self):
+        s, base_hash = self.settings, self.base["hash"]
+        prefs = preferences.collect(
+            self.store.votes_for_training(base_hash), self.store.ratings_for_training(base_hash), self.store.demonstrations(base_hash),
+            lambda text: prompts.encode_reply(text, self.tokenizer),
+            heldout_fraction=s.heldout_fraction, annotator_weight=s.annotator_weight, seed=s.seed)
+        _write_json(self.folder / "preferences.json", {**asdict(prefs), "heldout": sorted(prefs.heldout)})
+        self.store.use_votes(self.id, [(p[5], p[4] in prefs.heldout) for p in prefs.pairs if p[5] is not None])
+        self.store.update_round(self.id, self.owner, metrics={
+            "votes": sum(p[5] is not None for p in prefs.pairs), "split_by": prefs.split_by, "heldout_units": len(prefs.heldout)})
+        if len(prefs.pairs) < 2:
+            self.end("not_enough", f"Not enough evidence yet: {len(prefs.pairs)} usable votes. Vote on more replies.")
+
+    def _sft(self):
+        rows = self.store.demonstrations(self.base["hash"])
+        demonstrations = sft.examples(rows, lambda text: prompts.encode_reply(text, self.tokenizer), self.settings.rollout_context)
+        if demonstrations and self.settings.sft_epochs:
+            loss = sft.train(self.policy, demonstrations, self.settings, lambda step, steps, loss: self.progress(step, steps, {"sft_loss": loss}))
+            save_file(self.policy.state(), self.folder / "sft.safetensors")
+            self.store.update_round(self.id, self.owner, metrics={"demonstrations": len(demonstrations), "sft_loss": loss})
+
+    def _reward(self):
+        model, report = reward.fit(self.preferences, self.trunk, self.settings)
+        self.store.update_round(self.id, self.owner, metrics=asdict(report))
+        if not report.enough:
+            self.end("not_enough", report.reason)
+        with self.policy.reference():
+            episodes = self._sample(self.policy.causal, self._prompts(self.settings.ppo_episodes, self._rng("reference")), "reference")
+        model.standardise(self.trunk.features([(e.prompt, e.completion) for e in episodes]))
+        model.save(self.folder / "reward.safetensors")
+
+    def _ppo(self):
+        trainer, checkpoint = ppo.Trainer(self.policy, self.settings), self.folder / "ppo.pt"
+        if checkpoint.exists():
+            trainer.load(checkpoint)
+        elif (self.folder / "sft.safetensors").exists():
+            self.policy.load(load_file(self.folder / "sft.safetensors"))
+
+        def on_iteration(trainer, metrics):
+            trainer.save(checkpoint)
+            self.progress(trainer.iteration, self.settings.ppo_iterations, metrics, attempts=1)  # a checkpoint is progress
+            log.info("ppo %d of %d: reward %.2f, KL %.2f, length %.0f", trainer.iteration, self.settings.ppo_iterations,
+                     metrics["reward"], metrics["kl"], metrics["length"])
+
+        ppo.train_ppo(trainer, self._prompts, self.score, self.end_tokens, on_iteration)
+        save_file(self.policy.state(), self.folder / "policy.safetensors")
+
+    def _gate(self):
+        s, contexts = self.settings, self._contexts(heldout=True)
+        chosen = rollout.choose(contexts, rollout.seed_prompts("heldout", self.tokenizer, s.rollout_context), s.gate_prompts, self._rng("gate"))
+        self.policy.load(load_file(self.folder / "policy.safetensors"))
+        new = self._sample(self.policy.causal, chosen, "gate-sample", replies=1)
+        live = self._sample(self._live_model(), chosen, "gate-sample", replies=1)
+        kl = self.policy.kl_to_reference(new, s.ppo_minibatch)
+        texts = [prompts.decode(e.completion, self.tokenizer) for e in new]
+        report = gate.decide(new, live, self.score(new).numpy(), self.score(live).numpy(), kl, texts, s)
+        samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
+                   for n, o, text in zip(new[:8], live, texts, strict=False)]
+        _write_json(self.folder / "gate.json", {**report.as_dict(), "samples": samples})
+        self.store.update_round(self.id, self.owner, metrics={"gate_gain": report.gain, "kl": report.kl})
+
+    def _publish(self):
+        report, s = json.loads((self.folder / "gate.json").read_text()), self.settings
+        live = self.store.live_policy()
+        version = self.store.add_policy(self.id, self.owner, parent=live["version"])
+        path, sha256 = adapters.write(
+            s.adapters_dir, version, load_file(self.folder / "policy.safetensors"), rank=s.lora_rank, alpha=s.lora_alpha,
+            targets=self.policy.targets, base=self.base, parent=live["version"], round_id=self.id,
+            scores={k: report[k] for k in ("gain", "gain_interval", "kl", "prompts")})
+        if report["refused_because"]:
+            reason = "The new version was not published: " + "; ".join(report["refused_because"]) + "."
+            self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
+        else:
+            self.store.publish(self.id, self.owner, version, path, sha256, report)
+        (self.folder / "ppo.pt").unlink(missing_ok=True)
+
+    # -- helpers
+
+    def _rng(self, name):
+        return rollout.generator(self.settings.seed, self.id, name)
+
+    def _contexts(self, heldout):
+        """Prompts that people had, in or out of the held-out units, that fit into a rollout."""
+        prefs = self.preferences
+        chosen = {tuple(prefs.replies[p[0]][0]) for p in prefs.pairs if (p[4] in prefs.heldout) == heldout}
+        return [list(p) for p in sorted(chosen) if len(p) <= self.settings.rollout_context]
+
+    def _prompts(self, n, rng):
+        seeds = self._once("seeds", lambda: rollout.seed_prompts("train", self.tokenizer, self.settings.rollout_context))
+        return rollout.choose(self._once("contexts", lambda: self._contexts(heldout=False)), seeds, n, rng)
+
+    def _sample(self, model, chosen, name, replies=1):
+        s = self.settings
+        return rollout.sample(model, chosen, self._rng(name), replies=replies, max_tokens=s.rollout_tokens, temperature=s.temperature,
+                              end_tokens=self.end_tokens)
+
+    def _live_model(self):
+        """The version that is answering people now, on a module tree of its own."""
+        row = self.store.live_policy()
+        shell = self._cache["live_shell"]
+        if row["version"] == 0:
+            return shell
+        manifest, tensors = adapters.read(row["path"], base_hash=self.base["hash"], expected_sha256=row["sha256"])
+        peft_model = models.with_lora(shell, rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
+        adapters.copy_strictly(tensors, models.lora_parameters(peft_model))
+        return peft_model.get_base_model()
+
+
+def _write_json(path, data):
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(data))
+    partial.rename(path)

@@ -1,0 +1,132 @@
+"""The worker process: decides when a round runs, holds its lease, and survives being killed.
+
+`run_once(store, settings, owner)` is the unit of work; sleeping, signals and priority stand outside it. `python -m training.worker` loops,
+`--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without enough evidence, 1 when it failed.
+"""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from playground.models import ModelUnavailable
+from playground.settings import Settings, SettingsError, read
+from playground.store import LeaseLost, Store
+from training.round import MAX_ATTEMPTS, Round, RoundEnded
+
+log = logging.getLogger("training.worker")
+
+EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
+
+
+class WorkerSettings(Settings):
+    """The training worker of Nudge."""
+
+    once: bool = False
+    """Run one round now and exit."""
+
+
+def run_once(store, settings, owner, auto=True):
+    """Run or resume one round if there is one to run; returns its final row, or None when there was nothing to do.
+
+    Whatever goes wrong in a round ends that round with the reason; only losing the lease, or being told to stop, leaves it to the next worker.
+    """
+    auto_votes = settings.round_votes if auto and settings.auto_train else None
+    row = store.take_round(owner, lease_seconds=settings.lease_seconds, auto_votes=auto_votes,
+                           config=settings.model_dump(mode="json", include=set(Settings.model_fields)), seed=settings.seed)
+    if row is None:
+        return None
+    log.info("round %s starts at %s", row["id"], row["phase"])
+    try:
+        with heartbeat(store, settings, row["id"], owner):
+            if row["attempts"] > MAX_ATTEMPTS:
+                store.end_round(row["id"], owner, "failed", f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.")
+            else:
+                Round(store, settings, row, owner).run()
+    except RoundEnded:
+        pass
+    except LeaseLost as error:
+        log.warning("another worker has taken over: %s", error)
+    except Exception as error:
+        log.exception("round %s failed", row["id"])
+        store.end_round(row["id"], owner, "failed", f"{type(error).__name__} in phase {store.round(row['id'])['phase']}: {error}")
+    except BaseException:
+        store.release_round(row["id"], owner)
+        raise
+    finally:
+        gc.collect()
+    row = store.round(row["id"])
+    log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
+    return row
+
+
+@contextmanager
+def heartbeat(store, settings, round_id, owner):
+    """Renew the lease from a thread of its own, since a training step may take longer than the lease."""
+    done = threading.Event()
+
+    def beat():
+        while not done.wait(settings.lease_seconds / 3):
+            try:
+                store.update_round(round_id, owner)
+            except LeaseLost:
+                return  # the round notices at its next step
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def main(argv=None):
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        settings = read(argv, WorkerSettings, "python -m training.worker")
+    except SettingsError as error:
+        sys.exit(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    be_quiet(settings)
+    store, owner = Store(settings.database), f"{socket.gethostname()}:{os.getpid()}"
+    try:
+        if settings.once:
+            store.request_round()
+            sys.exit(wait_for_round(store, settings, owner))
+        parent = os.getppid()
+        while os.getppid() == parent:  # a worker whose server is gone ends
+            if run_once(store, settings, owner) is None:
+                time.sleep(settings.poll_seconds)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except ModelUnavailable as error:
+        sys.exit(str(error))
+
+
+def wait_for_round(store, settings, owner):
+    """Run the requested round, waiting out the lease of a worker that may hold it; returns the exit code."""
+    wanted = store.request_round()
+    while (row := store.round(wanted))["state"] in ("requested", "running"):
+        if run_once(store, settings, owner, auto=False) is None:
+            time.sleep(settings.poll_seconds)
+    print(f"Round {row['id']}: {row['state']}{'. ' + row['reason'] if row['reason'] else ''}")
+    return EXIT_CODES.get(row["state"], 1)
+
+
+def be_quiet(settings):
+    """Train at the lowest priority: beside a chat, `nice 19` with all threads leaves it more speed than equal shares of threads do."""
+    torch.set_num_threads(settings.threads)
+    psutil.Process().nice(19 if os.name == "posix" else psutil.IDLE_PRIORITY_CLASS)
+
+
+if __name__ == "__main__":
+    main()
