@@ -47,7 +47,8 @@ def encode_reply(text, tokenizer):
 
 
 def without_special_tokens(text, tokenizer):
-    """A model can spell a special token letter by letter; encoded again it would break the template. Repeated, since leaving one out may join another."""
+    """A model can spell a special token letter by letter; encoded again it would break the template.
+    Repeated, since leaving one out may join another."""
     before = None
     while text != before:
         before = text

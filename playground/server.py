@@ -1,4 +1,7 @@
-"""The web server: health routes, the visitor's cookie, and the Gradio page at `/`; and how it starts and ends. What the page does is `ui/`'s; what a gesture means is `session.py`'s."""
+"""The web server: health routes, the visitor's cookie, and the Gradio page at `/`; and how it starts and ends.
+
+What the page does is `ui/`'s; what a gesture means is `session.py`'s.
+"""
 
 from pathlib import Path
 

@@ -24,7 +24,8 @@ def token(cookies):
     """The visitor's token from a request's cookies; NoCookie when the browser keeps none (a blocked third-party frame, mostly)."""
     value = cookies.get(COOKIE, "")
     if not _FORM.fullmatch(value):
-        raise NoCookie("Your browser keeps no cookie for this page, so a vote could not be told apart. Open the page in a tab of its own, or reload it.")
+        raise NoCookie("Your browser keeps no cookie for this page, so nobody could tell your votes from another's. "
+                       "Open the page in a tab of its own, or reload it.")
     return value
 
 

@@ -116,7 +116,9 @@ def test_a_message_as_long_as_allowed_passes(tokenizer):
 
 # -- streaming text
 
-TEXTS = ["Plain words, and more of them.", "emoji 👩‍👩‍👧‍👦 and 👋🏽!", "法国的首都是巴黎。", "naïve café, Ω ≠ ω", "  two  blanks\n\nand lines\n", "🙂" * 5]
+TEXTS = [
+    "Plain words, and more of them.", "emoji 👩‍👩‍👧‍👦 and 👋🏽!", "法国的首都是巴黎。",
+    "naïve café, Ω ≠ ω", "  two  blanks\n\nand lines\n", "🙂" * 5]
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -13,6 +13,7 @@ from playground.engine import Engine
 from playground.session import Chat
 from playground.settings import Settings
 from playground.store import Store
+from playground.ui import training
 from playground.ui.text import literal
 from tests.tiny import tiny_folder
 
@@ -199,3 +200,34 @@ def test_the_owner_is_at_this_machine(bound, client, name, allowed):
     ("```html\n<p>\n```\n<p>", "```html\n<p>\n```\n&lt;p>"), ("```\n<still open", "```\n<still open"), ("1 < 2 ` <x>", "1 &lt; 2 ` &lt;x>"), ("", "")])
 def test_markup_in_a_message_is_shown_as_typed(text, shown):
     assert literal(text) == shown
+
+
+# -- training in words
+
+def moment(state=None, phase="ppo", policy=None, **more):
+    row = state and {"id": 3, "state": state, "phase": phase, "step": 6, "steps": 10, "reason": None, "metrics": {}}
+    return training.Now(**{"round": row, "curves": {}, "policy": policy, "votes": 5, "version": 1, **more})
+
+
+@pytest.mark.parametrize("now, words", [
+    (moment(), ["Vote on 16 replies and I start learning", "5 of 16 votes", "v1"]),
+    (moment("requested"), ["waiting for the worker"]),
+    (moment("running", curves={"reward": [(5, 0.1), (6, 0.5)], "kl": [(6, 2.0)]}), ["practising with PPO", "6 of 10", "reward 0.50", "KL 2.00", "width:60%"]),
+    (moment("published", policy={"version": 1, "status": "live"}), ["v1 is live", "5 of 16 votes"]),
+    (moment("published", policy={"version": 2, "status": "rejected", "reason": "<NaN>"}), ["v2 could not be loaded: &lt;NaN&gt;"]),
+    (moment("published", policy={"version": 2, "status": "rolled_back"}), ["v2 was published; v1 answers now"]),
+    (moment("refused"), ["did not pass"]), (moment("not_enough"), ["Not enough evidence"]), (moment("failed"), ["failed"])])
+def test_the_strip_says_what_training_does(now, words):
+    html = training.strip(now, Settings(_env_file=None))
+    assert [w for w in words if w not in html] == []
+
+
+def test_where_training_is_on_demand_the_strip_promises_nothing():
+    html = training.strip(moment(), Settings(auto_train=False, _env_file=None))
+    assert "on demand" in html and "start learning" not in html
+
+
+def test_the_tab_gives_the_reason_a_round_ended_with():
+    now = moment("refused")
+    now.round["reason"] = "Its replies <repeat> themselves."
+    assert "Its replies &lt;repeat&gt; themselves." in training.summary(now, Settings(_env_file=None))

@@ -18,15 +18,15 @@ from playground.ui.text import literal
 from playground.ui.training import name
 
 SIDES = ("a", "b")
-CHOICES = {"a": "A is better", "b": "B is better", "tie": "Tie", "both_bad": "Both bad", "skip": "Skip"}
+CHOICES = {"a": "A better", "b": "B better", "tie": "Tie", "both_bad": "Both bad", "skip": "Skip"}
 STARTERS = ("Give me three tips for a good night's sleep.", "Explain why the sky is blue to a child.", "Write a short poem about the sea.")
 PLACEHOLDERS = {
     "a": "<h3>Two replies, side by side</h3>Write a message below. One candidate streams here…",
-    "b": "<h3>Your pick teaches</h3>…and one here. Pick the better one: the conversation goes on with it, and the model learns from it.",
+    "b": "<h3>Your pick teaches</h3>…and one here. Pick the better one, and the model learns from it.",
 }
 HINTS = {
     "idle": "Try one of these, or write your own.", "streaming": "Both are writing. You can stop them and judge what is there.",
-    "voting": "Which reply is better?", "voted": "Thanks! You can change it until your next message.",
+    "voting": "Which reply is better?", "voted": "Thanks! You can still change your vote.",
 }
 
 
@@ -58,14 +58,15 @@ class ChatTab:
                           for choice, label in CHOICES.items()}
         with gr.Row(elem_id="composer", equal_height=True):
             self.new = gr.Button("New chat", elem_id="new-chat", scale=0, min_width=100)
-            self.box = gr.Textbox(placeholder="Write a message…", lines=1, max_lines=6, show_label=False, container=False, autofocus=True, elem_id="message", scale=1)
+            self.box = gr.Textbox(placeholder="Write a message…", lines=1, max_lines=6, show_label=False, container=False, autofocus=True,
+                                  elem_id="message", scale=1)
             self.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=100)
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=0, min_width=100, visible=False)
 
     def _pane(self, side):
         with gr.Column(elem_id=f"pane-{side}", elem_classes="pane", min_width=300):
-            chatbot = gr.Chatbot(show_label=False, container=False, elem_id=f"chat-{side}", height="100%", placeholder=PLACEHOLDERS[side], layout="bubble",
-                                 buttons=[], sanitize_html=True, allow_tags=False, group_consecutive_messages=False, feedback_options=None)
+            chatbot = gr.Chatbot(show_label=False, container=False, elem_id=f"chat-{side}", height="100%", placeholder=PLACEHOLDERS[side],
+                                 layout="bubble", buttons=[], sanitize_html=True, allow_tags=False, group_consecutive_messages=False, feedback_options=None)
             badge = gr.HTML(_badge(side, None, None), elem_id=f"badge-{side}", padding=False)
         return chatbot, badge
 
@@ -160,7 +161,8 @@ class ChatTab:
         updates |= {button: gr.Button(visible=not started) for button in self.starters}
         for choice, button in self.votes.items():
             picked = view.choice == choice
-            updates[button] = gr.Button(visible=view.phase in ("voting", "voted"), interactive=not picked, elem_classes=["vote", "picked"] if picked else ["vote"])
+            updates[button] = gr.Button(visible=view.phase in ("voting", "voted"), interactive=not picked,
+                                        elem_classes=["vote", "picked"] if picked else ["vote"])
         return updates
 
     def paint_panes(self, view):

@@ -36,6 +36,10 @@ class Now:
         return self.round["state"] if self.round else "idle"
 
     @property
+    def active(self):
+        return self.state in ("requested", "running")
+
+    @property
     def points(self):
         """Changes whenever there is something new to plot."""
         return (self.round["id"] if self.round else 0, sum(map(len, self.curves.values())))
@@ -46,6 +50,7 @@ class Strip:
 
     def __init__(self):
         self.html = gr.HTML(elem_id="strip", padding=False)
+        self.timer = gr.Timer(1.5)  # here and not in the tab, where it would stand still until the tab is opened
 
 
 class TrainingTab:
@@ -54,25 +59,27 @@ class TrainingTab:
     def __init__(self, settings, store, engine, strip):
         self.settings, self.store, self.engine, self.strip = settings, store, engine, strip
         self.plotted = gr.State(None)
-        self.timer = gr.Timer(1.5)
         with gr.Row(elem_id="round"):
             self.summary = gr.HTML(elem_id="round-summary", padding=False)
             self.start = gr.Button("Train now", variant="primary", elem_id="train-now", scale=0, min_width=120, visible=False)
         with gr.Row(elem_id="curves"):
             self.plots = {name: gr.LinePlot(x="iteration", y="value", title=title, x_title="PPO iteration", y_title=" ", height=260,
-                                            elem_id=f"curve-{name}", buttons=[]) for name, title in CURVES.items()}
+                                            elem_id=f"curve-{name}", buttons=[], visible=False) for name, title in CURVES.items()}
 
     def wire(self, page):
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        live = [self.strip.html, self.summary, self.plotted, *self.plots.values()]
-        page.load(self.on_load, None, [*live, self.start], queue=False, **quiet)
-        self.timer.tick(self.on_tick, [self.plotted], live, queue=False, **quiet)
-        self.start.click(self.on_train, None, [self.strip.html, self.summary], **quiet)
+        words = [self.strip.html, self.summary, self.start]
+        live = [*words, self.plotted, *self.plots.values()]
+        page.load(self.on_load, None, live, queue=False, **quiet)
+        self.strip.timer.tick(self.on_tick, [self.plotted], live, queue=False, **quiet)
+        self.start.click(self.on_train, None, words, **quiet)
 
     # -- handlers
 
     def on_load(self, request: gr.Request):
-        return {**self.on_tick(None), self.start: gr.Button(visible=visitor.is_owner(self.settings, request))}
+        updates = self.on_tick(None)
+        updates[self.start]["visible"] = visitor.is_owner(self.settings, request)
+        return updates
 
     def on_tick(self, plotted):
         """What there is now; the plots only when they have a new point, since drawing them moves the page."""
@@ -90,7 +97,7 @@ class TrainingTab:
         return self.paint(Now.read(self.store, self.engine))
 
     def paint(self, now):
-        return {self.strip.html: strip(now, self.settings), self.summary: summary(now, self.settings)}
+        return {self.strip.html: strip(now, self.settings), self.summary: summary(now, self.settings), self.start: gr.update(interactive=not now.active)}
 
 
 # -- a round in words
@@ -102,7 +109,8 @@ def strip(now, settings):
     elif now.state == "running":
         parts = _line(f"Training: {PHASES.get(now.round['phase'], now.round['phase'])}", _steps(now), _share(now.round["step"], now.round["steps"]))
     else:
-        parts = _line(outcome(now) if now.round else _invitation(settings), *_votes(now.votes, settings))
+        ended = now.round and (now.round["reason"] or outcome(now))
+        parts = _line(ended or _invitation(settings), *_votes(now.votes, settings))
     return f'<div class="strip {now.state}"><span class="version">{name(now.version)}</span>{parts}</div>'
 
 
@@ -110,8 +118,8 @@ def summary(now, settings):
     """The last round in a few lines: its state, its reason and what was measured."""
     if now.round is None:
         return f"<h3>No training round yet</h3><p>{escape(_invitation(settings))}. {name(now.version)} answers now.</p>"
-    running = PHASES.get(now.round["phase"], "waiting for the worker").capitalize() + "…"
-    words = running if now.state in ("requested", "running") else outcome(now)
+    doing = PHASES.get(now.round["phase"], "waiting for the worker")
+    words = f"{doing[0].upper()}{doing[1:]}…" if now.active else outcome(now)
     reason = f'<p>{escape(now.round["reason"])}</p>' if now.round["reason"] else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(now))
     return f'<h3>Round {now.round["id"]}</h3><p class="outcome {now.state}">{escape(words)}</p>{reason}<div class="facts">{facts}</div>'
@@ -135,8 +143,9 @@ def name(version):
 
 
 def curve(now, name):
-    """One metric of the last round as a frame for its plot."""
-    return pd.DataFrame(now.curves.get(name, []), columns=["iteration", "value"])
+    """The plot of one metric of the last round; none before its first point."""
+    points = now.curves.get(name, [])
+    return gr.LinePlot(pd.DataFrame(points, columns=["iteration", "value"]), visible=bool(points))
 
 
 def _invitation(settings):
