@@ -154,8 +154,10 @@ class Round:
             self.policy.load(load_file(self.folder / "sft.safetensors"))
 
         def on_iteration(trainer, metrics):
+            # the point first: killed in between, the iteration is run again and its point replaced, but never lost
+            self.store.add_metrics(self.id, trainer.iteration, metrics)
             trainer.save(checkpoint)
-            self.progress(trainer.iteration, self.settings.ppo_iterations, metrics, attempts=1)  # a checkpoint is progress
+            self.store.update_round(self.id, self.owner, step=trainer.iteration, steps=self.settings.ppo_iterations, attempts=1)
             log.info("ppo %d of %d: reward %.2f, KL %.2f, length %.0f", trainer.iteration, self.settings.ppo_iterations,
                      metrics["reward"], metrics["kl"], metrics["length"])
 
