@@ -126,6 +126,8 @@ class Settings(BaseSettings):
     """Passes over each iteration's episodes."""
     ppo_minibatch: Positive = 8
     """Episodes in each optimizer step."""
+    ppo_microbatch: Positive = 4
+    """Episodes in one forward and backward; gradients add up to a minibatch. Changes memory, not the update."""
     ppo_lr: float = Field(5e-4, gt=0, le=1)
     """Adam learning rate of the policy's LoRA."""
     value_lr: float = Field(2e-3, gt=0, le=1)

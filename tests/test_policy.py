@@ -384,3 +384,21 @@ def test_sft_of_no_epochs_changes_nothing():
 def test_demonstrations_with_prompts_too_long_for_training_are_left_out():
     rows = [{"prompt": [1] * 5, "after": "ab"}, {"prompt": [1] * 6, "after": "ab"}]
     assert sft.examples(rows, lambda text: [ord(c) for c in text], 5) == [Episode([1] * 5, [97, 98], True)]
+
+
+@pytest.mark.parametrize("microbatch", [1, 2])
+def test_accumulating_over_microbatches_gives_the_update_of_the_whole_minibatch(microbatch):
+    """Regression: a mean of means weighs short replies too much; the minibatch's tokens are divided by once."""
+    def updated(size):
+        settings = Settings(ppo_minibatch=4, ppo_microbatch=size, ppo_epochs=1, temperature=1.0)
+        trainer = ppo.Trainer(PolicyModel(tiny_model(), settings), settings)
+        episodes = [Episode([5, 6, 7], list(range(10, 12 + 3 * i)), True) for i in range(4)]
+        trajectories = [ppo.measure(trainer.policy, episodes[i:i + size], torch.tensor([1.0, -1.0, 2.0, 0.5])[i:i + size], 0.1, settings)[0]
+                        for i in range(0, 4, size)]
+        ppo.estimate_advantages(trainer.policy, trajectories, settings)
+        ppo.optimise(trainer, trajectories, generator("test"))
+        return {name: p.grad.clone() for name, p in trainer.policy.parameters.items()}
+
+    whole, parts = updated(4), updated(microbatch)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-3, atol=1e-6)

@@ -18,7 +18,7 @@ class RatioNotOne(Exception):
 
 @dataclass
 class Trajectory:
-    """One minibatch with all that its updates need; fp32, (B, T) but where noted."""
+    """One microbatch with all that its updates need; fp32, (B, T) but where noted."""
 
     batch: Batch
     old_logprobs: torch.Tensor
@@ -76,11 +76,11 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
         ended = torch.tensor([float(e.ended) for e in episodes])
         penalised = (scores - s.missing_end_penalty * (1 - ended)).to(policy.device)
 
-        # 3. minibatches of the first epoch; old log-probabilities come from these same tensors, so the first ratio is 1 exactly
+        # 3. microbatches in the first epoch's order; old log-probabilities come from these same tensors, so the first ratio is 1 exactly
         order = rng.sample(range(len(episodes)), len(episodes))
         trajectories, entropy, k3 = [], [], []
-        for start in range(0, len(order), s.ppo_minibatch):
-            rows = order[start:start + s.ppo_minibatch]
+        for start in range(0, len(order), s.ppo_microbatch):
+            rows = order[start:start + s.ppo_microbatch]
             trajectory, h, k = measure(policy, [episodes[i] for i in rows], penalised[rows], trainer.beta, s)
             trajectories.append(trajectory)
             entropy.append(h)
@@ -118,7 +118,7 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
 
 @torch.no_grad()
 def measure(policy, episodes, scores, beta, s):
-    """Old log-probabilities, values, KL and rewards of one minibatch; returns (Trajectory, mean entropy, summed k3)."""
+    """Old log-probabilities, values, KL and rewards of one microbatch; returns (Trajectory, mean entropy, summed k3)."""
     batch = Batch.of(episodes, policy.device)
     hidden = policy.hidden(batch)
     logits = policy.logits(hidden)
@@ -168,28 +168,43 @@ def optimise(trainer, trajectories, rng):
     """PPO's epochs over one iteration's trajectories; returns means of the losses' metrics. RatioNotOne when the very first ratio is off."""
     policy, s = trainer.policy, trainer.settings
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    per_step = max(1, s.ppo_minibatch // s.ppo_microbatch)
     sums, steps = {}, 0
+
+    def means():
+        return {name: total / steps for name, total in sums.items()}
+
     for epoch in range(s.ppo_epochs):
-        order = range(len(trajectories)) if epoch == 0 else rng.sample(range(len(trajectories)), len(trajectories))
-        for index in order:
-            t = trajectories[index]
-            mask = t.batch.mask
-            hidden = policy.hidden(t.batch)
-            logprobs = ppo_math.token_logprobs(policy.logits(hidden), t.batch.completion, policy.temperature) * mask
-            ratio_error = (torch.exp(logprobs.detach() - t.old_logprobs) - 1).abs().max().item()
-            if steps == 0 and not ratio_error <= s.ratio_tolerance:
-                raise RatioNotOne(f"the first ratio is off by {ratio_error:.2e}; at most {s.ratio_tolerance:.0e} is accepted")
-            approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(t.old_logprobs, logprobs.detach()), mask).item()
-            if approx_kl > s.kl_stop:
-                return {name: total / steps for name, total in sums.items()}
-            surrogate, clip_fraction = ppo_math.policy_loss(logprobs, t.old_logprobs, t.advantages, mask, s.ratio_clip)
-            value = ppo_math.value_loss(policy.values(hidden) * mask, t.old_values, t.returns, mask, s.value_clip)
+        order = list(range(len(trajectories))) if epoch == 0 else rng.sample(range(len(trajectories)), len(trajectories))
+        for start in range(0, len(order), per_step):
+            minibatch = [trajectories[i] for i in order[start:start + per_step]]
+            tokens = sum(t.batch.mask.sum() for t in minibatch)  # divided by once, or accumulation would change the update
             trainer.optimizer.zero_grad()
-            (surrogate + s.value_coefficient * value).backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm)
+            losses = {}
+            for t in minibatch:
+                for name, x in accumulate(policy, t, t.batch.mask.sum() / tokens, s, first=steps == 0).items():
+                    losses[name] = losses.get(name, 0.0) + x
+            if losses["approx_kl"] > s.kl_stop:
+                return means()
+            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm).item()
             trainer.optimizer.step()
             steps += 1
-            for name, x in {"policy_loss": surrogate, "value_loss": value, "clip_fraction": clip_fraction, "approx_kl": approx_kl,
-                            "grad_norm": norm}.items():
-                sums[name] = sums.get(name, 0.0) + torch.as_tensor(x).item()
-    return {name: total / steps for name, total in sums.items()}
+            for name, x in losses.items():
+                sums[name] = sums.get(name, 0.0) + x
+    return means()
+
+
+def accumulate(policy, t, share, s, first):
+    """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns its share of the losses and metrics."""
+    mask = t.batch.mask
+    hidden = policy.hidden(t.batch)
+    logprobs = ppo_math.token_logprobs(policy.logits(hidden), t.batch.completion, policy.temperature) * mask
+    ratio_error = (torch.exp(logprobs.detach() - t.old_logprobs) - 1).abs().max().item()
+    if first and not ratio_error <= s.ratio_tolerance:
+        raise RatioNotOne(f"the first ratio is off by {ratio_error:.2e}; at most {s.ratio_tolerance:.0e} is accepted")
+    surrogate, clip_fraction = ppo_math.policy_loss(logprobs, t.old_logprobs, t.advantages, mask, s.ratio_clip)
+    value = ppo_math.value_loss(policy.values(hidden) * mask, t.old_values, t.returns, mask, s.value_clip)
+    (share * (surrogate + s.value_coefficient * value)).backward()
+    approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(t.old_logprobs, logprobs.detach()), mask)
+    values = {"policy_loss": surrogate, "value_loss": value, "clip_fraction": clip_fraction, "approx_kl": approx_kl}
+    return {name: (share * x).item() for name, x in values.items()}
