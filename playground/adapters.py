@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from playground import models
+
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 NORM_BOUND = 1e3  # Frobenius norm of one tensor; trained ones stay below 10
 
@@ -82,6 +84,14 @@ def read(folder, *, base_hash, expected_sha256=None):
         if not norm < NORM_BOUND:  # also catches NaN
             raise BadAdapter(f"{folder.name}: {name} has norm {norm}; at most {NORM_BOUND} is accepted")
     return manifest, tensors
+
+
+def load(folder, base, *, base_hash, expected_sha256=None):
+    """A version as a frozen model of its own over the tensors of `base` (a bare trunk), which it leaves as it is. BadAdapter as `read`."""
+    manifest, tensors = read(folder, base_hash=base_hash, expected_sha256=expected_sha256)
+    peft_model = models.with_lora(models.shell(base), rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
+    copy_strictly(tensors, models.lora_parameters(peft_model))
+    return peft_model.requires_grad_(False).get_base_model()
 
 
 def copy_strictly(tensors, parameters):

@@ -218,10 +218,7 @@ class Engine:
     def _build(self, row):
         if row["version"] == 0:
             return Policy(0, self.base)
-        manifest, tensors = adapters.read(row["path"], base_hash=self.identity["hash"], expected_sha256=row["sha256"])
-        peft_model = models.with_lora(models.shell(self.base), rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
-        adapters.copy_strictly(tensors, models.lora_parameters(peft_model))
-        return Policy(row["version"], peft_model.requires_grad_(False).get_base_model())
+        return Policy(row["version"], adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"]))
 
     @torch.inference_mode()
     def _canary(self, policy):

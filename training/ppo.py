@@ -133,15 +133,27 @@ def measure(policy, episodes, scores, beta, s):
     return Trajectory(batch, old, policy.values(hidden) * batch.mask, kl, rewards, None, None, hidden.float()), entropy, k3
 
 
+def minibatches(trajectories, s):
+    """Trajectories in runs of one optimizer step each; how they are cut into microbatches leaves the steps as they are."""
+    per_step = max(1, s.ppo_minibatch // s.ppo_microbatch)
+    return [trajectories[i:i + per_step] for i in range(0, len(trajectories), per_step)]
+
+
+def shares(minibatch):
+    """Each trajectory's share of its minibatch's tokens: divided by once, or accumulation would change the update."""
+    tokens = [t.batch.mask.sum() for t in minibatch]
+    return [n / sum(tokens) for n in tokens]
+
+
 def warm_up_values(policy, trajectories, s):
     """Fit the value head to the first rollouts' returns before the first policy step (VC-PPO: a cold critic is a known cause of collapse)."""
     optimizer = torch.optim.Adam(policy.value_head.parameters(), lr=s.value_lr, eps=1e-5)
     for _ in range(s.value_warmup):
-        for t in trajectories:
-            returns = t.rewards.flip(-1).cumsum(-1).flip(-1)  # γ = 1
-            loss = 0.5 * ppo_math.masked_mean((policy.values(t.hidden) - returns) ** 2, t.batch.mask)
+        for minibatch in minibatches(trajectories, s):
             optimizer.zero_grad()
-            loss.backward()
+            for t, share in zip(minibatch, shares(minibatch), strict=True):
+                returns = t.rewards.flip(-1).cumsum(-1).flip(-1)  # γ = 1
+                (share * 0.5 * ppo_math.masked_mean((policy.values(t.hidden) - returns) ** 2, t.batch.mask)).backward()
             optimizer.step()
     with torch.no_grad():
         for t in trajectories:
@@ -153,10 +165,10 @@ def estimate_advantages(policy, trajectories, s):
     for t in trajectories:
         t.hidden = None
         t.advantages, t.returns = ppo_math.gae(t.rewards, t.old_values, t.batch.mask, 1.0, s.gae_lambda)
-    advantages = torch.cat([t.advantages[t.batch.mask.bool()] for t in trajectories])
-    mean, scale = advantages.mean(), (advantages.var(unbiased=False) + 1e-8).rsqrt()
-    for t in trajectories:
-        t.advantages = (t.advantages - mean) * scale * t.batch.mask
+    flat = torch.cat([t.advantages[t.batch.mask.bool()] for t in trajectories])
+    whitened = ppo_math.masked_whiten(flat, torch.ones_like(flat)).split([int(t.batch.mask.sum()) for t in trajectories])
+    for t, values in zip(trajectories, whitened, strict=True):
+        t.advantages[t.batch.mask.bool()] = values
 
 
 def explained_variance(trajectories):
@@ -168,21 +180,18 @@ def optimise(trainer, trajectories, rng):
     """PPO's epochs over one iteration's trajectories; returns means of the losses' metrics. RatioNotOne when the very first ratio is off."""
     policy, s = trainer.policy, trainer.settings
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    per_step = max(1, s.ppo_minibatch // s.ppo_microbatch)
+    groups = minibatches(trajectories, s)
     sums, steps = {}, 0
 
     def means():
         return {name: total / steps for name, total in sums.items()}
 
     for epoch in range(s.ppo_epochs):
-        order = list(range(len(trajectories))) if epoch == 0 else rng.sample(range(len(trajectories)), len(trajectories))
-        for start in range(0, len(order), per_step):
-            minibatch = [trajectories[i] for i in order[start:start + per_step]]
-            tokens = sum(t.batch.mask.sum() for t in minibatch)  # divided by once, or accumulation would change the update
+        for minibatch in groups if epoch == 0 else rng.sample(groups, len(groups)):
             trainer.optimizer.zero_grad()
             losses = {}
-            for t in minibatch:
-                for name, x in accumulate(policy, t, t.batch.mask.sum() / tokens, s, first=steps == 0).items():
+            for t, share in zip(minibatch, shares(minibatch), strict=True):
+                for name, x in accumulate(policy, t, share, s, first=steps == 0).items():
                     losses[name] = losses.get(name, 0.0) + x
             if losses["approx_kl"] > s.kl_stop:
                 return means()

@@ -219,10 +219,7 @@ class Round:
         shell = self._cache["live_shell"]
         if row["version"] == 0:
             return shell
-        manifest, tensors = adapters.read(row["path"], base_hash=self.base["hash"], expected_sha256=row["sha256"])
-        peft_model = models.with_lora(shell, rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
-        adapters.copy_strictly(tensors, models.lora_parameters(peft_model))
-        return peft_model.get_base_model()
+        return adapters.load(row["path"], shell, base_hash=self.base["hash"], expected_sha256=row["sha256"])
 
 
 def _write_json(path, data):

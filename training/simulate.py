@@ -106,11 +106,9 @@ def compare(store, settings, trunk, tokenizer, annotator, policy_row):
     """The annotator's own score of base and new policy on held-out prompts; returns the figures."""
     lines = (rollout.SEED_PROMPTS / "heldout.txt").read_text().splitlines()[: settings.eval_prompts]
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
-    manifest, tensors = adapters.read(policy_row["path"], base_hash=models.base_identity(trunk, settings)["hash"])
-    tuned = models.with_lora(models.shell(trunk), rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
-    adapters.copy_strictly(tensors, models.lora_parameters(tuned))
+    tuned = adapters.load(policy_row["path"], trunk, base_hash=models.base_identity(trunk, settings)["hash"], expected_sha256=policy_row["sha256"])
     scores, replies = {}, {}
-    for name, model in (("before", trunk), ("after", tuned.get_base_model())):
+    for name, model in (("before", trunk), ("after", tuned)):
         episodes = rollout.sample(model, encoded, random.Random(f"{settings.seed}/{name}"), replies=1, max_tokens=settings.reply_tokens,
                                   temperature=settings.temperature, end_tokens=models.end_tokens(trunk, tokenizer))
         replies[name] = [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
