@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     # -- preferences
     heldout_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of votes, taken in whole conversations, that no model is fitted on."""
+    """Share of votes, taken in whole conversations, on which the reward model's accuracy is reported and the gate compares; never rolled out on."""
     annotator_weight: float = Field(64.0, gt=0)
     """Largest total weight of one annotator's votes, in votes."""
 
@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     # -- reward model
     reward_quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """bitsandbytes format of the reward model's frozen trunk."""
-    reward_layer: Fraction = 0.67
-    """Depth of the layer whose hidden states are the features, as a fraction of the blocks (0.67 of 30 is layer 20)."""
+    reward_layer: Fraction = 0.0
+    """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads three: a tenth, a third and two thirds deep."""
     reward_lora_rank: int = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     reward_lora_epochs: int = Field(3, ge=1, le=50)

@@ -24,7 +24,7 @@ def collect(votes=(), ratings=(), demonstrations=(), fraction=0.2, annotator_wei
 
 
 def units(part):
-    return {p[4] for p in part[0]} | {p[3] for p in part[1]}
+    return {p[4] for p in part.pairs} | {p[3] for p in part.points}
 
 
 # -- likelihood
@@ -50,6 +50,17 @@ def test_the_three_outcomes_sum_to_one():
 
 def test_only_the_difference_of_scores_counts():
     assert davidson(LN4 + 5, 5.0, 1.0) == pytest.approx([0.5596158, 1.2527630, 1.9459101], abs=1e-5)
+
+
+def test_derivatives_are_those_of_the_likelihood():
+    delta, log_nu = torch.tensor([0.7, -1.3, 0.2], dtype=torch.double), torch.tensor(-0.4, dtype=torch.double)
+    gradient, hessian = preferences.pair_derivatives(delta / 2, -delta / 2, torch.tensor([A, TIE, B]), log_nu)
+    for n, outcome in enumerate((A, TIE, B)):
+        def nll(eta, outcome=outcome):
+            return preferences.pair_nll(eta[:1] / 2, -eta[:1] / 2, torch.tensor([outcome]), eta[1]).sum()
+        at = torch.stack([delta[n], log_nu])
+        torch.testing.assert_close(gradient[n], torch.func.grad(nll)(at))
+        torch.testing.assert_close(hessian[n], torch.func.hessian(nll)(at))
 
 
 def test_a_tie_pulls_scores_together():
@@ -112,13 +123,13 @@ def test_both_bad_is_two_bad_points_and_no_pair():
 
 def test_thumbs_are_points():
     thumbs = [{"annotator": 1, "conversation": 9, "thumb": t, "prompt": [1], "completion": [30 + t, 2]} for t in (1, -1)]
-    assert collect(ratings=thumbs).points == [(0, 1, 1.0, "conversation 9"), (1, 0, 1.0, "conversation 9")]
+    assert [p[:3] for p in collect(ratings=thumbs).points] == [(0, 1, 1.0), (1, 0, 1.0)]
 
 
 def test_an_edited_reply_is_a_pair_of_after_over_before():
     prefs = collect(demonstrations=[{"annotator": 1, "conversation": 9, "after": "AB", "prompt": [1], "completion": [30, 2]}])
     assert prefs.replies == [([1], [65, 66]), ([1], [30, 2])]
-    assert prefs.pairs == [(0, 1, A, 1.0, "conversation 9", None)]
+    assert [p[:4] for p in prefs.pairs] == [(0, 1, A, 1.0)]
 
 
 def test_an_annotators_total_weight_is_capped():
@@ -142,15 +153,23 @@ def test_the_split_never_cuts_a_conversation():
     prefs = collect([vote(n, conversation=n // 3 + 1, choice=choices[n % 4]) for n in range(40)])
     assert prefs.split_by == "conversation"
     assert prefs.heldout and not units(prefs.train()) & units(prefs.held())
-    pairs, points = (a + b for a, b in zip(prefs.train(), prefs.held(), strict=True))
-    assert len(pairs) == 30 and len(points) == 20
+    parts = prefs.train(), prefs.held()
+    assert sum(len(part.pairs) for part in parts) == 30 and sum(len(part.points) for part in parts) == 20
 
 
-def test_under_four_conversations_the_split_is_by_duel():
-    prefs = collect([vote(n, conversation=1 + n % 3) for n in range(1, 13)])
-    assert prefs.split_by == "duel"
-    assert {p[4] for p in prefs.pairs} == {f"duel {n}" for n in range(1, 13)}
-    assert 0 < len(prefs.held()[0]) < 12
+def test_under_four_conversations_the_split_is_by_context():
+    prefs = collect([vote(n, conversation=1 + n % 3, prompt=[n]) for n in range(1, 13)])
+    assert prefs.split_by == "context"
+    assert len({p[4] for p in prefs.pairs}) == 12
+    assert 0 < len(prefs.held().pairs) < 12
+
+
+def test_what_was_said_of_one_context_stays_together_under_four_conversations():
+    """A thumb or an edit of a held-out duel's reply would give its vote away."""
+    thumb = {"annotator": 1, "conversation": 1, "thumb": 1, "prompt": [3], "completion": [13, 2]}
+    edit = {"annotator": 1, "conversation": 1, "after": "AB", "prompt": [3], "completion": [13, 2]}
+    prefs = collect([vote(n, conversation=1, prompt=[n]) for n in range(1, 6)], [thumb], [edit])
+    assert len({p[4] for p in prefs.pairs}) == 5 and prefs.points[0][3] == prefs.pairs[2][4] == prefs.pairs[-1][4]
 
 
 def test_four_conversations_are_split_whole():

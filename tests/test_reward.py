@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from scipy.optimize import minimize
 from transformers import AutoModelForCausalLM
 
 from playground.settings import Settings
@@ -27,7 +28,7 @@ def trunks(folder):
 
 
 def settings(folder, **changes):
-    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", "threads": 2, "reward_quantisation": "none", **changes})
+    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", "threads": 2, "reward_quantisation": "none", "reward_layer": 0.67, **changes})
 
 
 def planted(n=400, d=8, seed=0, indifference=0.0):
@@ -48,20 +49,20 @@ def cosine(a, b):
 
 def test_fit_head_recovers_a_planted_direction():
     x, direction, pairs = planted(200)
-    weight, _, _ = reward.fit_head(x, pairs, [], 0.1)
+    weight, _, _ = reward.fit_head(x, Preferences(pairs=pairs), 0.1)
     assert cosine(weight, direction) > 0.97
 
 
 def test_fit_head_learns_from_thumbs_alone():
     x, direction, _ = planted()
     points = [(i, int(score > 1), 1.0, "conversation 1") for i, score in enumerate((x @ direction).tolist())]
-    weight, _, threshold = reward.fit_head(x, [], points, 0.1)
+    weight, _, threshold = reward.fit_head(x, Preferences(points=points), 0.1)
     assert cosine(weight, direction) > 0.97 and threshold > 0
 
 
 def test_a_case_of_no_weight_says_nothing():
     x, _, pairs = planted(50)
-    weight, _, _ = reward.fit_head(x, [(*p[:3], 0.0, *p[4:]) for p in pairs], [], 0.1)
+    weight, _, _ = reward.fit_head(x, Preferences(pairs=[(*p[:3], 0.0, *p[4:]) for p in pairs]), 0.1)
     assert weight.abs().max() < 1e-4
 
 
@@ -69,36 +70,79 @@ def test_more_ties_make_a_larger_nu():
     log_nu = {}
     for gap in (0.1, 3.0):
         x, _, pairs = planted(indifference=gap)
-        log_nu[gap] = reward.fit_head(x, pairs, [], 1.0)[1]
+        log_nu[gap] = reward.fit_head(x, Preferences(pairs=pairs), 1.0)[1]
     assert log_nu[0.1] < 0 < log_nu[3.0]
 
 
 def test_nu_is_the_share_of_ties_where_scores_say_nothing():
     # no feature: P(tie) = ν/(2 + ν); 2 ties of 3 votes make ν = 4, ln 4 = 1.386; the weak prior at −1 hardly moves 3,000 votes
     pairs = [(0, 1, (TIE, TIE, A, TIE, TIE, B)[i % 6], 1.0, "conversation 1", i) for i in range(3000)]
-    assert reward.fit_head(torch.zeros(2, 4), pairs, [], 1.0)[1] == pytest.approx(1.386, abs=0.01)
+    assert reward.fit_head(torch.zeros(2, 4), Preferences(pairs=pairs), 1.0)[1] == pytest.approx(1.386, abs=0.01)
 
 
 def test_a_larger_penalty_makes_smaller_weights():
     x, _, pairs = planted(50)
-    assert reward.fit_head(x, pairs, [], 10.0)[0].norm() < reward.fit_head(x, pairs, [], 0.1)[0].norm()
+    weak, strong = (reward.fit_head(x, Preferences(pairs=pairs), penalty)[0] for penalty in (0.1, 10.0))
+    assert strong.norm() < weak.norm()
+
+
+def test_fit_head_is_where_the_likelihood_has_no_slope():
+    """Newton's answer against a general optimiser on the likelihood itself, with ties, thumbs and unequal weights."""
+    x, direction, pairs = planted(30, indifference=0.7)
+    pairs = [(*p[:3], 0.3 + 0.1 * (n % 5), *p[4:]) for n, p in enumerate(pairs)]
+    points = [(i, int(score > 0.5), 0.4, "conversation 1") for i, score in enumerate((x @ direction)[:20].tolist())]
+
+    def objective(flat):
+        flat = torch.tensor(flat, requires_grad=True)
+        scores, columns = x.double() @ flat[:-2], [torch.tensor(c) for c in list(zip(*pairs, strict=True))[:4]]
+        loss = 0.15 * flat[:-2].square().sum() + 0.1 * (flat[-2] + 1).square() + 0.1 * flat[-1].square()
+        loss = loss + (columns[3] * preferences.pair_nll(scores[columns[0]], scores[columns[1]], columns[2], flat[-2])).sum()
+        loss = loss + 0.4 * preferences.point_nll(scores[:20], torch.tensor([p[1] for p in points]), flat[-1]).sum()
+        loss.backward()
+        return loss.item(), flat.grad.numpy()
+
+    expected = minimize(objective, [0.0] * 10, jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    weight, log_nu, threshold = reward.fit_head(x, Preferences(pairs=pairs, points=points), 0.3)
+    assert [*weight.tolist(), log_nu, threshold] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_fit_lies_in_the_span_of_what_the_votes_compare():
+    x, _, pairs = planted(10, d=64)
+    prefs = Preferences(pairs=pairs, points=[(3, 1, 0.5, "conversation 1")])
+    basis = reward.span(x, prefs)
+    assert basis.shape == (64, 11)
+    torch.testing.assert_close(reward.fitted_scores(x @ basis, prefs, 0.3)[0], reward.fitted_scores(x, prefs, 0.3)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(basis @ reward.fit_head(x @ basis, prefs, 0.3)[0], reward.fit_head(x, prefs, 0.3)[0], rtol=1e-3, atol=1e-4)
+
+
+def cross_validated(x, pairs, penalty=0.1):
+    return reward.cross_validate(Preferences(pairs=pairs), 0, lambda part: reward.fitted_scores(x, part, penalty))
 
 
 def test_cross_validation_finds_a_planted_direction_and_no_more_than_chance_in_noise():
     x, _, pairs = planted(60)
-    right, decided, _ = reward.cross_validate(x, Preferences(pairs=pairs), 0.1, 0)
-    coin = torch.Generator().manual_seed(1)
-    noise = [(*p[:2], A if torch.rand(1, generator=coin) < 0.5 else B, *p[3:]) for p in pairs]
-    by_chance, _, _ = reward.cross_validate(x, Preferences(pairs=noise), 0.1, 0)
+    right, decided, _ = cross_validated(x, pairs)
+    by_chance, _, _ = cross_validated(x, by_coin(pairs))
     assert decided == 60 and right > 48 and 20 < by_chance < 40
 
 
-def test_standardised_features_have_deviation_one_over_root_d():
-    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 5 + 3
-    centre, scale = reward.standardiser(x)
+def by_coin(pairs, seed=1):
+    coin = torch.Generator().manual_seed(seed)
+    return [(*p[:2], A if torch.rand(1, generator=coin) < 0.5 else B, *p[3:]) for p in pairs]
+
+
+def test_of_one_conversation_the_strongest_penalty_is_chosen():
+    """No fold can be held out, so nothing speaks for a weaker one."""
+    x, _, pairs = planted(10)
+    assert reward.choose(x, Preferences(pairs=[(*p[:4], "conversation 1", p[5]) for p in pairs]), 0) == max(reward.PENALTIES)
+
+
+def test_every_part_of_the_features_has_an_equal_share():
+    x = torch.randn(500, 17, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    centre, scale = reward.standardiser(x, [16, 1])
     z = (x - centre) / scale
     assert z.mean(0).abs().max() < 1e-5
-    torch.testing.assert_close(z.std(0), torch.full((16,), 0.25))  # 1/√16
+    torch.testing.assert_close(z.var(0), torch.tensor([1 / 32] * 16 + [1 / 2]))
 
 
 # -- evidence
@@ -196,13 +240,22 @@ def test_features_come_back_in_the_order_given(folder):
     torch.testing.assert_close(small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4)
 
 
+def test_long_conversations_are_read_a_few_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr(reward, "BATCH_TOKENS", 64)
+    trunk, sizes = FeatureTrunk(settings(folder)), []
+    whole, together = trunk.batch_features, trunk.features(REPLIES)
+    trunk.batch_features = lambda replies: sizes.append(len(replies)) or whole(replies)
+    torch.testing.assert_close(trunk.features(REPLIES), together, rtol=1e-4, atol=1e-4)
+    assert sizes == [3, 1]  # 5, 5 and 13 tokens; then the one of 60
+
+
 def test_only_the_replys_tokens_are_pooled(trunks):
     """The mean over prompt and reply would score the question."""
     trunk = trunks["none"]
     prompt, reply = REPLIES[0]
     feature = trunk.features([(prompt, reply)])[0]
-    states = trunk._hidden[0]  # (5, d), of the forward just made
-    torch.testing.assert_close(feature, (states[3] + states[4]) / 2)
+    states = trunk._hidden[3][0]  # (5, d), of the forward just made
+    torch.testing.assert_close(feature[:-1], (states[3] + states[4]) / 2)
 
 
 def test_the_prompt_still_changes_how_a_reply_is_read(trunks):
@@ -214,7 +267,16 @@ def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
     """Four blocks, depth 0.67: what transformers calls hidden_states[3]."""
     whole = AutoModelForCausalLM.from_pretrained(trunks["none"].model.config._name_or_path, dtype=torch.float32)
     states = whole(torch.tensor([[5, 6, 7, 20, 21]]), output_hidden_states=True).hidden_states[3][0]
-    torch.testing.assert_close(trunks["none"].features([REPLIES[0]])[0], states[3:].mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trunks["none"].features([REPLIES[0]])[0, :-1], states[3:].mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_three_layers_and_the_length_are_the_features(folder):
+    trunk, replies = FeatureTrunk(settings(folder, reward_layer=0)), REPLIES[:2]
+    assert trunk.layers == [1, 3] and trunk.parts == [64, 64, 1]  # of four blocks a tenth and a third are both the first
+    for n, layer in enumerate(trunk.layers):
+        one = FeatureTrunk(settings(folder, reward_layer=layer / 4)).features(replies)
+        torch.testing.assert_close(trunk.features(replies)[:, 64 * n: 64 * (n + 1)], one[:, :-1])
+    torch.testing.assert_close(trunk.features(replies)[:, -1], torch.tensor([2.0, 30.0]).log())
 
 
 # -- the whole fit, and the LoRA below the head
@@ -242,14 +304,25 @@ def test_fit_learns_what_people_like(folder, trunks):
     assert liked > plain
 
 
+def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
+    """Choosing the best of many fits by the figure that is reported would find something in anything."""
+    prefs, rights, decided = liked_token_preferences(40), 0.0, 0
+    for seed in range(5):
+        prefs.pairs = by_coin(prefs.pairs, seed)
+        _, report = reward.fit(prefs, FeatureTrunk(settings(folder, reward_layer=0)), settings(folder))
+        rights, decided = rights + report.cv_accuracy * 40, decided + 40
+    low, high = reward.wilson(rights, decided, 0.99)
+    assert low < 0.5 < high
+
+
 def fit_lora(folder, best_nll, quantisation="nf4", epochs=2):
     """Fit the LoRA against a held-out NLL to beat: (trunk, head, prefs, epochs kept, NLL)."""
     s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
     trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
     x = trunk.features(prefs.replies)
-    centre, scale = reward.standardiser(x)
-    fitted = RewardModel(reward.fit_head((x - centre) / scale, *prefs.train(), 1.0)[0], centre, scale)
-    epochs, _, nll = reward.fit_lora(fitted, prefs, trunk, s, best_nll)
+    centre, scale = reward.standardiser(x, trunk.parts)
+    fitted = RewardModel(reward.fit_head((x - centre) / scale, prefs.train(), 1.0)[0], centre, scale)
+    epochs, _, nll = reward.fit_lora(fitted, prefs, trunk, s, 0.0, best_nll)
     return trunk, fitted, x, prefs, epochs, nll
 
 

@@ -214,6 +214,7 @@ def moment(state=None, phase="ppo", policy=None, **more):
     (moment("requested"), ["waiting for the worker"]),
     (moment("running", curves={"reward": [(5, 0.1), (6, 0.5)], "kl": [(6, 2.0)]}), ["practising with PPO", "6 of 10", "reward 0.50", "KL 2.00", "width:60%"]),
     (moment("published", policy={"version": 1, "status": "live"}), ["v1 is live", "5 of 16 votes"]),
+    (moment("published", policy={"version": 2, "status": "live"}), ["v2 is published and is being loaded", "v1"]),
     (moment("published", policy={"version": 2, "status": "rejected", "reason": "<NaN>"}), ["v2 could not be loaded: &lt;NaN&gt;"]),
     (moment("published", policy={"version": 2, "status": "rolled_back"}), ["v2 was published; v1 answers now"]),
     (moment("refused"), ["did not pass"]), (moment("not_enough"), ["Not enough evidence"]), (moment("failed"), ["failed"])])

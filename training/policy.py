@@ -56,6 +56,13 @@ class PolicyModel:
     def load(self, tensors):
         adapters.copy_strictly(tensors, self.parameters)
 
+    def scale_update(self, factor):
+        """Scale what the LoRA adds to the trunk; 0 is the base."""
+        with torch.no_grad():
+            for name, tensor in self.parameters.items():
+                if "lora_B" in name:
+                    tensor.mul_(factor)
+
     def reference(self):
         """Context in which the LoRA is off. True to the policy's start only while training starts from the bare base."""
         return self.peft.disable_adapter()

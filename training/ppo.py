@@ -39,12 +39,11 @@ class Trainer:
             {"params": list(policy.parameters.values()), "lr": settings.ppo_lr},
             {"params": list(policy.value_head.parameters()), "lr": settings.value_lr}], eps=1e-5)
         self.beta, self.iteration, self.history, self.done = settings.kl_coefficient, 0, [], False
-        self.best = None  # (KL, LoRA tensors) of the last measured policy inside the KL budget
 
     def save(self, path):
         partial = path.with_suffix(".partial")
         torch.save({"lora": self.policy.state(), "value_head": self.policy.value_head.state_dict(), "optimizer": self.optimizer.state_dict(),
-                    "beta": self.beta, "iteration": self.iteration, "history": self.history, "best": self.best, "done": self.done}, partial)
+                    "beta": self.beta, "iteration": self.iteration, "history": self.history, "done": self.done}, partial)
         os.replace(partial, path)
 
     def load(self, path):
@@ -52,7 +51,7 @@ class Trainer:
         self.policy.load(state["lora"])
         self.policy.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("beta", "iteration", "history", "best", "done"):
+        for name in ("beta", "iteration", "history", "done"):
             setattr(self, name, state[name])
 
 
@@ -87,17 +86,14 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
             k3.append(k)
         kl = sum(t.kl.sum().item() for t in trajectories) / len(episodes)  # nats a reply
 
-        # 4. stop where the target is reached; past the budget, go back to the last policy inside it
+        # 4. stop where the target is reached; an iteration's steps overshoot it, so go back along the line to the base (Wortsman et al. 2022)
         metrics = {"reward": scores.mean().item(), "kl": kl, "kl_k3": sum(k3) / len(episodes), "beta": trainer.beta,
                    "entropy": sum(entropy) / len(entropy), "length": sum(len(e.completion) for e in episodes) / len(episodes),
                    "ended": ended.mean().item()}
         trainer.iteration += 1
         trainer.history.append(metrics)
-        if kl <= s.kl_budget:
-            trainer.best = (kl, policy.state())
         if kl >= s.kl_target:
-            if kl > s.kl_budget and trainer.best:
-                policy.load(trainer.best[1])
+            policy.scale_update((s.kl_target / kl) ** 0.5)  # KL grows with about the square of the update
             trainer.done = True
             on_iteration(trainer, metrics)
             break

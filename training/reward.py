@@ -1,46 +1,53 @@
 """Preferences to a reward model: a penalised linear head on a quantised trunk's features, and, as a setting, an fp32 LoRA below it.
 
-Features are the mean over the reply's tokens of a middle layer's hidden states: on a hundred votes they beat a LoRA with a last-token head.
+Features are the mean over the reply's tokens of the hidden states after a shallow, a middle and a deep layer, and the log of its length: wording
+shows in the shallow one, meaning in the deep one, and together they do better on few votes than choosing among them.
 Owns how a reply becomes a score and how sure we are of it; knows nothing about policies or PPO.
 """
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 from playground import adapters, models
 from training import preferences
 from training.preferences import Preferences
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)  # ridge on the weights of unit-norm features; chosen by cross-validated NLL
+DEPTHS = (0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
+PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
+BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
 FOLDS = 5
+NEWTON_STEPS = 50
 
 
 class FeatureTrunk:
-    """The quantised base up to block `layer`; turns replies into feature vectors."""
+    """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and a last one of its length."""
 
     def __init__(self, settings):
         self.model = models.load_trunk(settings, settings.reward_quantisation)
         stack = models.blocks(self.model)
-        self.layer = max(1, round(settings.reward_layer * len(stack)))
-        del stack[self.layer:]
-        stack[-1].register_forward_hook(self._keep)
+        depths = [settings.reward_layer] if settings.reward_layer else DEPTHS
+        self.layers = sorted({max(1, round(depth * len(stack))) for depth in depths})
+        self._hidden = {}
+        for layer in self.layers:
+            stack[layer - 1].register_forward_hook(partial(self._keep, layer))
+        del stack[self.layers[-1]:]
         self.batch = settings.reward_batch
         self.targets = models.linear_targets(self.model)
-        self.width = self.model.get_input_embeddings().embedding_dim
+        self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
         self.peft = None
 
-    def _keep(self, _module, _inputs, output):
-        self._hidden = output[0] if isinstance(output, tuple) else output
+    def _keep(self, layer, _module, _inputs, output):
+        self._hidden[layer] = output[0] if isinstance(output, tuple) else output
 
     def batch_features(self, replies):
-        """Mean hidden state over each reply's tokens: [(prompt ids, completion ids)] -> (N, d) fp32, with gradients where enabled."""
+        """Features of [(prompt ids, completion ids)]: (N, D) fp32, with gradients where enabled."""
         device = next(self.model.parameters()).device
         longest = max(len(p) + len(c) for p, c in replies)
         ids = torch.tensor([[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)  # (N, L), right-padded
@@ -48,16 +55,22 @@ class FeatureTrunk:
         pool = torch.tensor([[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
         self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
         pool = pool[..., None].float()  # (N, L, 1)
-        return (self._hidden.float() * pool).sum(1) / pool.sum(1).clamp(min=1)
+        length = pool.sum(1).clamp(min=1)  # (N, 1)
+        return torch.cat([*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1)
 
     @torch.no_grad()
-    def features(self, replies):
-        """(N, d) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but the time."""
-        out = torch.zeros(len(replies), self.width)
+    def features(self, replies, on_batch=lambda done, total: None):
+        """(N, D) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but the time."""
+        out = torch.zeros(len(replies), sum(self.parts))
         order = sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
-        for start in range(0, len(order), self.batch):
-            rows = order[start:start + self.batch]
+        done = 0
+        while done < len(order):
+            rows = order[done:done + self.batch]
+            while len(rows) > 1 and len(rows) * sum(map(len, replies[rows[-1]])) > BATCH_TOKENS:
+                rows.pop()
             out[rows] = self.batch_features([replies[i] for i in rows]).cpu()
+            done += len(rows)
+            on_batch(done, len(order))
         return out
 
     def attach_lora(self, rank, tensors=None):
@@ -74,9 +87,9 @@ class FeatureTrunk:
 class RewardModel:
     """A fitted head. raw score = w·(x − centre)/scale; reward = (raw − shift)/spread, which has mean 0 and deviation 1 on the reference's replies."""
 
-    weight: torch.Tensor  # (d,)
-    centre: torch.Tensor  # (d,)
-    scale: torch.Tensor  # (d,)
+    weight: torch.Tensor  # (D,)
+    centre: torch.Tensor  # (D,)
+    scale: torch.Tensor  # (D,)
     log_nu: float = -1.0
     threshold: float = 0.0
     shift: float = 0.0
@@ -130,58 +143,97 @@ class Report:
 
 # -- the head
 
-def fit_head(x, pairs, points, penalty):
-    """Minimise weighted NLL + penalty/2·|w|² by L-BFGS. x (N, d) standardised. Returns (w (d,), log ν, θ)."""
-    x = x.double()
-    a, b, outcome, pair_weight = (torch.tensor([p[i] for p in pairs]) for i in range(4))
-    i, good, point_weight = (torch.tensor([p[i] for p in points]) for i in range(3))
+def fit_head(x, prefs, penalty):
+    """Minimise weighted NLL + penalty/2·|w|² by Newton's method; the objective is convex. x (N, D) standardised. Returns (w (D,), log ν, θ)."""
+    x, d = x.double(), x.shape[1]
+    a, b, outcome, pair_weight = columns(prefs.pairs, torch.long, torch.long, torch.long, x.dtype)
+    i, good, point_weight = columns(prefs.points, torch.long, x.dtype, x.dtype)
+    # one row of each design is one natural parameter of the likelihood, linear in φ = (w, log ν, θ)
+    pair_design = torch.zeros(len(prefs.pairs), 2, d + 2, dtype=x.dtype)  # (δ, log ν) of each pair
+    pair_design[:, 0, :d], pair_design[:, 1, d] = x[a] - x[b], 1
+    point_design = torch.zeros(len(prefs.points), d + 2, dtype=x.dtype)  # s − θ of each point
+    point_design[:, :d], point_design[:, d + 1] = x[i], -1
+    # weak priors keep ν and θ finite where no tie or no thumb speaks of them
+    prior_mean, precision = torch.zeros(d + 2, dtype=x.dtype), torch.full((d + 2,), float(penalty), dtype=x.dtype)
+    prior_mean[d], precision[d:] = -1, 0.2
 
-    def objective(flat):
-        flat = torch.tensor(flat, requires_grad=True)
-        w, log_nu, theta = flat[:-2], flat[-2], flat[-1]
-        scores = x @ w
-        # weak priors keep ν and θ finite where no tie or no thumb speaks of them
-        loss = penalty / 2 * w.square().sum() + 0.1 * (log_nu + 1).square() + 0.1 * theta.square()
-        if pairs:
-            loss = loss + (pair_weight * preferences.pair_nll(scores[a], scores[b], outcome, log_nu)).sum()
-        if points:
-            loss = loss + (point_weight * preferences.point_nll(scores[i], good, theta)).sum()
-        loss.backward()
-        return loss.item(), flat.grad.numpy()
+    def objective(phi):
+        delta, log_nu = (pair_design @ phi).unbind(-1)
+        loss = (precision / 2 * (phi - prior_mean).square()).sum()
+        loss += (pair_weight * preferences.pair_nll(delta / 2, -delta / 2, outcome, log_nu)).sum()
+        return loss + (point_weight * preferences.point_nll(point_design @ phi, good, 0.0)).sum()
 
-    start = np.zeros(x.shape[1] + 2)
-    start[-2] = -1.0
-    best = torch.tensor(minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).x)
-    return best[:-2].float(), best[-2].item(), best[-1].item()
+    def newton_step(phi):
+        delta, log_nu = (pair_design @ phi).unbind(-1)
+        slope, curvature = preferences.pair_derivatives(delta / 2, -delta / 2, outcome, log_nu)
+        good_p = torch.sigmoid(point_design @ phi)
+        gradient = precision * (phi - prior_mean) + point_design.T @ (point_weight * (good_p - good))
+        gradient += torch.einsum("nip,ni->p", pair_design, pair_weight[:, None] * slope)
+        hessian = torch.diag(precision) + point_design.T @ (point_design * (point_weight * good_p * (1 - good_p))[:, None])
+        hessian += pair_design.flatten(0, 1).T @ (pair_weight[:, None, None] * curvature @ pair_design).flatten(0, 1)
+        step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
+        return step, (gradient @ step).item()
+
+    phi, value = prior_mean, objective(prior_mean)
+    for _ in range(NEWTON_STEPS):
+        step, decrement = newton_step(phi)
+        if decrement < 1e-9:
+            break
+        while (new := objective(phi - step)) > value and step.norm() > 1e-9:
+            step = step / 2
+        phi, value = phi - step, new
+    return phi[:d].float(), phi[d].item(), phi[d + 1].item()
 
 
-def standardiser(x):
-    """(centre, scale) that give features deviation 1/√d each, so that a reply has about unit norm."""
-    return x.mean(0), x.std(0).clamp(min=1e-6) * x.shape[1] ** 0.5
+def columns(rows, *dtypes):
+    """The first columns of pairs or points as tensors (N,) of these types."""
+    return [torch.tensor([row[i] for row in rows], dtype=dtype) for i, dtype in enumerate(dtypes)]
+
+
+def standardiser(x, parts):
+    """(centre, scale) that give a reply's standardised features about unit norm, of which every part has an equal share."""
+    share = torch.cat([torch.full((size,), float(size * len(parts))) for size in parts]).sqrt()
+    return x.mean(0), x.std(0).clamp(min=1e-6) * share
 
 
 def evaluate(scores, log_nu, pairs):
     """(right, decided, summed NLL, pairs) of raw scores (N,) on pairs."""
     if not pairs:
         return 0.0, 0, 0.0, 0
-    a, b, outcome = (torch.tensor([p[i] for p in pairs]) for i in range(3))
+    a, b, outcome = columns(pairs, *[torch.long] * 3)
     nll = preferences.pair_nll(scores[a], scores[b], outcome, torch.tensor(log_nu)).sum().item()
     right, decided = preferences.accuracy(scores[a].numpy(), scores[b].numpy(), outcome.numpy())
     return right, decided, nll, len(pairs)
 
 
-def cross_validate(x, prefs: Preferences, penalty, seed):
-    """Out-of-fold (right, decided, mean NLL) over all pairs, folds of whole units."""
+def span(x, prefs):
+    """Orthonormal basis (D, r) of what the votes compare, r at most their number. Every ridge-penalised fit lies in it, so a fit on x @ basis
+    gives the same scores, and costs less where votes are few."""
+    a, b, i = *columns(prefs.pairs, torch.long, torch.long), *columns(prefs.points, torch.long)
+    return torch.linalg.svd(torch.cat([x[a] - x[b], x[i]]), full_matrices=False).Vh.T
+
+
+def fitted_scores(x, prefs, penalty):
+    """Raw scores (N,) of every reply under a head fitted on `prefs`, and log ν."""
+    w, log_nu, _ = fit_head(x, prefs, penalty)
+    return x @ w, log_nu
+
+
+def cross_validate(prefs, seed, scores_from):
+    """Out-of-fold (right, decided, mean NLL) over all pairs, folds of whole units; `scores_from(part)` gives (scores (N,), log ν)."""
     fold = preferences.folds([p[4] for p in prefs.pairs], FOLDS, seed)
     totals = np.zeros(4)
     for k in range(FOLDS):
-        test = [p for p in prefs.pairs if fold[p[4]] == k]
-        pairs, points = prefs.part(lambda unit, k=k: fold.get(unit) != k)
-        if test and pairs:
-            w, log_nu, _ = fit_head(x, pairs, points, penalty)
-            totals += evaluate(x @ w, log_nu, test)
+        test, train = prefs.part(lambda unit, k=k: fold.get(unit) == k), prefs.part(lambda unit, k=k: fold.get(unit) != k)
+        if test.pairs and train.pairs:
+            totals += evaluate(*scores_from(train), test.pairs)
     right, decided, nll, n = totals
-    return right, int(decided), nll / max(n, 1)
+    return right, int(decided), nll / n if n else np.inf
+
+
+def choose(x, prefs, seed):
+    """The penalty of least cross-validated NLL; the strongest where no fold can be held out."""
+    return min(PENALTIES, key=lambda penalty: cross_validate(prefs, seed, lambda part: fitted_scores(x, part, penalty))[2])
 
 
 def wilson(right, n, confidence=0.95):
@@ -194,30 +246,40 @@ def wilson(right, n, confidence=0.95):
 
 # -- the whole fit
 
-def fit(prefs, trunk, settings):
-    """Fit the reward model; returns (RewardModel, Report). The penalty is chosen by cross-validation, the reported held-out figures come
-    from a fit without the held-out units, and the model returned is fitted on all votes, so that none is wasted."""
-    x = trunk.features(prefs.replies)
-    centre, scale = standardiser(x)
-    z = (x - centre) / scale
-    tried = {penalty: cross_validate(z, prefs, penalty, settings.seed) for penalty in PENALTIES}
-    penalty = min(tried, key=lambda p: tried[p][2])
-    right, decided, cv_nll = tried[penalty]
+def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
+    """Fit the reward model; returns (RewardModel, Report).
 
-    w, log_nu, theta = fit_head(z, *prefs.train(), penalty)
-    held = prefs.held()[0]
-    held_right, held_decided, held_nll, held_n = evaluate(z @ w, log_nu, held)
-    head = RewardModel(w, centre, scale, log_nu, theta)
-    epochs = 0
+    The penalty is chosen by cross-validated NLL. The reported figures choose again without the votes that they are measured on, so that what
+    the choice overfits does not count as learning. The model returned is fitted on all votes, so that none is wasted.
+    """
+    x = trunk.features(prefs.replies, on_batch)
+    centre, scale = standardiser(x, trunk.parts)
+    x = (x - centre) / scale
+    basis = span(x, prefs)
+    z = x @ basis
+
+    def chosen_scores(part):
+        return fitted_scores(z, part, choose(z, part, settings.seed))
+
+    right, decided, cv_nll = cross_validate(prefs, settings.seed, chosen_scores)
+    held_right, held_decided, held_nll, held_n = evaluate(*chosen_scores(prefs.train()), prefs.held().pairs)
+
+    penalty, epochs = choose(z, prefs, settings.seed), 0
+    head = RewardModel(torch.zeros(len(centre)), centre, scale)
     if settings.reward_lora_rank:
-        epochs, held_right, held_nll = fit_lora(head, prefs, trunk, settings, held_nll)
+        w, head.log_nu, _ = fit_head(z, prefs.train(), penalty)
+        head.weight = basis @ w
+        epochs, held_right, held_nll = fit_lora(head, prefs, trunk, settings, held_right, held_nll)
         if epochs:
-            z = (trunk.features(prefs.replies) - centre) / scale
-    head.weight, head.log_nu, head.threshold = fit_head(z, prefs.pairs, prefs.points, penalty)
+            x = (trunk.features(prefs.replies) - centre) / scale
+            basis = span(x, prefs)
+    w, head.log_nu, head.threshold = fit_head(x @ basis, prefs, penalty)
+    head.weight = basis @ w
 
     enough, reason = evidence(right, decided, settings.evidence_confidence)
     report = Report(
-        pairs=len(prefs.pairs), penalty=penalty, cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv_nll,
+        pairs=len(prefs.pairs), penalty=penalty,
+        cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv_nll,
         heldout_pairs=held_n, heldout_accuracy=held_right / held_decided if held_decided else None,
         heldout_interval=wilson(held_right, held_decided) if held_decided else None,
         heldout_nll=held_nll / held_n if held_n else None, enough=enough, reason=reason, lora_epochs=epochs)
@@ -238,19 +300,19 @@ def evidence(right, decided, confidence):
     return False, f"Not enough evidence yet: {decided} votes, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}."
 
 
-def fit_lora(head, prefs, trunk, settings, best_nll):
+def fit_lora(head, prefs, trunk, settings, right, best_nll):
     """Train an fp32 LoRA below the head's features on the training units, keeping the epoch with the best held-out NLL.
 
-    Returns (epochs kept, right, NLL on held-out pairs); 0 epochs means the frozen features were better, and the LoRA is left at zero.
+    `right` and `best_nll` are the frozen features' on the held-out pairs, to be beaten. Returns (epochs kept, right, NLL); 0 epochs means
+    that the frozen features were better, and the LoRA is left at zero.
     """
-    pairs, _ = prefs.train()
-    held = prefs.held()[0]
+    pairs, held = prefs.train().pairs, prefs.held().pairs
     parameters = trunk.attach_lora(settings.reward_lora_rank)
     weight = head.weight.clone().requires_grad_(True)
     log_nu = torch.tensor(head.log_nu)
     optimizer = torch.optim.AdamW([{"params": list(parameters.values()), "lr": 1e-4}, {"params": [weight], "lr": 1e-3}], eps=1e-5)
     zero = {k: v.detach().clone() for k, v in parameters.items()}
-    best, right = (0, zero), evaluate(head.raw(trunk.features(prefs.replies)), head.log_nu, held)[0]
+    best = (0, zero)
     order = torch.Generator().manual_seed(settings.seed)
     for epoch in range(settings.reward_lora_epochs):
         for rows in torch.randperm(len(pairs), generator=order).split(max(1, settings.reward_batch // 2)):

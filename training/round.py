@@ -137,7 +137,7 @@ class Round:
             self.store.update_round(self.id, self.owner, metrics={"demonstrations": len(demonstrations), "sft_loss": loss})
 
     def _reward(self):
-        model, report = reward.fit(self.preferences, self.trunk, self.settings)
+        model, report = reward.fit(self.preferences, self.trunk, self.settings, lambda done, total: self.progress(done, total, {}))
         self.store.update_round(self.id, self.owner, metrics=asdict(report))
         if not report.enough:
             self.end("not_enough", report.reason)

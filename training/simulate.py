@@ -5,11 +5,9 @@ measures on held-out prompts how often the new policy beats the base by that sco
 """
 
 import gc
-import importlib
 import json
 import os
 import random
-import re
 import resource
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from playground import adapters, models, prompts
 from playground.decoder import Sampling
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
-from training import reward, rollout
+from training import annotators, reward, rollout
 
 
 class SimulateSettings(Settings):
@@ -33,47 +31,20 @@ class SimulateSettings(Settings):
     votes: int = Field(32, ge=2)
     """Votes to draw; each is on a conversation of its own."""
     annotator: str = "brevity"
-    """Who votes: brevity, second_person, question, or module:function, a callable (prompt, reply) -> score."""
+    """Who votes: brevity, lists, second_person, question, formality, or module:function, a callable (prompt, reply) -> score."""
     flip: float = Field(0.0, ge=0, le=0.5)
     """Share of votes that are flipped at random."""
+    vote_temperature: float = Field(0.0, ge=0, le=10)
+    """Temperature of the votes, in deviations of the annotator's score: 0 always picks the better reply, 1 often the worse one."""
+    position_bias: float = Field(0.0, ge=-5, le=5)
+    """Log-odds in favour of the reply on the left; only votes with a temperature feel it."""
+    both_bad: float = Field(-10.0, ge=-10, le=0)
+    """Two replies whose scores both lie this many deviations from the mean are voted both bad."""
     eval_prompts: int = Field(96, ge=4)
     """Held-out prompts for the comparison with the base."""
     json_file: str = Field("", alias="json")
     """File for the figures, as JSON."""
 
-
-# -- annotators: (prompt, reply) -> score, higher is better
-
-def brevity(prompt, reply):
-    """Fewer words are better."""
-    return -len(reply.split())
-
-
-def second_person(prompt, reply):
-    """More `you` and `your` are better."""
-    return len(re.findall(r"\b(you|your|yours|yourself)\b", reply.lower()))
-
-
-def question(prompt, reply):
-    """A reply that asks something is better."""
-    return reply.count("?")
-
-
-def find_annotator(name):
-    """The annotator a name means; SettingsError when there is none."""
-    if ":" not in name:
-        found = {f.__name__: f for f in (brevity, second_person, question)}.get(name)
-        if found is None:
-            raise SettingsError(f"--annotator: got {name!r}; accepted: brevity, second_person, question, or module:function")
-        return found
-    module, function = name.split(":", 1)
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"--annotator: got {name!r}; {error}") from None
-
-
-# -- the simulation
 
 def make_duels(store, settings, trunk, tokenizer, annotator, log=print):
     """Fill the store with `settings.votes` voted duels, each a conversation of its own, by the base; returns how many votes said tie."""
@@ -87,15 +58,16 @@ def make_duels(store, settings, trunk, tokenizer, annotator, log=print):
             "sampling": sampling.as_dict()}
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
     episodes = rollout.sample(trunk, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature, end_tokens=end_tokens)
+    replies = [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
+    scores = annotators.standardised([annotator(lines[i // 2], reply) for i, reply in enumerate(replies)])
+    voter = annotators.Person(annotator, settings.vote_temperature, lean=settings.position_bias, flip=settings.flip, bad_below=settings.both_bad)
     ties = 0
     for i, line in enumerate(lines):
-        pair = episodes[2 * i: 2 * i + 2]
-        texts = [prompts.decode(e.completion, tokenizer).strip() for e in pair]
+        pair, texts = episodes[2 * i: 2 * i + 2], replies[2 * i: 2 * i + 2]
         duel = store.start_duel(store.new_conversation(person), line, encoded[i], [{**side, "seed": 0}] * 2)
         store.finish_duel(duel, [{"text": t, "token_ids": e.completion, "logprobs": [], "finish_reason": "end" if e.ended else "length",
                                   "first_token_ms": 0, "total_ms": 0} for t, e in zip(texts, pair, strict=True)])
-        a, b = (annotator(line, t) for t in texts)
-        choice = "tie" if a == b else "a" if (a > b) != (rng.random() < settings.flip) else "b"
+        choice = voter.vote(scores[2 * i], scores[2 * i + 1], rng)
         ties += choice == "tie"
         store.vote(duel, person, choice, store.duel(duel)["left"]["message"])
     log(f"{settings.votes} duels voted on, {ties} ties")
@@ -121,7 +93,7 @@ def compare(store, settings, trunk, tokenizer, annotator, policy_row):
 
 def run(settings, log=print):
     """The whole simulation in a folder of its own unless `data_dir` names one; returns the figures as a dict."""
-    annotator = find_annotator(settings.annotator)
+    annotator = annotators.find(settings.annotator)
     torch.set_num_threads(settings.threads)
     tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
     store = Store(settings.database)

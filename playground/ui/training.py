@@ -132,6 +132,8 @@ def outcome(now):
     version = name(now.policy["version"])
     if now.policy["status"] == "rejected":
         return f"{version} could not be loaded: {now.policy['reason']}"
+    if now.policy["status"] == "live" and now.version != now.policy["version"]:
+        return f"{version} is published and is being loaded."
     if now.policy["status"] == "live":
         return f"{version} is live."
     return f"{version} was published; {name(now.version)} answers now."

@@ -1,0 +1,30 @@
+"""The table that every benchmark ends with, and its JSON: rows of {what, value, unit, bar, ok}."""
+
+import json
+import operator
+from pathlib import Path
+
+from tabulate import tabulate
+
+COMPARISONS = {"≥": operator.ge, "≤": operator.le}
+
+
+def row(what, value, unit="", bar=None):
+    """One figure. `bar` is text like "≥ 0.8", or None where nothing is promised; a value of None was not measured."""
+    ok = None
+    if bar is not None and value is not None:
+        sign, limit = bar.split()
+        ok = COMPARISONS[sign](value, float(limit))
+    return {"what": what, "value": value, "unit": unit, "bar": bar, "ok": ok}
+
+
+def show(rows, json_file=""):
+    """Print the rows, those that fall short and those not run included, and write them where a file is named."""
+    def cell(value):
+        return "not run" if value is None else f"{value:.3g}" if isinstance(value, float) else value
+
+    verdict = {True: "yes", False: "NO", None: ""}
+    print(tabulate([[r["what"], cell(r["value"]), r["unit"], r["bar"] or "", verdict[r["ok"]]] for r in rows],
+                   headers=["what", "value", "unit", "bar", "holds"], tablefmt="github", disable_numparse=True))
+    if json_file:
+        Path(json_file).write_text(json.dumps(rows, indent=1, ensure_ascii=False))

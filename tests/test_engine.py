@@ -1,0 +1,179 @@
+"""Versions under running streams: what goes live, what is refused, what a turn is pinned to."""
+
+import pytest
+import torch
+
+from playground import adapters, engine, models
+from playground.decoder import Decoding, Sampling
+from playground.engine import Engine, EngineStopped
+from playground.settings import Settings
+from playground.store import Store
+from tests.tiny import tiny_folder
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+PROMPT = [1, 30, 31, 32]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def site(folder, tmp_path):
+    """An engine whose threads do not run: the test is both of them."""
+    settings = Settings(model=folder, data_dir=tmp_path, device="cpu", dtype="float32", threads=1, poll_seconds=0.05)
+    return Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+
+
+def publish(site, size=0.05, version_of=None, **tensors):
+    """Publish a LoRA of random tensors through a round, as the worker does; returns its version."""
+    store, settings = site.store, site.settings
+    store.request_round()
+    round_id = store.take_round("worker", lease_seconds=30)["id"]
+    version = store.add_policy(round_id, "worker", parent=store.live_policy()["version"])
+    peft_model = models.with_lora(models.shell(site.base), rank=4, alpha=8, targets=models.linear_targets(site.base))
+    noise = torch.Generator().manual_seed(version)
+    weights = {k: size * torch.randn(v.shape, generator=noise) for k, v in models.lora_parameters(peft_model).items()}
+    path, sha256 = adapters.write(settings.adapters_dir, version, weights | tensors, rank=4, alpha=8, targets=models.linear_targets(site.base),
+                                  base=version_of or site.identity, parent=0, round_id=round_id, scores={})
+    store.publish(round_id, "worker", version, path, sha256, {})
+    return version
+
+
+def run(site, stream):
+    while not stream.finished.is_set():
+        site._step(stream)
+    assert stream.error is None
+    return [r.token_ids for r in stream.decoding.replies]
+
+
+def alone(site, version):
+    """What a version says greedily, built afresh from disk."""
+    model = adapters.load(site.settings.adapters_dir / f"v{version:04d}", site.base, base_hash=site.identity["hash"]) if version else site.base
+    return [r.token_ids for r in Decoding(model, [PROMPT], [0, 0], GREEDY, site.end_tokens, n=2).run()]
+
+
+# -- the swap
+
+def test_a_published_version_answers_the_next_turn_and_no_earlier_one(site):
+    before = site.duel(PROMPT, [0, 0], GREEDY)
+    site._step(before)
+    publish(site, 0.3)
+    assert site.follow_store() and site.live.version == 1
+    after = site.duel(PROMPT, [0, 0], GREEDY)
+    assert (before.policy.version, after.policy.version) == (0, 1)
+    assert run(site, before) == alone(site, 0) != alone(site, 1) == run(site, after)
+
+
+def test_a_third_version_waits_until_the_first_has_no_streams(site):
+    publish(site)
+    site.follow_store()
+    streaming = site.duel(PROMPT, [0, 0], GREEDY)
+    publish(site)
+    assert site.follow_store() and site.live.version == 2
+    publish(site)
+    assert not site.follow_store() and site.live.version == 2
+    assert run(site, streaming) == alone(site, 1)
+    assert site.follow_store() and site.live.version == 3
+
+
+def test_a_roll_back_is_the_same_swap(site):
+    publish(site)
+    publish(site)
+    site.follow_store()
+    site.store.roll_back(1)
+    assert site.follow_store() and site.live.version == 1
+    assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 1)
+    assert [r["status"] for r in site.store.rows("select status from policy order by version")] == ["retired", "live", "rolled_back"]
+
+
+def test_the_threads_take_a_version_live_by_themselves(site):
+    site.start()
+    try:
+        publish(site)
+        for _ in range(200):
+            if site.duel(PROMPT, [0, 0], Sampling(temperature=0, max_tokens=1)).policy.version == 1:
+                break
+            site._closing.wait(0.02)
+        assert site.live.version == 1 and site.healthy
+    finally:
+        site.close()
+    assert not site.healthy
+
+
+# -- what is refused
+
+def refused(site, bad, reason):
+    """The bad version is rejected with the reason, the one before goes on."""
+    live = site.live.version
+    assert site.follow_store() and site.live.version == live == site.store.live_policy()["version"]
+    row = site.store.policy(bad)
+    assert row["status"] == "rejected" and reason in row["reason"]
+    assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, live)
+
+
+def test_a_damaged_file_is_refused(site):
+    publish(site)
+    site.follow_store()
+    bad = publish(site)
+    weights = site.settings.adapters_dir / f"v{bad:04d}" / adapters.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refused(site, bad, "does not match the hash")
+
+
+def test_a_version_of_another_base_is_refused(site):
+    refused(site, publish(site, version_of={"model": "another", "hash": "0" * 64}), "was trained on another")
+
+
+def test_a_version_that_does_not_fit_is_refused(site):
+    refused(site, publish(site, **{"layers.9.lora_A.weight": torch.ones(2, 2)}), "does not fit the model")
+
+
+def test_a_version_that_is_not_finite_is_refused(site):
+    name = "model.layers.0.mlp.down_proj.lora_A.weight"
+    refused(site, publish(site, **{name: torch.full((4, 128), float("nan"))}), "norm nan")
+
+
+def test_a_version_that_ends_every_reply_at_once_is_refused(site):
+    bad = publish(site)
+    ends, site.end_tokens = site.end_tokens, frozenset(range(400))  # nearly every token
+    assert site.follow_store() and site.live.version == 0
+    assert "ends its reply at once on every plain request" in site.store.policy(bad)["reason"]
+    site.end_tokens = ends
+
+
+def test_a_version_far_from_the_base_is_refused(site, monkeypatch):
+    monkeypatch.setattr(engine, "CANARY_KL", 0.01)
+    refused(site, publish(site, 0.5), "nats from the base on plain requests; at most 0.01 is accepted")
+
+
+def test_a_refused_version_can_be_followed_by_a_good_one(site):
+    bad = publish(site, version_of={"model": "another", "hash": "0" * 64})
+    refused(site, bad, "another")
+    good = publish(site)
+    assert site.follow_store() and site.live.version == good > bad
+
+
+def test_after_a_restart_a_bad_version_gives_way_to_its_parent(site):
+    good = publish(site)
+    bad = publish(site, version_of={"model": "another", "hash": "0" * 64})
+    site.start()  # as a new process: nothing answers but the base
+    try:
+        assert site.live.version == good == site.store.live_policy()["version"]
+        assert site.store.policy(bad)["status"] == "rejected"
+    finally:
+        site.close()
+
+
+# -- the end
+
+def test_closing_ends_what_streams_and_takes_nothing_more(site):
+    site.start()
+    stream = site.duel(PROMPT, [0, 0], Sampling(temperature=0, max_tokens=100_000))
+    site.close()
+    assert stream.wait(0) and all(r["finish_reason"] in ("stopped", "end") for r in stream.results())
+    with pytest.raises(EngineStopped, match="Send your message again"):
+        site.duel(PROMPT, [0, 0], GREEDY)

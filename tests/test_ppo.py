@@ -1,0 +1,279 @@
+"""PPO: measuring, the update, the loop and its checkpoint."""
+
+import math
+
+import pytest
+import torch
+
+from playground.settings import Settings
+from tests.test_policy import END, EPISODES, SCORES, moved, settings
+from tests.tiny import tiny_model
+from training import ppo, rollout
+from training.policy import Batch, PolicyModel
+from training.rollout import Episode, generator
+
+torch.set_num_threads(1)  # tensors this small are slower on two
+
+
+def trainer(**changes):
+    s = settings(**changes)
+    return ppo.Trainer(PolicyModel(tiny_model(), s), s)
+
+
+def measured(t, scores=SCORES):
+    """EPISODES as one trajectory, its advantages filled in."""
+    trajectory, _, _ = ppo.measure(t.policy, EPISODES, scores, t.beta, t.settings)
+    ppo.estimate_advantages(t.policy, [trajectory], t.settings)
+    return trajectory
+
+
+def optimise(t, trajectory):
+    return ppo.optimise(t, [trajectory], generator(0, "test"))
+
+
+def run(t, on_iteration=lambda trainer, metrics: None):
+    """PPO that rewards small token ids."""
+    prompts = [[5, 6, 7], [30, 31], [8, 9, 10, 11], [40]]
+    ppo.train_ppo(t, lambda n, rng: rng.sample(prompts, n), lambda episodes: torch.tensor(
+        [1 - sum(e.completion) / len(e.completion) / 240 for e in episodes]), END, on_iteration)
+    return t
+
+
+# -- measuring
+
+def test_kl_to_reference_is_the_summed_difference_of_logprobs():
+    policy = moved(PolicyModel(tiny_model(), settings()))
+    kl = policy.kl_to_reference(EPISODES, 3)
+    with torch.no_grad():
+        e = EPISODES[3]
+        new = policy.logprobs(Batch.of([e], "cpu")).sum().item()
+        base = PolicyModel(tiny_model(), settings()).logprobs(Batch.of([e], "cpu")).sum().item()
+    assert kl[3] == pytest.approx(new - base, abs=1e-4) and abs(kl[3]) > 1e-3
+
+
+def test_measured_rewards_hold_the_score_on_the_last_token_and_kl_before():
+    t = trainer()
+    moved(t.policy)
+    trajectory, _, k3 = ppo.measure(t.policy, EPISODES, SCORES, 0.5, t.settings)
+    expected = -0.5 * trajectory.kl
+    for row, e in enumerate(EPISODES):
+        expected[row, len(e.completion) - 1] += SCORES[row]
+    torch.testing.assert_close(trajectory.rewards, expected)
+    assert k3 > 0
+
+
+def test_advantages_are_whitened_over_reply_tokens_of_all_minibatches():
+    t = trainer()
+    both = [ppo.measure(t.policy, EPISODES[i:i + 2], SCORES[i:i + 2], 0.1, t.settings)[0] for i in (0, 2)]
+    ppo.estimate_advantages(t.policy, both, t.settings)
+    whole = torch.cat([x.advantages[x.batch.mask.bool()] for x in both])
+    assert len(whole) == 18 and whole.mean().abs() < 1e-5 and whole.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+    assert not any(x.advantages[x.batch.mask == 0].any() for x in both)
+
+
+def test_the_value_heads_warm_up_lowers_its_error_and_leaves_the_policy():
+    t = trainer(value_warmup=30, value_lr=1e-2)
+    before = t.policy.state()
+    trajectory, _, _ = ppo.measure(t.policy, EPISODES, SCORES, 0.0, t.settings)
+    mask = trajectory.batch.mask
+    returns = SCORES[:, None] * mask  # β = 0, γ = 1: every token's return is the score
+    ppo.warm_up_values(t.policy, [trajectory], t.settings)
+    assert ((trajectory.old_values - returns) ** 2).sum() < 0.5 * (returns ** 2).sum()
+    assert all(torch.equal(before[k], v) for k, v in t.policy.state().items())
+
+
+# -- the update
+
+def test_the_first_ratio_is_exactly_one():
+    t = trainer()
+    moved(t.policy)
+    trajectory = measured(t)
+    with torch.enable_grad():
+        again = t.policy.logprobs(trajectory.batch)
+    assert (torch.exp(again - trajectory.old_logprobs) == 1).all()
+
+
+def test_tampered_old_logprobs_stop_the_round():
+    """Old log-probabilities from generation, or from another temperature, look almost right and train almost nothing."""
+    t = trainer()
+    trajectory = measured(t)
+    trajectory.old_logprobs[0, 0] += 0.01
+    before = t.policy.state()
+    with pytest.raises(ppo.RatioNotOne, match=r"the first ratio is off by 9\.95e-03; at most 1e-03 is accepted"):  # 1 − e^−0.01
+        optimise(t, trajectory)
+    assert all(torch.equal(before[k], v) for k, v in t.policy.state().items())
+
+
+def test_a_ratio_that_is_no_number_stops_the_round():
+    t = trainer()
+    trajectory = measured(t)
+    trajectory.old_logprobs[0, 0] = math.nan
+    with pytest.raises(ppo.RatioNotOne):
+        optimise(t, trajectory)
+
+
+def test_the_first_step_moves_every_b_and_no_a():
+    """B starts at zero, so A's gradient is zero until B has moved."""
+    t = trainer(ppo_epochs=1)
+    before = t.policy.state()
+    optimise(t, measured(t))
+    after = t.policy.state()
+    assert all(torch.equal(before[k], after[k]) == ("lora_A" in k) for k in before)
+
+
+def test_every_lora_tensor_gets_a_gradient_once_b_has_moved():
+    t = trainer(ppo_epochs=2)
+    optimise(t, measured(t))
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in t.policy.parameters.values())
+    assert all(p.grad is not None for p in t.policy.value_head.parameters())
+
+
+def test_training_leaves_the_reference_alone():
+    t = trainer()
+    batch = Batch.of(EPISODES, "cpu")
+    with torch.no_grad(), t.policy.reference():
+        before = t.policy.logprobs(batch)
+    optimise(t, measured(t))
+    optimise(t, measured(t))
+    with torch.no_grad(), t.policy.reference():
+        assert torch.equal(t.policy.logprobs(batch), before)
+    assert max(map(abs, t.policy.kl_to_reference(EPISODES, 4))) > 1e-3
+
+
+def test_an_update_makes_good_replies_likelier_and_bad_ones_less():
+    t = trainer(ppo_epochs=4, kl_coefficient=0, ppo_lr=1e-3, value_coefficient=0, gae_lambda=1)
+    trajectory = measured(t)
+    optimise(t, trajectory)
+    with torch.no_grad():
+        change = t.policy.logprobs(trajectory.batch) - trajectory.old_logprobs
+    assert (change * trajectory.advantages).sum() > 0 and change[0].sum() > 0 > change[1].sum()
+
+
+def test_a_spike_of_approximate_kl_ends_the_epochs():
+    t = trainer(ppo_lr=0.5, kl_stop=1e-3, ppo_epochs=8)
+    optimise(t, measured(t))
+    steps = t.optimizer.state[next(iter(t.policy.parameters.values()))]["step"]
+    assert steps == 1  # the second look finds the KL far above
+
+
+def test_gradients_are_clipped():
+    """One public trainer never applied its max_grad_norm."""
+    t = trainer(max_grad_norm=1e-3, ppo_epochs=1)
+    norm = optimise(t, measured(t))["grad_norm"]
+    grads = [p.grad for group in t.optimizer.param_groups for p in group["params"]]
+    assert norm > 1e-3 and torch.stack([g.norm() for g in grads]).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+# -- the loop
+
+def test_ppo_raises_the_reward():
+    """The reward is one direction of the embeddings, which these random weights can follow: at most by about one deviation, that is 1."""
+    t = trainer(ppo_iterations=6, ppo_episodes=32, ppo_replies=8, ppo_minibatch=16, ppo_lr=1e-2, kl_coefficient=0, rollout_tokens=4)
+    liking = 10 * t.policy.causal.get_input_embeddings().weight[:, 0].detach()
+    ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.stack([liking[e.completion].mean() for e in episodes]), END)
+    rewards = [m["reward"] for m in t.history]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.3
+
+
+def test_ppo_ends_when_the_kl_target_is_reached():
+    t = run(trainer(kl_target=1e-6))
+    assert t.done and t.iteration < 3
+
+
+def exact_kl(policy, prompt, tokens=3, n=400):
+    """KL to the reference, nats a reply, from many replies of the policy itself."""
+    episodes = rollout.sample(policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n)
+    return sum(policy.kl_to_reference(episodes, 100)) / n
+
+
+def test_an_overshoot_of_the_kl_target_is_taken_back():
+    t = run(trainer(kl_target=0.05, ppo_lr=0.02))
+    overshot = t.history[-1]["kl"]
+    assert t.done and overshot > 0.1
+    assert exact_kl(t.policy, [5, 6, 7]) < 0.5 * overshot
+
+
+def test_half_the_update_is_a_quarter_of_the_kl():
+    policy = moved(PolicyModel(tiny_model(), settings()), 0.05)
+    whole = exact_kl(policy, [5, 6, 7])
+    policy.scale_update(0.5)
+    assert exact_kl(policy, [5, 6, 7]) == pytest.approx(whole / 4, rel=0.3)
+    policy.scale_update(0)
+    assert exact_kl(policy, [5, 6, 7]) == pytest.approx(0, abs=1e-5)
+
+
+def run_with_equal_scores(**changes):
+    """One iteration in which every reply scores 0 and KL costs nothing: only a penalty can move the policy."""
+    t = trainer(ppo_iterations=1, kl_coefficient=0, **changes)
+    ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.zeros(len(episodes)), END)
+    assert t.history[0]["ended"] < 1
+    return t.policy
+
+
+def test_equal_scores_teach_nothing():
+    assert not any(v.any() for k, v in run_with_equal_scores().state().items() if "lora_B" in k)
+
+
+def test_a_reply_that_never_ends_pays_the_penalty():
+    assert any(v.any() for k, v in run_with_equal_scores(missing_end_penalty=2.5).state().items() if "lora_B" in k)
+
+
+@pytest.mark.parametrize("name", ["policy_loss", "value_loss", "clip_fraction", "approx_kl", "grad_norm", "explained_variance", "reward", "kl",
+                                  "kl_k3", "beta", "entropy", "length", "ended"])
+def test_an_iteration_reports(name, unbroken):
+    assert math.isfinite(unbroken.history[0][name])
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    return run(trainer())
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path, unbroken, k):
+    """Heads and optimizer state lost on reload: TRL #1379, OpenRLHF #1342."""
+    class Killed(Exception):
+        pass
+
+    def until(t, metrics):
+        t.save(tmp_path / "ppo.pt")
+        if t.iteration == k:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(trainer(), until)
+    resumed = trainer()
+    resumed.load(tmp_path / "ppo.pt")
+    assert resumed.iteration == k
+    run(resumed)
+    assert all(torch.equal(v, resumed.policy.state()[n]) for n, v in unbroken.policy.state().items())
+    assert torch.equal(resumed.policy.value_head.weight, unbroken.policy.value_head.weight)
+    assert (resumed.beta, resumed.iteration, resumed.history) == (unbroken.beta, unbroken.iteration, unbroken.history)
+
+
+def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(tmp_path):
+    t = trainer()
+    t.save(tmp_path / "ppo.pt")
+    (tmp_path / "ppo.partial").write_bytes(b"half")
+    trainer().load(tmp_path / "ppo.pt")
+
+
+@pytest.mark.parametrize("microbatch", [1, 2])
+def test_the_microbatch_changes_memory_and_not_the_update(microbatch):
+    """Regression: microbatches were shuffled singly after the first epoch, and each took a value warm-up step of its own, so that a smaller
+    microbatch trained another policy. A mean of means, which weighs short replies too much, fails here too."""
+    def updated(size):
+        settings = Settings(ppo_minibatch=4, ppo_microbatch=size, ppo_epochs=3, temperature=1.0, kl_stop=10.0)
+        trainer = ppo.Trainer(PolicyModel(tiny_model(), settings), settings)
+        episodes = [Episode([5, 6, 7], list(range(10, 12 + 3 * (i % 5))), True) for i in range(12)]
+        scores = torch.linspace(-1, 1, 12).roll(5)
+        trajectories = [ppo.measure(trainer.policy, episodes[i:i + size], scores[i:i + size], 0.1, settings)[0] for i in range(0, 12, size)]
+        ppo.warm_up_values(trainer.policy, trajectories, settings)
+        warm = trainer.policy.value_head.weight.detach().clone()
+        ppo.estimate_advantages(trainer.policy, trajectories, settings)
+        ppo.optimise(trainer, trajectories, generator("test"))
+        return {"warm value head": warm, "value head": trainer.policy.value_head.weight.detach(), **trainer.policy.state()}
+
+    whole, parts = updated(4), updated(microbatch)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
