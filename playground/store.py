@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 
 import sqlite_utils
+from filelock import FileLock
 from sqlite_utils.db import NotFoundError
 
 from playground.migrations import migrations
@@ -46,7 +47,10 @@ class Store:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = None
-        with self.writing() as db:  # server and worker may open a new file at the same moment
+            # SQLite's busy timeout does not cover the switch to WAL, and server and worker may open a new file at the same moment
+            with FileLock(f"{self.path}.lock", timeout=60):
+                self.db.execute("pragma journal_mode=wal")
+        with self.writing() as db:
             migrations.apply(db)
 
     @property
@@ -60,7 +64,7 @@ class Store:
     def _connect(self):
         memory = self.path == ":memory:"
         connection = sqlite3.connect(self.path, timeout=15, isolation_level=None, check_same_thread=not memory)
-        for pragma in ("foreign_keys=on", "busy_timeout=15000", "synchronous=full", *([] if memory else ["journal_mode=wal"])):
+        for pragma in ("foreign_keys=on", "busy_timeout=15000", "synchronous=full"):
             connection.execute(f"pragma {pragma}")
         return sqlite_utils.Database(connection)
 
