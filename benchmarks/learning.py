@@ -1,240 +1,218 @@
-"""Does it learn, and does it know when it has not? Reward models from simulated votes whose hidden score is known.
+"""Does it learn from few votes, and does it know when it has not? Simulated votes whose hidden score is known, from vote to published policy.
 
-Replies, features and every cell of the table are kept in `DATA/benchmarks/learning.db`, keyed by what they were made from, the code included,
-so that a run that was stopped goes on where it was. Median over seeds; held-out prompts are never voted on.
+Reward-model rows: medians over seeds on held-out prompts, which are never voted on. Round rows: real rounds in a worker process, and the new
+policy's true win rate over the base. Replies, features and every cell are kept in `DATA/benchmarks/learning.db`, keyed by what they were made
+from, the code included, so that a run that was stopped goes on where it was; what has not been run is shown as not run.
 """
 
-import hashlib
-import inspect
 import itertools
-import json
-import random
 import sys
 import time
-from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
-import sqlite_utils
 import torch
 from pydantic import Field
 
-from benchmarks import report
-from playground import models, prompts
+from benchmarks import pool as pools
+from benchmarks import plots, report, rounds
+from playground import models, scorer
 from playground.settings import Settings, SettingsError, read
-from training import annotators, preferences, reward, rollout
+from training import annotators, gate, policy, ppo, ppo_math, preferences, reward, rollout
+from training import round as training_round
 from training.annotators import Person
+from training.reward import Predictions
 
-LENGTH_MATCHED = 0.1  # largest difference of log lengths of a pair that counts as of one length
+REWARD_CODE = (scorer, reward, preferences, annotators, pools)
+ROUND_CODE = (*REWARD_CODE, rounds, policy, ppo, ppo_math, rollout, gate, training_round)
 
 
 class LearningSettings(Settings):
-    """Reward models from simulated votes."""
+    """Reward models and rounds from simulated votes."""
 
     quick: bool = False
-    """A few prompts and seeds, in minutes."""
+    """A few prompts, seeds and votes, and one round, in minutes."""
+    rounds: Literal["run", "known", "none"] = "run"
+    """Rounds take minutes each: run those that are missing, show those that are known, or leave them out."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
+    plots: str = ""
+    """Folder for the plots: learning curve, calibration, over-optimisation."""
     replies: int = Field(4, ge=2)
     """Replies sampled to each prompt; any two of one prompt can be a duel."""
 
 
-@dataclass
-class Pool:
-    """Replies of the base to the shipped prompts, with their features."""
-
-    prompts: list  # of each reply, its prompt's text
-    texts: list
-    ids: list  # [(prompt ids, completion ids)]
-    heldout: list  # of each reply, whether its prompt is held out
-    features: torch.Tensor  # (N, D)
-    parts: list
-
-    def pairs(self, heldout):
-        """All index pairs of replies to one prompt, prompt by prompt."""
-        wanted = (i for i in range(len(self.ids)) if self.heldout[i] == heldout)
-        return [list(itertools.combinations(group, 2)) for _, group in itertools.groupby(wanted, key=lambda i: self.prompts[i])]
-
-
-class Known:
-    """Stands for the trunk: features looked up instead of computed."""
-
-    def __init__(self, pool, chosen):
-        self.parts, self._rows = pool.parts, pool.features[chosen]
-
-    def features(self, _replies, _on_batch=None):
-        return self._rows
-
-
-class Cache:
-    """Results by what they were made from."""
-
-    def __init__(self, settings):
-        folder = settings.data_dir / "benchmarks"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.table = sqlite_utils.Database(folder / "learning.db")["result"]
-
-    def get(self, make, *code, **key):
-        """`make()`, or what it returned before for the same key and the same source of the modules `code`."""
-        sources = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in code]
-        digest = hashlib.sha256(json.dumps([key, sources], sort_keys=True).encode()).hexdigest()
-        if self.table.exists() and (found := next(self.table.rows_where("id = ?", [digest]), None)):
-            return json.loads(found["value"])
-        value = make()
-        self.table.insert({"id": digest, "key": json.dumps(key, sort_keys=True), "value": json.dumps(value)}, pk="id", replace=True)
-        return value
-
-
-def make_pool(settings, cache, prompts_each, log=print):
-    """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
-    tokenizer = models.load_tokenizer(settings)
-    key = {"model": models.resolve(settings).rsplit("/", 1)[-1], "temperature": settings.temperature, "tokens": settings.reply_tokens, "seed": settings.seed,
-           "replies": settings.replies}
-    lines, ids, held = [], [], []
-    trunk = None
-    for part in ("train", "heldout"):
-        texts = (rollout.SEED_PROMPTS / f"{part}.txt").read_text().splitlines()[:prompts_each]
-        for start in range(0, len(texts), 8):
-            chunk = texts[start:start + 8]
-            encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in chunk]
-
-            def sample(encoded=encoded, chunk=chunk):
-                nonlocal trunk
-                trunk = trunk or models.load_trunk(settings)
-                episodes = rollout.sample(trunk, encoded, rollout.generator(settings.seed, *chunk), replies=settings.replies,
-                                          max_tokens=settings.reply_tokens, temperature=settings.temperature, end_tokens=models.end_tokens(trunk, tokenizer))
-                log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")
-                return [e.completion for e in episodes]
-
-            completions = cache.get(sample, kind="replies", prompts=chunk, **key)
-            for i, completion in enumerate(completions):
-                lines.append(chunk[i // settings.replies])
-                ids.append((encoded[i // settings.replies], completion))
-                held.append(part == "heldout")
-    del trunk
-    features, feature_trunk = [], None
-    for start in range(0, len(ids), 64):
-        def compute(start=start):
-            nonlocal feature_trunk
-            feature_trunk = feature_trunk or reward.FeatureTrunk(settings)
-            log(f"features of {start} to {min(start + 64, len(ids))} of {len(ids)} replies")
-            return [feature_trunk.parts, feature_trunk.features(ids[start:start + 64]).tolist()]
-        parts, rows = cache.get(compute, kind="features", ids=ids[start:start + 64], quantisation=settings.reward_quantisation,
-                                depths=[settings.reward_layer, *reward.DEPTHS], **key)
-        features += rows
-    texts = [prompts.decode(completion, tokenizer).strip() for _, completion in ids]
-    return Pool(lines, texts, ids, held, torch.tensor(features), parts)
-
-
-# -- one cell
-
-def vote(pool, person, n, seed, shuffled=False):
-    """`n` votes on duels of different prompts, as far as there are prompts: (Preferences, indices of its replies in the pool)."""
-    rng = random.Random(f"{seed}/{n}")
-    groups = [rng.sample(group, len(group)) for group in pool.pairs(heldout=False)]
-    rng.shuffle(groups)
-    duels = [pair for layer in itertools.zip_longest(*groups) for pair in layer if pair][:n]
-    duels = [pair if rng.random() < 0.5 else pair[::-1] for pair in duels]
-    scores = annotators.standardised([person.score(p, t) for p, t in zip(pool.prompts, pool.texts, strict=True)])
-    choices = [person.vote(scores[a], scores[b], rng) for a, b in duels]
-    if shuffled:
-        rng.shuffle(choices)
-    chosen = sorted({i for pair in duels for i in pair})
-    at = {i: k for k, i in enumerate(chosen)}
-    outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
-    prefs = preferences.Preferences(
-        replies=[pool.ids[i] for i in chosen],
-        pairs=[(at[a], at[b], outcome[c], 1.0, f"conversation {pool.prompts[a]}", k) for k, ((a, b), c) in enumerate(zip(duels, choices, strict=True))])
-    return replace(prefs, heldout=preferences.held_out([p[4] for p in prefs.pairs], 0.2, seed)), chosen
-
+# -- one reward model
 
 def reward_cell(pool, settings, annotator, n, flip, seed, shuffled=False):
     """Fit on `n` votes; what the fit says of itself, and what is true on the held-out prompts."""
     score = annotators.find(annotator)
-    prefs, chosen = vote(pool, Person(score, flip=flip), n, seed, shuffled)
+    prefs, chosen = pools.vote(pool, Person(score, flip=flip), n, seed, shuffled)
     start = time.monotonic()
-    head, fit = reward.fit(prefs, Known(pool, chosen), settings)
+    model, fit = reward.fit(prefs, pools.Known(pool, chosen), settings)
     seconds = time.monotonic() - start
-    pairs = list(itertools.chain.from_iterable(pool.pairs(heldout=True)))
-    truth = [score(p, t) for p, t in zip(pool.prompts, pool.texts, strict=True)]
+    pairs, truth = list(itertools.chain.from_iterable(pool.pairs(heldout=True))), pool.scores(score)
     outcome = [preferences.TIE if truth[a] == truth[b] else preferences.A if truth[a] > truth[b] else preferences.B for a, b in pairs]
-    raw = head.raw(pool.features)
-    length = [len(completion) for _, completion in pool.ids]
-    matched = [abs(np.log(length[a] / length[b])) < LENGTH_MATCHED for a, b in pairs]
-
-    def accuracy(keep):
-        right, decided, nll, count = reward.evaluate(raw, head.log_nu, [(a, b, o) for (a, b), o, k in zip(pairs, outcome, keep, strict=True) if k])
-        return right / decided if decided else None, nll / count if count else None
-
-    overall, nll = accuracy([True] * len(pairs))
-    return {"accuracy": overall, "nll": nll, "matched": accuracy(matched)[0], "ece": calibration_error(raw, pairs, outcome), "cv": fit.cv_accuracy,
-            "enough": fit.enough, "penalty": fit.penalty, "seconds": seconds}
+    found = Predictions.of(model.raw(pool.features), model.log_nu, [(a, b, o) for (a, b), o in zip(pairs, outcome, strict=True)])
+    length = [np.log(len(completion)) for _, completion in pool.ids]
+    matched = found.where([abs(length[a] - length[b]) < reward.LENGTH_MATCHED for a, b in pairs])
+    return {"accuracy": found.accuracy(), "nll": found.nll(), "matched": matched.accuracy(), "ece": found.calibration_error(),
+            "reliability": reliability(found), "cv": fit.cv_accuracy, "cv_right": round(fit.cv_accuracy * len(prefs.pairs), 1), "enough": fit.enough,
+            "view": fit.view, "penalty": fit.penalty, "seconds": seconds}
 
 
-def calibration_error(raw, pairs, outcome, bins=10):
-    """Expected calibration error (Naeini et al. 2015) of P(a | not a tie) over decided pairs, in `bins` bins of equal count."""
-    decided = [k for k, o in enumerate(outcome) if o != preferences.TIE]
-    p = np.array([torch.sigmoid(raw[pairs[k][0]] - raw[pairs[k][1]]).item() for k in decided])
-    y = np.array([outcome[k] == preferences.A for k in decided], float)
-    order = np.argsort(p)
-    return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in np.array_split(order, bins) if len(part)) / len(p))
+def reliability(found, bins=10):
+    """[[mean P(a), share of a, pairs]] of decided pairs, by P(a) in bins of equal width."""
+    decided = found.outcome != preferences.TIE
+    p, y = torch.sigmoid(found.delta[decided]).numpy(), (found.outcome[decided] == preferences.A).numpy()
+    where = np.minimum((p * bins).astype(int), bins - 1)
+    return [[float(p[where == k].mean()), float(y[where == k].mean()), int((where == k).sum())] for k in range(bins) if (where == k).any()]
 
 
-def refit_seconds(pool, settings, votes):
-    """Seconds to fit the head on `votes` votes at a known penalty."""
-    prefs, chosen = vote(pool, Person(annotators.brevity), votes, 0)
-    centre, scale = reward.standardiser(pool.features[chosen], pool.parts)
-    x, times = (pool.features[chosen] - centre) / scale, []
+def refit_seconds(pool, votes):
+    """Seconds to fit the head again on `votes` votes, view and penalty known."""
+    prefs, chosen = pools.vote(pool, Person(annotators.brevity), votes, 0)
+    times = []
     for _ in range(3):
         start = time.monotonic()
-        reward.fit_head(x @ reward.span(x, prefs), prefs, 0.03)
+        reward.fit_model(pool.features[chosen], pool.parts, prefs, "layers", 0.03)
         times.append(time.monotonic() - start)
     return median(times), len(prefs.pairs)
 
 
 # -- the table
 
-def run(settings, log=print):
-    """All cells, then the rows."""
-    torch.set_num_threads(settings.threads)
-    cache = Cache(settings)
-    pool = make_pool(settings, cache, 32 if settings.quick else None, log)
-    sizes, seeds = ((25, 50), 2) if settings.quick else ((25, 50, 100, 200, 400), 5)
-    bar_size = max(n for n in sizes if n <= 100)
+class Cells:
+    """The benchmark's cells, cached; `found` keeps those that were looked at, for the plots."""
 
-    def cell(**key):
-        return cache.get(lambda: reward_cell(pool, settings, **key), reward, preferences, annotators, sys.modules[__name__], kind="reward model",
-                         pool=len(pool.ids), seed_of_training=settings.seed, **key)
+    def __init__(self, settings, log):
+        self.settings, self.log, self.cache, self.found = settings, log, pools.Cache(settings), []
+        self.pool = pools.make_pool(settings, self.cache, 32 if settings.quick else None, log)
+        self._base = None
 
-    rows = []
+    def reward(self, **key):
+        full = {"kind": "reward model", "pool": len(self.pool.ids), "seed_of_training": self.settings.seed, "shuffled": False, **key}
+        cell = self.cache.get(lambda: reward_cell(self.pool, self.settings, **key), *REWARD_CODE, **full)
+        self.found.append({**full, **cell})
+        return cell
+
+    def round(self, **key):
+        """A round's cell, or None where it has not been run and is not to be."""
+        full = {"kind": "round", "pool": len(self.pool.ids), "arm": "PPO", "flip": 0.0, **key}
+        if self.settings.rounds == "none":
+            return None
+        if self.settings.rounds == "known":
+            cell = self.cache.known(*ROUND_CODE, **full)
+        else:
+            cell = self.cache.get(self._run(key), *ROUND_CODE, **full)
+        if cell:
+            self.found.append({**full, **cell})
+        return cell
+
+    def _run(self, key):
+        return lambda: rounds.round_cell(self.pool, self.base, self.settings, **{"flip": 0.0, **key}, log=self.log)
+
+    @property
+    def base(self):
+        if self._base is None:
+            trunk = models.load_trunk(self.settings)
+            self._base = rounds.Base(models.base_identity(trunk, self.settings), models.template_hash(models.load_tokenizer(self.settings)))
+        return self._base
+
+
+def reward_rows(cells, sizes, seeds):
+    """Every annotator, number of votes and share of flipped votes."""
+    rows, log = [], cells.log
     for flip, annotator, n in itertools.product((0.0, 0.1, 0.25), annotators.SHIPPED, sizes):
-        if flip == 0.1 and n != bar_size:
+        if flip == 0.1 and n != 100:
             continue
-        cells = [cell(annotator=annotator, n=n, flip=flip, seed=seed) for seed in range(seeds)]
+        found = [cells.reward(annotator=annotator, n=n, flip=flip, seed=seed) for seed in range(seeds)]
         bar = {0.0: "≥ 0.8", 0.25: "≥ 0.65"}.get(flip) if n == 100 else None
         noise = f", {flip:.0%} flipped" if flip else ""
         what = f"{annotator}, {n} votes{noise}"
-        rows.append(report.row(f"{what}: accuracy on held-out prompts", median(c["accuracy"] for c in cells), "", bar))
-        rows.append(report.row(f"{what}: the same, pairs of one length", median(c["matched"] for c in cells if c["matched"] is not None), ""))
-        rows.append(report.row(f"{what}: NLL", median(c["nll"] for c in cells), "nats"))
-        rows.append(report.row(f"{what}: calibration error", median(c["ece"] for c in cells), ""))
-        rows.append(report.row(f"{what}: called enough evidence", sum(c["enough"] for c in cells), f"of {seeds}"))
+        rows.append(report.row(f"{what}: accuracy on held-out prompts", median(c["accuracy"] for c in found), "", bar))
+        rows.append(report.row(f"{what}: the same, pairs of one length", median(c["matched"] for c in found if c["matched"] is not None), ""))
+        rows.append(report.row(f"{what}: NLL", median(c["nll"] for c in found), "nats"))
+        rows.append(report.row(f"{what}: calibration error", median(c["ece"] for c in found), ""))
+        rows.append(report.row(f"{what}: called enough evidence", sum(c["enough"] for c in found), f"of {seeds}"))
         log(f"{what}: accuracy {rows[-5]['value']:.2f}, pairs of one length {rows[-4]['value']:.2f}, enough {rows[-1]['value']} of {seeds}")
-    names = list(annotators.SHIPPED)
-    shuffled = [cell(annotator=names[seed % len(names)], n=bar_size, flip=0.0, seed=seed, shuffled=True) for seed in range(2 * seeds)]
-    rows.append(report.row(f"shuffled votes, {bar_size}: accuracy on held-out prompts", median(c["accuracy"] for c in shuffled), ""))
-    rows.append(report.row(f"shuffled votes, {bar_size}: called enough evidence", sum(c["enough"] for c in shuffled), f"of {2 * seeds}"))
-    seconds, n = refit_seconds(pool, settings, 100 if settings.quick else 1000)
+    names, n = list(annotators.SHIPPED), max(n for n in sizes if n <= 100)
+    shuffled = [cells.reward(annotator=names[seed % len(names)], n=n, flip=0.0, seed=seed, shuffled=True) for seed in range(4 * seeds)]
+    rows.append(report.row(f"shuffled votes, {n}: accuracy on held-out prompts", median(c["accuracy"] for c in shuffled), ""))
+    rows.append(report.row(f"shuffled votes, {n}: called enough evidence", sum(c["enough"] for c in shuffled), f"of {4 * seeds}"))
+    seconds, n = refit_seconds(cells.pool, 100 if cells.settings.quick else 1000)
     rows.append(report.row(f"refit of the head, {n} votes", seconds, "s", "≤ 2"))
     return rows
+
+
+def round_rows(cells, quick):
+    """Real rounds, in the order in which they say most."""
+    rows, names = [], list(annotators.SHIPPED)
+
+    def rates(what, found, bar):
+        done = [c for c in found if c and c["win_rate"] is not None]
+        low, high = done[0]["interval"] if len(done) == 1 else (None, None)
+        interval = f", one seed [{low:.2f}, {high:.2f}]" if len(done) == 1 else f", median of {len(done)} seeds" if done else ""
+        rows.append(report.row(f"{what}: true win rate over the base{interval}", median(c["win_rate"] for c in done) if done else None, "", bar))
+        rows.append(report.row(f"{what}: KL to the base", median(c["kl"] for c in done) if done else None, "nats a reply"))
+        run = [c for c in found if c]
+        rows.append(report.row(f"{what}: published", sum(c["state"] == "published" for c in run) if run else None, f"of {len(run)}"))
+
+    if quick:
+        rates("brevity, 50 votes", [cells.round(annotator="brevity", n=50, seed=0)], None)
+        return rows
+    clean = {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (0,) for name in names}
+    shuffled = [cells.round(annotator=names[seed % len(names)], n=100, seed=seed, arm="shuffled votes") for seed in range(10)]
+    noisy = {name: cells.round(annotator=name, n=100, flip=0.25, seed=0) for name in names}
+    length = {name: cells.round(annotator=name, n=100, seed=0, arm="length-only reward") for name in ("brevity", "formality")}
+    far = {name: cells.round(annotator=name, n=100, seed=0, arm="far beyond the KL target") for name in ("second_person",)}
+    pessimistic = {name: cells.round(annotator=name, n=100, seed=0, arm="pessimistic reward (λ = 1)") for name in names}
+    few = {(name, n): cells.round(annotator=name, n=n, seed=0) for name in names for n in (25, 50, 200, 400)}
+    clean |= {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (1, 2) for name in names}
+
+    for name in names:
+        rates(f"{name}, 100 votes", [clean[name, seed] for seed in range(3)], "≥ 0.85" if name == "brevity" else "≥ 0.65")
+    for name in names:
+        rates(f"{name}, 100 votes, 25% flipped", [noisy[name]], "≥ 0.6")
+    run = [c for c in shuffled if c]
+    rows.append(report.row(f"shuffled votes, 100: published, of {len(run)} rounds", sum(c["state"] == "published" for c in run) if run else None, "", "≤ 0"))
+    rates("shuffled votes, 100", shuffled, None)
+    for what, arm in (("length-only reward", length), ("pessimistic reward (λ = 1)", pessimistic), ("far beyond the KL target", far)):
+        for name, cell in arm.items():
+            rates(f"{what}, {name}, 100 votes", [cell], None)
+    for (name, n), cell in few.items():
+        rates(f"{name}, {n} votes", [cell], None)
+    for level in (0.6, 0.7):
+        for name in names:
+            rates_by_n = {n: [few[name, n]] for n in (25, 50)} | {100: [clean[name, s] for s in range(3)]} | {n: [few[name, n]] for n in (200, 400)}
+            reached = [n for n, c in rates_by_n.items() if (w := [x["win_rate"] for x in c if x and x["win_rate"] is not None]) and median(w) >= level]
+            rows.append(report.row(f"{name}: votes needed for a true win rate of {level:.0%}", min(reached, default=None), "votes"))
+    timed = [c for c in clean.values() if c]
+    rows.append(report.row("a round on 100 votes", median(c["minutes"] for c in timed) if timed else None, "minutes", "≤ 15"))
+    rows.append(report.row("its worker's peak memory", max(c["peak_mb"] for c in timed) if timed else None, "MB", "≤ 2500"))
+    return rows
+
+
+def run(settings, log=print):
+    """All cells, then the rows: (rows, cells)."""
+    torch.set_num_threads(settings.threads)
+    cells = Cells(settings, log)
+    sizes, seeds = ((25, 50), 2) if settings.quick else ((25, 50, 100, 200, 400), 5)
+    rows = reward_rows(cells, sizes, seeds) + round_rows(cells, settings.quick)
+    return rows, cells.found
 
 
 def main(argv=None):
     try:
         settings = read(argv, LearningSettings, "python -m benchmarks.learning")
-        report.show(run(settings), settings.json_file)
+        rows, cells = run(settings)
     except (SettingsError, models.ModelUnavailable) as error:
         sys.exit(str(error))
+    report.show(rows, settings.json_file)
+    if settings.plots:
+        plots.draw(cells, Path(settings.plots))
 
 
 if __name__ == "__main__":

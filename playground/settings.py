@@ -98,10 +98,15 @@ class Settings(BaseSettings):
     """bitsandbytes format of the reward model's frozen trunk."""
     reward_layer: Fraction = 0.0
     """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads three: a tenth, a third and two thirds deep."""
+    reward_view: Literal["auto", "layers", "counts", "deep", "length"] = "auto"
+    """What of the features the head reads: all layers' means, the shallow one's mean and sum, the deep one's mean, or the length alone (a control);
+    auto chooses among the first three by cross-validation."""
     reward_lora_rank: int = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     reward_lora_epochs: int = Field(3, ge=1, le=50)
     """Most epochs of that LoRA; it stops at the best held-out NLL."""
+    reward_pessimism: float = Field(0.0, ge=0, le=10)
+    """λ of reward = mean − λ·deviation under the votes' posterior, in posterior deviations."""
     reward_batch: Positive = 16
     """Replies scored at once."""
     evidence_confidence: float = Field(0.8, ge=0, lt=1)

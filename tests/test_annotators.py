@@ -72,3 +72,14 @@ def test_flips_turn_decided_votes_and_leave_ties():
 def test_two_bad_replies_are_both_bad_and_one_is_not():
     assert shares(-2.0, -1.5, bad_below=-1) == {"both_bad": 1}
     assert shares(-2.0, -0.5, bad_below=-1) == {"b": 1}
+
+
+def test_people_are_named_with_commas_and_a_temperature_of_their_own():
+    found = annotators.people("brevity, lists@0.5", temperature=2.0, flip=0.1)
+    assert {name: (p.score, p.temperature, p.flip) for name, p in found.items()} == {
+        "brevity": (annotators.brevity, 2.0, 0.1), "lists@0.5": (annotators.lists, 0.5, 0.1)}
+
+
+def test_a_temperature_that_is_no_number_is_named():
+    with pytest.raises(SettingsError, match="'lists@warm'"):
+        annotators.people("lists@warm")

@@ -1,12 +1,14 @@
 """What the benchmarks' figures are made of; the figures themselves are the benchmarks' own."""
 
 import json
-import math
 
 import pytest
 import torch
 
-from benchmarks import learning, report
+from benchmarks import learning, plots, report, rounds
+from benchmarks import pool as pools
+from playground import models
+from tests.test_loop import settings_for
 from training import annotators
 from training.annotators import Person
 from training.preferences import TIE, A, B
@@ -16,11 +18,13 @@ PROMPTS = [f"prompt {i}" for i in range(12)]
 
 @pytest.fixture
 def pool():
-    """Four replies to each of twelve prompts, the last four held out; a reply's one feature is its number of words."""
+    """Four replies to each of twelve prompts, the last four held out; a reply's features are noise, its number of words, and the log of it."""
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(1, 40, (48,), generator=generator).tolist()
-    return learning.Pool([p for p in PROMPTS for _ in range(4)], ["word " * n for n in words], [([1], [i] * n) for i, n in enumerate(words)],
-                         [i >= 32 for i in range(48)], torch.tensor(words).float()[:, None], [1])
+    counts = torch.randint(1, 40, (48,), generator=generator).tolist()
+    words = torch.tensor(counts).float()[:, None]
+    features = torch.cat([torch.randn(48, 2, generator=generator), words, words.log()], -1)
+    return pools.Pool([p for p in PROMPTS for _ in range(4)], ["word " * n for n in counts], [([1], [i] * n) for i, n in enumerate(counts)],
+                      [True] * 48, [i >= 32 for i in range(48)], features, [2, 1, 1])
 
 
 # -- the table
@@ -39,12 +43,12 @@ def test_rows_that_fall_short_or_were_not_run_stay_in_the_table(tmp_path, capsys
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
 
 
-# -- learning
+# -- the pool
 
 def test_votes_fall_on_prompts_that_are_not_held_out_one_each_before_a_second(pool):
-    prefs, chosen = learning.vote(pool, Person(annotators.brevity), 8, 0)
+    prefs, chosen = pools.vote(pool, Person(annotators.brevity), 8, 0)
     assert len({p[4] for p in prefs.pairs}) == 8 and not any(pool.heldout[i] for i in chosen)
-    prefs, _ = learning.vote(pool, Person(annotators.brevity), 16, 0)
+    prefs, _ = pools.vote(pool, Person(annotators.brevity), 16, 0)
     assert len(prefs.pairs) == 16 and len({p[4] for p in prefs.pairs}) == 8
 
 
@@ -52,30 +56,62 @@ def test_votes_are_the_annotators_and_shuffled_ones_are_not(pool):
     words = [len(t.split()) for t in pool.texts]
 
     def agreement(**changes):
-        prefs, chosen = learning.vote(pool, Person(annotators.brevity), 48, 0, **changes)
+        prefs, chosen = pools.vote(pool, Person(annotators.brevity), 48, 0, **changes)
         gaps = [words[chosen[a]] - words[chosen[b]] for a, b, *_ in prefs.pairs]
         return [outcome == (TIE if gap == 0 else A if gap < 0 else B) for gap, (_, _, outcome, *_) in zip(gaps, prefs.pairs, strict=True)]
 
     assert all(agreement()) and sum(agreement(shuffled=True)) < 36
 
 
-def test_a_reward_model_of_the_right_feature_is_found_to_be_right(pool, tmp_path):
-    found = learning.reward_cell(pool, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
-    assert found["accuracy"] > 0.95 and found["enough"] and found["cv"] > 0.8
-
-
-def test_calibration_error_by_hand():
-    # four pairs, all given P(a) = 0.8, three of them won by a: |0.8 − 0.75|
-    raw = torch.tensor([math.log(4), 0.0])
-    assert learning.calibration_error(raw, [(0, 1)] * 5, [A, A, A, B, TIE], bins=1) == pytest.approx(0.05, abs=1e-6)
-
-
 def test_a_result_is_made_once_for_each_key_and_code(tmp_path):
-    cache, made = learning.Cache(learning.LearningSettings(data_dir=tmp_path)), []
+    cache, made = pools.Cache(learning.LearningSettings(data_dir=tmp_path)), []
 
     def make():
         made.append(1)
         return {"value": len(made)}
 
-    assert cache.get(make, report, n=1) == cache.get(make, report, n=1) == {"value": 1}
+    assert cache.known(report, n=1) is None
+    assert cache.get(make, report, n=1) == cache.get(make, report, n=1) == cache.known(report, n=1) == {"value": 1}
     assert cache.get(make, report, n=2) == {"value": 2} and cache.get(make, annotators, n=1) == {"value": 3}
+
+
+# -- cells, rows and pictures
+
+def test_a_reward_model_of_the_right_feature_is_found_to_be_right(pool, tmp_path):
+    found = learning.reward_cell(pool, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
+    assert found["accuracy"] > 0.9 and found["enough"] and found["cv"] > 0.8
+    assert sum(count for _, _, count in found["reliability"]) <= 24  # six pairs of each of four held-out prompts, ties aside
+
+
+def test_rounds_that_were_not_run_are_shown_as_not_run(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "make_pool", lambda *_: pool)
+    settings = learning.LearningSettings(data_dir=tmp_path, rounds="known")
+    rows = learning.round_rows(learning.Cells(settings, print), quick=False)
+    assert len(rows) > 50 and all(r["value"] is None and r["ok"] is None for r in rows)
+    assert [r["bar"] for r in rows if r["what"].startswith("brevity, 100 votes: true win rate")] == ["≥ 0.85"]
+
+
+def test_the_pictures_show_what_there_is(pool, tmp_path):
+    settings = learning.LearningSettings(data_dir=tmp_path)
+    cells = [{"kind": "reward model", "shuffled": False, "annotator": "brevity", "n": n, "flip": 0.0, "seed": seed,
+              **learning.reward_cell(pool, settings, "brevity", n, 0.0, seed)} for n in (16, 32) for seed in (0, 1)]
+    assert [f.name for f in plots.draw(cells, tmp_path)] == ["learning-accuracy.svg", "learning-calibration.svg"]
+    done = {"kind": "round", "arm": "PPO", "annotator": "brevity", "n": 100, "flip": 0.0, "seed": 0, "win_rate": 0.8, "interval": [0.7, 0.9],
+            "state": "published", "curve": []}
+    far = {**done, "arm": "far beyond the KL target", "curve": [{"kl": k, "proxy": k, "true": -k} for k in (0.0, 1.0, 4.0)]}
+    assert [f.name for f in plots.draw([done, far], tmp_path)] == ["learning-win-rate.svg", "learning-over-optimisation.svg"]
+    assert "<svg" in (tmp_path / "learning-win-rate.svg").read_text()
+
+
+def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_path):
+    """The pool of a tiny model, votes by a known score, a worker process, and the win rate on the held-out prompts."""
+    tiny = settings_for(tmp_path, ppo_iterations=2, gate_prompts=4, evidence_confidence=0.0, reply_tokens=8)
+    settings = learning.LearningSettings(**{**tiny.model_dump(), "replies": 2})
+    pool = pools.make_pool(settings, pools.Cache(settings), 16, lambda text: None)
+    assert len(pool.ids) == 64 and sum(pool.heldout) == 32
+    trunk = models.load_trunk(settings)
+    base = rounds.Base(models.base_identity(trunk, settings), models.template_hash(models.load_tokenizer(settings)))
+    cell = rounds.round_cell(pool, base, settings, "brevity", 16, 0.0, 0, log=lambda text: None)
+    assert cell["state"] in ("published", "refused") and 0 <= cell["interval"][0] <= cell["win_rate"] <= cell["interval"][1] <= 1
+    assert len(cell["curve"]) == 2 and cell["curve"][0]["kl"] == pytest.approx(0, abs=0.05) and cell["peak_mb"] > 100
+    assert pools.make_pool(settings, pools.Cache(settings), 16, pytest.fail).texts == pool.texts  # nothing is sampled twice

@@ -7,11 +7,11 @@ import torch
 from scipy.optimize import minimize
 from transformers import AutoModelForCausalLM
 
+from playground.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 from training import preferences, reward
 from training.preferences import TIE, A, B, Preferences
-from training.reward import FeatureTrunk, RewardModel
 
 torch.set_num_threads(1)  # tensors this small are slower on two
 
@@ -49,20 +49,20 @@ def cosine(a, b):
 
 def test_fit_head_recovers_a_planted_direction():
     x, direction, pairs = planted(200)
-    weight, _, _ = reward.fit_head(x, Preferences(pairs=pairs), 0.1)
+    weight, *_ = reward.fit_head(x, Preferences(pairs=pairs), 0.1)
     assert cosine(weight, direction) > 0.97
 
 
 def test_fit_head_learns_from_thumbs_alone():
     x, direction, _ = planted()
     points = [(i, int(score > 1), 1.0, "conversation 1") for i, score in enumerate((x @ direction).tolist())]
-    weight, _, threshold = reward.fit_head(x, Preferences(points=points), 0.1)
+    weight, _, threshold, _ = reward.fit_head(x, Preferences(points=points), 0.1)
     assert cosine(weight, direction) > 0.97 and threshold > 0
 
 
 def test_a_case_of_no_weight_says_nothing():
     x, _, pairs = planted(50)
-    weight, _, _ = reward.fit_head(x, Preferences(pairs=[(*p[:3], 0.0, *p[4:]) for p in pairs]), 0.1)
+    weight, *_ = reward.fit_head(x, Preferences(pairs=[(*p[:3], 0.0, *p[4:]) for p in pairs]), 0.1)
     assert weight.abs().max() < 1e-4
 
 
@@ -102,7 +102,7 @@ def test_fit_head_is_where_the_likelihood_has_no_slope():
         return loss.item(), flat.grad.numpy()
 
     expected = minimize(objective, [0.0] * 10, jac=True, method="BFGS", options={"gtol": 1e-8}).x
-    weight, log_nu, threshold = reward.fit_head(x, Preferences(pairs=pairs, points=points), 0.3)
+    weight, log_nu, threshold, _ = reward.fit_head(x, Preferences(pairs=pairs, points=points), 0.3)
     assert [*weight.tolist(), log_nu, threshold] == pytest.approx(expected, abs=1e-5)
 
 
@@ -116,13 +116,13 @@ def test_a_fit_lies_in_the_span_of_what_the_votes_compare():
 
 
 def cross_validated(x, pairs, penalty=0.1):
-    return reward.cross_validate(Preferences(pairs=pairs), 0, lambda part: reward.fitted_scores(x, part, penalty))
+    return reward.cross_validate(Preferences(pairs=pairs), 0, lambda part: reward.fitted_scores(x, part, penalty))[0].right()
 
 
 def test_cross_validation_finds_a_planted_direction_and_no_more_than_chance_in_noise():
     x, _, pairs = planted(60)
-    right, decided, _ = cross_validated(x, pairs)
-    by_chance, _, _ = cross_validated(x, by_coin(pairs))
+    right, decided = cross_validated(x, pairs)
+    by_chance, _ = cross_validated(x, by_coin(pairs))
     assert decided == 60 and right > 48 and 20 < by_chance < 40
 
 
@@ -131,18 +131,53 @@ def by_coin(pairs, seed=1):
     return [(*p[:2], A if torch.rand(1, generator=coin) < 0.5 else B, *p[3:]) for p in pairs]
 
 
-def test_of_one_conversation_the_strongest_penalty_is_chosen():
+def test_of_one_conversation_the_first_view_and_the_strongest_penalty_are_chosen():
     """No fold can be held out, so nothing speaks for a weaker one."""
     x, _, pairs = planted(10)
-    assert reward.choose(x, Preferences(pairs=[(*p[:4], "conversation 1", p[5]) for p in pairs]), 0) == max(reward.PENALTIES)
+    one = Preferences(pairs=[(*p[:4], "conversation 1", p[5]) for p in pairs])
+    assert reward.choose({"layers": x, "deep": x}, one, 0) == ("layers", max(reward.PENALTIES))
 
 
-def test_every_part_of_the_features_has_an_equal_share():
-    x = torch.randn(500, 17, generator=torch.Generator().manual_seed(0)) * 5 + 3
-    centre, scale = reward.standardiser(x, [16, 1])
-    z = (x - centre) / scale
+def test_the_view_that_the_votes_are_about_is_chosen():
+    x, _, pairs = planted(80)
+    noise = torch.randn(len(x), 8, generator=torch.Generator().manual_seed(5))
+    assert reward.choose({"layers": noise, "deep": x}, Preferences(pairs=pairs), 0)[0] == "deep"
+
+
+def test_every_block_of_a_view_has_an_equal_share():
+    features = torch.randn(500, 33, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    z, centre, scale = reward.standardised(features, [16, 16, 1], "layers")
     assert z.mean(0).abs().max() < 1e-5
-    torch.testing.assert_close(z.var(0), torch.tensor([1 / 32] * 16 + [1 / 2]))
+    torch.testing.assert_close(z.var(0), torch.tensor([1 / 48] * 32 + [1 / 3]))
+    torch.testing.assert_close((features - centre) / scale, z)
+
+
+# -- the posterior
+
+def test_the_posterior_is_the_inverse_curvature():
+    """Against autograd's Hessian of the objective, with log ν and θ marginalised."""
+    x, _, pairs = planted(12, d=3, indifference=0.5)
+    head = reward.fit_head(x, Preferences(pairs=pairs), 0.5)
+    a, b, outcome, _ = reward.columns(pairs, *[torch.long] * 3, torch.double)
+
+    def objective(phi):
+        scores = x.double() @ phi[:3]
+        prior = 0.25 * phi[:3].square().sum() + 0.1 * (phi[3] + 1) ** 2 + 0.1 * phi[4] ** 2
+        return prior + preferences.pair_nll(scores[a], scores[b], outcome, phi[3]).sum()
+
+    at = torch.tensor([*head.weight.tolist(), head.log_nu, head.threshold], dtype=torch.double)
+    covariance = torch.linalg.inv(torch.autograd.functional.hessian(objective, at))[:3, :3]
+    torch.testing.assert_close((head.factor @ head.factor.T).double(), covariance, rtol=1e-3, atol=1e-5)
+
+
+def test_more_votes_leave_less_doubt():
+    doubt = {}
+    for n in (20, 200):
+        x, _, pairs = planted(n)
+        features = torch.cat([x, torch.zeros(len(x), 1)], -1)
+        model = reward.fit_model(features, [8, 1], Preferences(pairs=pairs), "deep", 1.0)
+        doubt[n] = model.deviation(features[:40]).mean()
+    assert doubt[200] < 0.7 * doubt[20]
 
 
 # -- evidence
@@ -185,100 +220,6 @@ def test_confidence_zero_turns_the_check_off():
     assert reward.evidence(8, 20, 0) == (True, None)
 
 
-# -- the model
-
-def head(lora=None):
-    return RewardModel(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 1.0]), -0.7, 0.3, 1.5, 2.5, lora or {})
-
-
-def test_raw_and_reward_by_hand():
-    x = torch.tensor([[4.5, 1.0]])  # ((4.5 − 0.5)/2, 1)·(1, −2) = 0; (0 − 1.5)/2.5 = −0.6
-    torch.testing.assert_close(head().raw(x), torch.tensor([0.0]))
-    torch.testing.assert_close(head().reward(x), torch.tensor([-0.6]))
-
-
-def test_save_and_load_give_the_same_model(tmp_path):
-    """Heads lost on reload made the second round start from noise (TRL #1379, OpenRLHF #1342)."""
-    model = head({"layers.0.lora_A.weight": torch.randn(2, 3)})
-    model.save(tmp_path / "reward.safetensors")
-    loaded = RewardModel.load(tmp_path / "reward.safetensors")
-    x = torch.randn(5, 2)
-    assert torch.equal(loaded.reward(x), model.reward(x))
-    assert (loaded.log_nu, loaded.threshold, loaded.shift, loaded.spread) == (-0.7, 0.3, 1.5, 2.5)
-    assert torch.equal(loaded.lora["layers.0.lora_A.weight"], model.lora["layers.0.lora_A.weight"])
-
-
-def test_standardised_rewards_have_mean_zero_and_deviation_one():
-    model, x = head(), torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    model.standardise(x)
-    assert model.reward(x).mean().abs() < 1e-5
-    assert model.reward(x).std().item() == pytest.approx(1, abs=1e-5)
-
-
-def test_standardising_equal_scores_does_not_divide_by_zero():
-    model = head()
-    model.standardise(torch.ones(4, 2))
-    assert model.reward(torch.ones(4, 2)).isfinite().all()
-
-
-# -- features
-
-REPLIES = [([5, 6, 7], [20, 21]), ([8] * 30, list(range(40, 70))), ([9], [11] * 12), ([4, 4, 4, 4], [33])]
-
-
-@pytest.mark.parametrize("quantisation", ["none", "nf4"])
-def test_a_reply_scores_the_same_alone_and_among_longer_ones(trunks, quantisation):
-    """Reward scores that depend on padding: transformers #35909, TRL #2778."""
-    trunk = trunks[quantisation]
-    alone = torch.cat([trunk.batch_features([r]).cpu() for r in REPLIES])
-    together = trunk.batch_features(REPLIES)
-    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
-
-
-def test_features_come_back_in_the_order_given(folder):
-    small = FeatureTrunk(settings(folder, reward_batch=2))
-    torch.testing.assert_close(small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4)
-
-
-def test_long_conversations_are_read_a_few_at_a_time(folder, monkeypatch):
-    monkeypatch.setattr(reward, "BATCH_TOKENS", 64)
-    trunk, sizes = FeatureTrunk(settings(folder)), []
-    whole, together = trunk.batch_features, trunk.features(REPLIES)
-    trunk.batch_features = lambda replies: sizes.append(len(replies)) or whole(replies)
-    torch.testing.assert_close(trunk.features(REPLIES), together, rtol=1e-4, atol=1e-4)
-    assert sizes == [3, 1]  # 5, 5 and 13 tokens; then the one of 60
-
-
-def test_only_the_replys_tokens_are_pooled(trunks):
-    """The mean over prompt and reply would score the question."""
-    trunk = trunks["none"]
-    prompt, reply = REPLIES[0]
-    feature = trunk.features([(prompt, reply)])[0]
-    states = trunk._hidden[3][0]  # (5, d), of the forward just made
-    torch.testing.assert_close(feature[:-1], (states[3] + states[4]) / 2)
-
-
-def test_the_prompt_still_changes_how_a_reply_is_read(trunks):
-    first, second = trunks["none"].features([([5, 6, 7], [20, 21]), ([9, 9, 9], [20, 21])])
-    assert (first - second).abs().max() > 1e-3
-
-
-def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
-    """Four blocks, depth 0.67: what transformers calls hidden_states[3]."""
-    whole = AutoModelForCausalLM.from_pretrained(trunks["none"].model.config._name_or_path, dtype=torch.float32)
-    states = whole(torch.tensor([[5, 6, 7, 20, 21]]), output_hidden_states=True).hidden_states[3][0]
-    torch.testing.assert_close(trunks["none"].features([REPLIES[0]])[0, :-1], states[3:].mean(0), rtol=1e-4, atol=1e-4)
-
-
-def test_three_layers_and_the_length_are_the_features(folder):
-    trunk, replies = FeatureTrunk(settings(folder, reward_layer=0)), REPLIES[:2]
-    assert trunk.layers == [1, 3] and trunk.parts == [64, 64, 1]  # of four blocks a tenth and a third are both the first
-    for n, layer in enumerate(trunk.layers):
-        one = FeatureTrunk(settings(folder, reward_layer=layer / 4)).features(replies)
-        torch.testing.assert_close(trunk.features(replies)[:, 64 * n: 64 * (n + 1)], one[:, :-1])
-    torch.testing.assert_close(trunk.features(replies)[:, -1], torch.tensor([2.0, 30.0]).log())
-
-
 # -- the whole fit, and the LoRA below the head
 
 def liked_token_preferences(n):
@@ -315,40 +256,39 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
     assert low < 0.5 < high
 
 
-def fit_lora(folder, best_nll, quantisation="nf4", epochs=2):
-    """Fit the LoRA against a held-out NLL to beat: (trunk, head, prefs, epochs kept, NLL)."""
+def fit_lora(folder, sure, quantisation="nf4", epochs=2):
+    """Fit the LoRA against held-out predictions that are `sure` (score difference) and right: (trunk, features before, prefs, what it returns)."""
     s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
     trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
-    x = trunk.features(prefs.replies)
-    centre, scale = reward.standardiser(x, trunk.parts)
-    fitted = RewardModel(reward.fit_head((x - centre) / scale, prefs.train(), 1.0)[0], centre, scale)
-    epochs, _, nll = reward.fit_lora(fitted, prefs, trunk, s, 0.0, best_nll)
-    return trunk, fitted, x, prefs, epochs, nll
+    x, held = trunk.features(prefs.replies), prefs.held().pairs
+    model = reward.fit_model(x, trunk.parts, prefs.train(), "layers", 1.0)
+    sign = torch.tensor([1.0 if p[2] == A else -1.0 for p in held])
+    to_beat = reward.Predictions(sure * sign, torch.full((len(held),), -10.0), torch.tensor([p[2] for p in held]))
+    return trunk, model, x, prefs, reward.fit_lora(model, prefs, trunk, s, to_beat), to_beat
 
 
 def test_a_lora_that_helps_nothing_is_left_at_zero(folder):
-    trunk, fitted, before, prefs, epochs, nll = fit_lora(folder, best_nll=-1.0)
-    assert (epochs, nll, fitted.lora) == (0, -1.0, {})
+    trunk, _, before, prefs, (epochs, _, held), to_beat = fit_lora(folder, sure=50.0)
+    assert epochs == 0 and held is to_beat
     torch.testing.assert_close(trunk.features(prefs.replies), before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])
 def test_a_lora_that_helps_is_kept_at_its_best_epoch(folder, quantisation):
     """bitsandbytes' 4-bit layers must stay differentiable after a forward without gradients."""
-    trunk, fitted, before, prefs, epochs, nll = fit_lora(folder, best_nll=1e9, quantisation=quantisation)
-    assert epochs in (1, 2) and nll < 1e9
-    kept = fitted.lora
+    trunk, _, before, prefs, (epochs, kept, held), to_beat = fit_lora(folder, sure=-50.0, quantisation=quantisation)
+    assert epochs in (1, 2) and held.nll() < to_beat.nll()
     parameters = trunk.attach_lora(4)
     assert kept and all(torch.equal(kept[k], parameters[k]) for k in parameters)
     assert (trunk.features(prefs.replies) - before).abs().max() > 0
 
 
 def test_a_saved_lora_gives_the_same_rewards_on_a_fresh_trunk(folder, tmp_path):
-    trunk, fitted, _, prefs, epochs, _ = fit_lora(folder, best_nll=1e9, quantisation="none", epochs=1)
-    fitted.save(tmp_path / "reward.safetensors")
+    trunk, model, _, prefs, (_, model.lora, _), _ = fit_lora(folder, sure=-50.0, quantisation="none", epochs=1)
+    model.save(tmp_path / "reward.safetensors")
     loaded, fresh = RewardModel.load(tmp_path / "reward.safetensors"), FeatureTrunk(settings(folder))
     fresh.attach_lora(4, loaded.lora)
-    torch.testing.assert_close(loaded.reward(fresh.features(prefs.replies)), fitted.reward(trunk.features(prefs.replies)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.reward(fresh.features(prefs.replies)), model.reward(trunk.features(prefs.replies)), rtol=1e-4, atol=1e-4)
 
 
 def test_fit_reports_the_lora_epochs_it_kept(folder):

@@ -10,6 +10,7 @@ from playground import models
 from playground.store import Store
 from tests.test_loop import settings_for
 from training import simulate
+from training.annotators import Person
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,11 +20,12 @@ def shorter(prompt, reply):
     return -len(reply)
 
 
-def voted(folder, **changes):
+def voted(folder, people=None, **changes):
     """A store in memory with simulated votes on the tiny model's replies: (store, ties)."""
     settings = simulate.SimulateSettings(**{**settings_for(folder).model_dump(), "votes": 24, **changes})
     store = Store()
-    ties = simulate.make_duels(store, settings, models.load_trunk(settings), models.load_tokenizer(settings), shorter, log=lambda text: None)
+    people = people or {"shorter": Person(shorter, flip=settings.flip)}
+    ties = simulate.make_duels(store, settings, models.load_trunk(settings), models.load_tokenizer(settings), people, log=lambda text: None)
     return store, ties
 
 
@@ -47,6 +49,22 @@ def test_flipped_votes_are_about_as_many_as_asked_for(tmp_path):
     assert 0.12 < 1 - sum(decided) / len(decided) < 0.40
 
 
+def longer(prompt, reply):
+    return len(reply)
+
+
+def test_people_of_different_tastes_vote_in_one_simulation(tmp_path):
+    store, _ = voted(tmp_path, people={"long": Person(longer), "short": Person(shorter)}, votes=40)
+    said = {}
+    rows = store.rows("select d.id, v.choice, v.annotator from vote v join duel d on d.id = v.duel")
+    for row in rows:
+        duel = store.duel(row["id"])
+        a, b = len(duel["left"]["text"]), len(duel["right"]["text"])
+        said.setdefault(row["annotator"], set()).add("tie" if a == b else (row["choice"] == "a") == (a > b))
+    assert sorted(len(v - {"tie"}) for v in said.values()) == [1, 1] and len(said) == 2
+    assert {taste for v in said.values() for taste in v - {"tie"}} == {True, False}
+
+
 def test_a_simulation_reports_what_it_changed(tmp_path):
     """The command itself, with a tiny model: figures on the page and in the file, the win rate too where the gate refuses."""
     settings = settings_for(tmp_path, ppo_iterations=1, gate_prompts=4, evidence_confidence=0.0, reply_tokens=8)
@@ -56,6 +74,7 @@ def test_a_simulation_reports_what_it_changed(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"win_rate", "win_rate_ci", "score_before", "score_after", "rm_accuracy", "kl", "minutes", "peak_mb", "published", "refused_because"} <= figures.keys()
+    assert figures["by_annotator"]["tests.test_simulate:shorter"]["win_rate"] == figures["win_rate"]
     assert 0 <= figures["win_rate_ci"][0] <= figures["win_rate"] <= figures["win_rate_ci"][1] <= 1
     assert figures["published"] == (figures["state"] == "published") and (figures["published"] or figures["refused_because"])
     assert figures["minutes"] > 0 and figures["peak_mb"] > 100 and "win_rate" in done.stdout

@@ -98,3 +98,15 @@ class Person:
         if choice != "tie" and rng.random() < self.flip:
             choice = {"a": "b", "b": "a"}[choice]
         return choice
+
+
+def people(names, **traits):
+    """{name: Person} of names with commas between; `name@temperature` has a temperature of its own, the other traits are everybody's."""
+    found = {}
+    for name in names.split(","):
+        score, _, temperature = name.strip().partition("@")
+        try:
+            found[name.strip()] = Person(find(score), **{**traits, **({"temperature": float(temperature)} if temperature else {})})
+        except ValueError:
+            raise SettingsError(f"--annotator: got {name!r}; the temperature after @ must be a number") from None
+    return found

@@ -1,137 +1,38 @@
 """Preferences to a reward model: a penalised linear head on a quantised trunk's features, and, as a setting, an fp32 LoRA below it.
 
-Features are the mean over the reply's tokens of the hidden states after a shallow, a middle and a deep layer, and the log of its length: wording
-shows in the shallow one, meaning in the deep one, and together they do better on few votes than choosing among them.
-Owns how a reply becomes a score and how sure we are of it; knows nothing about policies or PPO.
+Which view of the features the head reads, and how strongly its weights are penalised, cross-validation decides in every round.
+Owns the fit and what may be said of it; how a reply is scored is `playground/scorer.py`'s. Knows nothing about policies or PPO.
 """
 
-import json
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy.stats import binomtest
 
-from playground import adapters, models
+from playground import adapters, scorer
 from training import preferences
-from training.preferences import Preferences
 
-DEPTHS = (0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
-PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
-BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
 FOLDS = 5
 NEWTON_STEPS = 50
-
-
-class FeatureTrunk:
-    """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and a last one of its length."""
-
-    def __init__(self, settings):
-        self.model = models.load_trunk(settings, settings.reward_quantisation)
-        stack = models.blocks(self.model)
-        depths = [settings.reward_layer] if settings.reward_layer else DEPTHS
-        self.layers = sorted({max(1, round(depth * len(stack))) for depth in depths})
-        self._hidden = {}
-        for layer in self.layers:
-            stack[layer - 1].register_forward_hook(partial(self._keep, layer))
-        del stack[self.layers[-1]:]
-        self.batch = settings.reward_batch
-        self.targets = models.linear_targets(self.model)
-        self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
-        self.peft = None
-
-    def _keep(self, layer, _module, _inputs, output):
-        self._hidden[layer] = output[0] if isinstance(output, tuple) else output
-
-    def batch_features(self, replies):
-        """Features of [(prompt ids, completion ids)]: (N, D) fp32, with gradients where enabled."""
-        device = next(self.model.parameters()).device
-        longest = max(len(p) + len(c) for p, c in replies)
-        ids = torch.tensor([[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)  # (N, L), right-padded
-        mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
-        pool = torch.tensor([[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
-        self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
-        pool = pool[..., None].float()  # (N, L, 1)
-        length = pool.sum(1).clamp(min=1)  # (N, 1)
-        return torch.cat([*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1)
-
-    @torch.no_grad()
-    def features(self, replies, on_batch=lambda done, total: None):
-        """(N, D) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but the time."""
-        out = torch.zeros(len(replies), sum(self.parts))
-        order = sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
-        done = 0
-        while done < len(order):
-            rows = order[done:done + self.batch]
-            while len(rows) > 1 and len(rows) * sum(map(len, replies[rows[-1]])) > BATCH_TOKENS:
-                rows.pop()
-            out[rows] = self.batch_features([replies[i] for i in rows]).cpu()
-            done += len(rows)
-            on_batch(done, len(order))
-        return out
-
-    def attach_lora(self, rank, tensors=None):
-        """Put an fp32 LoRA below the features (zero, or with the given tensors); returns its parameters."""
-        if self.peft is None:
-            self.peft = models.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)
-        parameters = models.lora_parameters(self.peft)
-        if tensors is not None:
-            adapters.copy_strictly(tensors, parameters)
-        return parameters
-
-
-@dataclass
-class RewardModel:
-    """A fitted head. raw score = w·(x − centre)/scale; reward = (raw − shift)/spread, which has mean 0 and deviation 1 on the reference's replies."""
-
-    weight: torch.Tensor  # (D,)
-    centre: torch.Tensor  # (D,)
-    scale: torch.Tensor  # (D,)
-    log_nu: float = -1.0
-    threshold: float = 0.0
-    shift: float = 0.0
-    spread: float = 1.0
-    lora: dict = field(default_factory=dict)
-
-    def raw(self, features):
-        """Scores (N,) in the units of the likelihood."""
-        return ((features - self.centre) / self.scale) @ self.weight
-
-    def reward(self, features):
-        """Standardised scores (N,)."""
-        return (self.raw(features) - self.shift) / self.spread
-
-    def standardise(self, reference_features):
-        """Set shift and spread from replies of the reference policy; after every fit, or β changes its meaning."""
-        raw = self.raw(reference_features)
-        self.shift, self.spread = raw.mean().item(), max(raw.std().item(), 1e-6)
-
-    def save(self, path):
-        numbers = {k: getattr(self, k) for k in ("log_nu", "threshold", "shift", "spread")}
-        tensors = {"weight": self.weight, "centre": self.centre, "scale": self.scale, **{f"lora/{k}": v for k, v in self.lora.items()}}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"numbers": json.dumps(numbers)})
-
-    @classmethod
-    def load(cls, path):
-        with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-            numbers = json.loads(file.metadata()["numbers"])
-        lora = {k.removeprefix("lora/"): tensors.pop(k) for k in list(tensors) if k.startswith("lora/")}
-        return cls(**tensors, **numbers, lora=lora)
+LENGTH_MATCHED = 0.1  # largest difference of log lengths of a pair that counts as of one length
 
 
 @dataclass
 class Report:
-    """What a fit is worth. Cross-validated figures are over all votes, held-out ones over the split; `interval` is Wilson's."""
+    """What a fit is worth. Cross-validated figures are over all votes, held-out ones over the split; intervals are Wilson's."""
 
     pairs: int
+    view: str
     penalty: float
     cv_accuracy: float
     cv_interval: tuple
     cv_nll: float
+    cv_calibration_error: float | None
+    cv_length_matched: float | None  # accuracy on pairs of replies of one length
+    cv_length_matched_pairs: int
     heldout_pairs: int
     heldout_accuracy: float | None
     heldout_interval: tuple | None
@@ -143,8 +44,20 @@ class Report:
 
 # -- the head
 
+class Fit(NamedTuple):
+    """A fitted head: weight (d,), Davidson's log ν, the threshold θ of thumbs, and factor (d, d), factor·factorᵀ being w's posterior covariance."""
+
+    weight: torch.Tensor
+    log_nu: float
+    threshold: float
+    factor: torch.Tensor
+
+
 def fit_head(x, prefs, penalty):
-    """Minimise weighted NLL + penalty/2·|w|² by Newton's method; the objective is convex. x (N, D) standardised. Returns (w (D,), log ν, θ)."""
+    """Minimise weighted NLL + penalty/2·|w|² by Newton's method; the objective is convex. x (N, d) standardised -> Fit.
+
+    The posterior is Laplace's approximation: Gaussian, with the objective's curvature at its minimum as inverse covariance (MacKay 1992).
+    """
     x, d = x.double(), x.shape[1]
     a, b, outcome, pair_weight = columns(prefs.pairs, torch.long, torch.long, torch.long, x.dtype)
     i, good, point_weight = columns(prefs.points, torch.long, x.dtype, x.dtype)
@@ -163,7 +76,7 @@ def fit_head(x, prefs, penalty):
         loss += (pair_weight * preferences.pair_nll(delta / 2, -delta / 2, outcome, log_nu)).sum()
         return loss + (point_weight * preferences.point_nll(point_design @ phi, good, 0.0)).sum()
 
-    def newton_step(phi):
+    def derivatives(phi):
         delta, log_nu = (pair_design @ phi).unbind(-1)
         slope, curvature = preferences.pair_derivatives(delta / 2, -delta / 2, outcome, log_nu)
         good_p = torch.sigmoid(point_design @ phi)
@@ -171,18 +84,19 @@ def fit_head(x, prefs, penalty):
         gradient += torch.einsum("nip,ni->p", pair_design, pair_weight[:, None] * slope)
         hessian = torch.diag(precision) + point_design.T @ (point_design * (point_weight * good_p * (1 - good_p))[:, None])
         hessian += pair_design.flatten(0, 1).T @ (pair_weight[:, None, None] * curvature @ pair_design).flatten(0, 1)
-        step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
-        return step, (gradient @ step).item()
+        return gradient, torch.linalg.cholesky(hessian)
 
     phi, value = prior_mean, objective(prior_mean)
     for _ in range(NEWTON_STEPS):
-        step, decrement = newton_step(phi)
-        if decrement < 1e-9:
+        gradient, root = derivatives(phi)
+        step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
+        if gradient @ step < 1e-9:
             break
         while (new := objective(phi - step)) > value and step.norm() > 1e-9:
             step = step / 2
         phi, value = phi - step, new
-    return phi[:d].float(), phi[d].item(), phi[d + 1].item()
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(root)[:d, :d])
+    return Fit(phi[:d].float(), phi[d].item(), phi[d + 1].item(), factor.float())
 
 
 def columns(rows, *dtypes):
@@ -190,50 +104,103 @@ def columns(rows, *dtypes):
     return [torch.tensor([row[i] for row in rows], dtype=dtype) for i, dtype in enumerate(dtypes)]
 
 
-def standardiser(x, parts):
-    """(centre, scale) that give a reply's standardised features about unit norm, of which every part has an equal share."""
-    share = torch.cat([torch.full((size,), float(size * len(parts))) for size in parts]).sqrt()
-    return x.mean(0), x.std(0).clamp(min=1e-6) * share
-
-
-def evaluate(scores, log_nu, pairs):
-    """(right, decided, summed NLL, pairs) of raw scores (N,) on pairs."""
-    if not pairs:
-        return 0.0, 0, 0.0, 0
-    a, b, outcome = columns(pairs, *[torch.long] * 3)
-    nll = preferences.pair_nll(scores[a], scores[b], outcome, torch.tensor(log_nu)).sum().item()
-    right, decided = preferences.accuracy(scores[a].numpy(), scores[b].numpy(), outcome.numpy())
-    return right, decided, nll, len(pairs)
+def standardised(features, parts, view):
+    """(x (N, d), centre (d,), scale (d,)): one view of features (N, D), with rows of about unit norm in which every block has an equal share."""
+    blocks = scorer.view(features, parts, view)
+    share = torch.cat([torch.full((block.shape[1],), float(block.shape[1] * len(blocks))) for block in blocks]).sqrt()
+    raw = torch.cat(blocks, -1)
+    centre, scale = raw.mean(0), raw.std(0).clamp(min=1e-6) * share
+    return (raw - centre) / scale, centre, scale
 
 
 def span(x, prefs):
-    """Orthonormal basis (D, r) of what the votes compare, r at most their number. Every ridge-penalised fit lies in it, so a fit on x @ basis
+    """Orthonormal basis (d, r) of what the votes compare, r at most their number. Every ridge-penalised fit lies in it, so a fit on x @ basis
     gives the same scores, and costs less where votes are few."""
     a, b, i = *columns(prefs.pairs, torch.long, torch.long), *columns(prefs.points, torch.long)
     return torch.linalg.svd(torch.cat([x[a] - x[b], x[i]]), full_matrices=False).Vh.T
 
 
-def fitted_scores(x, prefs, penalty):
-    """Raw scores (N,) of every reply under a head fitted on `prefs`, and log ν."""
-    w, log_nu, _ = fit_head(x, prefs, penalty)
-    return x @ w, log_nu
+def fit_model(features, parts, prefs, view, penalty, pessimism=0.0):
+    """A RewardModel with the head that all of `prefs` give on one view of features (N, D); not yet standardised."""
+    x, centre, scale = standardised(features, parts, view)
+    basis = span(x, prefs)
+    head = fit_head(x @ basis, prefs, penalty)
+    return scorer.RewardModel(view, list(parts), centre, scale, basis @ head.weight, basis, head.factor, penalty, head.log_nu, head.threshold, pessimism)
+
+
+# -- what may be said of it
+
+class Predictions(NamedTuple):
+    """Scores' say on n pairs that they were not fitted on: score differences a − b, the fit's log ν, and the outcomes, each (n,)."""
+
+    delta: torch.Tensor
+    log_nu: torch.Tensor
+    outcome: torch.Tensor
+
+    @classmethod
+    def of(cls, scores, log_nu, pairs):
+        """From raw scores (N,) of all replies."""
+        a, b, outcome = columns(pairs, *[torch.long] * 3)
+        return cls(scores[a] - scores[b], torch.full((len(pairs),), float(log_nu)), outcome)
+
+    @classmethod
+    def join(cls, several):
+        return cls(*(torch.cat(column) for column in zip(*several, strict=True)))
+
+    def where(self, keep):
+        return Predictions(*(column[keep] for column in self))
+
+    def right(self):
+        """(right, decided), as `preferences.accuracy` counts them."""
+        return preferences.accuracy(self.delta.numpy(), np.zeros(len(self.delta)), self.outcome.numpy())
+
+    def accuracy(self):
+        right, decided = self.right()
+        return right / decided if decided else None
+
+    def nll(self):
+        """Mean Davidson NLL in nats a pair; None of no pair."""
+        if not len(self.delta):
+            return None
+        return preferences.pair_nll(self.delta / 2, -self.delta / 2, self.outcome, self.log_nu).mean().item()
+
+    def calibration_error(self, bins=10):
+        """Expected calibration error (Naeini et al. 2015) of P(a | no tie) over decided pairs, in at most `bins` bins of equal count."""
+        decided = self.outcome != preferences.TIE
+        if not decided.any():
+            return None
+        p, order = torch.sigmoid(self.delta[decided]).numpy(), torch.argsort(self.delta[decided]).numpy()
+        y = (self.outcome[decided] == preferences.A).numpy()
+        return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in np.array_split(order, bins) if len(part)) / len(p))
 
 
 def cross_validate(prefs, seed, scores_from):
-    """Out-of-fold (right, decided, mean NLL) over all pairs, folds of whole units; `scores_from(part)` gives (scores (N,), log ν)."""
+    """Out-of-fold Predictions of the pairs and their indices; folds of whole units. `scores_from(part)` gives (scores (N,), log ν)."""
     fold = preferences.folds([p[4] for p in prefs.pairs], FOLDS, seed)
-    totals = np.zeros(4)
+    several, places = [Predictions(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))], []
     for k in range(FOLDS):
-        test, train = prefs.part(lambda unit, k=k: fold.get(unit) == k), prefs.part(lambda unit, k=k: fold.get(unit) != k)
-        if test.pairs and train.pairs:
-            totals += evaluate(*scores_from(train), test.pairs)
-    right, decided, nll, n = totals
-    return right, int(decided), nll / n if n else np.inf
+        at = [i for i, p in enumerate(prefs.pairs) if fold[p[4]] == k]
+        train = prefs.part(lambda unit, k=k: fold.get(unit) != k)
+        if at and train.pairs:
+            several.append(Predictions.of(*scores_from(train), [prefs.pairs[i] for i in at]))
+            places += at
+    return Predictions.join(several), places
 
 
-def choose(x, prefs, seed):
-    """The penalty of least cross-validated NLL; the strongest where no fold can be held out."""
-    return min(PENALTIES, key=lambda penalty: cross_validate(prefs, seed, lambda part: fitted_scores(x, part, penalty))[2])
+def fitted_scores(x, prefs, penalty):
+    """Raw scores (N,) of every reply under a head fitted on `prefs`, and log ν."""
+    head = fit_head(x, prefs, penalty)
+    return x @ head.weight, head.log_nu
+
+
+def choose(designs, prefs, seed):
+    """(view, penalty) of least cross-validated NLL; the first and strongest where no fold can be held out. designs {view: x (N, r)}."""
+    def nll(choice):
+        view, penalty = choice
+        found = cross_validate(prefs, seed, lambda part: fitted_scores(designs[view], part, penalty))[0].nll()
+        return np.inf if found is None else found
+
+    return min(((view, penalty) for view in designs for penalty in PENALTIES), key=nll)
 
 
 def wilson(right, n, confidence=0.95):
@@ -242,48 +209,6 @@ def wilson(right, n, confidence=0.95):
         return (0.0, 1.0)
     interval = binomtest(int(round(right)), n).proportion_ci(confidence, method="wilson")
     return (float(interval.low), float(interval.high))
-
-
-# -- the whole fit
-
-def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
-    """Fit the reward model; returns (RewardModel, Report).
-
-    The penalty is chosen by cross-validated NLL. The reported figures choose again without the votes that they are measured on, so that what
-    the choice overfits does not count as learning. The model returned is fitted on all votes, so that none is wasted.
-    """
-    x = trunk.features(prefs.replies, on_batch)
-    centre, scale = standardiser(x, trunk.parts)
-    x = (x - centre) / scale
-    basis = span(x, prefs)
-    z = x @ basis
-
-    def chosen_scores(part):
-        return fitted_scores(z, part, choose(z, part, settings.seed))
-
-    right, decided, cv_nll = cross_validate(prefs, settings.seed, chosen_scores)
-    held_right, held_decided, held_nll, held_n = evaluate(*chosen_scores(prefs.train()), prefs.held().pairs)
-
-    penalty, epochs = choose(z, prefs, settings.seed), 0
-    head = RewardModel(torch.zeros(len(centre)), centre, scale)
-    if settings.reward_lora_rank:
-        w, head.log_nu, _ = fit_head(z, prefs.train(), penalty)
-        head.weight = basis @ w
-        epochs, held_right, held_nll = fit_lora(head, prefs, trunk, settings, held_right, held_nll)
-        if epochs:
-            x = (trunk.features(prefs.replies) - centre) / scale
-            basis = span(x, prefs)
-    w, head.log_nu, head.threshold = fit_head(x @ basis, prefs, penalty)
-    head.weight = basis @ w
-
-    enough, reason = evidence(right, decided, settings.evidence_confidence)
-    report = Report(
-        pairs=len(prefs.pairs), penalty=penalty,
-        cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv_nll,
-        heldout_pairs=held_n, heldout_accuracy=held_right / held_decided if held_decided else None,
-        heldout_interval=wilson(held_right, held_decided) if held_decided else None,
-        heldout_nll=held_nll / held_n if held_n else None, enough=enough, reason=reason, lora_epochs=epochs)
-    return head, report
 
 
 def evidence(right, decided, confidence):
@@ -300,36 +225,78 @@ def evidence(right, decided, confidence):
     return False, f"Not enough evidence yet: {decided} votes, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}."
 
 
-def fit_lora(head, prefs, trunk, settings, right, best_nll):
+# -- the whole fit
+
+def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
+    """Fit the reward model; returns (RewardModel, Report).
+
+    View and penalty are chosen by cross-validated NLL. The reported figures choose again without the votes that they are measured on, so that
+    what the choice overfits does not count as learning. The model returned is fitted on all votes, so that none is wasted.
+    """
+    features = trunk.features(prefs.replies, on_batch)
+    designs = {view: standardised(features, trunk.parts, view)[0] for view in scorer.views(trunk.parts, settings.reward_view)}
+    designs = {view: x @ span(x, prefs) for view, x in designs.items()}
+
+    def chosen_scores(part):
+        view, penalty = choose(designs, part, settings.seed)
+        return fitted_scores(designs[view], part, penalty)
+
+    cv, places = cross_validate(prefs, settings.seed, chosen_scores)
+    length = np.log([max(len(completion), 1) for _, completion in prefs.replies])
+    matched = cv.where([abs(length[prefs.pairs[i][0]] - length[prefs.pairs[i][1]]) < LENGTH_MATCHED for i in places])
+    held = Predictions.of(*chosen_scores(prefs.train()), prefs.held().pairs)
+
+    (view, penalty), epochs = choose(designs, prefs, settings.seed), 0
+    if settings.reward_lora_rank:
+        start = fit_model(features, trunk.parts, prefs.train(), view, penalty)
+        epochs, lora, held = fit_lora(start, prefs, trunk, settings, held)
+        if epochs:
+            features = trunk.features(prefs.replies)
+    model = fit_model(features, trunk.parts, prefs, view, penalty, settings.reward_pessimism)
+    if epochs:
+        model.lora = lora
+
+    right, decided = cv.right()
+    enough, reason = evidence(right, decided, settings.evidence_confidence)
+    report = Report(
+        pairs=len(prefs.pairs), view=view, penalty=penalty,
+        cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv.nll(), cv_calibration_error=cv.calibration_error(),
+        cv_length_matched=matched.accuracy(), cv_length_matched_pairs=matched.right()[1],
+        heldout_pairs=len(held.outcome), heldout_accuracy=held.accuracy(), heldout_interval=wilson(*held.right()) if held.right()[1] else None,
+        heldout_nll=held.nll(), enough=enough, reason=reason, lora_epochs=epochs)
+    return model, report
+
+
+def fit_lora(model, prefs, trunk, settings, held):
     """Train an fp32 LoRA below the head's features on the training units, keeping the epoch with the best held-out NLL.
 
-    `right` and `best_nll` are the frozen features' on the held-out pairs, to be beaten. Returns (epochs kept, right, NLL); 0 epochs means
-    that the frozen features were better, and the LoRA is left at zero.
+    `held` are the frozen features' Predictions of the held-out pairs, to be beaten. Returns (epochs kept, LoRA tensors, Predictions);
+    0 epochs means that the frozen features were better, and the LoRA is left at zero.
     """
-    pairs, held = prefs.train().pairs, prefs.held().pairs
+    pairs = prefs.train().pairs
     parameters = trunk.attach_lora(settings.reward_lora_rank)
-    weight = head.weight.clone().requires_grad_(True)
-    log_nu = torch.tensor(head.log_nu)
+    weight = model.weight.clone().requires_grad_(True)
+    log_nu = torch.tensor(model.log_nu)
     optimizer = torch.optim.AdamW([{"params": list(parameters.values()), "lr": 1e-4}, {"params": [weight], "lr": 1e-3}], eps=1e-5)
-    zero = {k: v.detach().clone() for k, v in parameters.items()}
-    best = (0, zero)
+
+    def kept():
+        return {k: v.detach().clone() for k, v in parameters.items()}
+
+    best = (0, kept(), held)
     order = torch.Generator().manual_seed(settings.seed)
     for epoch in range(settings.reward_lora_epochs):
         for rows in torch.randperm(len(pairs), generator=order).split(max(1, settings.reward_batch // 2)):
             chosen = [pairs[i] for i in rows]
-            features = trunk.batch_features([prefs.replies[p[side]] for p in chosen for side in (0, 1)]).cpu()
-            scores = ((features - head.centre) / head.scale) @ weight
+            scores = model.design(trunk.batch_features([prefs.replies[p[side]] for p in chosen for side in (0, 1)]).cpu()) @ weight
             outcome, case_weight = torch.tensor([p[2] for p in chosen]), torch.tensor([p[3] for p in chosen])
             loss = (case_weight * preferences.pair_nll(scores[0::2], scores[1::2], outcome, log_nu)).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
-        scores = ((trunk.features(prefs.replies) - head.centre) / head.scale) @ weight.detach()
-        epoch_right, _, nll, _ = evaluate(scores, head.log_nu, held)
-        if held and nll < best_nll:
-            best_nll, right = nll, epoch_right
-            best = (epoch + 1, {k: v.detach().clone() for k, v in parameters.items()})
+        scores = model.design(trunk.features(prefs.replies)) @ weight.detach()
+        found = Predictions.of(scores, model.log_nu, prefs.held().pairs)
+        if found.nll() is not None and found.nll() < best[2].nll():
+            best = (epoch + 1, kept(), found)
     adapters.copy_strictly(best[1], parameters)
-    head.lora = best[1] if best[0] else {}
-    return best[0], right, best_nll
+    return best

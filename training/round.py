@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from playground import adapters, models, prompts
+from playground import adapters, models, prompts, scorer
 from playground.settings import Settings
 from training import gate, ppo, preferences, reward, rollout, sft
 from training.policy import PolicyModel
@@ -74,7 +74,7 @@ class Round:
 
     @property
     def trunk(self):
-        return self._once("trunk", lambda: reward.FeatureTrunk(self.settings))
+        return self._once("trunk", lambda: scorer.FeatureTrunk(self.settings))
 
     @property
     def preferences(self):
@@ -86,7 +86,7 @@ class Round:
     @property
     def reward_model(self):
         def load():
-            model = reward.RewardModel.load(self.folder / "reward.safetensors")
+            model = scorer.RewardModel.load(self.folder / "reward.safetensors")
             if model.lora:
                 self.trunk.attach_lora(self.settings.reward_lora_rank, model.lora)
             return model

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import torch
 from pydantic import Field
@@ -31,7 +33,8 @@ class SimulateSettings(Settings):
     votes: int = Field(32, ge=2)
     """Votes to draw; each is on a conversation of its own."""
     annotator: str = "brevity"
-    """Who votes: brevity, lists, second_person, question, formality, or module:function, a callable (prompt, reply) -> score."""
+    """Who votes: brevity, lists, second_person, question, formality, or module:function, a callable (prompt, reply) -> score.
+    Several, with commas between, vote in turn at random; `lists@0.5` votes at a temperature of its own."""
     flip: float = Field(0.0, ge=0, le=0.5)
     """Share of votes that are flipped at random."""
     vote_temperature: float = Field(0.0, ge=0, le=10)
@@ -46,60 +49,88 @@ class SimulateSettings(Settings):
     """File for the figures, as JSON."""
 
 
-def make_duels(store, settings, trunk, tokenizer, annotator, log=print):
-    """Fill the store with `settings.votes` voted duels, each a conversation of its own, by the base; returns how many votes said tie."""
-    identity, end_tokens = models.base_identity(trunk, settings), models.end_tokens(trunk, tokenizer)
-    rng, person = random.Random(settings.seed), store.annotator("simulated", kind="simulated")
+@dataclass
+class Vote:
+    """One voted duel: the message, its prompt ids, left and right reply as episodes and as texts, and who chose what."""
+
+    line: str
+    prompt: list
+    episodes: tuple
+    texts: tuple
+    annotator: str
+    choice: str
+
+
+def record(store, settings, identity, template, policy, votes):
+    """Put voted duels into the store, each a conversation of its own by a simulated person; identity and template are the base model's."""
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.reply_tokens).as_dict()
+    side = {"policy": policy, "base_model": identity["model"], "base_hash": identity["hash"], "template_hash": template, "sampling": sampling, "seed": 0}
+    people = {name: store.annotator(f"simulated {name}", kind="simulated") for name in sorted({v.annotator for v in votes})}
+    for v in votes:
+        duel = store.start_duel(store.new_conversation(people[v.annotator]), v.line, v.prompt, [side] * 2)
+        store.finish_duel(duel, [{"text": t, "token_ids": e.completion, "logprobs": [], "finish_reason": "end" if e.ended else "length",
+                                  "first_token_ms": 0, "total_ms": 0} for t, e in zip(v.texts, v.episodes, strict=True)])
+        store.vote(duel, people[v.annotator], v.choice, store.duel(duel)["left"]["message"])
+
+
+def make_duels(store, settings, trunk, tokenizer, people, log=print):
+    """Fill the store with `settings.votes` voted duels by the base, its voters drawn from `people` {name: Person}; returns how many said tie."""
+    rng = random.Random(settings.seed)
     lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
     rng.shuffle(lines)
     lines = (lines * (settings.votes // len(lines) + 1))[: settings.votes]
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.reply_tokens)
-    side = {"policy": 0, "base_model": identity["model"], "base_hash": identity["hash"], "template_hash": models.template_hash(tokenizer),
-            "sampling": sampling.as_dict()}
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
-    episodes = rollout.sample(trunk, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature, end_tokens=end_tokens)
+    episodes = rollout.sample(trunk, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature,
+                              end_tokens=models.end_tokens(trunk, tokenizer))
     replies = [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
-    scores = annotators.standardised([annotator(lines[i // 2], reply) for i, reply in enumerate(replies)])
-    voter = annotators.Person(annotator, settings.vote_temperature, lean=settings.position_bias, flip=settings.flip, bad_below=settings.both_bad)
-    ties = 0
+    scores = {name: annotators.standardised([person.score(lines[i // 2], reply) for i, reply in enumerate(replies)]) for name, person in people.items()}
+    votes = []
     for i, line in enumerate(lines):
-        pair, texts = episodes[2 * i: 2 * i + 2], replies[2 * i: 2 * i + 2]
-        duel = store.start_duel(store.new_conversation(person), line, encoded[i], [{**side, "seed": 0}] * 2)
-        store.finish_duel(duel, [{"text": t, "token_ids": e.completion, "logprobs": [], "finish_reason": "end" if e.ended else "length",
-                                  "first_token_ms": 0, "total_ms": 0} for t, e in zip(texts, pair, strict=True)])
-        choice = voter.vote(scores[2 * i], scores[2 * i + 1], rng)
-        ties += choice == "tie"
-        store.vote(duel, person, choice, store.duel(duel)["left"]["message"])
+        name, both = rng.choice(sorted(people)), slice(2 * i, 2 * i + 2)
+        votes.append(Vote(line, encoded[i], episodes[both], replies[both], name, people[name].vote(*scores[name][both], rng)))
+    record(store, settings, models.base_identity(trunk, settings), models.template_hash(tokenizer), 0, votes)
+    ties = sum(v.choice == "tie" for v in votes)
     log(f"{settings.votes} duels voted on, {ties} ties")
     return ties
 
 
-def compare(store, settings, trunk, tokenizer, annotator, policy_row):
-    """The annotator's own score of base and new policy on held-out prompts; returns the figures."""
+def held_out_replies(model, settings, tokenizer, end_tokens, name, replies=1):
+    """(lines, texts): replies of a model to the first `settings.eval_prompts` held-out prompts, `replies` to each, in order."""
     lines = (rollout.SEED_PROMPTS / "heldout.txt").read_text().splitlines()[: settings.eval_prompts]
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
+    episodes = rollout.sample(model, encoded, random.Random(f"{settings.seed}/{name}"), replies=replies, max_tokens=settings.reply_tokens,
+                              temperature=settings.temperature, end_tokens=end_tokens)
+    return lines, [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
+
+
+def compare(settings, trunk, tokenizer, people, policy_row):
+    """The annotators' own scores of base and new policy on held-out prompts; returns the figures."""
     tuned = adapters.load(policy_row["path"], trunk, base_hash=models.base_identity(trunk, settings)["hash"], expected_sha256=policy_row["sha256"])
-    scores, replies = {}, {}
-    for name, model in (("before", trunk), ("after", tuned)):
-        episodes = rollout.sample(model, encoded, random.Random(f"{settings.seed}/{name}"), replies=1, max_tokens=settings.reply_tokens,
-                                  temperature=settings.temperature, end_tokens=models.end_tokens(trunk, tokenizer))
-        replies[name] = [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
-        scores[name] = [annotator(line, reply) for line, reply in zip(lines, replies[name], strict=True)]
-    wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(scores["after"], scores["before"], strict=True))
-    return {"win_rate": wins / len(lines), "win_rate_ci": reward.wilson(wins, len(lines)),
-            "score_before": sum(scores["before"]) / len(lines), "score_after": sum(scores["after"]) / len(lines),
-            "samples": [{"prompt": p, "before": b, "after": a} for p, b, a in list(zip(lines, replies["before"], replies["after"], strict=True))[:6]]}
+    end = models.end_tokens(trunk, tokenizer)
+    lines, before = held_out_replies(trunk, settings, tokenizer, end, "before")
+    _, after = held_out_replies(tuned, settings, tokenizer, end, "after")
+    by_person, total = {}, 0.0
+    for name, person in people.items():
+        old, new = ([person.score(line, reply) for line, reply in zip(lines, replies, strict=True)] for replies in (before, after))
+        wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(new, old, strict=True))
+        by_person[name] = {"win_rate": wins / len(lines), "score_before": mean(old), "score_after": mean(new)}
+        total += wins / len(people)
+    return {"win_rate": total / len(lines), "win_rate_ci": reward.wilson(total, len(lines)),
+            "score_before": mean(p["score_before"] for p in by_person.values()), "score_after": mean(p["score_after"] for p in by_person.values()),
+            "by_annotator": by_person,
+            "samples": [{"prompt": p, "before": b, "after": a} for p, b, a in list(zip(lines, before, after, strict=True))[:6]]}
 
 
 def run(settings, log=print):
     """The whole simulation in a folder of its own unless `data_dir` names one; returns the figures as a dict."""
-    annotator = annotators.find(settings.annotator)
+    people = annotators.people(settings.annotator, temperature=settings.vote_temperature, lean=settings.position_bias, flip=settings.flip,
+                               bad_below=settings.both_bad if settings.both_bad > -10 else None)
     torch.set_num_threads(settings.threads)
     tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
     store = Store(settings.database)
     if store.last_round() or store.new_votes():
         raise SettingsError(f"--data-dir: {settings.data_dir} already holds votes; a simulation needs an empty one")
-    ties = make_duels(store, settings, trunk, tokenizer, annotator, log)
+    ties = make_duels(store, settings, trunk, tokenizer, people, log)
     del trunk
     gc.collect()
 
@@ -111,9 +142,9 @@ def run(settings, log=print):
     row = store.last_round()
     policy = store.row("select * from policy where round = ?", row["id"])
     figures = {"annotator": settings.annotator, "votes": settings.votes, "flip": settings.flip, "seed": settings.seed, "ties": ties,
-               "win_rate": None, "win_rate_ci": None, "score_before": None, "score_after": None}
+               "win_rate": None, "win_rate_ci": None, "score_before": None, "score_after": None, "by_annotator": None}
     if policy:
-        figures |= compare(store, settings, models.load_trunk(settings), tokenizer, annotator, policy)
+        figures |= compare(settings, models.load_trunk(settings), tokenizer, people, policy)
     metrics = row["metrics"]
     return figures | {
         "rm_accuracy": metrics.get("heldout_accuracy"), "rm_cv_accuracy": metrics.get("cv_accuracy"), "rm_nll": metrics.get("heldout_nll"),

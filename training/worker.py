@@ -35,8 +35,8 @@ class WorkerSettings(Settings):
     """Run one round now and exit."""
 
 
-def run_once(store, settings, owner, auto=True):
-    """Run or resume one round if there is one to run; returns its final row, or None when there was nothing to do.
+def run_once(store, settings, owner, auto=True, kind=Round):
+    """Run or resume one round (of a `kind` of Round) if there is one to run; returns its final row, or None when there was nothing to do.
 
     Whatever goes wrong in a round ends that round with the reason; only losing the lease, or being told to stop, leaves it to the next worker.
     """
@@ -51,7 +51,7 @@ def run_once(store, settings, owner, auto=True):
             if row["attempts"] > MAX_ATTEMPTS:
                 store.end_round(row["id"], owner, "failed", f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.")
             else:
-                Round(store, settings, row, owner).run()
+                kind(store, settings, row, owner).run()
     except RoundEnded:
         pass
     except LeaseLost as error:

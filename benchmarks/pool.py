@@ -1,0 +1,155 @@
+"""Replies that simulated people vote on, kept with their features, and the votes; every result is cached by what it was made from."""
+
+import hashlib
+import inspect
+import itertools
+import json
+import random
+from dataclasses import dataclass, replace
+
+import sqlite_utils
+import torch
+
+from playground import models, prompts, scorer
+from training import annotators, preferences, rollout
+
+
+@dataclass
+class Pool:
+    """Replies of the base to the shipped prompts, with their features."""
+
+    prompts: list  # of each reply, its prompt's text
+    texts: list
+    ids: list  # [(prompt ids, completion ids)]
+    ended: list
+    heldout: list  # of each reply, whether its prompt is held out
+    features: torch.Tensor  # (N, D)
+    parts: list
+
+    def groups(self, heldout):
+        """Indices of the replies to one prompt, prompt by prompt."""
+        wanted = (i for i in range(len(self.ids)) if self.heldout[i] == heldout)
+        return [list(group) for _, group in itertools.groupby(wanted, key=lambda i: self.prompts[i])]
+
+    def pairs(self, heldout):
+        """All index pairs of replies to one prompt, prompt by prompt."""
+        return [list(itertools.combinations(group, 2)) for group in self.groups(heldout)]
+
+    def scores(self, score):
+        """An annotator's score of every reply."""
+        return [score(p, t) for p, t in zip(self.prompts, self.texts, strict=True)]
+
+
+class Known:
+    """Stands for the trunk: features looked up instead of computed."""
+
+    def __init__(self, pool, chosen):
+        self.parts, self._rows = pool.parts, pool.features[chosen]
+
+    def features(self, _replies, _on_batch=None):
+        return self._rows
+
+
+class Cache:
+    """Results by what they were made from, in `DATA/benchmarks/NAME.db`."""
+
+    def __init__(self, settings, name="learning"):
+        folder = settings.data_dir / "benchmarks"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.table = sqlite_utils.Database(folder / f"{name}.db")["result"]
+
+    def get(self, make, *code, **key):
+        """`make()`, or what it returned before for the same key and the same source of the modules `code`."""
+        digest = self._digest(code, key)
+        if (found := self._find(digest)) is not None:
+            return found
+        value = make()
+        self.table.insert({"id": digest, "key": json.dumps(key, sort_keys=True), "value": json.dumps(value)}, pk="id", replace=True)
+        return value
+
+    def known(self, *code, **key):
+        """What `get` would return without making it; None where it has not been made."""
+        return self._find(self._digest(code, key))
+
+    def _find(self, digest):
+        found = next(self.table.rows_where("id = ?", [digest]), None) if self.table.exists() else None
+        return found and json.loads(found["value"])
+
+    @staticmethod
+    def _digest(code, key):
+        sources = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in code]
+        return hashlib.sha256(json.dumps([key, sources], sort_keys=True).encode()).hexdigest()
+
+
+def make_pool(settings, cache, prompts_each, log=print):
+    """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
+    tokenizer = models.load_tokenizer(settings)
+    key = {"model": models.resolve(settings).rsplit("/", 1)[-1], "temperature": settings.temperature, "tokens": settings.reply_tokens, "seed": settings.seed,
+           "replies": settings.replies}
+    lines, ids, ended, held = [], [], [], []
+    trunk, end = None, None
+    for part in ("train", "heldout"):
+        texts = (rollout.SEED_PROMPTS / f"{part}.txt").read_text().splitlines()[:prompts_each]
+        for start in range(0, len(texts), 8):
+            chunk = texts[start:start + 8]
+            encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in chunk]
+
+            def sample(encoded=encoded, chunk=chunk):
+                nonlocal trunk, end
+                trunk = trunk or models.load_trunk(settings)
+                end = end or models.end_tokens(trunk, tokenizer)
+                episodes = rollout.sample(trunk, encoded, rollout.generator(settings.seed, *chunk), replies=settings.replies,
+                                          max_tokens=settings.reply_tokens, temperature=settings.temperature, end_tokens=end)
+                log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")
+                return [e.completion for e in episodes]
+
+            completions = cache.get(sample, kind="replies", prompts=chunk, **key)
+            for i, completion in enumerate(completions):
+                lines.append(chunk[i // settings.replies])
+                ids.append((encoded[i // settings.replies], completion))
+                ended.append(len(completion) < settings.reply_tokens)
+                held.append(part == "heldout")
+    del trunk
+    features, feature_trunk = [], None
+    for start in range(0, len(ids), 64):
+        def compute(start=start):
+            nonlocal feature_trunk
+            feature_trunk = feature_trunk or scorer.FeatureTrunk(settings)
+            log(f"features of {start} to {min(start + 64, len(ids))} of {len(ids)} replies")
+            return [feature_trunk.parts, feature_trunk.features(ids[start:start + 64]).tolist()]
+        parts, rows = cache.get(compute, kind="features", ids=ids[start:start + 64], quantisation=settings.reward_quantisation,
+                                depths=[settings.reward_layer, *scorer.DEPTHS], **key)
+        features += rows
+    texts = [prompts.decode(completion, tokenizer).strip() for _, completion in ids]
+    return Pool(lines, texts, ids, ended, held, torch.tensor(features), parts)
+
+
+def duels(pool, n, seed):
+    """`n` index pairs (left, right), on different prompts as far as there are any, none held out; and the random source that goes on."""
+    rng = random.Random(f"{seed}/{n}")
+    groups = [rng.sample(group, len(group)) for group in pool.pairs(heldout=False)]
+    rng.shuffle(groups)
+    chosen = [pair for layer in itertools.zip_longest(*groups) for pair in layer if pair][:n]
+    return [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen], rng
+
+
+def choices(pool, pairs, person, rng, shuffled=False):
+    """A person's choice on each of these duels; shuffled, they say nothing about the replies."""
+    scores = annotators.standardised(pool.scores(person.score))
+    said = [person.vote(scores[a], scores[b], rng) for a, b in pairs]
+    if shuffled:
+        rng.shuffle(said)
+    return said
+
+
+def vote(pool, person, n, seed, shuffled=False):
+    """`n` votes on the pool: (Preferences, indices of its replies in the pool)."""
+    pairs, rng = duels(pool, n, seed)
+    said = choices(pool, pairs, person, rng, shuffled)
+    chosen = sorted({i for pair in pairs for i in pair})
+    at = {i: k for k, i in enumerate(chosen)}
+    outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
+    prefs = preferences.Preferences(
+        replies=[pool.ids[i] for i in chosen],
+        pairs=[(at[a], at[b], outcome[c], 1.0, f"conversation {pool.prompts[a]}", k) for k, ((a, b), c) in enumerate(zip(pairs, said, strict=True))])
+    return replace(prefs, heldout=preferences.held_out([p[4] for p in prefs.pairs], 0.2, seed)), chosen

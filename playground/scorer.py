@@ -1,0 +1,189 @@
+"""Scorer: a reply to features, features to a score, and how sure of it the votes make us; the chat and the training share it.
+
+Features are means over the reply's tokens of the hidden states after a shallow, a middle and a deep layer of the quantised base, and the log of
+the reply's length. Owns them, the views of them that a head may read, and the head's file. Fitting a head is `training/reward.py`'s.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from playground import adapters, models
+
+DEPTHS = (0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
+BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
+TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
+
+
+class FeatureTrunk:
+    """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and a last one of its length."""
+
+    def __init__(self, settings):
+        self.model = models.load_trunk(settings, settings.reward_quantisation)
+        stack = models.blocks(self.model)
+        depths = [settings.reward_layer] if settings.reward_layer else DEPTHS
+        self.layers = sorted({max(1, round(depth * len(stack))) for depth in depths})
+        self._hidden = {}
+        for layer in self.layers:
+            stack[layer - 1].register_forward_hook(partial(self._keep, layer))
+        del stack[self.layers[-1]:]
+        self.batch = settings.reward_batch
+        self.targets = models.linear_targets(self.model)
+        self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
+        self.peft = None
+
+    def _keep(self, layer, _module, _inputs, output):
+        self._hidden[layer] = output[0] if isinstance(output, tuple) else output
+
+    def batch_features(self, replies):
+        """Features of [(prompt ids, completion ids)]: (N, D) fp32, with gradients where enabled."""
+        device = next(self.model.parameters()).device
+        longest = max(len(p) + len(c) for p, c in replies)
+        ids = torch.tensor([[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)  # (N, L), right-padded
+        mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
+        pool = torch.tensor([[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
+        self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
+        pool = pool[..., None].float()  # (N, L, 1)
+        length = pool.sum(1).clamp(min=1)  # (N, 1)
+        return torch.cat([*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1)
+
+    @torch.no_grad()
+    def features(self, replies, on_batch=lambda done, total: None):
+        """(N, D) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but the time."""
+        out = torch.zeros(len(replies), sum(self.parts))
+        order = sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
+        done = 0
+        while done < len(order):
+            rows = order[done:done + self.batch]
+            while len(rows) > 1 and len(rows) * sum(map(len, replies[rows[-1]])) > BATCH_TOKENS:
+                rows.pop()
+            out[rows] = self.batch_features([replies[i] for i in rows]).cpu()
+            done += len(rows)
+            on_batch(done, len(order))
+        return out
+
+    def attach_lora(self, rank, tensors=None):
+        """Put an fp32 LoRA below the features (zero, or with the given tensors); returns its parameters."""
+        if self.peft is None:
+            self.peft = models.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)
+        parameters = models.lora_parameters(self.peft)
+        if tensors is not None:
+            adapters.copy_strictly(tensors, parameters)
+        return parameters
+
+
+# -- views: what of the features a head reads
+
+def _layers(layers, log_length):
+    """Every layer's mean: wording shows in the shallow one, meaning in the deep one."""
+    return [*layers, log_length]
+
+
+def _counts(layers, log_length):
+    """The shallow layer's mean and its sum, which counts words where the mean gives their share."""
+    return [layers[0], layers[0] * log_length.exp() / TYPICAL_LENGTH, log_length]
+
+
+def _deep(layers, log_length):
+    """The deep layer's mean."""
+    return [layers[-1], log_length]
+
+
+def _length(layers, log_length):
+    """Nothing but the length: a control, never chosen by itself."""
+    return [log_length]
+
+
+VIEWS = {"layers": _layers, "counts": _counts, "deep": _deep, "length": _length}
+
+
+def views(parts, setting="auto"):
+    """Names of the views to choose among: those that differ on features of these parts, or the one that the setting names."""
+    if setting != "auto":
+        return [setting]
+    return ["layers", "counts", "deep"] if len(parts) > 2 else ["layers", "counts"]
+
+
+def view(features, parts, name):
+    """What a head reads of features (N, D): blocks (N, d_i) whose widths sum to d."""
+    *layers, log_length = features.split(list(parts), -1)
+    return VIEWS[name](layers, log_length)
+
+
+# -- the head
+
+@dataclass
+class RewardModel:
+    """A fitted linear head on one view, with the Gaussian (Laplace) posterior of its weights.
+
+    x = (view − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² + |x off the basis|²/penalty:
+    inverse curvature of the likelihood where votes speak, the prior elsewhere.
+    reward = (raw − pessimism·deviation − shift)/spread, of mean 0 and deviation 1 on the reference's replies.
+    """
+
+    view: str
+    parts: list  # widths of the features' parts, sum D
+    centre: torch.Tensor  # (d,)
+    scale: torch.Tensor  # (d,)
+    weight: torch.Tensor  # (d,)
+    basis: torch.Tensor  # (d, r), orthonormal
+    factor: torch.Tensor  # (r, r)
+    penalty: float = 1.0
+    log_nu: float = -1.0
+    threshold: float = 0.0
+    pessimism: float = 0.0
+    shift: float = 0.0
+    spread: float = 1.0
+    lora: dict = field(default_factory=dict)
+
+    def design(self, features):
+        """(N, D) -> x (N, d)."""
+        return (torch.cat(view(features, self.parts, self.view), -1) - self.centre) / self.scale
+
+    def raw(self, features):
+        """Scores (N,) in the units of the likelihood."""
+        return self.design(features) @ self.weight
+
+    def deviation(self, features):
+        """Posterior deviation (N,) of the raw scores."""
+        x = self.design(features)
+        z = x @ self.basis
+        outside = (x.square().sum(-1) - z.square().sum(-1)).clamp(min=0)
+        return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
+
+    def draws(self, features, n, seed):
+        """Raw scores (n, N) under n heads drawn from the posterior; the same heads for the same seed."""
+        x, generator = self.design(features), torch.Generator().manual_seed(seed)
+        inside = self.factor @ torch.randn(len(self.factor), n, generator=generator)  # (r, n)
+        anywhere = torch.randn(len(self.weight), n, generator=generator) / self.penalty ** 0.5  # (d, n)
+        heads = self.weight[:, None] + self.basis @ (inside - self.basis.T @ anywhere) + anywhere
+        return (x @ heads).T
+
+    def reward(self, features):
+        """Standardised, pessimistic scores (N,)."""
+        return (self._pessimistic(features) - self.shift) / self.spread
+
+    def _pessimistic(self, features):
+        return self.raw(features) - self.pessimism * self.deviation(features)
+
+    def standardise(self, reference_features):
+        """Set shift and spread from replies of the reference policy; after every fit, or β changes its meaning."""
+        scores = self._pessimistic(reference_features)
+        self.shift, self.spread = scores.mean().item(), max(scores.std().item(), 1e-6)
+
+    def save(self, path):
+        numbers = {k: getattr(self, k) for k in ("view", "parts", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")}
+        tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor")} | {f"lora/{k}": v for k, v in self.lora.items()}
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"numbers": json.dumps(numbers)})
+
+    @classmethod
+    def load(cls, path):
+        with safe_open(path, "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            numbers = json.loads(file.metadata()["numbers"])
+        lora = {k.removeprefix("lora/"): tensors.pop(k) for k in list(tensors) if k.startswith("lora/")}
+        return cls(**tensors, **numbers, lora=lora)

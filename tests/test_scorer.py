@@ -1,0 +1,154 @@
+"""The scorer: features that do not depend on their batch, views of them, and a head with its posterior that survives a reload."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from playground import scorer
+from playground.scorer import FeatureTrunk, RewardModel
+from playground.settings import Settings
+from tests.tiny import tiny_folder
+
+torch.set_num_threads(1)  # tensors this small are slower on two
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def trunks(folder):
+    """One trunk of each number format."""
+    return {q: FeatureTrunk(settings(folder, reward_quantisation=q)) for q in ("none", "nf4")}
+
+
+def settings(folder, **changes):
+    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", "threads": 2, "reward_quantisation": "none", "reward_layer": 0.67, **changes})
+
+
+# -- the model
+
+def head(**changes):
+    """Two features, of which votes have compared the first; penalty 4."""
+    return RewardModel("deep", [1, 1], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
+                       basis=torch.tensor([[1.0], [0.0]]), factor=torch.tensor([[0.1]]), penalty=4.0,
+                       **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes})
+
+
+X = torch.tensor([[4.5, 1.0]])  # x = ((4.5 − 0.5)/2, 1) = (2, 1)
+
+
+def test_raw_and_reward_by_hand():
+    torch.testing.assert_close(head().raw(X), torch.tensor([0.0]))  # (2, 1)·(1, −2)
+    torch.testing.assert_close(head().reward(X), torch.tensor([-0.6]))  # (0 − 1.5)/2.5
+
+
+def test_deviation_by_hand_is_the_posteriors_where_votes_speak_and_the_priors_elsewhere():
+    torch.testing.assert_close(head().deviation(X), torch.tensor([0.29 ** 0.5]))  # (2·0.1)² + 1²/4
+
+
+def test_pessimism_takes_deviations_off_the_reward():
+    torch.testing.assert_close(head(pessimism=2.0).reward(X), torch.tensor([(-2 * 0.29 ** 0.5 - 1.5) / 2.5]))
+
+
+def test_heads_drawn_from_the_posterior_have_its_mean_and_covariance():
+    features = torch.tensor([[4.5, 1.0], [0.5, 3.0]])  # x = (2, 1) and (0, 3)
+    drawn = head().draws(features, 40_000, seed=0)
+    torch.testing.assert_close(drawn.mean(0), head().raw(features), atol=0.03, rtol=0)
+    torch.testing.assert_close(torch.cov(drawn.T), torch.tensor([[0.29, 0.75], [0.75, 2.25]]), rtol=0.05, atol=0.01)  # x Σ xᵀ, Σ = diag(0.01, 1/4)
+    assert torch.equal(head().draws(features, 3, seed=1), head().draws(features, 3, seed=1))
+
+
+def test_save_and_load_give_the_same_model(tmp_path):
+    """Heads lost on reload made the second round start from noise (TRL #1379, OpenRLHF #1342)."""
+    model = head(lora={"layers.0.lora_A.weight": torch.randn(2, 3)}, pessimism=0.5)
+    model.save(tmp_path / "reward.safetensors")
+    loaded = RewardModel.load(tmp_path / "reward.safetensors")
+    x = torch.randn(5, 2)
+    assert torch.equal(loaded.reward(x), model.reward(x))
+    assert (loaded.log_nu, loaded.threshold, loaded.shift, loaded.spread) == (-0.7, 0.3, 1.5, 2.5)
+    assert torch.equal(loaded.lora["layers.0.lora_A.weight"], model.lora["layers.0.lora_A.weight"])
+
+
+def test_standardised_rewards_have_mean_zero_and_deviation_one():
+    model, x = head(), torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    model.standardise(x)
+    assert model.reward(x).mean().abs() < 1e-5
+    assert model.reward(x).std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_standardising_equal_scores_does_not_divide_by_zero():
+    model = head()
+    model.standardise(torch.ones(4, 2))
+    assert model.reward(torch.ones(4, 2)).isfinite().all()
+
+
+# -- views
+
+def test_views_by_hand():
+    features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0))]])  # two layers of two, and a reply of 50 tokens
+    shown = {name: torch.cat(scorer.view(features, [2, 2, 1], name), -1)[0, :-1].tolist() for name in scorer.views([2, 2, 1])}
+    assert shown == {"layers": [1, 2, 3, 4], "counts": pytest.approx([1, 2, 0.5, 1]), "deep": [3, 4]}
+
+
+def test_of_one_layer_the_deep_view_is_the_layers_view():
+    assert scorer.views([2, 1]) == ["layers", "counts"]
+
+
+# -- features
+
+REPLIES = [([5, 6, 7], [20, 21]), ([8] * 30, list(range(40, 70))), ([9], [11] * 12), ([4, 4, 4, 4], [33])]
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+def test_a_reply_scores_the_same_alone_and_among_longer_ones(trunks, quantisation):
+    """Reward scores that depend on padding: transformers #35909, TRL #2778."""
+    trunk = trunks[quantisation]
+    alone = torch.cat([trunk.batch_features([r]).cpu() for r in REPLIES])
+    together = trunk.batch_features(REPLIES)
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_features_come_back_in_the_order_given(folder):
+    small = FeatureTrunk(settings(folder, reward_batch=2))
+    torch.testing.assert_close(small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4)
+
+
+def test_long_conversations_are_read_a_few_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr(scorer, "BATCH_TOKENS", 64)
+    trunk, sizes = FeatureTrunk(settings(folder)), []
+    whole, together = trunk.batch_features, trunk.features(REPLIES)
+    trunk.batch_features = lambda replies: sizes.append(len(replies)) or whole(replies)
+    torch.testing.assert_close(trunk.features(REPLIES), together, rtol=1e-4, atol=1e-4)
+    assert sizes == [3, 1]  # 5, 5 and 13 tokens; then the one of 60
+
+
+def test_only_the_replys_tokens_are_pooled(trunks):
+    """The mean over prompt and reply would score the question."""
+    trunk = trunks["none"]
+    prompt, reply = REPLIES[0]
+    feature = trunk.features([(prompt, reply)])[0]
+    states = trunk._hidden[3][0]  # (5, d), of the forward just made
+    torch.testing.assert_close(feature[:-1], (states[3] + states[4]) / 2)
+
+
+def test_the_prompt_still_changes_how_a_reply_is_read(trunks):
+    first, second = trunks["none"].features([([5, 6, 7], [20, 21]), ([9, 9, 9], [20, 21])])
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
+    """Four blocks, depth 0.67: what transformers calls hidden_states[3]."""
+    whole = AutoModelForCausalLM.from_pretrained(trunks["none"].model.config._name_or_path, dtype=torch.float32)
+    states = whole(torch.tensor([[5, 6, 7, 20, 21]]), output_hidden_states=True).hidden_states[3][0]
+    torch.testing.assert_close(trunks["none"].features([REPLIES[0]])[0, :-1], states[3:].mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_three_layers_and_the_length_are_the_features(folder):
+    trunk, replies = FeatureTrunk(settings(folder, reward_layer=0)), REPLIES[:2]
+    assert trunk.layers == [1, 3] and trunk.parts == [64, 64, 1]  # of four blocks a tenth and a third are both the first
+    for n, layer in enumerate(trunk.layers):
+        one = FeatureTrunk(settings(folder, reward_layer=layer / 4)).features(replies)
+        torch.testing.assert_close(trunk.features(replies)[:, 64 * n: 64 * (n + 1)], one[:, :-1])
+    torch.testing.assert_close(trunk.features(replies)[:, -1], torch.tensor([2.0, 30.0]).log())
