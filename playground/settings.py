@@ -170,9 +170,19 @@ class Settings(BaseSettings):
     kl_budget: float = Field(12.0, gt=0)
     """Largest KL to the base, in nats a reply, that the gate lets through."""
     length_factor: float = Field(4.0, gt=1)
-    """The mean reply may become this many times longer or shorter, no more."""
+    """The mean reply may become this many times longer, or shorter, where the votes clearly favour that."""
+    length_drift: float = Field(1.75, gt=1)
+    """The same where they do not."""
     empty_replies: Fraction = 0.1
     """Largest share of empty replies that the gate lets through."""
+    repetition_rise: Fraction = 0.15
+    """The share of repeated four-token runs may rise by this much over the live version's."""
+    distinct_share: Fraction = 0.7
+    """Share of the live version's distinct-2 that must be left."""
+    ended_fall: Fraction = 0.25
+    """The share of replies that end by themselves may fall by this much."""
+    canary_fall: float = Field(1.0, gt=0)
+    """Plain replies to plain requests may become this much less likely than under the base, in nats a token."""
 
     @field_validator("threads")
     @classmethod

@@ -7,21 +7,26 @@ import pytest
 
 from playground.settings import Settings
 from training import gate
+from training.preferences import TIE, A, B, Preferences
 from training.rollout import Episode
 
-SETTINGS = Settings(kl_budget=10, length_factor=2, empty_replies=0.1, gate_confidence=0.95)
+SETTINGS = Settings(kl_budget=10, length_factor=4, length_drift=2, empty_replies=0.1, gate_confidence=0.95, canary_fall=0.5,
+                    repetition_rise=0.15, distinct_share=0.7, ended_fall=0.25)
 N = 32
 
 
-def replies(tokens=20, ended=True):
-    return [Episode([1, 2], [5] * tokens, ended) for _ in range(N)]
+def replies(tokens=20, ended=True, same=None):
+    """Of distinct tokens, or of one."""
+    return [Episode([1, 2], [same] * tokens if same else list(range(1000 * k, 1000 * k + tokens)), ended) for k in range(N)]
 
 
-def decide(gain=1.0, spread=0.5, kl=5.0, tokens=20, empty=0):
-    """The gate's report on a new version whose rewards lie `gain` above the live one's, give or take."""
+def decide(gain=1.0, spread=0.5, kl=5.0, tokens=20, empty=0, doubt=0.0, new=None, canary_fall=0.1, length_votes=(-0.1, 0.1)):
+    """The gate's report on a new version whose rewards lie `gain` above the live one's, give or take, and as much as the votes leave open."""
     live = np.linspace(-1, 1, N)
-    noise = spread * np.where(np.arange(N) % 2, 1, -1)
-    return gate.decide(replies(tokens), replies(), live + gain + noise, live, [kl] * N, [""] * empty + ["A reply."] * (N - empty), SETTINGS)
+    gains = gain + spread * np.where(np.arange(N) % 2, 1, -1)
+    draws = gains + doubt * np.random.default_rng(1).normal(size=(gate.DRAWS, 1))
+    return gate.decide(new or replies(tokens), replies(), live + gains, live, draws, kl=[kl] * N, texts=[""] * empty + ["A reply."] * (N - empty),
+                       canary_fall=canary_fall, length_votes=length_votes, settings=SETTINGS)
 
 
 def test_a_better_version_passes():
@@ -51,7 +56,52 @@ def test_a_change_of_length_beyond_the_factor_is_refused(tokens, passes):
     report = decide(tokens=tokens)
     assert report.passed == passes
     assert passes or report.refused_because == [
-        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit"]
+        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the votes do not favour that"]
+
+
+@pytest.mark.parametrize(("votes", "tokens", "passes"), [
+    ((-0.5, -0.1), 5, True), ((-0.5, -0.1), 4, False), ((-0.5, -0.1), 41, False), ((0.1, 0.5), 80, True), ((0.1, 0.5), 81, False), ((0.1, 0.5), 9, False)])
+def test_a_length_that_the_votes_favour_may_change_further(votes, tokens, passes):
+    report = decide(tokens=tokens, length_votes=votes)
+    assert report.passed == passes
+    assert passes or ("do not favour" in report.refused_because[0]) == (tokens not in (4, 81))
+
+
+def test_what_the_votes_leave_open_is_part_of_the_interval():
+    assert decide(gain=1.0, doubt=0.2).passed
+    [reason] = decide(gain=1.0, doubt=1.0).refused_because
+    assert "not clearly better: the reward rises by +1.00" in reason
+
+
+def test_replies_that_repeat_themselves_are_refused():
+    looping = [Episode([1, 2], [k, k + 1, k + 2, k + 3] * 5, True) for k in range(0, 4 * N, 4)]  # 17 four-grams, 4 of them distinct
+    report = decide(new=looping)
+    assert report.repetition_new == pytest.approx(13 / 17)
+    assert report.refused_because[0] == ("it repeats itself: 76% of its four-token runs are repeats, 0% of the live version's, and 15% more is the limit")
+
+
+def test_replies_that_are_all_alike_are_refused():
+    alike = [Episode([1, 2], list(range(20)), True)] * N
+    [reason] = decide(new=alike).refused_because
+    assert reason == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that must be left"
+
+
+def test_shorter_replies_are_not_more_distinct_for_being_short():
+    """Distinct-n falls with the amount of text, so that a version that only got shorter would look more varied."""
+    some = [Episode([1], [1, 2, 3, 4, k, k + 1000, 1, 2, 3, 4], True) for k in range(10, 10 + N)]
+    half = [Episode([1], e.completion[:5], True) for e in some]
+    report = gate.decide(half, some, np.ones(N), np.zeros(N), np.ones((4, N)), kl=[1] * N, texts=["A"] * N, canary_fall=0, length_votes=(0, 0), settings=SETTINGS)
+    assert report.distinct_new == report.distinct_live
+
+
+def test_replies_that_no_longer_end_are_refused():
+    [reason] = decide(new=replies(ended=False)).refused_because
+    assert reason == "fewer of its replies come to an end: 0% against 100%, and 25% fewer is the limit"
+
+
+def test_plain_replies_that_became_unlikely_are_refused():
+    assert decide(canary_fall=0.5).passed and decide(canary_fall=-0.2).passed
+    assert decide(canary_fall=0.51).refused_because == ["plain replies became unlikely: by 0.51 nats a token, and 0.5 is the limit"]
 
 
 def test_empty_replies_are_refused():
@@ -60,12 +110,14 @@ def test_empty_replies_are_refused():
 
 
 def test_every_reason_is_given():
-    assert len(decide(gain=-1, kl=99, tokens=1, empty=N).refused_because) == 4
+    new = [Episode([1, 2], [5] * 100, False)] * N
+    assert len(decide(gain=-1, kl=99, new=new, empty=N, canary_fall=9).refused_because) == 8
 
 
 def test_a_figure_that_is_not_a_number_never_passes():
     assert not decide(kl=float("nan")).passed
     assert not decide(gain=float("nan")).passed
+    assert not decide(canary_fall=float("nan")).passed
 
 
 def test_the_interval_is_that_of_the_mean():
@@ -73,6 +125,28 @@ def test_the_interval_is_that_of_the_mean():
     low, high = gate.interval(gains, 0.95, 0)
     assert (low, high) == pytest.approx((gains.mean() - 0.098, gains.mean() + 0.098), abs=0.015)
     assert gate.interval(gains, 0.95, 0) == (low, high)
+
+
+def test_the_posterior_interval_adds_both_doubts():
+    gains = np.random.default_rng(0).normal(0.5, 1, 400) + np.random.default_rng(1).normal(0, 0.1, (4000, 1))  # deviations 0.05 and 0.1
+    low, high = gate.posterior_interval(gains, 0.95, 0)
+    assert high - low == pytest.approx(2 * 1.96 * (0.05 ** 2 + 0.1 ** 2) ** 0.5, rel=0.07)
+
+
+def test_the_length_that_votes_favour_by_hand():
+    prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20), ([1], [1] * 40)],
+                        pairs=[(0, 1, B, 1.0, "c", 1), (2, 1, A, 1.0, "c", 2), (0, 2, TIE, 1.0, "c", 3)])
+    assert gate.favoured_length(prefs, 0.95, 0) == pytest.approx((np.log(2), np.log(2)))
+    assert gate.favoured_length(Preferences(), 0.95, 0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0), ([1, 1, 1, 1, 1, 1], 2 / 3), ([1, 2, 3], 0), ([], 0)])
+def test_repetition_by_hand(ids, share):
+    assert gate.repetition(ids) == pytest.approx(share)
+
+
+def test_distinct_by_hand():
+    assert gate.distinct([[1, 2, 3], [1, 2, 4]]) == 3 / 4 and gate.distinct([[1], []]) == 1
 
 
 def test_equal_gains_are_an_interval_of_one_point():

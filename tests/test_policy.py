@@ -85,7 +85,7 @@ def test_a_fresh_policy_is_the_reference():
         with policy.reference():
             reference = policy.logprobs(batch)
         torch.testing.assert_close(policy.logprobs(batch), reference, rtol=0, atol=0)
-    assert policy.kl_to_reference(EPISODES, 2) == [0.0] * 4
+    assert policy.log_ratio(EPISODES, 2) == [0.0] * 4
 
 
 def test_values_start_at_zero():

@@ -41,9 +41,9 @@ def run(t, on_iteration=lambda trainer, metrics: None):
 
 # -- measuring
 
-def test_kl_to_reference_is_the_summed_difference_of_logprobs():
+def test_log_ratio_is_the_summed_difference_of_logprobs():
     policy = moved(PolicyModel(tiny_model(), settings()))
-    kl = policy.kl_to_reference(EPISODES, 3)
+    kl = policy.log_ratio(EPISODES, 3)
     with torch.no_grad():
         e = EPISODES[3]
         new = policy.logprobs(Batch.of([e], "cpu")).sum().item()
@@ -137,7 +137,7 @@ def test_training_leaves_the_reference_alone():
     optimise(t, measured(t))
     with torch.no_grad(), t.policy.reference():
         assert torch.equal(t.policy.logprobs(batch), before)
-    assert max(map(abs, t.policy.kl_to_reference(EPISODES, 4))) > 1e-3
+    assert max(map(abs, t.policy.log_ratio(EPISODES, 4))) > 1e-3
 
 
 def test_an_update_makes_good_replies_likelier_and_bad_ones_less():
@@ -183,7 +183,7 @@ def test_ppo_ends_when_the_kl_target_is_reached():
 def exact_kl(policy, prompt, tokens=3, n=400):
     """KL to the reference, nats a reply, from many replies of the policy itself."""
     episodes = rollout.sample(policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n)
-    return sum(policy.kl_to_reference(episodes, 100)) / n
+    return sum(policy.log_ratio(episodes, 100)) / n
 
 
 def test_an_overshoot_of_the_kl_target_is_taken_back():

@@ -152,6 +152,16 @@ def test_every_block_of_a_view_has_an_equal_share():
     torch.testing.assert_close((features - centre) / scale, z)
 
 
+def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_replies():
+    """Replies all of one length: another length was millions of deviations away, and the doubt about it drowned everything."""
+    x, _, pairs = planted(20, d=4)
+    features = torch.cat([x, torch.full((len(x), 1), 2.0)], -1)
+    model = reward.fit_model(features, [4, 1], Preferences(pairs=pairs), "layers", 1.0)
+    other = features[:3] + torch.tensor([0, 0, 0, 0, 1.0])
+    torch.testing.assert_close(model.raw(other), model.raw(features[:3]))
+    torch.testing.assert_close(model.deviation(other), model.deviation(features[:3]))
+
+
 # -- the posterior
 
 def test_the_posterior_is_the_inverse_curvature():

@@ -70,3 +70,10 @@ def test_the_same_seed_gives_the_same_replies(model):
 def test_how_many_rows_decode_at_once_changes_no_reply(model):
     prompts = [[5, 6, 7], [8] * 12, [9, 10]]
     assert sample(model, prompts, rows=2) == sample(model, prompts, rows=32)
+
+
+def test_the_canaries_are_plain_replies_that_end():
+    tokenizer = tiny_tokenizer()
+    found = rollout.canaries(tokenizer, 256)
+    assert len(found) >= 10 and all(e.completion[-1] == tokenizer.eos_token_id and e.ended for e in found)
+    assert "capital of France" in tokenizer.decode(found[1].prompt) and "Paris" in tokenizer.decode(found[1].completion)

@@ -1,12 +1,16 @@
-"""Is the new policy better? A first, strict look on held-out prompts; what it refuses it refuses in sentences.
+"""Is the new policy better, and still itself? A strict look on held-out prompts; what it refuses it refuses in sentences.
 
-Knows replies, rewards and KL; nothing about how the policy was trained.
+Knows replies, rewards, votes and likelihoods; nothing about how the policy was trained.
 """
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import bootstrap
+
+from training import preferences
+
+DRAWS = 2000  # heads from the reward model's posterior, each on its own resample of the prompts
 
 
 @dataclass
@@ -21,9 +25,15 @@ class GateReport:
     kl: float
     length_new: float
     length_live: float
+    length_votes: tuple  # interval of log(length of the winner / of the loser) in the votes
     empty: float
     ended_new: float
     ended_live: float
+    repetition_new: float
+    repetition_live: float
+    distinct_new: float
+    distinct_live: float
+    canary_fall: float  # nats a token
     refused_because: list
 
     @property
@@ -34,38 +44,105 @@ class GateReport:
         return asdict(self)
 
 
-def decide(new, live, reward_new, reward_live, kl, texts, settings):
+def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_fall, length_votes, settings):
     """Compare paired episodes of the new and the live policy on the same prompts; returns a GateReport.
 
-    new, live: lists of Episode; reward_new, reward_live: (N,) arrays; kl: nats a reply of the new policy's episodes; texts: its replies.
+    new, live: lists of N Episodes; reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of the posterior; kl: nats a
+    reply of the new policy's episodes; texts: its replies; canary_fall: nats a token that plain replies became less likely than under the base;
+    length_votes: (low, high) of `favoured_length`.
     """
-    gains = np.asarray(reward_new) - np.asarray(reward_live)
-    low, high = interval(gains, settings.gate_confidence, settings.seed)
-    length = {name: float(np.mean([len(e.completion) for e in side])) for name, side in (("new", new), ("live", live))}
+    s = settings
+    low, high = posterior_interval(np.asarray(gains), s.gate_confidence, s.seed)
+    gain = float(np.mean(np.asarray(reward_new) - np.asarray(reward_live)))
+    sides = {"new": new, "live": live}
+    length = {name: float(np.mean([len(e.completion) for e in side])) for name, side in sides.items()}
+    ended = {name: float(np.mean([e.ended for e in side])) for name, side in sides.items()}
+    repeated = {name: float(np.mean([repetition(e.completion) for e in side])) for name, side in sides.items()}
+    new_cut, live_cut = zip(*(equally_long(a.completion, b.completion) for a, b in zip(new, live, strict=True)), strict=True)
+    varied = {"new": distinct(new_cut), "live": distinct(live_cut)}
     drift = length["new"] / length["live"]
+    shortest = 1 / (s.length_factor if length_votes[1] < 0 else s.length_drift)
+    longest = s.length_factor if length_votes[0] > 0 else s.length_drift
     empty = float(np.mean([not t.strip() for t in texts]))
     mean_kl = float(np.mean(kl))
+
+    # `not a <= b`: a figure that is no number never passes
     refusals = []
     if not low > 0:
-        refusals.append(f"its replies are not clearly better: the reward rises by {gains.mean():+.2f} deviations "
-                        f"[{low:+.2f}, {high:+.2f}] on {len(gains)} held-out prompts, and the interval must lie above 0")
-    if not mean_kl <= settings.kl_budget:
-        refusals.append(f"it moved too far from the base: {mean_kl:.1f} nats a reply, and the budget is {settings.kl_budget:g}")
-    if not 1 / settings.length_factor <= drift <= settings.length_factor:
+        refusals.append(f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations "
+                        f"[{low:+.2f}, {high:+.2f}] on {len(new)} held-out prompts, and the interval must lie above 0")
+    if not mean_kl <= s.kl_budget:
+        refusals.append(f"it moved too far from the base: {mean_kl:.1f} nats a reply, and the budget is {s.kl_budget:g}")
+    if not shortest <= drift <= longest:
+        limit = longest if drift > 1 else 1 / shortest
+        asked = "" if limit == s.length_factor else ", since the votes do not favour that"
         refusals.append(f"its replies changed length too much: {length['new']:.0f} tokens against {length['live']:.0f}, "
-                        f"and a factor of {settings.length_factor:g} is the limit")
-    if empty > settings.empty_replies:
-        refusals.append(f"{empty:.0%} of its replies are empty, and {settings.empty_replies:.0%} is the limit")
+                        f"and a factor of {limit:g} is the limit{asked}")
+    if not empty <= s.empty_replies:
+        refusals.append(f"{empty:.0%} of its replies are empty, and {s.empty_replies:.0%} is the limit")
+    if not repeated["new"] <= repeated["live"] + s.repetition_rise:
+        refusals.append(f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of the live version's, "
+                        f"and {s.repetition_rise:.0%} more is the limit")
+    if not varied["new"] >= s.distinct_share * varied["live"]:
+        refusals.append(f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of the live version's, "
+                        f"and {s.distinct_share:.0%} of that must be left")
+    if not ended["new"] >= ended["live"] - s.ended_fall:
+        refusals.append(f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and {s.ended_fall:.0%} fewer is the limit")
+    if not canary_fall <= s.canary_fall:
+        refusals.append(f"plain replies became unlikely: by {canary_fall:.2f} nats a token, and {s.canary_fall:g} is the limit")
     return GateReport(
-        prompts=len(gains), reward_new=float(np.mean(reward_new)), reward_live=float(np.mean(reward_live)), gain=float(gains.mean()),
-        gain_interval=(low, high), kl=mean_kl, length_new=length["new"], length_live=length["live"], empty=empty,
-        ended_new=float(np.mean([e.ended for e in new])), ended_live=float(np.mean([e.ended for e in live])), refused_because=refusals)
+        prompts=len(new), reward_new=float(np.mean(reward_new)), reward_live=float(np.mean(reward_live)), gain=gain, gain_interval=(low, high),
+        kl=mean_kl, length_new=length["new"], length_live=length["live"], length_votes=tuple(length_votes), empty=empty,
+        ended_new=ended["new"], ended_live=ended["live"], repetition_new=repeated["new"], repetition_live=repeated["live"],
+        distinct_new=varied["new"], distinct_live=varied["live"], canary_fall=float(canary_fall), refused_because=refusals)
 
 
-def interval(gains, confidence, seed):
-    """Bootstrap interval of the mean of paired gains (percentile, 5,000 resamples)."""
-    if np.ptp(gains) == 0:
-        return float(gains[0]), float(gains[0])
-    found = bootstrap((gains,), np.mean, confidence_level=confidence, n_resamples=5000, method="percentile",
+# -- intervals
+
+def posterior_interval(gains, confidence, seed):
+    """Interval of the mean gain over prompts and over what the votes leave open: each of the S heads (S, N) judges a resample of the N prompts."""
+    s, n = gains.shape
+    at = np.random.default_rng(seed).integers(0, n, (s, n))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.take_along_axis(gains, at, 1).mean(1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def interval(values, confidence, seed):
+    """Bootstrap interval of a mean (percentile, 5,000 resamples)."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=5000, method="percentile",
                       rng=np.random.default_rng(seed)).confidence_interval
     return float(found.low), float(found.high)
+
+
+def favoured_length(prefs, confidence, seed):
+    """Bootstrap interval of the mean log(length of the winner / of the loser) over decided pairs: above 0 the votes favour longer replies,
+    below 0 shorter ones; (0, 0) of fewer than two."""
+    logs = [np.log(max(len(completion), 1)) for _, completion in prefs.replies]
+    ratios = [(logs[a] - logs[b]) * (1 if outcome == preferences.A else -1) for a, b, outcome, *_ in prefs.pairs if outcome != preferences.TIE]
+    return interval(np.array(ratios), confidence, seed) if len(ratios) > 1 else (0.0, 0.0)
+
+
+# -- what repetition looks like, in token ids
+
+def ngrams(ids, n):
+    return [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+
+
+def repetition(ids, n=4):
+    """Share of a reply's n-grams that it has had before (seq-rep-n, Welleck et al. 2020); 0 where there is none."""
+    grams = ngrams(ids, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(replies, n=2):
+    """Distinct n-grams of all replies together, as a share of all (Li et al. 2016). It falls with the amount of text: compare equal amounts."""
+    grams = [gram for ids in replies for gram in ngrams(ids, n)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def equally_long(a, b):
+    """Both replies cut to the shorter one's length."""
+    return a[:len(b)], b[:len(a)]

@@ -87,12 +87,13 @@ class PolicyModel:
         return self.value_head(hidden.float())[..., 0]
 
     @torch.no_grad()
-    def kl_to_reference(self, episodes, minibatch):
-        """k1 estimate of KL(policy ‖ reference) of each of the policy's own episodes, in nats a reply: a list of floats."""
-        kl = []
+    def log_ratio(self, episodes, minibatch):
+        """log π − log π_ref of each episode's completion, in nats a reply: a list of floats. On the policy's own samples its mean estimates
+        KL(policy ‖ reference) (k1)."""
+        ratios = []
         for start in range(0, len(episodes), minibatch):
             batch = Batch.of(episodes[start:start + minibatch], self.device)
             new = self.logprobs(batch)
             with self.reference():
-                kl += (new - self.logprobs(batch)).sum(-1).tolist()
-        return kl
+                ratios += (new - self.logprobs(batch)).sum(-1).tolist()
+        return ratios

@@ -4,6 +4,7 @@ Which view of the features the head reads, and how strongly its weights are pena
 Owns the fit and what may be said of it; how a reply is scored is `playground/scorer.py`'s. Knows nothing about policies or PPO.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from training import preferences
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
 FOLDS = 5
 NEWTON_STEPS = 50
+CONSTANT = 1e-4  # deviation below which a feature is one
 LENGTH_MATCHED = 0.1  # largest difference of log lengths of a pair that counts as of one length
 
 
@@ -53,40 +55,45 @@ class Fit(NamedTuple):
     factor: torch.Tensor
 
 
-def fit_head(x, prefs, penalty):
-    """Minimise weighted NLL + penalty/2·|w|² by Newton's method; the objective is convex. x (N, d) standardised -> Fit.
+def fit_head(x, prefs, penalty, start=None):
+    """Minimise weighted NLL + penalty/2·|w|² by Newton's method, from another Fit if given; the objective is convex. x (N, d) standardised -> Fit.
 
     The posterior is Laplace's approximation: Gaussian, with the objective's curvature at its minimum as inverse covariance (MacKay 1992).
     """
     x, d = x.double(), x.shape[1]
     a, b, outcome, pair_weight = columns(prefs.pairs, torch.long, torch.long, torch.long, x.dtype)
     i, good, point_weight = columns(prefs.points, torch.long, x.dtype, x.dtype)
-    # one row of each design is one natural parameter of the likelihood, linear in φ = (w, log ν, θ)
-    pair_design = torch.zeros(len(prefs.pairs), 2, d + 2, dtype=x.dtype)  # (δ, log ν) of each pair
-    pair_design[:, 0, :d], pair_design[:, 1, d] = x[a] - x[b], 1
-    point_design = torch.zeros(len(prefs.points), d + 2, dtype=x.dtype)  # s − θ of each point
+    # linear predictors of φ = (w, log ν, θ): δ of each pair and s − θ of each point
+    pair_design, point_design = torch.zeros(len(prefs.pairs), d + 2, dtype=x.dtype), torch.zeros(len(prefs.points), d + 2, dtype=x.dtype)
+    pair_design[:, :d] = x[a] - x[b]
     point_design[:, :d], point_design[:, d + 1] = x[i], -1
     # weak priors keep ν and θ finite where no tie or no thumb speaks of them
     prior_mean, precision = torch.zeros(d + 2, dtype=x.dtype), torch.full((d + 2,), float(penalty), dtype=x.dtype)
     prior_mean[d], precision[d:] = -1, 0.2
 
     def objective(phi):
-        delta, log_nu = (pair_design @ phi).unbind(-1)
+        delta = pair_design @ phi
         loss = (precision / 2 * (phi - prior_mean).square()).sum()
-        loss += (pair_weight * preferences.pair_nll(delta / 2, -delta / 2, outcome, log_nu)).sum()
+        loss += (pair_weight * preferences.pair_nll(delta / 2, -delta / 2, outcome, phi[d])).sum()
         return loss + (point_weight * preferences.point_nll(point_design @ phi, good, 0.0)).sum()
 
     def derivatives(phi):
-        delta, log_nu = (pair_design @ phi).unbind(-1)
-        slope, curvature = preferences.pair_derivatives(delta / 2, -delta / 2, outcome, log_nu)
+        delta = pair_design @ phi
+        slope, curvature = preferences.pair_derivatives(delta / 2, -delta / 2, outcome, phi[d])  # by (δ, log ν)
+        slope, curvature = pair_weight[:, None] * slope, pair_weight[:, None, None] * curvature
         good_p = torch.sigmoid(point_design @ phi)
-        gradient = precision * (phi - prior_mean) + point_design.T @ (point_weight * (good_p - good))
-        gradient += torch.einsum("nip,ni->p", pair_design, pair_weight[:, None] * slope)
+        gradient = precision * (phi - prior_mean) + point_design.T @ (point_weight * (good_p - good)) + pair_design.T @ slope[:, 0]
+        gradient[d] += slope[:, 1].sum()
         hessian = torch.diag(precision) + point_design.T @ (point_design * (point_weight * good_p * (1 - good_p))[:, None])
-        hessian += pair_design.flatten(0, 1).T @ (pair_weight[:, None, None] * curvature @ pair_design).flatten(0, 1)
+        hessian += pair_design.T @ (pair_design * curvature[:, 0, 0, None])
+        mixed = pair_design.T @ curvature[:, 0, 1]
+        hessian[d] += mixed
+        hessian[:, d] += mixed
+        hessian[d, d] += curvature[:, 1, 1].sum()
         return gradient, torch.linalg.cholesky(hessian)
 
-    phi, value = prior_mean, objective(prior_mean)
+    phi = prior_mean if start is None else torch.tensor([*start.weight, start.log_nu, start.threshold], dtype=x.dtype)
+    value = objective(phi)
     for _ in range(NEWTON_STEPS):
         gradient, root = derivatives(phi)
         step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
@@ -109,7 +116,9 @@ def standardised(features, parts, view):
     blocks = scorer.view(features, parts, view)
     share = torch.cat([torch.full((block.shape[1],), float(block.shape[1] * len(blocks))) for block in blocks]).sqrt()
     raw = torch.cat(blocks, -1)
-    centre, scale = raw.mean(0), raw.std(0).clamp(min=1e-6) * share
+    centre, deviation = raw.mean(0), raw.std(0)
+    # what does not vary among these replies says nothing here, and must say nothing of others: infinitely wide, it is always 0
+    scale = torch.where(deviation > CONSTANT, deviation, torch.inf) * share
     return (raw - centre) / scale, centre, scale
 
 
@@ -174,16 +183,19 @@ class Predictions(NamedTuple):
         return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in np.array_split(order, bins) if len(part)) / len(p))
 
 
-def cross_validate(prefs, seed, scores_from):
-    """Out-of-fold Predictions of the pairs and their indices; folds of whole units. `scores_from(part)` gives (scores (N,), log ν)."""
+def split(prefs, seed):
+    """[(training part, indices of the pairs to predict)], folds of whole units; those on which nothing can be fitted or predicted are left out."""
     fold = preferences.folds([p[4] for p in prefs.pairs], FOLDS, seed)
+    parts = [(prefs.part(lambda unit, k=k: fold.get(unit) != k), [i for i, p in enumerate(prefs.pairs) if fold[p[4]] == k]) for k in range(FOLDS)]
+    return [(train, at) for train, at in parts if train.pairs and at]
+
+
+def cross_validate(prefs, seed, scores_from):
+    """Out-of-fold Predictions of the pairs, and their indices. `scores_from(part)` gives (scores (N,), log ν)."""
     several, places = [Predictions(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))], []
-    for k in range(FOLDS):
-        at = [i for i, p in enumerate(prefs.pairs) if fold[p[4]] == k]
-        train = prefs.part(lambda unit, k=k: fold.get(unit) != k)
-        if at and train.pairs:
-            several.append(Predictions.of(*scores_from(train), [prefs.pairs[i] for i in at]))
-            places += at
+    for train, at in split(prefs, seed):
+        several.append(Predictions.of(*scores_from(train), [prefs.pairs[i] for i in at]))
+        places += at
     return Predictions.join(several), places
 
 
@@ -195,12 +207,25 @@ def fitted_scores(x, prefs, penalty):
 
 def choose(designs, prefs, seed):
     """(view, penalty) of least cross-validated NLL; the first and strongest where no fold can be held out. designs {view: x (N, r)}."""
-    def nll(choice):
-        view, penalty = choice
-        found = cross_validate(prefs, seed, lambda part: fitted_scores(designs[view], part, penalty))[0].nll()
-        return np.inf if found is None else found
+    nll = {(view, penalty): 0.0 for view in designs for penalty in PENALTIES}
+    for view, x in designs.items():
+        for train, at in split(prefs, seed):
+            head = None
+            for penalty in PENALTIES:  # each fit starts where the stronger penalty's ended
+                head = fit_head(x, train, penalty, head)
+                nll[view, penalty] += len(at) * Predictions.of(x @ head.weight, head.log_nu, [prefs.pairs[i] for i in at]).nll()
+    return min(nll, key=nll.get)
 
-    return min(((view, penalty) for view in designs for penalty in PENALTIES), key=nll)
+
+@contextmanager
+def one_thread():
+    """Torch on one thread: a fit is thousands of small solves, for which a second thread does little, and much harm beside a chat."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def wilson(right, n, confidence=0.95):
@@ -241,12 +266,14 @@ def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
         view, penalty = choose(designs, part, settings.seed)
         return fitted_scores(designs[view], part, penalty)
 
-    cv, places = cross_validate(prefs, settings.seed, chosen_scores)
+    with one_thread():
+        cv, places = cross_validate(prefs, settings.seed, chosen_scores)
+        held = Predictions.of(*chosen_scores(prefs.train()), prefs.held().pairs)
+        view, penalty = choose(designs, prefs, settings.seed)
     length = np.log([max(len(completion), 1) for _, completion in prefs.replies])
     matched = cv.where([abs(length[prefs.pairs[i][0]] - length[prefs.pairs[i][1]]) < LENGTH_MATCHED for i in places])
-    held = Predictions.of(*chosen_scores(prefs.train()), prefs.held().pairs)
 
-    (view, penalty), epochs = choose(designs, prefs, settings.seed), 0
+    epochs = 0
     if settings.reward_lora_rank:
         start = fit_model(features, trunk.parts, prefs.train(), view, penalty)
         epochs, lora, held = fit_lora(start, prefs, trunk, settings, held)

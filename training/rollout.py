@@ -1,6 +1,7 @@
 """Prompts for training and the policy's replies to them, made with the same decoder that serves the chat."""
 
 import hashlib
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,13 @@ def seed_prompts(part, tokenizer, budget):
     """The shipped first messages (`train` or `heldout`) as prompt ids."""
     lines = (SEED_PROMPTS / f"{part}.txt").read_text().splitlines()
     return [prompts.encode([{"role": "user", "content": line}], tokenizer, budget) for line in lines if line.strip()]
+
+
+def canaries(tokenizer, budget):
+    """The shipped plain requests with a plain reply each, as Episodes that end; what a sound policy still finds likely."""
+    rows = [json.loads(line) for line in (SEED_PROMPTS / "canaries.jsonl").read_text().splitlines()]
+    return [Episode(prompts.encode([{"role": "user", "content": row["request"]}], tokenizer, budget), prompts.encode_reply(row["reply"], tokenizer), True)
+            for row in rows]
 
 
 def choose(people, seeds, n, rng):

@@ -170,13 +170,19 @@ class Round:
         self.policy.load(load_file(self.folder / "policy.safetensors"))
         new = self._sample(self.policy.causal, chosen, "gate-sample", replies=1)
         live = self._sample(self._live_model(), chosen, "gate-sample", replies=1)
-        kl = self.policy.kl_to_reference(new, s.ppo_minibatch)
         texts = [prompts.decode(e.completion, self.tokenizer) for e in new]
-        report = gate.decide(new, live, self.score(new).numpy(), self.score(live).numpy(), kl, texts, s)
+        x_new, x_live = (self.trunk.features([(e.prompt, e.completion) for e in episodes]) for episodes in (new, live))
+        model = self.reward_model
+        gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
+        canaries = rollout.canaries(self.tokenizer, s.rollout_context)
+        canary_fall = -sum(self.policy.log_ratio(canaries, s.ppo_minibatch)) / sum(len(e.completion) for e in canaries)
+        report = gate.decide(
+            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.policy.log_ratio(new, s.ppo_minibatch),
+            texts=texts, canary_fall=canary_fall, length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
                    for n, o, text in zip(new[:8], live, texts, strict=False)]
         _write_json(self.folder / "gate.json", {**report.as_dict(), "samples": samples})
-        self.store.update_round(self.id, self.owner, metrics={"gate_gain": report.gain, "kl": report.kl})
+        self.store.update_round(self.id, self.owner, metrics={"gate_gain": report.gain, "gate_low": report.gain_interval[0], "kl": report.kl})
 
     def _publish(self):
         report, s = json.loads((self.folder / "gate.json").read_text()), self.settings
