@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from playground import adapters, models, prompts, scorer
 from playground.settings import Settings
-from training import gate, ppo, preferences, reward, rollout, sft
+from training import gate, ppo, preferences, reward, rollout, selftest, sft
 from training.policy import PolicyModel
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,18 @@ class Round:
             self._cache["base"] = models.base_identity(trunk, self.settings)
             self._cache["end_tokens"] = models.end_tokens(trunk, self.tokenizer)
             self._cache["live_shell"] = models.shell(trunk)
-            return PolicyModel(trunk, self.settings)
+            policy = PolicyModel(trunk, self.settings)
+            selftest.check_policy(policy, self.settings)
+            return policy
         return self._once("policy", make)
+
+    @property
+    def trained(self):
+        """The policy as PPO left it, read once, so that what is published can be compared with what the gate measured."""
+        def load():
+            self.policy.load(load_file(self.folder / "policy.safetensors"))
+            return self.policy
+        return self._once("trained", load)
 
     @property
     def end_tokens(self):
@@ -74,7 +84,11 @@ class Round:
 
     @property
     def trunk(self):
-        return self._once("trunk", lambda: scorer.FeatureTrunk(self.settings))
+        def make():
+            trunk = scorer.FeatureTrunk(self.settings)
+            selftest.check_features(trunk, self.settings.reward_lora_rank)
+            return trunk
+        return self._once("trunk", make)
 
     @property
     def preferences(self):
@@ -143,8 +157,10 @@ class Round:
             self.end("not_enough", report.reason)
         with self.policy.reference():
             episodes = self._sample(self.policy.causal, self._prompts(self.settings.ppo_episodes, self._rng("reference")), "reference")
-        model.standardise(self.trunk.features([(e.prompt, e.completion) for e in episodes]))
+        features = self.trunk.features([(e.prompt, e.completion) for e in episodes])
+        model.standardise(features)
         model.save(self.folder / "reward.safetensors")
+        selftest.check_head(model, self.folder / "reward.safetensors", features)
 
     def _ppo(self):
         trainer, checkpoint = ppo.Trainer(self.policy, self.settings), self.folder / "ppo.pt"
@@ -167,17 +183,16 @@ class Round:
     def _gate(self):
         s, contexts = self.settings, self._contexts(heldout=True)
         chosen = rollout.choose(contexts, rollout.seed_prompts("heldout", self.tokenizer, s.rollout_context), s.gate_prompts, self._rng("gate"))
-        self.policy.load(load_file(self.folder / "policy.safetensors"))
-        new = self._sample(self.policy.causal, chosen, "gate-sample", replies=1)
+        new = self._sample(self.trained.causal, chosen, "gate-sample", replies=1)
         live = self._sample(self._live_model(), chosen, "gate-sample", replies=1)
         texts = [prompts.decode(e.completion, self.tokenizer) for e in new]
         x_new, x_live = (self.trunk.features([(e.prompt, e.completion) for e in episodes]) for episodes in (new, live))
         model = self.reward_model
         gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
         canaries = rollout.canaries(self.tokenizer, s.rollout_context)
-        canary_fall = -sum(self.policy.log_ratio(canaries, s.ppo_minibatch)) / sum(len(e.completion) for e in canaries)
+        canary_fall = -sum(self.trained.log_ratio(canaries, s.ppo_minibatch)) / sum(len(e.completion) for e in canaries)
         report = gate.decide(
-            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.policy.log_ratio(new, s.ppo_minibatch),
+            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.log_ratio(new, s.ppo_minibatch),
             texts=texts, canary_fall=canary_fall, length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
                    for n, o, text in zip(new[:8], live, texts, strict=False)]
@@ -196,6 +211,7 @@ class Round:
             reason = "The new version was not published: " + "; ".join(report["refused_because"]) + "."
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
         else:
+            selftest.check_adapter(self.trained, s, path, self._cache["live_shell"], base_hash=self.base["hash"], expected_sha256=sha256)
             self.store.publish(self.id, self.owner, version, path, sha256, report)
         (self.folder / "ppo.pt").unlink(missing_ok=True)
 
