@@ -13,6 +13,7 @@ from playground import models
 from playground.store import Store
 from tests.test_loop import liking, settings_for
 from training import simulate
+from training.annotators import Person
 from training.round import PHASES
 from training.worker import MAX_ATTEMPTS, run_once
 
@@ -26,7 +27,7 @@ def voted(tmp_path_factory):
     store = Store(settings.database)
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
     tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
-    simulate.make_duels(store, votes, trunk, tokenizer, lambda prompt, reply: liking(reply), log=lambda text: None)
+    simulate.make_duels(store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
     store.demonstrate(store.duel(1)["left"]["message"], store.annotator("simulated"), "You are here, and this is a good answer.")
     return settings, store
 
