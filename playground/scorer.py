@@ -1,7 +1,7 @@
 """Scorer: a reply to features, features to a score, and how sure of it the votes make us; the chat and the training share it.
 
-Features are means over the reply's tokens of the hidden states after a shallow, a middle and a deep layer of the quantised base, and the log of
-the reply's length. Owns them, the views of them that a head may read, and the head's file. Fitting a head is `training/reward.py`'s.
+Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first to two thirds deep, and
+the log of the reply's length. Owns them, the views of them that a head may read, and the head's file. Fitting a head is `training/reward.py`'s.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from playground import adapters, models
 
-DEPTHS = (0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
+DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
 BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
 
@@ -76,21 +76,35 @@ class FeatureTrunk:
         return parameters
 
 
-# -- views: what of the features a head reads
+# -- views: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
+
+def _summed(mean, log_length):
+    """A sum counts words where a mean gives their share."""
+    return mean * log_length.exp() / TYPICAL_LENGTH
+
+
+def _shallow(layers):
+    return layers[: (len(layers) + 1) // 2]
+
 
 def _layers(layers, log_length):
-    """Every layer's mean: wording shows in the shallow one, meaning in the deep one."""
-    return [*layers, log_length]
+    """The means of all layers but the shallowest."""
+    return [*(layers[1:] or layers), log_length]
 
 
-def _counts(layers, log_length):
-    """The shallow layer's mean and its sum, which counts words where the mean gives their share."""
-    return [layers[0], layers[0] * log_length.exp() / TYPICAL_LENGTH, log_length]
+def _all(layers, log_length):
+    """The means of all layers, and the sums of the shallow half."""
+    return [*layers, *(_summed(layer, log_length) for layer in _shallow(layers)), log_length]
 
 
-def _deep(layers, log_length):
-    """The deep layer's mean."""
-    return [layers[-1], log_length]
+def _words(layers, log_length):
+    """The sum of the shallowest layer: nearly a bag of words."""
+    return [_summed(layers[0], log_length), log_length]
+
+
+def _meaning(layers, log_length):
+    """The means of the deep half."""
+    return [*layers[len(_shallow(layers)):], log_length]
 
 
 def _length(layers, log_length):
@@ -98,14 +112,14 @@ def _length(layers, log_length):
     return [log_length]
 
 
-VIEWS = {"layers": _layers, "counts": _counts, "deep": _deep, "length": _length}
+VIEWS = {"layers": _layers, "all": _all, "words": _words, "meaning": _meaning, "length": _length}
 
 
 def views(parts, setting="auto"):
     """Names of the views to choose among: those that differ on features of these parts, or the one that the setting names."""
     if setting != "auto":
         return [setting]
-    return ["layers", "counts", "deep"] if len(parts) > 2 else ["layers", "counts"]
+    return ["layers", "all", "words"] + ["meaning"] * (len(parts) > 3)
 
 
 def view(features, parts, name):

@@ -97,10 +97,10 @@ class Settings(BaseSettings):
     reward_quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """bitsandbytes format of the reward model's frozen trunk."""
     reward_layer: Fraction = 0.0
-    """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads three: a tenth, a third and two thirds deep."""
-    reward_view: Literal["auto", "layers", "counts", "deep", "length"] = "auto"
-    """What of the features the head reads: all layers' means, the shallow one's mean and sum, the deep one's mean, or the length alone (a control);
-    auto chooses among the first three by cross-validation."""
+    """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a tenth, a third and two thirds deep."""
+    reward_view: Literal["auto", "layers", "all", "words", "meaning", "length"] = "auto"
+    """What of the features the head reads: the layers' means, those and the shallow layers' sums, the shallowest's sum, the deep ones' means, or
+    the length alone (a control); auto chooses among the first four by cross-validation."""
     reward_lora_rank: int = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     reward_lora_epochs: int = Field(3, ge=1, le=50)

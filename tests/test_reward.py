@@ -135,21 +135,21 @@ def test_of_one_conversation_the_first_view_and_the_strongest_penalty_are_chosen
     """No fold can be held out, so nothing speaks for a weaker one."""
     x, _, pairs = planted(10)
     one = Preferences(pairs=[(*p[:4], "conversation 1", p[5]) for p in pairs])
-    assert reward.choose({"layers": x, "deep": x}, one, 0) == ("layers", max(reward.PENALTIES))
+    assert reward.choose({"layers": x, "words": x}, one, 0) == ("layers", max(reward.PENALTIES))
 
 
 def test_the_view_that_the_votes_are_about_is_chosen():
     x, _, pairs = planted(80)
     noise = torch.randn(len(x), 8, generator=torch.Generator().manual_seed(5))
-    assert reward.choose({"layers": noise, "deep": x}, Preferences(pairs=pairs), 0)[0] == "deep"
+    assert reward.choose({"layers": noise, "words": x}, Preferences(pairs=pairs), 0)[0] == "words"
 
 
 def test_every_block_of_a_view_has_an_equal_share():
-    features = torch.randn(500, 33, generator=torch.Generator().manual_seed(0)) * 5 + 3
-    z, centre, scale = reward.standardised(features, [16, 16, 1], "layers")
+    features = torch.randn(500, 49, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    z, centre, scale = reward.standardised(features, [16, 16, 16, 1], "layers")
     assert z.mean(0).abs().max() < 1e-5
     torch.testing.assert_close(z.var(0), torch.tensor([1 / 48] * 32 + [1 / 3]))
-    torch.testing.assert_close((features - centre) / scale, z)
+    torch.testing.assert_close((features[:, 16:] - centre) / scale, z)
 
 
 def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_replies():
@@ -185,7 +185,7 @@ def test_more_votes_leave_less_doubt():
     for n in (20, 200):
         x, _, pairs = planted(n)
         features = torch.cat([x, torch.zeros(len(x), 1)], -1)
-        model = reward.fit_model(features, [8, 1], Preferences(pairs=pairs), "deep", 1.0)
+        model = reward.fit_model(features, [8, 1], Preferences(pairs=pairs), "layers", 1.0)
         doubt[n] = model.deviation(features[:40]).mean()
     assert doubt[200] < 0.7 * doubt[20]
 

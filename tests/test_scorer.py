@@ -31,7 +31,7 @@ def settings(folder, **changes):
 
 def head(**changes):
     """Two features, of which votes have compared the first; penalty 4."""
-    return RewardModel("deep", [1, 1], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
+    return RewardModel("layers", [1, 1], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
                        basis=torch.tensor([[1.0], [0.0]]), factor=torch.tensor([[0.1]]), penalty=4.0,
                        **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes})
 
@@ -87,13 +87,16 @@ def test_standardising_equal_scores_does_not_divide_by_zero():
 # -- views
 
 def test_views_by_hand():
-    features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0))]])  # two layers of two, and a reply of 50 tokens
-    shown = {name: torch.cat(scorer.view(features, [2, 2, 1], name), -1)[0, :-1].tolist() for name in scorer.views([2, 2, 1])}
-    assert shown == {"layers": [1, 2, 3, 4], "counts": pytest.approx([1, 2, 0.5, 1]), "deep": [3, 4]}
+    features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0))]])  # four layers of one, and a reply of 50 tokens
+    shown = {name: torch.cat(scorer.view(features, [1, 1, 1, 1, 1], name), -1)[0, :-1].tolist() for name in scorer.VIEWS}
+    assert shown == {"layers": [2, 3, 4], "all": pytest.approx([1, 2, 3, 4, 0.5, 1]), "words": pytest.approx([0.5]), "meaning": [3, 4], "length": []}
 
 
-def test_of_one_layer_the_deep_view_is_the_layers_view():
-    assert scorer.views([2, 1]) == ["layers", "counts"]
+def test_views_of_one_layer_or_by_name():
+    assert scorer.views([2, 1]) == ["layers", "all", "words"] and scorer.views([2] * 4 + [1]) == ["layers", "all", "words", "meaning"]
+    assert scorer.views([2] * 4 + [1], "length") == ["length"]
+    features = torch.tensor([[3.0, 0.0]])  # one layer of one, and a reply of one token
+    assert {name: len(scorer.view(features, [1, 1], name)) for name in scorer.views([1, 1])} == {"layers": 2, "all": 3, "words": 2}
 
 
 # -- features
@@ -145,9 +148,9 @@ def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
     torch.testing.assert_close(trunks["none"].features([REPLIES[0]])[0, :-1], states[3:].mean(0), rtol=1e-4, atol=1e-4)
 
 
-def test_three_layers_and_the_length_are_the_features(folder):
+def test_the_layers_and_the_length_are_the_features(folder):
     trunk, replies = FeatureTrunk(settings(folder, reward_layer=0)), REPLIES[:2]
-    assert trunk.layers == [1, 3] and trunk.parts == [64, 64, 1]  # of four blocks a tenth and a third are both the first
+    assert trunk.layers == [1, 3] and trunk.parts == [64, 64, 1]  # of four blocks the first, a tenth and a third are all the first
     for n, layer in enumerate(trunk.layers):
         one = FeatureTrunk(settings(folder, reward_layer=layer / 4)).features(replies)
         torch.testing.assert_close(trunk.features(replies)[:, 64 * n: 64 * (n + 1)], one[:, :-1])
