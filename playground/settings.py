@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     """λ of reward = mean − λ·deviation under the votes' posterior, in posterior deviations."""
     reward_batch: Positive = 16
     """Replies scored at once."""
-    evidence_confidence: float = Field(0.8, ge=0, lt=1)
+    evidence_confidence: float = Field(0.98, ge=0, lt=1)
     """The reward model's cross-validated accuracy must clear chance at this two-sided confidence, or the round ends; 0 is off."""
 
     # -- PPO
