@@ -11,6 +11,12 @@ def initial(db):
         db.execute(statement)
 
 
+@migrations(name="0002_forecast")
+def forecast(db):
+    """What a reward model fitted on the votes before said of a vote: the probability of the choice, and whether it named the winner."""
+    db.execute("create table forecast (vote integer primary key references vote(id), probability real, hit integer, created text not null)")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

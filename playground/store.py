@@ -270,6 +270,30 @@ class Store:
                 join annotator a on a.id = x.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
                 where g.base_hash = ? and {self.USABLE} order by x.id""", base_hash))
 
+    def last_base_hash(self):
+        """The base model of the newest duel, or None."""
+        row = self.row("select base_hash from generation order by id desc limit 1")
+        return row and row["base_hash"]
+
+    # -- forecasts: what the reward model said of a vote before it learned from it
+
+    def votes_to_forecast(self, base_hash):
+        """Ids of usable votes without a forecast."""
+        done = {row["vote"] for row in self.rows("select vote from forecast")}
+        return {v["vote"] for v in self.votes_for_training(base_hash)} - done
+
+    def add_forecasts(self, forecasts):
+        """Keep (vote, probability or None, hit or None) for each."""
+        with self.writing() as db:
+            db["forecast"].insert_all(({"vote": v, "probability": p, "hit": None if hit is None else int(hit), "created": now()} for v, p, hit in forecasts),
+                                      ignore=True)
+
+    def forecasts(self, last):
+        """(hits, calls) among the newest `last` votes for A or B that had a forecast."""
+        row = self.row("select coalesce(sum(hit), 0) as hits, count(*) as calls from (select hit from forecast where hit is not null order by vote desc limit ?)",
+                       last)
+        return row["hits"], row["calls"]
+
     @staticmethod
     def _decoded(rows):
         for row in rows:

@@ -232,3 +232,9 @@ def test_the_tab_gives_the_reason_a_round_ended_with():
     now = moment("refused")
     now.round["reason"] = "Its replies <repeat> themselves."
     assert "Its replies &lt;repeat&gt; themselves." in training.summary(now, Settings(_env_file=None))
+
+
+def test_the_tab_says_how_well_the_reward_model_foresees_votes():
+    html = training.summary(moment(forecasts=(14, 20)), Settings(_env_file=None))
+    assert "foresaw 14 of your last 20 picks (70%)" in html
+    assert "foresaw" not in training.summary(moment(), Settings(_env_file=None))

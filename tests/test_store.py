@@ -64,7 +64,7 @@ def published(store, owner="w1", report=None):
 
 def test_migrations_are_applied_once_and_recorded(file_store):
     recorded = file_store.rows("select name, applied_at from _sqlite_migrations")
-    assert [r["name"] for r in recorded] == ["0001_initial"]
+    assert [r["name"] for r in recorded] == ["0001_initial", "0002_forecast"]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 
 

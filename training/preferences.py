@@ -82,6 +82,12 @@ def collect(votes, ratings, demonstrations, encode_reply, *, heldout_fraction, a
     return prefs
 
 
+def from_store(store, base_hash, encode_reply, settings):
+    """Preferences of all that people said about replies of this base model."""
+    return collect(store.votes_for_training(base_hash), store.ratings_for_training(base_hash), store.demonstrations(base_hash), encode_reply,
+                   heldout_fraction=settings.heldout_fraction, annotator_weight=settings.annotator_weight, seed=settings.seed)
+
+
 def held_out(units, fraction, seed):
     """Whole units that hold about `fraction` of the entries of `units`; which ones depends on their names and the seed alone."""
     distinct = sorted(set(units), key=lambda unit: _digest(seed, unit))

@@ -129,6 +129,12 @@ def span(x, prefs):
     return torch.linalg.svd(torch.cat([x[a] - x[b], x[i]]), full_matrices=False).Vh.T
 
 
+def designs(features, parts, prefs, settings):
+    """{view: x (N, r)} of the views to choose among, each in the span of what the votes compare."""
+    x = {view: standardised(features, parts, view)[0] for view in scorer.views(parts, settings.reward_view)}
+    return {view: rows @ span(rows, prefs) for view, rows in x.items()}
+
+
 def fit_model(features, parts, prefs, view, penalty, pessimism=0.0):
     """A RewardModel with the head that all of `prefs` give on one view of features (N, D); not yet standardised."""
     x, centre, scale = standardised(features, parts, view)
@@ -205,10 +211,10 @@ def fitted_scores(x, prefs, penalty):
     return x @ head.weight, head.log_nu
 
 
-def choose(designs, prefs, seed):
-    """(view, penalty) of least cross-validated NLL; the first and strongest where no fold can be held out. designs {view: x (N, r)}."""
-    nll = {(view, penalty): 0.0 for view in designs for penalty in PENALTIES}
-    for view, x in designs.items():
+def choose(x_by_view, prefs, seed):
+    """(view, penalty) of least cross-validated NLL; the first and strongest where no fold can be held out. x_by_view as `designs` gives it."""
+    nll = {(view, penalty): 0.0 for view in x_by_view for penalty in PENALTIES}
+    for view, x in x_by_view.items():
         for train, at in split(prefs, seed):
             head = None
             for penalty in PENALTIES:  # each fit starts where the stronger penalty's ended
@@ -259,17 +265,16 @@ def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
     what the choice overfits does not count as learning. The model returned is fitted on all votes, so that none is wasted.
     """
     features = trunk.features(prefs.replies, on_batch)
-    designs = {view: standardised(features, trunk.parts, view)[0] for view in scorer.views(trunk.parts, settings.reward_view)}
-    designs = {view: x @ span(x, prefs) for view, x in designs.items()}
+    x = designs(features, trunk.parts, prefs, settings)
 
     def chosen_scores(part):
-        view, penalty = choose(designs, part, settings.seed)
-        return fitted_scores(designs[view], part, penalty)
+        view, penalty = choose(x, part, settings.seed)
+        return fitted_scores(x[view], part, penalty)
 
     with one_thread():
         cv, places = cross_validate(prefs, settings.seed, chosen_scores)
         held = Predictions.of(*chosen_scores(prefs.train()), prefs.held().pairs)
-        view, penalty = choose(designs, prefs, settings.seed)
+        view, penalty = choose(x, prefs, settings.seed)
     length = np.log([max(len(completion), 1) for _, completion in prefs.replies])
     matched = cv.where([abs(length[prefs.pairs[i][0]] - length[prefs.pairs[i][1]]) < LENGTH_MATCHED for i in places])
 

@@ -130,11 +130,7 @@ class Round:
         raise RoundEnded(reason)
 
     def _collect(self):
-        s, base_hash = self.settings, self.base["hash"]
-        prefs = preferences.collect(
-            self.store.votes_for_training(base_hash), self.store.ratings_for_training(base_hash), self.store.demonstrations(base_hash),
-            lambda text: prompts.encode_reply(text, self.tokenizer),
-            heldout_fraction=s.heldout_fraction, annotator_weight=s.annotator_weight, seed=s.seed)
+        prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
         _write_json(self.folder / "preferences.json", {**asdict(prefs), "heldout": sorted(prefs.heldout)})
         self.store.use_votes(self.id, [(p[5], p[4] in prefs.heldout) for p in prefs.pairs if p[5] is not None])
         self.store.update_round(self.id, self.owner, metrics={

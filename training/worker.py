@@ -21,6 +21,7 @@ import torch
 from playground.models import ModelUnavailable
 from playground.settings import Settings, SettingsError, read
 from playground.store import LeaseLost, Store
+from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
 log = logging.getLogger("training.worker")
@@ -35,8 +36,9 @@ class WorkerSettings(Settings):
     """Run one round now and exit."""
 
 
-def run_once(store, settings, owner, auto=True, kind=Round):
-    """Run or resume one round (of a `kind` of Round) if there is one to run; returns its final row, or None when there was nothing to do.
+def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None):
+    """Run or resume one round (of a `kind` of Round) if there is one to run, calling `before` first; returns its final row, or None when there
+    was nothing to do.
 
     Whatever goes wrong in a round ends that round with the reason; only losing the lease, or being told to stop, leaves it to the next worker.
     """
@@ -45,6 +47,7 @@ def run_once(store, settings, owner, auto=True, kind=Round):
                            config=settings.model_dump(mode="json", include=set(Settings.model_fields)), seed=settings.seed)
     if row is None:
         return None
+    before()
     log.info("round %s starts at %s", row["id"], row["phase"])
     try:
         with heartbeat(store, settings, row["id"], owner):
@@ -105,8 +108,9 @@ def main(argv=None):
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
         parent = os.getppid()
+        forecaster = Forecaster(store, settings)
         while os.getppid() == parent:  # a worker whose server is gone ends
-            if run_once(store, settings, owner) is None:
+            if run_once(store, settings, owner, before=forecaster.rest) is None and not forecaster.step():
                 time.sleep(settings.poll_seconds)
     except KeyboardInterrupt:
         sys.exit(0)

@@ -12,6 +12,7 @@ PHASES = {
     "collect": "reading the votes", "sft": "warming up on edited replies", "reward": "learning what people prefer", "ppo": "practising with PPO",
     "gate": "comparing with the version that answers now", "publish": "publishing"}
 ENDED = {"refused": "The new version did not pass; the old one stays.", "not_enough": "Not enough evidence yet.", "failed": "The round failed."}
+LAST_VOTES = 20  # over which the reward model's hit rate is shown
 CURVES = {"reward": "Reward of the policy's replies", "kl": "KL to the base, nats a reply"}
 
 
@@ -24,12 +25,13 @@ class Now:
     policy: dict | None
     votes: int
     version: int
+    forecasts: tuple = (0, 0)  # hits and calls among the last votes
 
     @classmethod
     def read(cls, store, engine):
         last = store.last_round()
         return cls(last, store.metrics(last["id"]) if last else {}, store.round_policy(last["id"]) if last else None,
-                   store.new_votes(), engine.live.version)
+                   store.new_votes(), engine.live.version, store.forecasts(LAST_VOTES))
 
     @property
     def state(self):
@@ -117,12 +119,12 @@ def strip(now, settings):
 def summary(now, settings):
     """The last round in a few lines: its state, its reason and what was measured."""
     if now.round is None:
-        return f"<h3>No training round yet</h3><p>{escape(_invitation(settings))}. {name(now.version)} answers now.</p>"
+        return f"<h3>No training round yet</h3><p>{escape(_invitation(settings))}. {name(now.version)} answers now.</p>{_agreement(now)}"
     doing = PHASES.get(now.round["phase"], "waiting for the worker")
     words = f"{doing[0].upper()}{doing[1:]}…" if now.active else outcome(now)
     reason = f'<p>{escape(now.round["reason"])}</p>' if now.round["reason"] else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(now))
-    return f'<h3>Round {now.round["id"]}</h3><p class="outcome {now.state}">{escape(words)}</p>{reason}<div class="facts">{facts}</div>'
+    return f'<h3>Round {now.round["id"]}</h3><p class="outcome {now.state}">{escape(words)}</p>{reason}<div class="facts">{facts}</div>{_agreement(now)}'
 
 
 def outcome(now):
@@ -173,6 +175,15 @@ def _facts(now):
     wanted = (("votes used", "votes", "{:.0f}"), ("reward model, cross-validated accuracy", "cv_accuracy", "{:.0%}"),
               ("gain in reward over the version before", "gate_gain", "{:+.2f}"), ("KL to the base, nats a reply", "kl", "{:.1f}"))
     return [(label, form.format(m[key])) for label, key, form in wanted if m.get(key) is not None]
+
+
+def _agreement(now):
+    """How well the reward model foresaw the last votes."""
+    hits, calls = now.forecasts
+    if not calls:
+        return ""
+    return (f'<p class="agreement">The reward model foresaw {hits} of your last {calls} picks ({hits / calls:.0%}), each before it learned from it; '
+            "guessing gives 50%.</p>")
 
 
 def _line(text, detail, share=None):
