@@ -1,0 +1,57 @@
+"""Our side of `ppo_step`: `python -m benchmarks.ppo_side JOB` runs the job's PPO iterations and prints what they took, as its peers' scripts do.
+
+Sizes and rates are the settings that the environment names; the job adds the prompts and the reward's head.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from playground import models
+from playground.settings import read
+from training import ppo
+from training.policy import Batch, PolicyModel
+
+
+class Reward:
+    """A frozen copy of the base with a fixed linear head on the hidden state of a reply's last token: as dear as TRL's reward model."""
+
+    def __init__(self, trunk, head, rows):
+        self.trunk, self.head, self.rows, self.tokens = trunk.base_model, torch.tensor(head), rows, []
+
+    @torch.no_grad()
+    def __call__(self, episodes):
+        """Scores (N,); also notes the tokens of the replies."""
+        self.tokens.append(sum(len(e.completion) for e in episodes))
+        scores = []
+        for start in range(0, len(episodes), self.rows):
+            batch = Batch.of(episodes[start:start + self.rows], self.trunk.device)
+            hidden = self.trunk(input_ids=batch.ids, attention_mask=batch.attention, position_ids=(batch.attention.cumsum(-1) - 1).clamp(min=0),
+                                use_cache=False).last_hidden_state
+            last = batch.ids.shape[1] - batch.completion.shape[1] + batch.mask.sum(-1).long() - 1
+            scores.append(hidden[torch.arange(len(last)), last].float() @ self.head)
+        return torch.cat(scores)
+
+
+def train(job, settings):
+    """All of the settings' iterations on the job's prompts, no reply ever ending by itself; returns ([seconds], [tokens])."""
+    reward = Reward(models.load_trunk(settings), job["reward_head"], settings.reward_batch)
+    trainer = ppo.Trainer(PolicyModel(models.load_trunk(settings), settings), settings)
+    times = [time.monotonic()]
+    ppo.train_ppo(trainer, lambda _n, _rng: job["prompts"], reward, frozenset(), lambda _trainer, _metrics: times.append(time.monotonic()))
+    return [b - a for a, b in zip(times, times[1:], strict=False)], reward.tokens
+
+
+def main(path):
+    job, settings = json.loads(Path(path).read_text()), read([])
+    torch.set_num_threads(settings.threads)
+    seconds, tokens = train(job, settings)
+    print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,199 @@
+"""Our PPO iteration beside TRL 1.12's (`trl.experimental.ppo`), and our arithmetic beside TRL's: speed, memory, equality.
+
+Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration, several replies to each), the
+replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all linear layers, epochs, episodes of an optimizer step,
+temperature, clipping, malloc's thresholds, and the reward: a frozen copy of the base with a fixed random head, one forward over each reply.
+The sides run in turn, each in a process of its own with nothing else in it; the first iteration of a process warms it up and is not counted.
+
+Not alike, each side in its own way:
+- Ours decodes all rows with a prefill shared by the replies to a prompt, and cuts optimizer steps into microbatches, which changes memory only.
+- TRL has one prompt a reply, keeps the logits of every step of the generation and the whole prompt's logits in every forward, and counts its
+  `gradient_accumulation_steps` over the batch, not the minibatch: with microbatches it would step once an epoch, so a minibatch is one forward.
+- Our values are a head on the policy's own trunk; TRL runs a value model of its own. Here that is a head on the reward model's frozen copy of the base,
+  which is less work and memory for TRL than its own example, which trains a whole value model. Its reference is the policy with the LoRA off, as ours.
+- TRL does not clip gradients, and takes the old log-probabilities from the generation; ours takes them from a forward of their own.
+
+TRL gets what is fastest for it on a CPU: all rollouts in one batch, no checkpointing, no mixed precision, no samples, no reports. It needs no
+workaround there, but a pad token that occurs nowhere, since it masks whatever equals the pad.
+
+The arithmetic is TRL's own text, cut out of the installed `PPOTrainer.train` and run on the same tensors (replies of different lengths; rewards and
+values are 0 after the end and one mask marks it, whereas TRL itself also counts the position after the end). TRL's whitening divides by n − 1, ours by n;
+that known factor is taken out.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from statistics import median
+
+import torch
+from pydantic import Field
+from transformers import AutoConfig
+
+from benchmarks import report
+from playground import models
+from playground.settings import Positive, Settings, SettingsError, read
+from training import ppo_math, rollout
+
+ROOT = Path(__file__).parent.parent
+PEER, PEER_PINS = "trl-1.12", ("trl==1.12.0", "datasets==5.2.0")
+SHARED_PINS = ("accelerate", "peft", "torch", "transformers")  # the peer gets the versions that we have
+UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled
+
+
+class SideFailed(Exception):
+    """A side of the comparison could not be set up or run; the message ends with what it said."""
+
+
+class PpoStepSettings(Settings):
+    """Our PPO iteration beside TRL's."""
+
+    quick: bool = False
+    """8 episodes of 16 tokens and two iterations, in minutes."""
+    json_file: str = Field("", alias="json")
+    """File for the rows, as JSON."""
+    iterations: Positive = 2
+    """Iterations that count, in each process."""
+    repeats: Positive = 2
+    """Processes of each side, in turn."""
+
+
+# -- the peer
+
+def peer_pins():
+    """What goes into the peer's environment: TRL, and of our own requirements those that it shares."""
+    ours = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    return [*PEER_PINS, *(line for line in ours if line.split("==")[0] in SHARED_PINS)]
+
+
+def peer_python(settings, log=print):
+    """TRL's Python, in an environment of its own; made where the stamp does not say that just these pins are in it."""
+    folder = (settings.data_dir / "benchmarks" / PEER).absolute()
+    python, stamp, pins = folder / "bin" / "python", folder / "pins.txt", "\n".join(peer_pins())
+    if not stamp.exists() or stamp.read_text() != pins:
+        log(f"making {folder} with {', '.join(peer_pins())}")
+        venv.create(folder, with_pip=True, clear=True)
+        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer_pins()], os.environ)
+        stamp.write_text(pins)
+    return python
+
+
+def _run(command, environment):
+    """Standard output of a command; SideFailed with the end of what it said when it fails."""
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SideFailed(f"{' '.join(map(str, command))} failed:\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+# -- what is asked of both
+
+def sizes(settings):
+    """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
+    small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
+    settings = settings.model_copy(update={**small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
+    return settings.model_copy(update={"dtype": str(models.trunk_dtype(settings)).removeprefix("torch."), "ppo_iterations": settings.iterations + 1})
+
+
+def make_job(settings, prompts, width):
+    """What a side's process reads: the peer all of it, ours the prompts and the head, beside its settings. `width` is that of the hidden states."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    head = torch.randn(width, generator=generator) / (width + 1) ** 0.5
+    names = ("model", "dtype", "threads", "seed", "temperature", "rollout_tokens", "lora_rank", "lora_alpha", "ppo_iterations", "ppo_episodes", "ppo_replies",
+             "ppo_minibatch", "ppo_epochs", "ppo_lr", "kl_coefficient", "ratio_clip", "value_clip", "value_coefficient", "gae_lambda")
+    return {**{name: getattr(settings, name) for name in names}, "prompts": prompts, "reward_head": head.tolist(), "pad": UNUSED_TOKEN,
+            "tensors": {name: x.tolist() for name, x in example().items()}}
+
+
+def example(rows=8, tokens=48, seed=0):
+    """Tensors of a made-up minibatch, (B, T): replies of different lengths, ratios on both sides of the clip, rewards and values 0 after the end."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(scale):
+        return scale * torch.randn(rows, tokens, generator=generator)
+
+    lengths = torch.tensor([tokens, *torch.randint(1, tokens, (rows - 1,), generator=generator).tolist()])
+    mask = (torch.arange(tokens) < lengths[:, None]).float()
+    old, values = noise(1.0) - 2, noise(0.5) * mask
+    return {"mask": mask, "rewards": noise(0.3) * mask, "values": values, "old_logprobs": old, "logprobs": old + noise(0.2), "advantages": noise(1.0) * mask,
+            "new_values": (values + noise(0.3)) * mask, "returns": noise(1.0) * mask}
+
+
+def our_arithmetic(tensors, s):
+    """What `ppo_math` makes of the tensors; the whitening as TRL scales it."""
+    t = {name: torch.as_tensor(x) for name, x in tensors.items()}
+    advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, s.gae_lambda)
+    n = t["mask"].sum()
+    return {"GAE advantages": advantages, "GAE returns": returns,
+            "whitened advantages": ppo_math.masked_whiten(advantages, t["mask"]) * ((n - 1) / n).sqrt(),
+            "policy loss": ppo_math.policy_loss(t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], s.ratio_clip)[0],
+            "value loss": ppo_math.value_loss(t["new_values"], t["values"], t["returns"], t["mask"], s.value_clip)}
+
+
+# -- running them
+
+def commands(python, job_file):
+    """The command of each side."""
+    return {"ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file], "TRL": [python, Path(__file__).parent / "peers" / "trl_ppo.py", job_file]}
+
+
+def measure(settings, sides, log=print):
+    """{side: what its processes printed}; the sides in turn, so that noise hits both."""
+    environment = {**os.environ, **settings.environ(), "OMP_NUM_THREADS": str(settings.threads), "TRL_EXPERIMENTAL_SILENCE": "1",
+                   "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}  # what `worker.return_memory` sets
+    found = {side: [] for side in sides}
+    for _ in range(settings.repeats):
+        for side, command in sides.items():
+            figures = json.loads(_run(command, environment).splitlines()[-1])
+            found[side].append(figures)
+            log(f"{side}: {', '.join(f'{s:.1f}' for s in figures['seconds'])} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB")
+    return found
+
+
+def rows_of(found, tensors, settings):
+    """The table: medians over all iterations but each process's first; the highest peak."""
+    rows, speed, peak = [], {}, {}
+    for side, processes in found.items():
+        speed[side] = median(n / s for p in processes for n, s in list(zip(p["tokens"], p["seconds"], strict=True))[1:])
+        peak[side] = max(p["peak_mb"] for p in processes)
+        rows.append(report.row(f"{side}: tokens of replies, rollout and update", speed[side], "tokens/s"))
+    rows.append(report.row("speed, ours to TRL's", speed["ours"] / speed["TRL"], "×", "≥ 2"))
+    rows += [report.row(f"{side}: peak memory", peak[side], "MB") for side in found]
+    rows.append(report.row("peak memory, ours to TRL's", peak["ours"] / peak["TRL"], "×", "≤ 0.5"))
+    theirs, ours = found["TRL"][0]["arithmetic"], our_arithmetic(tensors, settings)
+    for what, value in ours.items():
+        difference = (value - torch.tensor(theirs[what])).abs().max().item()
+        rows.append(report.row(f"{what}: largest difference", difference, "", "≤ 0.00001"))
+    return rows
+
+
+def run(settings, log=print):
+    """The rows."""
+    python, settings = peer_python(settings, log), sizes(settings)
+    tokenizer = models.load_tokenizer(settings)
+    seeds = rollout.seed_prompts("train", tokenizer, settings.rollout_context)
+    prompts = rollout.choose([], seeds, settings.ppo_episodes // settings.ppo_replies, rollout.generator(settings.seed, "ppo_step"))
+    width = AutoConfig.from_pretrained(settings.model).hidden_size
+    with tempfile.TemporaryDirectory() as folder:
+        job_file = Path(folder) / "job.json"
+        job = make_job(settings, prompts, width)
+        job_file.write_text(json.dumps(job))
+        return rows_of(measure(settings, commands(python, job_file), log), job["tensors"], settings)
+
+
+def main(argv=None):
+    try:
+        settings = read(argv, PpoStepSettings, "python -m benchmarks.ppo_step")
+        rows = run(settings)
+    except (SettingsError, SideFailed, models.ModelUnavailable) as error:
+        sys.exit(str(error))
+    report.show(rows, settings.json_file)
+
+
+if __name__ == "__main__":
+    main()
