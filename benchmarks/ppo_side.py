@@ -1,8 +1,9 @@
-"""Our side of `ppo_step`: `python -m benchmarks.ppo_side JOB` runs the job's PPO iterations and prints what they took, as its peers' scripts do.
+"""Our side of `ppo_step`: `python -m benchmarks.ppo_side JOB` runs the job's PPO iterations and prints what they took, as the peer does.
 
 Sizes and rates are the settings that the environment names; the job adds the prompts and the reward's head.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -30,27 +31,32 @@ class Reward:
         scores = []
         for start in range(0, len(episodes), self.rows):
             batch = Batch.of(episodes[start:start + self.rows], self.trunk.device)
-            hidden = self.trunk(input_ids=batch.ids, attention_mask=batch.attention, position_ids=(batch.attention.cumsum(-1) - 1).clamp(min=0),
-                                use_cache=False).last_hidden_state
+            positions = (batch.attention.cumsum(-1) - 1).clamp(min=0)
+            out = self.trunk(input_ids=batch.ids, attention_mask=batch.attention, position_ids=positions, use_cache=False)
             last = batch.ids.shape[1] - batch.completion.shape[1] + batch.mask.sum(-1).long() - 1
-            scores.append(hidden[torch.arange(len(last)), last].float() @ self.head)
+            scores.append(out.last_hidden_state[torch.arange(len(last)), last].float() @ self.head)
         return torch.cat(scores)
 
 
 def train(job, settings):
-    """All of the settings' iterations on the job's prompts, no reply ever ending by itself; returns ([seconds], [tokens])."""
+    """All of the settings' iterations on the job's prompts, no reply ever ending by itself; returns the seconds, the processor's
+    seconds and the tokens of each."""
     reward = Reward(models.load_trunk(settings), job["reward_head"], settings.reward_batch)
     trainer = ppo.Trainer(PolicyModel(models.load_trunk(settings), settings), settings)
-    times = [time.monotonic()]
-    ppo.train_ppo(trainer, lambda _n, _rng: job["prompts"], reward, frozenset(), lambda _trainer, _metrics: times.append(time.monotonic()))
-    return [b - a for a, b in zip(times, times[1:], strict=False)], reward.tokens
+    times = [(time.monotonic(), time.process_time())]
+
+    def on_iteration(_trainer, _metrics):
+        times.append((time.monotonic(), time.process_time()))
+
+    ppo.train_ppo(trainer, lambda _n, _rng: job["prompts"], reward, frozenset(), on_iteration)
+    seconds, cpu = ([after - before for before, after in itertools.pairwise(clock)] for clock in zip(*times, strict=True))
+    return {"seconds": seconds, "cpu_seconds": cpu, "tokens": reward.tokens}
 
 
 def main(path):
     job, settings = json.loads(Path(path).read_text()), read([])
     torch.set_num_threads(settings.threads)
-    seconds, tokens = train(job, settings)
-    print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({**train(job, settings), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 if __name__ == "__main__":

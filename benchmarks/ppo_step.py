@@ -1,29 +1,28 @@
 """Our PPO iteration beside TRL 1.12's (`trl.experimental.ppo`), and our arithmetic beside TRL's: speed, memory, equality.
 
-Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration, several replies to each), the
-replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all linear layers, epochs, episodes of an optimizer step,
-temperature, clipping, malloc's thresholds, and the reward: a frozen copy of the base with a fixed random head, one forward over each reply.
-The sides run in turn, each in a process of its own with nothing else in it; the first iteration of a process warms it up and is not counted.
+Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration, several replies to
+each), the replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all linear layers, epochs, episodes of an
+optimizer step, temperature, clipping, malloc's thresholds, and the reward: a frozen copy of the base with a fixed random head, one forward
+over each reply. The sides run in turn, each in a process of its own; a process's first iteration warms it up and is not counted.
 
 Not alike, each side in its own way:
-- Ours decodes all rows with a prefill shared by the replies to a prompt, and cuts optimizer steps into microbatches, which changes memory only.
-- TRL has one prompt a reply, keeps the logits of every step of the generation and the whole prompt's logits in every forward, and counts its
-  `gradient_accumulation_steps` over the batch, not the minibatch: with microbatches it would step once an epoch, so a minibatch is one forward.
-- Our values are a head on the policy's own trunk; TRL runs a value model of its own. Here that is a head on the reward model's frozen copy of the base,
-  which is less work and memory for TRL than its own example, which trains a whole value model. Its reference is the policy with the LoRA off, as ours.
-- TRL does not clip gradients, and takes the old log-probabilities from the generation; ours takes them from a forward of their own.
+- Ours prefills a prompt once for all replies to it, and cuts optimizer steps into microbatches, which changes memory and nothing else.
+- TRL has one prompt a reply, keeps the logits of every step of the generation, and computes the prompt's logits in every forward. It counts
+  `gradient_accumulation_steps` over the batch, so that microbatches would leave one step an epoch: here a minibatch is one forward.
+- Our values are a head on the policy's trunk. TRL runs a value model of its own: here a head on the reward model's frozen copy of the base,
+  less work and memory than in its own example, which trains a whole value model. Its reference is, as ours, the policy with the LoRA off.
+- TRL does not clip gradients, and takes old log-probabilities from the generation; ours come from a forward of their own.
 
-TRL gets what is fastest for it on a CPU: all rollouts in one batch, no checkpointing, no mixed precision, no samples, no reports. It needs no
-workaround there, but a pad token that occurs nowhere, since it masks whatever equals the pad.
+TRL gets what is fastest for it on a CPU: all rollouts in one batch, no checkpointing, no mixed precision, no samples, no reports. It needs
+no workaround there but a pad token that occurs nowhere, since it masks whatever equals the pad.
 
-The arithmetic is TRL's own text, cut out of the installed `PPOTrainer.train` and run on the same tensors (replies of different lengths; rewards and
-values are 0 after the end and one mask marks it, whereas TRL itself also counts the position after the end). TRL's whitening divides by n − 1, ours by n;
-that known factor is taken out.
+The arithmetic is TRL's own text, cut out of the installed `PPOTrainer.train` and run on the same tensors. Replies have different lengths
+there; rewards and values are 0 after the end and one mask marks it, whereas TRL itself scores, and learns the value of, the position after
+the end. TRL's whitening divides by n − 1 and ours by n: that known factor is taken out.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,10 +53,10 @@ class PpoStepSettings(Settings):
     """Our PPO iteration beside TRL's."""
 
     quick: bool = False
-    """8 episodes of 16 tokens and two iterations, in minutes."""
+    """8 episodes of 16 tokens, one process of each side, in minutes."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
-    iterations: Positive = 2
+    iterations: Positive = 3
     """Iterations that count, in each process."""
     repeats: Positive = 2
     """Processes of each side, in turn."""
@@ -97,21 +96,23 @@ def sizes(settings):
     """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
     settings = settings.model_copy(update={**small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
-    return settings.model_copy(update={"dtype": str(models.trunk_dtype(settings)).removeprefix("torch."), "ppo_iterations": settings.iterations + 1})
+    dtype = str(models.trunk_dtype(settings)).removeprefix("torch.")
+    return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
 
 
 def make_job(settings, prompts, width):
-    """What a side's process reads: the peer all of it, ours the prompts and the head, beside its settings. `width` is that of the hidden states."""
+    """What a side's process reads: the peer all of it, ours the prompts and the head beside its settings. `width`: of the hidden states."""
     generator = torch.Generator().manual_seed(settings.seed)
     head = torch.randn(width, generator=generator) / (width + 1) ** 0.5
-    names = ("model", "dtype", "threads", "seed", "temperature", "rollout_tokens", "lora_rank", "lora_alpha", "ppo_iterations", "ppo_episodes", "ppo_replies",
-             "ppo_minibatch", "ppo_epochs", "ppo_lr", "kl_coefficient", "ratio_clip", "value_clip", "value_coefficient", "gae_lambda")
+    names = ("model", "dtype", "threads", "seed", "temperature", "rollout_tokens", "lora_rank", "lora_alpha", "ppo_iterations",
+             "ppo_episodes", "ppo_replies", "ppo_minibatch", "ppo_epochs", "ppo_lr", "kl_coefficient", "ratio_clip", "value_clip",
+             "value_coefficient", "gae_lambda")
     return {**{name: getattr(settings, name) for name in names}, "prompts": prompts, "reward_head": head.tolist(), "pad": UNUSED_TOKEN,
             "tensors": {name: x.tolist() for name, x in example().items()}}
 
 
 def example(rows=8, tokens=48, seed=0):
-    """Tensors of a made-up minibatch, (B, T): replies of different lengths, ratios on both sides of the clip, rewards and values 0 after the end."""
+    """Tensors of a made-up minibatch, (B, T): replies of different lengths, ratios beyond the clip, rewards and values 0 after the end."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(scale):
@@ -120,8 +121,8 @@ def example(rows=8, tokens=48, seed=0):
     lengths = torch.tensor([tokens, *torch.randint(1, tokens, (rows - 1,), generator=generator).tolist()])
     mask = (torch.arange(tokens) < lengths[:, None]).float()
     old, values = noise(1.0) - 2, noise(0.5) * mask
-    return {"mask": mask, "rewards": noise(0.3) * mask, "values": values, "old_logprobs": old, "logprobs": old + noise(0.2), "advantages": noise(1.0) * mask,
-            "new_values": (values + noise(0.3)) * mask, "returns": noise(1.0) * mask}
+    return {"mask": mask, "rewards": noise(0.3) * mask, "values": values, "new_values": (values + noise(0.3)) * mask,
+            "returns": noise(1.0) * mask, "old_logprobs": old, "logprobs": old + noise(0.2), "advantages": noise(1.0) * mask}
 
 
 def our_arithmetic(tensors, s):
@@ -139,7 +140,8 @@ def our_arithmetic(tensors, s):
 
 def commands(python, job_file):
     """The command of each side."""
-    return {"ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file], "TRL": [python, Path(__file__).parent / "peers" / "trl_ppo.py", job_file]}
+    return {"ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file],
+            "TRL": [python, ROOT / "benchmarks" / "peers" / "trl_ppo.py", job_file]}
 
 
 def measure(settings, sides, log=print):
@@ -151,18 +153,22 @@ def measure(settings, sides, log=print):
         for side, command in sides.items():
             figures = json.loads(_run(command, environment).splitlines()[-1])
             found[side].append(figures)
-            log(f"{side}: {', '.join(f'{s:.1f}' for s in figures['seconds'])} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB")
+            seconds = ", ".join(f"{s:.1f}" for s in figures["seconds"])
+            log(f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load {os.getloadavg()[0]:.1f}")
     return found
 
 
 def rows_of(found, tensors, settings):
     """The table: medians over all iterations but each process's first; the highest peak."""
-    rows, speed, peak = [], {}, {}
-    for side, processes in found.items():
-        speed[side] = median(n / s for p in processes for n, s in list(zip(p["tokens"], p["seconds"], strict=True))[1:])
-        peak[side] = max(p["peak_mb"] for p in processes)
-        rows.append(report.row(f"{side}: tokens of replies, rollout and update", speed[side], "tokens/s"))
+    def per_second(processes, clock):
+        return median(n / s for p in processes for n, s in list(zip(p["tokens"], p[clock], strict=True))[1:])
+
+    speed = {side: per_second(processes, "seconds") for side, processes in found.items()}
+    thrift = {side: per_second(processes, "cpu_seconds") for side, processes in found.items()}
+    peak = {side: max(p["peak_mb"] for p in processes) for side, processes in found.items()}
+    rows = [report.row(f"{side}: tokens of replies, rollout and update", speed[side], "tokens/s") for side in found]
     rows.append(report.row("speed, ours to TRL's", speed["ours"] / speed["TRL"], "×", "≥ 2"))
+    rows.append(report.row("the same by processor time, which a busy machine changes less", thrift["ours"] / thrift["TRL"], "×"))
     rows += [report.row(f"{side}: peak memory", peak[side], "MB") for side in found]
     rows.append(report.row("peak memory, ours to TRL's", peak["ours"] / peak["TRL"], "×", "≤ 0.5"))
     theirs, ours = found["TRL"][0]["arithmetic"], our_arithmetic(tensors, settings)

@@ -1,10 +1,11 @@
 """PPO iterations of TRL's `PPOTrainer`, and its arithmetic on given tensors; run by TRL's own Python, knows nothing of Nudge.
 
-`python trl_ppo.py JOB` reads a job (JSON) and prints, as its last line, what `ppo_step` asks of a side: seconds and tokens of each iteration, the
-peak memory, and, where the job has `tensors`, the advantages and losses that TRL's code makes of them.
+`python trl_ppo.py JOB` reads a job (JSON) and prints, as its last line, what `ppo_step` asks of a side: seconds and tokens of each
+iteration, the peak memory, and the advantages and losses that TRL's code makes of the job's tensors.
 """
 
 import inspect
+import itertools
 import json
 import resource
 import sys
@@ -38,19 +39,20 @@ class Scored(torch.nn.Module):
 
 
 class Clock(TrainerCallback):
-    """Notes when each iteration ended; the first difference is from the start of the training."""
+    """Notes the time, and the processor time so far, when the training starts and after each iteration."""
 
     def __init__(self):
-        self.times = []
+        self.wall, self.cpu = [], []
 
     def on_train_begin(self, *_args, **_kwargs):
-        self.times.append(time.monotonic())
+        self.wall.append(time.monotonic())
+        self.cpu.append(time.process_time())
 
     on_step_end = on_train_begin
 
-    @property
-    def seconds(self):
-        return [b - a for a, b in zip(self.times, self.times[1:])]
+    def figures(self):
+        """{"seconds", "cpu_seconds"}: a list each, one entry an iteration."""
+        return {name: [b - a for a, b in itertools.pairwise(times)] for name, times in (("seconds", self.wall), ("cpu_seconds", self.cpu))}
 
 
 def counted(generate, tokens):
@@ -63,16 +65,17 @@ def counted(generate, tokens):
 
 
 def train(job, output_dir):
-    """`job["ppo_iterations"]` PPO iterations; returns ([seconds], [tokens])."""
+    """`job["ppo_iterations"]` PPO iterations; returns the seconds, the processor's seconds and the tokens of each."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job["pad"])  # TRL masks whatever equals the pad, and the model's own also ends turns
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job["pad"])  # TRL masks whatever equals the pad; the model's own also ends turns
     dtype, episodes = getattr(torch, job["dtype"]), job["ppo_episodes"]
     policy = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     frozen = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype).base_model.requires_grad_(False)
     reward, value = Scored(frozen, job["reward_head"]).requires_grad_(False), Scored(frozen, [0.0] * len(job["reward_head"]))
     config = PPOConfig(
-        output_dir=output_dir, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
-        num_sample_generations=0, seed=job["seed"], learning_rate=job["ppo_lr"], adam_epsilon=1e-5, total_episodes=job["ppo_iterations"] * episodes,
+        output_dir=output_dir, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no",
+        disable_tqdm=True, num_sample_generations=0, seed=job["seed"], learning_rate=job["ppo_lr"], adam_epsilon=1e-5,
+        total_episodes=job["ppo_iterations"] * episodes,
         per_device_train_batch_size=episodes, gradient_accumulation_steps=1, num_mini_batches=episodes // job["ppo_minibatch"],
         num_ppo_epochs=job["ppo_epochs"], local_rollout_forward_batch_size=episodes, response_length=job["rollout_tokens"],
         temperature=job["temperature"], stop_token_id=None, kl_coef=job["kl_coefficient"], cliprange=job["ratio_clip"],
@@ -83,7 +86,7 @@ def train(job, output_dir):
     clock, tokens = Clock(), []
     ppo_trainer.batch_generation = counted(ppo_trainer.batch_generation, tokens)
     PPOTrainer(config, tokenizer, policy, None, reward, prompts, value, callbacks=[clock], peft_config=lora).train()
-    return clock.seconds, tokens
+    return {**clock.figures(), "tokens": tokens}
 
 
 # -- its arithmetic
@@ -109,8 +112,8 @@ def arithmetic(job):
     found["whitened advantages"] = scope["advantages"]
 
     values = torch.nn.functional.pad(t["new_values"], (0, 1))[..., None]  # a prompt of one token before the reply
-    scope |= {"context_length": 1, "micro_batch_inds": slice(None), "vpred_temp": values, "new_logprobs": t["logprobs"], "mb_advantage": t["advantages"],
-              "mb_logprobs": t["old_logprobs"], "mb_return": t["returns"], "mb_values": t["values"]}
+    scope |= {"context_length": 1, "micro_batch_inds": slice(None), "vpred_temp": values, "new_logprobs": t["logprobs"],
+              "mb_logprobs": t["old_logprobs"], "mb_advantage": t["advantages"], "mb_return": t["returns"], "mb_values": t["values"]}
     exec(passage("new_logprobs = torch.masked_fill(", "accelerator.backward(loss)"), scope)
     found |= {"policy loss": scope["pg_loss"], "value loss": scope["vf_loss"]}
     return {name: x.tolist() for name, x in found.items()}
@@ -120,9 +123,9 @@ def main(path):
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(job["threads"])
     with tempfile.TemporaryDirectory() as scratch:
-        seconds, tokens = train(job, scratch)
+        figures = train(job, scratch)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_mb": peak, "arithmetic": arithmetic(job)}))
+    print(json.dumps({**figures, "peak_mb": peak, "arithmetic": arithmetic(job)}))
 
 
 if __name__ == "__main__":
