@@ -146,6 +146,7 @@ class RewardModel:
     weight: torch.Tensor  # (d,)
     basis: torch.Tensor  # (d, r), orthonormal
     factor: torch.Tensor  # (r, r)
+    influence: torch.Tensor  # (r, votes): how far each vote moved the weights; its square is what a bootstrap over votes would find
     penalty: float = 1.0
     log_nu: float = -1.0
     threshold: float = 0.0
@@ -170,12 +171,10 @@ class RewardModel:
         return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
 
     def draws(self, features, n, seed):
-        """Raw scores (n, N) under n heads drawn from the posterior; the same heads for the same seed."""
-        x, generator = self.design(features), torch.Generator().manual_seed(seed)
-        inside = self.factor @ torch.randn(len(self.factor), n, generator=generator)  # (r, n)
-        anywhere = torch.randn(len(self.weight), n, generator=generator) / self.penalty ** 0.5  # (d, n)
-        heads = self.weight[:, None] + self.basis @ (inside - self.basis.T @ anywhere) + anywhere
-        return (x @ heads).T
+        """Raw scores (n, N) under n heads as other votes from the same people would have given; the same heads for the same seed."""
+        noise = torch.randn(self.influence.shape[1], n, generator=torch.Generator().manual_seed(seed))
+        heads = self.weight[:, None] + self.basis @ (self.influence @ noise)  # (d, n)
+        return (self.design(features) @ heads).T
 
     def reward(self, features):
         """Standardised, pessimistic scores (N,)."""
@@ -191,7 +190,7 @@ class RewardModel:
 
     def save(self, path):
         numbers = {k: getattr(self, k) for k in ("view", "parts", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")}
-        tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor")} | {f"lora/{k}": v for k, v in self.lora.items()}
+        tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor", "influence")} | {f"lora/{k}": v for k, v in self.lora.items()}
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"numbers": json.dumps(numbers)})
 
     @classmethod

@@ -56,7 +56,7 @@ def test_fit_head_recovers_a_planted_direction():
 def test_fit_head_learns_from_thumbs_alone():
     x, direction, _ = planted()
     points = [(i, int(score > 1), 1.0, "conversation 1") for i, score in enumerate((x @ direction).tolist())]
-    weight, _, threshold, _ = reward.fit_head(x, Preferences(points=points), 0.1)
+    weight, _, threshold, *_ = reward.fit_head(x, Preferences(points=points), 0.1)
     assert cosine(weight, direction) > 0.97 and threshold > 0
 
 
@@ -102,7 +102,7 @@ def test_fit_head_is_where_the_likelihood_has_no_slope():
         return loss.item(), flat.grad.numpy()
 
     expected = minimize(objective, [0.0] * 10, jac=True, method="BFGS", options={"gtol": 1e-8}).x
-    weight, log_nu, threshold, _ = reward.fit_head(x, Preferences(pairs=pairs, points=points), 0.3)
+    weight, log_nu, threshold, *_ = reward.fit_head(x, Preferences(pairs=pairs, points=points), 0.3)
     assert [*weight.tolist(), log_nu, threshold] == pytest.approx(expected, abs=1e-5)
 
 
@@ -178,6 +178,16 @@ def test_the_posterior_is_the_inverse_curvature():
     at = torch.tensor([*head.weight.tolist(), head.log_nu, head.threshold], dtype=torch.double)
     covariance = torch.linalg.inv(torch.autograd.functional.hessian(objective, at))[:3, :3]
     torch.testing.assert_close((head.factor @ head.factor.T).double(), covariance, rtol=1e-3, atol=1e-5)
+
+
+def test_the_influence_is_what_a_bootstrap_over_votes_finds():
+    x, _, pairs = planted(150, d=3, indifference=0.5)
+    pairs = by_coin(pairs[:50]) + pairs[50:]
+    influence = reward.fit_head(x, Preferences(pairs=pairs), 1.0).influence
+    source = torch.Generator().manual_seed(0)
+    refits = torch.stack([reward.fit_head(x, Preferences(pairs=[pairs[i] for i in torch.randint(150, (150,), generator=source)]), 1.0).weight
+                          for _ in range(300)])
+    torch.testing.assert_close((influence @ influence.T).diag().sqrt(), refits.std(0), rtol=0.2, atol=0)
 
 
 def test_more_votes_leave_less_doubt():

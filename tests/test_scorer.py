@@ -32,7 +32,7 @@ def settings(folder, **changes):
 def head(**changes):
     """Two features, of which votes have compared the first; penalty 4."""
     return RewardModel("layers", [1, 1], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
-                       basis=torch.tensor([[1.0], [0.0]]), factor=torch.tensor([[0.1]]), penalty=4.0,
+                       basis=torch.tensor([[1.0], [0.0]]), factor=torch.tensor([[0.1]]), influence=torch.tensor([[0.03, 0.04]]), penalty=4.0,
                        **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes})
 
 
@@ -52,11 +52,12 @@ def test_pessimism_takes_deviations_off_the_reward():
     torch.testing.assert_close(head(pessimism=2.0).reward(X), torch.tensor([(-2 * 0.29 ** 0.5 - 1.5) / 2.5]))
 
 
-def test_heads_drawn_from_the_posterior_have_its_mean_and_covariance():
-    features = torch.tensor([[4.5, 1.0], [0.5, 3.0]])  # x = (2, 1) and (0, 3)
+def test_drawn_heads_differ_as_the_votes_influence_says():
+    features = torch.tensor([[4.5, 1.0], [2.5, 3.0]])  # x = (2, 1) and (1, 3), of which votes compared the first
     drawn = head().draws(features, 40_000, seed=0)
-    torch.testing.assert_close(drawn.mean(0), head().raw(features), atol=0.03, rtol=0)
-    torch.testing.assert_close(torch.cov(drawn.T), torch.tensor([[0.29, 0.75], [0.75, 2.25]]), rtol=0.05, atol=0.01)  # x Σ xᵀ, Σ = diag(0.01, 1/4)
+    torch.testing.assert_close(drawn.mean(0), head().raw(features), atol=0.01, rtol=0)
+    # 0.03² + 0.04² = 0.0025 along the first, nothing along the second: 0.0025·(2, 1)ᵀ(2, 1)
+    torch.testing.assert_close(torch.cov(drawn.T), 0.0025 * torch.tensor([[4.0, 2.0], [2.0, 1.0]]), rtol=0.05, atol=1e-5)
     assert torch.equal(head().draws(features, 3, seed=1), head().draws(features, 3, seed=1))
 
 

@@ -47,18 +47,21 @@ class Report:
 # -- the head
 
 class Fit(NamedTuple):
-    """A fitted head: weight (d,), Davidson's log ν, the threshold θ of thumbs, and factor (d, d), factor·factorᵀ being w's posterior covariance."""
+    """A fitted head: weight (d,), Davidson's log ν, the threshold θ of thumbs; factor (d, d), factor·factorᵀ being w's posterior covariance; and
+    influence (d, votes), how far each vote moved w, influence·influenceᵀ being its sampling covariance."""
 
     weight: torch.Tensor
     log_nu: float
     threshold: float
     factor: torch.Tensor
+    influence: torch.Tensor
 
 
 def fit_head(x, prefs, penalty, start=None):
     """Minimise weighted NLL + penalty/2·|w|² by Newton's method, from another Fit if given; the objective is convex. x (N, d) standardised -> Fit.
 
-    The posterior is Laplace's approximation: Gaussian, with the objective's curvature at its minimum as inverse covariance (MacKay 1992).
+    The posterior is Laplace's approximation: Gaussian, with the objective's curvature at its minimum as inverse covariance (MacKay 1992). The
+    influence is the infinitesimal jackknife's (Jaeckel 1972): what a bootstrap over votes would find, without the refits.
     """
     x, d = x.double(), x.shape[1]
     a, b, outcome, pair_weight = columns(prefs.pairs, torch.long, torch.long, torch.long, x.dtype)
@@ -78,24 +81,26 @@ def fit_head(x, prefs, penalty, start=None):
         return loss + (point_weight * preferences.point_nll(point_design @ phi, good, 0.0)).sum()
 
     def derivatives(phi):
+        """Gradient (d+2,), the Hessian's Cholesky root, and each vote's part of the gradient (d+2, votes)."""
         delta = pair_design @ phi
         slope, curvature = preferences.pair_derivatives(delta / 2, -delta / 2, outcome, phi[d])  # by (δ, log ν)
         slope, curvature = pair_weight[:, None] * slope, pair_weight[:, None, None] * curvature
         good_p = torch.sigmoid(point_design @ phi)
-        gradient = precision * (phi - prior_mean) + point_design.T @ (point_weight * (good_p - good)) + pair_design.T @ slope[:, 0]
-        gradient[d] += slope[:, 1].sum()
+        by_pair = pair_design * slope[:, 0, None]
+        by_pair[:, d] = slope[:, 1]
+        by_vote = torch.cat([by_pair, point_design * (point_weight * (good_p - good))[:, None]])
         hessian = torch.diag(precision) + point_design.T @ (point_design * (point_weight * good_p * (1 - good_p))[:, None])
         hessian += pair_design.T @ (pair_design * curvature[:, 0, 0, None])
         mixed = pair_design.T @ curvature[:, 0, 1]
         hessian[d] += mixed
         hessian[:, d] += mixed
         hessian[d, d] += curvature[:, 1, 1].sum()
-        return gradient, torch.linalg.cholesky(hessian)
+        return precision * (phi - prior_mean) + by_vote.sum(0), torch.linalg.cholesky(hessian), by_vote.T
 
     phi = prior_mean if start is None else torch.tensor([*start.weight, start.log_nu, start.threshold], dtype=x.dtype)
     value = objective(phi)
     for _ in range(NEWTON_STEPS):
-        gradient, root = derivatives(phi)
+        gradient, root, by_vote = derivatives(phi)
         step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
         if gradient @ step < 1e-9:
             break
@@ -103,7 +108,8 @@ def fit_head(x, prefs, penalty, start=None):
             step = step / 2
         phi, value = phi - step, new
     factor = torch.linalg.cholesky(torch.cholesky_inverse(root)[:d, :d])
-    return Fit(phi[:d].float(), phi[d].item(), phi[d + 1].item(), factor.float())
+    influence = torch.cholesky_solve(by_vote, root)[:d]
+    return Fit(phi[:d].float(), phi[d].item(), phi[d + 1].item(), factor.float(), influence.float())
 
 
 def columns(rows, *dtypes):
@@ -140,7 +146,7 @@ def fit_model(features, parts, prefs, view, penalty, pessimism=0.0):
     x, centre, scale = standardised(features, parts, view)
     basis = span(x, prefs)
     head = fit_head(x @ basis, prefs, penalty)
-    return scorer.RewardModel(view, list(parts), centre, scale, basis @ head.weight, basis, head.factor, penalty, head.log_nu, head.threshold, pessimism)
+    return scorer.RewardModel(view, list(parts), centre, scale, basis @ head.weight, basis, head.factor, head.influence, penalty, head.log_nu, head.threshold, pessimism)
 
 
 # -- what may be said of it
