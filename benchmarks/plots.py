@@ -20,7 +20,8 @@ def draw(cells, folder):
     rounds = [c for c in cells if c["kind"] == "round"]
     far = [c for c in rounds if c["arm"] == FAR and c["curve"]]
     near = [c for c in rounds if c["arm"] != FAR and c["win_rate"] is not None]
-    pictures = {"accuracy": (accuracy, models), "calibration": (calibration, models), "win-rate": (win_rate, near), "over-optimisation": (over_optimisation, far)}
+    pictures = {"accuracy": (accuracy, models), "calibration": (calibration, models), "win-rate": (win_rate, near),
+                "over-optimisation": (over_optimisation, far)}
     files = []
     with plt.rc_context(STYLE):
         for name, (picture, some) in pictures.items():
@@ -101,5 +102,6 @@ def over_optimisation(axes, cells):
                 y = [point[name] for point in cell["curve"]]
                 span = (max(y) - min(y)) or 1
                 axes.plot(x, [(v - y[0]) / span for v in y], dashes, marker="o", markersize=3, color=f"C{k}", label=f"{annotator}: {name}")
-    axes.set(xlabel="√KL to the base (nats a reply)", ylabel="change since the start, as a share of its range", title="Over-optimisation: proxy reward against true score")
+    axes.set(xlabel="√KL to the base (nats a reply)", ylabel="change since the start, as a share of its range",
+             title="Over-optimisation: proxy reward against true score")
     axes.legend()

@@ -290,8 +290,8 @@ class Store:
 
     def forecasts(self, last):
         """(hits, calls) among the newest `last` votes for A or B that had a forecast."""
-        row = self.row("select coalesce(sum(hit), 0) as hits, count(*) as calls from (select hit from forecast where hit is not null order by vote desc limit ?)",
-                       last)
+        row = self.row("select coalesce(sum(hit), 0) as hits, count(*) as calls from "
+                       "(select hit from forecast where hit is not null order by vote desc limit ?)", last)
         return row["hits"], row["calls"]
 
     @staticmethod

@@ -5,7 +5,7 @@ import torch
 from playground.settings import Settings
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.policy import Batch, PolicyModel
-from training.rollout import Episode, generator
+from training.rollout import Episode
 
 torch.set_num_threads(1)  # tensors this small are slower on two
 

@@ -5,30 +5,13 @@ import re
 import pytest
 import torch
 from scipy.optimize import minimize
-from transformers import AutoModelForCausalLM
 
 from playground.scorer import FeatureTrunk, RewardModel
-from playground.settings import Settings
-from tests.tiny import tiny_folder
+from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward
 from training.preferences import TIE, A, B, Preferences
 
 torch.set_num_threads(1)  # tensors this small are slower on two
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tiny_folder(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def trunks(folder):
-    """One trunk of each number format."""
-    return {q: FeatureTrunk(settings(folder, reward_quantisation=q)) for q in ("none", "nf4")}
-
-
-def settings(folder, **changes):
-    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", "threads": 2, "reward_quantisation": "none", "reward_layer": 0.67, **changes})
 
 
 def planted(n=400, d=8, seed=0, indifference=0.0):

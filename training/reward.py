@@ -146,7 +146,8 @@ def fit_model(features, parts, prefs, view, penalty, pessimism=0.0):
     x, centre, scale = standardised(features, parts, view)
     basis = span(x, prefs)
     head = fit_head(x @ basis, prefs, penalty)
-    return scorer.RewardModel(view, list(parts), centre, scale, basis @ head.weight, basis, head.factor, head.influence, penalty, head.log_nu, head.threshold, pessimism)
+    return scorer.RewardModel(view, list(parts), centre, scale, basis @ head.weight, basis, head.factor, head.influence, penalty,
+                              head.log_nu, head.threshold, pessimism)
 
 
 # -- what may be said of it

@@ -6,11 +6,9 @@ PPO resumes at its last iteration. When rounds run is `worker.py`'s affair.
 
 import json
 import logging
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from playground import adapters, models, prompts, scorer
