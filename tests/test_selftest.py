@@ -228,7 +228,7 @@ def test_a_frozen_reward_lora_is_named(folder):
 
 def head(d=3, **changes):
     return scorer.RewardModel("layers", [d, 1], centre=torch.zeros(d + 1), scale=torch.ones(d + 1), weight=torch.arange(1.0, d + 2),
-                              basis=torch.eye(d + 1)[:, :2], factor=torch.eye(2), **changes)
+                              basis=torch.eye(d + 1)[:, :2], factor=torch.eye(2), influence=torch.eye(2), **changes)
 
 
 def test_a_head_that_was_saved_whole_passes(tmp_path):
