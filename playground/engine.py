@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from playground import adapters, models
+from playground import adapters, models, prompts
 from playground.decoder import Decoding, Sampling
 from playground.prompts import Detokeniser
 
 log = logging.getLogger(__name__)
 
-CANARIES = ("Hello!", "What is the capital of France?", "Give me a short tip for sleeping well.")
+CANARIES = [request for request, _ in prompts.canaries()[:3]]  # two forwards each, while people wait for the swap
 CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
 
 

@@ -3,7 +3,11 @@
 The only module that touches the chat template. Knows nothing about models or rows.
 """
 
+import json
 import unicodedata
+from pathlib import Path
+
+SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"
 
 
 class BadMessage(Exception):
@@ -55,6 +59,12 @@ def without_special_tokens(text, tokenizer):
         for token in tokenizer.all_special_tokens:
             text = text.replace(token, "")
     return text
+
+
+def canaries():
+    """The shipped plain requests, each with a plain reply: [(request, reply)]. A version that cannot take these any more is broken."""
+    rows = map(json.loads, (SHIPPED / "canaries.jsonl").read_text(encoding="utf-8").splitlines())
+    return [(row["request"], row["reply"]) for row in rows]
 
 
 def decode(ids, tokenizer):

@@ -182,7 +182,7 @@ class Settings(BaseSettings):
     ended_fall: Fraction = 0.25
     """The share of replies that end by themselves may fall by this much."""
     canary_fall: float = Field(1.0, gt=0)
-    """Plain replies to plain requests may become this much less likely than under the base, in nats a token."""
+    """Plain replies to plain requests may become this much less likely than under the base, in nats a token at `temperature`."""
 
     @field_validator("threads")
     @classmethod

@@ -1,6 +1,7 @@
 """What the gate lets through, and the sentences with which it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from training.rollout import Episode
 SETTINGS = Settings(kl_budget=10, length_factor=4, length_drift=2, empty_replies=0.1, gate_confidence=0.95, canary_fall=0.5,
                     repetition_rise=0.15, distinct_share=0.7, ended_fall=0.25)
 N = 32
+END = -1  # a token id that no reply holds
 
 
 def replies(tokens=20, ended=True, same=None):
@@ -20,13 +22,14 @@ def replies(tokens=20, ended=True, same=None):
     return [Episode([1, 2], [same] * tokens if same else list(range(1000 * k, 1000 * k + tokens)), ended) for k in range(N)]
 
 
-def decide(gain=1.0, spread=0.5, kl=5.0, tokens=20, empty=0, doubt=0.0, new=None, canary_fall=0.1, length_votes=(-0.1, 0.1)):
+def decide(gain=1.0, spread=0.5, kl=5.0, tokens=20, empty=0, doubt=0.0, new=None, live=None, canary_new=-1.1, length_votes=(-0.1, 0.1)):
     """The gate's report on a new version whose rewards lie `gain` above the live one's, give or take, and as much as the votes leave open."""
-    live = np.linspace(-1, 1, N)
+    rewards = np.linspace(-1, 1, N)
     gains = gain + spread * np.where(np.arange(N) % 2, 1, -1)
     draws = gains + doubt * np.random.default_rng(1).normal(size=(gate.DRAWS, 1))
-    return gate.decide(new or replies(tokens), replies(), live + gains, live, draws, kl=[kl] * N, texts=[""] * empty + ["A reply."] * (N - empty),
-                       canary_fall=canary_fall, length_votes=length_votes, settings=SETTINGS)
+    return gate.decide(new or replies(tokens), live or replies(), rewards + gains, rewards, draws, kl=[kl] * N,
+                       texts=[""] * empty + ["A reply."] * (N - empty), canary_new=canary_new, canary_base=-1.0, length_votes=length_votes,
+                       settings=SETTINGS)
 
 
 def test_a_better_version_passes():
@@ -74,7 +77,7 @@ def test_what_the_votes_leave_open_is_part_of_the_interval():
 
 
 def test_replies_that_repeat_themselves_are_refused():
-    looping = [Episode([1, 2], [k, k + 1, k + 2, k + 3] * 5, True) for k in range(0, 4 * N, 4)]  # 17 four-grams, 4 of them distinct
+    looping = [Episode([1, 2], [k, k + 1, k + 2, k + 3] * 5 + [END], True) for k in range(0, 4 * N, 4)]  # 17 four-grams, 4 of them distinct
     report = decide(new=looping)
     assert report.repetition_new == pytest.approx(13 / 17)
     assert report.refused_because[0] == ("it repeats itself: 76% of its four-token runs are repeats, 0% of the live version's, and 15% more is the limit")
@@ -90,8 +93,16 @@ def test_shorter_replies_are_not_more_distinct_for_being_short():
     """Distinct-n falls with the amount of text, so that a version that only got shorter would look more varied."""
     some = [Episode([1], [1, 2, 3, 4, k, k + 1000, 1, 2, 3, 4], True) for k in range(10, 10 + N)]
     half = [Episode([1], e.completion[:5], True) for e in some]
-    report = gate.decide(half, some, np.ones(N), np.zeros(N), np.ones((4, N)), kl=[1] * N, texts=["A"] * N, canary_fall=0, length_votes=(0, 0), settings=SETTINGS)
+    report = decide(new=half, live=some)
     assert report.distinct_new == report.distinct_live
+
+
+def test_replies_that_end_are_not_less_distinct_for_ending():
+    """All end with the same token, so that a version that learned to end its replies would look less varied."""
+    cut_off = [Episode([1], [k, 5, 1000 + k], False) for k in range(10, 10 + N)]
+    complete = [Episode([1], [k, 5, END], True) for k in range(10, 10 + N)]
+    report = decide(new=complete, live=cut_off)
+    assert report.distinct_new == report.distinct_live == 1
 
 
 def test_replies_that_no_longer_end_are_refused():
@@ -100,8 +111,9 @@ def test_replies_that_no_longer_end_are_refused():
 
 
 def test_plain_replies_that_became_unlikely_are_refused():
-    assert decide(canary_fall=0.5).passed and decide(canary_fall=-0.2).passed
-    assert decide(canary_fall=0.51).refused_because == ["plain replies became unlikely: by 0.51 nats a token, and 0.5 is the limit"]
+    assert decide(canary_new=-1.5).passed and decide(canary_new=-0.8).passed
+    assert (decide().canary_new, decide().canary_base) == (-1.1, -1.0)
+    assert decide(canary_new=-1.51).refused_because == ["plain replies became unlikely: by 0.51 nats a token, and 0.5 is the limit"]
 
 
 def test_empty_replies_are_refused():
@@ -111,13 +123,13 @@ def test_empty_replies_are_refused():
 
 def test_every_reason_is_given():
     new = [Episode([1, 2], [5] * 100, False)] * N
-    assert len(decide(gain=-1, kl=99, new=new, empty=N, canary_fall=9).refused_because) == 8
+    assert len(decide(gain=-1, kl=99, new=new, empty=N, canary_new=-9).refused_because) == 8
 
 
 def test_a_figure_that_is_not_a_number_never_passes():
     assert not decide(kl=float("nan")).passed
     assert not decide(gain=float("nan")).passed
-    assert not decide(canary_fall=float("nan")).passed
+    assert not decide(canary_new=float("nan")).passed
 
 
 def test_the_interval_is_that_of_the_mean():
@@ -135,9 +147,22 @@ def test_the_posterior_interval_adds_both_doubts():
 
 def test_the_length_that_votes_favour_by_hand():
     prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20), ([1], [1] * 40)],
-                        pairs=[(0, 1, B, 1.0, "c", 1), (2, 1, A, 1.0, "c", 2), (0, 2, TIE, 1.0, "c", 3)])
+                        pairs=[(0, 1, B, 1.0, "c", 1), (2, 1, A, 1.0, "c", 2), (0, 2, TIE, 1.0, "c", 3)] * 3)
     assert gate.favoured_length(prefs, 0.95, 0) == pytest.approx((np.log(2), np.log(2)))
-    assert gate.favoured_length(Preferences(), 0.95, 0) == (0.0, 0.0)
+    turned = replace(prefs, pairs=[(a, b, A + B - outcome, *rest) for a, b, outcome, *rest in prefs.pairs])
+    assert gate.favoured_length(turned, 0.95, 0) == pytest.approx((-np.log(2), -np.log(2)))
+
+
+@pytest.mark.parametrize(("n", "favours"), [(0, False), (2, False), (5, False), (6, True)])
+def test_a_handful_of_votes_does_not_favour_a_length(n, favours):
+    """Five votes all point one way by chance once in 16 times, six once in 32."""
+    prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=[(0, 1, B, 1.0, "c", k) for k in range(n)])
+    assert (gate.favoured_length(prefs, 0.95, 0)[0] > 0) == favours
+
+
+def test_one_eager_annotator_does_not_decide_what_length_is_favoured():
+    longer, shorter = [(0, 1, B, 0.01, "c", k) for k in range(100)], [(0, 1, A, 1.0, "c", k) for k in range(10)]
+    assert gate.favoured_length(Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=longer + shorter), 0.95, 0)[1] < 0
 
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0), ([1, 1, 1, 1, 1, 1], 2 / 3), ([1, 2, 3], 0), ([], 0)])

@@ -72,8 +72,8 @@ def test_how_many_rows_decode_at_once_changes_no_reply(model):
     assert sample(model, prompts, rows=2) == sample(model, prompts, rows=32)
 
 
-def test_the_canaries_are_plain_replies_that_end():
+def test_the_canaries_are_plain_replies_without_their_end():
     tokenizer = tiny_tokenizer()
     found = rollout.canaries(tokenizer, 256)
-    assert len(found) >= 10 and all(e.completion[-1] == tokenizer.eos_token_id and e.ended for e in found)
+    assert len(found) >= 10 and not any(tokenizer.eos_token_id in e.completion or e.ended for e in found)
     assert "capital of France" in tokenizer.decode(found[1].prompt) and "Paris" in tokenizer.decode(found[1].completion)

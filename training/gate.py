@@ -25,7 +25,7 @@ class GateReport:
     kl: float
     length_new: float
     length_live: float
-    length_votes: tuple  # interval of log(length of the winner / of the loser) in the votes
+    length_votes: tuple  # interval of the mean log(length of the winner / of the loser) in the votes; (0, 0) of too few
     empty: float
     ended_new: float
     ended_live: float
@@ -33,7 +33,8 @@ class GateReport:
     repetition_live: float
     distinct_new: float
     distinct_live: float
-    canary_fall: float  # nats a token
+    canary_new: float  # log-likelihood of plain replies at the policy's temperature, nats a token
+    canary_base: float
     refused_because: list
 
     @property
@@ -44,12 +45,12 @@ class GateReport:
         return asdict(self)
 
 
-def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_fall, length_votes, settings):
+def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_new, canary_base, length_votes, settings):
     """Compare paired episodes of the new and the live policy on the same prompts; returns a GateReport.
 
     new, live: lists of N Episodes; reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of the posterior; kl: nats a
-    reply of the new policy's episodes; texts: its replies; canary_fall: nats a token that plain replies became less likely than under the base;
-    length_votes: (low, high) of `favoured_length`.
+    reply of the new policy's episodes; texts: its replies; canary_new, canary_base: log-likelihood of plain replies under it and under the
+    base, nats a token; length_votes: (low, high) of `favoured_length`.
     """
     s = settings
     low, high = posterior_interval(np.asarray(gains), s.gate_confidence, s.seed)
@@ -57,8 +58,8 @@ def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_fall,
     sides = {"new": new, "live": live}
     length = {name: float(np.mean([len(e.completion) for e in side])) for name, side in sides.items()}
     ended = {name: float(np.mean([e.ended for e in side])) for name, side in sides.items()}
-    repeated = {name: float(np.mean([repetition(e.completion) for e in side])) for name, side in sides.items()}
-    new_cut, live_cut = zip(*(equally_long(a.completion, b.completion) for a, b in zip(new, live, strict=True)), strict=True)
+    repeated = {name: float(np.mean([repetition(words(e)) for e in side])) for name, side in sides.items()}
+    new_cut, live_cut = zip(*(equally_long(words(a), words(b)) for a, b in zip(new, live, strict=True)), strict=True)
     varied = {"new": distinct(new_cut), "live": distinct(live_cut)}
     drift = length["new"] / length["live"]
     shortest = 1 / (s.length_factor if length_votes[1] < 0 else s.length_drift)
@@ -88,13 +89,15 @@ def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_fall,
                         f"and {s.distinct_share:.0%} of that must be left")
     if not ended["new"] >= ended["live"] - s.ended_fall:
         refusals.append(f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and {s.ended_fall:.0%} fewer is the limit")
-    if not canary_fall <= s.canary_fall:
-        refusals.append(f"plain replies became unlikely: by {canary_fall:.2f} nats a token, and {s.canary_fall:g} is the limit")
+    if not canary_base - canary_new <= s.canary_fall:
+        refusals.append(f"plain replies became unlikely: by {canary_base - canary_new:.2f} nats a token, "
+                        f"and {s.canary_fall:g} is the limit")
     return GateReport(
         prompts=len(new), reward_new=float(np.mean(reward_new)), reward_live=float(np.mean(reward_live)), gain=gain, gain_interval=(low, high),
         kl=mean_kl, length_new=length["new"], length_live=length["live"], length_votes=tuple(length_votes), empty=empty,
         ended_new=ended["new"], ended_live=ended["live"], repetition_new=repeated["new"], repetition_live=repeated["live"],
-        distinct_new=varied["new"], distinct_live=varied["live"], canary_fall=float(canary_fall), refused_because=refusals)
+        distinct_new=varied["new"], distinct_live=varied["live"], canary_new=float(canary_new), canary_base=float(canary_base),
+        refused_because=refusals)
 
 
 # -- intervals
@@ -118,14 +121,24 @@ def interval(values, confidence, seed):
 
 
 def favoured_length(prefs, confidence, seed):
-    """Bootstrap interval of the mean log(length of the winner / of the loser) over decided pairs: above 0 the votes favour longer replies,
-    below 0 shorter ones; (0, 0) of fewer than two."""
+    """Bootstrap interval of the mean log(length of the winner / of the loser) over decided pairs, each by its weight: above 0 the votes
+    favour longer replies, below 0 shorter ones. (0, 0) of so few that they could all point one way by chance, which a bootstrap cannot see.
+    """
+    decided = [p for p in prefs.pairs if p[2] != preferences.TIE]
     logs = [np.log(max(len(completion), 1)) for _, completion in prefs.replies]
-    ratios = [(logs[a] - logs[b]) * (1 if outcome == preferences.A else -1) for a, b, outcome, *_ in prefs.pairs if outcome != preferences.TIE]
-    return interval(np.array(ratios), confidence, seed) if len(ratios) > 1 else (0.0, 0.0)
+    ratios = np.array([(logs[a] - logs[b]) * (1 if outcome == preferences.A else -1) for a, b, outcome, *_ in decided])
+    if 2 * 0.5 ** np.count_nonzero(ratios) > 1 - confidence:  # both sides of the sign test
+        return 0.0, 0.0
+    weight = np.array([p[3] for p in decided])
+    return interval(ratios * weight / weight.mean(), confidence, seed)
 
 
 # -- what repetition looks like, in token ids
+
+def words(episode):
+    """A reply's tokens without the one that ends it, which is the same in every reply that ends."""
+    return episode.completion[:-1] if episode.ended else episode.completion
+
 
 def ngrams(ids, n):
     return [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]

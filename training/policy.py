@@ -86,14 +86,18 @@ class PolicyModel:
         """(B, T, d) -> (B, T) fp32."""
         return self.value_head(hidden.float())[..., 0]
 
-    @torch.no_grad()
     def log_ratio(self, episodes, minibatch):
         """log π − log π_ref of each episode's completion, in nats a reply: a list of floats. On the policy's own samples its mean estimates
         KL(policy ‖ reference) (k1)."""
-        ratios = []
+        return [new - reference for new, reference in zip(*self.loglikelihoods(episodes, minibatch), strict=True)]
+
+    @torch.no_grad()
+    def loglikelihoods(self, episodes, minibatch):
+        """log π and log π_ref of each episode's completion, in nats a reply: two lists of floats."""
+        new, reference = [], []
         for start in range(0, len(episodes), minibatch):
             batch = Batch.of(episodes[start:start + minibatch], self.device)
-            new = self.logprobs(batch)
+            new += self.logprobs(batch).sum(-1).tolist()
             with self.reference():
-                ratios += (new - self.logprobs(batch)).sum(-1).tolist()
-        return ratios
+                reference += self.logprobs(batch).sum(-1).tolist()
+        return new, reference

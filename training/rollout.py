@@ -1,15 +1,13 @@
 """Prompts for training and the policy's replies to them, made with the same decoder that serves the chat."""
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 from playground import prompts
 from playground.decoder import Decoding, Sampling
 
-SEED_PROMPTS = Path(__file__).parent.parent / "assets" / "prompts"
+SEED_PROMPTS = prompts.SHIPPED
 
 
 @dataclass
@@ -28,10 +26,10 @@ def seed_prompts(part, tokenizer, budget):
 
 
 def canaries(tokenizer, budget):
-    """The shipped plain requests with a plain reply each, as Episodes that end; what a sound policy still finds likely."""
-    rows = [json.loads(line) for line in (SEED_PROMPTS / "canaries.jsonl").read_text().splitlines()]
-    return [Episode(prompts.encode([{"role": "user", "content": row["request"]}], tokenizer, budget), prompts.encode_reply(row["reply"], tokenizer), True)
-            for row in rows]
+    """The shipped plain requests with a plain reply each, as Episodes; what a sound policy still finds likely. Without the end of the
+    reply, which becomes unlikely where the votes favour longer ones."""
+    return [Episode(prompts.encode([{"role": "user", "content": request}], tokenizer, budget),
+                    prompts.encode_reply(reply, tokenizer)[:-1], False) for request, reply in prompts.canaries()]
 
 
 def choose(people, seeds, n, rng):

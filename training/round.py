@@ -184,10 +184,12 @@ class Round:
         model = self.reward_model
         gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
         canaries = rollout.canaries(self.tokenizer, s.rollout_context)
-        canary_fall = -sum(self.trained.log_ratio(canaries, s.ppo_minibatch)) / sum(len(e.completion) for e in canaries)
+        plain = sum(len(e.completion) for e in canaries)  # tokens
+        canary_new, canary_base = (sum(side) / plain for side in self.trained.loglikelihoods(canaries, s.ppo_minibatch))
         report = gate.decide(
             new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.log_ratio(new, s.ppo_minibatch),
-            texts=texts, canary_fall=canary_fall, length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
+            texts=texts, canary_new=canary_new, canary_base=canary_base,
+            length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
                    for n, o, text in zip(new[:8], live, texts, strict=False)]
         _write_json(self.folder / "gate.json", {**report.as_dict(), "samples": samples})
