@@ -55,7 +55,7 @@ def reward_cell(pool, settings, annotator, n, flip, seed, shuffled=False):
     seconds = time.monotonic() - start
     pairs, truth = list(itertools.chain.from_iterable(pool.pairs(heldout=True))), pool.scores(score)
     outcome = [preferences.TIE if truth[a] == truth[b] else preferences.A if truth[a] > truth[b] else preferences.B for a, b in pairs]
-    found = Predictions.of(model.raw(pool.features), model.log_nu, [(a, b, o) for (a, b), o in zip(pairs, outcome, strict=True)])
+    found = Predictions.of(model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens)), model.log_nu, [(a, b, o) for (a, b), o in zip(pairs, outcome, strict=True)])
     length = [np.log(len(completion)) for _, completion in pool.ids]
     matched = found.where([abs(length[a] - length[b]) < reward.LENGTH_MATCHED for a, b in pairs])
     return {"accuracy": found.accuracy(), "nll": found.nll(), "matched": matched.accuracy(), "ece": found.calibration_error(),
@@ -74,10 +74,10 @@ def reliability(found, bins=10):
 def refit_seconds(pool, votes):
     """Seconds to fit the head again on `votes` votes, view and penalty known."""
     prefs, chosen = pools.vote(pool, Person(annotators.brevity), votes, 0)
-    times = []
+    reading, times = scorer.Reading.of(pool.features[chosen], pool.parts, prefs.replies), []
     for _ in range(3):
         start = time.monotonic()
-        reward.fit_model(pool.features[chosen], pool.parts, prefs, "layers", 0.03)
+        reward.fit_model(reading, prefs, "layers", 0.03)
         times.append(time.monotonic() - start)
     return median(times), len(prefs.pairs)
 

@@ -42,7 +42,7 @@ def train(job, settings):
     """All of the settings' iterations on the job's prompts, no reply ever ending by itself; returns the seconds, the processor's
     seconds and the tokens of each."""
     reward = Reward(models.load_trunk(settings), job["reward_head"], settings.reward_batch)
-    trainer = ppo.Trainer(PolicyModel(models.load_trunk(settings), settings), settings)
+    trainer = ppo.Trainer(PolicyModel(models.load_trunk(settings, training=True), settings), settings)
     times = [(time.monotonic(), time.process_time())]
 
     def on_iteration(_trainer, _metrics):

@@ -1,12 +1,15 @@
 """Scorer: a reply to features, features to a score, and how sure of it the votes make us; the chat and the training share it.
 
-Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first to two thirds deep, and
-the log of the reply's length. Owns them, the views of them that a head may read, and the head's file. Fitting a head is `training/reward.py`'s.
+Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first to two thirds deep, the
+log of the reply's length, and how often it has the tokens that are common among the replies voted on. Owns them, the views of them that a head may
+read, and the head's file. Fitting a head is `training/reward.py`'s.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -17,6 +20,7 @@ from playground import adapters, models
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
 BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
+COMMON_TOKENS = 200  # tokens that are counted
 
 
 class FeatureTrunk:
@@ -76,6 +80,35 @@ class FeatureTrunk:
         return parameters
 
 
+# -- counts of common tokens: style shows in them, whatever the language (Burrows 2002)
+
+def common_tokens(replies):
+    """The tokens that most of these replies [(prompt ids, completion ids)] have, at most COMMON_TOKENS."""
+    having = Counter(token for _, completion in replies for token in set(completion))
+    return sorted(having, key=lambda token: (-having[token], token))[:COMMON_TOKENS]
+
+
+def with_counts(features, replies, tokens):
+    """Features (N, D) of replies, and log(1 + how often) a reply has each of `tokens`: (N, D + len(tokens))."""
+    having = [Counter(completion) for _, completion in replies]
+    counts = torch.tensor([[found[token] for token in tokens] for found in having], dtype=torch.float32)
+    return torch.cat([features, counts.view(len(replies), len(tokens)).log1p()], -1)
+
+
+class Reading(NamedTuple):
+    """Features (N, D) of replies, the widths of their parts (layers, length, counts), and the tokens counted."""
+
+    features: torch.Tensor
+    parts: list
+    tokens: list
+
+    @classmethod
+    def of(cls, features, parts, replies):
+        """From a trunk's features (N, sum of parts); what is counted are the tokens common among these replies."""
+        tokens = common_tokens(replies)
+        return cls(with_counts(features, replies, tokens), [*parts, len(tokens)], tokens)
+
+
 # -- views: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
 
 def _summed(mean, log_length):
@@ -87,52 +120,58 @@ def _shallow(layers):
     return layers[: (len(layers) + 1) // 2]
 
 
-def _layers(layers, log_length):
+def _layers(layers, log_length, _counts):
     """The means of all layers but the shallowest."""
     return [*(layers[1:] or layers), log_length]
 
 
-def _all(layers, log_length):
+def _all(layers, log_length, _counts):
     """The means of all layers, and the sums of the shallow half."""
     return [*layers, *(_summed(layer, log_length) for layer in _shallow(layers)), log_length]
 
 
-def _words(layers, log_length):
+def _words(layers, log_length, _counts):
     """The sum of the shallowest layer: nearly a bag of words."""
     return [_summed(layers[0], log_length), log_length]
 
 
-def _meaning(layers, log_length):
+def _meaning(layers, log_length, _counts):
     """The means of the deep half."""
     return [*layers[len(_shallow(layers)):], log_length]
 
 
-def _length(layers, log_length):
+def _length(layers, log_length, _counts):
     """Nothing but the length: a control, never chosen by itself."""
     return [log_length]
 
 
-VIEWS = {"layers": _layers, "all": _all, "words": _words, "meaning": _meaning, "length": _length}
+def _style(_layers, log_length, counts):
+    """The counts of common tokens."""
+    return [counts, log_length]
+
+
+VIEWS = {"layers": _layers, "all": _all, "words": _words, "meaning": _meaning, "style": _style, "length": _length}
+ON_ONE_SCALE = {"style"}  # views whose features can be compared as they are: one that hardly varies says little
 
 
 def views(parts, setting="auto"):
     """Names of the views to choose among: those that differ on features of these parts, or the one that the setting names."""
     if setting != "auto":
         return [setting]
-    return ["layers", "all", "words"] + ["meaning"] * (len(parts) > 3)
+    return ["layers", "all", "words", "style"] + ["meaning"] * (len(parts) > 4)
 
 
 def view(features, parts, name):
-    """What a head reads of features (N, D): blocks (N, d_i) whose widths sum to d."""
-    *layers, log_length = features.split(list(parts), -1)
-    return VIEWS[name](layers, log_length)
+    """What a head reads of features (N, D), counts included: blocks (N, d_i) whose widths sum to d."""
+    *layers, log_length, counts = features.split(list(parts), -1)
+    return VIEWS[name](layers, log_length, counts)
 
 
 # -- the head
 
 @dataclass
 class RewardModel:
-    """A fitted linear head on one view, with the Gaussian (Laplace) posterior of its weights.
+    """A fitted linear head on one view, with the Gaussian (Laplace) posterior of its weights. Its features (N, D) are those that `features` gives.
 
     x = (view − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² + |x off the basis|²/penalty:
     inverse curvature of the likelihood where votes speak, the prior elsewhere.
@@ -140,7 +179,8 @@ class RewardModel:
     """
 
     view: str
-    parts: list  # widths of the features' parts, sum D
+    parts: list  # widths of the features' parts, sum D; the last one is of the counts
+    tokens: list  # that are counted
     centre: torch.Tensor  # (d,)
     scale: torch.Tensor  # (d,)
     weight: torch.Tensor  # (d,)
@@ -154,6 +194,10 @@ class RewardModel:
     shift: float = 0.0
     spread: float = 1.0
     lora: dict = field(default_factory=dict)
+
+    def features(self, trunk, replies):
+        """(N, D) of replies [(prompt ids, completion ids)]."""
+        return with_counts(trunk.features(replies), replies, self.tokens)
 
     def design(self, features):
         """(N, D) -> x (N, d)."""
@@ -189,7 +233,7 @@ class RewardModel:
         self.shift, self.spread = scores.mean().item(), max(scores.std().item(), 1e-6)
 
     def save(self, path):
-        numbers = {k: getattr(self, k) for k in ("view", "parts", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")}
+        numbers = {k: getattr(self, k) for k in ("view", "parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")}
         tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor", "influence")} | {f"lora/{k}": v for k, v in self.lora.items()}
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"numbers": json.dumps(numbers)})
 

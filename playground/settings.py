@@ -98,9 +98,9 @@ class Settings(BaseSettings):
     """bitsandbytes format of the reward model's frozen trunk."""
     reward_layer: Fraction = 0.0
     """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a tenth, a third and two thirds deep."""
-    reward_view: Literal["auto", "layers", "all", "words", "meaning", "length"] = "auto"
-    """What of the features the head reads: the layers' means, those and the shallow layers' sums, the shallowest's sum, the deep ones' means, or
-    the length alone (a control); auto chooses among the first four by cross-validation."""
+    reward_view: Literal["auto", "layers", "all", "words", "style", "meaning", "length"] = "auto"
+    """What of the features the head reads: the layers' means, those and the shallow layers' sums, the shallowest's sum, counts of common
+    tokens, the deep layers' means, or the length alone (a control); auto chooses among the first five by cross-validation."""
     reward_lora_rank: int = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     reward_lora_epochs: int = Field(3, ge=1, le=50)
@@ -133,6 +133,8 @@ class Settings(BaseSettings):
     """Episodes in each optimizer step."""
     ppo_microbatch: Positive = 4
     """Episodes in one forward and backward; gradients add up to a minibatch. Changes memory, not the update."""
+    ppo_share_prompts: bool = True
+    """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for each token."""
     ppo_lr: float = Field(5e-4, gt=0, le=1)
     """Adam learning rate of the policy's LoRA."""
     value_lr: float = Field(2e-3, gt=0, le=1)

@@ -1,5 +1,6 @@
 """The policy's forward passes: log-probabilities, padding, the reference, what can be trained."""
 
+import pytest
 import torch
 
 from playground.settings import Settings
@@ -45,7 +46,7 @@ def test_positions_are_counted_from_the_first_real_token():
     policy, seen = PolicyModel(tiny_model(), settings()), []
     policy.causal.base_model.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs["position_ids"].tolist()), with_kwargs=True)
     policy.hidden(Batch.of([Episode([5, 6], [7], True), Episode([8], [9, 2], True)], "cpu"))
-    assert seen == [[[0, 1, 2, 2], [0, 0, 1, 2]]]
+    assert seen == [[[0, 1, 2], [0, 0, 1]]]  # the last token predicts nothing and is not read
 
 
 def test_padding_does_not_change_logprobs():
@@ -65,9 +66,55 @@ def test_logprobs_are_zero_on_padding():
 
 def test_a_batch_pads_prompts_left_and_completions_right():
     batch = Batch.of([Episode([5, 6], [7], True), Episode([8], [9, 2], True)], "cpu")
-    assert batch.ids.tolist() == [[5, 6, 7, 0], [0, 8, 9, 2]]
-    assert batch.attention.tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
+    assert batch.ids.tolist() == [[5, 6, 7], [0, 8, 9]]  # a last token that stands where others go on is not looked at
+    assert batch.attention.tolist() == [[1, 1, 0], [0, 1, 1]]
     assert batch.completion.tolist() == [[7, 0], [9, 2]] and batch.mask.tolist() == [[1, 0], [1, 1]]
+
+
+SIBLINGS = [Episode(prompt, completion, True) for prompt, completions in (
+    ([5, 6, 7, 8], ([20, 21, 22, 2], [30, 2], [40, 41, 42])), ([9, 10], ([50], [60, 61], [70, 71, 72, 73]))) for completion in completions]
+
+
+def test_a_prompt_is_read_once_for_the_replies_to_it_in_a_row():
+    batch = Batch.of(SIBLINGS, "cpu")
+    assert batch.ids.tolist() == [[5, 6, 7, 8, 20, 21, 22, 30, 2, 0, 40, 41, 42], [0, 0, 9, 10, 50, 0, 0, 60, 61, 0, 70, 71, 72]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3] + [4, 5, 6] * 3, [0, 0, 0, 1] + [2, 3, 4] * 3]
+
+
+def test_replies_that_share_a_prompt_do_not_see_each_other():
+    """Each position's view, by hand: the real prompt before it, and its own reply so far."""
+    mask = Batch.of(SIBLINGS, "cpu").attention
+    visible = (mask == 0).squeeze(1)
+    assert visible.shape == (2, 13, 13)
+    assert visible[0, 8].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 7] and visible[0, 11].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 10, 11]
+    assert visible[1, 12].nonzero()[:, 0].tolist() == [2, 3, 10, 11, 12] and visible[1, 3].nonzero()[:, 0].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_shared_prompts_change_neither_logprobs_nor_gradients(attention):
+    policy = moved(PolicyModel(tiny_model(), settings()))
+    policy.causal.set_attn_implementation(attention)
+    found = []
+    for shared in (True, False):
+        batch = Batch.of(SIBLINGS, "cpu", shared)
+        logprobs = policy.logprobs(batch)
+        weight = torch.linspace(-1, 1, batch.mask.numel()).view_as(batch.mask)
+        found.append([logprobs, *torch.autograd.grad((weight * logprobs).sum(), list(policy.parameters.values()))])
+    assert len(found[0]) == 1 + len(policy.parameters)
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_with_unlike_numbers_of_replies_are_read_once_a_reply():
+    assert len(Batch.of(SIBLINGS[:4], "cpu").ids) == 4 and len(Batch.of(SIBLINGS, "cpu").ids) == 2
+
+
+@pytest.mark.parametrize("replies", [SIBLINGS[:1], SIBLINGS[3:4], [Episode([5, 6], [7], True), Episode([5, 6], [8], True)]])
+def test_replies_of_one_token_can_be_measured(replies):
+    policy = moved(PolicyModel(tiny_model(), settings()))
+    with torch.no_grad():
+        expected = [policy.logprobs(Batch.of([e], "cpu"))[0, 0] for e in replies]
+        torch.testing.assert_close(policy.logprobs(Batch.of(replies, "cpu"))[:, 0], torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_an_end_token_that_is_also_the_pad_token_counts_as_reply():
@@ -85,7 +132,7 @@ def test_a_fresh_policy_is_the_reference():
         with policy.reference():
             reference = policy.logprobs(batch)
         torch.testing.assert_close(policy.logprobs(batch), reference, rtol=0, atol=0)
-    assert policy.log_ratio(EPISODES, 2) == [0.0] * 4
+    assert policy.kl(EPISODES, 2) == [0.0] * 4
 
 
 def test_values_start_at_zero():

@@ -22,7 +22,7 @@ def trainer(**changes):
 
 def measured(t, scores=SCORES):
     """EPISODES as one trajectory, its advantages filled in."""
-    trajectory, _, _ = ppo.measure(t.policy, EPISODES, scores, t.beta, t.settings)
+    trajectory, _ = ppo.measure(t.policy, EPISODES, scores, t.beta, t.settings)
     ppo.estimate_advantages(t.policy, [trajectory], t.settings)
     return trajectory
 
@@ -41,25 +41,31 @@ def run(t, on_iteration=lambda trainer, metrics: None):
 
 # -- measuring
 
-def test_log_ratio_is_the_summed_difference_of_logprobs():
-    policy = moved(PolicyModel(tiny_model(), settings()))
-    kl = policy.log_ratio(EPISODES, 3)
+def test_the_kl_of_a_reply_is_summed_over_its_tokens_and_the_whole_vocabulary():
+    policy, base, e = moved(PolicyModel(tiny_model(), settings())), tiny_model(), EPISODES[3]
     with torch.no_grad():
-        e = EPISODES[3]
-        new = policy.logprobs(Batch.of([e], "cpu")).sum().item()
-        base = PolicyModel(tiny_model(), settings()).logprobs(Batch.of([e], "cpu")).sum().item()
-    assert kl[3] == pytest.approx(new - base, abs=1e-4) and abs(kl[3]) > 1e-3
+        p, q = (torch.log_softmax(model(torch.tensor([e.prompt + e.completion])).logits[0, 1:4] / 0.8, -1) for model in (policy.causal, base))
+    assert policy.kl(EPISODES, 3)[3] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-3)
+
+
+def test_the_kl_over_the_vocabulary_is_the_mean_of_k1_with_far_less_noise():
+    policy = moved(PolicyModel(tiny_model(), settings()), 0.05)
+    episodes = rollout.sample(policy.causal, [[5, 6, 7]], generator("kl"), replies=600, max_tokens=3, temperature=0.8, end_tokens=END, rows=600)
+    new, reference = (torch.tensor(x) for x in policy.loglikelihoods(episodes, 100))
+    k1, kl = new - reference, torch.tensor(policy.kl(episodes, 100))
+    assert k1.mean().item() == pytest.approx(kl.mean().item(), abs=3 * k1.std().item() / 600 ** 0.5)
+    assert kl.std() < 0.3 * k1.std()
 
 
 def test_measured_rewards_hold_the_score_on_the_last_token_and_kl_before():
     t = trainer()
     moved(t.policy)
-    trajectory, _, k3 = ppo.measure(t.policy, EPISODES, SCORES, 0.5, t.settings)
+    trajectory, sums = ppo.measure(t.policy, EPISODES, SCORES, 0.5, t.settings)
     expected = -0.5 * trajectory.kl
     for row, e in enumerate(EPISODES):
         expected[row, len(e.completion) - 1] += SCORES[row]
     torch.testing.assert_close(trajectory.rewards, expected)
-    assert k3 > 0
+    assert sums["kl"] > 0 and sums["kl_k3"] > 0
 
 
 def test_advantages_are_whitened_over_reply_tokens_of_all_minibatches():
@@ -74,7 +80,7 @@ def test_advantages_are_whitened_over_reply_tokens_of_all_minibatches():
 def test_the_value_heads_warm_up_lowers_its_error_and_leaves_the_policy():
     t = trainer(value_warmup=30, value_lr=1e-2)
     before = t.policy.state()
-    trajectory, _, _ = ppo.measure(t.policy, EPISODES, SCORES, 0.0, t.settings)
+    trajectory, _ = ppo.measure(t.policy, EPISODES, SCORES, 0.0, t.settings)
     mask = trajectory.batch.mask
     returns = SCORES[:, None] * mask  # β = 0, γ = 1: every token's return is the score
     ppo.warm_up_values(t.policy, [trajectory], t.settings)
@@ -137,7 +143,7 @@ def test_training_leaves_the_reference_alone():
     optimise(t, measured(t))
     with torch.no_grad(), t.policy.reference():
         assert torch.equal(t.policy.logprobs(batch), before)
-    assert max(map(abs, t.policy.log_ratio(EPISODES, 4))) > 1e-3
+    assert max(t.policy.kl(EPISODES, 4)) > 1e-3
 
 
 def test_an_update_makes_good_replies_likelier_and_bad_ones_less():
@@ -183,14 +189,13 @@ def test_ppo_ends_when_the_kl_target_is_reached():
 def exact_kl(policy, prompt, tokens=3, n=400):
     """KL to the reference, nats a reply, from many replies of the policy itself."""
     episodes = rollout.sample(policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n)
-    return sum(policy.log_ratio(episodes, 100)) / n
+    return sum(policy.kl(episodes, 100)) / n
 
 
 def test_an_overshoot_of_the_kl_target_is_taken_back():
     t = run(trainer(kl_target=0.05, ppo_lr=0.02))
-    overshot = t.history[-1]["kl"]
-    assert t.done and overshot > 0.1
-    assert exact_kl(t.policy, [5, 6, 7]) < 0.5 * overshot
+    assert t.done and t.history[-1]["kl"] > 0.1
+    assert exact_kl(t.policy, [5, 6, 7]) < 1.5 * 0.05
 
 
 def test_half_the_update_is_a_quarter_of_the_kl():
@@ -219,7 +224,7 @@ def test_a_reply_that_never_ends_pays_the_penalty():
 
 
 @pytest.mark.parametrize("name", ["policy_loss", "value_loss", "clip_fraction", "approx_kl", "grad_norm", "explained_variance", "reward", "kl",
-                                  "kl_k3", "beta", "entropy", "length", "ended"])
+                                  "kl_k1", "kl_k3", "beta", "entropy", "length", "ended"])
 def test_an_iteration_reports(name, unbroken):
     assert math.isfinite(unbroken.history[0][name])
 

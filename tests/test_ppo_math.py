@@ -47,34 +47,68 @@ def test_masked_whiten_of_equal_entries_is_zero_and_finite():
 
 # -- log-probabilities and entropy
 
-def test_token_logprobs_by_hand():
-    # softmax(0, ln 3) = (1/4, 3/4); ln 1/4 = -1.3862944, ln 3/4 = -0.2876821
-    logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)]]])
-    near(ppo_math.token_logprobs(logits, torch.tensor([[0, 1]]), 1.0), [[-1.3862944, -0.2876821]])
+def head(*rows, bias=None):
+    """A head whose logits are the hidden state itself times each row."""
+    linear = torch.nn.Linear(len(rows[0]), len(rows), bias=bias is not None).requires_grad_(False)
+    linear.weight.copy_(torch.tensor(rows))
+    if bias is not None:
+        linear.bias.copy_(torch.tensor(bias))
+    return linear
+
+
+def test_log_probabilities_and_entropy_by_hand():
+    # softmax(0, ln 3) = (1/4, 3/4); ln 1/4 = -1.3862944, ln 3/4 = -0.2876821; entropy 1/4·ln 4 + 3/4·ln 4/3 = 0.5623351
+    logprobs, entropy = ppo_math.head_logprobs(torch.tensor([[[1.0], [1.0]]]), head([0.0], [math.log(3)]), torch.tensor([[0, 1]]), 1.0)
+    near(logprobs, [[-1.3862944, -0.2876821]])
+    near(entropy, [[0.5623351, 0.5623351]])
+
+
+def test_a_bias_counts_among_the_logits():
+    near(ppo_math.head_logprobs(torch.zeros(1, 1), head([5.0], [5.0], bias=[0.0, math.log(3)]), torch.tensor([0]), 1.0)[0], [-1.3862944])
 
 
 def test_temperature_divides_the_logits():
     # ln 9 / 2 = ln 3, so temperature 2 makes (0, ln 9) the (1/4, 3/4) of above
-    near(ppo_math.token_logprobs(torch.tensor([[0.0, math.log(9)]]), torch.tensor([1]), 2.0), [-0.2876821])
+    logprobs, entropy = ppo_math.head_logprobs(torch.ones(1, 1), head([0.0], [math.log(9)]), torch.tensor([1]), 2.0)
+    near(logprobs, [-0.2876821])
+    near(entropy, [0.5623351])
 
 
-def test_token_logprobs_are_fp32_from_bf16_logits():
+def test_log_probabilities_are_fp32_from_bf16():
     """Log-softmax in bf16 has three digits: ratios and KL drown in its rounding."""
-    logprobs = ppo_math.token_logprobs(torch.zeros(1, 3, dtype=torch.bfloat16), torch.tensor([0]), 0.7)
+    logprobs, _ = ppo_math.head_logprobs(torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0]).bfloat16(), torch.tensor([0]), 0.7)
     assert logprobs.dtype == torch.float32
     near(logprobs, [-1.0986123], 1e-6)  # ln 1/3
 
 
-def test_entropy_of_a_uniform_and_a_biased_choice():
-    # ln 2 = 0.6931472; 1/4·ln 4 + 3/4·ln 4/3 = 0.3465736 + 0.2157616 = 0.5623351
-    near(ppo_math.entropy(torch.tensor([[1.0, 1.0], [0.0, math.log(3)]]), 1.0), [0.6931472, 0.5623351])
+@pytest.mark.parametrize("bias", [None, "bias"])
+def test_log_probabilities_entropy_and_gradient_are_autograds(bias):
+    """More rows than meet the vocabulary at once, and not a multiple of them."""
+    torch.manual_seed(0)
+    n = 2 * ppo_math.HEAD_ROWS + 5
+    hidden, tokens, linear = torch.randn(n, 16, requires_grad=True), torch.randint(50, (n,)), torch.nn.Linear(16, 50, bias=bool(bias)).requires_grad_(False)
+    weight = torch.randn(n)
+    logprobs, entropy = ppo_math.head_logprobs(hidden, linear, tokens, 0.7)
+    found, = torch.autograd.grad((weight * logprobs).sum(), hidden)
+    whole = torch.log_softmax(linear(hidden) / 0.7, -1)
+    expected, = torch.autograd.grad((weight * whole[torch.arange(n), tokens]).sum(), hidden)
+    torch.testing.assert_close(logprobs, whole[torch.arange(n), tokens], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not entropy.requires_grad
 
 
-def test_entropy_is_taken_at_the_temperature():
-    near(ppo_math.entropy(torch.tensor([[0.0, math.log(9)]]), 2.0), [0.5623351])
+def test_a_token_of_vanishing_probability_keeps_its_logarithm():
+    near(ppo_math.head_logprobs(torch.ones(1, 1), head([0.0], [300.0]), torch.tensor([0]), 1.0)[0], [-300.0])
 
 
 # -- KL
+
+def test_kl_over_the_vocabulary_by_hand():
+    # KL((1/4, 3/4) ‖ (1/2, 1/2)) = ln 2 - 0.5623351 = 0.1308121; of a distribution to itself 0
+    found = ppo_math.head_kl(torch.ones(2, 1), torch.tensor([[0.0], [1.0]]), head([0.0], [math.log(3)]), 1.0)
+    near(found, [0.1308121, 0.0])
+
 
 def test_kl_k1_is_the_difference_and_may_be_negative():
     near(ppo_math.kl_k1(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])), [[0.5, -1.0]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from playground.scorer import FeatureTrunk, RewardModel
+from playground.scorer import FeatureTrunk, Reading, RewardModel
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward
 from training.preferences import TIE, A, B, Preferences
@@ -129,17 +129,25 @@ def test_the_view_that_the_votes_are_about_is_chosen():
 
 def test_every_block_of_a_view_has_an_equal_share():
     features = torch.randn(500, 49, generator=torch.Generator().manual_seed(0)) * 5 + 3
-    z, centre, scale = reward.standardised(features, [16, 16, 16, 1], "layers")
+    z, centre, scale = reward.standardised(Reading(features, [16, 16, 16, 1, 0], []), "layers")
     assert z.mean(0).abs().max() < 1e-5
     torch.testing.assert_close(z.var(0), torch.tensor([1 / 48] * 32 + [1 / 3]))
     torch.testing.assert_close((features[:, 16:] - centre) / scale, z)
+
+
+def test_counts_are_compared_as_they_are():
+    """A token that nearly every reply has twice says as little as its count varies; scaled up to the others it would be noise."""
+    counts = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 2.1, 1.0], [3.0, 2.1, 1.0]])
+    x, _, scale = reward.standardised(Reading(torch.cat([torch.zeros(4, 2), counts], -1), [1, 1, 3], [7, 8, 9]), "style")
+    assert scale[0] == scale[1] and scale[2].isinf()  # the last does not vary
+    torch.testing.assert_close(x[:, 1].std() / x[:, 0].std(), torch.tensor(0.1 / 3))
 
 
 def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_replies():
     """Replies all of one length: another length was millions of deviations away, and the doubt about it drowned everything."""
     x, _, pairs = planted(20, d=4)
     features = torch.cat([x, torch.full((len(x), 1), 2.0)], -1)
-    model = reward.fit_model(features, [4, 1], Preferences(pairs=pairs), "layers", 1.0)
+    model = reward.fit_model(Reading(features, [4, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
     other = features[:3] + torch.tensor([0, 0, 0, 0, 1.0])
     torch.testing.assert_close(model.raw(other), model.raw(features[:3]))
     torch.testing.assert_close(model.deviation(other), model.deviation(features[:3]))
@@ -178,7 +186,7 @@ def test_more_votes_leave_less_doubt():
     for n in (20, 200):
         x, _, pairs = planted(n)
         features = torch.cat([x, torch.zeros(len(x), 1)], -1)
-        model = reward.fit_model(features, [8, 1], Preferences(pairs=pairs), "layers", 1.0)
+        model = reward.fit_model(Reading(features, [8, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
         doubt[n] = model.deviation(features[:40]).mean()
     assert doubt[200] < 0.7 * doubt[20]
 
@@ -244,7 +252,7 @@ def test_fit_learns_what_people_like(folder, trunks):
     model, report = reward.fit(prefs, trunks["nf4"], settings(folder))
     assert report.enough and report.cv_accuracy > 0.8 and (report.pairs, report.heldout_pairs) == (24, 6)
     assert 0.5 < report.cv_interval[0] < report.cv_accuracy <= report.cv_interval[1]
-    liked, plain = model.reward(trunks["nf4"].features([([3, 4, 5], [200, 100, 100, 300]), ([3, 4, 5], [200, 201, 202, 300])]))
+    liked, plain = model.reward(model.features(trunks["nf4"], [([3, 4, 5], [200, 100, 100, 300]), ([3, 4, 5], [200, 201, 202, 300])]))
     assert liked > plain
 
 
@@ -264,7 +272,7 @@ def fit_lora(folder, sure, quantisation="nf4", epochs=2):
     s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
     trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
     x, held = trunk.features(prefs.replies), prefs.held().pairs
-    model = reward.fit_model(x, trunk.parts, prefs.train(), "layers", 1.0)
+    model = reward.fit_model(Reading.of(x, trunk.parts, prefs.replies), prefs.train(), "layers", 1.0)
     sign = torch.tensor([1.0 if p[2] == A else -1.0 for p in held])
     to_beat = reward.Predictions(sure * sign, torch.full((len(held),), -10.0), torch.tensor([p[2] for p in held]))
     return trunk, model, x, prefs, reward.fit_lora(model, prefs, trunk, s, to_beat), to_beat
@@ -291,7 +299,7 @@ def test_a_saved_lora_gives_the_same_rewards_on_a_fresh_trunk(folder, tmp_path):
     model.save(tmp_path / "reward.safetensors")
     loaded, fresh = RewardModel.load(tmp_path / "reward.safetensors"), FeatureTrunk(settings(folder))
     fresh.attach_lora(4, loaded.lora)
-    torch.testing.assert_close(loaded.reward(fresh.features(prefs.replies)), model.reward(trunk.features(prefs.replies)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.reward(loaded.features(fresh, prefs.replies)), model.reward(model.features(trunk, prefs.replies)), rtol=1e-4, atol=1e-4)
 
 
 def test_fit_reports_the_lora_epochs_it_kept(folder):

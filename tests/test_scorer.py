@@ -1,5 +1,7 @@
 """The scorer: features that do not depend on their batch, views of them, and a head with its posterior that survives a reload."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -31,7 +33,7 @@ def settings(folder, **changes):
 
 def head(**changes):
     """Two features, of which votes have compared the first; penalty 4."""
-    return RewardModel("layers", [1, 1], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
+    return RewardModel("layers", [1, 1, 0], [], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
                        basis=torch.tensor([[1.0], [0.0]]), factor=torch.tensor([[0.1]]), influence=torch.tensor([[0.03, 0.04]]), penalty=4.0,
                        **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes})
 
@@ -68,7 +70,7 @@ def test_save_and_load_give_the_same_model(tmp_path):
     loaded = RewardModel.load(tmp_path / "reward.safetensors")
     x = torch.randn(5, 2)
     assert torch.equal(loaded.reward(x), model.reward(x))
-    assert (loaded.log_nu, loaded.threshold, loaded.shift, loaded.spread) == (-0.7, 0.3, 1.5, 2.5)
+    assert (loaded.log_nu, loaded.threshold, loaded.shift, loaded.spread, loaded.tokens) == (-0.7, 0.3, 1.5, 2.5, [])
     assert torch.equal(loaded.lora["layers.0.lora_A.weight"], model.lora["layers.0.lora_A.weight"])
 
 
@@ -88,16 +90,45 @@ def test_standardising_equal_scores_does_not_divide_by_zero():
 # -- views
 
 def test_views_by_hand():
-    features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0))]])  # four layers of one, and a reply of 50 tokens
-    shown = {name: torch.cat(scorer.view(features, [1, 1, 1, 1, 1], name), -1)[0, :-1].tolist() for name in scorer.VIEWS}
-    assert shown == {"layers": [2, 3, 4], "all": pytest.approx([1, 2, 3, 4, 0.5, 1]), "words": pytest.approx([0.5]), "meaning": [3, 4], "length": []}
+    # four layers of one, a reply of 50 tokens, and counts of two
+    features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0)), 8.0, 9.0]])
+    blocks = {name: scorer.view(features, [1, 1, 1, 1, 1, 2], name) for name in scorer.VIEWS}
+    assert all(torch.equal(last, features[:, 4:5]) for *_, last in blocks.values())
+    shown = {name: torch.cat([torch.zeros(1, 0), *others], -1)[0].tolist() for name, (*others, _) in blocks.items()}
+    assert shown == {"layers": [2, 3, 4], "all": pytest.approx([1, 2, 3, 4, 0.5, 1]), "words": pytest.approx([0.5]), "meaning": [3, 4],
+                     "style": [8, 9], "length": []}
 
 
 def test_views_of_one_layer_or_by_name():
-    assert scorer.views([2, 1]) == ["layers", "all", "words"] and scorer.views([2] * 4 + [1]) == ["layers", "all", "words", "meaning"]
-    assert scorer.views([2] * 4 + [1], "length") == ["length"]
-    features = torch.tensor([[3.0, 0.0]])  # one layer of one, and a reply of one token
-    assert {name: len(scorer.view(features, [1, 1], name)) for name in scorer.views([1, 1])} == {"layers": 2, "all": 3, "words": 2}
+    assert scorer.views([2, 1, 9]) == ["layers", "all", "words", "style"]
+    assert scorer.views([2] * 4 + [1, 9]) == ["layers", "all", "words", "style", "meaning"]
+    assert scorer.views([2] * 4 + [1, 9], "length") == ["length"]
+    features = torch.tensor([[3.0, 0.0, 1.0]])  # one layer of one, a reply of one token, and its count
+    blocks = {name: len(scorer.view(features, [1, 1, 1], name)) for name in scorer.views([1, 1, 1])}
+    assert blocks == {"layers": 2, "all": 3, "words": 2, "style": 2}
+
+
+# -- counts of common tokens
+
+def test_the_tokens_that_most_replies_have_are_counted(monkeypatch):
+    replies = [([1], [7, 7, 7, 5]), ([1], [5, 8]), ([1], [8, 9, 5]), ([1], [6])]
+    assert scorer.common_tokens(replies) == [5, 8, 6, 7, 9]
+    monkeypatch.setattr(scorer, "COMMON_TOKENS", 2)
+    assert scorer.common_tokens(replies) == [5, 8]  # one reply repeating itself makes nothing common
+
+
+def test_counts_follow_the_features_in_logs():
+    counted = scorer.with_counts(torch.tensor([[0.5], [0.25]]), [([7], [7, 7, 7, 5]), ([7], [6])], [7, 5])
+    torch.testing.assert_close(counted, torch.tensor([[0.5, math.log(4), math.log(2)], [0.25, 0.0, 0.0]]))  # the prompt's own 7 is not counted
+
+
+def test_nothing_to_count_leaves_the_features():
+    assert torch.equal(scorer.with_counts(torch.ones(2, 3), [([7], [1]), ([7], [])], []), torch.ones(2, 3))
+
+
+def test_a_reading_counts_what_is_common_among_its_replies():
+    reading = scorer.Reading.of(torch.ones(2, 3), [2, 1], [([7], [5]), ([7], [5, 6])])
+    assert (reading.parts, reading.tokens, reading.features.shape) == ([2, 1, 2], [5, 6], (2, 5))
 
 
 # -- features

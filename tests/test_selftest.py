@@ -227,7 +227,7 @@ def test_a_frozen_reward_lora_is_named(folder):
 # -- what is written
 
 def head(d=3, **changes):
-    return scorer.RewardModel("layers", [d, 1], centre=torch.zeros(d + 1), scale=torch.ones(d + 1), weight=torch.arange(1.0, d + 2),
+    return scorer.RewardModel("layers", [d, 1, 0], [], centre=torch.zeros(d + 1), scale=torch.ones(d + 1), weight=torch.arange(1.0, d + 2),
                               basis=torch.eye(d + 1)[:, :2], factor=torch.eye(2), influence=torch.eye(2), **changes)
 
 
@@ -297,8 +297,8 @@ def running(store, folder, tmp_path):
 def break_trunk(monkeypatch):
     load = models.load_trunk
 
-    def broken(*args):
-        trunk = load(*args)
+    def broken(*args, **options):
+        trunk = load(*args, **options)
         models.blocks(trunk)[1].register_forward_hook(noise)
         return trunk
 

@@ -55,12 +55,12 @@ class Forecaster:
         """[(probability of what was voted, whether the better-scored side won or None of a tie)] of fresh pairs; (None, None) from too few votes."""
         if sum(p[2] != preferences.TIE for p in known.pairs) < MIN_DECIDED or not fresh:
             return [(None, None)] * len(fresh)
-        features = self.features(prefs.replies)
+        reading = scorer.Reading.of(self.features(prefs.replies), self.trunk.parts, prefs.replies)
         with reward.one_thread():
             if self._choice is None or len(known.pairs) <= CHOOSE_UP_TO:
-                self._choice = reward.choose(reward.designs(features, self.trunk.parts, known, self.settings), known, self.settings.seed)
-            model = reward.fit_model(features, self.trunk.parts, known, *self._choice)
-        said = reward.Predictions.of(model.raw(features), model.log_nu, fresh)
+                self._choice = reward.choose(reward.designs(reading, known, self.settings), known, self.settings.seed)
+            model = reward.fit_model(reading, known, *self._choice)
+        said = reward.Predictions.of(model.raw(reading.features), model.log_nu, fresh)
         chance = (-preferences.pair_nll(said.delta / 2, -said.delta / 2, said.outcome, said.log_nu)).exp().tolist()
         hit = [None if o == preferences.TIE else bool((d > 0) == (o == preferences.A)) for d, o in zip(said.delta.tolist(), said.outcome.tolist(), strict=True)]
         return list(zip(chance, hit, strict=True))

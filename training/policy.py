@@ -3,6 +3,7 @@
 Owns the forward passes of PPO, SFT and the gate, so that a log-probability is computed in one place only.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -13,25 +14,54 @@ from training import ppo_math
 
 @dataclass
 class Batch:
-    """B episodes as tensors: prompts left-padded to P, completions right-padded to T.
+    """B episodes as tensors, T the longest completion. A prompt that several episodes in a row have in common is read once for all of them.
 
-    ids (B, P+T), attention (B, P+T), completion (B, T), mask (B, T) fp32 with 1 on completion tokens.
+    Each of the R rows is a prompt, left-padded to P, and its B/R completions after it, each without its last token (which predicts nothing),
+    right-padded to T − 1 and at the positions that it has alone.
+    ids, positions (R, L) with L = P + B/R·(T − 1); attention (R, L), or, where completions share a row and must not see each other, (R, 1, L, L),
+    added to the scores; completion (B, T); mask (B, T) fp32 with 1 on completion tokens.
     """
 
     ids: torch.Tensor
+    positions: torch.Tensor
     attention: torch.Tensor
     completion: torch.Tensor
     mask: torch.Tensor
 
     @classmethod
-    def of(cls, episodes, device):
-        p = max(len(e.prompt) for e in episodes)
-        t = max(len(e.completion) for e in episodes)
-        rows = [([0] * (p - len(e.prompt)) + e.prompt, e.completion + [0] * (t - len(e.completion))) for e in episodes]
-        attention = [[0] * (p - len(e.prompt)) + [1] * (len(e.prompt) + len(e.completion)) + [0] * (t - len(e.completion)) for e in episodes]
-        mask = [[1.0] * len(e.completion) + [0.0] * (t - len(e.completion)) for e in episodes]
-        return cls(torch.tensor([a + b for a, b in rows], device=device), torch.tensor(attention, device=device),
-                   torch.tensor([b for _, b in rows], device=device), torch.tensor(mask, device=device))
+    def of(cls, episodes, device, shared=True):
+        groups = [list(group) for _, group in itertools.groupby(episodes, key=lambda e: e.prompt)]
+        n = len(groups[0])
+        if not shared or any(len(group) != n for group in groups):
+            groups, n = [[e] for e in episodes], 1
+        p, t = max(len(e.prompt) for e in episodes), max(len(e.completion) for e in episodes)
+        completion = torch.tensor([e.completion + [0] * (t - len(e.completion)) for e in episodes], device=device)
+        mask = torch.tensor([[1.0] * len(e.completion) + [0.0] * (t - len(e.completion)) for e in episodes], device=device)
+        prompt = torch.tensor([[0] * (p - len(g[0].prompt)) + g[0].prompt for g in groups], device=device)  # (R, P)
+        real = torch.tensor([[0] * (p - len(g[0].prompt)) + [1] * len(g[0].prompt) for g in groups], device=device)
+
+        after, after_real = completion[:, :-1], mask[:, 1:].long()  # (B, T-1): a token is read where it has one to predict
+        ids = torch.cat([prompt, after.reshape(len(groups), -1)], 1)
+        present = torch.cat([real, after_real.reshape(len(groups), -1)], 1)
+        start = real.sum(-1).repeat_interleave(n)[:, None]  # (B, 1)
+        positions = torch.cat([(real.cumsum(-1) - 1).clamp(min=0), (start + torch.arange(t - 1, device=device)).reshape(len(groups), -1)], 1)
+        attention = present if n == 1 else branching(present, p, n)
+        return cls(ids, positions, attention, completion, mask)
+
+    def predicting(self, hidden):
+        """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the prompt's last, then the completion's own."""
+        (b, t), (r, length), d = self.completion.shape, self.ids.shape, hidden.shape[-1]
+        p, n = length - b // r * (t - 1), b // r
+        last = hidden[:, p - 1:p].expand(r, n, d).reshape(b, 1, d)
+        return torch.cat([last, hidden[:, p:].reshape(b, t - 1, d)], 1)
+
+
+def branching(present, p, n):
+    """A mask (R, 1, L, L) to add to attention scores, for n branches of one length after a prompt of P: each sees the prompt and itself."""
+    length = present.shape[1]
+    branch = torch.arange(length, device=present.device).sub(p).div((length - p) // n or 1, rounding_mode="floor").clamp(min=-1)  # (L,), −1 the prompt
+    seen = torch.ones(length, length, dtype=torch.bool, device=present.device).tril() & ((branch == -1) | (branch == branch[:, None]))
+    return torch.where(seen & present[:, None, None].bool(), 0.0, torch.finfo(torch.float32).min)
 
 
 class PolicyModel:
@@ -69,27 +99,45 @@ class PolicyModel:
 
     def hidden(self, batch):
         """Last hidden states that predict the completion tokens, (B, T, d)."""
-        p = batch.ids.shape[1] - batch.completion.shape[1]
-        out = self.causal.base_model(input_ids=batch.ids, attention_mask=batch.attention,
-                                     position_ids=(batch.attention.cumsum(-1) - 1).clamp(min=0), use_cache=False)
-        return out.last_hidden_state[:, p - 1:-1]
+        attention = batch.attention
+        if attention.dim() == 4:
+            dtype = self.causal.get_input_embeddings().weight.dtype
+            attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
+        out = self.causal.base_model(input_ids=batch.ids, attention_mask=attention, position_ids=batch.positions, use_cache=False)
+        return batch.predicting(out.last_hidden_state)
 
-    def logits(self, hidden):
-        """(B, T, d) -> (B, T, V), only ever for completion positions: the head is a fifth of the trunk's work."""
-        return self.causal.get_output_embeddings()(hidden)
+    def token_logprobs(self, hidden, batch, temperature=None):
+        """log π of the completion tokens and the entropy of what they were drawn from, two (B, T), by default at the sampling temperature; 0 on
+        padding. hidden (B, T, d) as `hidden` gives it: only completion tokens meet the head, which is a fifth of the trunk's work."""
+        head = self.causal.get_output_embeddings()
+        return tuple(x * batch.mask for x in ppo_math.head_logprobs(hidden, head, batch.completion, temperature or self.temperature))
 
     def logprobs(self, batch):
         """log π of the completion tokens at the sampling temperature, (B, T), 0 on padding."""
-        return ppo_math.token_logprobs(self.logits(self.hidden(batch)), batch.completion, self.temperature) * batch.mask
+        return self.token_logprobs(self.hidden(batch), batch)[0]
 
     def values(self, hidden):
         """(B, T, d) -> (B, T) fp32."""
         return self.value_head(hidden.float())[..., 0]
 
-    def log_ratio(self, episodes, minibatch):
-        """log π − log π_ref of each episode's completion, in nats a reply: a list of floats. On the policy's own samples its mean estimates
-        KL(policy ‖ reference) (k1)."""
-        return [new - reference for new, reference in zip(*self.loglikelihoods(episodes, minibatch), strict=True)]
+    @torch.no_grad()
+    def kl(self, episodes, minibatch):
+        """KL(policy ‖ reference) along each of these replies, in nats a reply: a list of floats. Over the policy's own samples their mean is the
+        KL of whole replies."""
+        found = []
+        for start in range(0, len(episodes), minibatch):
+            batch = Batch.of(episodes[start:start + minibatch], self.device)
+            found += (self.token_kl(self.hidden(batch), self.reference_hidden(batch)) * batch.mask).sum(-1).tolist()
+        return found
+
+    def token_kl(self, hidden, reference_hidden):
+        """KL(policy ‖ reference) of the next token, (B, T, d) and (B, T, d) -> (B, T)."""
+        return ppo_math.head_kl(hidden, reference_hidden, self.causal.get_output_embeddings(), self.temperature)
+
+    def reference_hidden(self, batch):
+        """`hidden` of the reference."""
+        with self.reference():
+            return self.hidden(batch)
 
     @torch.no_grad()
     def loglikelihoods(self, episodes, minibatch):

@@ -12,6 +12,10 @@ from training import ppo_math, rollout
 from training.policy import Batch
 
 
+LOOKS = 4  # at most this many, at the policy that was scaled back
+NEAR = 1.1  # of the KL target, on the samples of one look
+
+
 class RatioNotOne(Exception):
     """The first minibatch's probability ratio is not 1: old and new log-probabilities do not come from the same forward."""
 
@@ -67,33 +71,28 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
 
         # 1. roll the policy out
         prompts = choose_prompts(max(1, s.ppo_episodes // s.ppo_replies), rng)
-        episodes = rollout.sample(policy.causal, prompts, rng, replies=s.ppo_replies, max_tokens=s.rollout_tokens,
-                                  temperature=s.temperature, end_tokens=end_tokens)
+        episodes = roll_out(policy, prompts, rng, end_tokens, s)
 
-        # 2. score whole replies; a reply that never ends pays a penalty
+        # 2. score whole replies; a reply that never ends pays a penalty, and each counts by what it is above the others to its prompt
         scores = score(episodes)
         ended = torch.tensor([float(e.ended) for e in episodes])
-        penalised = (scores - s.missing_end_penalty * (1 - ended)).to(policy.device)
+        penalised = ppo_math.leave_one_out(scores - s.missing_end_penalty * (1 - ended), s.ppo_replies).to(policy.device)
 
-        # 3. microbatches in the first epoch's order; old log-probabilities come from these same tensors, so the first ratio is 1 exactly
-        order = rng.sample(range(len(episodes)), len(episodes))
-        trajectories, entropy, k3 = [], [], []
-        for start in range(0, len(order), s.ppo_microbatch):
-            rows = order[start:start + s.ppo_microbatch]
-            trajectory, h, k = measure(policy, [episodes[i] for i in rows], penalised[rows], trainer.beta, s)
-            trajectories.append(trajectory)
-            entropy.append(h)
-            k3.append(k)
-        kl = sum(t.kl.sum().item() for t in trajectories) / len(episodes)  # nats a reply
-
-        # 4. stop where the target is reached; an iteration's steps overshoot it, so go back along the line to the base (Wortsman et al. 2022)
-        metrics = {"reward": scores.mean().item(), "kl": kl, "kl_k3": sum(k3) / len(episodes), "beta": trainer.beta,
-                   "entropy": sum(entropy) / len(entropy), "length": sum(len(e.completion) for e in episodes) / len(episodes),
-                   "ended": ended.mean().item()}
+        # 3. microbatches in the first epoch's order; old log-probabilities come from these same tensors, so the first ratio is 1 exactly.
+        #    Replies to one prompt stay together: it is read once for them
+        order = [i for first in rng.sample(range(0, len(episodes), s.ppo_replies), len(prompts)) for i in range(first, first + s.ppo_replies)]
+        rows = [order[i:i + s.ppo_microbatch] for i in range(0, len(order), s.ppo_microbatch)]
+        trajectories, sums = zip(*(measure(policy, [episodes[i] for i in at], penalised[at], trainer.beta, s) for at in rows), strict=True)
+        tokens = sum(len(e.completion) for e in episodes)
+        metrics = {"reward": scores.mean().item(), "ended": ended.mean().item(), "length": tokens / len(episodes), "beta": trainer.beta,
+                   "entropy": sum(x["entropy"] for x in sums) / tokens,
+                   **{name: sum(x[name] for x in sums) / len(episodes) for name in ("kl", "kl_k1", "kl_k3")}}  # nats a reply
         trainer.iteration += 1
         trainer.history.append(metrics)
-        if kl >= s.kl_target:
-            policy.scale_update((s.kl_target / kl) ** 0.5)  # KL grows with about the square of the update
+
+        # 4. stop where the target is reached
+        if metrics["kl"] >= s.kl_target:
+            take_back(policy, metrics["kl"], lambda: roll_out(policy, choose_prompts(len(prompts), rng), rng, end_tokens, s), s)
             trainer.done = True
             on_iteration(trainer, metrics)
             break
@@ -108,25 +107,38 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
         metrics |= optimise(trainer, trajectories, rng)
 
         # 7. adapt β
-        trainer.beta = ppo_math.adapted_beta(trainer.beta, kl, s.kl_target, len(episodes), s.kl_horizon)
+        trainer.beta = ppo_math.adapted_beta(trainer.beta, metrics["kl"], s.kl_target, len(episodes), s.kl_horizon)
         on_iteration(trainer, metrics)
+
+
+def roll_out(policy, prompts, rng, end_tokens, s):
+    return rollout.sample(policy.causal, prompts, rng, replies=s.ppo_replies, max_tokens=s.rollout_tokens, temperature=s.temperature,
+                          end_tokens=end_tokens)
+
+
+def take_back(policy, kl, look, s):
+    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `look()` samples are at the KL target: an
+    iteration's steps overshoot it."""
+    for _ in range(LOOKS):
+        policy.scale_update((s.kl_target / kl) ** 0.5)  # KL grows with about the square of the update
+        episodes = look()
+        kl = sum(policy.kl(episodes, s.ppo_microbatch)) / len(episodes)
+        if kl <= NEAR * s.kl_target:
+            break
 
 
 @torch.no_grad()
 def measure(policy, episodes, scores, beta, s):
-    """Old log-probabilities, values, KL and rewards of one microbatch; returns (Trajectory, mean entropy, summed k3)."""
-    batch = Batch.of(episodes, policy.device)
-    hidden = policy.hidden(batch)
-    logits = policy.logits(hidden)
-    old = ppo_math.token_logprobs(logits, batch.completion, policy.temperature) * batch.mask
-    entropy = ppo_math.masked_mean(ppo_math.entropy(logits, policy.temperature), batch.mask).item()
-    del logits
-    with policy.reference():
-        reference = policy.logprobs(batch)
-    kl = ppo_math.kl_k1(old, reference) * batch.mask
-    k3 = (ppo_math.kl_k3(old, reference) * batch.mask).sum().item()
-    rewards = ppo_math.token_rewards(scores, kl, batch.mask, beta)
-    return Trajectory(batch, old, policy.values(hidden) * batch.mask, kl, rewards, None, None, hidden.float()), entropy, k3
+    """Old log-probabilities, values, KL and rewards of one microbatch: (Trajectory, {metric: sum over its tokens})."""
+    batch = Batch.of(episodes, policy.device, s.ppo_share_prompts)
+    hidden, reference_hidden = policy.hidden(batch), policy.reference_hidden(batch)
+    old, entropy = policy.token_logprobs(hidden, batch)
+    reference, _ = policy.token_logprobs(reference_hidden, batch)
+    k1 = ppo_math.kl_k1(old, reference)
+    sums = {"kl": policy.token_kl(hidden, reference_hidden) * batch.mask, "kl_k1": k1, "kl_k3": ppo_math.kl_k3(old, reference), "entropy": entropy}
+    rewards = ppo_math.token_rewards(scores, k1, batch.mask, beta)
+    return Trajectory(batch, old, policy.values(hidden) * batch.mask, k1, rewards, None, None, hidden.float()), {
+        name: x.sum().item() for name, x in sums.items()}
 
 
 def minibatches(trajectories, s):
@@ -203,7 +215,7 @@ def accumulate(policy, t, share, s, first):
     """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns its share of the losses and metrics."""
     mask = t.batch.mask
     hidden = policy.hidden(t.batch)
-    logprobs = ppo_math.token_logprobs(policy.logits(hidden), t.batch.completion, policy.temperature) * mask
+    logprobs, _ = policy.token_logprobs(hidden, t.batch)
     ratio_error = (torch.exp(logprobs.detach() - t.old_logprobs) - 1).abs().max().item()
     if first and not ratio_error <= s.ratio_tolerance:
         raise RatioNotOne(f"the first ratio is off by {ratio_error:.2e}; at most {s.ratio_tolerance:.0e} is accepted")

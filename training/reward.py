@@ -117,12 +117,15 @@ def columns(rows, *dtypes):
     return [torch.tensor([row[i] for row in rows], dtype=dtype) for i, dtype in enumerate(dtypes)]
 
 
-def standardised(features, parts, view):
-    """(x (N, d), centre (d,), scale (d,)): one view of features (N, D), with rows of about unit norm in which every block has an equal share."""
-    blocks = scorer.view(features, parts, view)
+def standardised(reading, view):
+    """(x (N, d), centre (d,), scale (d,)): one view of a Reading, with rows of about unit norm in which every block has an equal share."""
+    blocks = scorer.view(reading.features, reading.parts, view)
     share = torch.cat([torch.full((block.shape[1],), float(block.shape[1] * len(blocks))) for block in blocks]).sqrt()
     raw = torch.cat(blocks, -1)
     centre, deviation = raw.mean(0), raw.std(0)
+    if view in scorer.ON_ONE_SCALE:
+        common = [part.square().mean().sqrt().expand_as(part) for part in deviation.split([block.shape[1] for block in blocks])]
+        deviation = torch.where(deviation > CONSTANT, torch.cat(common), deviation)
     # what does not vary among these replies says nothing here, and must say nothing of others: infinitely wide, it is always 0
     scale = torch.where(deviation > CONSTANT, deviation, torch.inf) * share
     return (raw - centre) / scale, centre, scale
@@ -135,18 +138,18 @@ def span(x, prefs):
     return torch.linalg.svd(torch.cat([x[a] - x[b], x[i]]), full_matrices=False).Vh.T
 
 
-def designs(features, parts, prefs, settings):
+def designs(reading, prefs, settings):
     """{view: x (N, r)} of the views to choose among, each in the span of what the votes compare."""
-    x = {view: standardised(features, parts, view)[0] for view in scorer.views(parts, settings.reward_view)}
+    x = {view: standardised(reading, view)[0] for view in scorer.views(reading.parts, settings.reward_view)}
     return {view: rows @ span(rows, prefs) for view, rows in x.items()}
 
 
-def fit_model(features, parts, prefs, view, penalty, pessimism=0.0):
-    """A RewardModel with the head that all of `prefs` give on one view of features (N, D); not yet standardised."""
-    x, centre, scale = standardised(features, parts, view)
+def fit_model(reading, prefs, view, penalty, pessimism=0.0):
+    """A RewardModel with the head that all of `prefs` give on one view of a Reading of their replies; not yet standardised."""
+    x, centre, scale = standardised(reading, view)
     basis = span(x, prefs)
     head = fit_head(x @ basis, prefs, penalty)
-    return scorer.RewardModel(view, list(parts), centre, scale, basis @ head.weight, basis, head.factor, head.influence, penalty,
+    return scorer.RewardModel(view, reading.parts, reading.tokens, centre, scale, basis @ head.weight, basis, head.factor, head.influence, penalty,
                               head.log_nu, head.threshold, pessimism)
 
 
@@ -271,8 +274,8 @@ def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
     View and penalty are chosen by cross-validated NLL. The reported figures choose again without the votes that they are measured on, so that
     what the choice overfits does not count as learning. The model returned is fitted on all votes, so that none is wasted.
     """
-    features = trunk.features(prefs.replies, on_batch)
-    x = designs(features, trunk.parts, prefs, settings)
+    reading = scorer.Reading.of(trunk.features(prefs.replies, on_batch), trunk.parts, prefs.replies)
+    x = designs(reading, prefs, settings)
 
     def chosen_scores(part):
         view, penalty = choose(x, part, settings.seed)
@@ -287,11 +290,11 @@ def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
 
     epochs = 0
     if settings.reward_lora_rank:
-        start = fit_model(features, trunk.parts, prefs.train(), view, penalty)
+        start = fit_model(reading, prefs.train(), view, penalty)
         epochs, lora, held = fit_lora(start, prefs, trunk, settings, held)
         if epochs:
-            features = trunk.features(prefs.replies)
-    model = fit_model(features, trunk.parts, prefs, view, penalty, settings.reward_pessimism)
+            reading = reading._replace(features=start.features(trunk, prefs.replies))
+    model = fit_model(reading, prefs, view, penalty, settings.reward_pessimism)
     if epochs:
         model.lora = lora
 
@@ -326,14 +329,15 @@ def fit_lora(model, prefs, trunk, settings, held):
     for epoch in range(settings.reward_lora_epochs):
         for rows in torch.randperm(len(pairs), generator=order).split(max(1, settings.reward_batch // 2)):
             chosen = [pairs[i] for i in rows]
-            scores = model.design(trunk.batch_features([prefs.replies[p[side]] for p in chosen for side in (0, 1)]).cpu()) @ weight
+            replies = [prefs.replies[p[side]] for p in chosen for side in (0, 1)]
+            scores = model.design(scorer.with_counts(trunk.batch_features(replies).cpu(), replies, model.tokens)) @ weight
             outcome, case_weight = torch.tensor([p[2] for p in chosen]), torch.tensor([p[3] for p in chosen])
             loss = (case_weight * preferences.pair_nll(scores[0::2], scores[1::2], outcome, log_nu)).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
-        scores = model.design(trunk.features(prefs.replies)) @ weight.detach()
+        scores = model.design(model.features(trunk, prefs.replies)) @ weight.detach()
         found = Predictions.of(scores, model.log_nu, prefs.held().pairs)
         if found.nll() is not None and found.nll() < best[2].nll():
             best = (epoch + 1, kept(), found)

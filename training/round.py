@@ -58,7 +58,7 @@ class Round:
     @property
     def policy(self):
         def make():
-            trunk = models.load_trunk(self.settings)
+            trunk = models.load_trunk(self.settings, training=True)
             self._cache["base"] = models.base_identity(trunk, self.settings)
             self._cache["end_tokens"] = models.end_tokens(trunk, self.tokenizer)
             self._cache["live_shell"] = models.shell(trunk)
@@ -106,7 +106,7 @@ class Round:
 
     def score(self, episodes):
         """Standardised rewards (N,) of episodes."""
-        return self.reward_model.reward(self.trunk.features([(e.prompt, e.completion) for e in episodes]))
+        return self.reward_model.reward(self.reward_model.features(self.trunk, [(e.prompt, e.completion) for e in episodes]))
 
     # -- phases
 
@@ -151,7 +151,7 @@ class Round:
             self.end("not_enough", report.reason)
         with self.policy.reference():
             episodes = self._sample(self.policy.causal, self._prompts(self.settings.ppo_episodes, self._rng("reference")), "reference")
-        features = self.trunk.features([(e.prompt, e.completion) for e in episodes])
+        features = model.features(self.trunk, [(e.prompt, e.completion) for e in episodes])
         model.standardise(features)
         model.save(self.folder / "reward.safetensors")
         selftest.check_head(model, self.folder / "reward.safetensors", features)
@@ -180,14 +180,14 @@ class Round:
         new = self._sample(self.trained.causal, chosen, "gate-sample", replies=1)
         live = self._sample(self._live_model(), chosen, "gate-sample", replies=1)
         texts = [prompts.decode(e.completion, self.tokenizer) for e in new]
-        x_new, x_live = (self.trunk.features([(e.prompt, e.completion) for e in episodes]) for episodes in (new, live))
         model = self.reward_model
+        x_new, x_live = (model.features(self.trunk, [(e.prompt, e.completion) for e in episodes]) for episodes in (new, live))
         gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
         canaries = rollout.canaries(self.tokenizer, s.rollout_context)
         plain = sum(len(e.completion) for e in canaries)  # tokens
         canary_new, canary_base = (sum(side) / plain for side in self.trained.loglikelihoods(canaries, s.ppo_minibatch))
         report = gate.decide(
-            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.log_ratio(new, s.ppo_minibatch),
+            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.kl(new, s.ppo_minibatch),
             texts=texts, canary_new=canary_new, canary_base=canary_base,
             length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}

@@ -24,7 +24,7 @@ def train(policy, demonstrations, settings, on_step=lambda step, steps, loss: No
         order = generator(settings.seed, "sft", epoch).sample(range(len(demonstrations)), len(demonstrations))
         for start in range(0, len(order), settings.ppo_minibatch):
             batch = Batch.of([demonstrations[i] for i in order[start:start + settings.ppo_minibatch]], policy.device)
-            logprobs = ppo_math.token_logprobs(policy.logits(policy.hidden(batch)), batch.completion, 1.0)
+            logprobs, _ = policy.token_logprobs(policy.hidden(batch), batch, temperature=1.0)
             loss = -ppo_math.masked_mean(logprobs, batch.mask)
             optimizer.zero_grad()
             loss.backward()
