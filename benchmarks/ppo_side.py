@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from playground import models
 from playground.settings import read
 from training import ppo
-from training.policy import Batch, PolicyModel
+from training.policy import PolicyModel
 
 
 class Reward:
@@ -30,10 +31,10 @@ class Reward:
         self.tokens.append(sum(len(e.completion) for e in episodes))
         scores = []
         for start in range(0, len(episodes), self.rows):
-            batch = Batch.of(episodes[start:start + self.rows], self.trunk.device)
-            positions = (batch.attention.cumsum(-1) - 1).clamp(min=0)
-            out = self.trunk(input_ids=batch.ids, attention_mask=batch.attention, position_ids=positions, use_cache=False)
-            last = batch.ids.shape[1] - batch.completion.shape[1] + batch.mask.sum(-1).long() - 1
+            rows = [torch.tensor(e.prompt + e.completion) for e in episodes[start:start + self.rows]]
+            ids, mask = (pad_sequence(x, batch_first=True).to(self.trunk.device) for x in (rows, [torch.ones_like(row) for row in rows]))
+            out = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
+            last = mask.sum(-1) - 1
             scores.append(out.last_hidden_state[torch.arange(len(last)), last].float() @ self.head)
         return torch.cat(scores)
 

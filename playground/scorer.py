@@ -111,33 +111,19 @@ class Reading(NamedTuple):
 
 # -- views: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
 
-def _summed(mean, log_length):
-    """A sum counts words where a mean gives their share."""
-    return mean * log_length.exp() / TYPICAL_LENGTH
-
-
-def _shallow(layers):
-    return layers[: (len(layers) + 1) // 2]
-
-
 def _layers(layers, log_length, _counts):
     """The means of all layers but the shallowest."""
     return [*(layers[1:] or layers), log_length]
 
 
-def _all(layers, log_length, _counts):
-    """The means of all layers, and the sums of the shallow half."""
-    return [*layers, *(_summed(layer, log_length) for layer in _shallow(layers)), log_length]
-
-
 def _words(layers, log_length, _counts):
-    """The sum of the shallowest layer: nearly a bag of words."""
-    return [_summed(layers[0], log_length), log_length]
+    """The sum of the shallowest layer: nearly a bag of words, for a sum counts what a mean gives the share of."""
+    return [layers[0] * log_length.exp() / TYPICAL_LENGTH, log_length]
 
 
 def _meaning(layers, log_length, _counts):
     """The means of the deep half."""
-    return [*layers[len(_shallow(layers)):], log_length]
+    return [*layers[(len(layers) + 1) // 2:], log_length]
 
 
 def _length(layers, log_length, _counts):
@@ -150,7 +136,7 @@ def _style(_layers, log_length, counts):
     return [counts, log_length]
 
 
-VIEWS = {"layers": _layers, "all": _all, "words": _words, "meaning": _meaning, "style": _style, "length": _length}
+VIEWS = {"layers": _layers, "words": _words, "meaning": _meaning, "style": _style, "length": _length}
 ON_ONE_SCALE = {"style"}  # views whose features can be compared as they are: one that hardly varies says little
 
 
@@ -158,7 +144,7 @@ def views(parts, setting="auto"):
     """Names of the views to choose among: those that differ on features of these parts, or the one that the setting names."""
     if setting != "auto":
         return [setting]
-    return ["layers", "all", "words", "style"] + ["meaning"] * (len(parts) > 4)
+    return ["layers", "words", "style"] + ["meaning"] * (len(parts) > 4)
 
 
 def view(features, parts, name):

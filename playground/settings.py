@@ -98,9 +98,9 @@ class Settings(BaseSettings):
     """bitsandbytes format of the reward model's frozen trunk."""
     reward_layer: Fraction = 0.0
     """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a tenth, a third and two thirds deep."""
-    reward_view: Literal["auto", "layers", "all", "words", "style", "meaning", "length"] = "auto"
-    """What of the features the head reads: the layers' means, those and the shallow layers' sums, the shallowest's sum, counts of common
-    tokens, the deep layers' means, or the length alone (a control); auto chooses among the first five by cross-validation."""
+    reward_view: Literal["auto", "layers", "words", "style", "meaning", "length"] = "auto"
+    """What of the features the head reads: the layers' means, the shallowest's sum, counts of common tokens, the deep layers' means, or the length
+    alone (a control); auto chooses among the first four by cross-validation."""
     reward_lora_rank: int = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     reward_lora_epochs: int = Field(3, ge=1, le=50)
@@ -117,9 +117,9 @@ class Settings(BaseSettings):
     """Rank of the policy's LoRA, on all linear layers of the blocks."""
     lora_alpha: int = Field(32, ge=1, le=1024)
     """LoRA alpha; the update is scaled by alpha/rank."""
-    ppo_iterations: int = Field(10, ge=1, le=10000)
+    ppo_iterations: int = Field(12, ge=1, le=10000)
     """Most PPO iterations (rollout, then update) in a round."""
-    ppo_episodes: int = Field(32, ge=2, le=4096)
+    ppo_episodes: int = Field(64, ge=2, le=4096)
     """Replies sampled in each iteration."""
     ppo_replies: int = Field(4, ge=1, le=64)
     """Replies sampled to each prompt."""
@@ -129,10 +129,10 @@ class Settings(BaseSettings):
     """Longest prompt in a rollout, in tokens; the oldest turns are cut to fit."""
     ppo_epochs: int = Field(2, ge=1, le=16)
     """Passes over each iteration's episodes."""
-    ppo_minibatch: Positive = 8
+    ppo_minibatch: Positive = 32
     """Episodes in each optimizer step."""
-    ppo_microbatch: Positive = 4
-    """Episodes in one forward and backward; gradients add up to a minibatch. Changes memory, not the update."""
+    ppo_microbatch: Positive = 8
+    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch. Changes memory, not PPO's update."""
     ppo_share_prompts: bool = True
     """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for each token."""
     ppo_lr: float = Field(5e-4, gt=0, le=1)
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     """KL to the base that β aims at, in nats a reply; PPO ends when it is reached."""
     kl_horizon: float = Field(64.0, gt=0)
     """Episodes over which β adapts."""
-    gae_lambda: Fraction = 0.95
+    gae_lambda: Fraction = 1.0
     """GAE λ."""
     ratio_clip: float = Field(0.2, gt=0, lt=1)
     """PPO clip range of the probability ratio."""

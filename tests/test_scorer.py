@@ -95,17 +95,17 @@ def test_views_by_hand():
     blocks = {name: scorer.view(features, [1, 1, 1, 1, 1, 2], name) for name in scorer.VIEWS}
     assert all(torch.equal(last, features[:, 4:5]) for *_, last in blocks.values())
     shown = {name: torch.cat([torch.zeros(1, 0), *others], -1)[0].tolist() for name, (*others, _) in blocks.items()}
-    assert shown == {"layers": [2, 3, 4], "all": pytest.approx([1, 2, 3, 4, 0.5, 1]), "words": pytest.approx([0.5]), "meaning": [3, 4],
+    assert shown == {"layers": [2, 3, 4], "words": pytest.approx([0.5]), "meaning": [3, 4],
                      "style": [8, 9], "length": []}
 
 
 def test_views_of_one_layer_or_by_name():
-    assert scorer.views([2, 1, 9]) == ["layers", "all", "words", "style"]
-    assert scorer.views([2] * 4 + [1, 9]) == ["layers", "all", "words", "style", "meaning"]
+    assert scorer.views([2, 1, 9]) == ["layers", "words", "style"]
+    assert scorer.views([2] * 4 + [1, 9]) == ["layers", "words", "style", "meaning"]
     assert scorer.views([2] * 4 + [1, 9], "length") == ["length"]
     features = torch.tensor([[3.0, 0.0, 1.0]])  # one layer of one, a reply of one token, and its count
     blocks = {name: len(scorer.view(features, [1, 1, 1], name)) for name in scorer.views([1, 1, 1])}
-    assert blocks == {"layers": 2, "all": 3, "words": 2, "style": 2}
+    assert blocks == {"layers": 2, "words": 2, "style": 2}
 
 
 # -- counts of common tokens

@@ -151,6 +151,22 @@ def test_padding_that_changes_logprobs_is_named(policy, hook):
     assert text.startswith("padding changes log-probabilities by") and "at most 1e-03 is accepted in torch.float32" in text
 
 
+def one_branch(module, args, inputs):
+    """A causal mask, as a model that makes its own would use: branches see those before them."""
+    mask = inputs["attention_mask"]
+    if mask.dim() == 4:
+        causal = torch.full(mask.shape[-2:], torch.finfo(mask.dtype).min).triu(1)
+        inputs = {**inputs, "attention_mask": torch.where((mask == 0).any(-2, keepdim=True), causal, torch.finfo(mask.dtype).min)}
+    return args, inputs
+
+
+def test_replies_that_see_each_other_are_named_and_the_setting_avoids_them(policy):
+    policy.causal.base_model.register_forward_pre_hook(one_branch, with_kwargs=True)
+    text = message(selftest.check_policy, policy, settings())
+    assert text.startswith("replies that share one reading of their prompt") and text.endswith("Start with --no-ppo-share-prompts.")
+    selftest.check_policy(policy, settings(ppo_share_prompts=False))
+
+
 # -- the features
 
 def trunk(folder, quantisation="none", **changes):

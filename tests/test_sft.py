@@ -34,7 +34,7 @@ def test_sft_lowers_the_loss_of_the_demonstrations():
 
 
 def test_sft_returns_the_mean_loss_of_its_last_epoch():
-    s, losses = settings(sft_epochs=2, ppo_minibatch=1), []
+    s, losses = settings(sft_epochs=2, ppo_microbatch=1), []
     last = sft.train(PolicyModel(tiny_model(), s), DEMONSTRATIONS, s, lambda step, steps, loss: losses.append(loss))
     assert len(losses) == 4 and last == pytest.approx((losses[2] + losses[3]) / 2)
 

@@ -70,6 +70,7 @@ class PolicyModel:
     def __init__(self, trunk, settings):
         self.targets = models.linear_targets(trunk)
         self.rank, self.alpha, self.temperature = settings.lora_rank, settings.lora_alpha, settings.temperature
+        self.share_prompts = settings.ppo_share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
         self.peft = models.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = self.peft.get_base_model()
@@ -96,6 +97,10 @@ class PolicyModel:
     def reference(self):
         """Context in which the LoRA is off. True to the policy's start only while training starts from the bare base."""
         return self.peft.disable_adapter()
+
+    def batch(self, episodes):
+        """A Batch of them, as this model reads one."""
+        return Batch.of(episodes, self.device, self.share_prompts)
 
     def hidden(self, batch):
         """Last hidden states that predict the completion tokens, (B, T, d)."""
@@ -126,7 +131,7 @@ class PolicyModel:
         KL of whole replies."""
         found = []
         for start in range(0, len(episodes), minibatch):
-            batch = Batch.of(episodes[start:start + minibatch], self.device)
+            batch = self.batch(episodes[start:start + minibatch])
             found += (self.token_kl(self.hidden(batch), self.reference_hidden(batch)) * batch.mask).sum(-1).tolist()
         return found
 
@@ -144,7 +149,7 @@ class PolicyModel:
         """log π and log π_ref of each episode's completion, in nats a reply: two lists of floats."""
         new, reference = [], []
         for start in range(0, len(episodes), minibatch):
-            batch = Batch.of(episodes[start:start + minibatch], self.device)
+            batch = self.batch(episodes[start:start + minibatch])
             new += self.logprobs(batch).sum(-1).tolist()
             with self.reference():
                 reference += self.logprobs(batch).sum(-1).tolist()

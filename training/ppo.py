@@ -130,7 +130,7 @@ def take_back(policy, kl, look, s):
 @torch.no_grad()
 def measure(policy, episodes, scores, beta, s):
     """Old log-probabilities, values, KL and rewards of one microbatch: (Trajectory, {metric: sum over its tokens})."""
-    batch = Batch.of(episodes, policy.device, s.ppo_share_prompts)
+    batch = policy.batch(episodes)
     hidden, reference_hidden = policy.hidden(batch), policy.reference_hidden(batch)
     old, entropy = policy.token_logprobs(hidden, batch)
     reference, _ = policy.token_logprobs(reference_hidden, batch)

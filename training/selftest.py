@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 
 from playground import adapters, models, scorer
-from training.policy import Batch
 from training.rollout import Episode
 
 LENGTHS = ((3, 5), (12, 12), (1, 9), (7, 6), (5, 8))  # tokens of each prompt and its reply: padding on both sides, 8 to 24 in all
@@ -41,7 +40,7 @@ def check_policy(policy, settings):
     SelfTestFailed otherwise. The policy is as before afterwards, bit for bit.
     """
     episodes = fixed_episodes(policy.causal)
-    batch = Batch.of(episodes, policy.device)
+    batch = policy.batch(episodes)
     with torch.no_grad(), policy.reference():
         reference = policy.logprobs(batch)
     with restored(policy.parameters):
@@ -57,6 +56,8 @@ def check_policy(policy, settings):
                 drift = (policy.logprobs(batch) - reference).abs().max().item()
         check_drift(drift, settings.ratio_tolerance)
         check_padding(policy, episodes)
+        if settings.ppo_share_prompts:
+            check_shared_prompts(policy, episodes)
 
 
 def check_ratio(model, old, new, tolerance):
@@ -84,19 +85,33 @@ def check_drift(drift, tolerance):
 
 def check_padding(policy, episodes):
     """A reply's log-probabilities in a padded batch are those it has alone, to within what PADDING says."""
-    batch = Batch.of(episodes, policy.device)
+    error, accepted = change(policy, policy.batch(episodes), episodes)
+    if not error <= accepted:
+        raise SelfTestFailed(
+            f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in {policy.causal.dtype}: the "
+            "model does not heed the attention mask or the positions of a left-padded batch. If --dtype float32 does not cure it, this "
+            "--model cannot be trained.")
+
+
+def check_shared_prompts(policy, episodes):
+    """Replies that share one reading of their prompt have the log-probabilities they have alone, to within what PADDING says."""
+    siblings = [Episode(prompt.prompt, reply.completion, True) for prompt in episodes[:2] for reply in episodes]
+    error, accepted = change(policy, policy.batch(siblings), siblings)
+    if not error <= accepted:
+        raise SelfTestFailed(
+            f"replies that share one reading of their prompt have log-probabilities that are {error:.2e} nats a token off from those they have "
+            f"alone, and at most {accepted:.0e} is accepted in {policy.causal.dtype}: the model does not heed a mask of its own for each token, so "
+            "replies see each other. Start with --no-ppo-share-prompts.")
+
+
+def change(policy, batch, episodes):
+    """(mean change of a token's log-probability from what its reply has alone, in nats; what is accepted)."""
     with torch.no_grad():
         together = policy.logprobs(batch)  # (B, T)
         alone = torch.zeros_like(together)
         for row, episode in zip(alone, episodes, strict=True):
-            row[:len(episode.completion)] = policy.logprobs(Batch.of([episode], policy.device))[0]
-    error = ((together - alone).abs().sum() / batch.mask.sum()).item()
-    dtype = policy.causal.get_input_embeddings().weight.dtype
-    if not error <= PADDING[dtype]:
-        raise SelfTestFailed(
-            f"padding changes log-probabilities by {error:.2e} nats a token, and at most {PADDING[dtype]:.0e} is accepted in {dtype}: the "
-            "model does not heed the attention mask or the positions of a left-padded batch. If --dtype float32 does not cure it, this "
-            "--model cannot be trained.")
+            row[:len(episode.completion)] = policy.logprobs(policy.batch([episode]))[0]
+    return ((together - alone).abs().sum() / batch.mask.sum()).item(), PADDING[policy.causal.dtype]
 
 
 def check_features(trunk, lora_rank=0):
@@ -181,7 +196,7 @@ def check_adapter(policy, settings, folder, bare, **expected):
         raise SelfTestFailed(
             f"{len(odd)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate measured, the first is {odd[0]}: "
             f"another policy was written, or the folder is left from another round. Delete {folder.name}, and start the round anew.")
-    reader, batch = copy.copy(policy), Batch.of(fixed_episodes(bare), policy.device)
+    reader, batch = copy.copy(policy), policy.batch(fixed_episodes(bare))
     reader.causal = served
     with torch.no_grad():
         error = (reader.logprobs(batch) - policy.logprobs(batch)).abs().max().item()

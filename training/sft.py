@@ -3,7 +3,6 @@
 import torch
 
 from training import ppo_math
-from training.policy import Batch
 from training.rollout import Episode, generator
 
 
@@ -23,7 +22,7 @@ def train(policy, demonstrations, settings, on_step=lambda step, steps, loss: No
     for epoch in range(settings.sft_epochs):
         order = generator(settings.seed, "sft", epoch).sample(range(len(demonstrations)), len(demonstrations))
         for start in range(0, len(order), settings.ppo_minibatch):
-            batch = Batch.of([demonstrations[i] for i in order[start:start + settings.ppo_minibatch]], policy.device)
+            batch = policy.batch([demonstrations[i] for i in order[start:start + settings.ppo_microbatch]])
             logprobs, _ = policy.token_logprobs(policy.hidden(batch), batch, temperature=1.0)
             loss = -ppo_math.masked_mean(logprobs, batch.mask)
             optimizer.zero_grad()
