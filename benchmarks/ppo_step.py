@@ -8,7 +8,8 @@ over each reply. The sides run in turn, each in a process of its own; a process'
 Not alike, each side in its own way:
 - Ours prefills a prompt once for all replies to it, and cuts optimizer steps into microbatches, which changes memory and nothing else.
 - TRL has one prompt a reply, keeps the logits of every step of the generation, and computes the prompt's logits in every forward. It counts
-  `gradient_accumulation_steps` over the batch, so that microbatches would leave one step an epoch: here a minibatch is one forward.
+  `gradient_accumulation_steps` over the batch, so that microbatches would leave one step an epoch: here a minibatch is one forward, and is of 8,
+  for TRL's memory grows with it and ours does not.
 - Our values are a head on the policy's trunk. TRL runs a value model of its own: here a head on the reward model's frozen copy of the base,
   less work and memory than in its own example, which trains a whole value model. Its reference is, as ours, the policy with the LoRA off.
 - TRL does not clip gradients, and takes old log-probabilities from the generation; ours come from a forward of their own.
@@ -37,7 +38,7 @@ from transformers import AutoConfig
 from benchmarks import report
 from playground import models
 from playground.settings import Positive, Settings, SettingsError, read
-from training import ppo_math, rollout
+from training import ppo_math, rollout, worker
 
 ROOT = Path(__file__).parent.parent
 PEER, PEER_PINS = "trl-1.12", ("trl==1.12.0", "datasets==5.2.0")
@@ -94,8 +95,9 @@ def _run(command, environment):
 
 def sizes(settings):
     """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
+    batch = {"ppo_episodes": 32, "ppo_minibatch": 8}
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
-    settings = settings.model_copy(update={**small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
+    settings = settings.model_copy(update={**batch, **small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
     dtype = str(models.trunk_dtype(settings)).removeprefix("torch.")
     return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
 
@@ -147,7 +149,7 @@ def commands(python, job_file):
 def measure(settings, sides, log=print):
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
     environment = {**os.environ, **settings.environ(), "OMP_NUM_THREADS": str(settings.threads), "TRL_EXPERIMENTAL_SILENCE": "1",
-                   "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}  # what `worker.return_memory` sets
+                   "MALLOC_MMAP_THRESHOLD_": str(worker.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(worker.TRIMMED)}  # as `worker.return_memory` does
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):
         for side, command in sides.items():

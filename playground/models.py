@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from playground import attention
 from playground.settings import ON_SPACE, SettingsError, read
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def load_tokenizer(settings):
 def load_trunk(settings, quantisation="none", training=False):
     """The frozen base model in eval mode, in nf4 or int8 (bitsandbytes) or in `trunk_dtype`.
 
-    For training on a CPU with plain attention: on a rollout's length, forward and backward take half to a third of the fused kernel's time.
+    For training on a CPU with plain attention: on a rollout's length, forward and backward take less than half of the fused kernel's time.
     """
     source, dtype, device = resolve(settings), trunk_dtype(settings), device_of(settings)
     options = {"dtype": dtype, **({"attn_implementation": "eager"} if training and device.type == "cpu" else {})}
@@ -138,6 +139,8 @@ def load_trunk(settings, quantisation="none", training=False):
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ModelUnavailable(_advice(source, error)) from None
+    if "attn_implementation" in options:
+        attention.use_grouped(model)
     if quantisation == "none":
         model.to(device)
     for module in model.modules():

@@ -90,7 +90,7 @@ def test_replies_that_share_a_prompt_do_not_see_each_other():
     assert visible[1, 12].nonzero()[:, 0].tolist() == [2, 3, 10, 11, 12] and visible[1, 3].nonzero()[:, 0].tolist() == [2, 3]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "grouped"])
 def test_shared_prompts_change_neither_logprobs_nor_gradients(attention):
     policy = moved(PolicyModel(tiny_model(), settings()))
     policy.causal.set_attn_implementation(attention)
@@ -132,7 +132,7 @@ def test_a_fresh_policy_is_the_reference():
         with policy.reference():
             reference = policy.logprobs(batch)
         torch.testing.assert_close(policy.logprobs(batch), reference, rtol=0, atol=0)
-    assert policy.kl(EPISODES, 2) == [0.0] * 4
+    assert policy.totals(EPISODES, 2)["kl"] == [0.0] * 4
 
 
 def test_values_start_at_zero():

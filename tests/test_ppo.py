@@ -45,14 +45,14 @@ def test_the_kl_of_a_reply_is_summed_over_its_tokens_and_the_whole_vocabulary():
     policy, base, e = moved(PolicyModel(tiny_model(), settings())), tiny_model(), EPISODES[3]
     with torch.no_grad():
         p, q = (torch.log_softmax(model(torch.tensor([e.prompt + e.completion])).logits[0, 1:4] / 0.8, -1) for model in (policy.causal, base))
-    assert policy.kl(EPISODES, 3)[3] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-3)
+    assert policy.totals(EPISODES, 3)["kl"][3] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-3)
 
 
 def test_the_kl_over_the_vocabulary_is_the_mean_of_k1_with_far_less_noise():
     policy = moved(PolicyModel(tiny_model(), settings()), 0.05)
     episodes = rollout.sample(policy.causal, [[5, 6, 7]], generator("kl"), replies=600, max_tokens=3, temperature=0.8, end_tokens=END, rows=600)
-    new, reference = (torch.tensor(x) for x in policy.loglikelihoods(episodes, 100))
-    k1, kl = new - reference, torch.tensor(policy.kl(episodes, 100))
+    new, reference, kl = (torch.tensor(x) for x in policy.totals(episodes, 100).values())
+    k1 = new - reference
     assert k1.mean().item() == pytest.approx(kl.mean().item(), abs=3 * k1.std().item() / 600 ** 0.5)
     assert kl.std() < 0.3 * k1.std()
 
@@ -143,7 +143,7 @@ def test_training_leaves_the_reference_alone():
     optimise(t, measured(t))
     with torch.no_grad(), t.policy.reference():
         assert torch.equal(t.policy.logprobs(batch), before)
-    assert max(t.policy.kl(EPISODES, 4)) > 1e-3
+    assert max(t.policy.totals(EPISODES, 4)["kl"]) > 1e-3
 
 
 def test_an_update_makes_good_replies_likelier_and_bad_ones_less():
@@ -189,7 +189,7 @@ def test_ppo_ends_when_the_kl_target_is_reached():
 def exact_kl(policy, prompt, tokens=3, n=400):
     """KL to the reference, nats a reply, from many replies of the policy itself."""
     episodes = rollout.sample(policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n)
-    return sum(policy.kl(episodes, 100)) / n
+    return sum(policy.totals(episodes, 100)["kl"]) / n
 
 
 def test_an_overshoot_of_the_kl_target_is_taken_back():
@@ -208,10 +208,10 @@ def test_half_the_update_is_a_quarter_of_the_kl():
 
 
 def run_with_equal_scores(**changes):
-    """One iteration in which every reply scores 0 and KL costs nothing: only a penalty can move the policy."""
-    t = trainer(ppo_iterations=1, kl_coefficient=0, **changes)
-    ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.zeros(len(episodes)), END)
-    assert t.history[0]["ended"] < 1
+    """One iteration in which every reply scores 0 and KL costs nothing: only a penalty can move the policy. Some replies end, some do not."""
+    t = trainer(ppo_iterations=1, kl_coefficient=0, ppo_episodes=32, ppo_replies=8, **changes)
+    ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.zeros(len(episodes)), frozenset(range(60)))
+    assert 0 < t.history[0]["ended"] < 1
     return t.policy
 
 

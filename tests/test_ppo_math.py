@@ -58,25 +58,31 @@ def head(*rows, bias=None):
 
 def test_log_probabilities_and_entropy_by_hand():
     # softmax(0, ln 3) = (1/4, 3/4); ln 1/4 = -1.3862944, ln 3/4 = -0.2876821; entropy 1/4·ln 4 + 3/4·ln 4/3 = 0.5623351
-    logprobs, entropy = ppo_math.head_logprobs(torch.tensor([[[1.0], [1.0]]]), head([0.0], [math.log(3)]), torch.tensor([[0, 1]]), 1.0)
+    args = head([0.0], [math.log(3)]), torch.tensor([[0, 1]]), 1.0
+    hidden = torch.tensor([[[1.0], [1.0]]])
+    near(ppo_math.head_logprobs(hidden, *args), [[-1.3862944, -0.2876821]])
+    logprobs, ref_logprobs, entropy, _ = ppo_math.head_comparison(hidden, 0 * hidden, *args)
     near(logprobs, [[-1.3862944, -0.2876821]])
+    near(ref_logprobs, [[-0.6931472, -0.6931472]])
     near(entropy, [[0.5623351, 0.5623351]])
 
 
 def test_a_bias_counts_among_the_logits():
-    near(ppo_math.head_logprobs(torch.zeros(1, 1), head([5.0], [5.0], bias=[0.0, math.log(3)]), torch.tensor([0]), 1.0)[0], [-1.3862944])
+    near(ppo_math.head_logprobs(torch.zeros(1, 1), head([5.0], [5.0], bias=[0.0, math.log(3)]), torch.tensor([0]), 1.0), [-1.3862944])
 
 
 def test_temperature_divides_the_logits():
     # ln 9 / 2 = ln 3, so temperature 2 makes (0, ln 9) the (1/4, 3/4) of above
-    logprobs, entropy = ppo_math.head_logprobs(torch.ones(1, 1), head([0.0], [math.log(9)]), torch.tensor([1]), 2.0)
+    args = head([0.0], [math.log(9)]), torch.tensor([1]), 2.0
+    near(ppo_math.head_logprobs(torch.ones(1, 1), *args), [-0.2876821])
+    logprobs, _, entropy, _ = ppo_math.head_comparison(torch.ones(1, 1), torch.ones(1, 1), *args)
     near(logprobs, [-0.2876821])
     near(entropy, [0.5623351])
 
 
 def test_log_probabilities_are_fp32_from_bf16():
     """Log-softmax in bf16 has three digits: ratios and KL drown in its rounding."""
-    logprobs, _ = ppo_math.head_logprobs(torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0]).bfloat16(), torch.tensor([0]), 0.7)
+    logprobs = ppo_math.head_logprobs(torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0]).bfloat16(), torch.tensor([0]), 0.7)
     assert logprobs.dtype == torch.float32
     near(logprobs, [-1.0986123], 1e-6)  # ln 1/3
 
@@ -88,26 +94,32 @@ def test_log_probabilities_entropy_and_gradient_are_autograds(bias):
     n = 2 * ppo_math.HEAD_ROWS + 5
     hidden, tokens, linear = torch.randn(n, 16, requires_grad=True), torch.randint(50, (n,)), torch.nn.Linear(16, 50, bias=bool(bias)).requires_grad_(False)
     weight = torch.randn(n)
-    logprobs, entropy = ppo_math.head_logprobs(hidden, linear, tokens, 0.7)
+    logprobs = ppo_math.head_logprobs(hidden, linear, tokens, 0.7)
     found, = torch.autograd.grad((weight * logprobs).sum(), hidden)
     whole = torch.log_softmax(linear(hidden) / 0.7, -1)
     expected, = torch.autograd.grad((weight * whole[torch.arange(n), tokens]).sum(), hidden)
     torch.testing.assert_close(logprobs, whole[torch.arange(n), tokens], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not entropy.requires_grad
+    other = torch.randn(n, 16)
+    ref = torch.log_softmax(linear(other) / 0.7, -1)
+    compared = ppo_math.head_comparison(hidden, other, linear, tokens, 0.7)
+    assert torch.equal(compared[0], logprobs)  # bit for bit: the first ratio is 1
+    torch.testing.assert_close(compared[1], ref[torch.arange(n), tokens], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compared[2], -(whole.exp() * whole).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compared[3], (whole.exp() * (whole - ref)).sum(-1), rtol=1e-4, atol=1e-5)
+    assert not any(x.requires_grad for x in compared)
 
 
 def test_a_token_of_vanishing_probability_keeps_its_logarithm():
-    near(ppo_math.head_logprobs(torch.ones(1, 1), head([0.0], [300.0]), torch.tensor([0]), 1.0)[0], [-300.0])
+    near(ppo_math.head_logprobs(torch.ones(1, 1), head([0.0], [300.0]), torch.tensor([0]), 1.0), [-300.0])
 
 
 # -- KL
 
 def test_kl_over_the_vocabulary_by_hand():
     # KL((1/4, 3/4) ‖ (1/2, 1/2)) = ln 2 - 0.5623351 = 0.1308121; of a distribution to itself 0
-    found = ppo_math.head_kl(torch.ones(2, 1), torch.tensor([[0.0], [1.0]]), head([0.0], [math.log(3)]), 1.0)
-    near(found, [0.1308121, 0.0])
+    found = ppo_math.head_comparison(torch.ones(2, 1), torch.tensor([[0.0], [1.0]]), head([0.0], [math.log(3)]), torch.tensor([0, 0]), 1.0)
+    near(found[3], [0.1308121, 0.0])
 
 
 def test_kl_k1_is_the_difference_and_may_be_negative():
@@ -146,6 +158,12 @@ VALUES = torch.tensor([[0.5, 1.0, 0.0], [1.0, 2.0, 1.0]])
 # lam 0.95: first 1.5+0.95·1 = 2.45, 1; second 1+0.95·(−0.1) = 0.905, −2+0.95·2 = −0.1, 2
 ADVANTAGES = [[2.45, 1.0, 0.0], [0.905, -0.1, 2.0]]
 RETURNS = [[2.95, 2.0, 0.0], [1.905, 1.9, 3.0]]  # advantage + value
+
+
+def test_a_score_is_measured_against_its_siblings():
+    # 6 − (0 + 3)/2, 0 − (6 + 3)/2, 3 − (6 + 0)/2; then 1, whose siblings are as good
+    near(ppo_math.leave_one_out(torch.tensor([6.0, 0.0, 3.0, 1.0, 1.0, 1.0]), 3), [4.5, -4.5, 0.0, 0.0, 0.0, 0.0])
+    near(ppo_math.leave_one_out(torch.tensor([6.0, 0.0]), 1), [6.0, 0.0])
 
 
 def test_gae_by_hand():

@@ -5,6 +5,7 @@ Owns the forward passes of PPO, SFT and the gate, so that a log-probability is c
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -54,6 +55,17 @@ class Batch:
         p, n = length - b // r * (t - 1), b // r
         last = hidden[:, p - 1:p].expand(r, n, d).reshape(b, 1, d)
         return torch.cat([last, hidden[:, p:].reshape(b, t - 1, d)], 1)
+
+
+class Comparison(NamedTuple):
+    """The policy's last hidden states (B, T, d); of each completion token log π, log π_ref, π's entropy and KL(π ‖ π_ref), all (B, T) at the sampling
+    temperature and 0 on padding."""
+
+    hidden: torch.Tensor
+    logprob: torch.Tensor
+    ref_logprob: torch.Tensor
+    entropy: torch.Tensor
+    kl: torch.Tensor
 
 
 def branching(present, p, n):
@@ -112,45 +124,35 @@ class PolicyModel:
         return batch.predicting(out.last_hidden_state)
 
     def token_logprobs(self, hidden, batch, temperature=None):
-        """log π of the completion tokens and the entropy of what they were drawn from, two (B, T), by default at the sampling temperature; 0 on
-        padding. hidden (B, T, d) as `hidden` gives it: only completion tokens meet the head, which is a fifth of the trunk's work."""
+        """log π of the completion tokens, (B, T), by default at the sampling temperature; 0 on padding. hidden (B, T, d) as `hidden` gives it: only
+        completion tokens meet the head, which is a fifth of the trunk's work."""
         head = self.causal.get_output_embeddings()
-        return tuple(x * batch.mask for x in ppo_math.head_logprobs(hidden, head, batch.completion, temperature or self.temperature))
+        return ppo_math.head_logprobs(hidden, head, batch.completion, temperature or self.temperature) * batch.mask
 
     def logprobs(self, batch):
         """log π of the completion tokens at the sampling temperature, (B, T), 0 on padding."""
-        return self.token_logprobs(self.hidden(batch), batch)[0]
+        return self.token_logprobs(self.hidden(batch), batch)
+
+    @torch.no_grad()
+    def compare(self, batch):
+        """Policy and reference on the same replies, token by token and without gradients: a Comparison."""
+        hidden = self.hidden(batch)
+        with self.reference():
+            reference_hidden = self.hidden(batch)
+        head = self.causal.get_output_embeddings()
+        found = ppo_math.head_comparison(hidden, reference_hidden, head, batch.completion, self.temperature)
+        return Comparison(hidden, *(x * batch.mask for x in found))
 
     def values(self, hidden):
         """(B, T, d) -> (B, T) fp32."""
         return self.value_head(hidden.float())[..., 0]
 
-    @torch.no_grad()
-    def kl(self, episodes, minibatch):
-        """KL(policy ‖ reference) along each of these replies, in nats a reply: a list of floats. Over the policy's own samples their mean is the
-        KL of whole replies."""
-        found = []
-        for start in range(0, len(episodes), minibatch):
-            batch = self.batch(episodes[start:start + minibatch])
-            found += (self.token_kl(self.hidden(batch), self.reference_hidden(batch)) * batch.mask).sum(-1).tolist()
-        return found
-
-    def token_kl(self, hidden, reference_hidden):
-        """KL(policy ‖ reference) of the next token, (B, T, d) and (B, T, d) -> (B, T)."""
-        return ppo_math.head_kl(hidden, reference_hidden, self.causal.get_output_embeddings(), self.temperature)
-
-    def reference_hidden(self, batch):
-        """`hidden` of the reference."""
-        with self.reference():
-            return self.hidden(batch)
-
-    @torch.no_grad()
-    def loglikelihoods(self, episodes, minibatch):
-        """log π and log π_ref of each episode's completion, in nats a reply: two lists of floats."""
-        new, reference = [], []
-        for start in range(0, len(episodes), minibatch):
-            batch = self.batch(episodes[start:start + minibatch])
-            new += self.logprobs(batch).sum(-1).tolist()
-            with self.reference():
-                reference += self.logprobs(batch).sum(-1).tolist()
-        return new, reference
+    def totals(self, episodes, microbatch):
+        """Of each reply the totals over its tokens, in nats: {"logprob", "ref_logprob", "kl"}, lists of floats. Over the policy's own samples the mean
+        KL is that of whole replies."""
+        totals = {"logprob": [], "ref_logprob": [], "kl": []}
+        for start in range(0, len(episodes), microbatch):
+            found = self.compare(self.batch(episodes[start:start + microbatch]))
+            for name, total in totals.items():
+                total += getattr(found, name).sum(-1).tolist()
+        return totals

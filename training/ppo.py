@@ -122,7 +122,7 @@ def take_back(policy, kl, look, s):
     for _ in range(LOOKS):
         policy.scale_update((s.kl_target / kl) ** 0.5)  # KL grows with about the square of the update
         episodes = look()
-        kl = sum(policy.kl(episodes, s.ppo_microbatch)) / len(episodes)
+        kl = sum(policy.totals(episodes, s.ppo_microbatch)["kl"]) / len(episodes)
         if kl <= NEAR * s.kl_target:
             break
 
@@ -131,14 +131,12 @@ def take_back(policy, kl, look, s):
 def measure(policy, episodes, scores, beta, s):
     """Old log-probabilities, values, KL and rewards of one microbatch: (Trajectory, {metric: sum over its tokens})."""
     batch = policy.batch(episodes)
-    hidden, reference_hidden = policy.hidden(batch), policy.reference_hidden(batch)
-    old, entropy = policy.token_logprobs(hidden, batch)
-    reference, _ = policy.token_logprobs(reference_hidden, batch)
-    k1 = ppo_math.kl_k1(old, reference)
-    sums = {"kl": policy.token_kl(hidden, reference_hidden) * batch.mask, "kl_k1": k1, "kl_k3": ppo_math.kl_k3(old, reference), "entropy": entropy}
+    found = policy.compare(batch)
+    k1 = ppo_math.kl_k1(found.logprob, found.ref_logprob)
+    sums = {"kl": found.kl, "kl_k1": k1, "kl_k3": ppo_math.kl_k3(found.logprob, found.ref_logprob), "entropy": found.entropy}
     rewards = ppo_math.token_rewards(scores, k1, batch.mask, beta)
-    return Trajectory(batch, old, policy.values(hidden) * batch.mask, k1, rewards, None, None, hidden.float()), {
-        name: x.sum().item() for name, x in sums.items()}
+    values = policy.values(found.hidden) * batch.mask
+    return Trajectory(batch, found.logprob, values, k1, rewards, None, None, found.hidden.float()), {name: x.sum().item() for name, x in sums.items()}
 
 
 def minibatches(trajectories, s):
@@ -215,7 +213,7 @@ def accumulate(policy, t, share, s, first):
     """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns its share of the losses and metrics."""
     mask = t.batch.mask
     hidden = policy.hidden(t.batch)
-    logprobs, _ = policy.token_logprobs(hidden, t.batch)
+    logprobs = policy.token_logprobs(hidden, t.batch)
     ratio_error = (torch.exp(logprobs.detach() - t.old_logprobs) - 1).abs().max().item()
     if first and not ratio_error <= s.ratio_tolerance:
         raise RatioNotOne(f"the first ratio is off by {ratio_error:.2e}; at most {s.ratio_tolerance:.0e} is accepted")

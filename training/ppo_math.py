@@ -21,63 +21,76 @@ def masked_whiten(x, mask, eps=1e-8):
     return (x - mean) * torch.rsqrt(var + eps) * mask
 
 
+class _Vocabulary:
+    """softmax(head(hidden) / temperature) of at most HEAD_ROWS hidden states at once, in buffers that are filled again: fresh pages for tensors of
+    this size cost more than the arithmetic on them."""
+
+    def __init__(self, hidden, weight, bias, temperature):
+        self.weight, self.bias, self.temperature = weight, bias, temperature
+        self.product = hidden.new_empty(min(HEAD_ROWS, len(hidden)), len(weight))
+        self.logits, self.p = (torch.empty_like(self.product, dtype=torch.float32) for _ in range(2))
+
+    def __call__(self, hidden):
+        """hidden (k, d) -> logits (k, V), of largest 0; their exponentials (k, V); and the sums of these (k,). Good until the next call."""
+        product, logits, p = (x[:len(hidden)] for x in (self.product, self.logits, self.p))
+        torch.mm(hidden, self.weight.T, out=product)
+        logits.copy_(product if self.bias is None else product.add_(self.bias)).div_(self.temperature)
+        logits.sub_(logits.amax(-1, keepdim=True))
+        torch.exp(logits, out=p)
+        return logits, p, p.sum(-1)
+
+
 class _HeadLogprobs(torch.autograd.Function):
     """See `head_logprobs`."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, tokens, temperature):
-        n, rows = len(hidden), min(HEAD_ROWS, len(hidden))
-        logprobs, entropy = hidden.new_empty(n, dtype=torch.float32), hidden.new_empty(n, dtype=torch.float32)
+        vocabulary, found = _Vocabulary(hidden, weight, bias, temperature), []
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d log π(token)/d hidden
-        # filled again for every few rows: fresh pages for tensors of this size cost more than the arithmetic on them
-        product = hidden.new_empty(rows, len(weight))  # (rows, V)
-        logits, p = torch.empty_like(product, dtype=torch.float32), torch.empty_like(product, dtype=torch.float32)
-        for start in range(0, n, rows):
-            at = slice(start, start + rows)
-            k = len(hidden[at])
-            product, logits, p = product[:k], logits[:k], p[:k]
-            torch.mm(hidden[at], weight.T, out=product)
-            logits.copy_(product if bias is None else product.add_(bias)).div_(temperature)
-            logits.sub_(logits.amax(-1, keepdim=True))
-            torch.exp(logits, out=p)
-            total = p.sum(-1)
-            logprobs[at] = logits.gather(-1, tokens[at, None])[:, 0] - total.log()
-            entropy[at] = total.log() - torch.linalg.vecdot(p, logits) / total
+        for start in range(0, len(hidden), HEAD_ROWS):
+            at = slice(start, start + HEAD_ROWS)
+            logits, p, total = vocabulary(hidden[at])
+            found.append(logits.gather(-1, tokens[at, None])[:, 0] - total.log())
             if slope is not None:
-                expected = product.copy_(p.div_(total[:, None])) @ weight  # (rows, d)
+                expected = p.div_(total[:, None]).to(hidden.dtype) @ weight  # (k, d)
                 slope[at] = (weight[tokens[at]] - expected) / temperature
         ctx.save_for_backward(slope)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return torch.cat(found)
 
     @staticmethod
-    def backward(ctx, gradient, _entropy):
+    def backward(ctx, gradient):
         slope, = ctx.saved_tensors
         return (gradient[:, None] * slope).to(slope.dtype), None, None, None, None
 
 
 def head_logprobs(hidden, head, tokens, temperature):
-    """log π(token) under softmax(head(hidden) / temperature), and that softmax's entropy in nats, which has no gradient.
+    """log π(token) under softmax(head(hidden) / temperature); hidden (..., d), tokens (...) -> (...) fp32. `head` is linear and frozen.
 
-    hidden (..., d), tokens (...) -> two (...) fp32. `head` is linear and frozen. A token's log-probability hangs on its own hidden state alone, so
-    its gradient is worked out at once: nothing of the vocabulary's size outlives a few rows, where autograd would keep several of (..., V).
+    A token's log-probability hangs on its own hidden state alone, so its gradient is worked out at once: nothing of the vocabulary's size outlives
+    a few rows, where autograd would keep several of (..., V).
     """
-    shape = tokens.shape
     flat = _HeadLogprobs.apply(hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, tokens.reshape(-1), temperature)
-    return tuple(x.view(shape) for x in flat)
+    return flat.view(tokens.shape)
 
 
-def head_kl(hidden, ref_hidden, head, temperature):
-    """KL in nats from softmax(head(ref_hidden) / temperature) to softmax(head(hidden) / temperature), over the whole vocabulary; no gradient.
+@torch.no_grad()
+def head_comparison(hidden, ref_hidden, head, tokens, temperature):
+    """log π(token), log π_ref(token), π's entropy and KL(π ‖ π_ref), both in nats and over the whole vocabulary; four (...) fp32, no gradients.
 
-    Summed over the tokens of the policy's own replies it estimates KL(π ‖ π_ref) as k1 does, with the chance of each token averaged out
-    (Amini et al. 2025). hidden, ref_hidden (..., d) -> (...) fp32.
+    Summed over the tokens of the policy's own replies, that KL estimates the one between whole replies as k1 does, with the chance of each token
+    averaged out (Amini et al. 2025). hidden, ref_hidden (..., d) of the same positions, tokens (...); the rest as in `head_logprobs`.
     """
-    rows = []
-    for new, ref in zip(*(h.reshape(-1, h.shape[-1]).split(HEAD_ROWS) for h in (hidden, ref_hidden)), strict=True):
-        log_p, log_q = (torch.log_softmax(head(h).float().div_(temperature), -1) for h in (new, ref))
-        rows.append(torch.linalg.vecdot(log_p.exp(), log_p.sub_(log_q)))
-    return torch.cat(rows).view(hidden.shape[:-1])
+    new, ref, flat = (x.reshape(-1, x.shape[-1]) for x in (hidden, ref_hidden, tokens[..., None]))
+    of_new, of_ref = (_Vocabulary(x, head.weight, head.bias, temperature) for x in (new, ref))
+    columns = []
+    for h, h_ref, token in zip(new.split(HEAD_ROWS), ref.split(HEAD_ROWS), flat.split(HEAD_ROWS), strict=True):
+        (logits, p, total), (ref_logits, _, ref_total) = of_new(h), of_ref(h_ref)
+        log_total, log_ref_total = total.log(), ref_total.log()
+        logprobs, ref_logprobs = logits.gather(-1, token)[:, 0] - log_total, ref_logits.gather(-1, token)[:, 0] - log_ref_total
+        entropy = log_total - torch.linalg.vecdot(p, logits) / total
+        kl = torch.linalg.vecdot(p, logits.sub_(ref_logits)) / total - log_total + log_ref_total
+        columns.append((logprobs, ref_logprobs, entropy, kl))
+    return tuple(torch.cat(column).view(tokens.shape) for column in zip(*columns, strict=True))
 
 
 def kl_k1(logprobs, ref_logprobs):

@@ -185,10 +185,10 @@ class Round:
         gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
         canaries = rollout.canaries(self.tokenizer, s.rollout_context)
         plain = sum(len(e.completion) for e in canaries)  # tokens
-        canary_new, canary_base = (sum(side) / plain for side in self.trained.loglikelihoods(canaries, s.ppo_minibatch))
+        told = self.trained.totals(canaries, s.ppo_microbatch)
         report = gate.decide(
-            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.kl(new, s.ppo_minibatch),
-            texts=texts, canary_new=canary_new, canary_base=canary_base,
+            new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.totals(new, s.ppo_microbatch)["kl"],
+            texts=texts, canary_new=sum(told["logprob"]) / plain, canary_base=sum(told["ref_logprob"]) / plain,
             length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
                    for n, o, text in zip(new[:8], live, texts, strict=False)]

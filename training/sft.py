@@ -17,13 +17,13 @@ def train(policy, demonstrations, settings, on_step=lambda step, steps, loss: No
     The loss is over completion tokens only, at temperature 1: it is the text that is imitated, not its sampling.
     """
     optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.sft_lr, eps=1e-5)
-    per_epoch = -(-len(demonstrations) // settings.ppo_minibatch)
+    per_epoch = -(-len(demonstrations) // settings.ppo_microbatch)
     losses = []
     for epoch in range(settings.sft_epochs):
         order = generator(settings.seed, "sft", epoch).sample(range(len(demonstrations)), len(demonstrations))
-        for start in range(0, len(order), settings.ppo_minibatch):
+        for start in range(0, len(order), settings.ppo_microbatch):
             batch = policy.batch([demonstrations[i] for i in order[start:start + settings.ppo_microbatch]])
-            logprobs, _ = policy.token_logprobs(policy.hidden(batch), batch, temperature=1.0)
+            logprobs = policy.token_logprobs(policy.hidden(batch), batch, temperature=1.0)
             loss = -ppo_math.masked_mean(logprobs, batch.mask)
             optimizer.zero_grad()
             loss.backward()

@@ -27,6 +27,7 @@ from training.round import MAX_ATTEMPTS, Round, RoundEnded
 log = logging.getLogger("training.worker")
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
+MAPPED, TRIMMED = 8 << 20, 1 << 20  # bytes: blocks mapped one by one, and free space at the top of the heap that is given back
 
 
 class WorkerSettings(Settings):
@@ -135,12 +136,12 @@ def be_quiet(settings):
 
 
 def return_memory():
-    """Have glibc map blocks over 1 MB one by one and give them back when freed: PPO's activations, of another size in every batch,
-    otherwise fragment the heap, and the peak nearly doubles. Elsewhere than on glibc there is no `mallopt` and nothing to do."""
+    """Have glibc map large blocks one by one and give them back when freed: PPO's activations, of another size in every batch, otherwise
+    fragment the heap, and the peak nearly doubles. From 8 MB on it costs no time; from 1 MB on a tenth, for no less memory. Elsewhere than on glibc there is no `mallopt` and nothing to do."""
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(mmap_threshold, 1 << 20)
-        libc.mallopt(trim_threshold, 1 << 20)
+        libc.mallopt(mmap_threshold, MAPPED)
+        libc.mallopt(trim_threshold, TRIMMED)
 
 
 if __name__ == "__main__":
