@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from benchmarks import pool as pools
-from benchmarks import plots, report, rounds
+from benchmarks import last_token, plots, report, rounds
 from playground import models, scorer
 from playground.settings import Settings, SettingsError, read
 from training import annotators, gate, policy, ppo, ppo_math, preferences, reward, rollout
@@ -26,6 +26,7 @@ from training.annotators import Person
 from training.reward import Predictions
 
 REWARD_CODE = (scorer, reward, preferences, annotators, pools)
+PEER_CODE = (last_token, annotators, pools)
 ROUND_CODE = (*REWARD_CODE, rounds, policy, ppo, ppo_math, rollout, gate, training_round)
 
 
@@ -53,14 +54,41 @@ def reward_cell(pool, settings, annotator, n, flip, seed, shuffled=False):
     start = time.monotonic()
     model, fit = reward.fit(prefs, pools.Known(pool, chosen), settings)
     seconds = time.monotonic() - start
-    pairs, truth = list(itertools.chain.from_iterable(pool.pairs(heldout=True))), pool.scores(score)
-    outcome = [preferences.TIE if truth[a] == truth[b] else preferences.A if truth[a] > truth[b] else preferences.B for a, b in pairs]
-    found = Predictions.of(model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens)), model.log_nu, [(a, b, o) for (a, b), o in zip(pairs, outcome, strict=True)])
+    pairs = true_pairs(pool, score)
+    found = Predictions.of(model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens)), model.log_nu, pairs)
     length = [np.log(len(completion)) for _, completion in pool.ids]
-    matched = found.where([abs(length[a] - length[b]) < reward.LENGTH_MATCHED for a, b in pairs])
+    matched = found.where([abs(length[a] - length[b]) < reward.LENGTH_MATCHED for a, b, _ in pairs])
     return {"accuracy": found.accuracy(), "nll": found.nll(), "matched": matched.accuracy(), "ece": found.calibration_error(),
             "reliability": reliability(found), "cv": fit.cv_accuracy, "cv_right": round(fit.cv_accuracy * len(prefs.pairs), 1), "enough": fit.enough,
             "view": fit.view, "penalty": fit.penalty, "seconds": seconds}
+
+
+def true_pairs(pool, score):
+    """[(index, index, outcome)] of all pairs of replies to one held-out prompt, as the score without noise decides them."""
+    truth = pool.scores(score)
+    return [(a, b, preferences.TIE if truth[a] == truth[b] else preferences.A if truth[a] > truth[b] else preferences.B)
+            for a, b in itertools.chain.from_iterable(pool.pairs(heldout=True))]
+
+
+def last_token_cell(pool, settings, annotator, n, seed):
+    """The peer's accuracy on the held-out prompts, from the same votes, after each of its epochs."""
+    score = annotators.find(annotator)
+    prefs, _ = pools.vote(pool, Person(score), n, seed)
+    start = time.monotonic()
+    found = last_token.accuracies(prefs, pool.ids, true_pairs(pool, score), settings, seed)
+    return {"accuracies": found, "seconds": time.monotonic() - start}
+
+
+def best_of_cell(pool, candidates, settings, annotator, n, flip, seed):
+    """How often the best of several replies, by the reward model from `n` votes, truly beats the base's replies to a held-out prompt."""
+    score = annotators.find(annotator)
+    prefs, chosen = pools.vote(pool, Person(score, flip=flip), n, seed)
+    model, _ = reward.fit(prefs, pools.Known(pool, chosen), settings)
+    said, truth, base = model.raw(scorer.with_counts(candidates.features, candidates.ids, model.tokens)), candidates.scores(score), pool.scores(score)
+    groups = zip(candidates.groups(heldout=True), pool.groups(heldout=True), strict=True)
+    wins = [np.mean([(truth[best] > base[i]) + 0.5 * (truth[best] == base[i]) for i in others])
+            for best, others in ((max(group, key=said.__getitem__), others) for group, others in groups)]
+    return {"win_rate": float(np.mean(wins)), "interval": gate.interval(np.array(wins), 0.95, 0)}
 
 
 def reliability(found, bins=10):
@@ -90,7 +118,7 @@ class Cells:
     def __init__(self, settings, log):
         self.settings, self.log, self.cache, self.found = settings, log, pools.Cache(settings), []
         self.pool = pools.make_pool(settings, self.cache, 32 if settings.quick else None, log)
-        self._base = None
+        self._base = self._others = None
 
     def reward(self, **key):
         full = {"kind": "reward model", "pool": len(self.pool.ids), "seed_of_training": self.settings.seed, "shuffled": False, **key}
@@ -113,6 +141,26 @@ class Cells:
 
     def _run(self, key):
         return lambda: rounds.round_cell(self.pool, self.base, self.settings, **{"flip": 0.0, **key}, log=self.log)
+
+    def last_token(self, **key):
+        """A cell of the peer that `last_token.py` is, or None where it has not been run and is not to be."""
+        full = {"kind": "last token", "pool": len(self.pool.ids), **key}
+        if self.settings.rounds != "run":
+            return self.cache.known(*PEER_CODE, **full)
+        return self.cache.get(lambda: last_token_cell(self.pool, self.settings, **key), *PEER_CODE, **full)
+
+    def best_of(self, replies, **key):
+        full = {"kind": "best of", "pool": len(self.pool.ids), "replies": replies, "flip": 0.0, **key}
+        if self.settings.rounds != "run":
+            return self.cache.known(*REWARD_CODE, **full)
+        return self.cache.get(lambda: best_of_cell(self.pool, self._candidates(replies), self.settings, **{"flip": 0.0, **key}), *REWARD_CODE, **full)
+
+    def _candidates(self, replies):
+        """Other replies of the base to the held-out prompts than the pool's."""
+        if self._others is None:
+            settings = self.settings.model_copy(update={"replies": replies, "seed": self.settings.seed + 1})
+            self._others = pools.make_pool(settings, self.cache, None, self.log, ("heldout",))
+        return self._others
 
     @property
     def base(self):
@@ -163,12 +211,14 @@ def round_rows(cells, quick):
     if quick:
         rates("brevity, 50 votes", [cells.round(annotator="brevity", n=50, seed=0)], None)
         return rows
+    best = {name: [cells.best_of(8, annotator=name, n=100, seed=seed) for seed in range(3)] for name in names}
     clean = {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (0,) for name in names}
     shuffled = [cells.round(annotator=names[seed % len(names)], n=100, seed=seed, arm="shuffled votes") for seed in range(10)]
     noisy = {name: cells.round(annotator=name, n=100, flip=0.25, seed=0) for name in names}
     length = {name: cells.round(annotator=name, n=100, seed=0, arm="length-only reward") for name in ("brevity", "formality")}
     far = {name: cells.round(annotator=name, n=100, seed=0, arm="far beyond the KL target") for name in ("second_person",)}
     pessimistic = {name: cells.round(annotator=name, n=100, seed=0, arm="pessimistic reward (λ = 1)") for name in names}
+    peer = {name: cells.last_token(annotator=name, n=100, seed=0) for name in names}
     few = {(name, n): cells.round(annotator=name, n=n, seed=0) for name in names for n in (25, 50, 200, 400)}
     clean |= {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (1, 2) for name in names}
 
@@ -176,6 +226,14 @@ def round_rows(cells, quick):
         rates(f"{name}, 100 votes", [clean[name, seed] for seed in range(3)], "≥ 0.85" if name == "brevity" else "≥ 0.65")
     for name in names:
         rates(f"{name}, 100 votes, 25% flipped", [noisy[name]], "≥ 0.6")
+    for name in names:
+        done = [c["win_rate"] for c in best[name] if c]
+        rows.append(report.row(f"{name}, 100 votes, best of 8 by the same reward model: true win rate", median(done) if done else None, ""))
+    for name in names:
+        theirs = peer[name] and max(peer[name]["accuracies"])
+        ours = peer[name] and cells.reward(annotator=name, n=100, flip=0.0, seed=0)["accuracy"]
+        rows.append(report.row(f"{name}, 100 votes: accuracy of a LoRA with a last-token head, its best epoch on these very pairs", theirs, ""))
+        rows.append(report.row(f"{name}, 100 votes: ours above it", ours - theirs if peer[name] else None, "", "≥ 0.05"))
     run = [c for c in shuffled if c]
     rows.append(report.row(f"shuffled votes, 100: published, of {len(run)} rounds", sum(c["state"] == "published" for c in run) if run else None, "", "≤ 0"))
     rates("shuffled votes, 100", shuffled, None)

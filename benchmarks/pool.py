@@ -81,14 +81,14 @@ class Cache:
         return hashlib.sha256(json.dumps([key, sources], sort_keys=True).encode()).hexdigest()
 
 
-def make_pool(settings, cache, prompts_each, log=print):
+def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout")):
     """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
     tokenizer = models.load_tokenizer(settings)
     key = {"model": models.resolve(settings).rsplit("/", 1)[-1], "temperature": settings.temperature, "tokens": settings.reply_tokens, "seed": settings.seed,
            "replies": settings.replies}
     lines, ids, ended, held = [], [], [], []
     trunk, end = None, None
-    for part in ("train", "heldout"):
+    for part in parts:
         texts = (rollout.SEED_PROMPTS / f"{part}.txt").read_text().splitlines()[:prompts_each]
         for start in range(0, len(texts), 8):
             chunk = texts[start:start + 8]
@@ -117,11 +117,11 @@ def make_pool(settings, cache, prompts_each, log=print):
             feature_trunk = feature_trunk or scorer.FeatureTrunk(settings)
             log(f"features of {start} to {min(start + 64, len(ids))} of {len(ids)} replies")
             return [feature_trunk.parts, feature_trunk.features(ids[start:start + 64]).tolist()]
-        parts, rows = cache.get(compute, kind="features", ids=ids[start:start + 64], quantisation=settings.reward_quantisation,
+        widths, rows = cache.get(compute, kind="features", ids=ids[start:start + 64], quantisation=settings.reward_quantisation,
                                 depths=[settings.reward_layer, *scorer.DEPTHS], **key)
         features += rows
     texts = [prompts.decode(completion, tokenizer).strip() for _, completion in ids]
-    return Pool(lines, texts, ids, ended, held, torch.tensor(features), parts)
+    return Pool(lines, texts, ids, ended, held, torch.tensor(features), widths)
 
 
 def duels(pool, n, seed):

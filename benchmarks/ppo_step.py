@@ -38,7 +38,7 @@ from transformers import AutoConfig
 from benchmarks import report
 from playground import models
 from playground.settings import Positive, Settings, SettingsError, read
-from training import ppo_math, rollout, worker
+from training import memory, ppo_math, rollout
 
 ROOT = Path(__file__).parent.parent
 PEER, PEER_PINS = "trl-1.12", ("trl==1.12.0", "datasets==5.2.0")
@@ -149,7 +149,7 @@ def commands(python, job_file):
 def measure(settings, sides, log=print):
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
     environment = {**os.environ, **settings.environ(), "OMP_NUM_THREADS": str(settings.threads), "TRL_EXPERIMENTAL_SILENCE": "1",
-                   "MALLOC_MMAP_THRESHOLD_": str(worker.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(worker.TRIMMED)}  # as `worker.return_memory` does
+                   "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED)}  # as in the worker
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):
         for side, command in sides.items():

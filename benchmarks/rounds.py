@@ -21,7 +21,7 @@ from benchmarks import pool as pools
 from playground import adapters, models, prompts
 from playground.settings import Settings, read
 from playground.store import Store
-from training import annotators, gate, simulate, worker
+from training import annotators, gate, memory, simulate, worker
 from training.round import Round
 from training.rollout import Episode
 
@@ -114,7 +114,7 @@ def main(path):
     store = Store(settings.database)
     Observed.annotator = staticmethod(annotators.find(job["annotator"]))
     worker.be_quiet(settings)
-    worker.return_memory()
+    memory.return_freed()
     wanted = store.request_round()
     worker.run_once(store, settings, "benchmark", auto=False, kind=Observed)
     steps = {m["step"]: m["value"] for m in store.rows("select step, value from metric where round = ? and name = 'kl' order by step", wanted)}

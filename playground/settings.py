@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     annotator_weight: float = Field(64.0, gt=0)
     """Largest total weight of one annotator's votes, in votes."""
 
+    # -- where a round starts
+    start_from: Literal["base", "live"] = "base"
+    """Every round trains from the base model on all votes, or goes on from the live version, scaled down to half the KL target."""
+
     # -- SFT
     sft_epochs: int = Field(2, ge=0, le=100)
     """Passes over the demonstrations before PPO; 0 skips the warm start."""

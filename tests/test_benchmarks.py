@@ -1,17 +1,19 @@
 """What the benchmarks' figures are made of; the figures themselves are the benchmarks' own."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import learning, plots, report, rounds
+from benchmarks import last_token, learning, plots, report, rounds
 from benchmarks import pool as pools
 from playground import models
 from tests.test_loop import settings_for
 from training import annotators
 from training.annotators import Person
-from training.preferences import TIE, A, B
+from training.preferences import TIE, A, B, Preferences
 
 PROMPTS = [f"prompt {i}" for i in range(12)]
 
@@ -81,6 +83,30 @@ def test_a_reward_model_of_the_right_feature_is_found_to_be_right(pool, tmp_path
     found = learning.reward_cell(pool, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
     assert found["accuracy"] > 0.9 and found["enough"] and found["cv"] > 0.8
     assert sum(count for _, _, count in found["reliability"]) <= 24  # six pairs of each of four held-out prompts, ties aside
+
+
+def test_the_best_of_several_by_the_right_feature_wins(pool, tmp_path):
+    candidates = replace(pool, texts=pool.texts[::-1], ids=pool.ids[::-1], features=pool.features.flip(0))  # held out are other replies
+    candidates.features[:, -2:] = torch.tensor([[float(len(text.split())), math.log(len(text.split()))] for text in candidates.texts])
+    found = learning.best_of_cell(pool, candidates, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
+    truth = [[len(text.split()) for text, held in zip(p.texts, p.heldout, strict=True) if held] for p in (candidates, pool)]
+    best = [min(truth[0][i:i + 4]) for i in range(0, 16, 4)]
+    wins = [sum((b < o) + 0.5 * (b == o) for o in truth[1][i:i + 4]) / 4 for b, i in zip(best, range(0, 16, 4), strict=True)]
+    assert found["win_rate"] == pytest.approx(sum(wins) / 4, abs=0.13) and found["interval"][0] <= found["win_rate"] <= found["interval"][1]
+
+
+def test_a_lora_with_a_last_token_head_learns_a_token(tmp_path, monkeypatch):
+    """Votes for the reply that ends with token 100, on the tiny model; both of a pair are scored alone as together."""
+    monkeypatch.setattr(last_token, "LR", 1e-2)
+    settings = settings_for(tmp_path)
+    replies = [([3, 4, 5], [200 + i, 100 if i % 2 else 150]) for i in range(32)]
+    prefs = Preferences(replies, [(i, i + 1, B, 1.0, "x", i) if i % 4 else (i + 1, i, A, 1.0, "x", i) for i in range(0, 32, 2)])
+    fresh = [([6, 7], [300 + i, 100 if i % 2 else 150]) for i in range(8)]
+    found = last_token.accuracies(prefs, fresh, [(i, i + 1, B) for i in range(0, 8, 2)], settings, 0)
+    assert len(found) == last_token.EPOCHS and found[-1] == 1
+    model = last_token.LastToken(settings, 0)
+    torch.testing.assert_close(last_token.all_scores(model, [*replies[:3], ([9], [8] * 7)]),
+                               torch.cat([model([reply]) for reply in [*replies[:3], ([9], [8] * 7)]]).detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_rounds_that_were_not_run_are_shown_as_not_run(pool, tmp_path, monkeypatch):

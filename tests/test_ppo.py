@@ -183,7 +183,7 @@ def test_ppo_raises_the_reward():
 
 def test_ppo_ends_when_the_kl_target_is_reached():
     t = run(trainer(kl_target=1e-6))
-    assert t.done and t.iteration < 3
+    assert t.reached and t.iteration < 3
 
 
 def exact_kl(policy, prompt, tokens=3, n=400):
@@ -194,7 +194,13 @@ def exact_kl(policy, prompt, tokens=3, n=400):
 
 def test_an_overshoot_of_the_kl_target_is_taken_back():
     t = run(trainer(kl_target=0.05, ppo_lr=0.02))
-    assert t.done and t.history[-1]["kl"] > 0.1
+    assert t.reached and t.history[-1]["kl"] > 0.1
+    assert exact_kl(t.policy, [5, 6, 7]) < 1.5 * 0.05
+
+
+def test_an_overshoot_of_the_last_iteration_is_taken_back_too():
+    t = run(trainer(kl_target=0.05, ppo_lr=0.02, ppo_iterations=1))
+    assert not t.reached and any(v.any() for k, v in t.policy.state().items() if "lora_B" in k)
     assert exact_kl(t.policy, [5, 6, 7]) < 1.5 * 0.05
 
 

@@ -37,6 +37,21 @@ def test_half_the_prompts_are_what_people_said():
     assert len({tuple(p) for p in chosen}) == 8
 
 
+def test_a_context_is_half_as_likely_as_one_a_half_life_later():
+    rng, counts = rollout.generator("recent"), {0: 0, rollout.HALF_LIFE: 0, 2 * rollout.HALF_LIFE: 0}
+    items = list(range(2 * rollout.HALF_LIFE + 1))
+    for _ in range(20_000):
+        chosen, = rollout.recent(items, 1, rng)
+        if chosen in counts:
+            counts[chosen] += 1
+    old, middle, new = counts.values()
+    assert 0.3 < old / middle < 0.75 and 0.35 < middle / new < 0.7
+
+
+def test_all_contexts_can_be_chosen_at_once():
+    assert sorted(rollout.recent(list("abcde"), 5, rollout.generator(0))) == list("abcde") and rollout.recent([], 0, rollout.generator(0)) == []
+
+
 def test_few_people_leave_the_rest_to_the_shipped_prompts():
     seeds = [[n] for n in range(100, 150)]
     assert sum(p in seeds for p in rollout.choose([[1]], seeds, 8, rollout.generator(0))) == 7

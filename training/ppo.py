@@ -42,12 +42,17 @@ class Trainer:
         self.optimizer = torch.optim.Adam([
             {"params": list(policy.parameters.values()), "lr": settings.ppo_lr},
             {"params": list(policy.value_head.parameters()), "lr": settings.value_lr}], eps=1e-5)
-        self.beta, self.iteration, self.history, self.done = settings.kl_coefficient, 0, [], False
+        self.beta, self.iteration, self.history = settings.kl_coefficient, 0, []
+
+    @property
+    def reached(self):
+        """The last rollouts were at the KL target."""
+        return bool(self.history) and self.history[-1]["kl"] >= self.settings.kl_target
 
     def save(self, path):
         partial = path.with_suffix(".partial")
         torch.save({"lora": self.policy.state(), "value_head": self.policy.value_head.state_dict(), "optimizer": self.optimizer.state_dict(),
-                    "beta": self.beta, "iteration": self.iteration, "history": self.history, "done": self.done}, partial)
+                    "beta": self.beta, "iteration": self.iteration, "history": self.history}, partial)
         os.replace(partial, path)
 
     def load(self, path):
@@ -55,7 +60,7 @@ class Trainer:
         self.policy.load(state["lora"])
         self.policy.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("beta", "iteration", "history", "done"):
+        for name in ("beta", "iteration", "history"):
             setattr(self, name, state[name])
 
 
@@ -66,7 +71,7 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
     and the iteration's number, so a resumed run does what an unbroken one would have done. `on_iteration` may save a checkpoint or raise.
     """
     policy, s = trainer.policy, trainer.settings
-    while trainer.iteration < s.ppo_iterations and not trainer.done:
+    while trainer.iteration < s.ppo_iterations and not trainer.reached:
         rng = rollout.generator(s.seed, "ppo", trainer.iteration)
 
         # 1. roll the policy out
@@ -90,25 +95,19 @@ def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda tr
         trainer.iteration += 1
         trainer.history.append(metrics)
 
-        # 4. stop where the target is reached
-        if metrics["kl"] >= s.kl_target:
-            take_back(policy, metrics["kl"], lambda: roll_out(policy, choose_prompts(len(prompts), rng), rng, end_tokens, s), s)
-            trainer.done = True
-            on_iteration(trainer, metrics)
-            break
-
-        # 5. advantages and returns: GAE, whitened over all reply tokens of the iteration
-        if trainer.iteration == 1:
-            warm_up_values(policy, trajectories, s)
-        estimate_advantages(policy, trajectories, s)
-        metrics["explained_variance"] = explained_variance(trajectories)
-
-        # 6. optimise
-        metrics |= optimise(trainer, trajectories, rng)
-
-        # 7. adapt β
-        trainer.beta = ppo_math.adapted_beta(trainer.beta, metrics["kl"], s.kl_target, len(episodes), s.kl_horizon)
+        # 4. towards the target: advantages and returns by GAE, whitened over all reply tokens of the iteration; optimise; adapt β
+        if not trainer.reached:
+            if trainer.iteration == 1:
+                warm_up_values(policy, trajectories, s)
+            estimate_advantages(policy, trajectories, s)
+            metrics["explained_variance"] = explained_variance(trajectories)
+            metrics |= optimise(trainer, trajectories, rng)
+            trainer.beta = ppo_math.adapted_beta(trainer.beta, metrics["kl"], s.kl_target, len(episodes), s.kl_horizon)
         on_iteration(trainer, metrics)
+
+    # 5. back to the target where the last steps overshot it
+    rng = rollout.generator(s.seed, "ppo", "back")
+    take_back(policy, s.kl_target, lambda: roll_out(policy, choose_prompts(max(1, s.ppo_episodes // s.ppo_replies), rng), rng, end_tokens, s), s)
 
 
 def roll_out(policy, prompts, rng, end_tokens, s):
@@ -116,15 +115,15 @@ def roll_out(policy, prompts, rng, end_tokens, s):
                           end_tokens=end_tokens)
 
 
-def take_back(policy, kl, look, s):
-    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `look()` samples are at the KL target: an
+def take_back(policy, target, look, s):
+    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `look()` samples are at the KL `target`: an
     iteration's steps overshoot it."""
     for _ in range(LOOKS):
-        policy.scale_update((s.kl_target / kl) ** 0.5)  # KL grows with about the square of the update
         episodes = look()
         kl = sum(policy.totals(episodes, s.ppo_microbatch)["kl"]) / len(episodes)
-        if kl <= NEAR * s.kl_target:
+        if kl <= NEAR * target:
             break
+        policy.scale_update((target / kl) ** 0.5)  # KL grows with about the square of the update
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Prompts for training and the policy's replies to them, made with the same decoder that serves the chat."""
 
 import hashlib
+import math
 import random
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from playground import prompts
 from playground.decoder import Decoding, Sampling
 
 SEED_PROMPTS = prompts.SHIPPED
+HALF_LIFE = 100  # contexts
 
 
 @dataclass
@@ -33,9 +35,16 @@ def canaries(tokenizer, budget):
 
 
 def choose(people, seeds, n, rng):
-    """`n` distinct prompts: up to half of them contexts that people had, the rest shipped ones; fewer where there are fewer."""
-    own = rng.sample(people, min(len(people), n // 2))
+    """`n` distinct prompts, or as many as there are: up to half of them contexts that people had, given from the oldest to the latest, and likelier the
+    later; the rest shipped ones."""
+    own = recent(people, min(len(people), n // 2), rng)
     return own + rng.sample(seeds, min(len(seeds), n - len(own)))
+
+
+def recent(items, n, rng):
+    """`n` distinct ones of `items`, ordered from the oldest; one is half as likely as another HALF_LIFE places after it (Gumbel's top n)."""
+    keys = [place * math.log(2) / HALF_LIFE - math.log(rng.expovariate(1)) for place in range(len(items))]
+    return [items[place] for place in sorted(range(len(items)), key=keys.__getitem__, reverse=True)[:n]]
 
 
 def generator(*key):

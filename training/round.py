@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from playground import adapters, models, prompts, scorer
 from playground.settings import Settings
-from training import gate, ppo, preferences, reward, rollout, selftest, sft
+from training import gate, memory, ppo, preferences, reward, rollout, selftest, sft
 from training.policy import PolicyModel
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class Round:
             self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **got_further)
             log.info("round %s: %s", self.id, phase)
             getattr(self, f"_{phase}")()
+            memory.trim()
 
     def progress(self, step, steps, metrics, **columns):
         self.store.update_round(self.id, self.owner, step=step, steps=steps, **columns)
@@ -137,12 +138,28 @@ class Round:
             self.end("not_enough", f"Not enough evidence yet: {len(prefs.pairs)} usable votes. Vote on more replies.")
 
     def _sft(self):
+        s, live = self.settings, self.store.live_policy()
+        warm = s.start_from == "live" and live["version"] > 0
+        if warm:
+            self._go_on_from(live)
         rows = self.store.demonstrations(self.base["hash"])
-        demonstrations = sft.examples(rows, lambda text: prompts.encode_reply(text, self.tokenizer), self.settings.rollout_context)
-        if demonstrations and self.settings.sft_epochs:
-            loss = sft.train(self.policy, demonstrations, self.settings, lambda step, steps, loss: self.progress(step, steps, {"sft_loss": loss}))
-            save_file(self.policy.state(), self.folder / "sft.safetensors")
+        demonstrations = sft.examples(rows, lambda text: prompts.encode_reply(text, self.tokenizer), s.rollout_context)
+        if demonstrations and s.sft_epochs:
+            loss = sft.train(self.policy, demonstrations, s, lambda step, steps, loss: self.progress(step, steps, {"sft_loss": loss}))
             self.store.update_round(self.id, self.owner, metrics={"demonstrations": len(demonstrations), "sft_loss": loss})
+        if warm or (demonstrations and s.sft_epochs):
+            save_file(self.policy.state(), self.folder / "start.safetensors")
+            self.store.update_round(self.id, self.owner, metrics={"started_from": live["version"] if warm else 0})
+
+    def _go_on_from(self, live):
+        """Put the live version's update into the policy, scaled down to half the KL target: the direction is kept, and there is room to move."""
+        s = self.settings
+        manifest, tensors = adapters.read(live["path"], base_hash=self.base["hash"], expected_sha256=live["sha256"])
+        if (manifest["rank"], manifest["alpha"]) != (s.lora_rank, s.lora_alpha):
+            raise adapters.BadAdapter(f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start with "
+                                      f"--lora-rank {manifest['rank']} --lora-alpha {manifest['alpha']}, or with --start-from base")
+        self.policy.load(tensors)
+        ppo.take_back(self.policy, s.kl_target / 2, lambda: self._sample(self.policy.causal, self._prompts(s.ppo_episodes, self._rng("start")), "start"), s)
 
     def _reward(self):
         model, report = reward.fit(self.preferences, self.trunk, self.settings, lambda done, total: self.progress(done, total, {}))
@@ -160,13 +177,14 @@ class Round:
         trainer, checkpoint = ppo.Trainer(self.policy, self.settings), self.folder / "ppo.pt"
         if checkpoint.exists():
             trainer.load(checkpoint)
-        elif (self.folder / "sft.safetensors").exists():
-            self.policy.load(load_file(self.folder / "sft.safetensors"))
+        elif (self.folder / "start.safetensors").exists():
+            self.policy.load(load_file(self.folder / "start.safetensors"))
 
         def on_iteration(trainer, metrics):
             # the point first: killed in between, the iteration is run again and its point replaced, but never lost
             self.store.add_metrics(self.id, trainer.iteration, metrics)
             trainer.save(checkpoint)
+            memory.trim()
             self.store.update_round(self.id, self.owner, step=trainer.iteration, steps=self.settings.ppo_iterations, attempts=1)
             log.info("ppo %d of %d: reward %.2f, KL %.2f, length %.0f", trainer.iteration, self.settings.ppo_iterations,
                      metrics["reward"], metrics["kl"], metrics["length"])
@@ -217,10 +235,11 @@ class Round:
         return rollout.generator(self.settings.seed, self.id, name)
 
     def _contexts(self, heldout):
-        """Prompts that people had, in or out of the held-out units, that fit into a rollout."""
+        """Prompts that people had, from the one voted on longest ago, in or out of the held-out units, that fit into a rollout."""
         prefs = self.preferences
-        chosen = {tuple(prefs.replies[p[0]][0]) for p in prefs.pairs if (p[4] in prefs.heldout) == heldout}
-        return [list(p) for p in sorted(chosen) if len(p) <= self.settings.rollout_context]
+        voted = [tuple(prefs.replies[p[0]][0]) for p in prefs.pairs if (p[4] in prefs.heldout) == heldout]
+        latest_first = dict.fromkeys(reversed(voted))
+        return [list(p) for p in reversed(latest_first) if len(p) <= self.settings.rollout_context]
 
     def _prompts(self, n, rng):
         seeds = self._once("seeds", lambda: rollout.seed_prompts("train", self.tokenizer, self.settings.rollout_context))

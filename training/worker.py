@@ -4,7 +4,6 @@
 `--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without enough evidence, 1 when it failed.
 """
 
-import ctypes
 import gc
 import logging
 import os
@@ -21,13 +20,13 @@ import torch
 from playground.models import ModelUnavailable
 from playground.settings import Settings, SettingsError, read
 from playground.store import LeaseLost, Store
+from training import memory
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
 log = logging.getLogger("training.worker")
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
-MAPPED, TRIMMED = 8 << 20, 1 << 20  # bytes: blocks mapped one by one, and free space at the top of the heap that is given back
 
 
 class WorkerSettings(Settings):
@@ -102,7 +101,7 @@ def main(argv=None):
         sys.exit(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     be_quiet(settings)
-    return_memory()
+    memory.return_freed()
     store, owner = Store(settings.database), f"{socket.gethostname()}:{os.getpid()}"
     try:
         if settings.once:
@@ -133,15 +132,6 @@ def be_quiet(settings):
     """Train at the lowest priority: beside a chat, `nice 19` with all threads leaves it more speed than equal shares of threads do."""
     torch.set_num_threads(settings.threads)
     psutil.Process().nice(19 if os.name == "posix" else psutil.IDLE_PRIORITY_CLASS)
-
-
-def return_memory():
-    """Have glibc map large blocks one by one and give them back when freed: PPO's activations, of another size in every batch, otherwise
-    fragment the heap, and the peak nearly doubles. From 8 MB on it costs no time; from 1 MB on a tenth, for no less memory. Elsewhere than on glibc there is no `mallopt` and nothing to do."""
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(mmap_threshold, MAPPED)
-        libc.mallopt(trim_threshold, TRIMMED)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""The usual small reward model, as a peer of ours on the same votes: a LoRA on all linear layers and a scalar head on a reply's last token
+(InstructGPT, Ouyang et al. 2022; TRL's RewardTrainer), trained with the Bradley–Terry loss on the votes that decided."""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from playground import models
+from training import preferences, reward
+
+EPOCHS = 3
+PAIRS = 4  # of one optimizer step
+LR = 1e-4
+
+
+class LastToken:
+    """The base with a fresh LoRA and head; scores replies."""
+
+    def __init__(self, settings, seed):
+        torch.manual_seed(seed)
+        trunk = models.load_trunk(settings, training=True)
+        self.peft = models.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=models.linear_targets(trunk))
+        self.trunk = self.peft.get_base_model().base_model
+        self.head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1, bias=False)
+        self.parameters = [*models.lora_parameters(self.peft).values(), *self.head.parameters()]
+
+    def __call__(self, replies):
+        """Scores (N,) of [(prompt ids, completion ids)], with gradients where enabled."""
+        rows = [torch.tensor([*prompt, *completion]) for prompt, completion in replies]
+        ids, mask = (pad_sequence(x, batch_first=True) for x in (rows, [torch.ones_like(row) for row in rows]))
+        hidden = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return self.head(hidden[torch.arange(len(rows)), mask.sum(-1) - 1].float())[:, 0]
+
+
+def accuracies(prefs, replies, pairs, settings, seed):
+    """Train on `prefs`; after each epoch the accuracy on `pairs` [(index, index, outcome)] of other `replies`."""
+    model, order = LastToken(settings, seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters, lr=LR, weight_decay=0.0)
+    decided = [p for p in prefs.pairs if p[2] != preferences.TIE]
+    found = []
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(decided), generator=order).split(PAIRS):
+            chosen = [decided[i][:2] if decided[i][2] == preferences.A else decided[i][1::-1] for i in rows]  # the better one first
+            scores = model([prefs.replies[i] for pair in chosen for i in pair])
+            optimizer.zero_grad()
+            torch.nn.functional.softplus(scores[1::2] - scores[0::2]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters, settings.max_grad_norm)
+            optimizer.step()
+        found.append(reward.Predictions.of(all_scores(model, replies), 0.0, pairs).accuracy())
+    return found
+
+
+@torch.no_grad()
+def all_scores(model, replies, rows=16):
+    scores, order = torch.zeros(len(replies)), sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
+    for start in range(0, len(order), rows):
+        at = order[start:start + rows]
+        scores[at] = model([replies[i] for i in at])
+    return scores

@@ -1,0 +1,91 @@
+"""One round's own decisions: the prompts it rolls out on and where it starts. The whole path is test_loop.py's."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from playground import adapters
+from playground.store import Store
+from tests.test_policy import moved, settings
+from tests.tiny import tiny_folder, tiny_model
+from training.policy import PolicyModel
+from training.preferences import Preferences
+from training.round import Round
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model")))
+
+
+def running(folder, tmp_path, live=None, **changes):
+    """A round of its own that has just been taken; `live` are the LoRA tensors of the version that answers."""
+    s = settings(model=folder, data_dir=tmp_path, **changes)
+    store = Store(s.database)
+    first = store.request_round()
+    this = Round(store, s, store.take_round("w", lease_seconds=60), "w")
+    if live is not None:
+        version = store.add_policy(first, "w", parent=0)
+        path, sha256 = adapters.write(s.adapters_dir, version, live, rank=s.lora_rank, alpha=s.lora_alpha, targets=this.policy.targets,
+                                      base=this.base, parent=0, round_id=first, scores={})
+        store.publish(first, "w", version, path, sha256, {})
+        store.request_round()
+        this = Round(store, s, store.take_round("w", lease_seconds=60), "w")
+    (this.folder / "preferences.json").write_text(json.dumps(asdict(Preferences()) | {"heldout": []}))
+    return this
+
+
+def strong():
+    """An update beyond the KL target here."""
+    return moved(PolicyModel(tiny_model(), settings()), 0.05).state()
+
+
+def ratio(state, of):
+    """How large the update's B is, relative to another's; the two must point the same way."""
+    a, b = (torch.cat([v.flatten() for k, v in tensors.items() if "lora_B" in k]) for tensors in (state, of))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.999
+    return (a.norm() / b.norm()).item()
+
+
+def test_a_round_starts_from_the_base(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong())
+    this._sft()
+    assert not any(v.any() for k, v in this.policy.state().items() if "lora_B" in k)
+    assert not (this.folder / "start.safetensors").exists()
+
+
+def test_a_round_can_go_on_from_the_live_version_at_half_the_kl_target(folder, tmp_path):
+    live = strong()
+    this = running(folder, tmp_path, live=live, start_from="live", kl_target=0.2)
+    this._sft()
+    assert 0.01 < ratio(this.policy.state(), live) < 0.9
+    episodes = this._sample(this.policy.causal, this._prompts(32, this._rng("test")), "test", replies=4)
+    assert sum(this.policy.totals(episodes, 8)["kl"]) / len(episodes) == pytest.approx(0.1, rel=0.3)
+    resumed = Round(this.store, this.settings, this.store.round(this.id), "w")
+    resumed.settings = this.settings.model_copy(update={"ppo_iterations": 1, "ppo_lr": 1e-9, "kl_target": 1e9})
+    resumed.score = lambda episodes: torch.zeros(len(episodes))
+    resumed._ppo()  # killed after its start was written, the round goes on from there
+    assert ratio(resumed.policy.state(), this.policy.state()) == pytest.approx(1, abs=1e-3)
+
+
+def test_with_no_version_live_going_on_is_starting_from_the_base(folder, tmp_path):
+    this = running(folder, tmp_path, start_from="live")
+    this._sft()
+    assert not (this.folder / "start.safetensors").exists()
+
+
+def test_a_live_version_of_another_rank_is_refused_with_what_to_do(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong(), start_from="live")
+    this.settings = this.settings.model_copy(update={"lora_rank": 2})
+    with pytest.raises(adapters.BadAdapter, match="start with --lora-rank 4 --lora-alpha 8, or with --start-from base"):
+        this._sft()
+
+
+def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):
+    this = running(folder, tmp_path)
+    replies = [([context], [n]) for n, context in enumerate((9, 9, 3, 3, 7, 7, 5, 5))]
+    pairs = [(a, a + 1, 0, 1.0, unit, None) for a, unit in ((0, "x"), (2, "x"), (4, "held out"), (6, "y"), (0, "y"))]
+    this._cache["preferences"] = Preferences(replies, pairs, heldout=frozenset({"held out"}))
+    assert this._contexts(heldout=False) == [[3], [5], [9]] and this._contexts(heldout=True) == [[7]]
