@@ -5,6 +5,7 @@ import inspect
 import sys
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
@@ -13,14 +14,24 @@ NAME = "grouped"
 
 
 def grouped(module, query, key, value, attention_mask, scaling, **_unused):
-    """query (B, H, Q, D), key and value (B, H/G, L, D), attention_mask (B, 1, Q, L) added to the scores -> (B, Q, H, D), and no weights."""
+    """query (B, H, Q, D), key and value (B, H/G, L, D), attention_mask (B, 1, Q, L) added to the scores -> (B, Q, H, D), and no weights.
+
+    The weights, which grow with the square of the length, are worked out again for the backward.
+    """
+    tensors = query, key, value, attention_mask, scaling
+    if torch.is_grad_enabled() and query.requires_grad:
+        return checkpoint(_attend, *tensors, use_reentrant=False, preserve_rng_state=False), None
+    return _attend(*tensors), None
+
+
+def _attend(query, key, value, attention_mask, scaling):
     b, h, q, d = query.shape
     heads = key.shape[1]
     scores = (query.reshape(b, heads, -1, d) @ key.transpose(2, 3)).view(b, h, q, -1) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    return (weights.view(b, heads, -1, key.shape[2]) @ value).view(b, h, q, d).transpose(1, 2).contiguous(), None
+    return (weights.view(b, heads, -1, key.shape[2]) @ value).view(b, h, q, d).transpose(1, 2).contiguous()
 
 
 def use_grouped(model):
