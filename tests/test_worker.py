@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def voted(tmp_path_factory):
     """Settings whose store holds 40 votes on the tiny model's replies, one demonstration, and no round yet."""
-    settings = settings_for(tmp_path_factory.mktemp("voted"), lease_seconds=1.0, poll_seconds=0.2, ppo_iterations=3, kl_target=30.0)
+    settings = settings_for(tmp_path_factory.mktemp("voted"), lease_seconds=1.0, poll_seconds=0.2, ppo_iterations=3, kl_target=30.0, gate_confidence=0.2)
     store = Store(settings.database)
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
     tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
