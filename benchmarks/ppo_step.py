@@ -55,6 +55,10 @@ class PpoStepSettings(Settings):
 
     quick: bool = False
     """8 episodes of 16 tokens, one process of each side, in minutes."""
+    ppo_episodes: int = Field(32, ge=2)
+    """Replies sampled in each iteration."""
+    ppo_minibatch: Positive = 8
+    """Episodes in each optimizer step; TRL's memory grows with it."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
     iterations: Positive = 3
@@ -95,9 +99,8 @@ def _run(command, environment):
 
 def sizes(settings):
     """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
-    batch = {"ppo_episodes": 32, "ppo_minibatch": 8}
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
-    settings = settings.model_copy(update={**batch, **small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
+    settings = settings.model_copy(update={**small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
     dtype = str(models.trunk_dtype(settings)).removeprefix("torch.")
     return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
 

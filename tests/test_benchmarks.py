@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import last_token, learning, plots, report, rounds
+from benchmarks import last_token, learning, plots, quantisation, report, rounds, three_rounds
 from benchmarks import pool as pools
 from playground import models
 from tests.test_loop import settings_for
@@ -141,3 +141,19 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
     assert cell["state"] in ("published", "refused") and 0 <= cell["interval"][0] <= cell["win_rate"] <= cell["interval"][1] <= 1
     assert len(cell["curve"]) == 2 and cell["curve"][0]["kl"] == pytest.approx(0, abs=0.05) and cell["peak_mb"] > 100
     assert pools.make_pool(settings, pools.Cache(settings), 16, pytest.fail).texts == pool.texts  # nothing is sampled twice
+
+
+def test_three_rounds_in_a_row_are_real_ones(tmp_path):
+    """On the tiny model: votes on the live version's replies, a worker each time, and the truth about whatever is live."""
+    tiny = settings_for(tmp_path, ppo_iterations=2, gate_prompts=4, evidence_confidence=0.0, gate_confidence=0.01, reply_tokens=8, rollout_tokens=8)
+    settings = three_rounds.ThreeRoundsSettings(**{**tiny.model_dump(), "replies": 2})
+    pool = pools.make_pool(settings, pools.Cache(settings), 8, lambda text: None)
+    found = three_rounds.chain(pool, settings, "brevity", 12, "live", 0, log=lambda text: None)
+    assert len(found) == 3 and all(cell["state"] in ("published", "refused") for cell in found)
+    assert all(0 <= cell["win_rate"] <= 1 for cell in found)
+
+
+def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):
+    settings = quantisation.QuantisationSettings(**settings_for(tmp_path).model_dump())
+    side = quantisation.measured(settings, "nf4", [([5, 6, 7], [20, 21])] * 4)
+    assert side["tokens_per_second"] > 0 and side["peak_mb"] > 100

@@ -5,6 +5,7 @@ measures on held-out prompts how often the new policy beats the base by that sco
 """
 
 import gc
+import itertools
 import json
 import os
 import random
@@ -73,14 +74,18 @@ def record(store, settings, identity, template, policy, votes):
         store.vote(duel, people[v.annotator], v.choice, store.duel(duel)["left"]["message"])
 
 
-def make_duels(store, settings, trunk, tokenizer, people, log=print):
-    """Fill the store with `settings.votes` voted duels by the base, its voters drawn from `people` {name: Person}; returns how many said tie."""
-    rng = random.Random(settings.seed)
+def make_duels(store, settings, trunk, tokenizer, people, log=print, skip=0):
+    """Fill the store with `settings.votes` voted duels by the live version, the voters drawn from `people` {name: Person}; returns how many said tie.
+
+    Each is on a shipped prompt of its own as long as there are any; `skip` is how many of them earlier duels have used.
+    """
+    rng, identity, live = random.Random(settings.seed), models.base_identity(trunk, settings), store.live_policy()
+    model = adapters.load(live["path"], trunk, base_hash=identity["hash"], expected_sha256=live["sha256"]) if live["version"] else trunk
     lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
     rng.shuffle(lines)
-    lines = (lines * (settings.votes // len(lines) + 1))[: settings.votes]
+    lines = list(itertools.islice(itertools.cycle(lines), skip, skip + settings.votes))
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
-    episodes = rollout.sample(trunk, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature,
+    episodes = rollout.sample(model, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature,
                               end_tokens=models.end_tokens(trunk, tokenizer))
     replies = [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
     scores = {name: annotators.standardised([person.score(lines[i // 2], reply) for i, reply in enumerate(replies)]) for name, person in people.items()}
@@ -88,7 +93,7 @@ def make_duels(store, settings, trunk, tokenizer, people, log=print):
     for i, line in enumerate(lines):
         name, both = rng.choice(sorted(people)), slice(2 * i, 2 * i + 2)
         votes.append(Vote(line, encoded[i], episodes[both], replies[both], name, people[name].vote(*scores[name][both], rng)))
-    record(store, settings, models.base_identity(trunk, settings), models.template_hash(tokenizer), 0, votes)
+    record(store, settings, identity, models.template_hash(tokenizer), live["version"], votes)
     ties = sum(v.choice == "tie" for v in votes)
     log(f"{settings.votes} duels voted on, {ties} ties")
     return ties
