@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from benchmarks import pool as pools
-from benchmarks import last_token, plots, report, rounds
+from benchmarks import gold, last_token, plots, report, rounds
 from playground import models, scorer
 from playground.settings import Settings, SettingsError, read
 from training import annotators, gate, policy, ppo, ppo_math, preferences, reward, rollout
@@ -219,6 +219,9 @@ def round_rows(cells, quick):
     far = {name: cells.round(annotator=name, n=100, seed=0, arm="far beyond the KL target") for name in ("second_person",)}
     pessimistic = {name: cells.round(annotator=name, n=100, seed=0, arm="pessimistic reward (λ = 1)") for name in names}
     peer = {name: cells.last_token(annotator=name, n=100, seed=0) for name in names}
+    if cells.settings.rounds == "run":
+        gold.make(cells.pool, cells.cache, cells.settings, cells.log)
+    golden = [cells.round(annotator=gold.NAME, n=100, seed=0, arm=arm) for arm in ("PPO", "far beyond the KL target")]
     few = {(name, n): cells.round(annotator=name, n=n, seed=0) for name in names for n in (25, 50, 200, 400)}
     clean |= {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (1, 2) for name in names}
 
@@ -240,6 +243,8 @@ def round_rows(cells, quick):
     for what, arm in (("length-only reward", length), ("pessimistic reward (λ = 1)", pessimistic), ("far beyond the KL target", far)):
         for name, cell in arm.items():
             rates(f"{what}, {name}, 100 votes", [cell], None)
+    for what, cell in zip(("gold reward model, 100 votes", "far beyond the KL target, gold reward model, 100 votes"), golden, strict=True):
+        rates(what, [cell], None)
     for (name, n), cell in few.items():
         rates(f"{name}, {n} votes", [cell], None)
     for level in (0.6, 0.7):

@@ -39,7 +39,7 @@ class Policy:
 
 @dataclass(eq=False)
 class Stream:
-    """One duel's two replies as they grow. The engine's thread writes; anyone may read, `wait` or `stop`."""
+    """One duel's replies as they grow, one for each seed. The engine's thread writes; anyone may read, `wait` or `stop`."""
 
     policy: Policy
     prompt: list
@@ -48,15 +48,22 @@ class Stream:
     decoding: Decoding | None = None
     detokenisers: list = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
-    first_token_ms: list = field(default_factory=lambda: [None, None])
-    total_ms: list = field(default_factory=lambda: [None, None])
+    first_token_ms: list = field(init=False)
+    total_ms: list = field(init=False)
     error: str | None = None
     finished: threading.Event = field(default_factory=threading.Event)
     stopping: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self):
+        self.first_token_ms, self.total_ms = ([None] * len(self.seeds) for _ in range(2))
+
     def texts(self):
-        """Both texts so far."""
-        return [d.text for d in self.detokenisers] or ["", ""]
+        """The texts so far."""
+        return [d.text for d in self.detokenisers] or [""] * len(self.seeds)
+
+    def tokens(self):
+        """How many tokens each reply has so far."""
+        return [len(r.token_ids) for r in self.decoding.replies] if self.decoding else [0] * len(self.seeds)
 
     def stop(self):
         """End both replies at the next step."""
@@ -66,13 +73,13 @@ class Stream:
         """Wait until the stream has ended, at most `timeout` seconds; return whether it has."""
         return self.finished.wait(timeout)
 
-    def results(self):
-        """Once it has ended: what `Store.finish_duel` records of both sides."""
+    def results(self, shown=(0, 1)):
+        """Once it has ended: what `Store.finish_duel` records of the two replies that are shown."""
         sides = []
-        for i in range(2):
+        for i in shown:
             reply = self.decoding.replies[i] if self.decoding else None
             sides.append({
-                "text": self.texts()[i].strip(), "token_ids": reply.token_ids if reply else [], "logprobs": reply.logprobs if reply else [],
+                "text": self.texts()[i].strip(), "seed": self.seeds[i], "token_ids": reply.token_ids if reply else [], "logprobs": reply.logprobs if reply else [],
                 "finish_reason": "error" if self.error else reply.finish_reason if reply else "stopped",
                 "first_token_ms": self.first_token_ms[i], "total_ms": self.total_ms[i]})
         return sides
@@ -116,7 +123,7 @@ class Engine:
     # -- duels
 
     def duel(self, prompt, seeds, sampling):
-        """Start two replies to one prompt (token ids) with the live version; returns their Stream at once."""
+        """Start a reply for each seed to one prompt (token ids) with the live version; returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
         with self._lock:
@@ -149,7 +156,7 @@ class Engine:
     def _step(self, stream):
         try:
             if stream.decoding is None:
-                stream.decoding = Decoding(stream.policy.model, [stream.prompt], stream.seeds, stream.sampling, self.end_tokens, n=2)
+                stream.decoding = Decoding(stream.policy.model, [stream.prompt], stream.seeds, stream.sampling, self.end_tokens, n=len(stream.seeds))
                 stream.detokenisers = [Detokeniser(self.tokenizer) for _ in stream.seeds]
             if stream.stopping.is_set():
                 stream.decoding.stop()

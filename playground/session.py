@@ -7,7 +7,7 @@ import random
 import threading
 from dataclasses import dataclass, field
 
-from playground import prompts
+from playground import active, prompts
 from playground.decoder import Sampling
 from playground.store import StoreError
 
@@ -39,6 +39,7 @@ class View:
     right: Side | None = None
     duel: int | None = None
     choice: str | None = None
+    progress: str | None = None  # of replies that are not shown while they are written
 
 
 class Chat:
@@ -47,6 +48,7 @@ class Chat:
     def __init__(self, store, engine, settings, rng=None):
         self.store, self.engine, self.settings = store, engine, settings
         self._rng = rng or random.SystemRandom()
+        self._picker = active.Picker(settings, engine.identity["hash"])
         self._streams = {}  # annotator -> (Stream or None while starting)
         self._lock = threading.Lock()
 
@@ -66,9 +68,7 @@ class Chat:
         messages = self._messages([m for m in history if m["id"] not in own])
         sides = [duel["left"], duel["right"]]
         if sides[0]["status"] == "streaming":
-            stream = self._streams.get(annotator)
-            texts = stream.texts() if stream else ["", ""]
-            return View("streaming", messages, duel["user_text"], Side(texts[0]), Side(texts[1]), duel["id"])
+            return self._streaming(self._streams.get(annotator), messages, duel["user_text"], duel["id"])
         vote = self.store.current_vote(duel["id"], annotator)
         if vote is None:
             return View("voting", messages, duel["user_text"], *(Side(s["text"]) for s in sides), duel["id"])
@@ -130,27 +130,41 @@ class Chat:
         prompt = prompts.encode([*history, {"role": "user", "content": text}], self.engine.tokenizer, self.settings.context_tokens,
                                 row and row["system_prompt"])
         sampling = Sampling(self.settings.temperature, self.settings.top_p, self.settings.top_k, self.settings.reply_tokens)
-        seeds = [self._rng.getrandbits(48) for _ in range(2)]
+        seeds = [self._rng.getrandbits(48) for _ in range(self.settings.candidates)]
         stream = self.engine.duel(prompt, seeds, sampling)
-        duel = None
+        duel, pair = None, active.Pair()
         try:
             side = {"policy": stream.policy.version, "base_model": self.engine.identity["model"], "base_hash": self.engine.identity["hash"],
-                    "template_hash": self.engine.template_hash, "sampling": sampling.as_dict()}
-            duel = self.store.start_duel(conversation, text, prompt, [{**side, "seed": seed} for seed in seeds])
+                    "template_hash": self.engine.template_hash, "sampling": {**sampling.as_dict(), **self._picking()}}
+            duel = self.store.start_duel(conversation, text, prompt, [{**side, "seed": seed} for seed in seeds[:2]])
             self._streams[annotator] = stream
             while not stream.wait(1 / self.settings.stream_hz):
-                yield View("streaming", history, text, *map(Side, stream.texts()), duel)
+                yield self._streaming(stream, history, text, duel)
+            if len(seeds) > 2 and not stream.error:
+                pair = self._picker.pair(prompt, [reply.token_ids for reply in stream.decoding.replies], seeds[0])
         finally:  # the end, a closed generator (the browser went away), or an error: the rows get what is there
             stream.stop()
             stream.wait(30)
             if duel is not None:
-                results = stream.results()
+                results = stream.results((pair.first, pair.second))
                 if not all(r["token_ids"] for r in results):  # stopped before the first token: nothing to vote on
                     results = [{**r, "finish_reason": "error"} for r in results]
-                self.store.finish_duel(duel, results)
+                self.store.finish_duel(duel, results, pairing=pair.pairing, probability=pair.probability)
         if stream.error:
             raise Refused(f"The model could not answer: {stream.error}. Your message was not lost; send it again.")
         yield self.view(annotator)
+
+    def _streaming(self, stream, history, text, duel):
+        """Both replies as they grow; of more than two, how far they are."""
+        n = self.settings.candidates
+        if n == 2:
+            return View("streaming", history, text, *map(Side, stream.texts() if stream else ["", ""]), duel)
+        done = f"{max(stream.tokens())} of at most {self.settings.reply_tokens} tokens" if stream else "starting"
+        return View("streaming", history, text, Side(""), Side(""), duel, progress=f"{n} replies are being written, {done}; you will see two of them")
+
+    def _picking(self):
+        """What is recorded with a reply's sampling settings where it is one of more than two."""
+        return {"candidates": self.settings.candidates, "pick": self.settings.pick} if self.settings.candidates > 2 else {}
 
     @staticmethod
     def _messages(rows):

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     """Top-k sampling in the chat; 0 is off. Rollouts never use it."""
     reply_tokens: int = Field(192, ge=1, le=8192)
     """Longest reply in the chat, in tokens."""
+    candidates: int = Field(2, ge=2, le=32)
+    """Replies sampled to each message. Of more than two, a person sees the two that `pick` picks, once all are written."""
+    pick: Literal["thompson", "best"] = "thompson"
+    """thompson: the two from which a vote says most, by double Thompson sampling; best: the best of each half, by the reward model."""
     context_tokens: int = Field(1024, ge=64, le=131072)
     """Longest prompt, in tokens; the oldest turns are cut to fit."""
     message_chars: int = Field(4000, ge=1, le=100000)

@@ -130,7 +130,7 @@ class Store:
 
     # -- duels
 
-    def start_duel(self, conversation, text, prompt_ids, sides, *, pairing="same_policy", probability=1.0):
+    def start_duel(self, conversation, text, prompt_ids, sides):
         """Record a turn before its first token: the user's message and two streaming candidates.
 
         `sides` holds the left and the right candidate's generation columns (policy, base_model, base_hash, template_hash,
@@ -146,16 +146,18 @@ class Store:
                 generations.append(db["generation"].insert(row).last_pk)
             return db["duel"].insert({
                 "conversation": conversation, "user_message": user, "left_generation": generations[0],
-                "right_generation": generations[1], "pairing": pairing, "probability": probability, "created": now()}).last_pk
+                "right_generation": generations[1], "pairing": "same_policy", "probability": 1.0, "created": now()}).last_pk
 
-    def finish_duel(self, duel, sides):
-        """Record what both candidates became: dicts with text, token_ids, logprobs, finish_reason, first_token_ms, total_ms."""
+    def finish_duel(self, duel, sides, *, pairing="same_policy", probability=1.0):
+        """Record what both candidates became: dicts with text, seed, token_ids, logprobs, finish_reason, first_token_ms, total_ms; and how this pair
+        was picked where there were more than two."""
         with self.writing() as db:
             row = db["duel"].get(duel)
+            db["duel"].update(duel, {"pairing": pairing, "probability": probability})
             for generation, side in zip((row["left_generation"], row["right_generation"]), sides, strict=True):
                 status = {"stopped": "stopped", "error": "error"}.get(side["finish_reason"], "complete")
                 db["generation"].update(generation, {
-                    "token_ids": json.dumps(side["token_ids"]), "logprobs": json.dumps([round(x, 5) for x in side["logprobs"]]),
+                    "seed": side["seed"], "token_ids": json.dumps(side["token_ids"]), "logprobs": json.dumps([round(x, 5) for x in side["logprobs"]]),
                     "finish_reason": side["finish_reason"], "first_token_ms": side["first_token_ms"], "total_ms": side["total_ms"]})
                 db["message"].update(db["generation"].get(generation)["message"], {"text": side["text"], "status": status})
 

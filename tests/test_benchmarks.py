@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import last_token, learning, plots, quantisation, report, rounds, three_rounds
+from benchmarks import gold, last_token, learning, pairs, plots, quantisation, report, rounds, three_rounds
 from benchmarks import pool as pools
 from playground import models
 from tests.test_loop import settings_for
@@ -157,3 +157,24 @@ def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):
     settings = quantisation.QuantisationSettings(**settings_for(tmp_path).model_dump())
     side = quantisation.measured(settings, "nf4", [([5, 6, 7], [20, 21])] * 4)
     assert side["tokens_per_second"] > 0 and side["peak_mb"] > 100
+
+
+def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(gold, "VOTES", 40)
+    settings = learning.LearningSettings(**{**settings_for(tmp_path).model_dump(), "replies": 2})
+    pool, cache = pools.make_pool(settings, pools.Cache(settings), 16, lambda text: None), pools.Cache(settings)
+    monkeypatch.setattr(gold, "hidden_rule", lambda pool: pool.scores(lambda prompt, reply: reply.count("e")))
+    gold.make(pool, cache, settings, lambda text: None)
+    for name, value in settings.environ().items():
+        monkeypatch.setenv(name, value)
+    score = annotators.find(gold.NAME)
+    pairs = [p for p in learning.true_pairs(pool, lambda prompt, reply: reply.count("e")) if p[2] != TIE]
+    said = pool.scores(score)
+    assert sum((said[a] > said[b]) == (o == A) for a, b, o in pairs) > 0.7 * len(pairs)
+    gold.make(pool, cache, settings, pytest.fail)  # made once
+
+
+def test_active_and_random_pairs_are_both_learnt_from(pool, tmp_path):
+    settings = learning.LearningSettings(data_dir=tmp_path)
+    for actively in (False, True):
+        assert pairs.cell(pool, settings, "brevity", 32, 0, actively) > 0.85

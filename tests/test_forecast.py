@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from playground import models
+from playground import active, models, scorer
 from playground.store import Store
 from tests.test_loop import liking, settings_for
 from training import simulate
@@ -106,3 +106,18 @@ def test_both_bad_is_not_forecast_and_not_asked_again(voted):
     vote = vote_again(store, store.row("select max(id) as id from duel")["id"], "both_bad")
     assert forecaster.step() and not forecaster.step()
     assert next(r for r in rows(store) if r["vote"] == vote)["probability"] is None
+
+
+def test_the_head_that_all_votes_give_is_left_for_the_chat_where_it_picks_pairs(voted, tmp_path):
+    settings, fill = voted
+    store = fill()
+    for candidates in (2, 3):
+        own = settings.model_copy(update={"candidates": candidates, "data_dir": tmp_path})
+        Forecaster(store, own).step()
+        file = active.head_file(own, store.last_base_hash())
+        assert not file.exists() if candidates == 2 else not list(file.parent.glob("*.partial"))
+        vote_again(store, store.row("select min(id) as id from duel")["id"], "a" if candidates == 2 else "b")
+    assert Forecaster(store, own).step() and file.exists()
+    before = scorer.RewardModel.load(file)
+    vote_again(store, store.row("select max(id) as id from duel")["id"], "a")
+    assert Forecaster(store, own).step() and not torch.equal(scorer.RewardModel.load(file).weight, before.weight)

@@ -1,10 +1,12 @@
 """The state machine of a conversation: send, stream, stop, vote, go on, and what a reload shows."""
 
+import json
 import threading
 import time
 
 import pytest
 from playground import prompts
+from playground.active import Pair
 from playground.engine import Engine
 from playground.session import Chat, Refused
 from playground.settings import Settings
@@ -228,3 +230,50 @@ def test_replies_that_a_crash_cut_off_do_not_block_the_conversation(chat):
     assert chat.store.fail_streaming() == 2
     assert chat.view(ann).phase == "voted" and chat.view(ann).message == "Hello"
     assert turn(chat, ann, "Go on").phase == "voting"
+
+
+# -- more than two candidates
+
+def of_four(chat):
+    """The same chat with four candidates to a message, and their streams as they were started."""
+    chat.settings = chat.settings.model_copy(update={"candidates": 4})
+    streams, start = [], chat.engine.duel
+    chat.engine.duel = lambda *args: streams.append(start(*args)) or streams[-1]
+    return streams
+
+
+def test_of_four_candidates_the_picked_pair_is_shown_once_all_are_written(chat):
+    slow(chat)
+    streams = of_four(chat)
+    chat._picker.pair = lambda prompt, completions, seed: Pair(3, 1, "active", 0.125) if len(completions) == 4 else None
+    views = list(chat.send(person(chat), "Hello"))
+    assert all(v.left.text == v.right.text == "" and "4 replies are being written" in v.progress for v in views[:-1])
+    assert [v.progress for v in views[:-1]] != [views[0].progress] * len(views[:-1])
+    texts = [text.strip() for text in streams[0].texts()]
+    assert len(texts) == 4 and (views[-1].left.text, views[-1].right.text) == (texts[3], texts[1]) and views[-1].progress is None
+    row = chat.store.row("select * from duel where id = ?", views[-1].duel)
+    assert (row["pairing"], row["probability"]) == ("active", 0.125)
+    left = chat.store.row("select * from generation where id = ?", row["left_generation"])
+    assert left["seed"] == streams[0].seeds[3] and json.loads(left["sampling"])["candidates"] == 4
+
+
+def test_without_a_reward_model_the_first_two_of_four_are_shown(chat):
+    streams = of_four(chat)
+    view = turn(chat, person(chat))
+    assert [view.left.text, view.right.text] == [text.strip() for text in streams[0].texts()[:2]]
+    assert chat.store.row("select pairing from duel")["pairing"] == "same_policy"
+
+
+def test_a_reload_while_four_are_written_shows_how_far_they_are(chat):
+    slow(chat, 0.05)
+    of_four(chat)
+    ann = person(chat)
+    turn_ = chat.send(ann, "Hello")
+    next(turn_)
+    assert "you will see two of them" in chat.view(ann).progress
+    turn_.close()
+
+
+def test_two_candidates_are_recorded_as_ever(chat):
+    turn(chat, person(chat))
+    assert "candidates" not in chat.store.row("select sampling from generation")["sampling"]

@@ -28,7 +28,7 @@ def candidate(seed, policy=0, base_hash=BASE):
 
 
 def outcome(text, ids, reason="end"):
-    return {"text": text, "token_ids": ids, "logprobs": [-0.123456789] * len(ids), "finish_reason": reason, "first_token_ms": 5.0, "total_ms": 9.0}
+    return {"text": text, "seed": 7, "token_ids": ids, "logprobs": [-0.123456789] * len(ids), "finish_reason": reason, "first_token_ms": 5.0, "total_ms": 9.0}
 
 
 def duel(store, who, conversation=None, text="Hello", base_hash=BASE):
@@ -577,3 +577,12 @@ def test_one_of_two_workers_gets_the_round(file_store):
     for thread in threads:
         thread.join()
     assert sum(row is not None for row in taken) == 1
+
+
+def test_a_pair_of_more_than_two_is_recorded_as_it_was_picked(store):
+    who = store.annotator("ann")
+    d = store.start_duel(store.new_conversation(who), "Hello", [1], [candidate(1), candidate(2)])
+    store.finish_duel(d, [{**outcome("left", [4, 2]), "seed": 3}, {**outcome("right", [5, 2]), "seed": 4}], pairing="active", probability=0.25)
+    row = store.row("select * from duel where id = ?", d)
+    assert (row["pairing"], row["probability"]) == ("active", 0.25)
+    assert [store.row("select seed from generation where id = ?", row[side])["seed"] for side in ("left_generation", "right_generation")] == [3, 4]

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from playground import models, prompts, scorer
+from playground import active, models, prompts, scorer
 from training import preferences, reward
 
 log = logging.getLogger(__name__)
@@ -43,11 +43,13 @@ class Forecaster:
         return True
 
     def forecast(self, base_hash, waiting):
-        """Forecast the votes `waiting` (ids) from all the others."""
+        """Forecast the votes `waiting` (ids) from all the others, then leave the head that all of them give where the chat finds it."""
         prefs = preferences.from_store(self.store, base_hash, self.encode_reply, self.settings)
         fresh = [p for p in prefs.pairs if p[5] in waiting]
         known = replace(prefs, pairs=[p for p in prefs.pairs if p[5] not in waiting])
         chances = self.chances(prefs, known, fresh)
+        if self.settings.candidates > 2:
+            self.leave_head(prefs, active.head_file(self.settings, base_hash))
         self.store.add_forecasts([(p[5], *chance) for p, chance in zip(fresh, chances, strict=True)])
         self.store.add_forecasts([(vote, None, None) for vote in waiting - {p[5] for p in fresh}])  # both bad, or twice the same reply
 
@@ -55,15 +57,26 @@ class Forecaster:
         """[(probability of what was voted, whether the better-scored side won or None of a tie)] of fresh pairs; (None, None) from too few votes."""
         if sum(p[2] != preferences.TIE for p in known.pairs) < MIN_DECIDED or not fresh:
             return [(None, None)] * len(fresh)
-        reading = scorer.Reading.of(self.features(prefs.replies), self.trunk.parts, prefs.replies)
-        with reward.one_thread():
-            if self._choice is None or len(known.pairs) <= CHOOSE_UP_TO:
-                self._choice = reward.choose(reward.designs(reading, known, self.settings), known, self.settings.seed)
-            model = reward.fit_model(reading, known, *self._choice)
+        reading = self.read(prefs)
+        model = self.fit(reading, known)
         said = reward.Predictions.of(model.raw(reading.features), model.log_nu, fresh)
         chance = (-preferences.pair_nll(said.delta / 2, -said.delta / 2, said.outcome, said.log_nu)).exp().tolist()
         hit = [None if o == preferences.TIE else bool((d > 0) == (o == preferences.A)) for d, o in zip(said.delta.tolist(), said.outcome.tolist(), strict=True)]
         return list(zip(chance, hit, strict=True))
+
+    def leave_head(self, prefs, file):
+        """Write the head that all votes give, once enough of them decided."""
+        if sum(p[2] != preferences.TIE for p in prefs.pairs) >= MIN_DECIDED:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            self.fit(self.read(prefs), prefs).save(partial)
+            partial.rename(file)
+
+    def fit(self, reading, prefs):
+        with reward.one_thread():
+            if self._choice is None or len(prefs.pairs) <= CHOOSE_UP_TO:
+                self._choice = reward.choose(reward.designs(reading, prefs, self.settings), prefs, self.settings.seed)
+            return reward.fit_model(reading, prefs, *self._choice)
 
     def rest(self):
         """Give the trunk's memory back."""
@@ -79,6 +92,9 @@ class Forecaster:
     def trunk(self):
         self._trunk = self._trunk or scorer.FeatureTrunk(self.settings)
         return self._trunk
+
+    def read(self, prefs):
+        return scorer.Reading.of(self.features(prefs.replies), self.trunk.parts, prefs.replies)
 
     def features(self, replies):
         """(N, D); each reply is read once and kept in DATA/features, in a folder for each base model and way of reading it."""

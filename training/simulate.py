@@ -69,7 +69,7 @@ def record(store, settings, identity, template, policy, votes):
     people = {name: store.annotator(f"simulated {name}", kind="simulated") for name in sorted({v.annotator for v in votes})}
     for v in votes:
         duel = store.start_duel(store.new_conversation(people[v.annotator]), v.line, v.prompt, [side] * 2)
-        store.finish_duel(duel, [{"text": t, "token_ids": e.completion, "logprobs": [], "finish_reason": "end" if e.ended else "length",
+        store.finish_duel(duel, [{"text": t, "seed": 0, "token_ids": e.completion, "logprobs": [], "finish_reason": "end" if e.ended else "length",
                                   "first_token_ms": 0, "total_ms": 0} for t, e in zip(v.texts, v.episodes, strict=True)])
         store.vote(duel, people[v.annotator], v.choice, store.duel(duel)["left"]["message"])
 

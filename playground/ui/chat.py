@@ -155,7 +155,7 @@ class ChatTab:
         elif shown is None or shown.duel != view.duel:
             shown = Shown(view.duel, now(), time.monotonic())
         started = view.phase != "idle" or bool(view.history)
-        updates = {**self.paint_panes(view), self.shown: shown, self.hint: f"<span>{HINTS[view.phase]}</span>",
+        updates = {**self.paint_panes(view), self.shown: shown, self.hint: _hint(view),
                    self.send: gr.Button(visible=view.phase != "streaming"), self.stop: gr.Button(visible=view.phase == "streaming"),
                    self.new: gr.Button(interactive=started and view.phase != "streaming")}
         updates |= {button: gr.Button(visible=not started) for button in self.starters}
@@ -166,9 +166,14 @@ class ChatTab:
         return updates
 
     def paint_panes(self, view):
-        """The panes alone, for each update while replies stream."""
-        return {c: value for side, (chatbot, badge) in self.panes.items()
-                for c, value in ((chatbot, _messages(view, side)), (badge, _badge(side, view, view.left if side == "a" else view.right)))}
+        """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
+        updates = {c: value for side, (chatbot, badge) in self.panes.items()
+                   for c, value in ((chatbot, _messages(view, side)), (badge, _badge(side, view, view.left if side == "a" else view.right)))}
+        return updates | ({self.hint: _hint(view)} if view.progress else {})
+
+
+def _hint(view):
+    return f"<span>{escape(view.progress or HINTS[view.phase])}</span>"
 
 
 def _same(text):

@@ -1,0 +1,99 @@
+"""Do actively chosen pairs teach more than random ones? The reward model's accuracy from as many votes, on held-out prompts.
+
+Both sides vote on the same prompts in the same order. Random: any two of a prompt's replies. Active: the two that double Thompson sampling
+(`playground/active.py`) picks, by a head refitted every ten votes on those before.
+"""
+
+import itertools
+import random
+import sys
+from statistics import mean
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from benchmarks import learning, report
+from benchmarks import pool as pools
+from playground import active, models, scorer
+from playground.settings import SettingsError, read
+from training import annotators, gate, preferences, reward
+
+STEP = 10  # votes between refits
+
+
+class PairsSettings(learning.LearningSettings):
+    """Active against random pairs."""
+
+    votes: int = Field(100, ge=2 * STEP)
+    """Votes of each reward model."""
+
+
+def preferences_of(pool, voted, seed):
+    """(Preferences, indices of its replies in the pool) of [(index, index, choice)]."""
+    chosen = sorted({i for *pair, _ in voted for i in pair})
+    at = {i: k for k, i in enumerate(chosen)}
+    outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
+    pairs = [(at[a], at[b], outcome[choice], 1.0, pool.prompts[a], k) for k, (a, b, choice) in enumerate(voted)]
+    return preferences.Preferences([pool.ids[i] for i in chosen], pairs, heldout=preferences.held_out([p[4] for p in pairs], 0.2, seed)), chosen
+
+
+def fitted(pool, voted, settings, seed):
+    """The reward model of these votes, its view and penalty chosen by cross-validation."""
+    prefs, chosen = preferences_of(pool, voted, seed)
+    reading = scorer.Reading.of(pool.features[chosen], pool.parts, prefs.replies)
+    with reward.one_thread():
+        return reward.fit_model(reading, prefs, *reward.choose(reward.designs(reading, prefs, settings), prefs, settings.seed))
+
+
+def cell(pool, settings, annotator, votes, seed, actively):
+    """Accuracy on the held-out prompts after `votes` votes."""
+    rng, source, score = random.Random(f"{seed}/{votes}"), torch.Generator().manual_seed(seed), annotators.find(annotator)
+    scores, person = annotators.standardised(pool.scores(score)), annotators.Person(score)
+    groups = pool.groups(heldout=False)
+    groups = list(itertools.islice(itertools.cycle(rng.sample(groups, len(groups))), votes))
+    voted, model = [], None
+    for k, group in enumerate(groups):
+        if actively and k >= 2 * STEP and k % STEP == 0:
+            model = fitted(pool, voted, settings, seed)
+        a, b = rng.sample(group, 2)
+        if model:
+            x = scorer.with_counts(pool.features[group], [pool.ids[i] for i in group], model.tokens)
+            a, b = (group[i] for i in active.pair(active.favourites(model, x, source), source)[:2])
+        voted.append((a, b, person.vote(scores[a], scores[b], rng)))
+    model = fitted(pool, voted, settings, seed)
+    raw = model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens))
+    return reward.Predictions.of(raw, model.log_nu, learning.true_pairs(pool, score)).accuracy()
+
+
+def run(settings, log=print):
+    """The rows."""
+    torch.set_num_threads(settings.threads)
+    cache, seeds = pools.Cache(settings), 1 if settings.quick else 5
+    pool, rows, gains = pools.make_pool(settings, cache, 32 if settings.quick else None, log), [], []
+    for annotator in annotators.SHIPPED:
+        found = {}
+        for actively in (False, True):
+            keys = [{"annotator": annotator, "votes": settings.votes, "seed": seed, "actively": actively} for seed in range(seeds)]
+            found[actively] = [cache.get(lambda key=key: cell(pool, settings, **key), *learning.REWARD_CODE, active, sys.modules[__name__],
+                                         kind="pairs", pool=len(pool.ids), **key) for key in keys]
+        own = [a - r for r, a in zip(found[False], found[True], strict=True)]
+        gains += own
+        for actively, name in ((False, "random"), (True, "active")):
+            rows.append(report.row(f"{annotator}, {settings.votes} votes, {name} pairs: accuracy on held-out prompts, mean of {seeds}", mean(found[actively])))
+        log(f"{annotator}: random {mean(found[False]):.3f}, active {mean(found[True]):.3f}")
+    low, high = gate.interval(np.array(gains), 0.95, 0)
+    rows.append(report.row(f"active above random, mean [{low:+.3f}, {high:+.3f}]", mean(gains), "", "≥ 0.01"))
+    return rows
+
+
+def main(argv=None):
+    try:
+        settings = read(argv, PairsSettings, "python -m benchmarks.pairs")
+        report.show(run(settings), settings.json_file)
+    except (SettingsError, models.ModelUnavailable) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
