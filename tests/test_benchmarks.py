@@ -160,18 +160,20 @@ def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):
 
 
 def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(gold, "VOTES", 40)
-    settings = learning.LearningSettings(**{**settings_for(tmp_path).model_dump(), "replies": 2})
-    pool, cache = pools.make_pool(settings, pools.Cache(settings), 16, lambda text: None), pools.Cache(settings)
-    monkeypatch.setattr(gold, "hidden_rule", lambda pool: pool.scores(lambda prompt, reply: reply.count("e")))
-    gold.make(pool, cache, settings, lambda text: None)
+    """Here the rule is to say `good answer` often; the gold model sees it in votes on 30 pairs of replies alone."""
+    settings = learning.LearningSettings(**settings_for(tmp_path).model_dump())
+    tokenizer, often = models.load_tokenizer(settings), [i * 7 % 5 for i in range(80)]
+    texts = [f"the story {'good answer ' * n}and the light number {i}" for i, n in enumerate(often)]
+    ids = [([1], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    pool = pools.Pool([f"prompt {i // 2}" for i in range(80)], texts, ids, [True] * 80, [i >= 60 for i in range(80)], torch.zeros(80, 1), [1])
+    monkeypatch.setattr(gold, "hidden_rule", lambda pool: often)
+    gold.make(pool, pools.Cache(settings), settings, lambda text: None)
     for name, value in settings.environ().items():
         monkeypatch.setenv(name, value)
-    score = annotators.find(gold.NAME)
-    pairs = [p for p in learning.true_pairs(pool, lambda prompt, reply: reply.count("e")) if p[2] != TIE]
-    said = pool.scores(score)
-    assert sum((said[a] > said[b]) == (o == A) for a, b, o in pairs) > 0.7 * len(pairs)
-    gold.make(pool, cache, settings, pytest.fail)  # made once
+    said = pool.scores(annotators.find(gold.NAME))
+    decided = [(a, b) for (a, b), in pool.pairs(heldout=True) if often[a] != often[b]]
+    assert sum((said[a] > said[b]) == (often[a] > often[b]) for a, b in decided) >= 0.9 * len(decided) > 7
+    gold.make(pool, pools.Cache(settings), settings, pytest.fail)  # made once
 
 
 def test_active_and_random_pairs_are_both_learnt_from(pool, tmp_path):
