@@ -22,7 +22,7 @@ DRAWS = 1000  # heads that the favourites' shares are counted over
 
 
 class Pair(NamedTuple):
-    """Indices of the two replies, how they were picked (as `Store.start_duel` has it), and the chance with which this pair was."""
+    """Indices of the left and the right reply, how they were picked (as `Store.start_duel` has it), and the chance with which this pair was."""
 
     first: int = 0
     second: int = 1
@@ -59,8 +59,9 @@ class Picker:
             return Pair()
         x = model.features(self._trunk, replies)
         if self.settings.pick == "thompson":
-            first, second, chance = pair(favourites(model, x, generator), generator)
-            return Pair(first, second, "active", chance)
+            *both, chance = pair(favourites(model, x, generator), generator)
+            left = torch.randint(2, (), generator=generator)  # or the favourite would mostly stand there
+            return Pair(both[left], both[1 - left], "active", chance)
         scores, half = model.raw(x), len(replies) // 2
         return Pair(scores[:half].argmax().item(), half + scores[half:].argmax().item())
 

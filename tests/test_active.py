@@ -92,9 +92,10 @@ def test_best_picks_the_best_of_each_half_and_follows_a_newer_head(folder, tmp_p
 def test_thompson_asks_about_the_favourite_and_keeps_the_chance(folder, tmp_path):
     this = picker(folder, tmp_path)
     leave_head(this)
-    picked = [this.pair([5, 6], REPLIES, seed) for seed in range(8)]
-    assert all(p.first == 3 and p.pairing == "active" and p.probability == pytest.approx(1 / 3) for p in picked)
-    assert len({p.second for p in picked}) > 1 and picked[0] == this.pair([5, 6], REPLIES, 0)
+    picked = [this.pair([5, 6], REPLIES, seed) for seed in range(16)]
+    assert all(3 in p[:2] and p.pairing == "active" and p.probability == pytest.approx(1 / 3) for p in picked)
+    assert {p[:2].index(3) for p in picked} == {0, 1} and len({sum(p[:2]) for p in picked}) > 1  # on either side, against any other
+    assert picked[0] == this.pair([5, 6], REPLIES, 0)
 
 
 def test_a_head_of_other_settings_or_a_broken_file_costs_the_choice_alone(folder, tmp_path, caplog):
