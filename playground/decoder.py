@@ -1,29 +1,30 @@
-"""One batched decoding step over a policy: prefill, shared keys and values, sampling, log-probabilities.
+"""Replies as they are drawn, token by token: prompts read in parts, many replies a step, sampling, log-probabilities.
 
-Used by the chat (one prompt, two candidates) and by training (many prompts, several replies each). A `Decoding` owns its rows and their
-cache, not the model; it knows nothing about text, conversations or time.
+Used by the chat (several people's duels) and by training (many prompts, several replies each). `forward` is a version that can run: `lean.Lean`
+or `plain.Plain`. A `Decoding` owns the replies to one prompt; it knows nothing about text, conversations or time.
 """
 
 from dataclasses import asdict, dataclass
+from itertools import groupby
 
 import torch
-from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn. `temperature` divides the logits; 0 is greedy. `top_p` 1 and `top_k` 0 are off."""
+    """How replies are drawn. `temperature` divides the logits; 0 is greedy. `top_p` 1, `top_k` 0 and `repetition_penalty` 1 are off."""
 
     temperature: float = 0.7
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 192
+    repetition_penalty: float = 1.0
 
     def as_dict(self):
         return asdict(self)
 
 
-@dataclass
+@dataclass(eq=False)
 class Reply:
     """One candidate as it grows: completion ids with the end token, the log-probability each was drawn with, and why it ended
     (`end`, `length`, `stopped`, or None while it grows)."""
@@ -33,104 +34,118 @@ class Reply:
     logprobs: list
     finish_reason: str | None = None
 
+    def __post_init__(self):
+        self.rng = torch.Generator().manual_seed(self.seed)
+
 
 class Decoding:
-    """Replies to `prompts` (lists of token ids), `n` to each, decoding together; `seeds` has one entry a reply, in the order prompt by prompt.
+    """Replies to `prompt` (token ids), one for each seed. The prompt is read once, `forward.chunk` tokens at a time, and its keys and values are
+    shared by all of them. A reply depends on its own seed, not on who else is decoded."""
 
-    Each prompt is prefilled once and its keys and values are shared by its `n` rows. Every `step()` adds one token to each growing reply.
-    A reply depends on its own seed, not on who else is in the batch.
-    """
-
-    def __init__(self, model, prompts, seeds, sampling, end_tokens, n=1):
-        if len(seeds) != len(prompts) * n:
-            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts of {n} replies")
-        self.model, self.prompts, self.sampling, self.end_tokens, self.n = model, prompts, sampling, end_tokens, n
+    def __init__(self, forward, prompt, seeds, sampling, end_tokens, line=None):
+        self.forward, self.prompt, self.sampling, self.end_tokens = forward, prompt, sampling, end_tokens
         self.replies = [Reply(seed, [], []) for seed in seeds]
-        self._rng = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._rows = list(range(len(seeds)))  # batch row -> reply
-        self._cache = self._logits = None
+        self.line = line or forward.open(len(seeds), len(prompt), sampling.max_tokens)
+        self.logits = None  # (vocabulary,) after the prompt, once it is read
 
     @property
     def done(self):
         return all(r.finish_reason for r in self.replies)
 
+    @property
+    def reading(self):
+        """Whether part of the prompt is still to be read."""
+        return len(self.line.prompt) < len(self.prompt)
+
+    def read(self):
+        """Read the prompt's next part; the parts are the same whoever waits, so that the reply is."""
+        done = len(self.line.prompt)
+        self.logits = self.forward.read(self.line, self.prompt[done:done + self.forward.chunk])
+
+    def growing(self):
+        """The replies that have not ended."""
+        return [r for r in self.replies if not r.finish_reason]
+
     def stop(self):
         """End every growing reply where it is."""
-        for reply in self.replies:
-            reply.finish_reason = reply.finish_reason or "stopped"
+        for reply in self.growing():
+            self.end(reply, "stopped")
 
-    def run(self):
-        """Decode to the end and return the replies."""
-        while not self.done:
-            self.step()
-        return self.replies
+    def add(self, reply, token, logprob):
+        """Take one token in."""
+        reply.token_ids.append(token)
+        reply.logprobs.append(logprob)
+        if token in self.end_tokens:
+            self.end(reply, "end")
+        elif len(reply.token_ids) >= self.sampling.max_tokens:
+            self.end(reply, "length")
 
-    @torch.inference_mode()
-    def step(self):
-        """Add one token to each growing reply; return [(reply index, token id)] of those added."""
+    def end(self, reply, reason):
+        """A reply grows no more."""
+        reply.finish_reason = reason
+        self.line.drop(self.replies.index(reply))
         if self.done:
-            return []
-        if self._cache is None:
-            self._prefill()
-        else:
-            self._forward()
-        tokens, logprobs = self._sample()
-        added = []
-        for row, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
-            reply = self.replies[self._rows[row]]
-            if reply.finish_reason:
-                continue
-            reply.token_ids.append(token)
-            reply.logprobs.append(logprob)
-            added.append((self._rows[row], token))
-            if token in self.end_tokens:
-                reply.finish_reason = "end"
-            elif len(reply.token_ids) >= self.sampling.max_tokens:
-                reply.finish_reason = "length"
-        self._last = tokens
-        self._drop_finished()
-        return added
+            self.forward.end(self.line)
 
-    def _prefill(self):
-        device = next(self.model.parameters()).device
-        longest = max(map(len, self.prompts))
-        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in self.prompts], device=device)  # (P, L), left-padded
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts], device=device)  # (P, L)
-        self._cache = DynamicCache()
-        out = self.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                         past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        if self.n > 1:
-            self._cache.batch_repeat_interleave(self.n)
-        self._mask = mask.repeat_interleave(self.n, 0)  # (R, L)
-        self._logits = out.logits[:, -1].repeat_interleave(self.n, 0)  # (R, V)
 
-    def _forward(self):
-        ids = torch.tensor(self._last, device=self._mask.device)[:, None]  # (R, 1)
-        self._mask = torch.cat([self._mask, torch.ones_like(ids)], 1)
-        out = self.model(input_ids=ids, attention_mask=self._mask, position_ids=self._mask.sum(-1, keepdim=True) - 1,
-                         past_key_values=self._cache, use_cache=True)
-        self._logits = out.logits[:, -1]
+def step(decodings):
+    """One token more for each growing reply of those `decodings` (of one forward) whose prompt is read; returns [(decoding, reply index, token id)]."""
+    first = [d for d in decodings if d.logits is not None and not d.reading and not d.done]
+    later = [d for d in decodings if d.logits is None and not d.reading and not d.done]
+    rows = [(d, r) for d in [*first, *later] for r in d.growing()]
+    if not rows:
+        return []
+    logits = [d.logits.expand(len(d.growing()), -1) for d in first]
+    if later:
+        logits.append(later[0].forward.step([d.line for d in later], [r.token_ids[-1] for d in later for r in d.growing()]))
+    for d in first:
+        d.logits = None
+    added, at = [], 0
+    logits = torch.cat(logits)
+    for sampling, same in groupby(rows, key=lambda row: row[0].sampling):
+        same = list(same)
+        tokens, logprobs = draw(logits[at:at + len(same)], sampling, same)
+        at += len(same)
+        for (d, reply), token, logprob in zip(same, tokens, logprobs, strict=True):
+            d.add(reply, token, logprob)
+            added.append((d, d.replies.index(reply), token))
+    return added
 
-    def _sample(self):
-        s, logits = self.sampling, self._logits.float()  # (R, V)
-        if s.temperature == 0:
-            return logits.argmax(-1).tolist(), [0.0] * len(logits)
-        logprobs = torch.log_softmax(truncated(logits / s.temperature, s.top_p, s.top_k), -1)
-        uniform = torch.cat([torch.rand(1, generator=self._rng[r]) for r in self._rows]).to(logits.device)  # (R,)
-        cumulative = logprobs.exp().cumsum(-1)  # (R, V)
-        tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-        return tokens[:, 0].tolist(), logprobs.gather(-1, tokens)[:, 0].tolist()
 
-    def _drop_finished(self):
-        """Leave finished rows out of the next step, once they are a quarter of the batch: dropping copies the cache."""
-        keep = [row for row, reply in enumerate(self._rows) if not self.replies[reply].finish_reason]
-        if not keep or len(keep) > 0.75 * len(self._rows):
-            return
-        index = torch.tensor(keep, device=self._mask.device)
-        self._cache.batch_select_indices(index)
-        self._mask = self._mask[index]
-        self._rows = [self._rows[row] for row in keep]
-        self._last = [self._last[row] for row in keep]
+def run(forward, prompts, seeds, sampling, end_tokens, n=1):
+    """Replies to `prompts`, `n` to each, prompt by prompt, decoded together to their end; `seeds` has one entry a reply."""
+    if len(seeds) != len(prompts) * n:
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts of {n} replies")
+    decodings = [Decoding(forward, prompt, seeds[n * i:n * i + n], sampling, end_tokens) for i, prompt in enumerate(prompts)]
+    for decoding in decodings:
+        while decoding.reading:
+            decoding.read()
+    while step(decodings):
+        pass
+    return [reply for decoding in decodings for reply in decoding.replies]
+
+
+@torch.inference_mode()
+def draw(logits, sampling, rows):
+    """A token for each of `rows` [(decoding, reply)] from logits (R, V): (token ids, log-probabilities under the distribution drawn from)."""
+    if sampling.repetition_penalty != 1:
+        logits = penalised(logits, [d.prompt + r.token_ids for d, r in rows], sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax(-1).tolist(), [0.0] * len(logits)
+    logprobs = torch.log_softmax(truncated(logits / sampling.temperature, sampling.top_p, sampling.top_k), -1)
+    uniform = torch.cat([torch.rand(1, generator=r.rng) for _, r in rows]).to(logits.device)  # (R,)
+    cumulative = logprobs.exp().cumsum(-1)  # (R, V)
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens[:, 0].tolist(), logprobs.gather(-1, tokens)[:, 0].tolist()
+
+
+def penalised(logits, seen, penalty):
+    """`logits` (R, V) with those of the tokens in `seen` (a list a row) divided by `penalty`, or multiplied where negative (Keskar et al. 2019)."""
+    logits = logits.clone()
+    for row, tokens in zip(logits, seen, strict=True):
+        at = torch.tensor(sorted(set(tokens)), device=row.device)
+        row[at] = torch.where(row[at] > 0, row[at] / penalty, row[at] * penalty)
+    return logits
 
 
 def truncated(logits, top_p, top_k):

@@ -7,15 +7,15 @@ The engine knows nothing about conversations or pages.
 """
 
 import logging
-import queue
 import threading
 import time
 from dataclasses import dataclass, field
 
 import torch
 
-from playground import adapters, models, prompts
+from playground import adapters, decoder, models, prompts, tuning
 from playground.decoder import Decoding, Sampling
+from playground.prefixes import Memory
 from playground.prompts import Detokeniser
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Policy:
 
     version: int
     model: torch.nn.Module
+    forward: object  # `lean.Lean` or `plain.Plain` of the model
     streams: int = 0  # turns that are pinned to it; changed under the engine's lock
 
 
@@ -45,7 +46,11 @@ class Stream:
     prompt: list
     seeds: list
     sampling: Sampling
+    stop_text: str = ""
     decoding: Decoding | None = None
+    nbytes: int = 0  # of its keys and values
+    place: int = 0  # in the line of those who wait for room; 0 once it runs
+    reused: int = 0  # tokens of the prompt that an earlier turn had read
     detokenisers: list = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     first_token_ms: list = field(init=False)
@@ -59,7 +64,9 @@ class Stream:
 
     def texts(self):
         """The texts so far."""
-        return [d.text for d in self.detokenisers] or [""] * len(self.seeds)
+        if not self.decoding:
+            return [""] * len(self.seeds)
+        return [prompts.before(d.text, self.stop_text, not r.finish_reason) for d, r in zip(self.detokenisers, self.decoding.replies, strict=True)]
 
     def tokens(self):
         """How many tokens each reply has so far."""
@@ -93,10 +100,14 @@ class Engine:
         self.identity = models.base_identity(base, settings)
         self.template_hash = models.template_hash(tokenizer)
         self.end_tokens = models.end_tokens(base, tokenizer)
-        self.live = Policy(0, base)
+        self.choice = tuning.choose(settings, base, self.identity)
+        self.live = Policy(0, base, self.choice.forward(base))
         self._resident = {0: self.live}
+        self._memory = Memory(settings.kv_cache_mb << 20)
         self._lock = threading.Lock()
-        self._waiting = queue.SimpleQueue()
+        self._running = []  # streams that the engine's thread decodes
+        self._waiting = []  # streams without room yet, the longest waiting first; changed under the lock
+        self._work = threading.Event()
         self._closing = threading.Event()
         self._threads = []
 
@@ -112,7 +123,7 @@ class Engine:
     def close(self):
         """End every stream and both threads."""
         self._closing.set()
-        self._waiting.put(None)
+        self._work.set()
         for thread in self._threads:
             thread.join(10)
 
@@ -122,59 +133,114 @@ class Engine:
 
     # -- duels
 
-    def duel(self, prompt, seeds, sampling):
+    def duel(self, prompt, seeds, sampling, stop_text=""):
         """Start a reply for each seed to one prompt (token ids) with the live version; returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
         with self._lock:
             policy = self.live
             policy.streams += 1
-        stream = Stream(policy, prompt, seeds, sampling)
-        self._waiting.put(stream)
+            stream = Stream(policy, prompt, seeds, sampling, stop_text, place=len(self._waiting) + 1)
+            self._waiting.append(stream)
+        self._work.set()
         return stream
 
     def _decode(self):
-        """The engine thread: take new duels in, give each running one a step in turn, sleep when there are none."""
-        torch.set_num_threads(self.settings.threads)
-        running = []
+        """The engine thread: step while there is work, sleep while there is none."""
+        torch.set_num_threads(self.choice.threads)
         while not self._closing.is_set():
-            while not self._waiting.empty() or not running:
-                stream = self._waiting.get()
-                if stream is None:
-                    break
-                running.append(stream)
-            for stream in list(running):
-                self._step(stream)
-                if stream.finished.is_set():
-                    running.remove(stream)
-        while not self._waiting.empty():
-            running.append(self._waiting.get())
-        for stream in filter(None, running):
-            stream.stop()
-            self._step(stream)
+            self._work.clear()
+            if not self.step():
+                self._work.wait()
+        with self._lock:
+            left = self._running + self._waiting
+        for stream in left:
+            self._finish(stream)
 
-    def _step(self, stream):
-        try:
-            if stream.decoding is None:
-                stream.decoding = Decoding(stream.policy.model, [stream.prompt], stream.seeds, stream.sampling, self.end_tokens, n=len(stream.seeds))
-                stream.detokenisers = [Detokeniser(self.tokenizer) for _ in stream.seeds]
+    def step(self):
+        """One pass of the engine's thread: let waiting duels in where there is room, read a part of one prompt, give every growing reply a token.
+        Returns whether any duel is running."""
+        self._admit()
+        for stream in self._running:
             if stream.stopping.is_set():
-                stream.decoding.stop()
-            for side, token in stream.decoding.step():
-                stream.first_token_ms[side] = stream.first_token_ms[side] or 1e3 * (time.monotonic() - stream.started)
-                stream.detokenisers[side].add(token)
-            for side, reply in enumerate(stream.decoding.replies):
-                if reply.finish_reason and stream.total_ms[side] is None:
-                    stream.total_ms[side] = 1e3 * (time.monotonic() - stream.started)
-        except Exception as error:  # one broken turn must not end the thread that serves everyone
-            log.exception("a turn failed")
-            stream.error = str(error)
-        if stream.error or stream.decoding.done:
-            stream.decoding and stream.decoding.stop()
-            with self._lock:
-                stream.policy.streams -= 1
-            self._release()
-            stream.finished.set()
+                self._finish(stream)
+        self._advance([stream for stream in self._running if not stream.finished.is_set()])
+        self._running, before = [stream for stream in self._running if not stream.finished.is_set()], self._running
+        return bool(before)
+
+    def _admit(self):
+        """Take in the streams that have waited longest, as long as their keys and values have room."""
+        for stream in list(self._waiting):
+            if stream.stopping.is_set():
+                self._leave_line(stream)
+                self._finish(stream)
+                continue
+            forward, nbytes = stream.policy.forward, stream.policy.forward.line_bytes(len(stream.seeds), len(stream.prompt), stream.sampling.max_tokens)
+            if not self._memory.take(nbytes):
+                break
+            stream.nbytes = nbytes
+            self._leave_line(stream)
+            try:
+                stream.detokenisers = [Detokeniser(self.tokenizer) for _ in stream.seeds]
+                stream.decoding = Decoding(forward, stream.prompt, stream.seeds, stream.sampling, self.end_tokens)
+                stream.reused = self._memory.begin(forward, stream.decoding.line, stream.prompt)
+                self._running.append(stream)
+            except Exception as error:  # one broken turn must not end the thread that serves everyone
+                self._fail(stream, error)
+
+    def _leave_line(self, stream):
+        with self._lock:
+            self._waiting.remove(stream)
+            stream.place = 0
+            for place, other in enumerate(self._waiting, 1):
+                other.place = place
+
+    def _advance(self, running):
+        """Read a part of the prompt that has waited longest, then add one token to every reply that grows, version by version."""
+        if reading := next((stream for stream in running if stream.decoding.reading), None):
+            try:
+                reading.decoding.read()
+            except Exception as error:
+                self._fail(reading, error)
+        for policy in {id(s.policy): s.policy for s in running}.values():
+            streams = {id(s.decoding): s for s in running if s.policy is policy and not s.finished.is_set()}
+            try:
+                added = decoder.step([s.decoding for s in streams.values()])
+                for decoding, side, token in added:
+                    self._show(streams[id(decoding)], side, token)
+            except Exception as error:
+                for stream in streams.values():
+                    self._fail(stream, error)
+        for stream in running:
+            if stream.decoding.done and not stream.finished.is_set():
+                self._finish(stream)
+
+    def _show(self, stream, side, token):
+        now = 1e3 * (time.monotonic() - stream.started)
+        stream.first_token_ms[side] = stream.first_token_ms[side] or now
+        text, reply = stream.detokenisers[side].add(token), stream.decoding.replies[side]
+        if stream.stop_text and stream.stop_text in text and not reply.finish_reason:
+            stream.decoding.end(reply, "end")
+        if reply.finish_reason:
+            stream.total_ms[side] = now
+
+    def _fail(self, stream, error):
+        log.error("a turn failed", exc_info=error)
+        stream.error = str(error)
+        self._finish(stream)
+
+    def _finish(self, stream):
+        """End what still grows, give back the room and let go of the version."""
+        if stream.decoding:
+            stream.decoding.stop()
+        for side, total in enumerate(stream.total_ms):
+            stream.total_ms[side] = total or 1e3 * (time.monotonic() - stream.started)
+        if stream.nbytes:
+            self._memory.give_back(stream.nbytes, stream.policy.forward, None if stream.error or not stream.decoding else stream.decoding.line)
+        with self._lock:
+            stream.policy.streams -= 1
+        self._release()
+        stream.finished.set()
 
     # -- versions
 
@@ -219,13 +285,17 @@ class Engine:
     def _release(self):
         """Let go of versions that neither answer nor have streams; return whether only the live one is left. Version 0 is the base and costs nothing."""
         with self._lock:
-            self._resident = {v: p for v, p in self._resident.items() if p is self.live or p.streams}
+            gone = [p for p in self._resident.values() if p is not self.live and not p.streams]
+            for policy in gone:
+                del self._resident[policy.version]
+                self._memory.forget(policy.forward)
             return len(self._resident) <= 1
 
     def _build(self, row):
         if row["version"] == 0:
-            return Policy(0, self.base)
-        return Policy(row["version"], adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"]))
+            return Policy(0, self.base, self.live.forward.sibling(self.base))
+        model = adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"])
+        return Policy(row["version"], model, self.live.forward.sibling(model))
 
     @torch.inference_mode()
     def _canary(self, policy):

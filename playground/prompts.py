@@ -71,6 +71,15 @@ def decode(ids, tokenizer):
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def before(text, stop, growing):
+    """What of a text may be shown that ends where `stop` begins: all before it and, while it grows, not what may be its beginning."""
+    if not stop:
+        return text
+    shown, found, _ = text.partition(stop)
+    begun = next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
+    return shown if found or not growing else text[:len(text) - begun]
+
+
 class Detokeniser:
     """Text of a growing reply, without ever showing half a character or decoding the whole again (the offsets of vLLM's detokenizer)."""
 

@@ -41,6 +41,7 @@ def readiness(settings, store, engine):
     """What answers and how: for people and probes. Nothing in it is secret."""
     return {
         "ready": engine.healthy, "version": engine.live.version, "model": engine.identity["model"], "dtype": str(engine.base.dtype).removeprefix("torch."),
+        "decoding": {"format": engine.choice.number_format, "threads": engine.choice.threads, "step_ms": engine.choice.milliseconds},
         "threads": settings.threads, "sqlite": store.sqlite_version()}
 
 

@@ -129,9 +129,10 @@ class Chat:
         history = self._messages(self.store.history(conversation))
         prompt = prompts.encode([*history, {"role": "user", "content": text}], self.engine.tokenizer, self.settings.context_tokens,
                                 row and row["system_prompt"])
-        sampling = Sampling(self.settings.temperature, self.settings.top_p, self.settings.top_k, self.settings.reply_tokens)
+        s = self.settings
+        sampling = Sampling(s.temperature, s.top_p, s.top_k, s.reply_tokens, s.repetition_penalty)
         seeds = [self._rng.getrandbits(48) for _ in range(self.settings.candidates)]
-        stream = self.engine.duel(prompt, seeds, sampling)
+        stream = self.engine.duel(prompt, seeds, sampling, s.stop)
         duel, pair = None, active.Pair()
         try:
             side = {"policy": stream.policy.version, "base_model": self.engine.identity["model"], "base_hash": self.engine.identity["hash"],

@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, le=256)
     """CPU threads of the chat, and of the worker beside it at the lowest priority; 0 takes one for each core."""
 
+    decode_format: Literal["auto", "int8", "int4", "bfloat16", "float32", "plain"] = "auto"
+    """Number format of the weights that write replies on a CPU; auto measures, among those that stay close to the model. plain: transformers' own forward."""
+    kv_cache_mb: int = Field(512, ge=1, le=1 << 20)
+    """Memory for keys and values, in MB; when it is full, new messages wait in line. What nobody uses keeps earlier turns for the next one."""
+
     # -- web
     host: str = "0.0.0.0" if ON_SPACE else "127.0.0.1"
     """Address to listen on."""
@@ -62,6 +67,10 @@ class Settings(BaseSettings):
     """Top-k sampling in the chat; 0 is off. Rollouts never use it."""
     reply_tokens: int = Field(192, ge=1, le=8192)
     """Longest reply in the chat, in tokens."""
+    repetition_penalty: float = Field(1.0, ge=1, le=2)
+    """The logits of tokens that were there before are divided by this in the chat; 1 is off. Rollouts never use it."""
+    stop: str = ""
+    """A reply in the chat ends where this text begins; empty is off."""
     candidates: int = Field(2, ge=2, le=32)
     """Replies sampled to each message. Of more than two, a person sees the two that `pick` picks, once all are written."""
     pick: Literal["thompson", "best"] = "thompson"

@@ -1,11 +1,12 @@
-"""Decoding against transformers' own generate, a full forward, and fakes of a few lines."""
+"""Decoding, in both forwards, against transformers' own generate, a full forward, and fakes of a few lines."""
 
 import math
 
 import pytest
 import torch
 
-from playground.decoder import Decoding, Sampling, truncated
+from playground import lean, plain
+from playground.decoder import Decoding, Sampling, penalised, run, step, truncated
 from tests.tiny import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # tensors this small are slower on two
@@ -15,46 +16,70 @@ SHORT, LONG = [5, 6, 7], list(range(30, 50))
 NEVER = frozenset()  # no token ends a reply
 
 
+def exact(model):
+    return lean.Lean(model, "float32")
+
+
 @pytest.fixture(scope="module")
-def model():
+def transformer():
     return tiny_model()
 
 
-class Counting(torch.nn.Module):
-    """A model that records the shape of what each forward reads."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.shapes = model, []
-
-    def forward(self, **inputs):
-        self.shapes.append(tuple(inputs["input_ids"].shape))
-        return self.model(**inputs)
+@pytest.fixture(scope="module", params=[exact, plain.Plain], ids=["lean", "plain"])
+def model(request, transformer):
+    """The tiny model, ready to run."""
+    return request.param(transformer)
 
 
-class Fixed(torch.nn.Module):
-    """A model that gives the same logits whatever it reads."""
+class Counting:
+    """A forward that records how many tokens each prompt part and how many rows each step has."""
+
+    def __init__(self, forward):
+        self.forward, self.chunk, self.parts, self.rows = forward, forward.chunk, [], []
+        self.open, self.end = forward.open, forward.end
+
+    def read(self, line, ids):
+        self.parts.append(len(ids))
+        return self.forward.read(line, ids)
+
+    def step(self, lines, tokens):
+        self.rows.append(len(tokens))
+        return self.forward.step(lines, tokens)
+
+
+class Fixed:
+    """A forward that gives the same logits whatever it reads."""
+
+    chunk = 128
 
     def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.tensor(logits))
+        self.logits = torch.tensor(logits)
 
-    def forward(self, input_ids, **_):
-        out = self.logits.expand(*input_ids.shape, -1)
-        return type("Output", (), {"logits": out})
+    def open(self, n, *_):
+        return plain.Line(n)
+
+    def end(self, line):
+        pass
+
+    def read(self, line, ids):
+        line.prompt += ids
+        return self.logits
+
+    def step(self, lines, tokens):
+        return self.logits.expand(len(tokens), -1)
 
 
-def decode(model, prompts, seeds, end_tokens=NEVER, n=1, **sampling):
-    return Decoding(model, prompts, seeds, Sampling(**{"temperature": 1.0, "max_tokens": 12, **sampling}), end_tokens, n=n).run()
+def decode(forward, prompts, seeds, end_tokens=NEVER, n=1, **sampling):
+    return run(forward, prompts, seeds, Sampling(**{"temperature": 1.0, "max_tokens": 12, **sampling}), end_tokens, n=n)
 
 
 # -- greedy
 
 @pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["short", "long"])
-def test_greedy_decoding_equals_transformers_generate(model, prompt):
+def test_greedy_decoding_equals_transformers_generate(model, transformer, prompt):
     ours = decode(model, [SHORT, LONG], [0, 0], temperature=0)[[SHORT, LONG].index(prompt)]
     # an eos id that the vocabulary lacks, so that both run to the token limit
-    theirs = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=12,
+    theirs = transformer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=12,
                             do_sample=False, eos_token_id=10**6, pad_token_id=0)[0, len(prompt):].tolist()
     assert ours.token_ids == theirs and ours.finish_reason == "length"
 
@@ -85,14 +110,14 @@ def test_replies_come_prompt_by_prompt(model):
 
 def test_seeds_must_fit_the_replies(model):
     with pytest.raises(ValueError, match="3 seeds for 1 prompts of 2 replies"):
-        Decoding(model, [SHORT], [1, 2, 3], Sampling(), NEVER, n=2)
+        run(model, [SHORT], [1, 2, 3], Sampling(), NEVER, n=2)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_logprobs_equal_a_full_forward_at_the_temperature(model, temperature):
+def test_logprobs_equal_a_full_forward_at_the_temperature(model, transformer, temperature):
     for prompt, reply in zip([SHORT, LONG], decode(model, [SHORT, LONG], [1, 2], temperature=temperature), strict=True):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + reply.token_ids])).logits[0, len(prompt) - 1:-1]
+            logits = transformer(torch.tensor([prompt + reply.token_ids])).logits[0, len(prompt) - 1:-1]
         full = torch.log_softmax(logits / temperature, -1).gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0]
         assert reply.logprobs == pytest.approx(full.tolist(), abs=1e-4)
 
@@ -117,6 +142,18 @@ def test_a_token_outside_top_k_is_never_drawn():
 def test_logprobs_are_those_of_the_truncated_choice():
     reply = decode(Fixed([0.0, math.log(3), -9.0]), [[1]], [0], top_k=2)[0]
     assert {round(x, 4) for x in reply.logprobs} <= {-1.3863, -0.2877}  # ln 1/4, ln 3/4: the third is not counted
+
+
+def test_a_repeated_token_loses_by_the_penalty():
+    """Keskar et al. 2019: what was there before is divided, or multiplied where negative."""
+    logits = torch.tensor([[2.0, -1.0, 1.5], [2.0, -1.0, 1.5]])
+    assert penalised(logits, [[0, 1], [2]], 2.0).tolist() == [[1.0, -2.0, 1.5], [2.0, -1.0, 0.75]]
+    assert logits[0].tolist() == [2.0, -1.0, 1.5]
+
+
+def test_the_penalty_counts_the_prompt_and_the_reply():
+    reply = decode(Fixed([0.0, 1.0, 0.9, 0.8]), [[1]], [0], temperature=0, max_tokens=3, repetition_penalty=2.0)[0]
+    assert reply.token_ids == [2, 3, 1]  # 1 was in the prompt; 2 and 3 are halved once said
 
 
 # -- truncation
@@ -159,18 +196,48 @@ def test_top_p_counts_what_top_k_left():
 
 # -- work done
 
-def test_two_rows_share_one_prefill(model):
+def test_two_rows_share_one_reading(model):
     counting = Counting(model)
     decode(counting, [LONG], [1, 2], n=2, max_tokens=4)
-    assert counting.shapes == [(1, 20), (2, 1), (2, 1), (2, 1)]  # one row reads the prompt; the fourth token needs no forward after it
+    assert counting.parts == [20] and counting.rows == [2, 2, 2]  # the fourth token needs no forward after it
 
 
-def test_finished_rows_are_left_out_of_the_forward(model):
+def test_a_long_prompt_is_read_in_parts_and_the_replies_are_the_same(model, transformer):
+    prompt = [3 + i % 400 for i in range(300)]
+    whole, parted = decode(model, [prompt], [1, 2], n=2), type(model)(transformer, *(["float32"] if isinstance(model, lean.Lean) else []))
+    parted.chunk = 64
+    counting = Counting(parted)
+    assert [r.token_ids for r in decode(counting, [prompt], [1, 2], n=2)] == [r.token_ids for r in whole]
+    assert counting.parts == [64, 64, 64, 64, 44]
+
+
+def test_finished_replies_are_left_out_of_the_step(model):
     counting, replies = Counting(model), decode(model, [SHORT], [1, 2, 3, 4], n=4)
     ends = {replies[i].token_ids[1] for i in (0, 1)}
     decode(counting, [SHORT], [1, 2, 3, 4], ends, n=4)
-    assert counting.shapes[0] == (1, 3) and counting.shapes[1][0] == 4
-    assert counting.shapes[-1][0] < 4
+    assert counting.rows[0] == 4 and counting.rows[-1] < 4
+
+
+def test_prompts_join_and_leave_between_steps(model):
+    """Continuous batching (Orca, Yu et al. 2022): each reply is what it is alone."""
+    def begin(prompt, seeds):
+        decoding = Decoding(model, prompt, seeds, Sampling(1.0, max_tokens=10), NEVER)
+        decoding.read()
+        return decoding
+
+    early, running = begin(SHORT, [1, 2]), []
+    running.append(early)
+    for k in range(30):
+        if k == 3:
+            running.append(late := begin(LONG, [3, 4]))
+        if k == 6:
+            running.append(last := begin([9, 8], [5, 6]))
+            late.stop()
+        step([d for d in running if not d.done])
+    assert early.done and last.done
+    assert [r.token_ids for r in early.replies] == [r.token_ids for r in decode(model, [SHORT], [1, 2], n=2, max_tokens=10)]
+    assert [r.token_ids for r in last.replies] == [r.token_ids for r in decode(model, [[9, 8]], [5, 6], n=2, max_tokens=10)]
+    assert [r.token_ids for r in late.replies] == [r.token_ids[:3] for r in decode(model, [LONG], [3, 4], n=2, max_tokens=10)]
 
 
 def test_dropping_finished_rows_changes_nothing(model):
@@ -206,26 +273,29 @@ def test_an_end_token_in_the_prompt_ends_nothing(model):
 
 
 def test_stop_ends_growing_replies_where_they_are(model):
-    decoding = Decoding(model, [SHORT], [1, 2], Sampling(temperature=1.0), NEVER, n=2)
-    decoding.step()
-    decoding.step()
+    decoding = Decoding(model, SHORT, [1, 2], Sampling(temperature=1.0), NEVER)
+    decoding.read()
+    step([decoding])
+    step([decoding])
     decoding.stop()
-    assert decoding.done and decoding.step() == []
+    assert decoding.done and step([decoding]) == []
     assert [(r.finish_reason, len(r.token_ids)) for r in decoding.replies] == [("stopped", 2)] * 2
 
 
 def test_stop_leaves_a_finished_replys_reason(model):
-    decoding = Decoding(model, [SHORT], [1], Sampling(max_tokens=1), NEVER)
-    decoding.run()
+    decoding = Decoding(model, SHORT, [1], Sampling(max_tokens=1), NEVER)
+    decoding.read()
+    step([decoding])
     decoding.stop()
     assert decoding.replies[0].finish_reason == "length"
 
 
 def test_a_step_tells_what_it_added(model):
-    decoding = Decoding(model, [SHORT], [1, 2], Sampling(temperature=1.0), NEVER, n=2)
-    added = decoding.step() + decoding.step()
-    assert [i for i, _ in added] == [0, 1, 0, 1]
-    assert [t for i, t in added if i == 1] == decoding.replies[1].token_ids
+    decoding = Decoding(model, SHORT, [1, 2], Sampling(temperature=1.0), NEVER)
+    decoding.read()
+    added = step([decoding]) + step([decoding])
+    assert [i for _, i, _ in added] == [0, 1, 0, 1]
+    assert [t for _, i, t in added if i == 1] == decoding.replies[1].token_ids
 
 
 def test_replies_with_one_end_go_on_alone(model):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from playground import adapters, engine, models
-from playground.decoder import Decoding, Sampling
+from playground import adapters, decoder, engine, models, plain
+from playground.decoder import Sampling
 from playground.engine import Engine, EngineStopped
 from playground.settings import Settings
 from playground.store import Store
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def site(folder, tmp_path):
     """An engine whose threads do not run: the test is both of them."""
-    settings = Settings(model=folder, data_dir=tmp_path, device="cpu", dtype="float32", threads=1, poll_seconds=0.05)
+    settings = Settings(model=folder, data_dir=tmp_path, device="cpu", dtype="float32", threads=1, poll_seconds=0.05, decode_format="float32")
     return Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
 
 
@@ -43,22 +43,22 @@ def publish(site, size=0.05, version_of=None, **tensors):
 
 def run(site, stream):
     while not stream.finished.is_set():
-        site._step(stream)
+        site.step()
     assert stream.error is None
     return [r.token_ids for r in stream.decoding.replies]
 
 
 def alone(site, version):
-    """What a version says greedily, built afresh from disk."""
+    """What a version says greedily, built afresh from disk, by transformers' own forward."""
     model = adapters.load(site.settings.adapters_dir / f"v{version:04d}", site.base, base_hash=site.identity["hash"]) if version else site.base
-    return [r.token_ids for r in Decoding(model, [PROMPT], [0, 0], GREEDY, site.end_tokens, n=2).run()]
+    return [r.token_ids for r in decoder.run(plain.Plain(model), [PROMPT], [0, 0], GREEDY, site.end_tokens, n=2)]
 
 
 # -- the swap
 
 def test_a_published_version_answers_the_next_turn_and_no_earlier_one(site):
     before = site.duel(PROMPT, [0, 0], GREEDY)
-    site._step(before)
+    site.step()
     publish(site, 0.3)
     assert site.follow_store() and site.live.version == 1
     after = site.duel(PROMPT, [0, 0], GREEDY)

@@ -31,8 +31,8 @@ def chat(folder):
 
 def slow(chat, seconds=0.02):
     """Make each decoding step take at least this long."""
-    step = chat.engine._step
-    chat.engine._step = lambda stream: (time.sleep(seconds), step(stream))
+    step = chat.engine.step
+    chat.engine.step = lambda: (chat.engine._running and time.sleep(seconds), step())[1]
 
 
 def person(chat, name="ann"):

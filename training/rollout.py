@@ -5,8 +5,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from playground import prompts
-from playground.decoder import Decoding, Sampling
+from playground import decoder, lean, plain, prompts
+from playground.decoder import Sampling
 
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
@@ -55,10 +55,11 @@ def generator(*key):
 def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_tokens, rows=32):
     """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or the KL estimate is biased."""
     sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
+    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.Plain(model)
     at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), at_once):
         chunk = prompt_ids[start:start + at_once]
         seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
-        done = Decoding(model, chunk, seeds, sampling, end_tokens, n=replies).run()
+        done = decoder.run(forward, chunk, seeds, sampling, end_tokens, n=replies)
         episodes += [Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end") for i, reply in enumerate(done)]
     return episodes
