@@ -294,6 +294,8 @@ class Engine:
     def _build(self, row):
         if row["version"] == 0:
             return Policy(0, self.base, self.live.forward.sibling(self.base))
+        if before := self.store.quarantined(row["version"], row["sha256"]):
+            raise adapters.BadAdapter(f"v{row['version']} has the very weights of v{before['version']}, which was rejected: {before['reason']}")
         model = adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"])
         return Policy(row["version"], model, self.live.forward.sibling(model))
 

@@ -86,7 +86,7 @@ def _base(module):
 def _merged(module):
     """The fp32 weight of a linear layer, its LoRA added."""
     weight = _base(module).weight.detach().float()
-    if isinstance(module, LoraLayer):
+    if isinstance(module, LoraLayer) and not module.disable_adapters:
         for name, scale in module.scaling.items():
             weight = weight + scale * (module.lora_B[name].weight.detach().float() @ module.lora_A[name].weight.detach().float())
     return weight

@@ -158,6 +158,9 @@ class Chat:
     def _streaming(self, stream, history, text, duel):
         """Both replies as they grow; of more than two, how far they are."""
         n = self.settings.candidates
+        if stream and stream.place:
+            turns = f"{stream.place - 1} before you" if stream.place > 1 else "you are next"
+            return View("streaming", history, text, Side(""), Side(""), duel, progress=f"Many people are chatting. Your message waits its turn: {turns}")
         if n == 2:
             return View("streaming", history, text, *map(Side, stream.texts() if stream else ["", ""]), duel)
         done = f"{max(stream.tokens())} of at most {self.settings.reply_tokens} tokens" if stream else "starting"

@@ -431,6 +431,11 @@ class Store:
                 self._make_live(db, fallback, "rejected")
                 db["policy"].update(version, {"reason": reason})
 
+    def quarantined(self, version, sha256):
+        """The earlier version with the same weights that a server has rejected, or None. One that the gate refused may come again."""
+        return self.row("""select p.version, p.reason from policy p join round r on r.id = p.round
+                           where p.sha256 = ? and p.version != ? and p.status = 'rejected' and r.state = 'published'""", sha256, version)
+
     def roll_back(self, version):
         """Make an older version live again; the one that was live is marked rolled back."""
         with self.writing() as db:

@@ -11,6 +11,7 @@ from playground.store import Store
 from tests.tiny import tiny_folder
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
+SAMPLED = Sampling(temperature=1.0, max_tokens=12)
 PROMPT = [1, 30, 31, 32]
 
 
@@ -177,3 +178,138 @@ def test_closing_ends_what_streams_and_takes_nothing_more(site):
     assert stream.wait(0) and all(r["finish_reason"] in ("stopped", "end") for r in stream.results())
     with pytest.raises(EngineStopped, match="Send your message again"):
         site.duel(PROMPT, [0, 0], GREEDY)
+
+
+# -- many at once
+
+def test_people_who_talk_at_once_get_what_each_would_get_alone(site):
+    prompts = [PROMPT, [1, *range(40, 60)], [1, 33]]
+    expected = [[r.token_ids for r in decoder.run(plain.Plain(site.base), [p], [3, 4], SAMPLED, site.end_tokens, n=2)] for p in prompts]
+    streams = [site.duel(prompts[0], [3, 4], SAMPLED)]
+    for later in prompts[1:]:
+        site.step()
+        streams.append(site.duel(later, [3, 4], SAMPLED))
+    assert [run(site, stream) for stream in streams] == expected
+
+
+def test_versions_run_side_by_side(site):
+    old = site.duel(PROMPT, [0, 0], GREEDY)
+    publish(site, 0.3)
+    site.follow_store()
+    new = site.duel(PROMPT, [0, 0], GREEDY)
+    while not new.finished.is_set():
+        site.step()
+        assert abs(max(old.tokens()) - max(new.tokens())) <= 1 or old.finished.is_set()
+    assert run(site, old) == alone(site, 0) and run(site, new) == alone(site, 1)
+
+
+def test_a_long_prompt_does_not_hold_up_those_who_stream(site):
+    short = site.duel(PROMPT, [3, 4], Sampling(1.0, max_tokens=30))
+    site.step()
+    before = short.tokens()
+    long = site.duel([1] * 600, [3, 4], SAMPLED)
+    site.step()
+    assert long.decoding.reading and not short.finished.is_set() and max(short.tokens()) == max(before) + 1
+
+
+def test_who_finds_no_room_waits_in_order_and_sees_the_place(site):
+    first = site.duel(PROMPT, [3, 4], SAMPLED)
+    site.step()
+    site._memory.budget = first.nbytes
+    second, third = (site.duel(PROMPT, [3, 4], SAMPLED) for _ in range(2))
+    site.step()
+    assert (first.place, second.place, third.place) == (0, 1, 2) and second.decoding is None
+    run(site, first)
+    site.step()
+    assert (second.place, third.place) == (0, 1)
+    assert run(site, second) == run(site, third) == [r.token_ids for r in first.decoding.replies]
+
+
+def test_who_waits_can_leave(site):
+    first = site.duel(PROMPT, [3, 4], SAMPLED)
+    site.step()
+    site._memory.budget = first.nbytes
+    second, third = (site.duel(PROMPT, [3, 4], SAMPLED) for _ in range(2))
+    second.stop()
+    site.step()
+    assert second.finished.is_set() and second.results()[0]["finish_reason"] == "stopped"
+    assert third.place == 1 and run(site, third)
+
+
+def test_a_message_larger_than_the_memory_runs_alone(site):
+    site._memory.budget = 1
+    assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 0)
+
+
+def test_stop_frees_the_room_at_the_next_step(site):
+    stream = site.duel(PROMPT, [3, 4], Sampling(1.0, max_tokens=100))
+    site.step()
+    stream.stop()
+    site.step()
+    assert stream.finished.is_set() and site._memory.used == 0 and site.live.streams == 0
+
+
+# -- the next turn of a conversation
+
+def test_the_next_turn_reads_only_what_is_new(site):
+    stream = site.duel([1, *range(30, 60)], [3, 4], SAMPLED)
+    replies = run(site, stream)
+    longest = max(replies, key=len)
+    nxt = [1, *range(30, 60), *longest, 7, 8, 9]
+    again = site.duel(nxt, [5, 6], SAMPLED)
+    site.step()
+    assert again.reused >= 31 + len(longest) - 1  # all but the last token, which was drawn and never read
+    assert run(site, again) == [r.token_ids for r in decoder.run(plain.Plain(site.base), [nxt], [5, 6], SAMPLED, site.end_tokens, n=2)]
+
+
+def test_another_version_reads_the_whole_again(site):
+    run(site, site.duel([1, *range(30, 60)], [3, 4], SAMPLED))
+    publish(site)
+    site.follow_store()
+    again = site.duel([1, *range(30, 61)], [3, 4], SAMPLED)
+    site.step()
+    assert again.reused == 0
+
+
+def test_what_was_kept_goes_when_others_need_the_room(site):
+    first = site.duel([1, *range(30, 60)], [3, 4], SAMPLED)
+    run(site, first)
+    site._memory.budget = first.nbytes
+    run(site, site.duel([2, *range(60, 90)], [3, 4], SAMPLED))
+    assert sum(line.nbytes for _, line in site._memory.kept) <= site._memory.budget
+    again = site.duel([1, *range(30, 60)], [3, 4], SAMPLED)
+    site.step()
+    assert again.reused == 0
+
+
+# -- where a reply ends
+
+def test_a_reply_ends_where_the_stop_text_begins(site):
+    whole = site.duel(PROMPT, [3, 4], Sampling(1.0, max_tokens=40))
+    run(site, whole)
+    text = max(whole.texts(), key=len)
+    at = len(text) // 2
+    stop = text[at:at + 3]
+    cut = site.duel(PROMPT, [3, 4], Sampling(1.0, max_tokens=40), stop)
+    shown = []
+    while not cut.finished.is_set():
+        site.step()
+        shown += cut.texts()
+    side = whole.texts().index(text)
+    assert cut.texts()[side] == text[:text.index(stop)] and cut.results()[side]["finish_reason"] == "end"
+    assert not any(stop in t for t in shown)
+
+
+def test_weights_that_were_rejected_are_not_tried_again(site, monkeypatch):
+    bad = publish(site, 0.3)
+    with monkeypatch.context() as strict:
+        strict.setattr(engine, "CANARY_KL", 1e-9)
+        site.follow_store()
+    row = site.store.policy(bad)
+    assert row["status"] == "rejected"
+    site.store.request_round()
+    round_id = site.store.take_round("worker", lease_seconds=30)["id"]
+    again = site.store.add_policy(round_id, "worker", parent=0)
+    site.store.publish(round_id, "worker", again, row["path"], row["sha256"], {})
+    assert site.follow_store() and site.live.version == 0
+    assert "very weights of v1, which was rejected" in site.store.policy(again)["reason"]

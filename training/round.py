@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from playground import adapters, models, prompts, scorer
+from playground import adapters, models, prompts, scorer, tuning
 from playground.settings import Settings
-from training import gate, memory, ppo, preferences, reward, rollout, selftest, sft
+from training import gate, memory, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
 log = logging.getLogger(__name__)
@@ -210,8 +210,11 @@ class Round:
             length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
                    for n, o, text in zip(new[:8], live, texts, strict=False)]
-        _write_json(self.folder / "gate.json", {**report.as_dict(), "samples": samples})
-        self.store.update_round(self.id, self.owner, metrics={"gate_gain": report.gain, "gate_low": report.gain_interval[0], "kl": report.kl})
+        forward = tuning.choose(s, self.trained.causal, self.base).forward(self.trained.causal)
+        served_kl = served.divergence(self.trained.causal, forward, new)
+        _write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
+        self.store.update_round(self.id, self.owner, metrics={"gate_gain": report.gain, "gate_low": report.gain_interval[0], "kl": report.kl,
+                                                              "served_kl": served_kl})
 
     def _publish(self):
         report, s = json.loads((self.folder / "gate.json").read_text()), self.settings
@@ -220,7 +223,7 @@ class Round:
         path, sha256 = adapters.write(
             s.adapters_dir, version, load_file(self.folder / "policy.safetensors"), rank=s.lora_rank, alpha=s.lora_alpha,
             targets=self.policy.targets, base=self.base, parent=live["version"], round_id=self.id,
-            scores={k: report[k] for k in ("gain", "gain_interval", "kl", "prompts")})
+            scores={k: report[k] for k in ("gain", "gain_interval", "kl", "served_kl", "prompts")})
         if report["refused_because"]:
             reason = "The new version was not published: " + "; ".join(report["refused_because"]) + "."
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)

