@@ -19,10 +19,11 @@ CHUNK = 128  # tokens of a prompt that are read at once, so that growing replies
 def fits(model):
     """Whether this is the forward of `model`: Llama's block, full attention in every layer, fixed rotations, unquantised weights, on the CPU."""
     c = model.config
-    rope = (getattr(c, "rope_parameters", None) or {}).get("rope_type", "default")
-    odd = (c.hidden_act != "silu", rope not in ("default", "linear", "llama3"), getattr(c, "mlp_bias", False), getattr(c, "sliding_window", None))
+    if type(model).__name__ not in FAMILY or c.hidden_act != "silu" or getattr(c, "mlp_bias", False) or getattr(c, "sliding_window", None):
+        return False
     weights = [_base(module).weight for module in models.blocks(model).modules() if isinstance(_base(module), torch.nn.Linear)]
-    return (type(model).__name__ in FAMILY and not any(odd) and all(w.is_floating_point() and w.device.type == "cpu" for w in weights))
+    fixed = (getattr(c, "rope_parameters", None) or {}).get("rope_type", "default") in ("default", "linear", "llama3")
+    return fixed and all(w.is_floating_point() and w.device.type == "cpu" for w in weights)
 
 
 # -- weights

@@ -39,7 +39,7 @@ class View:
     right: Side | None = None
     duel: int | None = None
     choice: str | None = None
-    progress: str | None = None  # of replies that are not shown while they are written
+    progress: str | None = None  # while replies stream: why they are not to be seen yet, if so
 
 
 class Chat:
@@ -162,7 +162,7 @@ class Chat:
             turns = f"{stream.place - 1} before you" if stream.place > 1 else "you are next"
             return View("streaming", history, text, Side(""), Side(""), duel, progress=f"Many people are chatting. Your message waits its turn: {turns}")
         if n == 2:
-            return View("streaming", history, text, *map(Side, stream.texts() if stream else ["", ""]), duel)
+            return View("streaming", history, text, *map(Side, stream.texts() if stream else ["", ""]), duel, progress="")
         done = f"{max(stream.tokens())} of at most {self.settings.reply_tokens} tokens" if stream else "starting"
         return View("streaming", history, text, Side(""), Side(""), duel, progress=f"{n} replies are being written, {done}; you will see two of them")
 

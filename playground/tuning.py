@@ -33,7 +33,7 @@ class Choice:
 
 def choose(settings, model, identity):
     """The Choice for `model`: what the settings say, else what was measured here before, else a measurement."""
-    if not lean.fits(model):
+    if settings.decode_format == "plain" or not lean.fits(model):
         return Choice("plain", settings.threads)
     file = settings.data_dir / "tuning.json"
     machine = " ".join([platform.machine(), _cpu(), str(settings.threads), torch.__version__, identity["hash"][:16], settings.decode_format])

@@ -169,7 +169,7 @@ class ChatTab:
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
         updates = {c: value for side, (chatbot, badge) in self.panes.items()
                    for c, value in ((chatbot, _messages(view, side)), (badge, _badge(side, view, view.left if side == "a" else view.right)))}
-        return updates | ({self.hint: _hint(view)} if view.progress else {})
+        return updates | ({self.hint: _hint(view)} if view.progress is not None else {})
 
 
 def _hint(view):

@@ -1,0 +1,51 @@
+"""The server's process for `engine.py`: what `python app.py` builds, then eight people who chat at once; prints when it is ready and its peak memory."""
+
+import itertools
+import json
+import os
+import resource
+import sys
+import threading
+import time
+
+import app
+from playground import models, server
+from playground.engine import Engine
+from playground.session import Chat
+from playground.settings import read
+
+PEOPLE, TURNS = 8, 2
+
+
+def main():
+    import torch
+    settings = read([])
+    sock = app.listen(settings)
+    torch.set_num_threads(settings.threads)
+    tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
+    store = app.open_store(settings)
+    engine = Engine(store, settings, trunk, tokenizer).start()
+    chat = Chat(store, engine, settings)
+    web = server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)
+    threading.Thread(target=web.run, args=([sock],), daemon=True).start()
+    while not web.started:
+        time.sleep(0.01)
+    print(json.dumps({"ready": engine.healthy}), flush=True)
+
+    def person(name):
+        annotator = store.annotator(name)
+        for _ in range(TURNS):
+            *_, view = itertools.chain(chat.send(annotator, "Tell me about your favourite place, and why you like it. " * 10))
+            chat.vote(annotator, view.duel, "a")
+
+    people = [threading.Thread(target=person, args=(f"person {i}",)) for i in range(PEOPLE)]
+    for thread in people:
+        thread.start()
+    for thread in people:
+        thread.join()
+    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""How a machine decodes: measured once, remembered, overridden."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from playground import lean, models, plain, tuning
+from playground.settings import Settings
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(model=str(tiny_folder(tmp_path / "model")), data_dir=tmp_path, device="cpu", dtype="float32", threads=1)
+
+
+def chosen(settings):
+    model = models.load_trunk(settings)
+    return tuning.choose(settings, model, models.base_identity(model, settings)), model
+
+
+def test_a_choice_is_measured_and_remembered(settings, monkeypatch):
+    first, model = chosen(settings)
+    assert first.number_format in lean.FORMATS and first.threads == 1 and first.milliseconds > 0
+    assert isinstance(first.forward(model), lean.Lean)
+    monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("measured again"))
+    assert chosen(settings)[0] == first
+
+
+def test_another_machine_measures_for_itself(settings, monkeypatch):
+    chosen(settings)
+    monkeypatch.setattr(tuning, "_cpu", lambda: "another")
+    chosen(settings)
+    assert len(json.loads((settings.data_dir / "tuning.json").read_text())) == 2
+
+
+def test_a_setting_overrides(settings):
+    assert chosen(settings.model_copy(update={"decode_format": "bfloat16"}))[0].number_format == "bfloat16"
+    choice, model = chosen(settings.model_copy(update={"decode_format": "plain"}))
+    assert choice.number_format == "plain" and isinstance(choice.forward(model), plain.Plain)
+
+
+def test_a_format_far_from_the_model_is_not_chosen(settings, monkeypatch):
+    monkeypatch.setattr(tuning, "FAITHFUL", -1)
+    assert chosen(settings)[0].number_format == "float32"  # the model's own
+
+
+def test_a_damaged_file_is_measured_anew(settings):
+    (settings.data_dir / "tuning.json").write_text("{")
+    assert chosen(settings)[0].milliseconds > 0
+
+
+def test_other_architectures_decode_as_transformers_does(settings):
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4)).eval()
+    assert tuning.choose(settings, model, {"hash": "x" * 64}).number_format == "plain"
