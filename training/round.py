@@ -112,6 +112,7 @@ class Round:
 
     def run(self):
         """Run what is left of the round; it ends published, refused, or with too little evidence."""
+        memory.check_gpu(self.settings)
         resumed_at = self.phase
         for phase in PHASES[PHASES.index(resumed_at):]:
             got_further = {} if phase == resumed_at else {"attempts": 1}

@@ -1,0 +1,30 @@
+"""What a round needs on a GPU, said before it starts."""
+
+import pytest
+import torch
+
+from playground.settings import Settings
+from tests.tiny import tiny_folder, tiny_model
+from training import memory
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(model=str(tiny_folder(tmp_path)), data_dir=tmp_path, device="cpu", dtype="float32")
+
+
+def test_the_need_counts_both_trunks_and_grows_with_the_microbatch(settings):
+    weights = sum(p.numel() for p in tiny_model().parameters())
+    small, large = (memory.gpu_need(settings.model_copy(update={"ppo_microbatch": n})) for n in (1, 64))
+    assert 2.6 * weights < small < large
+    assert memory.gpu_need(settings.model_copy(update={"reward_quantisation": "none"})) - memory.gpu_need(settings) == pytest.approx(1.4 * weights, abs=2)
+
+
+def test_a_gpu_without_room_is_refused_in_words(settings, monkeypatch):
+    memory.check_gpu(settings)  # no GPU, no question
+    monkeypatch.setattr(memory.models, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    with pytest.raises(memory.NotEnoughMemory, match=r"has 0\.0 GB free and a round needs about .* lower --ppo-microbatch \(now 8\)"):
+        memory.check_gpu(settings)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**12, 10**12))
+    memory.check_gpu(settings)
