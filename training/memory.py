@@ -38,6 +38,7 @@ def gpu_need(settings):
     config = AutoConfig.from_pretrained(models.resolve(settings))
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
     weights = sum(p.numel() for p in model.parameters())
     width, depth = model.get_input_embeddings().embedding_dim, len(models.blocks(model))
     lora = sum(settings.lora_rank * (m.in_features + m.out_features) for m in models.blocks(model).modules() if isinstance(m, torch.nn.Linear))
