@@ -4,7 +4,6 @@ import ctypes
 import os
 
 import torch
-from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from playground import models
@@ -36,9 +35,8 @@ class NotEnoughMemory(Exception):
 def gpu_need(settings):
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, LoRA with Adam's moments, and one microbatch's activations."""
     config = AutoConfig.from_pretrained(models.resolve(settings))
-    with init_empty_weights():
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()
     weights = sum(p.numel() for p in model.parameters())
     width, depth = model.get_input_embeddings().embedding_dim, len(models.blocks(model))
     lora = sum(settings.lora_rank * (m.in_features + m.out_features) for m in models.blocks(model).modules() if isinstance(m, torch.nn.Linear))
