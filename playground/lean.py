@@ -156,7 +156,7 @@ class _Packed(_Block):
 # -- keys and values
 
 class Line:
-    """Keys and values (layers, heads, capacity, head dim) of one prompt and of the `n` replies that grow from it.
+    """Keys and values (layers, 2, heads, capacity, head dim) of one prompt and of the `n` replies that grow from it.
 
     The prompt's columns are there once; after them come, step by step, one column for each reply that grows, which that reply alone sees.
     """
@@ -164,7 +164,7 @@ class Line:
     def __init__(self, shape, n, prompt_tokens, new_tokens):
         layers, heads, group, head_dim = shape
         capacity = prompt_tokens + n * new_tokens
-        self.keys, self.values = torch.empty(2, layers, heads, capacity, head_dim)
+        self.kv = torch.empty(layers, 2, heads, capacity, head_dim)
         self.mask = torch.full((n, group, capacity), -torch.inf)
         self.mask[..., :prompt_tokens] = 0
         self.prompt, self.columns, self.fed = [], prompt_tokens, [[] for _ in range(n)]  # fed: [(token, column)] of each reply
@@ -172,7 +172,7 @@ class Line:
 
     @property
     def nbytes(self):
-        return self.keys.nbytes + self.values.nbytes
+        return self.kv.nbytes
 
     def drop(self, reply):
         """A reply that has ended takes no more steps."""
@@ -190,26 +190,22 @@ class Line:
         self.seen = (self.mask if all_grow else self.mask[self.active])[..., :self.columns].flatten(0, 1)  # (rows·group, columns)
         return len(self.prompt) + self.steps - 1
 
-    def attend(self, layer, q, k, v):
-        """One token of each growing reply: q (rows, heads·group, head dim), k and v (rows, heads, head dim) -> (rows, heads·group·head dim)."""
-        rows, heads = len(q), k.shape[1]
-        start = self.columns - rows
-        self.keys[layer, :, start:self.columns] = k.transpose(0, 1)
-        self.values[layer, :, start:self.columns] = v.transpose(0, 1)
-        keys, values = self.keys[layer, :, :self.columns], self.values[layer, :, :self.columns]
-        q = q.view(rows, heads, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # (heads, rows·group, head dim)
-        scores = torch.baddbmm(self.seen, q, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        return (scores.softmax(-1) @ values).view(heads, rows, -1, q.shape[-1]).transpose(0, 1).flatten(1)
+    def attend(self, layer, q, kv):
+        """One token of each growing reply: q (rows, heads·group, head dim), kv (rows, 2·heads, head dim) -> (rows, heads·group·head dim)."""
+        rows, heads, head_dim = len(q), kv.shape[1] // 2, q.shape[-1]
+        self.kv[layer, :, :, self.columns - rows:self.columns] = kv.view(rows, 2, heads, head_dim).permute(1, 2, 0, 3)
+        keys, values = self.kv[layer, :, :, :self.columns]
+        q = q.reshape(rows, heads, -1, head_dim).transpose(0, 1).flatten(1, 2)  # (heads, rows·group, head dim)
+        scores = torch.baddbmm(self.seen, q, keys.transpose(1, 2), alpha=head_dim ** -0.5)
+        return (scores.softmax(-1) @ values).view(heads, rows, -1, head_dim).transpose(0, 1).flatten(1)
 
-    def attend_prompt(self, layer, q, k, v, start):
+    def attend_prompt(self, layer, q, kv, start):
         """The prompt's tokens from `start` on, each seeing those before it; shapes as in `attend`."""
-        end = start + len(q)
-        self.keys[layer, :, start:end] = k.transpose(0, 1)
-        self.values[layer, :, start:end] = v.transpose(0, 1)
+        end, (_, heads, head_dim) = start + len(q), kv.shape
+        self.kv[layer, :, :, start:end] = kv.view(len(q), 2, heads // 2, head_dim).permute(1, 2, 0, 3)
+        keys, values = self.kv[layer, :, None, :, :end]
         seen = torch.ones(len(q), end, dtype=torch.bool).tril(start)
-        out = scaled_dot_product_attention(q.transpose(0, 1)[None], self.keys[None, layer, :, :end], self.values[None, layer, :, :end],
-                                           attn_mask=seen, enable_gqa=True)
-        return out[0].transpose(0, 1).flatten(1)
+        return scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1).flatten(1)
 
     def shared(self, ids):
         """(reply or None, tokens): the longest beginning of `ids` whose keys are here, in the prompt or on into a reply."""
@@ -224,7 +220,7 @@ class Line:
         """Begin with the keys and values of `ids[:tokens]`, which `other.shared(ids)` has found."""
         prompt = min(tokens, len(other.prompt))
         columns = [*range(prompt), *(column for _, column in other.fed[reply or 0][:tokens - prompt])]
-        self.keys[:, :, :tokens], self.values[:, :, :tokens] = other.keys[:, :, columns], other.values[:, :, columns]
+        self.kv[..., :tokens, :] = other.kv[..., columns, :]
         self.prompt = list(ids[:tokens])
 
 
@@ -272,7 +268,7 @@ class Lean:
     def read(self, line, ids):
         """Take the prompt's next tokens in; returns the logits (vocabulary,) after the last."""
         start = len(line.prompt)
-        x = self._blocks(self.wide, ids, torch.arange(start, start + len(ids)), lambda layer, *qkv: line.attend_prompt(layer, *qkv, start))
+        x = self._blocks(self.wide, ids, torch.arange(start, start + len(ids)), lambda layer, q, kv: line.attend_prompt(layer, q, kv, start))
         line.prompt += ids
         return self._logits(x[-1:])[0]
 
@@ -286,25 +282,24 @@ class Lean:
             spans.append((line, slice(start, end)))
             start = end
 
-        def attend(layer, q, k, v):
+        def attend(layer, q, kv):
             if len(spans) == 1:
-                return lines[0].attend(layer, q, k, v)
-            return torch.cat([line.attend(layer, q[rows], k[rows], v[rows]) for line, rows in spans])
+                return lines[0].attend(layer, q, kv)
+            return torch.cat([line.attend(layer, q[rows], kv[rows]) for line, rows in spans])
 
         return self._logits(self._blocks(self.packed, tokens, torch.tensor(positions), attend))
 
     def _blocks(self, blocks, ids, positions, attend):
-        """ids and positions (T,) -> the residual stream (T, hidden) in fp32; attend(layer, q, k, v) as `Line.attend`."""
+        """ids and positions (T,) -> the residual stream (T, hidden) in fp32; attend(layer, q, kv) as `Line.attend`."""
         x = self.embedding[torch.as_tensor(ids)].float()
-        angles = positions[:, None] * self.frequencies
-        rotation = torch.polar(torch.full_like(angles, self.rotation_scale), angles)[:, None]  # (T, 1, head dim / 2)
-        heads, kv = self.heads
-        head_dim = self.shape[-1]
+        heads, kv_heads = self.heads
+        angles = (positions[:, None] * self.frequencies)[:, None].expand(-1, heads + kv_heads, -1)
+        rotation = torch.polar(torch.full_like(angles, self.rotation_scale), angles)
+        rotation = torch.cat([rotation, torch.ones_like(rotation[:, :kv_heads])], 1)  # (T, heads + 2·kv, head dim / 2): values are not turned
         for layer, block in enumerate(blocks):
-            y = block.qkv(block.normed(x, 0)).float().view(len(x), -1, head_dim)  # (T, heads + 2·kv, head dim)
-            turned = torch.view_as_complex(y[:, :heads + kv].unflatten(-1, (-1, 2))) * rotation
-            qk = torch.view_as_real(turned).flatten(2)
-            x = x + block.out(attend(layer, qk[:, :heads], qk[:, heads:], y[:, heads + kv:]).to(block.dtype))
+            pairs = block.qkv(block.normed(x, 0)).float().view(*rotation.shape, 2)
+            qkv = torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(2)
+            x = x + block.out(attend(layer, qkv[:, :heads], qkv[:, heads:]).to(block.dtype))
             x = x + block.mlp(block.normed(x, 1))
         return x
 
