@@ -68,6 +68,7 @@ def serve(settings, sock):
     store = open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
     worker = Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
+    engine.neighbour = worker
     try:
         server.Web(server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close).run([sock])
     finally:

@@ -105,6 +105,7 @@ class Engine:
         self._resident = {0: self.live}
         self._memory = Memory(settings.kv_cache_mb << 20)
         self._lock = threading.Lock()
+        self.neighbour = None  # a Child that stands still while someone waits for a first token
         self._running = []  # streams that the engine's thread decodes
         self._waiting = []  # streams without room yet, the longest waiting first; changed under the lock
         self._work = threading.Event()
@@ -161,6 +162,9 @@ class Engine:
         """One pass of the engine's thread: let waiting duels in where there is room, read a part of one prompt, give every growing reply a token.
         Returns whether any duel is running."""
         self._admit()
+        if self.neighbour:
+            waits = any(None in stream.first_token_ms for stream in self._running)
+            (self.neighbour.hold if waits else self.neighbour.release)()
         for stream in self._running:
             if stream.stopping.is_set():
                 self._finish(stream)

@@ -313,3 +313,20 @@ def test_weights_that_were_rejected_are_not_tried_again(site, monkeypatch):
     site.store.publish(round_id, "worker", again, row["path"], row["sha256"], {})
     assert site.follow_store() and site.live.version == 0
     assert "very weights of v1, which was rejected" in site.store.policy(again)["reason"]
+
+
+def test_the_neighbour_stands_still_until_the_first_tokens_are_there(site):
+    class Neighbour:
+        said = []
+
+        def hold(self):
+            self.said.append("hold")
+
+        def release(self):
+            self.said.append("release")
+
+    site.neighbour = Neighbour()
+    stream = site.duel([1] * 300, [3, 4], SAMPLED)  # read in three parts
+    run(site, stream)
+    site.step()
+    assert Neighbour.said[:3] == ["hold"] * 3 and set(Neighbour.said[3:]) == {"release"}

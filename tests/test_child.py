@@ -1,0 +1,56 @@
+"""A child process that stands still while somebody waits, and never for long."""
+
+import sys
+import time
+
+import psutil
+import pytest
+
+from playground import child
+from playground.child import Child
+
+
+@pytest.fixture
+def counting():
+    """A child that is always at work."""
+    worker = Child([sys.executable, "-c", "import time\nwhile True: time.sleep(0.01)"], None).start()
+    until(lambda: worker.process)
+    yield worker
+    worker.stop()
+
+
+def until(true):
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def status(worker):
+    return psutil.Process(worker.process.pid).status()
+
+
+def test_it_stands_still_until_it_is_released(counting):
+    counting.hold()
+    counting.hold()
+    until(lambda: status(counting) == psutil.STATUS_STOPPED)
+    counting.release()
+    until(lambda: status(counting) != psutil.STATUS_STOPPED)
+    counting.release()
+
+
+def test_it_goes_on_by_itself_when_the_wait_is_long(counting, monkeypatch):
+    monkeypatch.setattr(child, "LONGEST_HOLD", 0.3)
+    counting.hold()
+    until(lambda: status(counting) == psutil.STATUS_STOPPED)
+    until(lambda: status(counting) != psutil.STATUS_STOPPED)
+    counting.hold()  # too soon
+    assert status(counting) != psutil.STATUS_STOPPED
+    until(lambda: (counting.hold(), status(counting) == psutil.STATUS_STOPPED)[1])
+
+
+def test_it_can_be_ended_while_it_stands_still(counting):
+    counting.hold()
+    began = time.monotonic()
+    counting.stop()
+    assert counting.process.poll() is not None and time.monotonic() - began < 5
