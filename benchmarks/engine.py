@@ -251,7 +251,14 @@ def swap_rows(settings, site, tokenizer, log):
     for thread in people:
         thread.join()
     wrong = sum(error is not None or (version in expected and said != expected[version]) for version, said, error in ended)
-    return [report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
+    back = []
+    for n in range(settings.repeats):
+        store.roll_back(versions[n % 2])
+        start = time.perf_counter()
+        engine.follow_store()
+        back.append(time.perf_counter() - start)
+    return [report.row("roll-back until the version before answers", max(back[1:] or back), "s", "≤ 1"),
+            report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
             report.row(f"streams dropped or wrong, of {len(ended)}", wrong, "", "≤ 0"),
             report.row("longest gap between two tokens of a stream", 1e3 * max(gaps), "ms", "≤ 250")]
 

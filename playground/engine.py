@@ -243,7 +243,6 @@ class Engine:
             self._memory.give_back(stream.nbytes, stream.policy.forward, None if stream.error or not stream.decoding else stream.decoding.line)
         with self._lock:
             stream.policy.streams -= 1
-        self._release()
         stream.finished.set()
 
     # -- versions
@@ -263,7 +262,7 @@ class Engine:
             return True
         policy = self._resident.get(row["version"])
         if policy is None:
-            if len(self._resident) > 1 and not self._release():
+            if not self._make_room():
                 return False  # the version before last still has streams
             try:
                 policy = self._build(row)
@@ -276,7 +275,6 @@ class Engine:
         with self._lock:
             self._resident[policy.version] = policy
             self.live = policy
-        self._release()
         log.info("now answering: v%s", policy.version)
         return True
 
@@ -286,8 +284,8 @@ class Engine:
             return self.live.version
         return self.store.policy(bad)["parent"] or 0
 
-    def _release(self):
-        """Let go of versions that neither answer nor have streams; return whether only the live one is left. Version 0 is the base and costs nothing."""
+    def _make_room(self):
+        """Let go of the version before the live one, which stays until then, so that going back to it takes no time; False while it has streams."""
         with self._lock:
             gone = [p for p in self._resident.values() if p is not self.live and not p.streams]
             for policy in gone:

@@ -89,6 +89,16 @@ def test_a_roll_back_is_the_same_swap(site):
     assert [r["status"] for r in site.store.rows("select status from policy order by version")] == ["retired", "live", "rolled_back"]
 
 
+def test_going_back_to_the_version_before_builds_nothing(site, monkeypatch):
+    publish(site)
+    site.follow_store()
+    publish(site)
+    site.follow_store()
+    monkeypatch.setattr(site, "_build", lambda _row: pytest.fail("built again"))
+    site.store.roll_back(1)
+    assert site.follow_store() and run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 1)
+
+
 def test_the_threads_take_a_version_live_by_themselves(site):
     site.start()
     try:
