@@ -27,7 +27,8 @@ from playground.decoder import Sampling
 from playground.engine import Engine
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.store import Store
-from training import rollout, served
+from training import rollout, served, simulate
+from training.annotators import Person, brevity
 
 PEERS = {"two generates": ("generates", peer.pins_of("torch", "transformers", "accelerate")), "llama.cpp": ("llama.cpp", ["llama-cpp-python==0.3.36"])}
 SCRIPTS = {"two generates": "two_generates.py", "llama.cpp": "llama_two_slots.py"}
@@ -88,7 +89,7 @@ def text_prompt(tokenizer, tokens, seed=0):
     lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
     frame = prompts.encode([{"role": "user", "content": ""}], tokenizer, 10**6)
     words = tokenizer(" ".join(lines[seed:] + lines[:seed]), add_special_tokens=False)["input_ids"]
-    at = len(frame) - 5
+    at = len(frame) - 1 - frame[::-1].index(tokenizer.eos_token_id)  # where the empty message stands
     return frame[:at] + words[:tokens - len(frame)] + frame[at:]
 
 
@@ -267,9 +268,6 @@ def swap_rows(settings, site, tokenizer, log):
 
 def round_rows(settings, site, tokenizer, log):
     """Speed and first token of the chat while a worker trains on simulated votes."""
-    from benchmarks import rounds  # noqa: F401  (its worker is the real one)
-    from training import simulate
-    from training.annotators import Person, brevity
     prompt = text_prompt(tokenizer, PROMPT)
     folder = site.settings.data_dir / "beside"
     job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})

@@ -2,7 +2,7 @@
 
 Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration, several replies to
 each), the replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all linear layers, epochs, episodes of an
-optimizer step, temperature, clipping, malloc's thresholds, and the reward: a frozen copy of the base with a fixed random head, one forward
+optimizer step, temperature, clipping, malloc's thresholds and oneDNN's cache, and the reward: a frozen copy of the base with a fixed random head, one forward
 over each reply. The sides run in turn, each in a process of its own; a process's first iteration warms it up and is not counted.
 
 Not alike, each side in its own way:
@@ -24,10 +24,8 @@ the end. TRL's whitening divides by n − 1 and ours by n: that known factor is 
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 from statistics import median
 
@@ -35,19 +33,13 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig
 
-from benchmarks import report
+from benchmarks import peer, report
 from playground import models
 from playground.settings import Positive, Settings, SettingsError, read
 from training import memory, ppo_math, rollout
 
-ROOT = Path(__file__).parent.parent
-PEER, PEER_PINS = "trl-1.12", ("trl==1.12.0", "datasets==5.2.0")
-SHARED_PINS = ("accelerate", "peft", "torch", "transformers")  # the peer gets the versions that we have
+PEER, PINS = "trl-1.12", ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")]
 UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled
-
-
-class SideFailed(Exception):
-    """A side of the comparison could not be set up or run; the message ends with what it said."""
 
 
 class PpoStepSettings(Settings):
@@ -65,34 +57,6 @@ class PpoStepSettings(Settings):
     """Iterations that count, in each process."""
     repeats: Positive = 2
     """Processes of each side, in turn."""
-
-
-# -- the peer
-
-def peer_pins():
-    """What goes into the peer's environment: TRL, and of our own requirements those that it shares."""
-    ours = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    return [*PEER_PINS, *(line for line in ours if line.split("==")[0] in SHARED_PINS)]
-
-
-def peer_python(settings, log=print):
-    """TRL's Python, in an environment of its own; made where the stamp does not say that just these pins are in it."""
-    folder = (settings.data_dir / "benchmarks" / PEER).absolute()
-    python, stamp, pins = folder / "bin" / "python", folder / "pins.txt", "\n".join(peer_pins())
-    if not stamp.exists() or stamp.read_text() != pins:
-        log(f"making {folder} with {', '.join(peer_pins())}")
-        venv.create(folder, with_pip=True, clear=True)
-        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer_pins()], os.environ)
-        stamp.write_text(pins)
-    return python
-
-
-def _run(command, environment):
-    """Standard output of a command; SideFailed with the end of what it said when it fails."""
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SideFailed(f"{' '.join(map(str, command))} failed:\n{done.stderr.strip()[-2000:]}")
-    return done.stdout
 
 
 # -- what is asked of both
@@ -146,17 +110,18 @@ def our_arithmetic(tensors, s):
 def commands(python, job_file):
     """The command of each side."""
     return {"ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file],
-            "TRL": [python, ROOT / "benchmarks" / "peers" / "trl_ppo.py", job_file]}
+            "TRL": [python, peer.ROOT / "benchmarks" / "peers" / "trl_ppo.py", job_file]}
 
 
 def measure(settings, sides, log=print):
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
     environment = {**os.environ, **settings.environ(), "OMP_NUM_THREADS": str(settings.threads), "TRL_EXPERIMENTAL_SILENCE": "1",
-                   "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED)}  # as in the worker
+                   "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED),
+                   "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.PRIMITIVES}  # as in the worker
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):
         for side, command in sides.items():
-            figures = json.loads(_run(command, environment).splitlines()[-1])
+            figures = json.loads(peer.run(command, environment).splitlines()[-1])
             found[side].append(figures)
             seconds = ", ".join(f"{s:.1f}" for s in figures["seconds"])
             log(f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load {os.getloadavg()[0]:.1f}")
@@ -185,7 +150,7 @@ def rows_of(found, tensors, settings):
 
 def run(settings, log=print):
     """The rows."""
-    python, settings = peer_python(settings, log), sizes(settings)
+    python, settings = peer.python(settings, PEER, PINS, log), sizes(settings)
     tokenizer = models.load_tokenizer(settings)
     seeds = rollout.seed_prompts("train", tokenizer, settings.rollout_context)
     prompts = rollout.choose([], seeds, settings.ppo_episodes // settings.ppo_replies, rollout.generator(settings.seed, "ppo_step"))
@@ -201,7 +166,7 @@ def main(argv=None):
     try:
         settings = read(argv, PpoStepSettings, "python -m benchmarks.ppo_step")
         rows = run(settings)
-    except (SettingsError, SideFailed, models.ModelUnavailable) as error:
+    except (SettingsError, peer.SideFailed, models.ModelUnavailable) as error:
         sys.exit(str(error))
     report.show(rows, settings.json_file)
 

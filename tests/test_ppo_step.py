@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import ppo_side, ppo_step
+from benchmarks import peer, ppo_side, ppo_step
 from playground import models
 from tests.tiny import tiny_folder
 from training import ppo_math
@@ -71,9 +71,9 @@ def test_the_sides_take_turns_and_only_their_last_line_counts(tmp_path):
 
 
 def test_a_side_that_fails_says_why(tmp_path):
-    broken = tmp_path / "peer.py"
+    broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no such model')")
-    with pytest.raises(ppo_step.SideFailed, match="no such model"):
+    with pytest.raises(peer.SideFailed, match="no such model"):
         ppo_step.measure(settings_for(tmp_path), {"TRL": [sys.executable, broken]})
 
 
@@ -95,17 +95,17 @@ def test_quick_is_smaller(tmp_path):
 # -- the peer
 
 def test_the_peer_gets_our_versions_and_its_environment_is_made_once(tmp_path):
-    settings = settings_for(tmp_path)
-    pins = ppo_step.peer_pins()
+    settings, pins = settings_for(tmp_path), ppo_step.PINS
     assert "trl==1.12.0" in pins and {p.split("==")[0] for p in pins} >= {"torch", "transformers", "peft", "accelerate"}
     folder = tmp_path / "benchmarks" / "trl-1.12"
     folder.mkdir(parents=True)
     (folder / "pins.txt").write_text("\n".join(pins))
-    assert ppo_step.peer_python(settings, pytest.fail) == folder / "bin" / "python"
+    assert peer.python(settings, ppo_step.PEER, pins, pytest.fail) == folder / "bin" / "python"
 
 
-def test_the_peers_script_imports_nothing_of_ours():
-    tree = ast.parse((ppo_step.ROOT / "benchmarks" / "peers" / "trl_ppo.py").read_text())
+@pytest.mark.parametrize("script", (peer.ROOT / "benchmarks" / "peers").glob("*.py"), ids=lambda p: p.name)
+def test_a_peers_script_imports_nothing_of_ours(script):
+    tree = ast.parse(script.read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in names} & {"app", "benchmarks", "playground", "tests", "training"}

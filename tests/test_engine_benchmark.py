@@ -1,0 +1,51 @@
+"""The engine's benchmark on a tiny model: its figures are measured, and wrong streams would be counted."""
+
+import pytest
+
+from benchmarks import engine as benchmark
+from playground import models, tuning
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    return benchmark.EngineSettings(model=str(tiny_folder(folder / "model")), data_dir=folder, device="cpu", dtype="float32", threads=1, quick=True, repeats=2)
+
+
+@pytest.fixture(scope="module")
+def site(settings, tmp_path_factory):
+    trunk, tokenizer = models.load_trunk(settings), models.load_tokenizer(settings)
+    tuning.choose(settings, trunk, models.base_identity(trunk, settings))
+    site = benchmark.Site(settings, tmp_path_factory.mktemp("site"), trunk, tokenizer)
+    yield site
+    site.engine.close()
+
+
+def rows(found):
+    return {r["what"]: r for r in found}
+
+
+@pytest.mark.parametrize("tokens", [60, 181])
+def test_a_prompt_has_the_length_asked_for(site, tokens):
+    assert len(benchmark.text_prompt(site.engine.tokenizer, tokens)) == tokens
+
+
+def test_swaps_under_load_lose_no_stream(settings, site):
+    found = rows(benchmark.swap_rows(settings, site, site.engine.tokenizer, lambda _: None))
+    wrong = next(r for what, r in found.items() if what.startswith("streams dropped or wrong, of"))
+    assert wrong["value"] == 0 and int(wrong["what"].rsplit(" ", 1)[1]) > 5
+    assert found["swaps under load"]["ok"]
+
+
+def test_a_wrong_stream_is_counted(settings, site, monkeypatch):
+    monkeypatch.setattr(benchmark.decoder, "run", lambda *_, **__: [])
+    found = benchmark.swap_rows(settings, site, site.engine.tokenizer, lambda _: None)
+    assert next(r for r in found if r["what"].startswith("streams dropped"))["value"] > 0
+
+
+def test_the_other_figures_are_measured(settings, site):
+    site.publish(0.01, 1)
+    for part in (benchmark.crowd_rows, benchmark.prefix_rows, benchmark.faithful_rows):
+        found = part(settings, site, site.engine.tokenizer)
+        assert found and all(r["value"] is not None for r in found)
