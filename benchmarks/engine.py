@@ -17,12 +17,13 @@ import zipfile
 from pathlib import Path
 from statistics import median
 
-import psutil
 import torch
 from pydantic import Field
 
+import app
 from benchmarks import peer, report
 from playground import adapters, decoder, lean, models, plain, prompts, tuning
+from playground.child import Child
 from playground.decoder import Sampling
 from playground.engine import Engine
 from playground.settings import Positive, Settings, SettingsError, read
@@ -275,18 +276,17 @@ def round_rows(settings, site, tokenizer, log):
     store = Store(job.database)
     simulate.make_duels(store, said, models.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log)
     quiet = two_replies(site, prompt, settings.repeats)
-    worker = subprocess.Popen([sys.executable, "-m", "training.worker", "--once"], env={**os.environ, **job.environ()}, cwd=peer.ROOT,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker = site.engine.neighbour = Child([sys.executable, "-m", "training.worker"], app.child_environ(job)).start()
     try:
-        while worker.poll() is None and (store.last_round() or {"phase": None})["phase"] != "ppo":
+        while (row := store.last_round()) is None or (row["state"] in ("requested", "running") and row["phase"] != "ppo"):
             time.sleep(0.5)
         beside = []
-        while worker.poll() is None and len(beside) < 3 * settings.repeats:
+        while store.last_round()["state"] == "running" and len(beside) < 3 * settings.repeats:
             beside += two_replies(site, prompt, 1)
             time.sleep(1)
     finally:
-        worker.terminate()
-        worker.wait()
+        site.engine.neighbour = None
+        worker.stop()
     if not beside:
         log(f"the round ended before it could be measured: {store.last_round()['reason']}")
         return []
@@ -304,11 +304,11 @@ def process_rows(settings, tokenizer):
         seconds, peak = [], None
         for _ in range(3):
             start = time.perf_counter()
-            app = subprocess.Popen([sys.executable, "-m", "benchmarks.engine_app"], env=environment, cwd=peer.ROOT, stdout=subprocess.PIPE, text=True)
-            ready = json.loads(app.stdout.readline())
+            server = subprocess.Popen([sys.executable, "-m", "benchmarks.engine_app"], env=environment, cwd=peer.ROOT, stdout=subprocess.PIPE, text=True)
+            ready = json.loads(server.stdout.readline())
             seconds.append(time.perf_counter() - start)
-            peak = json.loads(app.stdout.readline())["peak_mb"]
-            app.wait()
+            peak = json.loads(server.stdout.readline())["peak_mb"]
+            server.wait()
             assert ready["ready"]
     return [report.row("warm start until a first token is possible", median(seconds), "s", "≤ 10"),
             report.row("memory of the server, 8 people", peak, "MB", "≤ 1500")]

@@ -13,7 +13,7 @@ from playground import models
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 GROUP = 32  # weights of a row that share a scale in int4
-CHUNK = 128  # tokens of a prompt that are read at once, so that growing replies do not wait long
+CHUNK = 192  # tokens of a prompt that are read at once, so that growing replies do not wait long
 
 
 def fits(model):

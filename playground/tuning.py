@@ -25,6 +25,7 @@ class Choice:
     number_format: str
     threads: int
     milliseconds: float | None = None  # of one step of two replies
+    nats: float | None = None  # KL of the model's next token to the format's
 
     def forward(self, model):
         """This version of the model, ready to run."""
@@ -58,7 +59,7 @@ def _measure(settings, model, formats):
             forward = lean.Lean(model, number_format)
             for threads in sorted({1, settings.threads}):
                 torch.set_num_threads(threads)
-                line, times = forward.open(ROWS, CONTEXT, STEPS + 1), []
+                line, times = forward.open(ROWS, CONTEXT - 1, STEPS + 1), []
                 forward.read(line, ids[:-1])
                 for step in range(STEPS + 1):
                     start = time.perf_counter()
@@ -70,7 +71,7 @@ def _measure(settings, model, formats):
                 milliseconds = 1e3 * median(times[1:])
                 log.info("%s on %d threads: %.1f ms a step, %.4f nats from the model", number_format, threads, milliseconds, distance)
                 if len(formats) == 1 or distance < FAITHFUL or number_format == "float32":
-                    found.append(Choice(number_format, threads, round(milliseconds, 2)))
+                    found.append(Choice(number_format, threads, round(milliseconds, 2), round(distance, 6)))
             del forward
     finally:
         torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from playground import lean, models, plain, tuning
@@ -44,6 +45,14 @@ def test_a_setting_overrides(settings):
 def test_a_format_far_from_the_model_is_not_chosen(settings, monkeypatch):
     monkeypatch.setattr(tuning, "FAITHFUL", -1)
     assert chosen(settings)[0].number_format == "float32"  # the model's own
+
+
+def test_what_is_measured_is_the_format_and_not_unwritten_memory(settings):
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert chosen(settings.model_copy(update={"decode_format": "float32"}))[0].nats < 1e-4
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_damaged_file_is_measured_anew(settings):
