@@ -53,16 +53,14 @@ def listen(settings):
 
 def serve(settings, sock):
     """Build everything, serve until a signal, take everything down."""
-    import torch  # these take seconds to import; a wrong setting and --help answer at once
-
-    from playground import models, server
+    from playground import models, server  # these take seconds to import; a wrong setting and --help answer at once
     from playground.child import Child
     from playground.engine import Engine
     from playground.session import Chat
+    from playground.threads import apart
 
-    torch.set_num_threads(settings.threads)
     try:
-        tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
+        tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
     except models.ModelUnavailable as error:
         raise CannotStart(error) from None
     store = open_store(settings)

@@ -22,12 +22,13 @@ from pydantic import Field
 
 import app
 from benchmarks import peer, report
-from playground import adapters, decoder, lean, models, plain, prompts, tuning
+from playground import adapters, decoder, lean, models, plain, prefixes, prompts, tuning
 from playground.child import Child
 from playground.decoder import Sampling
 from playground.engine import Engine
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.store import Store
+from playground.threads import apart
 from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
@@ -66,15 +67,18 @@ class Site:
         round_id = store.take_round("benchmark", lease_seconds=30)["id"]
         version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
         targets = models.linear_targets(engine.base)
-        shape = models.lora_parameters(models.with_lora(models.shell(engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets))
-        noise = torch.Generator().manual_seed(seed)
-        tensors = {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
+        tensors = apart(1, lambda: self._random(size, seed, targets))
         path, sha256 = adapters.write(s.adapters_dir, version, tensors, rank=s.lora_rank, alpha=s.lora_alpha, targets=targets, base=engine.identity,
                                       parent=0, round_id=round_id, scores={})
         store.publish(round_id, "benchmark", version, path, sha256, {})
         while engine.live.version != version:
             time.sleep(0.01)
         return version
+
+    def _random(self, size, seed, targets):
+        s, noise = self.settings, torch.Generator().manual_seed(seed)
+        shape = models.lora_parameters(models.with_lora(models.shell(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets))
+        return {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
 
     def duel(self, prompt, tokens=TOKENS, seed=0, temperature=0.7):
         """One duel to its end: {"seconds", "first", "both", "stream"}; first: until a reply's first token, both: until both have one."""
@@ -218,6 +222,7 @@ def prefix_rows(settings, site, tokenizer):
 def swap_rows(settings, site, tokenizer, log):
     """Versions taken live one after the other under streams; every stream's text must be what its own version alone says."""
     prompt, swaps = text_prompt(tokenizer, 40), 20 if settings.quick else settings.swaps
+    worth, prefixes.WORTH = prefixes.WORTH, len(prompt)  # every stream reads its whole prompt, as `alone` does
     versions = [site.publish(0.02, 10 + n) for n in range(3)]
     store, engine, gaps, wrong, taken = site.engine.store, site.engine, [], 0, 0
 
@@ -226,7 +231,7 @@ def swap_rows(settings, site, tokenizer, log):
         model = adapters.load(row["path"], engine.base, base_hash=engine.identity["hash"])
         return [r.token_ids for r in decoder.run(engine.live.forward.sibling(model), [prompt], [0, 1], Sampling(temperature=0, max_tokens=16), frozenset(), n=2)]
 
-    expected, stop, ended = {v: alone(v) for v in versions}, threading.Event(), []
+    expected, stop, ended = apart(settings.threads, lambda: {v: alone(v) for v in versions}), threading.Event(), []
 
     def person():
         while not stop.is_set():
@@ -252,14 +257,15 @@ def swap_rows(settings, site, tokenizer, log):
     stop.set()
     for thread in people:
         thread.join()
+    prefixes.WORTH = worth
     wrong = sum(error is not None or (version in expected and said != expected[version]) for version, said, error in ended)
     back = []
-    for n in range(settings.repeats):
+    for n in range(settings.repeats + 2):
         store.roll_back(versions[n % 2])
         start = time.perf_counter()
-        engine.follow_store()
+        apart(1, engine.follow_store)
         back.append(time.perf_counter() - start)
-    return [report.row("roll-back until the version before answers", max(back[1:] or back), "s", "≤ 1"),
+    return [report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
             report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
             report.row(f"streams dropped or wrong, of {len(ended)}", wrong, "", "≤ 0"),
             report.row("longest gap between two tokens of a stream", 1e3 * max(gaps), "ms", "≤ 250")]
@@ -274,7 +280,7 @@ def round_rows(settings, site, tokenizer, log):
     job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
     said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
     store = Store(job.database)
-    simulate.make_duels(store, said, models.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log)
+    apart(settings.threads, lambda: simulate.make_duels(store, said, models.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log))
     quiet = two_replies(site, prompt, settings.repeats)
     worker = site.engine.neighbour = Child([sys.executable, "-m", "training.worker"], app.child_environ(job)).start()
     try:
@@ -317,14 +323,13 @@ def process_rows(settings, tokenizer):
 def run(settings, log=print):
     """The rows."""
     settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
-    torch.set_num_threads(settings.threads)
-    base, tokenizer = models.load_trunk(settings), models.load_tokenizer(settings)
-    choice = tuning.choose(settings, base, models.base_identity(base, settings))
+    base, tokenizer = apart(settings.threads, lambda: models.load_trunk(settings)), models.load_tokenizer(settings)
+    choice = apart(settings.threads, lambda: tuning.choose(settings, base, models.base_identity(base, settings)))
     rows = [report.row(f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two replies", choice.milliseconds, "ms")]
     with tempfile.TemporaryDirectory() as folder:
         site = Site(settings, folder, base, tokenizer)
         try:
-            for part in (lambda: duel_rows(settings, site, tokenizer, log), lambda: faithful_rows(settings, site, tokenizer),
+            for part in (lambda: duel_rows(settings, site, tokenizer, log), lambda: apart(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
                          lambda: crowd_rows(settings, site, tokenizer), lambda: prefix_rows(settings, site, tokenizer),
                          lambda: swap_rows(settings, site, tokenizer, log), *([] if settings.quick else [lambda: round_rows(settings, site, tokenizer, log)])):
                 rows += part()

@@ -13,16 +13,15 @@ from playground import models, server
 from playground.engine import Engine
 from playground.session import Chat
 from playground.settings import read
+from playground.threads import apart
 
 PEOPLE, TURNS = 8, 2
 
 
 def main():
-    import torch
     settings = read([])
     sock = app.listen(settings)
-    torch.set_num_threads(settings.threads)
-    tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
+    tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
     store = app.open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
     chat = Chat(store, engine, settings)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from playground import scorer
+from playground.threads import apart
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Picker:
         if all(completions):
             try:
                 with self._lock:
-                    return self._pair([(prompt, completion) for completion in completions], torch.Generator().manual_seed(seed))
+                    replies = [(prompt, completion) for completion in completions]
+                    return apart(self.settings.threads, lambda: self._pair(replies, torch.Generator().manual_seed(seed)))
             except Exception:
                 log.exception("the pair could not be picked; the first two are shown")
         return Pair()

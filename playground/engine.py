@@ -7,20 +7,22 @@ The engine knows nothing about conversations or pages.
 """
 
 import logging
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 
 import torch
 
-from playground import adapters, decoder, models, prompts, tuning
+from playground import adapters, decoder, models, prompts, threads, tuning
 from playground.decoder import Decoding, Sampling
 from playground.prefixes import Memory
 from playground.prompts import Detokeniser
 
 log = logging.getLogger(__name__)
 
-CANARIES = [request for request, _ in prompts.canaries()[:3]]  # two forwards each, while people wait for the swap
+CANARIES = [request for request, _ in prompts.canaries()[:3]]  # read by every new version while people wait for it
+SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
 CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
 
 
@@ -100,26 +102,34 @@ class Engine:
         self.identity = models.base_identity(base, settings)
         self.template_hash = models.template_hash(tokenizer)
         self.end_tokens = models.end_tokens(base, tokenizer)
-        self.choice = tuning.choose(settings, base, self.identity)
-        self.live = Policy(0, base, self.choice.forward(base))
+        self.choice = threads.apart(settings.threads, lambda: tuning.choose(settings, base, self.identity))
+        self.live, self._canaries = threads.apart(settings.threads, self._first)
         self._resident = {0: self.live}
         self._memory = Memory(settings.kv_cache_mb << 20)
         self._lock = threading.Lock()
         self.neighbour = None  # a Child that stands still while someone waits for a first token
         self._running = []  # streams that the engine's thread decodes
         self._waiting = []  # streams without room yet, the longest waiting first; changed under the lock
+        self._building = False  # another version, on a core that the decoder then leaves to it: a team that shares a core waits at every product
         self._work = threading.Event()
         self._closing = threading.Event()
         self._threads = []
 
     def start(self):
         """Bring up the live version (or the last good one) and the two threads."""
-        self.follow_store()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        threads.apart(self.settings.threads, self.follow_store)
         for target, name in ((self._decode, "decode"), (self._watch, "versions")):
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         return self
+
+    def _first(self):
+        """The base as a policy, and what it says next to each canary: [(token ids, log-probabilities)]."""
+        base = Policy(0, self.base, self.choice.forward(self.base))
+        requests = [self.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False) for text in CANARIES]
+        return base, [(ids, _next_token(base.forward, ids)) for ids in requests]
 
     def close(self):
         """End every stream and both threads."""
@@ -148,9 +158,11 @@ class Engine:
 
     def _decode(self):
         """The engine thread: step while there is work, sleep while there is none."""
-        torch.set_num_threads(self.choice.threads)
+        cores = None
         while not self._closing.is_set():
             self._work.clear()
+            if cores != (cores := max(1, self.choice.threads - self._building)):
+                threads.use(cores)
             if not self.step():
                 self._work.wait()
         with self._lock:
@@ -248,6 +260,7 @@ class Engine:
     # -- versions
 
     def _watch(self):
+        threads.use(1)
         while not self._closing.wait(self.settings.poll_seconds):
             try:
                 self.follow_store()
@@ -264,6 +277,7 @@ class Engine:
         if policy is None:
             if not self._make_room():
                 return False  # the version before last still has streams
+            self._building = True
             try:
                 policy = self._build(row)
                 self._canary(policy)
@@ -272,6 +286,8 @@ class Engine:
                 fallback = self._last_good(row["version"])
                 self.store.reject_live(row["version"], str(error), fallback)
                 return self.live.version == fallback or self.follow_store()
+            finally:
+                self._building = False
         with self._lock:
             self._resident[policy.version] = policy
             self.live = policy
@@ -301,14 +317,11 @@ class Engine:
         model = adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"])
         return Policy(row["version"], model, self.live.forward.sibling(model))
 
-    @torch.inference_mode()
     def _canary(self, policy):
         """A version must give finite logits, stay near the base, and not end its reply at once on plain requests."""
         divergences, instant_ends = [], 0
-        for text in CANARIES:
-            ids = self.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=False)
-            ids = ids.to(next(self.base.parameters()).device)
-            new, old = (torch.log_softmax(m(input_ids=ids, logits_to_keep=1).logits[0, -1].float(), -1) for m in (policy.model, self.base))
+        for ids, old in self._canaries:
+            new = _next_token(policy.forward, ids)
             if not torch.isfinite(new).all():
                 raise adapters.BadAdapter(f"v{policy.version} gives logits that are not finite")
             divergences.append((new.exp() * (new - old)).sum().item())
@@ -317,3 +330,11 @@ class Engine:
             raise adapters.BadAdapter(f"v{policy.version} ends its reply at once on every plain request")
         if (mean := sum(divergences) / len(divergences)) > CANARY_KL:
             raise adapters.BadAdapter(f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {CANARY_KL} is accepted")
+
+
+def _next_token(forward, ids):
+    """Log-probabilities (vocabulary,) of the token after a prompt."""
+    line = forward.open(1, len(ids), 1)
+    logits = forward.read(line, ids)
+    forward.end(line)
+    return torch.log_softmax(logits, -1)
