@@ -86,12 +86,23 @@ def read(folder, *, base_hash, expected_sha256=None):
     return manifest, tensors
 
 
-def load(folder, base, *, base_hash, expected_sha256=None):
-    """A version as a frozen model of its own over the tensors of `base` (a bare trunk), which it leaves as it is. BadAdapter as `read`."""
+def load(folder, base, *, base_hash, expected_sha256=None, forms=None):
+    """A version as a frozen model of its own over the tensors of `base` (a bare trunk), which it leaves as it is. BadAdapter as `read`.
+
+    `forms` (a dict, filled here) spares the slow part of the next load: the layers of a LoRA of one shape, of which a version is a copy.
+    """
     manifest, tensors = read(folder, base_hash=base_hash, expected_sha256=expected_sha256)
-    peft_model = models.with_lora(models.shell(base), rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
-    copy_strictly(tensors, models.lora_parameters(peft_model))
-    return peft_model.requires_grad_(False).get_base_model()
+    forms, shape = {} if forms is None else forms, (manifest["rank"], manifest["alpha"], tuple(manifest["targets"]))
+    if shape not in forms:
+        forms[shape] = form(base, *shape)
+    model = models.shell(forms[shape])
+    copy_strictly(tensors, models.lora_parameters(model))
+    return model.requires_grad_(False)
+
+
+def form(base, rank, alpha, targets):
+    """The layers of a LoRA of this shape over the tensors of `base`."""
+    return models.with_lora(models.shell(base), rank=rank, alpha=alpha, targets=targets).get_base_model()
 
 
 def copy_strictly(tensors, parameters):

@@ -6,6 +6,7 @@ version, builds and checks it, and flips the pointer; at most two versions are r
 The engine knows nothing about conversations or pages.
 """
 
+import gc
 import logging
 import sys
 import threading
@@ -103,7 +104,7 @@ class Engine:
         self.template_hash = models.template_hash(tokenizer)
         self.end_tokens = models.end_tokens(base, tokenizer)
         self.choice = threads.apart(settings.threads, lambda: tuning.choose(settings, base, self.identity))
-        self.live, self._canaries = threads.apart(settings.threads, self._first)
+        self.live, self._forms, self._canaries = threads.apart(settings.threads, self._first)
         self._resident = {0: self.live}
         self._memory = Memory(settings.kv_cache_mb << 20)
         self._lock = threading.Lock()
@@ -111,6 +112,7 @@ class Engine:
         self._running = []  # streams that the engine's thread decodes
         self._waiting = []  # streams without room yet, the longest waiting first; changed under the lock
         self._building = False  # another version, on a core that the decoder then leaves to it: a team that shares a core waits at every product
+        self._stepping = threading.Lock()  # held during a step
         self._work = threading.Event()
         self._closing = threading.Event()
         self._threads = []
@@ -119,6 +121,7 @@ class Engine:
         """Bring up the live version (or the last good one) and the two threads."""
         sys.setswitchinterval(SWITCH_SECONDS)
         threads.apart(self.settings.threads, self.follow_store)
+        gc.freeze()  # what is here stays; to look through all of it again would hold every stream for a quarter of a second
         for target, name in ((self._decode, "decode"), (self._watch, "versions")):
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
@@ -126,10 +129,11 @@ class Engine:
         return self
 
     def _first(self):
-        """The base as a policy, and what it says next to each canary: [(token ids, log-probabilities)]."""
+        """The base as a policy, the layers of the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
         base = Policy(0, self.base, self.choice.forward(self.base))
         requests = [self.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False) for text in CANARIES]
-        return base, [(ids, _next_token(base.forward, ids)) for ids in requests]
+        shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(models.linear_targets(self.base))
+        return base, {shape: adapters.form(self.base, *shape)}, [(ids, _next_token(base.forward, ids)) for ids in requests]
 
     def close(self):
         """End every stream and both threads."""
@@ -161,9 +165,11 @@ class Engine:
         cores = None
         while not self._closing.is_set():
             self._work.clear()
-            if cores != (cores := max(1, self.choice.threads - self._building)):
-                threads.use(cores)
-            if not self.step():
+            with self._stepping:
+                if cores != (cores := max(1, self.choice.threads - self._building)):
+                    threads.use(cores)
+                working = self.step()
+            if not working:
                 self._work.wait()
         with self._lock:
             left = self._running + self._waiting
@@ -278,6 +284,8 @@ class Engine:
             if not self._make_room():
                 return False  # the version before last still has streams
             self._building = True
+            with self._stepping:
+                pass  # the step that still has all cores has ended
             try:
                 policy = self._build(row)
                 self._canary(policy)
@@ -314,7 +322,8 @@ class Engine:
             return Policy(0, self.base, self.live.forward.sibling(self.base))
         if before := self.store.quarantined(row["version"], row["sha256"]):
             raise adapters.BadAdapter(f"v{row['version']} has the very weights of v{before['version']}, which was rejected: {before['reason']}")
-        model = adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"])
+        model = adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"],
+                              forms=self._forms)
         return Policy(row["version"], model, self.live.forward.sibling(model))
 
     def _canary(self, policy):

@@ -192,8 +192,8 @@ def linear_targets(model):
 
 
 def shell(base):
-    """A second module tree over the same tensors: layers can be added to it without the first noticing."""
-    tensors = [*base.parameters(), *base.buffers()]
+    """A second module tree over the same tensors: layers can be added to it without the first noticing. LoRA tensors, where there are any, are its own."""
+    tensors = [*(p for name, p in base.named_parameters() if "lora_" not in name), *base.buffers()]
     return copy.deepcopy(base, memo={id(t): t for t in tensors})
 
 
