@@ -336,7 +336,7 @@ def test_the_neighbour_stands_still_until_the_first_tokens_are_there(site):
             self.said.append("release")
 
     site.neighbour = Neighbour()
-    stream = site.duel([1] * 300, [3, 4], SAMPLED)  # read in three parts
+    stream = site.duel([1] * 450, [3, 4], SAMPLED)  # read in three parts
     run(site, stream)
     site.step()
     assert Neighbour.said[:3] == ["hold"] * 3 and set(Neighbour.said[3:]) == {"release"}
