@@ -2,7 +2,7 @@
 
 Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration, several replies to
 each), the replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all linear layers, epochs, episodes of an
-optimizer step, temperature, clipping, malloc's thresholds, and the reward: a frozen copy of the base with a fixed random head, one forward
+optimizer step, temperature, clipping, malloc's thresholds and oneDNN's cache, and the reward: a frozen copy of the base with a fixed random head, one forward
 over each reply. The sides run in turn, each in a process of its own; a process's first iteration warms it up and is not counted.
 
 Not alike, each side in its own way:
@@ -152,7 +152,8 @@ def commands(python, job_file):
 def measure(settings, sides, log=print):
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
     environment = {**os.environ, **settings.environ(), "OMP_NUM_THREADS": str(settings.threads), "TRL_EXPERIMENTAL_SILENCE": "1",
-                   "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED)}  # as in the worker
+                   "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED),
+                   "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.PRIMITIVES}  # as in the worker
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):
         for side, command in sides.items():
