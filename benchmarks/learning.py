@@ -126,7 +126,7 @@ class Cells:
             cell = self.cache.known(*REWARD_CODE, **full)
         else:
             cell = self.cache.get(lambda: reward_cell(self.pool, self.settings, **key), *REWARD_CODE, **full)
-        if cell:
+        if cell and {**full, **cell} not in self.found:
             self.found.append({**full, **cell})
         return cell
 
