@@ -36,7 +36,7 @@ class LearningSettings(Settings):
     quick: bool = False
     """A few prompts, seeds and votes, and one round, in minutes."""
     rounds: Literal["run", "known", "none"] = "run"
-    """Rounds take minutes each: run those that are missing, show those that are known, or leave them out."""
+    """Rounds take minutes each: run those that are missing, show what is known and compute nothing, or leave them out."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
     plots: str = ""
@@ -122,8 +122,12 @@ class Cells:
 
     def reward(self, **key):
         full = {"kind": "reward model", "pool": len(self.pool.ids), "seed_of_training": self.settings.seed, "shuffled": False, **key}
-        cell = self.cache.get(lambda: reward_cell(self.pool, self.settings, **key), *REWARD_CODE, **full)
-        self.found.append({**full, **cell})
+        if self.settings.rounds == "known":
+            cell = self.cache.known(*REWARD_CODE, **full)
+        else:
+            cell = self.cache.get(lambda: reward_cell(self.pool, self.settings, **key), *REWARD_CODE, **full)
+        if cell and {**full, **cell} not in self.found:
+            self.found.append({**full, **cell})
         return cell
 
     def round(self, **key):
@@ -176,20 +180,24 @@ def reward_rows(cells, sizes, seeds):
     for flip, annotator, n in itertools.product((0.0, 0.1, 0.25), annotators.SHIPPED, sizes):
         if flip == 0.1 and n != 100:
             continue
-        found = [cells.reward(annotator=annotator, n=n, flip=flip, seed=seed) for seed in range(seeds)]
+        found = [c for seed in range(seeds) if (c := cells.reward(annotator=annotator, n=n, flip=flip, seed=seed))]
         bar = {0.0: "≥ 0.8", 0.25: "≥ 0.65"}.get(flip) if n == 100 else None
         noise = f", {flip:.0%} flipped" if flip else ""
         what = f"{annotator}, {n} votes{noise}"
+        if not found:
+            rows.append(report.row(f"{what}: accuracy on held-out prompts", None, "", bar))
+            continue
         rows.append(report.row(f"{what}: accuracy on held-out prompts", median(c["accuracy"] for c in found), "", bar))
         rows.append(report.row(f"{what}: the same, pairs of one length", median(c["matched"] for c in found if c["matched"] is not None), ""))
         rows.append(report.row(f"{what}: NLL", median(c["nll"] for c in found), "nats"))
         rows.append(report.row(f"{what}: calibration error", median(c["ece"] for c in found), ""))
-        rows.append(report.row(f"{what}: called enough evidence", sum(c["enough"] for c in found), f"of {seeds}"))
-        log(f"{what}: accuracy {rows[-5]['value']:.2f}, pairs of one length {rows[-4]['value']:.2f}, enough {rows[-1]['value']} of {seeds}")
+        rows.append(report.row(f"{what}: called enough evidence", sum(c["enough"] for c in found), f"of {len(found)}"))
+        log(f"{what}: accuracy {rows[-5]['value']:.2f}, pairs of one length {rows[-4]['value']:.2f}, enough {rows[-1]['value']} of {len(found)}")
     names, n = list(annotators.SHIPPED), max(n for n in sizes if n <= 100)
-    shuffled = [cells.reward(annotator=names[seed % len(names)], n=n, flip=0.0, seed=seed, shuffled=True) for seed in range(4 * seeds)]
-    rows.append(report.row(f"shuffled votes, {n}: accuracy on held-out prompts", median(c["accuracy"] for c in shuffled), ""))
-    rows.append(report.row(f"shuffled votes, {n}: called enough evidence", sum(c["enough"] for c in shuffled), f"of {4 * seeds}"))
+    keys = [{"annotator": names[seed % len(names)], "n": n, "flip": 0.0, "seed": seed, "shuffled": True} for seed in range(4 * seeds)]
+    shuffled = [c for key in keys if (c := cells.reward(**key))]
+    rows.append(report.row(f"shuffled votes, {n}: accuracy on held-out prompts", median(c["accuracy"] for c in shuffled) if shuffled else None, ""))
+    rows.append(report.row(f"shuffled votes, {n}: called enough evidence", sum(c["enough"] for c in shuffled) if shuffled else None, f"of {len(shuffled)}"))
     seconds, n = refit_seconds(cells.pool, 100 if cells.settings.quick else 1000)
     rows.append(report.row(f"refit of the head, {n} votes", seconds, "s", "≤ 2"))
     return rows

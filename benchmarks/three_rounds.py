@@ -39,7 +39,7 @@ class ThreeRoundsSettings(learning.LearningSettings):
 
 def chain(pool, settings, annotator, votes, start_from, seed, log=print):
     """[{state, reason, win_rate, interval, kl, cv_accuracy}] after each round; the win rate is that of whatever version is live then."""
-    folder = settings.data_dir / "benchmarks" / "three-rounds"
+    folder = settings.data_dir / "benchmarks" / "three-rounds" / f"{annotator}-{start_from}"
     shutil.rmtree(folder, ignore_errors=True)
     names, score = set(Settings.model_fields), annotators.find(annotator)
     job = Settings(**{**settings.model_dump(include=names), "data_dir": folder, "seed": seed, "start_from": start_from})
