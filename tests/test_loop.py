@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from playground import adapters, models
-from playground.decoder import Decoding, Sampling
+from playground import adapters, decoder, models, plain
+from playground.decoder import Sampling
 from playground.engine import Engine
 from playground.session import Chat
 from playground.settings import Settings
@@ -25,7 +25,7 @@ def settings_for(folder, **changes):
         "model": str(planted_folder(folder / "model")), "data_dir": folder / "data", "device": "cpu", "dtype": "float32", "temperature": 1.0,
         "reply_tokens": 16, "round_votes": VOTES, "stream_hz": 60, "ppo_iterations": 8, "ppo_episodes": 64, "ppo_minibatch": 16,
         "rollout_tokens": 16, "ppo_lr": 4e-3, "kl_coefficient": 0.02, "kl_target": 3.0, "kl_budget": 40.0, "reward_layer": 0.25, "gate_prompts": 32,
-        "evidence_confidence": 0.5, "canary_fall": 100.0, **changes})  # to a random model no reply is plain
+        "evidence_confidence": 0.5, "canary_fall": 100.0, "decode_format": "float32", **changes})  # to a random model no reply is plain
 
 
 def liking(text):
@@ -64,12 +64,8 @@ def chat_and_vote(store, chat, n, name):
 def alone(engine, settings, version, prompt):
     """What a version, built afresh from disk, says greedily with nobody else around."""
     base = models.load_trunk(settings)
-    if version:
-        manifest, tensors = adapters.read(settings.adapters_dir / f"v{version:04d}", base_hash=engine.identity["hash"])
-        peft_model = models.with_lora(base, rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
-        adapters.copy_strictly(tensors, models.lora_parameters(peft_model))
-        base = peft_model.get_base_model()
-    return [r.token_ids for r in Decoding(base, [prompt], [0, 0], GREEDY, engine.end_tokens, n=2).run()]
+    model = adapters.load(settings.adapters_dir / f"v{version:04d}", base, base_hash=engine.identity["hash"]) if version else base
+    return [r.token_ids for r in decoder.run(plain.Plain(model), [prompt], [0, 0], GREEDY, engine.end_tokens, n=2)]
 
 
 @pytest.fixture
