@@ -222,7 +222,7 @@ def round_rows(cells, quick):
     best = {name: [cells.best_of(8, annotator=name, n=100, seed=seed) for seed in range(3)] for name in names}
     clean = {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (0,) for name in names}
     shuffled = [cells.round(annotator=names[seed % len(names)], n=100, seed=seed, arm="shuffled votes") for seed in range(10)]
-    noisy = {name: cells.round(annotator=name, n=100, flip=0.25, seed=0) for name in names}
+    noisy = {name: [cells.round(annotator=name, n=100, flip=0.25, seed=seed) for seed in range(3)] for name in names}
     length = {name: cells.round(annotator=name, n=100, seed=0, arm="length-only reward") for name in ("brevity", "formality")}
     far = {name: cells.round(annotator=name, n=100, seed=0, arm="far beyond the KL target") for name in ("second_person",)}
     pessimistic = {name: cells.round(annotator=name, n=100, seed=0, arm="pessimistic reward (λ = 1)") for name in names}
@@ -236,7 +236,7 @@ def round_rows(cells, quick):
     for name in names:
         rates(f"{name}, 100 votes", [clean[name, seed] for seed in range(3)], "≥ 0.85" if name == "brevity" else "≥ 0.65")
     for name in names:
-        rates(f"{name}, 100 votes, 25% flipped", [noisy[name]], "≥ 0.6")
+        rates(f"{name}, 100 votes, 25% flipped", noisy[name], "≥ 0.6")
     for name in names:
         done = [c["win_rate"] for c in best[name] if c]
         rows.append(report.row(f"{name}, 100 votes, best of 8 by the same reward model: true win rate", median(done) if done else None, ""))
@@ -260,7 +260,7 @@ def round_rows(cells, quick):
             rates_by_n = {n: [few[name, n]] for n in (25, 50)} | {100: [clean[name, s] for s in range(3)]} | {n: [few[name, n]] for n in (200, 400)}
             reached = [n for n, c in rates_by_n.items() if (w := [x["win_rate"] for x in c if x and x["win_rate"] is not None]) and median(w) >= level]
             rows.append(report.row(f"{name}: votes needed for a true win rate of {level:.0%}", min(reached, default=None), "votes"))
-    timed = [c for c in clean.values() if c]
+    timed = [c for c in clean.values() if c and c["kl"] is not None]  # a round that ended before PPO is a short one
     rows.append(report.row("a round on 100 votes", median(c["minutes"] for c in timed) if timed else None, "minutes", "≤ 15"))
     rows.append(report.row("its worker's peak memory", max(c["peak_mb"] for c in timed) if timed else None, "MB", "≤ 2500"))
     return rows
