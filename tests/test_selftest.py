@@ -337,7 +337,7 @@ def gated(store, folder, tmp_path):
     """A round that has passed its gate."""
     this = running(store, folder, tmp_path)
     save_file(moved(PolicyModel(tiny_model(), settings())).state(), this.folder / "policy.safetensors")
-    report = {"gain": 1, "gain_interval": [0.5, 1.5], "kl": 1, "prompts": 4, "refused_because": []}
+    report = {"gain": 1, "gain_interval": [0.5, 1.5], "kl": 1, "served_kl": 0.001, "prompts": 4, "refused_because": []}
     (this.folder / "gate.json").write_text(json.dumps(report))
     return this
 
