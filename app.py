@@ -53,12 +53,13 @@ def listen(settings):
 
 def serve(settings, sock):
     """Build everything, serve until a signal, take everything down."""
-    from playground import models, server  # these take seconds to import; a wrong setting and --help answer at once
+    from playground import memory, models, server  # these take seconds to import; a wrong setting and --help answer at once
     from playground.child import Child
     from playground.engine import Engine
     from playground.session import Chat
     from playground.threads import apart
 
+    memory.return_freed()
     try:
         tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
     except models.ModelUnavailable as error:

@@ -9,7 +9,7 @@ import threading
 import time
 
 import app
-from playground import models, server
+from playground import memory, models, server
 from playground.engine import Engine
 from playground.session import Chat
 from playground.settings import read
@@ -21,6 +21,7 @@ PEOPLE, TURNS = 8, 2
 def main():
     settings = read([])
     sock = app.listen(settings)
+    memory.return_freed()
     tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
     store = app.open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()

@@ -34,9 +34,9 @@ from pydantic import Field
 from transformers import AutoConfig
 
 from benchmarks import peer, report
-from playground import models
+from playground import memory, models
 from playground.settings import Positive, Settings, SettingsError, read
-from training import memory, ppo_math, rollout
+from training import ppo_math, rollout
 
 PEER, PINS = "trl-1.12", ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")]
 UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled

@@ -18,10 +18,10 @@ from statistics import mean
 import numpy as np
 
 from benchmarks import pool as pools
-from playground import adapters, models, prompts
+from playground import adapters, memory, models, prompts
 from playground.settings import Settings, read
 from playground.store import Store
-from training import annotators, gate, memory, simulate, worker
+from training import annotators, gate, simulate, worker
 from training.round import Round
 from training.rollout import Episode
 
@@ -115,6 +115,7 @@ def main(path):
     Observed.annotator = staticmethod(annotators.find(job["annotator"]))
     worker.be_quiet(settings)
     memory.return_freed()
+    memory.keep_few_primitives()
     wanted = store.request_round()
     worker.run_once(store, settings, "benchmark", auto=False, kind=Observed)
     steps = {m["step"]: m["value"] for m in store.rows("select step, value from metric where round = ? and name = 'kl' order by step", wanted)}

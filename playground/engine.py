@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from playground import adapters, decoder, models, prompts, threads, tuning
+from playground import adapters, decoder, memory, models, prompts, threads, tuning
 from playground.decoder import Decoding, Sampling
 from playground.prefixes import Memory
 from playground.prompts import Detokeniser
@@ -121,6 +121,7 @@ class Engine:
         """Bring up the live version (or the last good one) and the two threads."""
         sys.setswitchinterval(SWITCH_SECONDS)
         threads.apart(self.settings.threads, self.follow_store)
+        memory.trim()  # building left as much freed as it kept
         gc.freeze()  # what is here stays; to look through all of it again would hold every stream for a quarter of a second
         for target, name in ((self._decode, "decode"), (self._watch, "versions")):
             thread = threading.Thread(target=target, name=name, daemon=True)

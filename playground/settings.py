@@ -47,7 +47,7 @@ class Settings(BaseSettings):
 
     decode_format: Literal["auto", "int8", "int4", "bfloat16", "float32", "plain"] = "auto"
     """Number format of the weights that write replies on a CPU; auto measures, among those that stay close to the model. plain: transformers' own forward."""
-    kv_cache_mb: int = Field(512, ge=1, le=1 << 20)
+    kv_cache_mb: int = Field(384, ge=1, le=1 << 20)
     """Memory for keys and values, in MB; when it is full, new messages wait in line. What nobody uses keeps earlier turns for the next one."""
 
     # -- web

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from playground import adapters, models, prompts, scorer, tuning
+from playground import adapters, memory, models, prompts, scorer, tuning
 from playground.settings import Settings
-from training import gate, memory, ppo, preferences, reward, rollout, selftest, served, sft
+from training import gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Round:
 
     def run(self):
         """Run what is left of the round; it ends published, refused, or with too little evidence."""
-        memory.check_gpu(self.settings)
+        gpu.check(self.settings)
         resumed_at = self.phase
         for phase in PHASES[PHASES.index(resumed_at):]:
             got_further = {} if phase == resumed_at else {"attempts": 1}

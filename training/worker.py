@@ -17,10 +17,10 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from playground import memory
 from playground.models import ModelUnavailable
 from playground.settings import Settings, SettingsError, read
 from playground.store import LeaseLost, Store
-from training import memory
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
@@ -102,6 +102,7 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     be_quiet(settings)
     memory.return_freed()
+    memory.keep_few_primitives()
     store, owner = Store(settings.database), f"{socket.gethostname()}:{os.getpid()}"
     try:
         if settings.once:
