@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -89,20 +91,40 @@ def read(folder, *, base_hash, expected_sha256=None):
 def load(folder, base, *, base_hash, expected_sha256=None, forms=None):
     """A version as a frozen model of its own over the tensors of `base` (a bare trunk), which it leaves as it is. BadAdapter as `read`.
 
-    `forms` (a dict, filled here) spares the slow part of the next load: the layers of a LoRA of one shape, of which a version is a copy.
+    `forms` are Forms over the same base, where versions come and go.
     """
     manifest, tensors = read(folder, base_hash=base_hash, expected_sha256=expected_sha256)
-    forms, shape = {} if forms is None else forms, (manifest["rank"], manifest["alpha"], tuple(manifest["targets"]))
-    if shape not in forms:
-        forms[shape] = form(base, *shape)
-    model = models.shell(forms[shape])
+    model = (forms or Forms(base)).take(manifest["rank"], manifest["alpha"], tuple(manifest["targets"]))
     copy_strictly(tensors, models.lora_parameters(model))
     return model.requires_grad_(False)
 
 
-def form(base, rank, alpha, targets):
-    """The layers of a LoRA of this shape over the tensors of `base`."""
-    return models.with_lora(models.shell(base), rank=rank, alpha=alpha, targets=targets).get_base_model()
+class Forms:
+    """Layers with a LoRA over the tensors of `base`, ready to take a version's. To make them is a tenth of a second of nothing but Python, during
+    which a decoder in the same process gets on ten times as slowly; so some are made ahead, and those of a version that is gone serve the next."""
+
+    def __init__(self, base):
+        self.base, self._first, self._spare, self._taken = base, {}, defaultdict(list), weakref.WeakKeyDictionary()
+
+    def prepare(self, n, *shape):
+        """Have `n` of this shape (rank, alpha, targets) ready."""
+        self._spare[shape] += [self._make(shape) for _ in range(n)]
+
+    def take(self, *shape):
+        model = self._spare[shape].pop() if self._spare[shape] else self._make(shape)
+        self._taken[model] = shape
+        return model
+
+    def give_back(self, model):
+        """Nothing runs this model any more. One that did not come from here is let go of."""
+        if model in self._taken:
+            self._spare[self._taken.pop(model)].append(model)
+
+    def _make(self, shape):
+        if shape not in self._first:
+            rank, alpha, targets = shape
+            self._first[shape] = models.with_lora(models.shell(self.base), rank=rank, alpha=alpha, targets=targets).get_base_model()
+        return models.shell(self._first[shape])
 
 
 def copy_strictly(tensors, parameters):

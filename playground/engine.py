@@ -23,6 +23,7 @@ from playground.prompts import Detokeniser
 log = logging.getLogger(__name__)
 
 CANARIES = [request for request, _ in prompts.canaries()[:3]]  # read by every new version while people wait for it
+RESIDENT = 2  # versions in memory besides one that is being built
 SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
 CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
 
@@ -130,11 +131,13 @@ class Engine:
         return self
 
     def _first(self):
-        """The base as a policy, the layers of the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
+        """The base as a policy, layers for versions with the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
         base = Policy(0, self.base, self.choice.forward(self.base))
         requests = [self.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False) for text in CANARIES]
         shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(models.linear_targets(self.base))
-        return base, {shape: adapters.form(self.base, *shape)}, [(ids, _next_token(base.forward, ids)) for ids in requests]
+        forms = adapters.Forms(self.base)
+        forms.prepare(RESIDENT, *shape)
+        return base, forms, [(ids, _next_token(base.forward, ids)) for ids in requests]
 
     def close(self):
         """End every stream and both threads."""
@@ -316,6 +319,7 @@ class Engine:
             for policy in gone:
                 del self._resident[policy.version]
                 self._memory.forget(policy.forward)
+                self._forms.give_back(policy.model)
             return len(self._resident) <= 1
 
     def _build(self, row):

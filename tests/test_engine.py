@@ -340,3 +340,13 @@ def test_the_neighbour_stands_still_until_the_first_tokens_are_there(site):
     run(site, stream)
     site.step()
     assert Neighbour.said[:3] == ["hold"] * 3 and set(Neighbour.said[3:]) == {"release"}
+
+
+def test_the_layers_of_a_version_that_is_gone_serve_the_next_and_carry_nothing_over(site):
+    models_seen = []
+    for _ in range(4):
+        version = publish(site, 0.3)
+        site.follow_store()
+        models_seen.append(id(site.live.model))
+        assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, version)
+    assert len(set(models_seen)) < 4, "layers should be used again"
