@@ -1,4 +1,4 @@
-"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils. Only `store.py` runs them."""
+"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils. Only `file.py` runs them."""
 
 from sqlite_utils import Migrations
 
@@ -15,6 +15,24 @@ def initial(db):
 def forecast(db):
     """What a reward model fitted on the votes before said of a vote: the probability of the choice, and whether it named the winner."""
     db.execute("create table forecast (vote integer primary key references vote(id), probability real, hit integer, created text not null)")
+
+
+@migrations(name="0003_gestures")
+def gestures(db):
+    """Undo, regenerate, chats to come back to and to share, a sign-in, and what an admin wishes of rounds."""
+    for column in ("name text", "signed_in_until real"):
+        db.execute(f"alter table annotator add column {column}")
+    for column in ("opened text", "shown_duel integer references duel(id)", "sampling text", "share_token text"):
+        db.execute(f"alter table conversation add column {column}")
+    db.execute("create unique index conversation_share_token on conversation (share_token)")
+    db.execute("alter table round add column wish text")
+    db.execute("create table override (name text primary key, value text not null, annotator integer references annotator(id), created text not null)")
+    db.execute("update conversation set opened = created")
+    # what a page showed before: the newest pair with texts
+    db.execute("""update conversation set shown_duel = (
+                    select max(d.id) from duel d where d.conversation = conversation.id and 2 = (
+                      select count(*) from generation g join message m on m.id = g.message
+                      where g.id in (d.left_generation, d.right_generation) and m.status != 'error'))""")
 
 
 SCHEMA = """
