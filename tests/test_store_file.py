@@ -1,0 +1,163 @@
+"""The file itself: schema, connections, transactions, several writers at once."""
+
+import multiprocessing
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import sqlite_utils
+
+from playground.store import Store
+from playground.store.migrations import migrations
+from tests.stores import BASE, store, file_store, cast, take  # noqa: F401 (fixtures)
+
+
+def test_migrations_are_applied_once_and_recorded(file_store):
+    recorded = file_store.rows("select name, applied_at from _sqlite_migrations")
+    assert [r["name"] for r in recorded] == ["0001_initial", "0002_forecast", "0003_gestures"]
+    assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
+
+
+def test_a_second_open_changes_nothing(file_store, tmp_path):
+    who = file_store.annotator("somebody")
+    before = file_store.rows("select * from sqlite_master"), file_store.rows("select * from policy")
+    again = Store(tmp_path / "data" / "nudge.db")
+    assert (again.rows("select * from sqlite_master"), again.rows("select * from policy")) == before
+    assert again.annotator("somebody") == who
+
+
+def test_a_new_store_has_version_0_live(store):
+    assert store.live_policy()["version"] == 0 and store.live_policy()["path"] is None
+
+
+def test_the_journal_is_a_write_ahead_log_that_waits_for_the_disk(file_store):
+    assert file_store.row("pragma journal_mode")["journal_mode"] == "wal"
+    assert file_store.row("pragma synchronous")["synchronous"] == 2
+
+
+def test_foreign_keys_are_on(store):
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        store.new_conversation(annotator=12345)
+
+
+def test_foreign_keys_are_on_in_every_thread(file_store):
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(file_store.row("pragma foreign_keys")["foreign_keys"]))
+    thread.start()
+    thread.join()
+    assert seen == [1]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(store):
+    with pytest.raises(ZeroDivisionError), store.writing() as db:
+        db["annotator"].insert({"kind": "local", "created": "now"})
+        1 / 0  # noqa: B018
+    assert store.rows("select * from annotator") == []
+
+
+def test_the_store_can_write_again_after_a_failed_write(store):
+    with pytest.raises(sqlite3.IntegrityError):
+        store.new_conversation(annotator=12345)
+    assert store.new_conversation(store.annotator("somebody")) == 1
+
+
+# -- several writers at once
+
+def test_threads_that_write_at_once_lose_nothing(file_store):
+    """A deferred transaction that reads and then writes fails at once when another wrote in between."""
+    errors = []
+
+    def write(name):
+        try:
+            who = file_store.annotator(name)
+            conversation = file_store.new_conversation(who)
+            for _ in range(5):
+                cast(file_store, "a", who, conversation)
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(f"person {i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and len(file_store.votes_for_training(BASE)) == 20
+
+
+def test_threads_share_a_store_in_memory(store):
+    errors = []
+
+    def write(name):
+        try:
+            cast(store, "a", store.annotator(name))
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(f"person {i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and len(store.votes_for_training(BASE)) == 8
+
+
+def open_and_write(path, name, start, answers):
+    try:
+        start.wait()
+        store = Store(path)
+        for _ in range(5):
+            cast(store, "a", store.annotator(name))
+        answers.put(None)
+    except Exception as error:  # noqa: BLE001
+        answers.put(repr(error))
+
+
+@pytest.mark.parametrize("attempt", range(5))  # one start in three failed while the switch to WAL was not locked
+def test_processes_that_open_a_new_file_and_write_at_once_do_not_fail(tmp_path, attempt):
+    """The server and the worker both migrate at start-up: unlocked, more than half of such starts died of 'table annotator already
+    exists' or 'database is locked'."""
+    fork = multiprocessing.get_context("fork")
+    start, answers = fork.Barrier(4), fork.Queue()
+    processes = [fork.Process(target=open_and_write, args=(tmp_path / "nudge.db", f"person {i}", start, answers)) for i in range(4)]
+    for process in processes:
+        process.start()
+    assert [answers.get(timeout=60) for _ in processes] == [None] * 4
+    for process in processes:
+        process.join()
+    assert len(Store(tmp_path / "nudge.db").votes_for_training(BASE)) == 20
+
+
+def test_one_of_two_workers_gets_the_round(file_store):
+    file_store.request_round()
+    taken = []
+    threads = [threading.Thread(target=lambda name=name: taken.append(take(file_store, name))) for name in ("w1", "w2", "w3")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(row is not None for row in taken) == 1
+
+
+def test_a_file_of_before_the_gestures_shows_what_it_showed(tmp_path):
+    """Chats from before migration 3 have no pair on screen recorded; the page showed the newest with texts."""
+    path = tmp_path / "nudge.db"
+    old = sqlite_utils.Database(path)
+    migrations.apply(old, stop_before="0003_gestures")
+    old["annotator"].insert({"id": 1, "token_hash": "x", "kind": "anonymous", "created": "2026-01-01T00:00:00.000Z"})
+    old["conversation"].insert({"id": 1, "annotator": 1, "created": "2026-01-01T00:00:00.000Z"})
+    old["prompt"].insert({"id": 1, "sha256": "p", "token_ids": "[1]"})
+    for n, status in ((0, "complete"), (1, "error")):
+        user, left, right = (3 * n + i for i in (1, 2, 3))
+        old["message"].insert({"id": user, "conversation": 1, "role": "user", "text": f"Turn {n}", "status": "complete", "created": "x"})
+        for reply in (left, right):
+            old["message"].insert({"id": reply, "conversation": 1, "parent": user, "role": "assistant", "text": "r", "status": status, "created": "x"})
+            old["generation"].insert({"id": reply, "message": reply, "prompt": 1, "policy": 0, "base_model": "m", "base_hash": BASE, "template_hash": "t",
+                                      "sampling": "{}", "seed": 1, "token_ids": "[1]"})
+        old["duel"].insert({"id": n + 1, "conversation": 1, "user_message": user, "left_generation": left, "right_generation": right,
+                            "pairing": "same_policy", "probability": 1.0, "created": "x"})
+    old.close()
+    store = Store(path)
+    assert store.shown_duel(1)["id"] == 1
+    assert store.conversation(1)["opened"] == store.conversation(1)["created"]
+    assert [c["title"] for c in store.conversations(1)] == ["Turn 0"]
