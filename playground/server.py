@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from playground.ui import page, theme
+from playground.ui import page, theme, words
 from playground.visitor import Cookies
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -33,7 +33,7 @@ def create(settings, store, engine, chat):
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=64, default_concurrency_limit=16)
     return gr.mount_gradio_app(
-        app, blocks, path="/", theme=theme.nudge(), css_paths=ASSETS / "style.css", favicon_path=str(ASSETS / "favicon.svg"),
+        app, blocks, path="/", theme=theme.nudge(), css_paths=page.STYLES, head=page.HEAD, i18n=words.translations(), favicon_path=str(ASSETS / "favicon.svg"),
         footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False)
 
 

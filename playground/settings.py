@@ -18,6 +18,12 @@ Positive = Annotated[int, Field(ge=1)]
 ON_SPACE = "SPACE_ID" in os.environ  # Hugging Face sets it inside a Space
 
 
+# what an admin may change for the next rounds: the settings of training and of nothing else, from the first to the last of each section
+SECTIONS = {"When a round runs": ("round_votes", "auto_train"), "Preferences": ("heldout_fraction", "annotator_weight"), "Where a round starts": ("start_from", "start_from"),
+            "SFT": ("sft_epochs", "sft_lr"), "Reward model": ("reward_quantisation", "evidence_confidence"), "PPO": ("lora_rank", "missing_end_penalty"),
+            "Gate": ("gate_prompts", "canary_fall")}
+
+
 class SettingsError(Exception):
     """A setting cannot be used; the message names it, the value given and what is accepted."""
 
@@ -57,6 +63,10 @@ class Settings(BaseSettings):
     """TCP port of the page; 0 takes a free one."""
     worker: bool = True
     """Start the training worker beside the web process."""
+    admins: str = ""
+    """Who may start, pause and stop rounds and change their settings, where the app listens to more than this machine: names, with commas between."""
+    users_file: str = ""
+    """File of names and hashed passwords that admins sign in with; `python -m playground.admins --name NAME` writes it. On a Space they sign in with Hugging Face."""
 
     # -- chat
     temperature: float = Field(0.7, ge=0.05, le=2)
@@ -228,6 +238,23 @@ class Settings(BaseSettings):
     def environ(self):
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""
         return {f"NUDGE_{name.upper()}": str(value) for name, value in self.model_dump(include=set(Settings.model_fields)).items()}
+
+
+def sections():
+    """{section: names of its settings} of what an admin may change."""
+    names = list(Settings.model_fields)
+    return {section: names[names.index(first):names.index(last) + 1] for section, (first, last) in SECTIONS.items()}
+
+
+def overridden(settings, values):
+    """`settings` with `values` of what an admin may change; SettingsError names every one that does not fit."""
+    unknown = values.keys() - {name for names in sections().values() for name in names}
+    if unknown:
+        raise SettingsError(f"{', '.join(sorted(unknown))}: no setting of the next rounds")
+    try:
+        return settings.__class__(**{**settings.model_dump(), **values})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(settings.__class__, problem) for problem in error.errors())) from None
 
 
 def read(argv=None, kind=Settings, prog="python app.py"):

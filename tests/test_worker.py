@@ -28,7 +28,7 @@ def voted(tmp_path_factory):
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
     tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
     simulate.make_duels(store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
-    store.demonstrate(store.duel(1)["left"]["message"], store.annotator("simulated"), "You are here, and this is a good answer.")
+    store.demonstrate(store.duel(1)["left"]["message"], store.duel(1)["annotator"], "You are here, and this is a good answer.")
     return settings, store
 
 

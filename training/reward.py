@@ -33,6 +33,7 @@ class Report:
     cv_interval: tuple
     cv_nll: float
     cv_calibration_error: float | None
+    cv_reliability: list  # (predicted, observed, votes) of each bin
     cv_length_matched: float | None  # accuracy on pairs of replies of one length
     cv_length_matched_pairs: int
     heldout_pairs: int
@@ -189,14 +190,17 @@ class Predictions(NamedTuple):
             return None
         return preferences.pair_nll(self.delta / 2, -self.delta / 2, self.outcome, self.log_nu).mean().item()
 
-    def calibration_error(self, bins=10):
-        """Expected calibration error (Naeini et al. 2015) of P(a | no tie) over decided pairs, in at most `bins` bins of equal count."""
+    def reliability(self, bins=10):
+        """[(mean P(a | no tie), share that chose a, votes)] over decided pairs, in at most `bins` bins of equal count."""
         decided = self.outcome != preferences.TIE
-        if not decided.any():
-            return None
         p, order = torch.sigmoid(self.delta[decided]).numpy(), torch.argsort(self.delta[decided]).numpy()
         y = (self.outcome[decided] == preferences.A).numpy()
-        return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in np.array_split(order, bins) if len(part)) / len(p))
+        return [(float(p[part].mean()), float(y[part].mean()), len(part)) for part in np.array_split(order, bins) if len(part)]
+
+    def calibration_error(self, bins=10):
+        """Expected calibration error (Naeini et al. 2015) over these bins; None where no pair is decided."""
+        found = self.reliability(bins)
+        return sum(n * abs(p - y) for p, y, n in found) / sum(n for *_, n in found) if found else None
 
 
 def split(prefs, seed):
@@ -302,7 +306,7 @@ def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
     enough, reason = evidence(right, decided, settings.evidence_confidence)
     report = Report(
         pairs=len(prefs.pairs), view=view, penalty=penalty,
-        cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv.nll(), cv_calibration_error=cv.calibration_error(),
+        cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv.nll(), cv_calibration_error=cv.calibration_error(), cv_reliability=cv.reliability(),
         cv_length_matched=matched.accuracy(), cv_length_matched_pairs=matched.right()[1],
         heldout_pairs=len(held.outcome), heldout_accuracy=held.accuracy(), heldout_interval=wilson(*held.right()) if held.right()[1] else None,
         heldout_nll=held.nll(), enough=enough, reason=reason, lora_epochs=epochs)

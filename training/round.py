@@ -6,6 +6,8 @@ PPO resumes at its last iteration. When rounds run is `worker.py`'s affair.
 
 import json
 import logging
+import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from playground import adapters, memory, models, prompts, scorer, tuning
 from playground.settings import Settings
+from playground.store import STOPPED
 from training import gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
@@ -36,7 +39,7 @@ class Round:
         self.settings = Settings(**{**settings.model_dump(), **config})
         self.folder = settings.rounds_dir / f"{self.id:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._cache = {}
+        self._cache, self._began = {}, time.time()
 
     # -- parts, loaded when first needed
 
@@ -106,6 +109,7 @@ class Round:
 
     def score(self, episodes):
         """Standardised rewards (N,) of episodes."""
+        self.obey()
         return self.reward_model.reward(self.reward_model.features(self.trunk, [(e.prompt, e.completion) for e in episodes]))
 
     # -- phases
@@ -118,16 +122,51 @@ class Round:
             got_further = {} if phase == resumed_at else {"attempts": 1}
             self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **got_further)
             log.info("round %s: %s", self.id, phase)
-            getattr(self, f"_{phase}")()
+            with self._clocked(phase):
+                self.obey()
+                getattr(self, f"_{phase}")()
             memory.trim()
 
     def progress(self, step, steps, metrics, **columns):
         self.store.update_round(self.id, self.owner, step=step, steps=steps, **columns)
         self.store.add_metrics(self.id, step, metrics)
+        self.obey()
+
+    def obey(self):
+        """Do what an admin wishes: wait while the round is to pause, end where it is to stop. Called wherever a round can be left."""
+        paused = 0.0
+        while (wish := self.store.wish_of(self.id)) == "pause":
+            if not paused:
+                log.info("round %s is paused", self.id)
+            began = time.monotonic()
+            time.sleep(self.settings.poll_seconds)
+            self.store.update_round(self.id, self.owner)  # LeaseLost where another worker has taken it over
+            paused += time.monotonic() - began
+        if paused:
+            log.info("round %s goes on after %.0f s", self.id, paused)
+            self._begin(self._began + paused)
+        if wish == "stop":
+            log.info("round %s is stopped", self.id)
+            self.end("failed", STOPPED)
 
     def end(self, state, reason):
         self.store.end_round(self.id, self.owner, state, reason)
         raise RoundEnded(reason)
+
+    @contextmanager
+    def _clocked(self, phase):
+        """Record since when this phase runs and, once it is done, how many seconds it took, pauses left out."""
+        self._begin(time.time())
+        yield
+        row = self.store.round(self.id)
+        if row["state"] == "running":
+            seconds = row["metrics"].get("phase_seconds", {})
+            self.store.update_round(self.id, self.owner, metrics={"phase_seconds": {**seconds, phase: seconds.get(phase, 0) + time.time() - self._began}})
+
+    def _begin(self, moment, step=None):
+        """The running phase counts from `moment` and, where it resumed, from `step`: how the page knows what is left."""
+        self._began = moment
+        self.store.update_round(self.id, self.owner, metrics={"phase_began": moment, **({} if step is None else {"phase_from": step})})
 
     def _collect(self):
         prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
@@ -135,6 +174,7 @@ class Round:
         self.store.use_votes(self.id, [(p[5], p[4] in prefs.heldout) for p in prefs.pairs if p[5] is not None])
         self.store.update_round(self.id, self.owner, metrics={
             "votes": sum(p[5] is not None for p in prefs.pairs), "split_by": prefs.split_by, "heldout_units": len(prefs.heldout)})
+        log.info("%d pairs, %d thumbs, held out: %d of the %ss", len(prefs.pairs), len(prefs.points), len(prefs.heldout), prefs.split_by)
         if len(prefs.pairs) < 2:
             self.end("not_enough", f"Not enough evidence yet: {len(prefs.pairs)} usable votes. Vote on more replies.")
 
@@ -165,6 +205,7 @@ class Round:
     def _reward(self):
         model, report = reward.fit(self.preferences, self.trunk, self.settings, lambda done, total: self.progress(done, total, {}))
         self.store.update_round(self.id, self.owner, metrics=asdict(report))
+        log.info("reward model: view %s, penalty %g, cross-validated accuracy %.2f [%.2f, %.2f]", report.view, report.penalty, report.cv_accuracy, *report.cv_interval)
         if not report.enough:
             self.end("not_enough", report.reason)
         with self.policy.reference():
@@ -178,8 +219,11 @@ class Round:
         trainer, checkpoint = ppo.Trainer(self.policy, self.settings), self.folder / "ppo.pt"
         if checkpoint.exists():
             trainer.load(checkpoint)
+            log.info("ppo goes on after iteration %d", trainer.iteration)
         elif (self.folder / "start.safetensors").exists():
             self.policy.load(load_file(self.folder / "start.safetensors"))
+
+        self._begin(self._began, trainer.iteration)
 
         def on_iteration(trainer, metrics):
             # the point first: killed in between, the iteration is run again and its point replaced, but never lost
@@ -189,19 +233,27 @@ class Round:
             self.store.update_round(self.id, self.owner, step=trainer.iteration, steps=self.settings.ppo_iterations, attempts=1)
             log.info("ppo %d of %d: reward %.2f, KL %.2f, length %.0f", trainer.iteration, self.settings.ppo_iterations,
                      metrics["reward"], metrics["kl"], metrics["length"])
+            self.obey()
 
         ppo.train_ppo(trainer, self._prompts, self.score, self.end_tokens, on_iteration)
         save_file(self.policy.state(), self.folder / "policy.safetensors")
 
     def _gate(self):
         s, contexts = self.settings, self._contexts(heldout=True)
+        steps = iter(range(1, 5))
+
+        def step():
+            self.progress(next(steps), 4, {})
         chosen = rollout.choose(contexts, rollout.seed_prompts("heldout", self.tokenizer, s.rollout_context), s.gate_prompts, self._rng("gate"))
         new = self._sample(self.trained.causal, chosen, "gate-sample", replies=1)
+        step()
         live = self._sample(self._live_model(), chosen, "gate-sample", replies=1)
+        step()
         texts = [prompts.decode(e.completion, self.tokenizer) for e in new]
         model = self.reward_model
         x_new, x_live = (model.features(self.trunk, [(e.prompt, e.completion) for e in episodes]) for episodes in (new, live))
         gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
+        step()
         canaries = rollout.canaries(self.tokenizer, s.rollout_context)
         plain = sum(len(e.completion) for e in canaries)  # tokens
         told = self.trained.totals(canaries, s.ppo_microbatch)
@@ -211,6 +263,8 @@ class Round:
             length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
         samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
                    for n, o, text in zip(new[:8], live, texts, strict=False)]
+        step()
+        log.info("gate: gain %+.2f [%+.2f, %+.2f], KL %.1f: %s", report.gain, *report.gain_interval, report.kl, "; ".join(report.refused_because) or "passed")
         forward = tuning.choose(s, self.trained.causal, self.base).forward(self.trained.causal)
         served_kl = served.divergence(self.trained.causal, forward, new)
         _write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})

@@ -19,7 +19,7 @@ import torch
 
 from playground import memory
 from playground.models import ModelUnavailable
-from playground.settings import Settings, SettingsError, read
+from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
@@ -42,6 +42,7 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
 
     Whatever goes wrong in a round ends that round with the reason; only losing the lease, or being told to stop, leaves it to the next worker.
     """
+    settings = with_overrides(store, settings)
     auto_votes = settings.round_votes if auto and settings.auto_train else None
     row = store.take_round(owner, lease_seconds=settings.lease_seconds, auto_votes=auto_votes,
                            config=settings.model_dump(mode="json", include=set(Settings.model_fields)), seed=settings.seed)
@@ -50,7 +51,7 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     before()
     log.info("round %s starts at %s", row["id"], row["phase"])
     try:
-        with heartbeat(store, settings, row["id"], owner):
+        with heartbeat(store, settings, row["id"], owner), logged(settings.rounds_dir / f"{row['id']:04d}" / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
                 store.end_round(row["id"], owner, "failed", f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.")
             else:
@@ -70,6 +71,32 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     row = store.round(row["id"])
     log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
     return row
+
+
+def with_overrides(store, settings):
+    """The settings with what an admin changed; where that does not fit (any more), as they were, with a line in the log."""
+    try:
+        return overridden(settings, store.overrides())
+    except SettingsError as error:
+        log.warning("what was changed on the page is left out: %s", error)
+        return settings
+
+
+@contextmanager
+def logged(file):
+    """What training says meanwhile goes to `file` too, after what an earlier worker said there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler, logger = logging.FileHandler(file, encoding="utf-8"), logging.getLogger("training")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager

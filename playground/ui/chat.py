@@ -1,11 +1,11 @@
-"""The chat tab: two panes, the vote, and the message box. It shows a `session.View` and hands each gesture to `session.Chat`.
+"""The chat tab: two panes, the vote, and the message box. It shows a `views.View` and hands each gesture to `session.Chat`.
 
-Nothing about a conversation is read back from the page: who asks is the cookie, and the pair on screen is kept on the server in `gr.State`.
+Nothing about a conversation is read back from the page: who asks is the cookie, and what is on screen is kept on the server in `gr.State`.
 """
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import gradio as gr
@@ -14,27 +14,30 @@ from playground import visitor
 from playground.prompts import BadMessage
 from playground.session import Refused
 from playground.store import now
-from playground.ui.text import literal
-from playground.ui.training import name
+from playground.ui import words
+from playground.ui.panes import SIDES, Pane, shown
+from playground.ui.reasons import Reasons
+from playground.ui.strip import name
+from playground.ui.text import typed
 
-SIDES = ("a", "b")
-CHOICES = {"a": "A better", "b": "B better", "tie": "Tie", "both_bad": "Both bad", "skip": "Skip"}
-STARTERS = ("Give me three tips for a good night's sleep.", "Explain why the sky is blue to a child.", "Write a short poem about the sea.")
-PLACEHOLDERS = {
-    "a": "<h3>Two replies, side by side</h3>Write a message below. One candidate streams here…",
-    "b": "<h3>Your pick teaches</h3>…and one here. Pick the better one, and the model learns from it.",
-}
+CHOICES = {"a": words.mark("A better"), "b": words.mark("B better"), "tie": words.mark("Tie"), "both_bad": words.mark("Both bad"), "skip": words.mark("Skip")}
+STARTERS = (words.mark("Give me three tips for a good night's sleep."), words.mark("Explain why the sky is blue to a child."),
+            words.mark("Write a short poem about the sea."))
 HINTS = {
-    "idle": "Try one of these, or write your own.", "streaming": "Both are writing. You can stop them and judge what is there.",
-    "voting": "Which reply is better?", "voted": "Thanks! You can still change your vote.",
+    "idle": words.mark("Try one of these, or write your own."), "streaming": words.mark("Both are writing. Vote as soon as you know, or let them end."),
+    "voting": words.mark("Which reply is better?"), "voted": words.mark("Thanks! You can still change your vote."),
+    "shared": words.mark("A shared chat, to read."),
 }
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The pair a page shows, and since when it can be voted on. Kept on the server; `dwell_ms` runs on the monotonic clock."""
+    """What a page shows, and since when its pair can be voted on. Kept on the server; `dwell_ms` runs on the monotonic clock."""
 
-    duel: int
+    conversation: int | None
+    duel: int | None
+    version: int  # that answers; a newer one is told quietly
     at: str
     clock: float
 
@@ -45,162 +48,233 @@ class Shown:
 class ChatTab:
     """Builds the tab's components inside the current Blocks; `wire` attaches the handlers."""
 
-    def __init__(self, store, chat):
-        self.store, self.chat = store, chat
+    def __init__(self, store, engine, chat):
+        self.store, self.engine, self.chat = store, engine, chat
         self.shown = gr.State(None)
         self.poll = gr.Timer(0.7, active=False)
         with gr.Row(elem_id="panes", equal_height=True):
-            self.panes = dict(zip(SIDES, map(self._pane, SIDES), strict=True))
+            self.panes = {side: Pane(side) for side in SIDES}
         with gr.Row(elem_id="actions"):
             self.hint = gr.HTML(elem_id="hint", padding=False)
-            self.starters = [gr.Button(text, size="sm", elem_classes="starter") for text in STARTERS]
-            self.votes = {choice: gr.Button(label, size="sm", visible=False, elem_id=f"vote-{choice.replace('_', '-')}", elem_classes="vote")
-                          for choice, label in CHOICES.items()}
+            self.starters = [gr.Button(words.label(text), size="sm", elem_classes="starter") for text in STARTERS]
+            self.votes = {choice: gr.Button(words.label(text), size="sm", visible=False, elem_id=f"vote-{choice.replace('_', '-')}", elem_classes="vote")
+                          for choice, text in CHOICES.items()}
+        self.reasons = Reasons(store, chat)
         with gr.Row(elem_id="composer", equal_height=True):
-            self.new = gr.Button("New chat", elem_id="new-chat", scale=0, min_width=100)
-            self.box = gr.Textbox(placeholder="Write a message…", lines=1, max_lines=6, show_label=False, container=False, autofocus=True,
-                                  elem_id="message", scale=1)
-            self.send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=100)
-            self.stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=0, min_width=100, visible=False)
+            self.new = gr.Button(words.label("New chat"), elem_id="new-chat", scale=0, min_width=100)
+            self.box = gr.Textbox(placeholder=words.label("Write a message…"), label=words.label("Message"), lines=1, max_lines=6, show_label=False,
+                                  container=False, autofocus=True, elem_id="message", scale=1)
+            self.send = gr.Button(words.label("Send"), variant="primary", elem_id="send", scale=0, min_width=100)
+            self.stop = gr.Button(words.label("Stop"), variant="stop", elem_id="stop", scale=0, min_width=100, visible=False)
+        with gr.Row(elem_id="tools"):
+            self.again = gr.Button(words.label("↻ Regenerate"), size="sm", elem_id="regenerate", visible=False)
+            self.undo = gr.Button(words.label("↩ Undo"), size="sm", elem_id="undo", visible=False)
+            self.earlier = gr.Button("‹", size="sm", elem_id="pair-before", visible=False)
+            self.place = gr.HTML(elem_id="pair-place", padding=False)
+            self.later = gr.Button("›", size="sm", elem_id="pair-after", visible=False)
+            self.swap = gr.HTML(elem_id="swap", padding=False)
 
-    def _pane(self, side):
-        with gr.Column(elem_id=f"pane-{side}", elem_classes="pane", min_width=300):
-            chatbot = gr.Chatbot(show_label=False, container=False, elem_id=f"chat-{side}", height="100%", placeholder=PLACEHOLDERS[side],
-                                 layout="bubble", buttons=[], sanitize_html=True, allow_tags=False, group_consecutive_messages=False, feedback_options=None)
-            badge = gr.HTML(_badge(side, None, None), elem_id=f"badge-{side}", padding=False)
-        return chatbot, badge
+    @property
+    def outputs(self):
+        """Every component that `paint` updates."""
+        return [self.shown, self.poll, self.hint, *(c for pane in self.panes.values() for c in (pane.chatbot, pane.badge)), *self.starters, *self.votes.values(),
+                *self.reasons.outputs, self.new, self.box, self.send, self.stop, self.again, self.undo, self.earlier, self.place, self.later, self.swap]
 
-    def wire(self, page):
-        """Attach every handler; none is part of a public API, and each finds out for itself who asks."""
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        outputs = [self.shown, self.poll, self.hint, *(c for pane in self.panes.values() for c in pane), *self.starters, *self.votes.values(), self.new,
-                   self.box, self.send, self.stop]
-        page.load(self.restore, None, outputs, **quiet)
-        self.poll.tick(self.restore, None, outputs, **quiet)
-        gr.on([self.box.submit, self.send.click], self.on_send, [self.box], outputs, concurrency_limit=16, **quiet)
-        self.stop.click(self.on_stop, None, None, **quiet)
-        self.new.click(self.on_new, [self.shown], outputs, **quiet)
+    def wire(self, page, timer):
+        """Attach every handler; none is part of a public API, and each finds out for itself who asks. Returns the event of a finished turn."""
+        outputs = self.outputs
+        page.load(self.restore, None, outputs, **QUIET)
+        self.poll.tick(self.restore, None, outputs, **QUIET)
+        timer.tick(self.on_tick, [self.shown], [self.swap, *self.reasons.outputs], queue=False, **QUIET)
+        sent = gr.on([self.box.submit, self.send.click], self.on_send, [self.box], outputs, concurrency_limit=16, **QUIET)
+        self.again.click(self.on_again, None, outputs, concurrency_limit=16, **QUIET)
+        self.stop.click(self.on_stop, None, None, queue=False, **QUIET)
+        self.undo.click(self.on_undo, None, outputs, **QUIET)
+        self.earlier.click(self.on_earlier, None, outputs, **QUIET)
+        self.later.click(self.on_later, None, outputs, **QUIET)
         for choice, button in self.votes.items():
-            button.click(self.voter(choice), [self.shown], outputs, **quiet)
-        for button in self.starters:
-            button.click(_same, [button], [self.box], **quiet)
+            button.click(self.voter(choice), [self.shown], outputs, concurrency_limit=16, **QUIET)
+        for button, text in zip(self.starters, STARTERS, strict=True):
+            button.click(starter(text), None, [self.box], **QUIET)
+        for side, pane in self.panes.items():
+            pane.chatbot.like(self.thumber(side), [self.shown], [pane.chatbot], **QUIET)
+            pane.chatbot.edit(self.editor(side), [self.shown], outputs, **QUIET)
+        self.reasons.wire(self.shown, self.annotator)
+        return sent
 
-    # -- handlers
+    # -- handlers: the turn
 
     def restore(self, request: gr.Request):
-        """What this visitor left, after a reload or while replies that another page started stream."""
+        """What this visitor left, after a reload or while replies that another page started stream; or the chat that a share link leads to."""
+        if token := request.query_params.get("shared"):
+            if view := self.chat.shared(token):
+                return self.paint(replace(view, phase="shared"), words.of(request))
+            gr.Warning(words.of(request)("This link leads to no chat any more."), title=words.of(request)("Not shared"))
         view = self.chat.view(self.annotator(request))
-        return {**self.paint(view), self.poll: gr.Timer(active=view.phase == "streaming")}
+        return {**self.paint(view, words.of(request)), self.poll: gr.Timer(active=view.phase == "streaming")}
 
     def on_send(self, text, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
-        annotator = self.annotator(request)
-        turn = self.chat.send(annotator, text)
-        before = None
+        yield from self.stream(lambda annotator: self.chat.send(annotator, text), text, request)
+
+    def on_again(self, request: gr.Request):
+        """Two new replies to the same message."""
+        yield from self.stream(self.chat.regenerate, None, request)
+
+    def stream(self, start, text, request):
+        annotator, w = self.annotator(request), words.of(request)
+        turn, before = start(annotator), None
         try:
             for view in turn:
                 if before is None:
-                    yield {**self.paint(view), self.box: ""}
+                    yield {**self.paint(view, w), **({} if text is None else {self.box: ""})}
                 else:
-                    yield self.paint_panes(view) if view.phase == before.phase else self.paint(view)
+                    yield self.paint_panes(view, w) if view.phase == before.phase else self.paint(view, w)
                 before = view
         except (BadMessage, Refused) as error:
-            gr.Warning(str(error), title="Not sent", duration=8)
-            yield {**self.paint(self.chat.view(annotator)), self.box: text}
+            gr.Warning(w.said(str(error)), title=w("Not sent"), duration=8)
+            yield {**self.paint(self.chat.view(annotator), w), **({} if text is None else {self.box: text})}
             return
         except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
             threading.Thread(target=turn.close, name="hang up").start()
             raise
-        if before.phase != "voting":
-            gr.Info("Stopped before the first word. Your message is back in the box.")
-            yield {self.box: text}
 
     def on_stop(self, request: gr.Request):
         self.chat.stop(self.annotator(request))
 
     def voter(self, choice):
         """The handler of one vote button."""
-        def on_vote(shown, request: gr.Request):
-            annotator = self.annotator(request)
+        def on_vote(on_page, request: gr.Request):
+            annotator, w = self.annotator(request), words.of(request)
             try:
-                if shown is None:
+                if on_page is None or on_page.duel is None:
                     raise Refused("There is no pair of replies to vote on here. Reload the page.")
-                return self.paint(self.chat.vote(annotator, shown.duel, choice, shown.at, shown.dwell_ms()), shown)
+                return self.paint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
             except Refused as error:
-                gr.Warning(str(error), title="Vote not recorded")
-                return self.paint(self.chat.view(annotator))
+                gr.Warning(w.said(str(error)), title=w("Vote not recorded"))
+                return self.paint(self.chat.view(annotator), w, on_page)
         return on_vote
 
-    def on_new(self, shown, request: gr.Request):
-        annotator = self.annotator(request)
+    # -- handlers: what is said of a reply
+
+    def thumber(self, side):
+        def on_thumb(on_page, data: gr.LikeData, request: gr.Request):
+            """A thumb on one reply, or its withdrawal."""
+            annotator, w = self.annotator(request), words.of(request)
+            try:
+                line = self.line(annotator, on_page, side, data.index)
+                self.chat.rate(annotator, line.id, {True: 1, False: -1}.get(data.liked) if data.liked != "" else None)
+                return gr.skip()
+            except Refused as error:
+                gr.Warning(w.said(str(error)), title=w("Not recorded"))
+                return self.panes[side].paint(self.chat.view(annotator), w)
+        return on_thumb
+
+    def editor(self, side):
+        def on_edit(on_page, data: gr.EditData, request: gr.Request):
+            """An edited reply: kept as a demonstration, and what the conversation goes on with."""
+            annotator, w = self.annotator(request), words.of(request)
+            try:
+                line = self.line(annotator, on_page, side, data.index)
+                view = self.chat.edit(annotator, line.id, typed(data.value))
+                gr.Info(w("Kept: the next version learns from your wording too."))
+            except (BadMessage, Refused) as error:
+                gr.Warning(w.said(str(error)), title=w("Edit not kept"))
+                view = self.chat.view(annotator)
+            return self.paint(view, w, on_page)
+        return on_edit
+
+    def line(self, annotator, on_page, side, index):
+        """The reply at a place of a pane, if the page is not behind."""
+        view, index = self.chat.view(annotator), index[0] if isinstance(index, (list, tuple)) else index
+        if on_page is None or (view.conversation, view.duel) != (on_page.conversation, on_page.duel) or view.phase == "streaming":
+            raise Refused("This page is behind. It shows the chat anew; try again.")
+        lines = shown(view, side)
+        if not isinstance(index, int) or not 0 <= index < len(lines) or lines[index].id is None:
+            raise Refused("Only replies can be judged or edited. To change your own message, undo the turn.")
+        return lines[index]
+
+    # -- handlers: the conversation
+
+    def on_undo(self, request: gr.Request):
+        annotator, w = self.annotator(request), words.of(request)
         try:
-            return {**self.paint(self.chat.new_chat(annotator)), self.box: ""}
+            view, text = self.chat.undo(annotator)
+            return {**self.paint(view, w), self.box: text}
         except Refused as error:
-            gr.Warning(str(error))
-            return self.paint(self.chat.view(annotator), shown)
+            gr.Warning(w.said(str(error)))
+            return self.paint(self.chat.view(annotator), w)
+
+    def on_earlier(self, request: gr.Request):
+        return self.turn_over(-1, request)
+
+    def on_later(self, request: gr.Request):
+        return self.turn_over(1, request)
+
+    def turn_over(self, step, request):
+        """Another pair of replies to the same message."""
+        annotator, w = self.annotator(request), words.of(request)
+        view = self.chat.view(annotator)
+        at = view.pairs.index(view.duel) + step if view.duel in view.pairs else -1
+        try:
+            if 0 <= at < len(view.pairs):
+                view = self.chat.show_pair(annotator, view.pairs[at])
+        except Refused as error:
+            gr.Warning(w.said(str(error)))
+        return self.paint(view, w)
+
+    def on_tick(self, on_page, request: gr.Request):
+        """What became of the vote, and whether another version answers now."""
+        if on_page is None:
+            return {self.swap: gr.skip()}
+        w, version = words.of(request), self.engine.live.version
+        note = "" if version == on_page.version else f'<span role="status">{escape(w("now answering: {version}", version=name(version, w)))}</span>'
+        return {self.swap: note, **self.reasons.follow(on_page.duel, self.annotator(request), w)}
 
     def annotator(self, request):
         """The annotator that the request's cookie stands for."""
         try:
             return self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie as error:
-            raise gr.Error(str(error), title="No cookie", print_exception=False) from None
+            raise gr.Error(words.of(request).said(str(error)), title="No cookie", print_exception=False) from None
 
     # -- a View as component updates
 
-    def paint(self, view, shown=None):
-        """Every component of the tab as `view` has it. `shown` is the pair the page already shows, so that its clock goes on."""
-        if view.phase not in ("voting", "voted"):
-            shown = None
-        elif shown is None or shown.duel != view.duel:
-            shown = Shown(view.duel, now(), time.monotonic())
-        started = view.phase != "idle" or bool(view.history)
-        updates = {**self.paint_panes(view), self.shown: shown, self.hint: _hint(view),
-                   self.send: gr.Button(visible=view.phase != "streaming"), self.stop: gr.Button(visible=view.phase == "streaming"),
-                   self.new: gr.Button(interactive=started and view.phase != "streaming")}
-        updates |= {button: gr.Button(visible=not started) for button in self.starters}
+    def paint(self, view, w, on_page=None):
+        """Every component of the tab as `view` has it. `on_page` is what the page already shows, so that its clock goes on."""
+        if on_page is None or (on_page.conversation, on_page.duel) != (view.conversation, view.duel) or view.phase == "streaming":
+            on_page = Shown(view.conversation, view.duel, self.engine.live.version, now(), time.monotonic())
+        reading, streaming, judged = view.phase == "shared", view.phase == "streaming", view.phase in ("streaming", "voting", "voted")
+        several = len(view.pairs) > 1 and not streaming
+        at = view.pairs.index(view.duel) if view.duel in view.pairs else 0
+        updates = {
+            **self.paint_panes(view, w), self.shown: None if reading else on_page, self.hint: _hint(view, w), self.swap: "",
+            self.send: gr.Button(visible=not streaming and not reading), self.stop: gr.Button(visible=streaming),
+            self.new: gr.Button(interactive=view.started and not streaming, visible=not reading), self.box: gr.Textbox(visible=not reading),
+            self.again: gr.Button(visible=view.phase in ("voting", "voted")), self.undo: gr.Button(visible=view.started and not streaming and not reading),
+            self.earlier: gr.Button(visible=several, interactive=at > 0), self.later: gr.Button(visible=several, interactive=at + 1 < len(view.pairs)),
+            self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "", **self.reasons.paint(view, w)}
+        if not streaming:
+            updates |= {c: update for side in self.panes.values() for c, update in side.paint(view, w).items()}
+        updates |= {button: gr.Button(visible=not view.started) for button in self.starters}
         for choice, button in self.votes.items():
             picked = view.choice == choice
-            updates[button] = gr.Button(visible=view.phase in ("voting", "voted"), interactive=not picked,
+            updates[button] = gr.Button(visible=judged and not (streaming and view.progress), interactive=not picked,
                                         elem_classes=["vote", "picked"] if picked else ["vote"])
         return updates
 
-    def paint_panes(self, view):
+    def paint_panes(self, view, w):
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
-        updates = {c: value for side, (chatbot, badge) in self.panes.items()
-                   for c, value in ((chatbot, _messages(view, side)), (badge, _badge(side, view, view.left if side == "a" else view.right)))}
-        return updates | ({self.hint: _hint(view)} if view.progress is not None else {})
+        updates = {c: update for pane in self.panes.values() for c, update in pane.stream(view, w).items()}
+        return updates | ({self.hint: _hint(view, w)} if view.progress is not None else {})
 
 
-def _hint(view):
-    return f"<span>{escape(view.progress or HINTS[view.phase])}</span>"
+def starter(text):
+    """The handler of one starter: its text, in the reader's language, into the box."""
+    def on_starter(request: gr.Request):
+        return words.of(request).said(text)
+    return on_starter
 
 
-def _same(text):
-    return text
-
-
-def _messages(view, side):
-    """One pane's messages: the common history, then this side's candidate."""
-    rows = [{"role": m["role"], "content": literal(m["content"])} for m in view.history]
-    if view.message is not None:
-        candidate = view.left if side == "a" else view.right
-        rows += [{"role": "user", "content": literal(view.message)}, {"role": "assistant", "content": literal(candidate.text) or "…"}]
-    return rows
-
-
-def _badge(side, view, candidate):
-    """The line under a pane: its letter and, after the vote, which version wrote the reply and how fast."""
-    state, facts, mark = "", [], ""
-    if view and view.phase == "streaming":
-        state, facts = "streaming", ["writing…"]
-    elif view and view.phase == "voted":
-        state = "chosen" if candidate.chosen else "passed"
-        facts = [name(candidate.version)]
-        if candidate.first_token_ms is not None:
-            facts.append(f"first token {candidate.first_token_ms:.0f} ms")
-        if candidate.tokens_per_second is not None:
-            facts.append(f"{candidate.tokens_per_second:.0f} tok/s")
-        if candidate.chosen:
-            mark = f'<b class="mark">{"✓ your pick" if view.choice in SIDES else "goes on from here"}</b>'
-    return f'<div class="badge {state}"><b class="letter">{side.upper()}</b><span>{escape(" · ".join(facts))}</span>{mark}</div>'
+def _hint(view, w):
+    return f"<span>{escape(w.said(view.progress or HINTS[view.phase]))}</span>"

@@ -1,22 +1,43 @@
-"""The whole page: the name, the live training strip, and the tabs. What is on a tab is its own module's."""
+"""The whole page: the name, the live training strip, the sidebar and the tabs. What is on a tab is its own module's."""
+
+from pathlib import Path
 
 import gradio as gr
 
+from playground.admins import Admins
+from playground.ui import words
 from playground.ui.chat import ChatTab
-from playground.ui.training import Strip, TrainingTab
+from playground.ui.chats import Sidebar
+from playground.ui.control import Control
+from playground.ui.rounds import TrainingTab
+from playground.ui.strip import Strip
+from playground.ui.votes import VotesTab
+from playground.ui.watch import WatchTab
 
-HEADER = """<div class="brand"><span class="dot"></span><b>Nudge</b><span class="tagline">Every pick trains the next version of this model.</span></div>"""
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+STYLES = [ASSETS / "style.css", ASSETS / "training.css"]
+HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
+WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
 
 def build(settings, store, engine, chat):
     """The Gradio Blocks of the page; nothing of a visitor is held in them."""
     with gr.Blocks(title="Nudge", analytics_enabled=False, fill_width=True) as page:
+        sidebar = Sidebar(settings, store, chat)
         with gr.Row(elem_id="top", equal_height=True):
-            gr.HTML(HEADER, elem_id="brand", padding=False)
-            strip = Strip()
+            gr.HTML(WORDMARK, elem_id="brand", padding=False)
+            strip = Strip(settings, store, engine)
+        strip.wire(page)
         with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
-                ChatTab(store, chat).wire(page)
-            with gr.Tab("Training", id="training", elem_id="tab-training"):
-                TrainingTab(settings, store, engine, strip).wire(page)
+            with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat"):
+                tab = ChatTab(store, engine, chat)
+                sidebar.wire(page, tab, tab.wire(page, strip.timer))
+            with gr.Tab(words.label("My votes"), id="votes", elem_id="tab-votes") as votes:
+                VotesTab(store).wire(page, votes, strip.timer)
+            with gr.Tab(words.label("Training"), id="training", elem_id="tab-training"):
+                control = Control(settings, store, Admins(settings, store), strip)
+                TrainingTab(settings, store, strip, control).wire(page, strip.timer)
+                control.wire(page, strip.timer)
+            with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch"):
+                WatchTab(store, strip).wire(page, strip.timer)
     return page

@@ -17,3 +17,16 @@ def literal(text):
 
 def _escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def typed(text):
+    """What a person meant by a text that they edited as `literal` shows it: its inverse."""
+    parts, end = [], 0
+    for code in _CODE.finditer(text):
+        parts += [_unescape(text[end:code.start()]), code.group()]
+        end = code.end()
+    return "".join([*parts, _unescape(text[end:])])
+
+
+def _unescape(text):
+    return text.replace("&lt;", "<").replace("&amp;", "&")

@@ -1,0 +1,25 @@
+// Keys for the buttons that are on the page anyway: 1 A, 2 B, 3 tie, 4 both bad, 0 skip, / to write, Esc to stop. Enter in the message box is Gradio's.
+(() => {
+  const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
+  const typing = (element) => element.isContentEditable || element.matches("input:not([type=checkbox]):not([type=radio]), textarea, select");
+  const press = (id) => {
+    const button = document.getElementById(id);
+    if (button && button.offsetParent && !button.disabled) { button.click(); return true; }
+    return false;
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (event.key === "Escape") { press("stop"); return; }
+    const box = document.querySelector("#message textarea");
+    if (event.target === box && event.key === "Enter" && !event.shiftKey) setTimeout(() => box.blur());  // so that the next key is a vote
+    if (typing(event.target)) return;
+    if (event.key === "/" && box) { event.preventDefault(); box.focus(); return; }
+    if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
+  }, true);
+  const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
+  window.nudge = {
+    // a chat is deleted only when its owner says so twice
+    sure: (page) => confirm(chinese() ? "删除这个对话？之后的训练将不再使用它。" : "Delete this chat? No later round will learn from it.") ? page : null,
+  };
+  document.documentElement.lang = chinese() ? "zh-CN" : "en";
+})();

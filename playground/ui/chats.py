@@ -1,0 +1,128 @@
+"""The sidebar: one's earlier chats, the link to share this one, and what this chat sets for itself."""
+
+import gradio as gr
+
+from playground.prompts import BadMessage
+from playground.session import KNOBS, Refused
+from playground.ui import words
+
+KNOB_LABELS = {
+    "temperature": words.mark("Temperature: higher is more varied"), "top_p": words.mark("Top-p: 1 is off"), "top_k": words.mark("Top-k: 0 is off"),
+    "repetition_penalty": words.mark("Repetition penalty: 1 is off"), "reply_tokens": words.mark("Longest reply, in tokens"),
+}
+STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05, "reply_tokens": 1}
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+TITLE_CHARS = 44
+
+
+class Sidebar:
+    """Made inside the current Blocks, before the tabs; `wire` attaches the handlers to a ChatTab."""
+
+    def __init__(self, settings, store, chat):
+        self.store, self.chat = store, chat
+        with gr.Sidebar(open=False, elem_id="sidebar", width=300):
+            self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
+            self.list = gr.Radio([], label=words.label("Your chats"), elem_id="chats", container=False, show_label=True)
+            self.none = gr.Markdown(words.label("Your chats are kept here."), elem_id="no-chats")
+            with gr.Row(elem_id="chat-tools"):
+                self.share = gr.Button(words.label("Share this chat"), size="sm", elem_id="share")
+                self.delete = gr.Button(words.label("Delete this chat"), size="sm", elem_id="delete-chat")
+            self.link = gr.Textbox(label=words.label("Anyone with this link can read this chat"), buttons=["copy"], interactive=False, visible=False, elem_id="share-link")
+            self.unshare = gr.Button(words.label("End the link"), size="sm", visible=False, elem_id="unshare")
+            with gr.Accordion(words.label("Settings of this chat"), open=False, elem_id="chat-settings"):
+                self.system = gr.Textbox(label=words.label("System prompt"), lines=3, max_lines=8, elem_id="system-prompt",
+                                         placeholder=words.label("How the model should behave in this chat"))
+                self.knobs = {name: gr.Slider(*self._range(name, settings), value=getattr(settings, name), step=STEPS[name], label=words.label(text),
+                                              elem_id=f"knob-{name.replace('_', '-')}") for name, text in KNOB_LABELS.items()}
+                self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
+
+    @staticmethod
+    def _range(name, settings):
+        return KNOBS.get(name) or (1, settings.reply_tokens)
+
+    def wire(self, page, tab, sent):
+        """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list has changed."""
+        self.tab = tab
+        mine = [self.list, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values()]
+        both = [*tab.outputs, *mine]
+        page.load(self.refresh, None, mine, **QUIET)
+        sent.then(self.refresh, None, mine, **QUIET)
+        gr.on([self.new.click, tab.new.click], self.on_new, None, both, **QUIET)
+        self.list.input(self.on_open, [self.list], both, **QUIET)
+        self.delete.click(self.on_delete, [tab.shown], both, js="(page) => window.nudge.sure(page)", **QUIET)
+        # the link is the page's own address, which behind a proxy only the browser knows
+        self.share.click(self.on_share, None, mine, **QUIET)
+        self.link.change(None, [self.link], [self.link], js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path")
+        self.unshare.click(self.on_unshare, None, mine, **QUIET)
+        kept = [self.system, *self.knobs.values()]
+        gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, set(kept), None, trigger_mode="always_last", **QUIET)
+        self.reset.click(self.on_reset, None, kept, **QUIET)
+
+    # -- handlers
+
+    def refresh(self, request: gr.Request):
+        """The list and the open chat's own settings."""
+        annotator, w = self.tab.annotator(request), words.of(request)
+        rows, current = self.store.conversations(annotator), self.store.conversation(annotator)
+        chosen = current["id"] if current and any(row["id"] == current["id"] for row in rows) else None
+        token = current and current["share_token"]
+        system, sampling = self.chat.sampling(annotator)
+        return {self.list: gr.Radio(choices=[(_title(row, w), row["id"]) for row in rows], value=chosen, visible=bool(rows)),
+                self.none: gr.Markdown(visible=not rows),
+                self.share: gr.Button(visible=not token, interactive=chosen is not None), self.delete: gr.Button(interactive=chosen is not None),
+                self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)), self.unshare: gr.Button(visible=bool(token)),
+                self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
+
+    def on_new(self, request: gr.Request):
+        return self._change(self.chat.new_chat, request)
+
+    def on_open(self, conversation, request: gr.Request):
+        return self._change(lambda annotator: self.chat.open(annotator, conversation), request)
+
+    def on_delete(self, on_page, request: gr.Request):
+        if on_page is None or on_page.conversation is None:
+            return gr.skip()
+        return self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), request)
+
+    def on_share(self, request: gr.Request):
+        try:
+            self.chat.share(self.tab.annotator(request))
+        except Refused as error:
+            gr.Warning(words.of(request).said(str(error)), title=words.of(request)("Not shared"))
+        return self.refresh(request)
+
+    def on_unshare(self, request: gr.Request):
+        self.chat.unshare(self.tab.annotator(request))
+        return self.refresh(request)
+
+    def on_configure(self, values, request: gr.Request):
+        """`values` is {component: value}. What cannot be is said, and nothing changes."""
+        w = words.of(request)
+        try:
+            self.chat.configure(self.tab.annotator(request), values[self.system], {name: values[knob] for name, knob in self.knobs.items()})
+        except (BadMessage, Refused) as error:
+            gr.Warning(w.said(str(error)), title=w("Setting not kept"))
+
+    def on_reset(self, request: gr.Request):
+        annotator = self.tab.annotator(request)
+        try:
+            self.chat.configure(annotator, "", {})
+        except Refused as error:
+            gr.Warning(words.of(request).said(str(error)))
+        system, sampling = self.chat.sampling(annotator)
+        return {self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
+
+    def _change(self, gesture, request):
+        """Do it, and paint the chat and the list as they are then."""
+        annotator, w = self.tab.annotator(request), words.of(request)
+        try:
+            view = gesture(annotator)
+        except Refused as error:
+            gr.Warning(w.said(str(error)))
+            view = self.chat.view(annotator)
+        return {**self.tab.paint(view, w), **self.refresh(request)}
+
+
+def _title(row, w):
+    title = row["title"] if len(row["title"]) <= TITLE_CHARS else row["title"][:TITLE_CHARS - 1].rstrip() + "…"
+    return title + (w(" · shared") if row["shared"] else "")

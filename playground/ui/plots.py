@@ -1,0 +1,40 @@
+"""Small plots: a curve and the limits it is watched by, as Gradio's own LinePlots."""
+
+import gradio as gr
+import pandas as pd
+
+from playground.ui import words
+
+HEIGHT, WITH_LEGEND = 190, 240
+NAMES = {"curve": words.mark("value"), "limit": words.mark("limit"), "target": words.mark("target"), "low": words.mark("lowest"), "high": words.mark("highest"),
+         "perfect": words.mark("perfect")}
+COLOURS = {"curve": "#3b7bff", "limit": "#d64541", "target": "#17915a", "low": "#9aa3b2", "high": "#9aa3b2", "perfect": "#9aa3b2"}
+
+
+def plot(elem_id, title, limits=False):
+    """An empty plot under its `title`; one with `limits` says in a legend which line is which."""
+    legend = {"color": "line", "color_title": " "} if limits else {}
+    return gr.LinePlot(x="x", y="y", x_title=" ", y_title=" ", label=words.label(title), show_label=True, height=WITH_LEGEND if limits else HEIGHT, elem_id=elem_id, elem_classes="plot",
+                       buttons=[], visible=False, **legend)
+
+
+def frame(points, w, **limits):
+    """Points [(x, y)] as the curve and each limit as a level line over the same stretch; {name: level or [(x, y)]}."""
+    points = [(x, y) for x, y in points if y is not None]
+    rows = [(x, y, w.said(NAMES["curve"])) for x, y in points]
+    for name, level in limits.items():
+        if level is not None and points:
+            line = level if isinstance(level, list) else [(x, level) for x in dict.fromkeys((points[0][0], points[-1][0]))]
+            rows += [(x, y, w.said(NAMES[name])) for x, y in line]
+    return pd.DataFrame(rows, columns=["x", "y", "line"])
+
+
+def update(data, w):
+    """Show what there is; nothing where there is nothing."""
+    return gr.LinePlot(data, visible=len(data) > 0, color_map={w.said(name): COLOURS[key] for key, name in NAMES.items()})
+
+
+def rolling(values, window):
+    """[(place, mean of the last `window` values up to it)] from where there is a quarter of a window at least."""
+    parts = [(i + 1, values[max(0, i + 1 - window):i + 1]) for i in range(max(1, window // 4) - 1, len(values))]
+    return [(place, sum(part) / len(part)) for place, part in parts]

@@ -1,0 +1,74 @@
+"""After a vote: why (tags and a comment), and what became of it, live."""
+
+from html import escape
+
+import gradio as gr
+
+from playground.session import Refused
+from playground.ui import words
+from playground.ui.strip import name
+
+TAGS = (words.mark("more helpful"), words.mark("more correct"), words.mark("clearer"), words.mark("better length"), words.mark("better tone"),
+        words.mark("follows my request"))
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+class Reasons:
+    """The row below the vote buttons, made inside the current Blocks."""
+
+    def __init__(self, store, chat):
+        self.store, self.chat = store, chat
+        with gr.Row(elem_id="reasons"):
+            self.tags = gr.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
+                                         elem_id="tags", visible=False, min_width=100)
+            self.comment = gr.Textbox(placeholder=words.label("Add a comment"), label=words.label("Comment"), show_label=False, container=False, lines=1, max_lines=1,
+                                      elem_id="comment", visible=False, min_width=100)
+            self.fate = gr.HTML(elem_id="fate", padding=False)
+
+    @property
+    def outputs(self):
+        return [self.tags, self.comment, self.fate]
+
+    def wire(self, shown, annotator):
+        """`shown` is the page's state, `annotator` tells who asks."""
+        def on_explain(on_page, tags, comment, request: gr.Request):
+            w = words.of(request)
+            try:
+                vote = self.store.current_vote(on_page.duel, annotator(request)) if on_page and on_page.duel else None
+                if vote is None:
+                    raise Refused("Vote first, then say why.")
+                self.chat.explain(annotator(request), vote["id"], tags, comment)
+            except Refused as error:
+                gr.Warning(w.said(str(error)), title=w("Not recorded"))
+        inputs = [shown, self.tags, self.comment]
+        self.tags.input(on_explain, inputs, None, **QUIET)
+        gr.on([self.comment.submit, self.comment.blur], on_explain, inputs, None, **QUIET)
+
+    def paint(self, view, w):
+        voted = view.phase == "voted"
+        return {self.tags: gr.CheckboxGroup(value=list(view.tags), visible=voted and view.choice != "skip"),
+                self.comment: gr.Textbox(value=view.comment, visible=voted and view.choice != "skip"),
+                self.fate: self._fate(view.vote, w) if voted else ""}
+
+    def follow(self, duel, annotator, w):
+        """The line alone, on a tick."""
+        vote = self.store.current_vote(duel, annotator) if duel else None
+        return {self.fate: self._fate(vote["id"], w) if vote else ""}
+
+    def _fate(self, vote, w):
+        return f'<span class="fate">{fate(self.store.vote_fate(vote), w)}</span>'
+
+
+def fate(row, w):
+    """What became of a vote (a row of `Store.my_votes`), as a chip."""
+    if row["choice"] == "skip":
+        state, text = "skipped", w("Skipped: no round learns from it")
+    elif row["version"] is not None:
+        state, text = "used", w("Your vote counts: it is in {version}", version=name(row["version"], w))
+    elif row["round"] is None:
+        state, text = "pending", w("Your vote counts: it waits for the next round")
+    elif row["heldout"]:
+        state, text = "used", w("Your vote counts: round {n} is measured on it", n=row["round"])
+    else:
+        state, text = "learned", w("Your vote counts: it is in the reward model of round {n}", n=row["round"])
+    return f'<i class="chip {state}">{escape(text)}</i>'

@@ -1,0 +1,56 @@
+"""The "My votes" tab: every vote of the person who looks, and what became of it: waiting, in a reward model, in a version."""
+
+from datetime import datetime
+from html import escape
+
+import gradio as gr
+
+from playground import visitor
+from playground.ui import words
+from playground.ui.chat import CHOICES, QUIET
+from playground.ui.reasons import fate
+
+LAST = 100  # votes shown
+
+
+class VotesTab:
+    """Builds the tab inside the current Blocks."""
+
+    def __init__(self, store):
+        self.store = store
+        self.html = gr.HTML(elem_id="my-votes", padding=False)
+        self.painted = gr.State(None)
+
+    def wire(self, page, tab, timer):
+        outputs = [self.html, self.painted]
+        gr.on([page.load, tab.select], self.on_open, None, outputs, **QUIET)
+        timer.tick(self.on_tick, [self.painted], outputs, queue=False, **QUIET)
+
+    def on_open(self, request: gr.Request):
+        return self.on_tick(None, request)
+
+    def on_tick(self, painted, request: gr.Request):
+        """The table where it has changed."""
+        try:
+            annotator = self.store.annotator(visitor.token(request.cookies))
+        except visitor.NoCookie:
+            return gr.skip(), gr.skip()
+        html = table(self.store.my_votes(annotator, limit=LAST), words.of(request))
+        seen = hash(html)
+        return (gr.skip(), gr.skip()) if seen == painted else (html, seen)
+
+
+def table(votes, w):
+    """The votes, newest first, as a table."""
+    if not votes:
+        return f'<p class="empty">{escape(w("You have not voted yet. Pick the better of two replies, and follow here what your vote does."))}</p>'
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("When"), w("Message"), w("Vote"), w("Foreseen"), w("What became of it")))
+    return f'<table class="votes"><thead><tr>{heads}</tr></thead><tbody>{"".join(_row(vote, w) for vote in votes)}</tbody></table>'
+
+
+def _row(vote, w):
+    when = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
+    text = vote["text"] if len(vote["text"]) <= 90 else vote["text"][:89] + "…"
+    foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
+    cells = (f"<time>{when}</time>", escape(text), escape(w.said(CHOICES[vote["choice"]])), escape(foreseen), fate(vote, w))
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -1,0 +1,153 @@
+"""The app as a subprocess and headless Chromium before it, for the tests of the page: what a person does and sees.
+
+The real model answers where it is there, a tiny one otherwise. `NUDGE_SCREENSHOTS=folder` keeps pictures of each state.
+"""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from playground import models
+from playground.settings import Settings
+from tests.tiny import tiny_folder
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = [pytest.mark.browser, pytest.mark.skipif(
+    not Path(CHROMIUM).exists(), reason=f"{CHROMIUM} is missing; `make test` as root installs it, or run `apt-get install chromium`")]
+LEAVING = set()  # pages being left: what Gradio's code says of the streams it then breaks off is no complaint
+
+
+class App:
+    """`python app.py` with a data folder of its own; `url`, and `rows` of its database."""
+
+    def __init__(self, folder, *flags, model=None):
+        self.folder = folder
+        found = models.resolve(Settings())
+        self.real = model is None and Path(found).exists()
+        # a tiny model is so fast that it must write more
+        model, tokens = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)
+        command = [sys.executable, ROOT / "app.py", "--model", model, "--port", 0, "--reply-tokens", tokens, "--data-dir", folder / "data", *flags]
+        self.command = list(map(str, command))
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, cwd=self.folder, text=True, stdout=subprocess.PIPE)
+        line = self.process.stdout.readline()
+        assert line.startswith("Nudge is at "), line
+        self.url = line.split()[-1]
+
+    def stop(self):
+        self.process.terminate()
+        assert self.process.wait(30) == 0
+
+    @property
+    def database(self):
+        return self.folder / "data" / "nudge.db"
+
+    def rows(self, sql, *values):
+        with sqlite3.connect(self.database) as db:
+            return db.execute(sql, values).fetchall()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    app = App(tmp_path_factory.mktemp("app"), "--no-worker")
+    yield app
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(app, browser):
+    """A function that opens the page as a new visitor; at the end no page may have complained in the console."""
+    contexts, complaints = [], []
+
+    def open_page(width=1280, height=800, path="", again=None, **options):
+        """`again`: a page whose visitor opens another one."""
+        context = again.context if again else browser.new_context(viewport={"width": width, "height": height}, **{"locale": "en-US", **options})
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: m.type == "error" and page not in LEAVING and complaints.append(m.text))
+        page.on("pageerror", lambda error: page in LEAVING or complaints.append(str(error)))
+        page.goto(app.url + path)
+        page.wait_for_selector("#strip .strip")
+        page.wait_for_selector("#hint span")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == [], complaints
+
+
+# -- gestures and what is seen
+
+def send(page, text):
+    page.fill("#message textarea", text)
+    page.press("#message textarea", "Enter")
+
+
+def wait_for_vote(page):
+    page.wait_for_selector("#hint :text('Which reply is better?')")
+
+
+def turn(page, text, choice="a"):
+    """One message, both replies, one vote by button."""
+    send(page, text)
+    wait_for_vote(page)
+    page.click(f"#vote-{choice}")
+    page.wait_for_selector(f"#vote-{choice}.picked")
+
+
+def reload(page):
+    """Leave the page, with whatever streams, and come back."""
+    LEAVING.add(page)
+    page.reload()
+    page.wait_for_selector("#hint span")
+    LEAVING.discard(page)
+
+
+def reply(page, side):
+    """The last thing that a pane's candidate says."""
+    return page.locator(f"#chat-{side} .bot").last.inner_text()
+
+
+def messages(page, side):
+    return page.locator(f"#chat-{side} [data-testid=user], #chat-{side} [data-testid=bot]").count()
+
+
+def lengths(page):
+    return [len(reply(page, side)) for side in "ab"]
+
+
+def growing(page):
+    """Wait until both replies have words and still grow."""
+    page.wait_for_function("[...document.querySelectorAll('#chat-a .bot')].at(-1)?.innerText.length > 5 && "
+                           "[...document.querySelectorAll('#chat-b .bot')].at(-1)?.innerText.length > 5 && document.querySelector('#stop')?.offsetParent")
+
+
+def tab(page, name):
+    page.click(f"#tab-{name}-button")
+
+
+def shot(page, name, **options):
+    folder = os.environ.get("NUDGE_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)

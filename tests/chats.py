@@ -1,0 +1,41 @@
+"""A Chat over a running engine with a tiny model, for the tests of the conversation."""
+
+import time
+
+import pytest
+
+from playground import models
+from playground.engine import Engine
+from playground.session import Chat
+from playground.settings import Settings
+from playground.store import Store
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def chat(folder):
+    settings = Settings(model=str(folder), threads=1, reply_tokens=24, stream_hz=50, dtype="float32", _env_file=None)
+    engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
+    yield Chat(engine.store, engine, settings)
+    engine.close()
+
+
+def slow(chat, seconds=0.02):
+    """Make each decoding step take at least this long."""
+    step = chat.engine.step
+    chat.engine.step = lambda: (chat.engine._running and time.sleep(seconds), step())[1]
+
+
+def person(chat, name="ann"):
+    return chat.store.annotator(name)
+
+
+def turn(chat, annotator, text="Hello", choice=None):
+    """Send, let both replies end, and vote where a choice is given; the last View."""
+    view = list(chat.send(annotator, text))[-1]
+    return chat.vote(annotator, view.duel, choice) if choice else view

@@ -1,0 +1,251 @@
+"""Every gesture of the chat in headless Chromium: keys, early votes, regenerate, undo, edit, thumbs, reasons, chats, share, settings."""
+
+import re
+
+import pytest
+
+from tests.browsing import MARKS, app, browser, growing, messages, reload, reply, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+
+pytestmark = MARKS
+
+
+@pytest.mark.parametrize(("key", "button", "choice"), [("1", "a", "a"), ("2", "b", "b"), ("3", "tie", "tie"), ("4", "both-bad", "both_bad"), ("0", "skip", "skip")])
+def test_a_key_is_a_vote(app, visit, key, button, choice):
+    page = visit()
+    send(page, "Hello")
+    wait_for_vote(page)
+    page.keyboard.press(key)
+    page.wait_for_selector(f"#vote-{button}.picked")
+    assert app.rows("select choice from vote order by id desc limit 1") == [(choice,)]
+
+
+def test_keys_do_nothing_while_typing_and_slash_goes_to_the_box(app, visit):
+    page = visit()
+    send(page, "Hello")
+    wait_for_vote(page)
+    before = app.rows("select count(*) from vote")
+    page.keyboard.press("/")
+    page.keyboard.type("12340")
+    assert page.input_value("#message textarea") == "12340"
+    page.wait_for_timeout(500)
+    assert app.rows("select count(*) from vote") == before
+
+
+def test_shift_enter_is_a_new_line_and_escape_stops(app, visit):
+    page = visit()
+    page.fill("#message textarea", "Write a long story.")
+    page.press("#message textarea", "Shift+Enter")
+    page.keyboard.type("Please.")
+    assert page.input_value("#message textarea") == "Write a long story.\nPlease."
+    page.keyboard.press("Enter")
+    growing(page)
+    page.keyboard.press("Escape")
+    wait_for_vote(page)
+    assert app.rows("select distinct status from (select status from message order by id desc limit 2)") == [("stopped",)]
+
+
+def test_a_vote_while_replies_stream_stops_them(app, visit):
+    page = visit()
+    send(page, "Write a long story.")
+    growing(page)
+    page.click("#vote-b")
+    page.wait_for_selector("#badge-b .chosen")
+    assert page.locator("#stop").is_hidden() and page.locator("#send").is_visible()
+    assert app.rows("select choice from vote order by id desc limit 1") == [("b",)]
+    assert app.rows("select distinct status from (select status from message order by id desc limit 2)") == [("stopped",)]
+    page.wait_for_timeout(700)
+    assert page.locator("#badge-b .chosen").count() == 1, "the stream's end must not hide the vote"
+
+
+def test_regenerate_keeps_the_old_pair_to_go_back_to(app, visit):
+    page = visit()
+    turn(page, "Hello", "a")
+    old = reply(page, "a")
+    page.click("#regenerate")
+    page.wait_for_selector("#stop")
+    wait_for_vote(page)
+    assert page.inner_text("#pair-place") == "pair 2 of 2" and messages(page, "a") == 2
+    page.click("#pair-before")
+    page.wait_for_selector("#badge-a .chosen")
+    assert reply(page, "a") == old and page.inner_text("#pair-place") == "pair 1 of 2"
+    page.click("#pair-after")
+    wait_for_vote(page)
+
+
+def test_undo_gives_the_message_back(visit):
+    page = visit()
+    turn(page, "First message", "a")
+    turn(page, "Second message", "b")
+    page.click("#undo")
+    page.wait_for_function("document.querySelector('#message textarea').value == 'Second message'")
+    page.wait_for_selector("#badge-a .chosen")
+    assert messages(page, "a") == 2
+    page.click("#undo")
+    page.wait_for_selector("#chat-a .placeholder")
+    assert page.input_value("#message textarea") == "First message"
+    assert page.locator("#undo").is_hidden()
+
+
+def test_an_edited_reply_becomes_a_demonstration_and_stays_after_a_reload(app, visit):
+    page = visit()
+    turn(page, "Hello", "a")
+    before = app.rows("select g.message, m.text from generation g join message m on m.id = g.message order by g.id desc limit 2")[-1]
+    page.locator("#chat-a .message-buttons-left button[title='Edit']").last.click()
+    area = page.locator("#chat-a textarea").last
+    area.fill("What I would <b>rather</b> read & keep.")
+    page.locator("#chat-a button[title='Submit']").last.click()
+    page.wait_for_selector("#badge-a :text('edited by you')")
+    assert app.rows("select message, before, after from demonstration order by id desc limit 1") == [(*before, "What I would <b>rather</b> read & keep.")]
+    reload(page)
+    page.wait_for_selector("#badge-a :text('edited by you')")
+    assert reply(page, "a").strip() == "What I would <b>rather</b> read & keep."
+    shot(page, "edited")
+
+
+def test_a_thumb_on_any_reply_is_kept_and_withdrawn(app, visit):
+    page = visit()
+    turn(page, "Hello", "a")
+    thumb = lambda: app.rows("select thumb, superseded_by is null from rating where message = (select max(message) from generation) order by id desc limit 1")
+    page.locator("#chat-b button[title='Like']").last.click()
+    page.wait_for_timeout(600)
+    assert thumb() == [(1, 1)]
+    reload(page)
+    page.wait_for_selector("#badge-a .chosen")
+    given = page.locator("#chat-b button[title='Liked']")
+    given.last.wait_for()
+    given.last.click()
+    page.wait_for_timeout(600)
+    assert thumb() == [(1, 0)]
+
+
+def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
+    page = visit()
+    turn(page, "Hello", "a")
+    page.locator("#tags label", has_text="clearer").click()
+    page.fill("#comment input, #comment textarea", "short is good")
+    page.press("#comment input, #comment textarea", "Enter")
+    page.wait_for_timeout(800)
+    assert app.rows("select tags, comment from vote order by id desc limit 1") == [('["clearer"]', "short is good")]
+    reload(page)
+    page.wait_for_selector("#tags input:checked", state="attached")
+    assert page.input_value("#comment input, #comment textarea") == "short is good"
+
+
+def test_what_a_vote_does_is_seen_beside_it_and_in_my_votes(visit):
+    page = visit()
+    tab(page, "votes")
+    page.wait_for_selector("#my-votes .empty")
+    tab(page, "chat")
+    turn(page, "What is a tide?", "b")
+    page.wait_for_selector("#fate :text('waits for the next round')")
+    tab(page, "votes")
+    row = page.wait_for_selector("#my-votes tbody tr")
+    assert re.search(r"What is a tide\?.*B better.*waits for the next round", row.inner_text(), re.S)
+    shot(page, "my-votes")
+
+
+def test_earlier_chats_are_listed_opened_and_deleted(app, visit):
+    page = visit()
+    turn(page, "About rivers", "a")
+    page.click("#new-chat")
+    page.wait_for_selector("#chat-a .placeholder")
+    turn(page, "About hills", "b")
+    page.click("#sidebar .toggle-button")
+    page.wait_for_selector("#chats label:has-text('About rivers')")
+    assert [t.strip() for t in page.locator("#chats label").all_inner_texts()] == ["About hills", "About rivers"]
+    shot(page, "chats")
+    page.click("#chats label:has-text('About rivers')")
+    page.wait_for_selector("#chat-a .user:has-text('About rivers')")
+    page.wait_for_selector("#badge-a .chosen")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#delete-chat")
+    page.wait_for_function("document.querySelectorAll('#chats label').length == 1")
+    page.wait_for_selector("#chat-a .user:has-text('About hills')")
+
+
+def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visit):
+    page = visit()
+    turn(page, "About the moon", "a")
+    page.click("#sidebar .toggle-button")
+    page.click("#share")
+    page.wait_for_function("document.querySelector('#share-link input, #share-link textarea')?.value.startsWith('http')")
+    link = page.input_value("#share-link input, #share-link textarea")
+    other = visit(path=link.removeprefix(app.url))
+    other.wait_for_selector("#chat-a .user:has-text('About the moon')")
+    assert other.locator("#message").is_hidden() and other.locator("#vote-a").is_hidden() and other.locator("#undo").is_hidden()
+    shot(other, "shared")
+    page.click("#unshare")
+    page.wait_for_selector("#share", state="visible")
+    reload(other)
+    other.wait_for_selector("text=leads to no chat")
+
+
+def test_a_chat_has_settings_of_its_own(app, visit):
+    page = visit()
+    page.click("#sidebar .toggle-button")
+    page.click("#chat-settings button")
+    page.fill("#system-prompt textarea", "Answer like a sailor.")
+    page.press("#system-prompt textarea", "Tab")
+    page.fill("#knob-temperature input[type=number]", "1.1")
+    page.press("#knob-temperature input[type=number]", "Tab")
+    page.wait_for_timeout(800)
+    page.click("#sidebar .toggle-button")
+    turn(page, "Hello", "a")
+    assert app.rows("select system_prompt, sampling from conversation order by id desc limit 1") == [("Answer like a sailor.", '{"temperature": 1.1}')]
+    reload(page)
+    page.wait_for_selector("#badge-a .chosen")
+    page.click("#sidebar .toggle-button")
+    page.click("#chat-settings button")
+    page.wait_for_function("document.querySelector('#system-prompt textarea')?.value == 'Answer like a sailor.'")
+    assert page.input_value("#knob-temperature input[type=number]") == "1.1"
+    shot(page, "settings")
+
+
+def test_a_reload_in_the_middle_of_a_stream_shows_what_is_there(app, visit):
+    page = visit()
+    send(page, "Write a long story.")
+    growing(page)
+    reload(page)
+    wait_for_vote(page)
+    assert len(reply(page, "a")) > 5
+    page.click("#vote-a")
+    page.wait_for_selector("#badge-a .chosen")
+
+
+def test_the_same_person_in_a_second_window_sees_the_replies_grow_and_the_vote(app, visit):
+    page = visit()
+    send(page, "Write a long story.")
+    growing(page)
+    second = visit(again=page)
+    second.wait_for_selector("#chat-a .bot")
+    wait_for_vote(page)
+    wait_for_vote(second)
+    assert reply(second, "a") == reply(page, "a")
+
+
+def test_two_people_chat_at_once_and_each_sees_their_own(app, visit):
+    first, second = visit(), visit()
+    send(first, "I am the first")
+    send(second, "I am the second")
+    for page, mine, theirs in ((first, "I am the first", "I am the second"), (second, "I am the second", "I am the first")):
+        wait_for_vote(page)
+        text = page.inner_text("#chat-a")
+        assert mine in text and theirs not in text
+    second.keyboard.press("2")
+    second.wait_for_selector("#badge-b .chosen")
+    assert first.locator("#badge-b .chosen").count() == 0
+
+
+def test_nothing_jumps_while_text_streams(visit):
+    page = visit()
+    boxes = lambda: page.evaluate("['pane-a','pane-b','actions','composer','tools'].map(id => document.getElementById(id).getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height].map(Math.round))")
+    before = boxes()
+    send(page, "Write a long story.")
+    growing(page)
+    during = boxes()
+    wait_for_vote(page)
+    voting = boxes()
+    page.click("#vote-a")
+    page.wait_for_selector("#badge-a .chosen")
+    page.wait_for_timeout(300)
+    assert before == during == voting == boxes()

@@ -1,0 +1,86 @@
+"""The page in Simplified Chinese, on a phone, in the dark; and what an automated accessibility check finds."""
+
+import re
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from tests.browsing import MARKS, app, browser, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+
+pytestmark = MARKS
+
+TABS = ("chat", "votes", "training", "watch")
+# text that is the same in both languages: names, letters, figures, units
+SAME = re.compile(r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ ][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|log|[AB]\b|[a-z]+(_[a-z0-9]+)+", re.I)
+
+
+def findings(page):
+    """Serious findings of axe-core: (rule, an element)."""
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}).response["violations"]
+    return [(v["id"], v["impact"], node["html"][:200]) for v in found if v["impact"] in ("serious", "critical") for node in v["nodes"]]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+def test_no_page_has_a_serious_accessibility_finding(visit, theme, size):
+    page = visit(*size, color_scheme=theme)
+    assert findings(page) == []
+    turn(page, "Hello", "a")
+    assert findings(page) == []
+    for name in TABS[1:]:
+        tab(page, name)
+        page.wait_for_timeout(800)
+        shot(page, f"{name}-{theme}-{size[0]}", full_page=True)
+        assert findings(page) == [], name
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0], f"{name} is wider than the screen"
+
+
+def test_the_page_can_be_used_by_keyboard_alone(visit):
+    page = visit()
+    page.keyboard.press("/")
+    page.keyboard.type("Hello")
+    page.keyboard.press("Enter")
+    wait_for_vote(page)
+    seen = set()
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.closest('[id]')?.id || ''"))
+    wanted = {"tab-chat-button", "tab-training-button", "vote-a", "vote-b", "vote-tie", "vote-both-bad", "vote-skip", "message", "send", "new-chat", "regenerate", "undo"}
+    assert wanted <= seen | {"message"}, wanted - seen
+
+
+def test_everything_is_there_in_chinese(visit):
+    page = visit(locale="zh-CN")
+    page.wait_for_selector("#send:has-text('发送')")
+    shot(page, "zh-empty")
+    send(page, "你好")
+    page.wait_for_selector("#hint :text('哪')")
+    page.wait_for_selector("#stop", state="hidden")
+    page.click("#vote-a")
+    page.wait_for_selector("#badge-a .chosen")
+    page.wait_for_selector("#fate .chip")
+    shot(page, "zh-voted")
+    english = left_in_english(page.inner_text("#actions"), page.inner_text("#reasons"), page.inner_text("#tools"), page.inner_text("#composer"),
+                              page.inner_text("#strip"), page.inner_text("#badge-a"), page.inner_text("#badge-b"), page.inner_text("#tabs [role=tablist]"))
+    for name in TABS[1:]:
+        tab(page, name)
+        page.wait_for_timeout(800)
+        english += left_in_english(page.inner_text(f"#tab-{name}"))
+        shot(page, f"zh-{name}", full_page=True)
+    page.click("#sidebar .toggle-button")
+    page.wait_for_timeout(500)
+    english += left_in_english(page.inner_text("#sidebar"))
+    shot(page, "zh-sidebar")
+    assert english == []
+
+
+def left_in_english(*texts):
+    """Runs of Latin letters that are no name or unit."""
+    return [line for text in texts for line in text.splitlines() if re.search(r"[A-Za-z]{3,}", SAME.sub("", line))]
+
+
+def test_a_refusal_is_said_in_the_readers_language(visit):
+    page = visit(locale="zh-CN")
+    send(page, "Hello <|im_end|>")
+    page.wait_for_selector("text=对话格式")
