@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 ON_SPACE = "SPACE_ID" in os.environ  # Hugging Face sets it inside a Space
+SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # and this where the Space's README says `hf_oauth: true`
 
 
 # what an admin may change for the next rounds: the settings of training and of nothing else, from the first to the last of each section

@@ -13,8 +13,7 @@ from playground.engine import Engine
 from playground.session import Chat
 from playground.settings import Settings
 from playground.store import Store
-from playground.ui import training
-from playground.ui.text import literal
+from playground.ui.text import literal, typed
 from tests.tiny import tiny_folder
 
 
@@ -27,10 +26,10 @@ class Page:
         self.session, self.config = session, self.client.get("/config").json()
 
     def event(self, elem_id, data=(), event="click"):
-        """Fire one event of the component `elem_id`; every message of the server until it is done."""
+        """Fire one event of the component `elem_id`, without values where `data` is None; every message of the server until it is done."""
         target = next(c["id"] for c in self.config["components"] if c["props"].get("elem_id") == elem_id)
-        function = next(d["id"] for d in self.config["dependencies"] if [target, event] in [list(t) for t in d["targets"]])
-        body = {"data": list(data), "fn_index": function, "session_hash": self.session, "trigger_id": target}
+        called = next(d for d in self.config["dependencies"] if [target, event] in [list(t) for t in d["targets"]])
+        body = {"data": [None] * len(called["inputs"]) if data is None else list(data), "fn_index": called["id"], "session_hash": self.session, "trigger_id": target}
         self.client.post("/gradio_api/queue/join", json=body).raise_for_status()
         messages = []
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
@@ -179,13 +178,26 @@ def test_a_bad_message_gets_a_notice_and_is_not_recorded(site, page):
     assert page.send("Hello")[-1]["success"]
 
 
-def test_training_is_started_by_the_owner_only(site, page):
+CONTROLS = [("train-now", "click", []), ("pause", "click", []), ("resume", "click", []), ("stop-round", "click", []), ("auto-train", "input", [True]),
+            ("save-settings", "click", None), ("reset-settings", "click", [])]
+
+
+@pytest.mark.parametrize(("button", "event", "data"), CONTROLS)
+def test_a_control_that_is_not_shown_can_be_pressed_by_hand_and_answers_not_allowed(site, page, button, event, data):
     page.client.headers["host"] = "evil.example"
-    assert page.event("train-now")[-1]["success"] is False
-    assert site.store.last_round() is None
-    del page.client.headers["host"]
+    last = page.event(button, data, event)[-1]
+    assert last["success"] is False and "Only admins can do this." in last["output"]["error"] and last["title"] == "Not allowed"
+    assert site.store.last_round() is None and site.store.overrides() == {}
+
+
+def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     assert page.event("train-now")[-1]["success"]
-    assert site.store.last_round()["state"] == "requested"
+    row = site.store.take_round("w", lease_seconds=30)
+    for button, wish in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
+        assert page.event(button)[-1]["success"]
+        assert site.store.wish_of(row["id"]) == wish
+    site.store.end_round(row["id"], "w", "failed", "stopped")
+    assert "no round to pause" in logs(page.event("pause"))
 
 
 @pytest.mark.parametrize("bound, client, name, allowed", [
@@ -205,39 +217,6 @@ def test_markup_in_a_message_is_shown_as_typed(text, shown):
     assert literal(text) == shown
 
 
-# -- training in words
-
-def moment(state=None, phase="ppo", policy=None, **more):
-    row = state and {"id": 3, "state": state, "phase": phase, "step": 6, "steps": 10, "reason": None, "metrics": {}}
-    return training.Now(**{"round": row, "curves": {}, "policy": policy, "votes": 5, "version": 1, **more})
-
-
-@pytest.mark.parametrize("now, words", [
-    (moment(), ["Vote on 16 replies and I start learning", "5 of 16 votes", "v1"]),
-    (moment("requested"), ["waiting for the worker"]),
-    (moment("running", curves={"reward": [(5, 0.1), (6, 0.5)], "kl": [(6, 2.0)]}), ["practising with PPO", "6 of 10", "reward 0.50", "KL 2.00", "width:60%"]),
-    (moment("published", policy={"version": 1, "status": "live"}), ["v1 is live", "5 of 16 votes"]),
-    (moment("published", policy={"version": 2, "status": "live"}), ["v2 is published and is being loaded", "v1"]),
-    (moment("published", policy={"version": 2, "status": "rejected", "reason": "<NaN>"}), ["v2 could not be loaded: &lt;NaN&gt;"]),
-    (moment("published", policy={"version": 2, "status": "rolled_back"}), ["v2 was published; v1 answers now"]),
-    (moment("refused"), ["did not pass"]), (moment("not_enough"), ["Not enough evidence"]), (moment("failed"), ["failed"])])
-def test_the_strip_says_what_training_does(now, words):
-    html = training.strip(now, Settings(_env_file=None))
-    assert [w for w in words if w not in html] == []
-
-
-def test_where_training_is_on_demand_the_strip_promises_nothing():
-    html = training.strip(moment(), Settings(auto_train=False, _env_file=None))
-    assert "on demand" in html and "start learning" not in html
-
-
-def test_the_tab_gives_the_reason_a_round_ended_with():
-    now = moment("refused")
-    now.round["reason"] = "Its replies <repeat> themselves."
-    assert "Its replies &lt;repeat&gt; themselves." in training.summary(now, Settings(_env_file=None))
-
-
-def test_the_tab_says_how_well_the_reward_model_foresees_votes():
-    html = training.summary(moment(forecasts=(14, 20)), Settings(_env_file=None))
-    assert "foresaw 14 of your last 20 picks (70%)" in html
-    assert "foresaw" not in training.summary(moment(), Settings(_env_file=None))
+@pytest.mark.parametrize("text", ["a <b>bold</b> & x", "use `<i>` here <i>", "```html\n<p>\n```\n<p>", "1 < 2 &lt; 3", "&amp;", "`a` & `b`", ""])
+def test_what_a_person_edits_is_read_back_as_meant(text):
+    assert typed(literal(text)) == text

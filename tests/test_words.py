@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from playground.settings import Settings, sections
 from playground.ui import words
 from playground.ui.words import CATALOGUES, CHINESE, Words
 
@@ -33,7 +34,8 @@ def keys():
 def sample(node, figure="7"):
     """A message as a person gets it: an f-string with a figure at each place."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else figure for part in node.values)
+        # `asked` is a clause that is there or not
+        return "".join(part.value if isinstance(part, ast.Constant) else "" if ast.unparse(part.value) == "asked" else figure for part in node.values)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp):
@@ -67,6 +69,11 @@ def test_a_string_of_the_page_is_a_literal_and_has_its_translation(where):
         assert node.value in CATALOGUE, "not in assets/words/zh-CN.json"
     else:  # a table's entry, marked where it stands
         assert not isinstance(node, (ast.JoinedStr, ast.BinOp)), "the text must be one literal, with {places}"
+
+
+@pytest.mark.parametrize("name", [name for names in sections().values() for name in names])
+def test_a_setting_that_admins_change_is_explained_in_both_languages(name):
+    assert " ".join(Settings.model_fields[name].description.split()) in CATALOGUE
 
 
 @pytest.mark.parametrize(("where", "text"), said())

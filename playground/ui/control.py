@@ -9,7 +9,7 @@ import gradio as gr
 
 from playground import visitor
 from playground.admins import WrongSignIn
-from playground.settings import ON_SPACE, Settings, SettingsError, accepted, overridden, sections
+from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
 from playground.store import StoreError
 from playground.ui import words
 
@@ -50,7 +50,7 @@ class Control:
             self.who = gr.Textbox(label=words.label("Name"), max_lines=1, elem_id="admin-name")
             self.password = gr.Textbox(label=words.label("Password"), type="password", max_lines=1, elem_id="admin-password")
             self.enter = gr.Button(words.label("Sign in"), elem_id="admin-enter", scale=0, min_width=110)
-        if ON_SPACE:
+        if SPACE_SIGN_IN:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")
         self.leave = self._button(words.label("Sign out"), "sign-out")
 
@@ -179,7 +179,7 @@ class Control:
 def field(name):
     """The component of one setting, with its meaning below."""
     info = Settings.model_fields[name]
-    common = {"label": name, "info": words.label(info.description), "elem_id": f"set-{name.replace('_', '-')}", "min_width": 260}
+    common = {"label": name, "info": words.label(" ".join(info.description.split())), "elem_id": f"set-{name.replace('_', '-')}", "min_width": 260}
     kind = info.annotation
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), **common)

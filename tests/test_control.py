@@ -1,0 +1,108 @@
+"""What admins change for the next rounds: what is kept, what is refused, and that nobody else can."""
+
+import gradio as gr
+import pytest
+
+from playground import visitor
+from playground.admins import Admins
+from playground.settings import Settings, SettingsError, overridden, sections
+from playground.store import Store
+from playground.ui.control import Control
+from playground.ui.strip import Strip
+
+
+class Request:
+    """A request as Gradio hands it on."""
+
+    def __init__(self, host="127.0.0.1:7860", client="127.0.0.1", token="x" * 43, language="en"):
+        self.headers, self.cookies = {"host": host, "accept-language": language}, {visitor.COOKIE: token}
+        self.client, self.scope = type("Client", (), {"host": client}), {}
+
+
+class Engine:
+    live = type("Policy", (), {"version": 0})
+
+
+@pytest.fixture
+def control():
+    settings, store = Settings(_env_file=None), Store()
+    with gr.Blocks():
+        control = Control(settings, store, Admins(settings, store), Strip(settings, store, Engine))
+        control.more()
+    return control
+
+
+def values(control, **changes):
+    """What the page sends: every field as it stands, with changes."""
+    return {control.fields[name]: value for name, value in {**{n: getattr(control.settings, n) for n in control.fields}, **changes}.items()}
+
+
+def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(control):
+    control.on_save(values(control, kl_target=4, ppo_iterations=6.0, start_from="live"), Request())
+    assert control.store.overrides() == {"kl_target": 4.0, "ppo_iterations": 6, "start_from": "live"}
+    assert control.on_load(Request())[control.fields["kl_target"]] == 4.0
+    control.on_save(values(control, kl_target=control.settings.kl_target), Request())
+    assert control.store.overrides() == {}, "what is as the app has it is no change"
+
+
+@pytest.mark.parametrize(("name", "value"), [("kl_target", -1), ("ppo_iterations", 2.5), ("start_from", "nowhere"), ("heldout_fraction", 1), ("lora_rank", 10_000)])
+def test_a_value_that_does_not_fit_saves_nothing(control, name, value):
+    control.on_save(values(control, ppo_epochs=3, **{name: value}), Request())
+    assert control.store.overrides() == {}
+    with pytest.raises(SettingsError, match=name.replace("_", "-")):
+        overridden(control.settings, {name: value})
+
+
+def test_an_emptied_field_takes_the_change_back(control):
+    control.on_save(values(control, kl_target=4), Request())
+    control.on_save(values(control, kl_target=None), Request())
+    assert control.store.overrides() == {}
+
+
+def test_automatic_or_not_is_kept(control):
+    control.on_auto(False, Request())
+    assert control.store.overrides() == {"auto_train": False}
+    control.on_auto(True, Request())
+    assert control.store.overrides() == {}
+
+
+@pytest.mark.parametrize("request_", [Request("evil.example"), Request(client="10.0.0.7"), Request(token="forged")])
+def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
+    wanted = values(control, kl_target=4)
+    for handler, data in ((control.on_save, [wanted]), (control.on_reset, []), (control.on_auto, [False]), (control.on_start, []), (control.wisher("stop"), [])):
+        with pytest.raises(gr.Error) as refused:
+            handler(*data, request_)
+        assert refused.value.title == "Not allowed"
+    assert control.store.overrides() == {} and control.store.last_round() is None
+    seen = control.on_tick(None, request_)
+    assert not any(seen[button].visible for button in [*control.rounds, control.fold])
+
+
+def test_the_buttons_are_those_that_do_something_now(control):
+    def shown():
+        control.strip.changed()
+        seen = control.on_tick(None, Request())
+        return {button.elem_id for button in control.rounds if seen[button].visible}
+    assert shown() == {"train-now", "auto-train"}
+    control.on_start(Request())
+    assert shown() == {"stop-round", "auto-train"}
+    row = control.store.take_round("w", lease_seconds=30)
+    assert shown() == {"pause", "stop-round", "auto-train"}
+    control.store.wish(row["id"], "pause")
+    assert shown() == {"resume", "stop-round", "auto-train"}
+    control.store.wish(row["id"], "stop")
+    assert shown() == {"stop-round", "auto-train"}
+
+
+def test_a_refusal_is_in_the_readers_language(control):
+    with pytest.raises(gr.Error) as refused:
+        control.on_start(Request("evil.example", language="zh-CN,zh"))
+    assert refused.value.title == "不允许"
+
+
+def test_only_settings_of_training_can_be_changed():
+    names = {name for names in sections().values() for name in names}
+    assert {"kl_target", "round_votes", "gate_prompts", "reward_quantisation"} <= names
+    assert not names & {"host", "port", "data_dir", "model", "admins", "users_file", "threads", "device", "seed", "lease_seconds"}
+    with pytest.raises(SettingsError, match="data_dir"):
+        overridden(Settings(_env_file=None), {"data_dir": "/"})

@@ -1,0 +1,235 @@
+"""The training and watch tabs in words and figures: every state of a round, the gate's checks, curves, samples, log, limits."""
+
+import gradio as gr
+import pytest
+
+from playground.settings import Settings
+from playground.store import STOPPED, Store
+from playground.ui import gatewords, plots, watch
+from playground.ui import rounds as page
+from playground.ui.rounds import TrainingTab
+from playground.ui.strip import Now, Strip, strip
+from playground.ui.words import Words
+from tests import rounds
+from tests.test_control import Engine, Request
+
+W, ZH = Words(), Words("zh-CN")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(data_dir=tmp_path, _env_file=None)
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+class NoControl:
+    def more(self):
+        pass
+
+
+@pytest.fixture
+def tab(settings, store):
+    with gr.Blocks():
+        return TrainingTab(settings, store, Strip(settings, store, Engine), NoControl())
+
+
+def now(store, settings, version=0, **more):
+    found = Now.read(settings, store, type("E", (), {"live": type("P", (), {"version": version})}))
+    return Now(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, **more})
+
+
+# -- the strip
+
+def test_the_strip_counts_votes_before_the_first_round(store, settings):
+    rounds.votes(store, 5)
+    html = strip(now(store, settings), W)
+    assert "Vote on 16 replies and I start learning" in html and "5 of 16 new votes" in html and "v0 (base)" in html
+    assert "给 16 个回答投票" in strip(now(store, settings), ZH)
+
+
+def test_where_training_is_on_demand_the_strip_promises_nothing(store, settings):
+    html = strip(now(store, settings.model_copy(update={"auto_train": False})), W)
+    assert "on demand" in html and "start learning" not in html
+
+
+def test_what_an_admin_changed_is_what_the_strip_counts_to(store, settings):
+    store.override({"round_votes": 4}, store.annotator("admin"))
+    assert "0 of 4 new votes" in strip(now(store, settings), W)
+
+
+def test_a_round_is_told_step_by_step(store, settings):
+    store.request_round()
+    assert "waiting for the worker" in strip(now(store, settings), W)
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", phase="reward", step=62, steps=100)
+    assert "reward model" in strip(now(store, settings), W) and ">62%<" in strip(now(store, settings), W)
+    rounds.curves(store, row, 6)
+    html = strip(now(store, settings), W)
+    assert "PPO" in html and "6 of 12 · reward 0.93 ↑ · KL 3.00" in html and "width:50%" in html and "min left" not in html
+    store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "phase_from": 0})
+    assert "about 5 min left" in strip(now(store, settings, at=1300.0), W)
+    store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "phase_from": 3})
+    assert "about 10 min left" in strip(now(store, settings, at=1300.0), W), "a round that was resumed has its pace from where it resumed"
+    store.wish(row["id"], "pause")
+    html = strip(now(store, settings, at=1300.0), W)
+    assert "Paused: PPO" in html and "min left" not in html
+
+
+def test_the_end_of_a_round_is_told_with_its_reason(store, settings):
+    rounds.published(store, settings)
+    assert "v1 is live." in strip(now(store, settings, version=1), W)
+    assert "v1 is published and is being loaded." in strip(now(store, settings, version=0), W)
+    store.reject_live(1, "<NaN>", 0)
+    assert "v1 could not be loaded: &lt;NaN&gt;" in strip(now(store, settings), W)
+    rounds.refused(store, settings)
+    assert "over" not in strip(now(store, settings), W) and "it moved too far from the base" in strip(now(store, settings), W)
+    assert "离基础模型太远" in strip(now(store, settings), ZH) and "13.2" in strip(now(store, settings), ZH)
+    rounds.failed(store)
+    assert "&lt;odd&gt;" in strip(now(store, settings), W)
+
+
+def test_everybody_who_looks_within_a_second_is_served_by_one_read(store, settings):
+    reads = []
+    shared = Strip.__new__(Strip)
+    with gr.Blocks():
+        shared.__init__(settings, store, Engine)
+    read, Now.read = Now.read, classmethod(lambda cls, *a: reads.append(1) or read(*a))
+    try:
+        assert shared.now() is shared.now() and len(reads) == 1
+        shared.changed()
+        shared.now()
+        assert len(reads) == 2
+    finally:
+        Now.read = read
+
+
+# -- the timeline and a round
+
+def test_every_round_has_its_line_the_newest_first(tab, store, settings):
+    rounds.not_enough(store), rounds.failed(store), rounds.refused(store, settings), rounds.published(store, settings)
+    stopped = rounds.begun(store)
+    store.end_round(stopped["id"], "w1", "failed", STOPPED)
+    rounds.running(store)
+    lines = [page.entry(row, W).rsplit(" · ", 1)[0] for row in store.rounds()]
+    assert lines == ["Round 6 · running · 64 votes", "Round 5 · stopped", "Round 4 · v2 published · 64 votes", "Round 3 · v1 refused · 64 votes",
+                     "Round 2 · failed", "Round 1 · not enough evidence"]
+    assert "An admin stopped this round." in page.summary(store.rounds()[1], now(store, settings), W)
+
+
+def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
+    row = rounds.published(store, settings)
+    painted = tab.on_tick(None, {}, Request())
+    summary = painted[tab.summary]
+    assert all(text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64"))
+    assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
+    assert {key for key, plot in tab.curves.items() if painted[plot].visible} == set(page.CURVES)
+    assert painted[tab.calibration].visible and painted[tab.gate].count("✓") == 8
+    assert "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples] and "<b>that" not in painted[tab.samples] and "How do I boil an egg?" in painted[tab.samples]
+    assert "You are helpful" not in painted[tab.samples], "the question, not the template"
+    assert 'class="changed"' not in painted[tab.config] and "kl_target" in painted[tab.config]
+
+
+def test_what_differs_from_the_defaults_comes_first(store):
+    row = rounds.begun(store, kl_target=3.5)
+    html = page.config(store.round(row["id"]), W)
+    assert html.index("kl_target") < html.index("round_votes") and "1 differ from the defaults" in html and "<td>3.5</td>" in html
+
+
+def test_nothing_is_painted_again_that_has_not_changed(tab, store, settings):
+    rounds.published(store, settings)
+    painted = tab.on_tick(None, {}, Request())
+    again = tab.on_tick(None, painted[tab.painted], Request())
+    assert isinstance(again, dict) and tab.painted not in again
+    row = rounds.running(store)
+    tab.strip.changed()
+    fresh = tab.on_tick(None, painted[tab.painted], Request())
+    assert fresh[tab.timeline].value == row["id"] and tab.summary in fresh, "the newest round is followed"
+    store.add_metrics(row["id"], 6, {"kl": 9.0})
+    store.update_round(row["id"], "w1", step=6)
+    tab.strip.changed()
+    later = tab.on_tick(None, fresh[tab.painted], Request())
+    assert tab.curves["kl"] in later and tab.curves["reward"] not in later and tab.gate not in later
+
+
+def test_a_round_that_was_picked_stays_while_others_run(tab, store, settings):
+    first = rounds.published(store, settings)
+    rounds.running(store)
+    picked = tab.on_pick(first["id"], {}, Request())
+    assert picked[tab.picked] == first["id"] and "v1 was published." in picked[tab.summary]
+    assert tab.on_pick(2, {}, Request())[tab.picked] is None, "the newest is followed on"
+
+
+def test_before_the_first_round_the_page_says_what_to_do(tab):
+    assert "Vote on 16 replies" in tab.on_tick(None, {}, Request())[tab.summary]
+
+
+def test_the_end_of_a_long_log_is_shown(tmp_path):
+    file = tmp_path / "log.txt"
+    assert page.tail(file) == ""
+    file.write_text("old\n" * 20_000 + "the end")
+    assert page.tail(file).endswith("the end") and len(page.tail(file)) == page.LOG_CHARS
+
+
+# -- the gate
+
+@pytest.mark.parametrize(("figure", "value", "missed"), [
+    ("gain_interval", [-0.1, 0.4], 0), ("kl", 12.5, 1), ("kl", float("nan"), 1), ("length_new", 200.0, 2), ("length_new", 20.0, 2), ("empty", 0.2, 3),
+    ("repetition_new", 0.5, 4), ("distinct_new", 0.3, 5), ("ended_new", 0.2, 6), ("canary_new", -4.0, 7), ("gain_interval", [float("nan"), 1.0], 0)])
+def test_a_check_that_was_missed_is_marked_with_its_figure(figure, value, missed):
+    found = gatewords.checks({**rounds.REPORT, figure: value}, rounds.CONFIG, W)
+    assert [i for i, (ok, _) in enumerate(found) if not ok] == [missed]
+
+
+def test_a_length_that_the_votes_favour_may_go_further():
+    report = {**rounds.REPORT, "length_new": 25.0, "length_votes": [-0.5, -0.1]}
+    assert all(ok for ok, _ in gatewords.checks(report, rounds.CONFIG, W))
+    assert "0.25 to 1.75" in gatewords.checks(report, rounds.CONFIG, W)[2][1]
+
+
+# -- plots
+
+def test_limits_are_drawn_over_the_curves_stretch():
+    data = plots.frame([(1, 0.5), (2, None), (5, 0.7)], W, limit=0.6, low=None)
+    assert data.values.tolist() == [[1, 0.5, "value"], [5, 0.7, "value"], [1, 0.6, "limit"], [5, 0.6, "limit"]]
+    assert plots.frame([], W, limit=0.6).empty
+
+
+def test_a_rolling_mean_begins_with_a_quarter_of_its_window():
+    assert plots.rolling([1, 0, 1, 1, 0, 0, 1, 1], 4) == [(1, 1), (2, 0.5), (3, 2 / 3), (4, 0.75), (5, 0.5), (6, 0.5), (7, 0.5), (8, 0.5)]
+    assert plots.rolling([1], 40) == []
+
+
+# -- what to watch
+
+def test_without_data_each_plot_says_what_it_waits_for(settings):
+    for points, limits, fine, note in (watch.length([], settings, W), watch.kl([], settings, W), watch.agreement([], W), watch.position([], W)):
+        assert (list(points), limits, fine) == ([], {}, None) and "nothing to see" in note
+
+
+def test_length_drift_is_told_against_the_base(settings):
+    rows = [{"policy": 0, "tokens": 100.0}] * 40
+    points, limits, fine, note = watch.length(rows + [{"policy": 1, "tokens": 110.0}] * 40, settings, W)
+    assert fine and limits == {"low": 100 / 1.75, "high": 175.0} and points[-1] == (80, 110.0)
+    assert watch.length(rows + [{"policy": 1, "tokens": 20.0}] * 40, settings, W)[2] is False
+
+
+def test_a_distance_over_the_budget_asks_for_a_look(settings):
+    points, limits, fine, note = watch.kl([{"round": 1, "kl": 5.0}, {"round": 2, "kl": 13.0}], settings, W)
+    assert fine is False and "13.0" in note and limits == {"target": 6.0, "limit": 12.0} and points == [("1", 5.0), ("2", 13.0)]
+    assert watch.kl([{"round": 1, "kl": 5.0}], settings, W)[2]
+
+
+def test_agreement_must_clear_guessing():
+    assert watch.agreement([{"hit": 1}] * 30 + [{"hit": 0}] * 10, W)[2]
+    assert watch.agreement([{"hit": i % 2} for i in range(40)], W)[2] is False
+    assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W)[2] is False, "the last votes count, not those long ago"
+
+
+def test_a_favoured_side_is_seen():
+    assert watch.position([{"choice": "ab"[i % 2]} for i in range(40)], W)[2]
+    points, limits, fine, note = watch.position([{"choice": "a"}] * 35 + [{"choice": "b"}] * 5, W)
+    assert fine is False and "favour a side" in note and limits["target"] == 0.5 and limits["low"] < 0.5 < limits["high"]
