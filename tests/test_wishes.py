@@ -1,0 +1,119 @@
+"""What an admin wishes of a running round: it pauses, goes on, stops; what was changed for the next rounds reaches them; its log and its times are kept."""
+
+import threading
+import time
+
+import pytest
+
+from playground import models
+from playground.store import STOPPED, Store
+from tests.test_loop import liking, settings_for, wait_until
+from training import simulate
+from training.annotators import Person
+from training.worker import run_once, with_overrides
+
+
+@pytest.fixture(scope="module")
+def voted(tmp_path_factory):
+    """Settings whose store holds 40 votes on the tiny model's replies."""
+    settings = settings_for(tmp_path_factory.mktemp("voted"), lease_seconds=1.0, poll_seconds=0.05, ppo_iterations=6, kl_target=1e9, gate_confidence=0.2,
+                            evidence_confidence=0)
+    store = Store(settings.database)
+    votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
+    simulate.make_duels(store, votes, models.load_trunk(settings), models.load_tokenizer(settings), {"liking": Person(lambda prompt, reply: liking(reply))},
+                        log=lambda text: None)
+    return settings, store
+
+
+class Worker:
+    """`run_once` in a thread."""
+
+    def __init__(self, settings, store, owner):
+        self.thread = threading.Thread(target=lambda: run_once(store, settings, owner))
+        self.thread.start()
+
+    def ended(self):
+        self.thread.join(120)
+        return not self.thread.is_alive()
+
+
+def in_ppo(store, step):
+    row = store.last_round()
+    return row["phase"] == "ppo" and row["step"] >= step
+
+
+def test_a_paused_round_stands_still_keeps_its_lease_and_goes_on_where_it_was(voted):
+    settings, store = voted
+    asked = store.request_round()
+    worker = Worker(settings, store, "w1")
+    wait_until(lambda: in_ppo(store, 2), 60)
+    store.wish(asked, "pause")
+    wait_until(lambda: "is paused" in log(settings, asked), 30)
+    step = store.round(asked)["step"]
+    time.sleep(2 * settings.lease_seconds)
+    assert store.round(asked)["step"] == step
+    assert store.take_round("thief", lease_seconds=settings.lease_seconds) is None, "the heartbeat goes on while it waits"
+    store.wish(asked, None)
+    assert worker.ended()
+    row = store.round(asked)
+    assert row["state"] in ("published", "refused"), row["reason"]
+    assert [n for n, _ in store.metrics(asked)["reward"]] == [1, 2, 3, 4, 5, 6]
+    assert {"collect", "sft", "reward", "ppo", "gate"} <= row["metrics"]["phase_seconds"].keys()
+    assert 0 < row["metrics"]["phase_seconds"]["ppo"] < 120
+    assert "goes on after" in log(settings, asked) and "ppo 6 of 6" in log(settings, asked)
+
+
+def test_a_stopped_round_ends_at_its_next_step_and_the_next_one_runs_with_what_was_changed(voted):
+    settings, store = voted
+    asked = store.request_round()
+    worker = Worker(settings, store, "w1")
+    wait_until(lambda: in_ppo(store, 1), 60)
+    store.wish(asked, "stop")
+    assert worker.ended()
+    row = store.round(asked)
+    assert (row["state"], row["reason"]) == ("failed", STOPPED) and row["step"] < 6
+    store.override({"ppo_iterations": 1, "ppo_epochs": 1}, store.annotator("admin"))
+    asked = store.request_round()
+    row = run_once(store, settings, "w1")
+    assert row["id"] == asked and row["config"]["ppo_iterations"] == 1 and len(store.metrics(asked)["reward"]) == 1
+    store.override({"ppo_iterations": None, "ppo_epochs": None}, store.annotator("admin"))
+
+
+def test_a_worker_that_takes_a_paused_round_over_waits_too_and_obeys_a_stop(voted):
+    settings, store = voted
+    asked = store.request_round()
+    store.take_round("dead worker", lease_seconds=1)
+    store.wish(asked, "pause")
+    time.sleep(1.1)
+    worker = Worker(settings, store, "w2")
+    wait_until(lambda: "is paused" in log(settings, asked), 30)
+    assert store.round(asked)["owner"] == "w2" and store.round(asked)["phase"] == "collect"
+    store.wish(asked, "stop")
+    assert worker.ended() and store.round(asked)["reason"] == STOPPED
+
+
+def test_automatic_rounds_can_be_turned_off_and_need_as_many_votes_as_was_set(voted):
+    settings, store = voted
+    admin = store.annotator("admin")
+    store.override({"auto_train": False, "round_votes": 1}, admin)
+    assert with_overrides(store, settings).auto_train is False
+    with store.writing() as db:
+        db.execute("update round set last_vote = 0")
+    last = store.last_round()["id"]
+    assert store.new_votes() == 40 and run_once(store, settings, "w") is None and store.last_round()["id"] == last
+    store.override({"auto_train": None, "round_votes": 41}, admin)
+    assert run_once(store, settings, "w") is None
+    store.override({"round_votes": None}, admin)
+
+
+def test_a_change_that_does_not_fit_any_more_is_left_out(voted, caplog):
+    settings, store = voted
+    admin = store.annotator("admin")
+    store.override({"kl_target": -4}, admin)
+    assert with_overrides(store, settings) is settings and "kl-target" in caplog.text
+    store.override({"kl_target": None}, admin)
+
+
+def log(settings, round_id):
+    file = settings.rounds_dir / f"{round_id:04d}" / "log.txt"
+    return file.read_text() if file.exists() else ""
