@@ -27,12 +27,13 @@ LEAVING = set()  # pages being left: what Gradio's code says of the streams it t
 class App:
     """`python app.py` with a data folder of its own; `url`, and `rows` of its database."""
 
-    def __init__(self, folder, *flags, model=None):
+    def __init__(self, folder, *flags, model=None, tokens=None):
         self.folder = folder
         found = models.resolve(Settings())
         self.real = model is None and Path(found).exists()
         # a tiny model is so fast that it must write more
-        model, tokens = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)
+        model, usual = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)
+        tokens = tokens or usual
         command = [sys.executable, ROOT / "app.py", "--model", model, "--port", 0, "--reply-tokens", tokens, "--data-dir", folder / "data", *flags]
         self.command = list(map(str, command))
         self.start()

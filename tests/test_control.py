@@ -8,6 +8,7 @@ from playground.admins import Admins
 from playground.settings import Settings, SettingsError, overridden, sections
 from playground.store import Store
 from playground.ui.control import Control
+from playground.ui.notice import Notice
 from playground.ui.strip import Strip
 
 
@@ -27,7 +28,7 @@ class Engine:
 def control():
     settings, store = Settings(_env_file=None), Store()
     with gr.Blocks():
-        control = Control(settings, store, Admins(settings, store), Strip(settings, store, Engine))
+        control = Control(settings, store, Admins(settings, store), Strip(settings, store, Engine), Notice())
         control.more()
     return control
 

@@ -15,6 +15,7 @@ from playground.prompts import BadMessage
 from playground.session import Refused
 from playground.store import now
 from playground.ui import words
+from playground.ui.notice import GESTURE, STREAM
 from playground.ui.panes import SIDES, Pane, shown
 from playground.ui.reasons import Reasons
 from playground.ui.strip import name
@@ -28,7 +29,6 @@ HINTS = {
     "voting": words.mark("Which reply is better?"), "voted": words.mark("Thanks! You can still change your vote."),
     "shared": words.mark("A shared chat, to read."),
 }
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Shown:
 class ChatTab:
     """Builds the tab's components inside the current Blocks; `wire` attaches the handlers."""
 
-    def __init__(self, store, engine, chat):
-        self.store, self.engine, self.chat = store, engine, chat
+    def __init__(self, store, engine, chat, notice):
+        self.store, self.engine, self.chat, self.notice = store, engine, chat, notice
         self.shown = gr.State(None)
         self.poll = gr.Timer(0.7, active=False)
         with gr.Row(elem_id="panes", equal_height=True):
@@ -59,7 +59,7 @@ class ChatTab:
             self.starters = [gr.Button(words.label(text), size="sm", elem_classes="starter") for text in STARTERS]
             self.votes = {choice: gr.Button(words.label(text), size="sm", visible=False, elem_id=f"vote-{choice.replace('_', '-')}", elem_classes="vote")
                           for choice, text in CHOICES.items()}
-        self.reasons = Reasons(store, chat)
+        self.reasons = Reasons(store, chat, notice)
         with gr.Row(elem_id="composer", equal_height=True):
             self.new = gr.Button(words.label("New chat"), elem_id="new-chat", scale=0, min_width=100)
             self.box = gr.Textbox(placeholder=words.label("Write a message…"), label=words.label("Message"), lines=1, max_lines=6, show_label=False,
@@ -78,27 +78,26 @@ class ChatTab:
     def outputs(self):
         """Every component that `paint` updates."""
         return [self.shown, self.poll, self.hint, *(c for pane in self.panes.values() for c in (pane.chatbot, pane.badge)), *self.starters, *self.votes.values(),
-                *self.reasons.outputs, self.new, self.box, self.send, self.stop, self.again, self.undo, self.earlier, self.place, self.later, self.swap]
+                *self.reasons.outputs, self.new, self.box, self.send, self.stop, self.again, self.undo, self.earlier, self.place, self.later, self.swap, self.notice.html]
 
-    def wire(self, page, timer):
+    def wire(self, page, moments):
         """Attach every handler; none is part of a public API, and each finds out for itself who asks. Returns the event of a finished turn."""
         outputs = self.outputs
-        page.load(self.restore, None, outputs, **QUIET)
-        self.poll.tick(self.restore, None, outputs, **QUIET)
-        timer.tick(self.on_tick, [self.shown], [self.swap, *self.reasons.outputs], queue=False, **QUIET)
-        sent = gr.on([self.box.submit, self.send.click], self.on_send, [self.box], outputs, concurrency_limit=16, **QUIET)
-        self.again.click(self.on_again, None, outputs, concurrency_limit=16, **QUIET)
-        self.stop.click(self.on_stop, None, None, queue=False, **QUIET)
-        self.undo.click(self.on_undo, None, outputs, **QUIET)
-        self.earlier.click(self.on_earlier, None, outputs, **QUIET)
-        self.later.click(self.on_later, None, outputs, **QUIET)
+        gr.on([page.load, self.poll.tick], self.restore, None, outputs, **GESTURE)
+        gr.on(moments, self.on_tick, [self.shown], [self.swap, self.reasons.fate], **GESTURE)
+        sent = gr.on([self.box.submit, self.send.click], self.on_send, [self.box], outputs, **STREAM)
+        self.again.click(self.on_again, None, outputs, **STREAM)
+        self.stop.click(self.on_stop, None, None, **GESTURE)
+        self.undo.click(self.on_undo, None, outputs, **GESTURE)
+        self.earlier.click(self.on_earlier, None, outputs, **GESTURE)
+        self.later.click(self.on_later, None, outputs, **GESTURE)
         for choice, button in self.votes.items():
-            button.click(self.voter(choice), [self.shown], outputs, concurrency_limit=16, **QUIET)
+            button.click(self.voter(choice), [self.shown], outputs, **GESTURE)
         for button, text in zip(self.starters, STARTERS, strict=True):
-            button.click(starter(text), None, [self.box], **QUIET)
+            button.click(starter(text), None, [self.box], **GESTURE)
         for side, pane in self.panes.items():
-            pane.chatbot.like(self.thumber(side), [self.shown], [pane.chatbot], **QUIET)
-            pane.chatbot.edit(self.editor(side), [self.shown], outputs, **QUIET)
+            pane.chatbot.like(self.thumber(side), [self.shown], [pane.chatbot, pane.badge, self.notice.html], **GESTURE)
+            pane.chatbot.edit(self.editor(side), [self.shown], outputs, **GESTURE)
         self.reasons.wire(self.shown, self.annotator)
         return sent
 
@@ -106,12 +105,12 @@ class ChatTab:
 
     def restore(self, request: gr.Request):
         """What this visitor left, after a reload or while replies that another page started stream; or the chat that a share link leads to."""
-        if token := request.query_params.get("shared"):
-            if view := self.chat.shared(token):
-                return self.paint(replace(view, phase="shared"), words.of(request))
-            gr.Warning(words.of(request)("This link leads to no chat any more."), title=words.of(request)("Not shared"))
+        w, token = words.of(request), request.query_params.get("shared")
+        if token and (view := self.chat.shared(token)):
+            return self.paint(replace(view, phase="shared"), w)
+        said = self.notice.warn(w("This link leads to no chat any more."), w("Not shared")) if token else {}
         view = self.chat.view(self.annotator(request))
-        return {**self.paint(view, words.of(request)), self.poll: gr.Timer(active=view.phase == "streaming")}
+        return {**self.paint(view, w), self.poll: gr.Timer(active=view.phase == "streaming"), **said}
 
     def on_send(self, text, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
@@ -132,8 +131,7 @@ class ChatTab:
                     yield self.paint_panes(view, w) if view.phase == before.phase else self.paint(view, w)
                 before = view
         except (BadMessage, Refused) as error:
-            gr.Warning(w.said(str(error)), title=w("Not sent"), duration=8)
-            yield {**self.paint(self.chat.view(annotator), w), **({} if text is None else {self.box: text})}
+            yield {**self.paint(self.chat.view(annotator), w), **({} if text is None else {self.box: text}), **self.notice.warn(w.said(str(error)), w("Not sent"))}
             return
         except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
             threading.Thread(target=turn.close, name="hang up").start()
@@ -151,8 +149,7 @@ class ChatTab:
                     raise Refused("There is no pair of replies to vote on here. Reload the page.")
                 return self.paint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
             except Refused as error:
-                gr.Warning(w.said(str(error)), title=w("Vote not recorded"))
-                return self.paint(self.chat.view(annotator), w, on_page)
+                return {**self.paint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), w("Vote not recorded"))}
         return on_vote
 
     # -- handlers: what is said of a reply
@@ -166,8 +163,7 @@ class ChatTab:
                 self.chat.rate(annotator, line.id, {True: 1, False: -1}.get(data.liked) if data.liked != "" else None)
                 return gr.skip()
             except Refused as error:
-                gr.Warning(w.said(str(error)), title=w("Not recorded"))
-                return self.panes[side].paint(self.chat.view(annotator), w)
+                return {**self.panes[side].paint(self.chat.view(annotator), w), **self.notice.warn(w.said(str(error)), w("Not recorded"))}
         return on_thumb
 
     def editor(self, side):
@@ -177,11 +173,11 @@ class ChatTab:
             try:
                 line = self.line(annotator, on_page, side, data.index)
                 view = self.chat.edit(annotator, line.id, typed(data.value))
-                gr.Info(w("Kept: the next version learns from your wording too."))
+                said = self.notice.say(w("Kept: the next version learns from your wording too."))
             except (BadMessage, Refused) as error:
-                gr.Warning(w.said(str(error)), title=w("Edit not kept"))
+                said = self.notice.warn(w.said(str(error)), w("Edit not kept"))
                 view = self.chat.view(annotator)
-            return self.paint(view, w, on_page)
+            return {**self.paint(view, w, on_page), **said}
         return on_edit
 
     def line(self, annotator, on_page, side, index):
@@ -202,8 +198,7 @@ class ChatTab:
             view, text = self.chat.undo(annotator)
             return {**self.paint(view, w), self.box: text}
         except Refused as error:
-            gr.Warning(w.said(str(error)))
-            return self.paint(self.chat.view(annotator), w)
+            return {**self.paint(self.chat.view(annotator), w), **self.notice.warn(w.said(str(error)))}
 
     def on_earlier(self, request: gr.Request):
         return self.turn_over(-1, request)
@@ -215,18 +210,18 @@ class ChatTab:
         """Another pair of replies to the same message."""
         annotator, w = self.annotator(request), words.of(request)
         view = self.chat.view(annotator)
-        at = view.pairs.index(view.duel) + step if view.duel in view.pairs else -1
+        at, said = view.pairs.index(view.duel) + step if view.duel in view.pairs else -1, {}
         try:
             if 0 <= at < len(view.pairs):
                 view = self.chat.show_pair(annotator, view.pairs[at])
         except Refused as error:
-            gr.Warning(w.said(str(error)))
-        return self.paint(view, w)
+            said = self.notice.warn(w.said(str(error)))
+        return {**self.paint(view, w), **said}
 
     def on_tick(self, on_page, request: gr.Request):
         """What became of the vote, and whether another version answers now."""
         if on_page is None:
-            return {self.swap: gr.skip()}
+            return gr.skip()
         w, version = words.of(request), self.engine.live.version
         note = "" if version == on_page.version else f'<span role="status">{escape(w("now answering: {version}", version=name(version, w)))}</span>'
         return {self.swap: note, **self.reasons.follow(on_page.duel, self.annotator(request), w)}

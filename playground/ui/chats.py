@@ -5,21 +5,21 @@ import gradio as gr
 from playground.prompts import BadMessage
 from playground.session import KNOBS, Refused
 from playground.ui import words
+from playground.ui.notice import GESTURE
 
 KNOB_LABELS = {
     "temperature": words.mark("Temperature: higher is more varied"), "top_p": words.mark("Top-p: 1 is off"), "top_k": words.mark("Top-k: 0 is off"),
     "repetition_penalty": words.mark("Repetition penalty: 1 is off"), "reply_tokens": words.mark("Longest reply, in tokens"),
 }
 STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05, "reply_tokens": 1}
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 TITLE_CHARS = 44
 
 
 class Sidebar:
     """Made inside the current Blocks, before the tabs; `wire` attaches the handlers to a ChatTab."""
 
-    def __init__(self, settings, store, chat):
-        self.store, self.chat = store, chat
+    def __init__(self, settings, store, chat, notice):
+        self.store, self.chat, self.notice = store, chat, notice
         with gr.Sidebar(open=False, elem_id="sidebar", width=300):
             self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
             self.list = gr.Radio([], label=words.label("Your chats"), elem_id="chats", container=False, show_label=True)
@@ -43,20 +43,20 @@ class Sidebar:
     def wire(self, page, tab, sent):
         """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list has changed."""
         self.tab = tab
-        mine = [self.list, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values()]
-        both = [*tab.outputs, *mine]
-        page.load(self.refresh, None, mine, **QUIET)
-        sent.then(self.refresh, None, mine, **QUIET)
-        gr.on([self.new.click, tab.new.click], self.on_new, None, both, **QUIET)
-        self.list.input(self.on_open, [self.list], both, **QUIET)
-        self.delete.click(self.on_delete, [tab.shown], both, js="(page) => window.nudge.sure(page)", **QUIET)
+        mine = [self.list, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values(), self.notice.html]
+        both = [*tab.outputs, *mine[:-1]]
+        page.load(self.refresh, None, mine, **GESTURE)
+        sent.then(self.refresh, None, mine, **GESTURE)
+        gr.on([self.new.click, tab.new.click], self.on_new, None, both, **GESTURE)
+        self.list.input(self.on_open, [self.list], both, **GESTURE)
+        self.delete.click(self.on_delete, [tab.shown], both, js="(page) => window.nudge.sure(page)", **GESTURE)
         # the link is the page's own address, which behind a proxy only the browser knows
-        self.share.click(self.on_share, None, mine, **QUIET)
+        self.share.click(self.on_share, None, mine, **GESTURE)
         self.link.change(None, [self.link], [self.link], js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path")
-        self.unshare.click(self.on_unshare, None, mine, **QUIET)
+        self.unshare.click(self.on_unshare, None, mine, **GESTURE)
         kept = [self.system, *self.knobs.values()]
-        gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, set(kept), None, trigger_mode="always_last", **QUIET)
-        self.reset.click(self.on_reset, None, kept, **QUIET)
+        gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, set(kept), [self.notice.html], trigger_mode="always_last", **GESTURE)
+        self.reset.click(self.on_reset, None, [*kept, self.notice.html], **GESTURE)
 
     # -- handlers
 
@@ -87,9 +87,10 @@ class Sidebar:
     def on_share(self, request: gr.Request):
         try:
             self.chat.share(self.tab.annotator(request))
+            said = {}
         except Refused as error:
-            gr.Warning(words.of(request).said(str(error)), title=words.of(request)("Not shared"))
-        return self.refresh(request)
+            said = self.notice.warn(words.of(request).said(str(error)), words.of(request)("Not shared"))
+        return {**self.refresh(request), **said}
 
     def on_unshare(self, request: gr.Request):
         self.chat.unshare(self.tab.annotator(request))
@@ -100,27 +101,27 @@ class Sidebar:
         w = words.of(request)
         try:
             self.chat.configure(self.tab.annotator(request), values[self.system], {name: values[knob] for name, knob in self.knobs.items()})
+            return gr.skip()
         except (BadMessage, Refused) as error:
-            gr.Warning(w.said(str(error)), title=w("Setting not kept"))
+            return self.notice.warn(w.said(str(error)), w("Setting not kept"))
 
     def on_reset(self, request: gr.Request):
-        annotator = self.tab.annotator(request)
+        annotator, said = self.tab.annotator(request), {}
         try:
             self.chat.configure(annotator, "", {})
         except Refused as error:
-            gr.Warning(words.of(request).said(str(error)))
+            said = self.notice.warn(words.of(request).said(str(error)))
         system, sampling = self.chat.sampling(annotator)
-        return {self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
+        return {self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}, **said}
 
     def _change(self, gesture, request):
         """Do it, and paint the chat and the list as they are then."""
-        annotator, w = self.tab.annotator(request), words.of(request)
+        annotator, w, said = self.tab.annotator(request), words.of(request), {}
         try:
             view = gesture(annotator)
         except Refused as error:
-            gr.Warning(w.said(str(error)))
-            view = self.chat.view(annotator)
-        return {**self.tab.paint(view, w), **self.refresh(request)}
+            view, said = self.chat.view(annotator), self.notice.warn(w.said(str(error)))
+        return {**self.tab.paint(view, w), **self.refresh(request), **said}
 
 
 def _title(row, w):

@@ -12,8 +12,8 @@ from playground.admins import WrongSignIn
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
 from playground.store import StoreError
 from playground.ui import words
+from playground.ui.notice import GESTURE
 
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 TITLES = {"When a round runs": words.mark("When a round runs"), "Preferences": words.mark("Preferences"), "Where a round starts": words.mark("Where a round starts"),
           "SFT": words.mark("SFT"), "Reward model": words.mark("Reward model"), "PPO": words.mark("PPO"), "Gate": words.mark("Gate")}
 
@@ -21,8 +21,8 @@ TITLES = {"When a round runs": words.mark("When a round runs"), "Preferences": w
 class Control:
     """Made inside the current Blocks, in two parts: the buttons here, `more()` where the folds shall stand."""
 
-    def __init__(self, settings, store, admins, strip):
-        self.settings, self.store, self.admins, self.strip = settings, store, admins, strip
+    def __init__(self, settings, store, admins, strip, notice):
+        self.settings, self.store, self.admins, self.strip, self.notice = settings, store, admins, strip, notice
         self.painted = gr.State(None)
         with gr.Row(elem_id="control"):
             self.start = self._button(words.label("Train now"), "train-now", variant="primary")
@@ -56,19 +56,19 @@ class Control:
 
     @property
     def outputs(self):
-        return [*self.rounds, self.fold, self.door, self.leave, self.painted]
+        return [*self.rounds, self.fold, self.door, self.leave, self.painted, self.notice.html]
 
-    def wire(self, page, timer):
-        gr.on([page.load, timer.tick], self.on_tick, [self.painted], self.outputs, queue=False, **QUIET)
-        page.load(self.on_load, None, list(self.fields.values()), **QUIET)
-        self.start.click(self.on_start, None, self.outputs, **QUIET)
+    def wire(self, page, moments):
+        gr.on(moments, self.on_tick, [self.painted], self.outputs, **GESTURE)
+        page.load(self.on_load, None, list(self.fields.values()), **GESTURE)
+        self.start.click(self.on_start, None, self.outputs, **GESTURE)
         for button, wish in ((self.pause, "pause"), (self.resume, None), (self.stop, "stop")):
-            button.click(self.wisher(wish), None, self.outputs, **QUIET)
-        self.auto.input(self.on_auto, [self.auto], self.outputs, **QUIET)
-        self.save.click(self.on_save, set(self.fields.values()), list(self.fields.values()), **QUIET)
-        self.reset.click(self.on_reset, None, list(self.fields.values()), **QUIET)
-        gr.on([self.enter.click, self.password.submit], self.on_enter, [self.who, self.password], [self.password, *self.outputs], **QUIET)
-        self.leave.click(self.on_leave, None, self.outputs, **QUIET)
+            button.click(self.wisher(wish), None, self.outputs, **GESTURE)
+        self.auto.input(self.on_auto, [self.auto], self.outputs, **GESTURE)
+        self.save.click(self.on_save, set(self.fields.values()), [*self.fields.values(), self.notice.html], **GESTURE)
+        self.reset.click(self.on_reset, None, list(self.fields.values()), **GESTURE)
+        gr.on([self.enter.click, self.password.submit], self.on_enter, [self.who, self.password], [self.password, *self.outputs], **GESTURE)
+        self.leave.click(self.on_leave, None, self.outputs, **GESTURE)
 
     # -- handlers
 
@@ -92,12 +92,12 @@ class Control:
         """The handler of pause, resume and stop."""
         def on_wish(request: gr.Request):
             self.check(request)
-            last = self.store.last_round()
+            last, said = self.store.last_round(), {}
             try:
                 self.store.wish(last["id"] if last else 0, wish)
             except StoreError as error:
-                gr.Warning(words.of(request).said(str(error)))
-            return self.again(request)
+                said = self.notice.warn(words.of(request).said(str(error)))
+            return {**self.again(request), **said}
         return on_wish
 
     def on_auto(self, auto, request: gr.Request):
@@ -112,11 +112,9 @@ class Control:
         try:
             checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
         except SettingsError as error:
-            gr.Warning(w.said(str(error)), title=w("Nothing was saved"), duration=10)
-            return gr.skip()
+            return self.notice.warn(w.said(str(error)), w("Nothing was saved"))
         self.store.override({name: new if (new := getattr(checked, name)) != getattr(self.settings, name) else None for name in wanted}, annotator)
-        gr.Info(w("The next round takes these settings."))
-        return self.shown()
+        return {**self.shown(), **self.notice.say(w("The next round takes these settings."))}
 
     def on_reset(self, request: gr.Request):
         self.store.override(dict.fromkeys(self.fields), self.check(request))
@@ -129,11 +127,9 @@ class Control:
         try:
             self.admins.sign_in(request, annotator, name, password)
         except WrongSignIn as error:
-            gr.Warning(w.said(str(error)), title=w("Not signed in"))
-            return {self.password: ""}
-        if not self.is_admin(request):
-            gr.Warning(w("You are signed in, but you are no admin of this app."))
-        return {self.password: "", **self.again(request)}
+            return {self.password: "", **self.notice.warn(w.said(str(error)), w("Not signed in"))}
+        said = {} if self.is_admin(request) else self.notice.warn(w("You are signed in, but you are no admin of this app."))
+        return {self.password: "", **self.again(request), **said}
 
     def on_leave(self, request: gr.Request):
         if (annotator := self.annotator(request)) is not None:

@@ -6,18 +6,18 @@ import gradio as gr
 
 from playground.session import Refused
 from playground.ui import words
+from playground.ui.notice import GESTURE
 from playground.ui.strip import name
 
 TAGS = (words.mark("more helpful"), words.mark("more correct"), words.mark("clearer"), words.mark("better length"), words.mark("better tone"),
         words.mark("follows my request"))
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 class Reasons:
     """The row below the vote buttons, made inside the current Blocks."""
 
-    def __init__(self, store, chat):
-        self.store, self.chat = store, chat
+    def __init__(self, store, chat, notice):
+        self.store, self.chat, self.notice = store, chat, notice
         with gr.Row(elem_id="reasons"):
             self.tags = gr.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
                                          elem_id="tags", visible=False, min_width=100)
@@ -38,11 +38,11 @@ class Reasons:
                 if vote is None:
                     raise Refused("Vote first, then say why.")
                 self.chat.explain(annotator(request), vote["id"], tags, comment)
+                return gr.skip()
             except Refused as error:
-                gr.Warning(w.said(str(error)), title=w("Not recorded"))
+                return self.notice.warn(w.said(str(error)), w("Not recorded"))
         inputs = [shown, self.tags, self.comment]
-        self.tags.input(on_explain, inputs, None, **QUIET)
-        gr.on([self.comment.submit, self.comment.blur], on_explain, inputs, None, **QUIET)
+        gr.on([self.tags.input, self.comment.submit, self.comment.blur], on_explain, inputs, [self.notice.html], **GESTURE)
 
     def paint(self, view, w):
         voted = view.phase == "voted"

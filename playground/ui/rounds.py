@@ -9,9 +9,9 @@ import gradio as gr
 from playground.settings import Settings, sections
 from playground.store import STOPPED
 from playground.ui import gatewords, plots, words
+from playground.ui.notice import GESTURE
 from playground.ui.strip import ENDED, PHASES, invitation, name
 
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CURVES = {
     "reward": words.mark("Reward of the replies"), "kl": words.mark("KL to the base, nats"), "beta": words.mark("β, weight of the KL"),
     "entropy": words.mark("Entropy, nats a token"), "length": words.mark("Length of a reply, tokens"), "clip_fraction": words.mark("Share of clipped ratios"),
@@ -47,10 +47,10 @@ class TrainingTab:
                       "samples": self.samples, "config": self.config, "config_fold": self.config_fold, "log": self.log, "log_fold": self.log_fold}
         control.more()
 
-    def wire(self, page, timer):
+    def wire(self, moments):
         outputs = [*self.parts.values(), self.painted]
-        gr.on([page.load, timer.tick], self.on_tick, [self.picked, self.painted], outputs, queue=False, **QUIET)
-        self.timeline.input(self.on_pick, [self.timeline, self.painted], [self.picked, *outputs], **QUIET)
+        gr.on(moments, self.on_tick, [self.picked, self.painted], outputs, **GESTURE)
+        self.timeline.input(self.on_pick, [self.timeline, self.painted], [self.picked, *outputs], **GESTURE)
 
     # -- handlers
 

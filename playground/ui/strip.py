@@ -8,6 +8,7 @@ from html import escape
 import gradio as gr
 
 from playground.ui import words
+from playground.ui.notice import GESTURE
 
 PHASES = {
     "collect": words.mark("reading the votes"), "sft": words.mark("warming up on edited replies"), "reward": words.mark("reward model"),
@@ -15,6 +16,7 @@ PHASES = {
 ENDED = {"refused": words.mark("Refused: the new version did not pass; the old one stays."), "not_enough": words.mark("Not enough evidence yet."),
          "failed": words.mark("The round failed.")}
 LAST_VOTES = 20  # over which the reward model's hit rate is told
+TICK = 1.5  # seconds between two looks of an open page
 FRESH = 1.0  # seconds for which what was read serves everybody
 
 
@@ -73,13 +75,13 @@ class Now:
 
 
 class Strip:
-    """The line, and the one timer of the page: here and not in a tab, where it would stand still until the tab is opened."""
+    """The line above the tabs, and what is known of training now, for everybody who shows some of it."""
 
     def __init__(self, settings, store, engine):
         self.settings, self.store, self.engine = settings, store, engine
         self.html = gr.HTML(elem_id="strip", padding=False)
         self.painted = gr.State(None)
-        self.timer = gr.Timer(1.5)
+        self.timer = gr.Timer(TICK)
         self._now, self._read, self._lock = None, 0.0, threading.Lock()
 
     def now(self):
@@ -94,8 +96,7 @@ class Strip:
         self._read = 0.0
 
     def wire(self, page):
-        gr.on([page.load, self.timer.tick], self.on_tick, [self.painted], [self.html, self.painted], queue=False,
-              api_visibility="private", show_progress="hidden")
+        gr.on([page.load, self.timer.tick], self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
 
     def on_tick(self, painted, request: gr.Request):
         """The line where it has changed."""

@@ -7,7 +7,8 @@ import gradio as gr
 
 from playground import visitor
 from playground.ui import words
-from playground.ui.chat import CHOICES, QUIET
+from playground.ui.chat import CHOICES
+from playground.ui.notice import GESTURE
 from playground.ui.reasons import fate
 
 LAST = 100  # votes shown
@@ -21,13 +22,8 @@ class VotesTab:
         self.html = gr.HTML(elem_id="my-votes", padding=False)
         self.painted = gr.State(None)
 
-    def wire(self, page, tab, timer):
-        outputs = [self.html, self.painted]
-        gr.on([page.load, tab.select], self.on_open, None, outputs, **QUIET)
-        timer.tick(self.on_tick, [self.painted], outputs, queue=False, **QUIET)
-
-    def on_open(self, request: gr.Request):
-        return self.on_tick(None, request)
+    def wire(self, moments):
+        gr.on(moments, self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
 
     def on_tick(self, painted, request: gr.Request):
         """The table where it has changed."""

@@ -6,8 +6,8 @@ import gradio as gr
 from scipy.stats import binomtest
 
 from playground.ui import plots, words
+from playground.ui.notice import GESTURE
 
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 WINDOW = 40  # duels or votes that a rolling mean is over
 TITLES = {
     "length": words.mark("Tokens of a reply, pair by pair"), "kl": words.mark("KL of each round's policy to the base, nats a reply"),
@@ -27,8 +27,8 @@ class WatchTab:
                     self.notes[key] = gr.HTML(elem_id=f"note-{key}", padding=False)
                     self.plots[key] = plots.plot(f"watch-{key}", title, limits=True)
 
-    def wire(self, page, timer):
-        gr.on([page.load, timer.tick], self.on_tick, [self.painted], [*self.plots.values(), *self.notes.values(), self.painted], queue=False, **QUIET)
+    def wire(self, moments):
+        gr.on(moments, self.on_tick, [self.painted], [*self.plots.values(), *self.notes.values(), self.painted], **GESTURE)
 
     def on_tick(self, painted, request: gr.Request):
         """The plots that have changed, each with a sentence."""
