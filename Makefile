@@ -23,9 +23,9 @@ test: .venv/requirements-dev.stamp setup chromium
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# the browser test drives Debian's Chromium; installed where it is missing and this user may
+# the browser tests drive Debian's Chromium, with a font that has Chinese; installed where they are missing and this user may
 .PHONY: chromium
 chromium:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	@{ command -v chromium && fc-list :lang=zh-cn | grep -q .; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-microhei >/dev/null; } \
 	  || echo "chromium is missing and could not be installed; the browser test will say so"

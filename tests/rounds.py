@@ -3,6 +3,7 @@
 import json
 import math
 
+from playground.store import REFUSED
 from tests.stores import cast, take
 
 CONFIG = {"kl_target": 6.0, "kl_budget": 12.0, "length_factor": 4.0, "length_drift": 1.75, "empty_replies": 0.1, "repetition_rise": 0.15, "distinct_share": 0.7,
@@ -58,7 +59,7 @@ def refused(store, settings):
     version = store.add_policy(row["id"], "w1", parent=store.live_policy()["version"])
     because = "it moved too far from the base: 13.2 nats a reply, and the budget is 12"
     store.refuse(row["id"], "w1", version, "nowhere", "abd", {**REPORT, "kl": 13.2, "refused_because": [because]},
-                 f"The new version was not published: {because}.")
+                 f"{REFUSED}{because}.")
     return row
 
 

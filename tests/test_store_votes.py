@@ -162,3 +162,18 @@ def test_a_refused_round_gives_its_votes_no_version(store):
     store.use_votes(held["id"], [(1, False)])
     store.refuse(held["id"], "w1", store.add_policy(held["id"], "w1", parent=0), "path", "abc", {}, "no")
     assert store.my_votes(row["annotator"])[0]["version"] is None
+
+
+def test_what_ones_votes_did_is_counted(store):
+    who = store.annotator("somebody")
+    rows = [cast(store, choice, who) for choice in ("a", "b", "tie", "skip", "a")]
+    cast(store, "a", store.annotator("another"))
+    ids = [store.current_vote(row["id"], who)["id"] for row in rows]
+    assert store.vote_totals(who) == {"votes": 5, "published": 0, "waiting": 4}
+    for state in ("refused", "published"):
+        store.request_round()
+        row = take(store)
+        store.use_votes(row["id"], [(ids[0], False), (ids[1], True), (ids[2], False)])
+        store.end_round(row["id"], row["owner"], state, "")
+        assert store.vote_totals(who) == {"votes": 5, "published": 2 * (state == "published"), "waiting": 1}, "a held-out vote taught nothing"
+    assert store.vote_totals(store.annotator("nobody")) == {"votes": 0, "published": 0, "waiting": 0}

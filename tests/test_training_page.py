@@ -8,6 +8,7 @@ from playground.store import STOPPED, Store
 from playground.ui import gatewords, plots, watch
 from playground.ui import rounds as page
 from playground.ui.rounds import TrainingTab
+from playground.ui.steps import KINDS, kinds, steps
 from playground.ui.strip import Now, Strip, strip
 from playground.ui.words import Words
 from tests import rounds
@@ -115,8 +116,8 @@ def test_every_round_has_its_line_the_newest_first(tab, store, settings):
     store.end_round(stopped["id"], "w1", "failed", STOPPED)
     rounds.running(store)
     lines = [page.entry(row, W).rsplit(" · ", 1)[0] for row in store.rounds()]
-    assert lines == ["Round 6 · running · 64 votes", "Round 5 · stopped", "Round 4 · v2 published · 64 votes", "Round 3 · v1 refused · 64 votes",
-                     "Round 2 · failed", "Round 1 · not enough evidence"]
+    assert lines == ["● Round 6 · running · 64 votes", "■ Round 5 · stopped", "✓ Round 4 · v2 published · 64 votes", "✗ Round 3 · v1 refused · 64 votes",
+                     "! Round 2 · failed", "– Round 1 · not enough evidence"]
     assert "An admin stopped this round." in page.summary(store.rounds()[1], now(store, settings), W)
 
 
@@ -126,11 +127,26 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     summary = painted[tab.summary]
     assert all(text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64"))
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
-    assert {key for key, plot in tab.curves.items() if painted[plot].visible} == set(page.CURVES)
-    assert painted[tab.calibration].visible and painted[tab.gate].count("✓") == 8
+    assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(page.CURVES)
+    assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 8
     assert "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples] and "<b>that" not in painted[tab.samples] and "How do I boil an egg?" in painted[tab.samples]
     assert "You are helpful" not in painted[tab.samples], "the question, not the template"
     assert 'class="changed"' not in painted[tab.config] and "kl_target" in painted[tab.config]
+
+
+def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):
+    signs = lambda row: "".join(dict(zip(KINDS, "✓●✗○", strict=True))[kind] for kind in kinds(row).values())
+    assert signs(None) == "○○○○○○"
+    store.request_round()
+    assert signs(store.last_round()) == "○○○○○○"
+    row = rounds.take(store, config=rounds.CONFIG)
+    store.update_round(row["id"], "w1", phase="reward")
+    assert signs(store.round(row["id"])) == "✓✓●○○○"
+    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 usable votes. Vote on more replies.")
+    assert signs(store.round(row["id"])) == "✓✓✗○○○"
+    assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", "it is published as refused, and was refused by the gate"
+    done = {**store.round(row["id"]), "phase": "publish", "state": "published", "metrics": {"phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0}}}
+    assert signs(done) == "✓✓✓✓✓✓" and "31 s" in steps(done, W) and "3.0 min" in steps(done, W) and "0 s" not in steps(done, W)
 
 
 def test_what_differs_from_the_defaults_comes_first(store):
@@ -219,7 +235,7 @@ def test_length_drift_is_told_against_the_base(settings):
 
 def test_a_distance_over_the_budget_asks_for_a_look(settings):
     points, limits, fine, note = watch.kl([{"round": 1, "kl": 5.0}, {"round": 2, "kl": 13.0}], settings, W)
-    assert fine is False and "13.0" in note and limits == {"target": 6.0, "limit": 12.0} and points == [("1", 5.0), ("2", 13.0)]
+    assert fine is False and "13.0" in note and limits == {"target": 6.0, "limit": 12.0} and points == [("base", 0.0), ("1", 5.0), ("2", 13.0)]
     assert watch.kl([{"round": 1, "kl": 5.0}], settings, W)[2]
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from playground import adapters, memory, models, prompts, scorer, tuning
 from playground.settings import Settings
-from playground.store import STOPPED
+from playground.store import REFUSED, STOPPED
 from training import gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
@@ -203,13 +203,16 @@ class Round:
         ppo.take_back(self.policy, s.kl_target / 2, lambda: self._sample(self.policy.causal, self._prompts(s.ppo_episodes, self._rng("start")), "start"), s)
 
     def _reward(self):
-        model, report = reward.fit(self.preferences, self.trunk, self.settings, lambda done, total: self.progress(done, total, {}))
+        def share(percent):  # features and folds are most of the phase, the reference's replies the rest
+            self.progress(round(percent), 100, {})
+        model, report = reward.fit(self.preferences, self.trunk, self.settings, lambda done, total: share(70 * done / total))
         self.store.update_round(self.id, self.owner, metrics=asdict(report))
         log.info("reward model: view %s, penalty %g, cross-validated accuracy %.2f [%.2f, %.2f]", report.view, report.penalty, report.cv_accuracy, *report.cv_interval)
         if not report.enough:
             self.end("not_enough", report.reason)
         with self.policy.reference():
             episodes = self._sample(self.policy.causal, self._prompts(self.settings.ppo_episodes, self._rng("reference")), "reference")
+        share(90)
         features = model.features(self.trunk, [(e.prompt, e.completion) for e in episodes])
         model.standardise(features)
         model.save(self.folder / "reward.safetensors")
@@ -224,6 +227,7 @@ class Round:
             self.policy.load(load_file(self.folder / "start.safetensors"))
 
         self._begin(self._began, trainer.iteration)
+        self.progress(trainer.iteration, self.settings.ppo_iterations, {})
 
         def on_iteration(trainer, metrics):
             # the point first: killed in between, the iteration is run again and its point replaced, but never lost
@@ -280,7 +284,7 @@ class Round:
             targets=self.policy.targets, base=self.base, parent=live["version"], round_id=self.id,
             scores={k: report[k] for k in ("gain", "gain_interval", "kl", "served_kl", "prompts")})
         if report["refused_because"]:
-            reason = "The new version was not published: " + "; ".join(report["refused_because"]) + "."
+            reason = REFUSED + "; ".join(report["refused_because"]) + "."
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
         else:
             selftest.check_adapter(self.trained, s, path, self._cache["live_shell"], base_hash=self.base["hash"], expected_sha256=sha256)

@@ -7,11 +7,11 @@ from playground.store.chats import Chats
 from playground.store.file import File, StoreError, now
 from playground.store.people import People
 from playground.store.policies import Policies
-from playground.store.rounds import STOPPED, LeaseLost, Rounds
+from playground.store.rounds import REFUSED, STOPPED, LeaseLost, Rounds
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
 
-__all__ = ["CHOICES", "STOPPED", "LeaseLost", "Store", "StoreError", "now"]
+__all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", "now"]
 
 
 class Store(People, Chats, Votes, Rounds, Policies, Watch, File):

@@ -8,6 +8,7 @@ from sqlite_utils.db import NotFoundError
 from playground.store.file import StoreError, now
 
 STOPPED = "An admin stopped this round."
+REFUSED = "The new version was not published: "  # and why
 WISHES = {"pause": "There is no round to pause.", "stop": "There is no round to stop.", None: "There is no round to resume."}
 
 

@@ -83,6 +83,14 @@ class Votes:
         round_state, round_phase), the newest published version trained on it, and its forecast (probability, hit)."""
         return self.rows(f"{FATE} where v.annotator = ? and v.superseded_by is null order by v.id desc limit ? offset ?", annotator, limit, offset)
 
+    def vote_totals(self, annotator):
+        """How many current votes the annotator has, how many of them taught a version that was published, and how many no round has used yet."""
+        return self.row(
+            """select count(*) as votes,
+                 coalesce(sum(exists (select 1 from vote_use u join round r on r.id = u.round where u.vote = v.id and u.heldout = 0 and r.state = 'published')), 0) as published,
+                 coalesce(sum(v.choice != 'skip' and not exists (select 1 from vote_use u where u.vote = v.id)), 0) as waiting
+               from vote v where v.annotator = ? and v.superseded_by is null""", annotator)
+
     def vote_fate(self, vote):
         """One vote as `my_votes` has it."""
         return self.row(f"{FATE} where v.id = ?", vote)

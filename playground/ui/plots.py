@@ -5,7 +5,8 @@ import pandas as pd
 
 from playground.ui import words
 
-HEIGHT, WITH_LEGEND = 190, 240
+SHOWN, HIDDEN = ["plot"], ["plot", "nothing"]  # by CSS: a plot that Gradio itself hides throws in the browser as it goes
+HEIGHT, WITH_LEGEND = 210, 260
 NAMES = {"curve": words.mark("value"), "limit": words.mark("limit"), "target": words.mark("target"), "low": words.mark("lowest"), "high": words.mark("highest"),
          "perfect": words.mark("perfect")}
 COLOURS = {"curve": "#3b7bff", "limit": "#d64541", "target": "#17915a", "low": "#9aa3b2", "high": "#9aa3b2", "perfect": "#9aa3b2"}
@@ -14,8 +15,8 @@ COLOURS = {"curve": "#3b7bff", "limit": "#d64541", "target": "#17915a", "low": "
 def plot(elem_id, title, limits=False):
     """An empty plot under its `title`; one with `limits` says in a legend which line is which."""
     legend = {"color": "line", "color_title": " "} if limits else {}
-    return gr.LinePlot(x="x", y="y", x_title=" ", y_title=" ", label=words.label(title), show_label=True, height=WITH_LEGEND if limits else HEIGHT, elem_id=elem_id, elem_classes="plot",
-                       buttons=[], visible=False, **legend)
+    return gr.LinePlot(x="x", y="y", x_title=" ", y_title=" ", label=words.label(title), show_label=True, height=WITH_LEGEND if limits else HEIGHT, elem_id=elem_id,
+                       elem_classes=HIDDEN, buttons=[], **legend)
 
 
 def frame(points, w, **limits):
@@ -30,8 +31,11 @@ def frame(points, w, **limits):
 
 
 def update(data, w):
-    """Show what there is; nothing where there is nothing."""
-    return gr.LinePlot(data, visible=len(data) > 0, color_map={w.said(name): COLOURS[key] for key, name in NAMES.items()})
+    """Show what there is; nothing where there is no line yet."""
+    if data["x"].nunique() < 2:
+        return gr.LinePlot(elem_classes=HIDDEN)
+    names = list(dict.fromkeys(data["x"])) if not pd.api.types.is_numeric_dtype(data["x"]) else None  # in their own order, not the alphabet's
+    return gr.LinePlot(data, elem_classes=SHOWN, sort=names, color_map={w.said(name): COLOURS[key] for key, name in NAMES.items()})
 
 
 def rolling(values, window):

@@ -56,19 +56,21 @@ class Reasons:
         return {self.fate: self._fate(vote["id"], w) if vote else ""}
 
     def _fate(self, vote, w):
-        return f'<span class="fate">{fate(self.store.vote_fate(vote), w)}</span>'
+        row = self.store.vote_fate(vote)
+        counts = f'<b>{escape(w("Your vote counts:"))}</b> ' if row["choice"] != "skip" else ""
+        return f'<span class="fate">{counts}{fate(row, w)}</span>'
 
 
 def fate(row, w):
     """What became of a vote (a row of `Store.my_votes`), as a chip."""
     if row["choice"] == "skip":
-        state, text = "skipped", w("Skipped: no round learns from it")
+        state, text = "skipped", w("skipped, no round learns from it")
     elif row["version"] is not None:
-        state, text = "used", w("Your vote counts: it is in {version}", version=name(row["version"], w))
+        state, text = "used", w("in policy {version}", version=name(row["version"], w))
     elif row["round"] is None:
-        state, text = "pending", w("Your vote counts: it waits for the next round")
+        state, text = "pending", w("waits for the next round")
     elif row["heldout"]:
-        state, text = "used", w("Your vote counts: round {n} is measured on it", n=row["round"])
+        state, text = "used", w("round {n} is measured on it", n=row["round"])
     else:
-        state, text = "learned", w("Your vote counts: it is in the reward model of round {n}", n=row["round"])
+        state, text = "learned", w("in the reward model of round {n}", n=row["round"])
     return f'<i class="chip {state}">{escape(text)}</i>'

@@ -10,6 +10,7 @@ from playground.settings import Settings, sections
 from playground.store import STOPPED
 from playground.ui import gatewords, plots, words
 from playground.ui.notice import GESTURE
+from playground.ui.steps import steps
 from playground.ui.strip import ENDED, PHASES, invitation, name
 
 CURVES = {
@@ -18,6 +19,7 @@ CURVES = {
     "explained_variance": words.mark("Explained variance")}
 STATES = {"requested": words.mark("asked for"), "running": words.mark("running"), "published": words.mark("published"), "refused": words.mark("refused"),
           "not_enough": words.mark("not enough evidence"), "failed": words.mark("failed"), "stopped": words.mark("stopped")}
+SIGNS = {"requested": "○", "running": "●", "published": "✓", "refused": "✗", "not_enough": "–", "failed": "!", "stopped": "■"}
 LOG_CHARS = 20_000
 SAMPLES = 8
 
@@ -77,8 +79,9 @@ class TrainingTab:
     def contents(self, row, now, w):
         """What each part shows of a round, as plain values that can be compared."""
         if row is None:
-            empty = f'<div class="empty"><h2>{escape(w("No training round yet"))}</h2><p>{escape(invitation(now.settings, w))}.</p></div>'
-            return {"summary": empty, **dict.fromkeys(CURVES, []), "calibration": [], "gate": "", "samples": "", "config": "", "log": ""}
+            empty = (f'<div class="empty"><h2>{escape(w("No training round yet"))}</h2><p>{escape(invitation(now.settings, w))}.</p>{steps(None, w)}'
+                     f'<p>{escape(w("A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live only if it is better on prompts that it has not seen."))}</p></div>')
+            return {"summary": empty, **dict.fromkeys(CURVES, [[], {}]), "calibration": [], "gate": "", "samples": "", "config": "", "log": ""}
         folder, curves = self.settings.rounds_dir / f"{row['id']:04d}", self.store.metrics(row["id"])
         policy = self.store.round_policy(row["id"])
         report = json.loads(policy["gate_report"]) if policy and policy["gate_report"] else None
@@ -90,7 +93,7 @@ class TrainingTab:
     def update(self, key, content, w):
         """A part's component update."""
         if key in CURVES:
-            return plots.update(plots.frame(content[0], w, **content[1]), w) if content else gr.LinePlot(visible=False)
+            return plots.update(plots.frame(content[0], w, **content[1]), w)
         if key == "calibration":
             return plots.update(plots.frame([(p, y) for p, y, _ in content], w, perfect=[(0.0, 0.0), (1.0, 1.0)]), w)
         if key == "timeline":
@@ -110,7 +113,7 @@ def state(row):
 def entry(row, w):
     """A round's line in the timeline."""
     ended = f"{w.said(STATES[state(row)])}" if row["version"] is None else f"{name(row['version'], w)} {w.said(STATES[state(row)])}"
-    parts = [w("Round {n}", n=row["id"]), ended]
+    parts = [f"{SIGNS[state(row)]} " + w("Round {n}", n=row["id"]), ended]
     if row["metrics"].get("votes"):
         parts.append(w("{n} votes", n=row["metrics"]["votes"]))
     return " · ".join([*parts, _clock(row["ended"] or row["started"] or row["created"])])
@@ -128,7 +131,7 @@ def summary(row, now, w):
         said = w.said(STOPPED) if kind == "stopped" else w.said(ENDED[row["state"]])
     reason = f"<p>{escape(w.said(row['reason']))}</p>" if row["reason"] and kind != "stopped" else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, w))
-    return f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>{reason}<div class="facts">{facts}</div>'
+    return f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>{reason}{steps(row, w)}<div class="facts">{facts}</div>'
 
 
 def agreement(now, w):

@@ -7,6 +7,7 @@ from html import escape
 
 import gradio as gr
 
+from playground.store import REFUSED
 from playground.ui import words
 from playground.ui.notice import GESTURE
 
@@ -114,15 +115,17 @@ def strip(now, w):
     elif now.state == "running":
         parts = _line(_phase(now, w), _steps(now, w), now.share)
     else:
-        ended = now.round and (w.said(now.round["reason"]) or outcome(now, w))
+        ended = now.round and outcome(now, w)
         parts = _line(ended or invitation(now.settings, w), *_votes(now, w))
     return f'<div class="strip {kind}" role="status"><span class="version">{escape(name(now.version, w))}</span>{parts}</div>'
 
 
 def outcome(now, w):
     """How the last round ended, in one sentence."""
+    if now.state == "refused":
+        return w("{version} was refused: {reason}", version=name(now.policy["version"], w), reason=w.said(now.round["reason"].removeprefix(REFUSED).rstrip(".")))
     if now.state != "published":
-        return w.said(ENDED[now.state])
+        return w.said(now.round["reason"] or ENDED[now.state])
     version = name(now.policy["version"], w)
     if now.policy["status"] == "rejected":
         return w("{version} could not be loaded: {reason}", version=version, reason=w.said(now.policy["reason"]))

@@ -25,5 +25,10 @@ def nudge():
         button_primary_background_fill_dark="#e6e9ef", button_primary_background_fill_hover_dark="#ffffff", button_primary_text_color_dark="#12151b",
         button_secondary_background_fill="#ffffff", button_secondary_background_fill_dark="#1e222b",
         button_secondary_background_fill_hover="#f1f3f6", button_secondary_background_fill_hover_dark="#2a2f3a",
+        block_radius="12px", button_small_radius="10px", button_medium_radius="10px", button_large_radius="12px",
+        input_border_width="1px", button_border_width="1px", button_primary_border_color="*button_primary_background_fill",
+        button_primary_border_color_dark="*button_primary_background_fill", button_secondary_text_color="*body_text_color",
+        checkbox_label_border_width="0px", button_cancel_background_fill="#ffffff", button_cancel_background_fill_dark="#171a21",
+        button_cancel_text_color="#b42318", button_cancel_text_color_dark="#ff8a80", button_cancel_border_color="#e7b4b0", button_cancel_border_color_dark="#7a3a36",
         button_secondary_border_color="#dfe3e9", button_secondary_border_color_dark="#343a47",
     )

@@ -31,9 +31,18 @@ class VotesTab:
             annotator = self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie:
             return gr.skip(), gr.skip()
-        html = table(self.store.my_votes(annotator, limit=LAST), words.of(request))
+        w = words.of(request)
+        html = totals(self.store.vote_totals(annotator), w) + table(self.store.my_votes(annotator, limit=LAST), w)
         seen = hash(html)
         return (gr.skip(), gr.skip()) if seen == painted else (html, seen)
+
+
+def totals(found, w):
+    """What one's votes did so far, as figures."""
+    if not found["votes"]:
+        return ""
+    figures = ((found["votes"], w("votes of yours")), (found["published"], w("in a version that was published")), (found["waiting"], w("waiting for the next round")))
+    return f'<div class="facts">{"".join(f"<div><b>{n}</b><span>{escape(label)}</span></div>" for n, label in figures)}</div>'
 
 
 def table(votes, w):
@@ -48,5 +57,6 @@ def _row(vote, w):
     when = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
     text = vote["text"] if len(vote["text"]) <= 90 else vote["text"][:89] + "…"
     foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
-    cells = (f"<time>{when}</time>", escape(text), escape(w.said(CHOICES[vote["choice"]])), escape(foreseen), fate(vote, w))
+    side = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
+    cells = (f"<time>{when}</time>", escape(text), f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>", escape(foreseen), fate(vote, w))
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -63,9 +63,9 @@ def length(rows, settings, w):
 
 def kl(rows, settings, w):
     """Distance of each round's policy from the base, against the target of PPO and the budget of the gate."""
-    points = [(str(row["round"]), row["kl"]) for row in rows]
-    if not points:
-        return points, {}, None, w("Distance from the base: nothing to see before the first round has ended.")
+    points = [(w("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
+    if not rows:
+        return [], {}, None, w("Distance from the base: nothing to see before the first round has ended.")
     limits, last = {"target": settings.kl_target, "limit": settings.kl_budget}, points[-1][1]
     fine = last <= settings.kl_budget
     text = (w("The last policy is {kl} nats a reply from the base; the budget is {limit}.", kl=f"{last:.1f}", limit=f"{settings.kl_budget:g}") if fine else
@@ -94,16 +94,17 @@ def position(rows, w):
     points = plots.rolling(picks, WINDOW)
     if not points:
         return points, {}, None, w("Sides: nothing to see before there are votes for A or B.")
-    low, high = interval(sum(picks), len(picks))
-    fine, n = low <= 0.5 <= high, min(len(picks), WINDOW)
-    said = {"share": f"{sum(picks) / len(picks):.0%}", "n": len(picks), "low": f"{low:.0%}", "high": f"{high:.0%}"}
-    text = (w("Side A won {share} of {n} votes [{low}, {high}]: no side is favoured.", **said) if fine else
-            w("Look here: side A won {share} of {n} votes [{low}, {high}]. People seem to favour a side.", **said))
-    band = interval(n / 2, n)
+    recent = picks[-WINDOW:]
+    n, (low, high) = len(recent), interval(sum(recent), len(recent), 0.99)  # it is looked at all the time, and must not cry wolf
+    fine = low <= 0.5 <= high
+    said = {"share": f"{sum(recent) / n:.0%}", "n": n, "low": f"{low:.0%}", "high": f"{high:.0%}"}
+    text = (w("Side A won {share} of the last {n} votes [{low}, {high}]: no side is favoured.", **said) if fine else
+            w("Look here: side A won {share} of the last {n} votes [{low}, {high}]. People seem to favour a side.", **said))
+    band = interval(n / 2, n, 0.99)
     return points, {"target": 0.5, "low": band[0], "high": band[1]}, fine, text
 
 
-def interval(right, n):
-    """Wilson's 95 % interval of a share."""
-    found = binomtest(round(right), n).proportion_ci(method="wilson")
+def interval(right, n, confidence=0.95):
+    """Wilson's interval of a share."""
+    found = binomtest(round(right), n).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)

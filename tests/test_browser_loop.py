@@ -1,0 +1,117 @@
+"""The loop as people see it, twice round: a vote, a round that is asked for, its way through the phases in two browsers, the new version in the open chat."""
+
+import re
+
+import pytest
+
+from playground import models
+from playground.store import Store
+from tests.browsing import MARKS, App, browser, reload, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.test_loop import liking, settings_for
+from training import simulate
+from training.annotators import Person
+
+pytestmark = MARKS
+OWN = {"model", "data_dir", "reply_tokens"}  # what App sets
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The app with its worker, a tiny model, and 40 votes in the store."""
+    folder = tmp_path_factory.mktemp("loop")
+    settings = settings_for(folder, round_votes=1000, gate_confidence=0.2, evidence_confidence=0, ppo_iterations=10)
+    votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
+    simulate.make_duels(Store(settings.database), votes, models.load_trunk(settings), models.load_tokenizer(settings),
+                        {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
+    flags = [part for name in sorted(settings.model_fields_set - OWN) for part in (f"--{name.replace('_', '-')}", getattr(settings, name))]
+    app = App(folder, *flags, model=settings.model, tokens=16)
+    yield app
+    app.stop()
+
+
+def strip(page):
+    return page.inner_text("#strip")
+
+
+def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(app, visit):
+    page, other = visit(), visit(locale="zh-CN")
+    turn(page, "Tell me about the thing", "a")
+    page.wait_for_selector("#fate :text('waits for the next round')")
+    first = page.inner_text("#chat-a")
+    tab(page, "training")
+    page.click("#train-now")
+
+    # the same round in both browsers, and after a reload in the middle of it
+    for p in (page, other):
+        p.wait_for_selector("#strip .running:has-text('PPO')", timeout=120_000)
+    assert re.search(r"PPO.*\d+ (of|/) 10", strip(page), re.S) and re.search(r"\d+ / 10", strip(other))
+    reload(page)
+    page.wait_for_selector("#strip .running")
+    tab(page, "training")
+    page.wait_for_selector("#round-summary .steps .now")
+    page.wait_for_selector("#timeline label:has-text('running')")
+    shot(page, "round-running", full_page=True)
+    tab(page, "chat")
+
+    # live, quietly: the chat is as it was, and the next message is answered by v1
+    for p in (page, other):
+        p.wait_for_selector("#strip .version:text-is('v1')", timeout=120_000)
+    page.wait_for_selector("#swap :text('now answering: v1')")
+    assert page.inner_text("#chat-a") == first
+    page.wait_for_selector("#fate :text-matches('in policy v1|round 1 is measured on it')")
+    page.click("#new-chat")
+    turn(page, "And now?", "b")
+    page.wait_for_selector("#badge-b span:has-text('v1')")
+    assert page.inner_text("#swap") == ""
+
+    # a second round, stopped and asked for again, from the other browser's point of view too
+    tab(page, "training")
+    page.click("#train-now")
+    page.wait_for_selector("#pause", timeout=60_000)
+    page.click("#pause")
+    for p in (page, other):
+        p.wait_for_selector("#strip .paused", timeout=60_000)
+    page.click("#resume")
+    page.wait_for_selector("#strip .running")
+    page.click("#stop-round")
+    page.wait_for_selector("#timeline label:has-text('stopped')", timeout=60_000)
+    page.click("#train-now")
+    page.wait_for_selector("#timeline label:has-text('Round 3'):is(:has-text('published'), :has-text('refused'))", timeout=120_000)
+    assert [re.search(r"Round (\d)", text)[1] for text in page.locator("#timeline label").all_inner_texts()] == ["3", "2", "1"]
+    page.wait_for_selector("#gate .checks li")
+    assert page.locator("#samples tbody tr").count() > 2 and page.locator("#curves svg").count() >= 7
+
+    # an earlier one is picked, and stays
+    page.click("#timeline label:has-text('Round 1')")
+    page.wait_for_selector("#round-summary h2:has-text('Round 1')")
+    page.wait_for_timeout(2000)
+    assert page.inner_text("#round-summary h2") == "Round 1"
+    page.click("#log button")
+    page.wait_for_function("document.querySelector('#log textarea')?.value.includes('ppo 1 of 10')")
+    tab(page, "watch")
+    page.wait_for_selector("#note-kl :text('nats a reply from the base')")
+
+
+def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
+    page = visit()
+    tab(page, "training")
+    page.click("#round-settings > button")
+    page.locator("#round-settings .section button", has_text="PPO").click()
+    page.fill("#set-kl-target input", "2.5")
+    page.press("#set-kl-target input", "Tab")
+    page.click("#save-settings")
+    page.wait_for_selector("#notice .kept")
+    assert app.rows("select name, value from override") == [("kl_target", "2.5")]
+    page.fill("#set-kl-target input", "-1")
+    page.press("#set-kl-target input", "Tab")
+    page.click("#save-settings")
+    page.wait_for_selector("#notice .warning:has-text('kl-target')")
+    assert app.rows("select name, value from override") == [("kl_target", "2.5")]
+    reload(page)
+    tab(page, "training")
+    page.click("#round-settings > button")
+    page.locator("#round-settings .section button", has_text="PPO").click()
+    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '2.5'")
+    page.click("#reset-settings")
+    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '3'")
+    assert app.rows("select name from override") == []
