@@ -34,10 +34,10 @@ GESTURES = {
     "say why": ("#tags label:nth-child(3)", "document.querySelector('#tags label:nth-child(3) input:checked')"),
     "undo the turn": ("#undo", "document.querySelector('#message textarea').value"),
     "new chat": ("#new-chat", "document.querySelector('#chat-a .placeholder')"),
-    "open an earlier chat": ("#chats label:nth-child(30)", "document.querySelector('#chat-a .bot')"),
+    "open an earlier chat": ("#chats label:nth-child(6)", "document.querySelector('#chat-a .bot')"),
     "open My votes": ("#tab-votes-button", "document.querySelector('#my-votes tbody tr')?.offsetParent"),
     "open Training": ("#tab-training-button", "document.querySelector('#round-summary h2')?.offsetParent"),
-    "pick a round": ("#timeline label:nth-child(20)", "document.querySelector('#timeline label:nth-child(20) input:checked')"),
+    "pick a round": ("#timeline label:nth-child(9)", "document.querySelector('#timeline label:nth-child(9) input:checked')"),
     "open Watch": ("#tab-watch-button", "document.querySelector('#note-length p')?.offsetParent"),
     "back to Chat": ("#tab-chat-button", "document.querySelector('#chat-a')?.offsetParent"),
 }
@@ -68,12 +68,12 @@ class PagesSettings(Settings):
 class Served:
     """A web server as a process; `url` once it answers."""
 
-    def __init__(self, command, path):
+    def __init__(self, command, path, environ=()):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen([sys.executable, "-W", "ignore", *map(str, command(self.port))], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"})
+                                        env={**os.environ, **dict(environ), "GRADIO_ANALYTICS_ENABLED": "False"})
         for _ in range(600):
             if self.process.poll() is not None:
                 break
@@ -144,7 +144,7 @@ def measure(settings, log=print):
         identity = models.base_identity(models.load_trunk(settings), settings)
         config = settings.model_dump(mode="json", include=set(Settings.model_fields))
         pages_store.fill(store, store.annotator(TOKEN), votes, rounds, config, identity)
-        ours = Served(lambda port: ["app.py", "--no-worker", "--data-dir", folder, "--port", port], "/readyz")
+        ours = Served(lambda port: ["app.py", "--no-worker", "--data-dir", folder, "--port", port], "/readyz", settings.environ())
         plain = Served(lambda port: ["benchmarks/peers/plain_gradio.py", port], "/")
         try:
             with sync_playwright() as playwright:

@@ -3,6 +3,8 @@
 import itertools
 import math
 
+from playground.store import REFUSED
+
 TURNS = 5  # of a conversation
 ONES_OWN = 5  # each so many-th conversation is the visitor's
 REPORT = {"prompts": 32, "gain": 1.1, "gain_interval": [0.7, 1.5], "kl": 5.6, "length_new": 60.0, "length_live": 72.0, "length_votes": [-0.2, 0.1], "empty": 0.0, "ended_new": 0.9,
@@ -27,6 +29,9 @@ def fill(store, visitor, votes, rounds, config, identity):
         store.vote(duel, who, choice, row["left" if choice != "b" else "right"]["message"], None, 2000.0)
         _rounds(store, i + 1, votes, rounds, config)
     store.add_forecasts((v, 0.7, v % 3 != 0) for v in range(1, votes + 1))
+    with store.writing() as db:  # the base answers: no version is on disk
+        db.execute("update policy set status = 'retired' where status = 'live'")
+        db.execute("update policy set status = 'live' where version = 0")
 
 
 def _reply(i):
@@ -48,4 +53,7 @@ def _rounds(store, cast, votes, rounds, config):
         "votes": cast, "heldout_accuracy": 0.83, "heldout_interval": [0.61, 0.94], "cv_accuracy": 0.78, "cv_interval": [0.67, 0.86], "kl": 5.6, "gate_gain": 1.1,
         "cv_reliability": [[p, p, 20] for p in itertools.islice(itertools.count(0.1, 0.2), 5)], "phase_seconds": {"reward": 31.0, "ppo": 180.0, "gate": 22.0}})
     version = store.add_policy(row["id"], "worker", parent=0)
-    store.refuse(row["id"], "worker", version, "nowhere", "abc", REPORT, "The new version was not published: its gain is not clear.")
+    if row["id"] % 2:
+        store.refuse(row["id"], "worker", version, "nowhere", "abc", REPORT, f"{REFUSED}its gain is not clear.")
+    else:
+        store.publish(row["id"], "worker", version, "nowhere", "abc", REPORT)

@@ -6,6 +6,7 @@ is `views.py`'s.
 
 import random
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -248,8 +249,10 @@ class Chat:
                     "template_hash": self.engine.template_hash, "sampling": {**sampling.as_dict(), **self._picking()}}
             turn.duel = self.store.start_duel(conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message)
             before = self.view(annotator)
-            while not stream.wait(1 / self.settings.stream_hz):
+            due = time.monotonic()
+            while not stream.wait(max(due - time.monotonic(), 0)):
                 yield self._streaming(turn, before.history, text, before.pairs)
+                due = max(due + 1 / self.settings.stream_hz, time.monotonic())  # what an update takes is part of its period
             if len(seeds) > 2 and not stream.error:
                 pair = self._picker.pair(prompt, [reply.token_ids for reply in stream.decoding.replies], seeds[0])
         finally:  # the end, a closed generator (the browser went away), or an error: the rows get what is there

@@ -74,11 +74,17 @@ def browser():
 
 
 @pytest.fixture
-def visit(app, browser):
+def size():
+    """Width and height of the screen; a module that means several overrides it."""
+    return 1280, 800
+
+
+@pytest.fixture
+def visit(app, browser, size):
     """A function that opens the page as a new visitor; at the end no page may have complained in the console."""
     contexts, complaints = [], []
 
-    def open_page(width=1280, height=800, path="", again=None, **options):
+    def open_page(width=size[0], height=size[1], path="", again=None, **options):
         """`again`: a page whose visitor opens another one."""
         context = again.context if again else browser.new_context(viewport={"width": width, "height": height}, **{"locale": "en-US", **options})
         context.set_default_timeout(60_000)

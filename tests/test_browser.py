@@ -2,7 +2,7 @@
 
 import re
 
-from tests.browsing import MARKS, app, browser, growing, lengths, messages, reload, reply, send, shot, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, app, browser, growing, lengths, messages, reload, reply, send, shot, size, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
 

@@ -1,4 +1,4 @@
-"""Every gesture of the chat in headless Chromium: keys, early votes, regenerate, undo, edit, thumbs, reasons, chats, share, settings."""
+"""Every gesture of the chat in headless Chromium, on a desktop and on a phone: keys, early votes, regenerate, undo, edit, thumbs, reasons, chats, share, settings."""
 
 import re
 
@@ -7,6 +7,11 @@ import pytest
 from tests.browsing import MARKS, app, browser, growing, messages, reload, reply, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
+
+
+@pytest.fixture(params=[(1280, 800), (390, 844)], ids=["desktop", "phone"])
+def size(request):
+    return request.param
 
 
 @pytest.mark.parametrize(("key", "button", "choice"), [("1", "a", "a"), ("2", "b", "b"), ("3", "tie", "tie"), ("4", "both-bad", "both_bad"), ("0", "skip", "skip")])
@@ -173,11 +178,14 @@ def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visi
     other = visit(path=link.removeprefix(app.url))
     other.wait_for_selector("#chat-a .user:has-text('About the moon')")
     assert other.locator("#message").is_hidden() and other.locator("#vote-a").is_hidden() and other.locator("#undo").is_hidden()
+    assert other.locator("button[title='Edit']:visible, button[title='Like']:visible").count() == 0
     shot(other, "shared")
     page.click("#unshare")
     page.wait_for_selector("#share", state="visible")
     reload(other)
     other.wait_for_selector("text=leads to no chat")
+    other.goto(app.url)
+    other.wait_for_selector("#chat-a .placeholder")
 
 
 def test_a_chat_has_settings_of_its_own(app, visit):

@@ -6,7 +6,7 @@ import pytest
 
 from playground import models
 from playground.store import Store
-from tests.browsing import MARKS, App, browser, reload, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, App, browser, reload, send, shot, size, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person
@@ -97,6 +97,7 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     tab(page, "training")
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()
+    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '3'")
     page.fill("#set-kl-target input", "2.5")
     page.press("#set-kl-target input", "Tab")
     page.click("#save-settings")

@@ -33,5 +33,5 @@ def test_a_make_target_exists(target):
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w./-]+)\)", TEXT) + re.findall(r"`((?:playground|training|assets|benchmarks)/[\w./-]+)`", TEXT))))
-def test_a_file_exists(path):
-    assert (ROOT / path).is_file()
+def test_a_file_or_folder_exists(path):
+    assert (ROOT / path).exists()

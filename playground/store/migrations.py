@@ -29,9 +29,9 @@ def gestures(db):
     db.execute("create table override (name text primary key, value text not null, annotator integer references annotator(id), created text not null)")
     db.execute("update conversation set opened = created")
     # what a page asks for at each gesture; without these it takes longer with every vote
-    for table, column in (("vote", "annotator"), ("vote_use", "vote"), ("duel", "user_message"), ("duel", "left_generation"), ("duel", "right_generation"),
-                          ("rating", "message"), ("demonstration", "message"), ("policy", "round")):
-        db.execute(f"create index {table}_{column} on {table} ({column})")
+    for table, columns in (("vote", "annotator"), ("vote_use", "vote, heldout"), ("duel", "user_message"), ("duel", "left_generation"), ("duel", "right_generation"),
+                           ("rating", "message"), ("demonstration", "message"), ("policy", "round")):
+        db.execute(f"create index {table}_{columns.split(',')[0]} on {table} ({columns})")
     # what a page showed before: the newest pair with texts
     db.execute("""update conversation set shown_duel = (
                     select max(d.id) from duel d where d.conversation = conversation.id and 2 = (

@@ -5,7 +5,7 @@ Nothing about a conversation is read back from the page: who asks is the cookie,
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import gradio as gr
@@ -40,6 +40,7 @@ class Shown:
     version: int  # that answers; a newer one is told quietly
     at: str
     clock: float
+    painted: dict = field(default_factory=dict, repr=False)  # component id: what `paint` last sent there
 
     def dwell_ms(self):
         return 1e3 * (time.monotonic() - self.clock)
@@ -110,7 +111,7 @@ class ChatTab:
             return self.paint(replace(view, phase="shared"), w)
         said = self.notice.warn(w("This link leads to no chat any more."), w("Not shared")) if token else {}
         view = self.chat.view(self.annotator(request))
-        return {**self.paint(view, w), self.poll: gr.Timer(active=view.phase == "streaming"), **said}
+        return {**self.paint(view, w), self.poll: gr.update(active=view.phase == "streaming"), **said}
 
     def on_send(self, text, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
@@ -147,7 +148,8 @@ class ChatTab:
             try:
                 if on_page is None or on_page.duel is None:
                     raise Refused("There is no pair of replies to vote on here. Reload the page.")
-                return self.paint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
+                updates = self.paint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
+                return {c: update for c, update in updates.items() if c is self.shown or on_page.painted.get(c._id) != update}
             except Refused as error:
                 return {**self.paint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), w("Vote not recorded"))}
         return on_vote
@@ -243,20 +245,20 @@ class ChatTab:
         several = len(view.pairs) > 1 and not streaming
         at = view.pairs.index(view.duel) if view.duel in view.pairs else 0
         updates = {
-            **self.paint_panes(view, w), self.shown: None if reading else on_page, self.hint: _hint(view, w), self.swap: "",
-            self.send: gr.Button(visible=not streaming and not reading), self.stop: gr.Button(visible=streaming),
-            self.new: gr.Button(interactive=view.started and not streaming, visible=not reading), self.box: gr.Textbox(visible=not reading),
-            self.again: gr.Button(visible=view.phase in ("voting", "voted")), self.undo: gr.Button(visible=view.started and not streaming and not reading),
-            self.earlier: gr.Button(visible=several, interactive=at > 0), self.later: gr.Button(visible=several, interactive=at + 1 < len(view.pairs)),
+            **self.paint_panes(view, w), self.hint: _hint(view, w), self.swap: "",
+            self.send: gr.update(visible=not streaming and not reading), self.stop: gr.update(visible=streaming),
+            self.new: gr.update(interactive=view.started and not streaming, visible=not reading), self.box: gr.update(visible=not reading),
+            self.again: gr.update(visible=view.phase in ("voting", "voted")), self.undo: gr.update(visible=view.started and not streaming and not reading),
+            self.earlier: gr.update(visible=several, interactive=at > 0), self.later: gr.update(visible=several, interactive=at + 1 < len(view.pairs)),
             self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "", **self.reasons.paint(view, w)}
         if not streaming:
             updates |= {c: update for side in self.panes.values() for c, update in side.paint(view, w).items()}
-        updates |= {button: gr.Button(visible=not view.started) for button in self.starters}
+        updates |= {button: gr.update(visible=not view.started) for button in self.starters}
         for choice, button in self.votes.items():
             picked = view.choice == choice
-            updates[button] = gr.Button(visible=judged and not (streaming and view.progress), interactive=not picked,
+            updates[button] = gr.update(visible=judged and not (streaming and view.progress), interactive=not picked,
                                         elem_classes=["vote", "picked"] if picked else ["vote"])
-        return updates
+        return {**updates, self.shown: None if reading else replace(on_page, painted={c._id: update for c, update in updates.items()})}
 
     def paint_panes(self, view, w):
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
@@ -272,4 +274,5 @@ def starter(text):
 
 
 def _hint(view, w):
-    return f"<span>{escape(w.said(view.progress or HINTS[view.phase]))}</span>"
+    own = f' <a href="?">{escape(w("Start a chat of your own"))}</a>' if view.phase == "shared" else ""
+    return f'<span class="{view.phase}">{escape(w.said(view.progress or HINTS[view.phase]))}{own}</span>'

@@ -22,7 +22,7 @@ class Sidebar:
         self.store, self.chat, self.notice = store, chat, notice
         with gr.Sidebar(open=False, elem_id="sidebar", width=300):
             self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
-            self.list = gr.Radio([], label=words.label("Your chats"), elem_id="chats", container=False, show_label=True)
+            self.list = gr.Radio([], label=words.label("Your chats"), elem_id="chats", container=False)
             self.none = gr.Markdown(words.label("Your chats are kept here."), elem_id="no-chats")
             with gr.Row(elem_id="chat-tools"):
                 self.share = gr.Button(words.label("Share this chat"), size="sm", elem_id="share")

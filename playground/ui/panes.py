@@ -35,7 +35,7 @@ class Pane:
 
     def paint(self, view, w):
         thumbs = [THUMBS.get(m.thumb) for m in shown(view, self.side) if m.role == "assistant"]
-        return {self.chatbot: gr.Chatbot(messages(view, self.side), feedback_value=thumbs), self.badge: badge(self.side, view, w)}
+        return {self.chatbot: gr.update(value=messages(view, self.side), feedback_value=thumbs), self.badge: badge(self.side, view, w)}
 
 
 class Line:

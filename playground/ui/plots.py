@@ -5,6 +5,7 @@ import pandas as pd
 
 from playground.ui import words
 
+MOST = 60  # points of a curve: as many as can be told apart, and drawn at once
 SHOWN, HIDDEN = ["plot"], ["plot", "nothing"]  # by CSS: a plot that Gradio itself hides throws in the browser as it goes
 HEIGHT, WITH_LEGEND = 210, 260
 NAMES = {"curve": words.mark("value"), "limit": words.mark("limit"), "target": words.mark("target"), "low": words.mark("lowest"), "high": words.mark("highest"),
@@ -39,6 +40,6 @@ def update(data, w):
 
 
 def rolling(values, window):
-    """[(place, mean of the last `window` values up to it)] from where there is a quarter of a window at least."""
-    parts = [(i + 1, values[max(0, i + 1 - window):i + 1]) for i in range(max(1, window // 4) - 1, len(values))]
-    return [(place, sum(part) / len(part)) for place, part in parts]
+    """[(place, mean of the last `window` values up to it)] from where there is a quarter of a window at least; of many, `MOST` evenly spread ones."""
+    places = range(len(values), max(1, window // 4) - 1, -max(1, len(values) // MOST))
+    return [(place, sum(part) / len(part)) for place in reversed(places) if (part := values[max(0, place - window):place])]

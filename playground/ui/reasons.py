@@ -46,8 +46,8 @@ class Reasons:
 
     def paint(self, view, w):
         voted = view.phase == "voted"
-        return {self.tags: gr.CheckboxGroup(value=list(view.tags), visible=voted and view.choice != "skip"),
-                self.comment: gr.Textbox(value=view.comment, visible=voted and view.choice != "skip"),
+        return {self.tags: gr.update(value=list(view.tags), visible=voted and view.choice != "skip"),
+                self.comment: gr.update(value=view.comment, visible=voted and view.choice != "skip"),
                 self.fate: self._fate(view.vote, w) if voted else ""}
 
     def follow(self, duel, annotator, w):

@@ -8,25 +8,17 @@ _CODE = re.compile(r"(^ {0,3}(?P<fence>`{3,}|~{3,}).*?(?:^ {0,3}(?P=fence)[`~]*[
 
 def literal(text):
     """`text` for a Markdown component: emphasis, lists and code still render; tags and entities are shown as typed."""
-    parts, end = [], 0
-    for code in _CODE.finditer(text):
-        parts += [_escape(text[end:code.start()]), code.group()]
-        end = code.end()
-    return "".join([*parts, _escape(text[end:])])
-
-
-def _escape(text):
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    return _outside_code(text, lambda part: part.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def typed(text):
     """What a person meant by a text that they edited as `literal` shows it: its inverse."""
+    return _outside_code(text, lambda part: part.replace("&lt;", "<").replace("&amp;", "&"))
+
+
+def _outside_code(text, change):
     parts, end = [], 0
     for code in _CODE.finditer(text):
-        parts += [_unescape(text[end:code.start()]), code.group()]
+        parts += [change(text[end:code.start()]), code.group()]
         end = code.end()
-    return "".join([*parts, _unescape(text[end:])])
-
-
-def _unescape(text):
-    return text.replace("&lt;", "<").replace("&amp;", "&")
+    return "".join([*parts, change(text[end:])])
