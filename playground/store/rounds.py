@@ -91,7 +91,7 @@ class Rounds:
             curves.setdefault(row["name"], []).append((row["step"], row["value"]))
         return curves
 
-    def rounds(self, limit=50):
+    def rounds(self, limit=200):
         """Rounds, newest first, each with the `version` it made and that one's `policy_status`, or None."""
         return [self._decoded_round(row) for row in self.rows(
             """select r.*, p.version, p.status as policy_status from round r left join policy p on p.round = r.id

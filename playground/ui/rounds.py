@@ -79,9 +79,7 @@ class TrainingTab:
     def contents(self, row, now, w):
         """What each part shows of a round, as plain values that can be compared."""
         if row is None:
-            empty = (f'<div class="empty"><h2>{escape(w("No training round yet"))}</h2><p>{escape(invitation(now.settings, w))}.</p>{steps(None, w)}'
-                     f'<p>{escape(w("A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live only if it is better on prompts that it has not seen."))}</p></div>')
-            return {"summary": empty, **dict.fromkeys(CURVES, [[], {}]), "calibration": [], "gate": "", "samples": "", "config": "", "log": ""}
+            return {"summary": nothing_yet(now, w), **dict.fromkeys(CURVES, [[], {}]), "calibration": [], "gate": "", "samples": "", "config": "", "log": ""}
         folder, curves = self.settings.rounds_dir / f"{row['id']:04d}", self.store.metrics(row["id"])
         policy = self.store.round_policy(row["id"])
         report = json.loads(policy["gate_report"]) if policy and policy["gate_report"] else None
@@ -119,6 +117,14 @@ def entry(row, w):
     return " · ".join([*parts, _clock(row["ended"] or row["started"] or row["created"])])
 
 
+def nothing_yet(now, w):
+    """What stands in the place of the first round."""
+    heading, advice = w("No training round yet"), invitation(now.settings, w)
+    what = w("A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live only if it is better on prompts that "
+             "it has not seen.")
+    return f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>{steps(None, w)}<p>{escape(what)}</p></div>'
+
+
 def summary(row, now, w):
     """A round in a few lines: its state, its reason and what was measured."""
     kind = state(row)
@@ -139,7 +145,9 @@ def agreement(now, w):
     hits, calls = now.forecasts
     if not calls:
         return ""
-    return f'<p class="agreement">{escape(w("The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing gives 50%.", n=hits, calls=calls, share=f"{hits / calls:.0%}"))}</p>'
+    text = w("The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing gives 50%.",
+             n=hits, calls=calls, share=f"{hits / calls:.0%}")
+    return f'<p class="agreement">{escape(text)}</p>'
 
 
 def _facts(row, w):
@@ -165,8 +173,10 @@ def samples(file, w):
         return ""
     rows = json.loads(file.read_text())["samples"][:SAMPLES]
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("Before"), w("After")))
-    body = "".join(f'<tr><th scope="row" colspan="2">{escape(_question(s["prompt"]))}</th></tr><tr><td>{escape(s["live"].strip())}</td><td>{escape(s["new"].strip())}</td></tr>' for s in rows)
-    return f'<h2>{escape(w("The same held-out prompts, before and after"))}</h2><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    body = "".join(f'<tr><th scope="row" colspan="2">{escape(_question(s["prompt"]))}</th></tr>'
+                   f'<tr><td>{escape(s["live"].strip())}</td><td>{escape(s["new"].strip())}</td></tr>' for s in rows)
+    heading = escape(w("The same held-out prompts, before and after"))
+    return f'<h2>{heading}</h2><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _question(prompt):

@@ -11,7 +11,7 @@ from playground.ui.chat import CHOICES
 from playground.ui.notice import GESTURE
 from playground.ui.reasons import fate
 
-LAST = 100  # votes shown
+STRETCH = 100  # votes shown at first, and more at each press
 
 
 class VotesTab:
@@ -20,21 +20,28 @@ class VotesTab:
     def __init__(self, store):
         self.store = store
         self.html = gr.HTML(elem_id="my-votes", padding=False)
-        self.painted = gr.State(None)
+        self.more = gr.Button(words.label("Show earlier votes"), size="sm", elem_id="earlier-votes", visible=False)
+        self.shown, self.painted = gr.State(STRETCH), gr.State(None)
 
     def wire(self, moments):
-        gr.on(moments, self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
+        outputs = [self.html, self.more, self.shown, self.painted]
+        gr.on(moments, self.on_tick, [self.shown, self.painted], outputs, **GESTURE)
+        self.more.click(self.on_more, [self.shown], outputs, **GESTURE)
 
-    def on_tick(self, painted, request: gr.Request):
+    def on_tick(self, shown, painted, request: gr.Request):
         """The table where it has changed."""
         try:
             annotator = self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie:
-            return gr.skip(), gr.skip()
-        w = words.of(request)
-        html = totals(self.store.vote_totals(annotator), w) + table(self.store.my_votes(annotator, limit=LAST), w)
-        seen = hash(html)
-        return (gr.skip(), gr.skip()) if seen == painted else (html, seen)
+            return gr.skip()
+        w, found = words.of(request), self.store.vote_totals(annotator)
+        html = totals(found, w) + table(self.store.my_votes(annotator, limit=shown), w)
+        if hash(html) == painted:
+            return gr.skip()
+        return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=found["votes"] > shown)}
+
+    def on_more(self, shown, request: gr.Request):
+        return {**self.on_tick(shown + STRETCH, None, request), self.shown: shown + STRETCH}
 
 
 def totals(found, w):

@@ -1,0 +1,63 @@
+"""The tab of one's own votes: what became of each, in figures and in a list that goes back as far as one likes."""
+
+import gradio as gr
+import pytest
+
+from playground.store import Store
+from playground.ui import votes
+from playground.ui.votes import VotesTab
+from tests.stores import cast, take
+from tests.test_control import Request
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+@pytest.fixture
+def tab(store):
+    with gr.Blocks():
+        return VotesTab(store)
+
+
+def me(store):
+    return store.annotator("x" * 43)
+
+
+def test_without_votes_the_page_says_what_to_do(tab):
+    seen = tab.on_tick(100, None, Request())
+    assert "You have not voted yet" in seen[tab.html] and not seen[tab.more]["visible"]
+
+
+def test_a_vote_goes_its_way_from_waiting_to_a_version(tab, store):
+    row = cast(store, "b", me(store))
+    vote = store.current_vote(row["id"], me(store))["id"]
+    seen = tab.on_tick(100, None, Request())
+    assert "waits for the next round" in seen[tab.html] and "B better" in seen[tab.html]
+    assert tab.on_tick(100, seen[tab.painted], Request()) == gr.skip(), "nothing has changed"
+    store.request_round()
+    held = take(store)
+    store.use_votes(held["id"], [(vote, False)])
+    assert "in the reward model of round 1" in tab.on_tick(100, seen[tab.painted], Request())[tab.html]
+    version = store.add_policy(held["id"], "w1", parent=0)
+    store.publish(held["id"], "w1", version, "nowhere", "abc", {})
+    assert "in policy v1" in tab.on_tick(100, None, Request())[tab.html]
+    assert "已进入策略 v1" in tab.on_tick(100, None, Request(language="zh-CN"))[tab.html]
+
+
+def test_others_votes_are_not_shown(tab, store):
+    cast(store, "a", store.annotator("somebody else"))
+    assert "You have not voted yet" in tab.on_tick(100, None, Request())[tab.html]
+
+
+def test_earlier_votes_are_shown_when_asked_for(tab, store, monkeypatch):
+    monkeypatch.setattr(votes, "STRETCH", 3)
+    for _ in range(7):
+        cast(store, "a", me(store))
+    seen = tab.on_tick(3, None, Request())
+    assert seen[tab.html].count("<tr>") == 1 + 3 and seen[tab.more]["visible"]
+    more = tab.on_more(3, Request())
+    assert more[tab.html].count("<tr>") == 1 + 6 and more[tab.shown] == 6 and more[tab.more]["visible"]
+    last = tab.on_more(6, Request())
+    assert last[tab.html].count("<tr>") == 1 + 7 and not last[tab.more]["visible"]
