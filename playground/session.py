@@ -127,13 +127,12 @@ class Chat:
             turn.vote.set()
         return self.view(annotator)
 
-    def explain(self, annotator, vote, tags, comment):
-        """Reasons for one's vote: tags and a comment."""
-        comment = (comment or "").strip()
-        if len(comment) > COMMENT_CHARS:
+    def explain(self, annotator, vote, tags=None, comment=None):
+        """Reasons for one's vote: tags or a comment, or both; what is None stays as it was."""
+        if comment is not None and len(comment := comment.strip()) > COMMENT_CHARS:
             raise Refused(f"The comment has {len(comment):,} characters; at most {COMMENT_CHARS:,} fit. Please shorten it.")
         with refusing():
-            self.store.explain(vote, annotator, [str(tag)[:40] for tag in tags][:TAGS], comment)
+            self.store.explain(vote, annotator, tags and [str(tag)[:40] for tag in tags][:TAGS], comment)
 
     def rate(self, annotator, message, thumb):
         """A thumb up (1), down (-1) or none (None) on one reply."""

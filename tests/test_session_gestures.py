@@ -82,6 +82,10 @@ def test_reasons_are_kept_on_the_vote(chat):
     view = turn(chat, ann, choice="a")
     chat.explain(ann, view.vote, ["clearer"], "  shorter is fine ")
     assert (chat.view(ann).tags, chat.view(ann).comment) == (("clearer",), "shorter is fine")
+    chat.explain(ann, view.vote, tags=[])
+    assert (chat.view(ann).tags, chat.view(ann).comment) == ((), "shorter is fine"), "each is said without the other"
+    chat.explain(ann, view.vote, comment="")
+    assert chat.view(ann).comment == ""
     with pytest.raises(Refused, match="at most 1,000"):
         chat.explain(ann, view.vote, [], "x" * (COMMENT_CHARS + 1))
     with pytest.raises(Refused):

@@ -44,13 +44,14 @@ class Votes:
         row = self.row("select * from vote where duel = ? and annotator = ? and superseded_by is null", duel, annotator)
         return row and {**row, "tags": json.loads(row["tags"] or "[]")}
 
-    def explain(self, vote, annotator, tags, comment):
-        """Why: tags and a comment on one's own current vote."""
+    def explain(self, vote, annotator, tags=None, comment=None):
+        """Why: tags or a comment, or both, on one's own current vote; what is None stays as it was."""
+        columns = {} if tags is None else {"tags": json.dumps(list(tags))}
+        columns |= {} if comment is None else {"comment": comment or None}
         with self.writing() as db:
-            changed = db.execute("update vote set tags = ?, comment = ? where id = ? and annotator = ? and superseded_by is null",
-                                 [json.dumps(list(tags)), comment or None, vote, annotator]).rowcount
-            if not changed:
+            if not db.execute("select 1 from vote where id = ? and annotator = ? and superseded_by is null", [vote, annotator]).fetchone():
                 raise StoreError("This vote is not yours, or it was replaced. Reload the page.")
+            db["vote"].update(vote, columns)
 
     def rate(self, message, annotator, thumb):
         """A thumb up (1) or down (-1) on one reply of one's own chats; it supersedes the earlier one. None withdraws it: it supersedes itself."""

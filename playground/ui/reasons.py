@@ -31,18 +31,22 @@ class Reasons:
 
     def wire(self, shown, annotator):
         """`shown` is the page's state, `annotator` tells who asks."""
-        def on_explain(on_page, tags, comment, request: gr.Request):
-            w = words.of(request)
-            try:
-                vote = self.store.current_vote(on_page.duel, annotator(request)) if on_page and on_page.duel else None
-                if vote is None:
-                    raise Refused("Vote first, then say why.")
-                self.chat.explain(annotator(request), vote["id"], tags, comment)
-                return gr.skip()
-            except Refused as error:
-                return self.notice.warn(w.said(str(error)), w("Not recorded"))
-        inputs = [shown, self.tags, self.comment]
-        gr.on([self.tags.input, self.comment.submit, self.comment.blur], on_explain, inputs, [self.notice.html], **GESTURE)
+        def explainer(reason):
+            """The handler of "tags" or "comment": each says its own and nothing of the other, whose answer may be on its way."""
+            def on_explain(on_page, value, request: gr.Request):
+                w = words.of(request)
+                try:
+                    vote = self.store.current_vote(on_page.duel, annotator(request)) if on_page and on_page.duel else None
+                    if vote is None:
+                        raise Refused("Vote first, then say why.")
+                    self.chat.explain(annotator(request), vote["id"], **{reason: value})
+                    return gr.skip()
+                except Refused as error:
+                    return self.notice.warn(w.said(str(error)), w("Not recorded"))
+            return on_explain
+        latest = {"trigger_mode": "always_last", **GESTURE}
+        self.tags.input(explainer("tags"), [shown, self.tags], [self.notice.html], **latest)
+        gr.on([self.comment.submit, self.comment.blur], explainer("comment"), [shown, self.comment], [self.notice.html], **latest)
 
     def paint(self, view, w):
         voted = view.phase == "voted"
