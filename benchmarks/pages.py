@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 TOKEN = "x" * 43
+PICKED = "document.querySelector('#timeline label:nth-child({})').innerText.includes(' ' + document.querySelector('#round-summary h2').innerText + ' ')"
 # gesture: what is clicked, and what is on screen once it is painted
 GESTURES = {
     "vote": ("#vote-b", "document.querySelector('#badge-b .chosen')"),
@@ -37,7 +38,8 @@ GESTURES = {
     "open an earlier chat": ("#chats label:nth-child(6)", "document.querySelector('#chat-a .bot')"),
     "open My votes": ("#tab-votes-button", "document.querySelector('#my-votes tbody tr')?.offsetParent"),
     "open Training": ("#tab-training-button", "document.querySelector('#round-summary h2')?.offsetParent"),
-    "pick a round": ("#timeline label:nth-child(9)", "document.querySelector('#timeline label:nth-child(9) input:checked')"),
+    "pick a round": ("#timeline label:nth-child(9)", PICKED.format(9)),
+    "pick the newest round": ("#timeline label:nth-child(1)", PICKED.format(1)),
     "open Watch": ("#tab-watch-button", "document.querySelector('#note-length p')?.offsetParent"),
     "back to Chat": ("#tab-chat-button", "document.querySelector('#chat-a')?.offsetParent"),
 }

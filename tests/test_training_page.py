@@ -123,7 +123,7 @@ def test_every_round_has_its_line_the_newest_first(tab, store, settings):
 
 def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     row = rounds.published(store, settings)
-    painted = tab.on_tick(None, {}, Request())
+    painted = tab.on_tick(None, 30, {}, Request())
     summary = painted[tab.summary]
     assert all(text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64"))
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
@@ -157,30 +157,39 @@ def test_what_differs_from_the_defaults_comes_first(store):
 
 def test_nothing_is_painted_again_that_has_not_changed(tab, store, settings):
     rounds.published(store, settings)
-    painted = tab.on_tick(None, {}, Request())
-    again = tab.on_tick(None, painted[tab.painted], Request())
+    painted = tab.on_tick(None, 30, {}, Request())
+    again = tab.on_tick(None, 30, painted[tab.painted], Request())
     assert isinstance(again, dict) and tab.painted not in again
     row = rounds.running(store)
     tab.strip.changed()
-    fresh = tab.on_tick(None, painted[tab.painted], Request())
+    fresh = tab.on_tick(None, 30, painted[tab.painted], Request())
     assert fresh[tab.timeline].value == row["id"] and tab.summary in fresh, "the newest round is followed"
     store.add_metrics(row["id"], 6, {"kl": 9.0})
     store.update_round(row["id"], "w1", step=6)
     tab.strip.changed()
-    later = tab.on_tick(None, fresh[tab.painted], Request())
+    later = tab.on_tick(None, 30, fresh[tab.painted], Request())
     assert tab.curves["kl"] in later and tab.curves["reward"] not in later and tab.gate not in later
 
 
 def test_a_round_that_was_picked_stays_while_others_run(tab, store, settings):
     first = rounds.published(store, settings)
     rounds.running(store)
-    picked = tab.on_pick(first["id"], {}, Request())
+    picked = tab.on_pick(first["id"], 30, {}, Request())
     assert picked[tab.picked] == first["id"] and "v1 was published." in picked[tab.summary]
-    assert tab.on_pick(2, {}, Request())[tab.picked] is None, "the newest is followed on"
+    assert tab.on_pick(2, 30, {}, Request())[tab.picked] is None, "the newest is followed on"
+
+
+def test_earlier_rounds_are_shown_when_asked_for(tab, store):
+    for _ in range(5):
+        rounds.failed(store)
+    seen = tab.on_tick(None, 3, {}, Request())
+    assert [value for _, value in seen[tab.timeline].choices] == [5, 4, 3] and seen[tab.more]["visible"]
+    more = tab.on_more(None, 3, seen[tab.painted], Request())
+    assert [value for _, value in more[tab.timeline].choices] == [5, 4, 3, 2, 1] and not more[tab.more]["visible"] and more[tab.shown] == 33
 
 
 def test_before_the_first_round_the_page_says_what_to_do(tab):
-    assert "Vote on 16 replies" in tab.on_tick(None, {}, Request())[tab.summary]
+    assert "Vote on 16 replies" in tab.on_tick(None, 30, {}, Request())[tab.summary]
 
 
 def test_the_end_of_a_long_log_is_shown(tmp_path):

@@ -15,7 +15,7 @@ from playground.prompts import BadMessage
 from playground.session import Refused
 from playground.store import now
 from playground.ui import words
-from playground.ui.notice import GESTURE, STREAM
+from playground.ui.notice import GESTURE, STREAM, seen
 from playground.ui.panes import SIDES, Pane, shown
 from playground.ui.reasons import Reasons
 from playground.ui.strip import name
@@ -58,7 +58,7 @@ class ChatTab:
         with gr.Row(elem_id="actions"):
             self.hint = gr.HTML(elem_id="hint", padding=False)
             self.starters = [gr.Button(words.label(text), size="sm", elem_classes="starter") for text in STARTERS]
-            self.votes = {choice: gr.Button(words.label(text), size="sm", visible=False, elem_id=f"vote-{choice.replace('_', '-')}", elem_classes="vote")
+            self.votes = {choice: gr.Button(words.label(text), size="sm", visible="hidden", elem_id=f"vote-{choice.replace('_', '-')}", elem_classes="vote")
                           for choice, text in CHOICES.items()}
         self.reasons = Reasons(store, chat, notice)
         with gr.Row(elem_id="composer", equal_height=True):
@@ -66,13 +66,13 @@ class ChatTab:
             self.box = gr.Textbox(placeholder=words.label("Write a message…"), label=words.label("Message"), lines=1, max_lines=6, show_label=False,
                                   container=False, autofocus=True, elem_id="message", scale=1)
             self.send = gr.Button(words.label("Send"), variant="primary", elem_id="send", scale=0, min_width=100)
-            self.stop = gr.Button(words.label("Stop"), variant="stop", elem_id="stop", scale=0, min_width=100, visible=False)
+            self.stop = gr.Button(words.label("Stop"), variant="stop", elem_id="stop", scale=0, min_width=100, visible="hidden")
         with gr.Row(elem_id="tools"):
-            self.again = gr.Button(words.label("↻ Regenerate"), size="sm", elem_id="regenerate", visible=False)
-            self.undo = gr.Button(words.label("↩ Undo"), size="sm", elem_id="undo", visible=False)
-            self.earlier = gr.Button("‹", size="sm", elem_id="pair-before", visible=False)
+            self.again = gr.Button(words.label("↻ Regenerate"), size="sm", elem_id="regenerate", visible="hidden")
+            self.undo = gr.Button(words.label("↩ Undo"), size="sm", elem_id="undo", visible="hidden")
+            self.earlier = gr.Button("‹", size="sm", elem_id="pair-before", visible="hidden")
             self.place = gr.HTML(elem_id="pair-place", padding=False)
-            self.later = gr.Button("›", size="sm", elem_id="pair-after", visible=False)
+            self.later = gr.Button("›", size="sm", elem_id="pair-after", visible="hidden")
             self.swap = gr.HTML(elem_id="swap", padding=False)
 
     @property
@@ -246,17 +246,17 @@ class ChatTab:
         at = view.pairs.index(view.duel) if view.duel in view.pairs else 0
         updates = {
             **self.paint_panes(view, w), self.hint: _hint(view, w), self.swap: "",
-            self.send: gr.update(visible=not streaming and not reading), self.stop: gr.update(visible=streaming),
+            self.send: gr.update(visible=seen(not streaming and not reading)), self.stop: gr.update(visible=seen(streaming)),
             self.new: gr.update(interactive=view.started and not streaming, visible=not reading), self.box: gr.update(visible=not reading),
-            self.again: gr.update(visible=view.phase in ("voting", "voted")), self.undo: gr.update(visible=view.started and not streaming and not reading),
-            self.earlier: gr.update(visible=several, interactive=at > 0), self.later: gr.update(visible=several, interactive=at + 1 < len(view.pairs)),
+            self.again: gr.update(visible=seen(view.phase in ("voting", "voted"))), self.undo: gr.update(visible=seen(view.started and not streaming and not reading)),
+            self.earlier: gr.update(visible=seen(several), interactive=at > 0), self.later: gr.update(visible=seen(several), interactive=at + 1 < len(view.pairs)),
             self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "", **self.reasons.paint(view, w)}
         if not streaming:
             updates |= {c: update for side in self.panes.values() for c, update in side.paint(view, w).items()}
-        updates |= {button: gr.update(visible=not view.started) for button in self.starters}
+        updates |= {button: gr.update(visible=seen(not view.started)) for button in self.starters}
         for choice, button in self.votes.items():
             picked = view.choice == choice
-            updates[button] = gr.update(visible=judged and not (streaming and view.progress), interactive=not picked,
+            updates[button] = gr.update(visible=seen(judged and not (streaming and view.progress)), interactive=not picked,
                                         elem_classes=["vote", "picked"] if picked else ["vote"])
         return {**updates, self.shown: None if reading else replace(on_page, painted={c._id: update for c, update in updates.items()})}
 

@@ -14,6 +14,11 @@ GESTURE = {"api_visibility": "private", "show_progress": "hidden", "queue": Fals
 STREAM = {**GESTURE, "queue": True, "concurrency_limit": 16}  # one that yields
 
 
+def seen(shown):
+    """`visible` of a component that comes and goes at each turn: it stays in the page, since making it anew takes longer than what it shows."""
+    return True if shown else "hidden"
+
+
 class Notice:
     """Made once, inside the page's Blocks; `warn` and `say` are the updates to return."""
 

@@ -6,7 +6,7 @@ import gradio as gr
 
 from playground.session import Refused
 from playground.ui import words
-from playground.ui.notice import GESTURE
+from playground.ui.notice import GESTURE, seen
 from playground.ui.strip import name
 
 TAGS = (words.mark("more helpful"), words.mark("more correct"), words.mark("clearer"), words.mark("better length"), words.mark("better tone"),
@@ -20,9 +20,9 @@ class Reasons:
         self.store, self.chat, self.notice = store, chat, notice
         with gr.Row(elem_id="reasons"):
             self.tags = gr.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
-                                         elem_id="tags", visible=False, min_width=100)
+                                         elem_id="tags", visible="hidden", min_width=100)
             self.comment = gr.Textbox(placeholder=words.label("Add a comment"), label=words.label("Comment"), show_label=False, container=False, lines=1, max_lines=1,
-                                      elem_id="comment", visible=False, min_width=100)
+                                      elem_id="comment", visible="hidden", min_width=100)
             self.fate = gr.HTML(elem_id="fate", padding=False)
 
     @property
@@ -50,8 +50,8 @@ class Reasons:
 
     def paint(self, view, w):
         voted = view.phase == "voted"
-        return {self.tags: gr.update(value=list(view.tags), visible=voted and view.choice != "skip"),
-                self.comment: gr.update(value=view.comment, visible=voted and view.choice != "skip"),
+        return {self.tags: gr.update(value=list(view.tags), visible=seen(voted and view.choice != "skip")),
+                self.comment: gr.update(value=view.comment, visible=seen(voted and view.choice != "skip")),
                 self.fate: self._fate(view.vote, w) if voted else ""}
 
     def follow(self, duel, annotator, w):

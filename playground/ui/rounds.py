@@ -20,6 +20,7 @@ CURVES = {
 STATES = {"requested": words.mark("asked for"), "running": words.mark("running"), "published": words.mark("published"), "refused": words.mark("refused"),
           "not_enough": words.mark("not enough evidence"), "failed": words.mark("failed"), "stopped": words.mark("stopped")}
 SIGNS = {"requested": "○", "running": "●", "published": "✓", "refused": "✗", "not_enough": "–", "failed": "!", "stopped": "■"}
+STRETCH = 30  # rounds in the timeline at first, and more at each press
 LOG_CHARS = 20_000
 SAMPLES = 8
 
@@ -29,11 +30,12 @@ class TrainingTab:
 
     def __init__(self, settings, store, strip, control):
         self.settings, self.store, self.strip = settings, store, strip
-        self.picked, self.painted = gr.State(None), gr.State({})
+        self.picked, self.shown, self.painted = gr.State(None), gr.State(STRETCH), gr.State({})
         self.intro = gr.HTML(elem_id="agreement", padding=False)
         with gr.Row(elem_id="rounds"):
             with gr.Column(scale=1, min_width=220, elem_id="timeline-side"):
                 self.timeline = gr.Radio([], label=words.label("Rounds"), elem_id="timeline", visible=False)
+                self.more = gr.Button(words.label("Show earlier rounds"), size="sm", elem_id="earlier-rounds", visible=False)
             with gr.Column(scale=4, min_width=300):
                 self.summary = gr.HTML(elem_id="round-summary", padding=False)
                 with gr.Row(elem_id="curves"):
@@ -45,35 +47,41 @@ class TrainingTab:
                     self.config = gr.HTML(padding=False)
                 with gr.Accordion(words.label("Log of this round"), open=False, visible=False, elem_id="log") as self.log_fold:
                     self.log = gr.Textbox(label=words.label("Log of this round"), show_label=False, container=False, lines=12, max_lines=12, interactive=False, autoscroll=True)
-        self.parts = {"intro": self.intro, "timeline": self.timeline, "summary": self.summary, **self.curves, "calibration": self.calibration, "gate": self.gate,
+        self.parts = {"intro": self.intro, "timeline": self.timeline, "more": self.more, "summary": self.summary, **self.curves, "calibration": self.calibration, "gate": self.gate,
                       "samples": self.samples, "config": self.config, "config_fold": self.config_fold, "log": self.log, "log_fold": self.log_fold}
         control.more()
 
     def wire(self, moments):
         outputs = [*self.parts.values(), self.painted]
-        gr.on(moments, self.on_tick, [self.picked, self.painted], outputs, **GESTURE)
-        self.timeline.input(self.on_pick, [self.timeline, self.painted], [self.picked, *outputs], **GESTURE)
+        gr.on(moments, self.on_tick, [self.picked, self.shown, self.painted], outputs, **GESTURE)
+        self.timeline.input(self.on_pick, [self.timeline, self.shown, self.painted], [self.picked, *outputs], **GESTURE)
+        self.more.click(self.on_more, [self.picked, self.shown, self.painted], [self.shown, *outputs], **GESTURE)
 
     # -- handlers
 
-    def on_tick(self, picked, painted, request: gr.Request):
+    def on_tick(self, picked, shown, painted, request: gr.Request):
         """What has changed since this page was painted."""
         w, now = words.of(request), self.strip.now()
         rounds = now.rounds
         row = next((r for r in rounds if r["id"] == picked), now.round)
-        stamp = (row and row["id"], [(r["id"], r["state"], r["policy_status"], r["step"], r["heartbeat"], r["wish"]) for r in rounds], now.forecasts, now.settings)
+        stamp = (row and row["id"], shown, [(r["id"], r["state"], r["policy_status"], r["step"], r["heartbeat"], r["wish"]) for r in rounds], now.forecasts, now.settings)
         if painted.get("stamp") == stamp:
             return gr.skip()
-        contents = {"intro": agreement(now, w), "timeline": ([(entry(r, w), r["id"]) for r in rounds], row and row["id"]), **self.contents(row, now, w)}
+        contents = {"intro": agreement(now, w), "timeline": ([(entry(r, w), r["id"]) for r in rounds[:shown]], row and row["id"]),
+                    "more": len(rounds) > shown, **self.contents(row, now, w)}
         contents |= {"config_fold": bool(contents["config"]), "log_fold": bool(contents["log"])}
         fresh = {key: content for key, content in contents.items() if painted.get(key) != content}
         return {self.painted: {**contents, "stamp": stamp}, **{self.parts[key]: self.update(key, content, w) for key, content in fresh.items()}}
 
-    def on_pick(self, picked, painted, request: gr.Request):
+    def on_more(self, picked, shown, painted, request: gr.Request):
+        """A longer timeline: not all at once, since every line on a page makes each of its gestures slower."""
+        return {**self.on_tick(picked, shown + STRETCH, painted, request), self.shown: shown + STRETCH}
+
+    def on_pick(self, picked, shown, painted, request: gr.Request):
         """Another round; the newest is followed on to the next."""
         newest = self.store.last_round()
         picked = None if newest and picked == newest["id"] else picked
-        updates = self.on_tick(picked, painted, request)
+        updates = self.on_tick(picked, shown, painted, request)
         return {self.picked: picked, **(updates if isinstance(updates, dict) and self.painted in updates else {})}
 
     def contents(self, row, now, w):
@@ -96,8 +104,8 @@ class TrainingTab:
             return plots.update(plots.frame([(p, y) for p, y, _ in content], w, perfect=[(0.0, 0.0), (1.0, 1.0)]), w)
         if key == "timeline":
             return gr.Radio(choices=content[0], value=content[1], visible=bool(content[0]))
-        if key in ("config_fold", "log_fold"):
-            return gr.Accordion(visible=content)
+        if key in ("more", "config_fold", "log_fold"):
+            return gr.update(visible=content)
         return content
 
 
