@@ -98,6 +98,7 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()
     page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '3'")
+    page.wait_for_timeout(1500)  # a fold that has just opened takes its values once more; nobody types as fast
     page.fill("#set-kl-target input", "2.5")
     page.press("#set-kl-target input", "Tab")
     page.click("#save-settings")

@@ -95,6 +95,16 @@ def test_the_buttons_are_those_that_do_something_now(control):
     assert shown() == {"stop-round", "auto-train"}
 
 
+def test_what_is_typed_in_the_fold_outlives_a_round_that_begins(control):
+    """The fold was painted with the buttons at every change of the round's state, and a painted fold begins anew."""
+    seen = control.on_tick(None, Request())
+    assert control.fold in seen
+    assert control.fold not in control.on_start(Request())
+    later = control.on_tick(seen[control.painted], Request())
+    assert control.start in later and control.fold not in later
+    assert control.fold in control.on_leave(Request())
+
+
 def test_a_refusal_is_in_the_readers_language(control):
     with pytest.raises(gr.Error) as refused:
         control.on_start(Request("evil.example", language="zh-CN,zh"))

@@ -59,7 +59,7 @@ class Control:
         return [*self.rounds, self.fold, self.door, self.leave, self.painted, self.notice.html]
 
     def wire(self, page, moments):
-        gr.on(moments, self.on_tick, [self.painted], self.outputs, **GESTURE)
+        gr.on([page.load, *moments], self.on_tick, [self.painted], self.outputs, **GESTURE)
         page.load(self.on_load, None, list(self.fields.values()), **GESTURE)
         self.start.click(self.on_start, None, self.outputs, **GESTURE)
         for button, wish in ((self.pause, "pause"), (self.resume, None), (self.stop, "stop")):
@@ -78,7 +78,12 @@ class Control:
         admin = annotator is not None and self.admins.allowed(request, annotator)
         name = self.admins.name(request, annotator) if annotator is not None else None
         state = (now.state, now.paused, bool(now.round and now.round["wish"] == "stop" and now.active), now.settings.auto_train, admin, name)
-        return gr.skip() if state == painted else {**self.paint(*state), self.painted: state}
+        if state == painted:
+            return gr.skip()
+        updates = self.paint(*state)
+        if painted and painted[-2:] == state[-2:]:
+            updates = self.of_rounds(updates)
+        return {**updates, self.painted: state}
 
     def on_load(self, request: gr.Request):
         return self.shown() if self.is_admin(request) else gr.skip()
@@ -129,12 +134,12 @@ class Control:
         except WrongSignIn as error:
             return {self.password: "", **self.notice.warn(w.said(str(error)), w("Not signed in"))}
         said = {} if self.is_admin(request) else self.notice.warn(w("You are signed in, but you are no admin of this app."))
-        return {self.password: "", **self.again(request), **said}
+        return {self.password: "", **self.again(request, who=True), **said}
 
     def on_leave(self, request: gr.Request):
         if (annotator := self.annotator(request)) is not None:
             self.admins.sign_out(annotator)
-        return self.again(request)
+        return self.again(request, who=True)
 
     # -- who asks, and what is shown
 
@@ -155,9 +160,15 @@ class Control:
             raise gr.Error(w("Only admins can do this."), title=w("Not allowed"), print_exception=False)
         return self.annotator(request)
 
-    def again(self, request):
+    def again(self, request, who=False):
+        """The buttons after a gesture, whatever the page showed; all that depends on `who` asks after a sign-in or -out."""
         self.strip.changed()
-        return self.on_tick(None, request)
+        updates = self.on_tick(None, request)
+        return updates if who else self.of_rounds(updates)
+
+    def of_rounds(self, updates):
+        """Those of `updates` that are for the same person: a fold that is painted again forgets what was typed in it."""
+        return {part: update for part, update in updates.items() if part in (*self.rounds, self.painted)}
 
     def shown(self):
         """The fields as the next round will have them."""
