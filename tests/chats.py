@@ -1,5 +1,6 @@
 """A Chat over a running engine with a tiny model, for the tests of the conversation."""
 
+import random
 import time
 
 import pytest
@@ -21,12 +22,13 @@ def folder(tmp_path_factory):
 def chat(folder):
     settings = Settings(model=str(folder), threads=1, reply_tokens=24, stream_hz=50, dtype="float32", _env_file=None)
     engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
-    yield Chat(engine.store, engine, settings)
+    yield Chat(engine.store, engine, settings, random.Random(0))
     engine.close()
 
 
 def slow(chat, seconds=0.02):
-    """Make each decoding step take at least this long."""
+    """Make each decoding step take at least this long, and no reply end by itself before its last token."""
+    chat.engine.end_tokens = frozenset()
     step = chat.engine.step
     chat.engine.step = lambda: (chat.engine._running and time.sleep(seconds), step())[1]
 

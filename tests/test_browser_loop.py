@@ -19,7 +19,8 @@ OWN = {"model", "data_dir", "reply_tokens"}  # what App sets
 def app(tmp_path_factory):
     """The app with its worker, a tiny model, and 40 votes in the store."""
     folder = tmp_path_factory.mktemp("loop")
-    settings = settings_for(folder, round_votes=1000, gate_confidence=0.2, evidence_confidence=0, ppo_iterations=10)
+    settings = settings_for(folder, round_votes=1000, gate_confidence=0.2, evidence_confidence=0, ppo_iterations=12,
+                            ppo_episodes=256, ppo_minibatch=64, kl_target=9.0)  # PPO for long enough that both pages see it
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
     simulate.make_duels(Store(settings.database), votes, models.load_trunk(settings), models.load_tokenizer(settings),
                         {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
@@ -44,7 +45,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     # the same round in both browsers, and after a reload in the middle of it
     for p in (page, other):
         p.wait_for_selector("#strip .running:has-text('PPO')", timeout=120_000)
-    assert re.search(r"PPO.*\d+ (of|/) 10", strip(page), re.S) and re.search(r"\d+ / 10", strip(other))
+    assert re.search(r"PPO.*\d+ (of|/) 12", strip(page), re.S) and re.search(r"\d+ / 12", strip(other))
     reload(page)
     page.wait_for_selector("#strip .running")
     tab(page, "training")
@@ -87,7 +88,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     page.wait_for_timeout(2000)
     assert page.inner_text("#round-summary h2") == "Round 1"
     page.click("#log button")
-    page.wait_for_function("document.querySelector('#log textarea')?.value.includes('ppo 1 of 10')")
+    page.wait_for_function("document.querySelector('#log textarea')?.value.includes('ppo 1 of 12')")
     tab(page, "watch")
     page.wait_for_selector("#note-kl :text('nats a reply from the base')")
 
@@ -97,7 +98,7 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     tab(page, "training")
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()
-    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '3'")
+    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '9'")
     page.wait_for_timeout(1500)  # a fold that has just opened takes its values once more; nobody types as fast
     page.fill("#set-kl-target input", "2.5")
     page.press("#set-kl-target input", "Tab")
@@ -115,5 +116,5 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page.locator("#round-settings .section button", has_text="PPO").click()
     page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '2.5'")
     page.click("#reset-settings")
-    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '3'")
+    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '9'")
     assert app.rows("select name from override") == []
