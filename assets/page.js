@@ -19,7 +19,7 @@
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   window.nudge = {
     // a chat is deleted only when its owner says so twice
-    sure: (page) => confirm(chinese() ? "删除这个对话？之后的训练将不再使用它。" : "Delete this chat? No later round will learn from it.") ? page : null,
+    sure: () => confirm(chinese() ? "删除这个对话？之后的训练将不再使用它。" : "Delete this chat? No later round will learn from it."),
   };
   document.documentElement.lang = chinese() ? "zh-CN" : "en";
 })();

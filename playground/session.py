@@ -17,6 +17,8 @@ from playground.views import Side, View
 
 BUSY = "Replies are still streaming. Wait for them or press Stop."
 COMMENT_CHARS = 1000
+PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
+LINGER = 5  # seconds for which replies go on while nobody looks: a page that reloads is back by then
 TAGS = 12  # at most so many reasons on a vote
 KNOBS = {"temperature": (0.05, 2.0), "top_p": (0.05, 1.0), "top_k": (0, 1000), "repetition_penalty": (1.0, 2.0)}  # what a chat may set for itself
 
@@ -32,6 +34,7 @@ class Turn:
         self.stream = self.duel = self.conversation = None
         self.ended = threading.Event()  # both replies are in the store
         self.vote = None  # an Event: a vote came before the end, and the last view waits for it
+        self.looked = time.monotonic()  # when a page last asked for it
 
 
 class Chat:
@@ -54,6 +57,7 @@ class Chat:
         view = views.settled(self.store, conversation, annotator)
         turn = self._turns.get(annotator)
         if turn and turn.duel and turn.duel == view.duel and not turn.ended.is_set():
+            turn.looked = time.monotonic()
             return self._streaming(turn, view.history, view.message, view.pairs)
         return view
 
@@ -90,6 +94,17 @@ class Chat:
             duel = self.store.duel(before.duel)
             history = [{"role": m.role, "content": m.text} for m in before.history]
             yield from self._write(turn, annotator, self.store.conversation(annotator), history, before.message, duel["user_message"])
+
+    def linger(self, annotator, views):
+        """Go on with `views` (of `send` or `regenerate`), whose page went away, for as long as a page of this person asks for them or may come back to."""
+        left, turn = time.monotonic(), self._turns.get(annotator)
+        try:
+            for _ in views:
+                if turn is None or time.monotonic() - max(left, turn.looked) > LINGER:
+                    break
+        except Refused:  # the store has what there is, and nobody waits to be told
+            pass
+        views.close()
 
     def stop(self, annotator):
         """End this person's streaming replies; what is there can be voted on."""
@@ -275,7 +290,7 @@ class Chat:
         """Both replies as they grow; of more than two, how far they are."""
         n, stream = self.settings.candidates, turn.stream
         view = View("streaming", history, text, Side(""), Side(""), turn.duel, pairs=pairs, conversation=turn.conversation, progress="")
-        if stream.place:
+        if stream.place and time.monotonic() - stream.started > PATIENCE:
             turns = f"{stream.place - 1} before you" if stream.place > 1 else "you are next"
             return replace(view, progress=f"Many people are chatting. Your message waits its turn: {turns}")
         if n == 2:

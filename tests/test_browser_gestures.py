@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from tests.browsing import MARKS, app, browser, growing, messages, reload, reply, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from playground.store import Store
+from playground.ui.chats import STRETCH
+from tests.browsing import MARKS, app, browser, growing, lengths, messages, reload, reply, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
 
@@ -162,10 +164,35 @@ def test_earlier_chats_are_listed_opened_and_deleted(app, visit):
     page.click("#chats label:has-text('About rivers')")
     page.wait_for_selector("#chat-a .user:has-text('About rivers')")
     page.wait_for_selector("#badge-a .chosen")
-    page.on("dialog", lambda dialog: dialog.accept())
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("#delete-chat")
+    page.wait_for_timeout(1000)
+    assert page.locator("#chats label").count() == 2 and "About rivers" in page.inner_text("#chat-a"), "who says no keeps the chat"
+    page.once("dialog", lambda dialog: dialog.accept())
     page.click("#delete-chat")
     page.wait_for_function("document.querySelectorAll('#chats label').length == 1")
     page.wait_for_selector("#chat-a .user:has-text('About hills')")
+
+
+def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):
+    page = visit()
+    turn(page, "The first of many", "a")
+    annotator = app.rows("select max(id) from annotator")[0][0]
+    store = Store(app.database)
+    for i in range(STRETCH + 5):
+        conversation = store.new_conversation(annotator)
+        side = {"policy": 0, "base_model": "x", "base_hash": "x", "template_hash": "x", "sampling": {}, "seed": 0}
+        duel = store.start_duel(conversation, f"Chat {i}", [1], [side, side])
+        store.finish_duel(duel, [{"text": "Yes", "seed": 0, "token_ids": [1], "logprobs": [0.0], "finish_reason": "end", "first_token_ms": 1, "total_ms": 2}] * 2)
+    page.click("#sidebar .toggle-button")
+    reload(page)
+    page.click("#sidebar .toggle-button")
+    page.wait_for_function(f"document.querySelectorAll('#chats label').length == {STRETCH}")
+    page.click("#earlier-chats")
+    page.wait_for_function(f"document.querySelectorAll('#chats label').length == {STRETCH + 6}")
+    assert not page.is_visible("#earlier-chats")
+    page.click("#chats label:has-text('The first of many')")
+    page.wait_for_selector("#chat-a .user:has-text('The first of many')")
 
 
 def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visit):
@@ -209,13 +236,16 @@ def test_a_chat_has_settings_of_its_own(app, visit):
     shot(page, "settings")
 
 
-def test_a_reload_in_the_middle_of_a_stream_shows_what_is_there(app, visit):
+def test_after_a_reload_in_the_middle_of_a_stream_the_replies_go_on(app, visit):
     page = visit()
     send(page, "Write a long story.")
     growing(page)
+    before = lengths(page)
     reload(page)
+    growing(page)
     wait_for_vote(page)
-    assert len(reply(page, "a")) > 5
+    assert all(after > n for after, n in zip(lengths(page), before, strict=True))
+    assert app.rows("select distinct finish_reason from generation order by id desc limit 2") != [("stopped",)]
     page.click("#vote-a")
     page.wait_for_selector("#badge-a .chosen")
 

@@ -234,7 +234,7 @@ def test_a_reload_while_four_are_written_shows_how_far_they_are(chat):
     of_four(chat)
     ann = person(chat)
     turn_ = chat.send(ann, "Hello")
-    next(turn_)
+    assert "you will see two of them" in next(turn_).progress
     assert "you will see two of them" in chat.view(ann).progress
     turn_.close()
 

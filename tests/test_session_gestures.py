@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from playground import prompts
+from playground import prompts, session
 from playground.session import COMMENT_CHARS, Refused
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
 
@@ -51,6 +51,35 @@ def test_a_vote_before_the_first_words_is_refused_and_the_replies_go_on(chat):
     assert not chat._turns[ann].stream.stopping.is_set()
     go.set()
     assert list(stream)[-1].phase == "voting"
+
+
+def test_who_waits_long_for_room_is_told_and_who_waits_a_moment_is_not(chat, monkeypatch):
+    step, go = chat.engine.step, threading.Event()
+    chat.engine.step = lambda: (go.wait(), step())[1]
+    ann = person(chat)
+    stream = chat.send(ann, "Hello")
+    assert next(stream).progress == ""
+    monkeypatch.setattr(session, "PATIENCE", 0)
+    assert "waits its turn: you are next" in chat.view(ann).progress
+    go.set()
+    assert list(stream)[-1].phase == "voting"
+
+
+def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_none_does(chat, monkeypatch):
+    slow(chat, 0.05)
+    monkeypatch.setattr(session, "LINGER", 0.3)
+    ann, bob = person(chat), person(chat, "bob")
+    for who in (ann, bob):
+        stream = chat.send(who, "Hello")
+        next(stream)
+        thread = threading.Thread(target=chat.linger, args=(who, stream))
+        thread.start()
+        while thread.is_alive():
+            if who is ann:
+                chat.view(who)
+            thread.join(0.1)
+    assert [row["finish_reason"] for row in chat.store.rows("select finish_reason from generation order by id")] == ["length", "length", "stopped", "stopped"]
+    assert chat.view(bob).phase == "voting"
 
 
 def test_a_vote_of_another_person_does_not_stop_my_replies(chat):

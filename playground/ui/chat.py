@@ -52,7 +52,7 @@ class ChatTab:
     def __init__(self, store, engine, chat, notice):
         self.store, self.engine, self.chat, self.notice = store, engine, chat, notice
         self.shown = gr.State(None)
-        self.poll = gr.Timer(0.7, active=False)
+        self.poll = gr.Timer(0.3, active=False)
         with gr.Row(elem_id="panes", equal_height=True):
             self.panes = {side: Pane(side) for side in SIDES}
         with gr.Row(elem_id="actions"):
@@ -84,7 +84,8 @@ class ChatTab:
     def wire(self, page, moments):
         """Attach every handler; none is part of a public API, and each finds out for itself who asks. Returns the event of a finished turn."""
         outputs = self.outputs
-        gr.on([page.load, self.poll.tick], self.restore, None, outputs, **GESTURE)
+        page.load(self.restore, None, outputs, **GESTURE)
+        self.poll.tick(self.on_poll, [self.shown], outputs, **GESTURE)
         gr.on(moments, self.on_tick, [self.shown], [self.swap, self.reasons.fate], **GESTURE)
         sent = gr.on([self.box.submit, self.send.click], self.on_send, [self.box], outputs, **STREAM)
         self.again.click(self.on_again, None, outputs, **STREAM)
@@ -105,13 +106,18 @@ class ChatTab:
     # -- handlers: the turn
 
     def restore(self, request: gr.Request):
-        """What this visitor left, after a reload or while replies that another page started stream; or the chat that a share link leads to."""
+        """What this visitor left, or the chat that a share link leads to."""
         w, token = words.of(request), request.query_params.get("shared")
         if token and (view := self.chat.shared(token)):
             return self.paint(replace(view, phase="shared"), w)
         said = self.notice.warn(w("This link leads to no chat any more."), w("Not shared")) if token else {}
         view = self.chat.view(self.annotator(request))
         return {**self.paint(view, w), self.poll: gr.update(active=view.phase == "streaming"), **said}
+
+    def on_poll(self, on_page, request: gr.Request):
+        """Replies that this page did not start, or started before it was reloaded, as they grow."""
+        view = self.chat.view(self.annotator(request))
+        return {**self.repaint(view, words.of(request), on_page), self.poll: gr.update(active=view.phase == "streaming")}
 
     def on_send(self, text, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
@@ -135,7 +141,7 @@ class ChatTab:
             yield {**self.paint(self.chat.view(annotator), w), **({} if text is None else {self.box: text}), **self.notice.warn(w.said(str(error)), w("Not sent"))}
             return
         except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
-            threading.Thread(target=turn.close, name="hang up").start()
+            threading.Thread(target=self.chat.linger, args=(annotator, turn), name="linger").start()
             raise
 
     def on_stop(self, request: gr.Request):
@@ -148,8 +154,7 @@ class ChatTab:
             try:
                 if on_page is None or on_page.duel is None:
                     raise Refused("There is no pair of replies to vote on here. Reload the page.")
-                updates = self.paint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
-                return {c: update for c, update in updates.items() if c is self.shown or on_page.painted.get(c._id) != update}
+                return self.repaint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
             except Refused as error:
                 return {**self.paint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), w("Vote not recorded"))}
         return on_vote
@@ -259,6 +264,11 @@ class ChatTab:
             updates[button] = gr.update(visible=seen(judged and not (streaming and view.progress)), interactive=not picked,
                                         elem_classes=["vote", "picked"] if picked else ["vote"])
         return {**updates, self.shown: None if reading else replace(on_page, painted={c._id: update for c, update in updates.items()})}
+
+    def repaint(self, view, w, on_page):
+        """What of `paint` is not on the page yet."""
+        painted = on_page.painted if on_page else {}
+        return {c: update for c, update in self.paint(view, w, on_page).items() if c is self.shown or painted.get(c._id) != update}
 
     def paint_panes(self, view, w):
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""

@@ -13,6 +13,7 @@ KNOB_LABELS = {
 }
 STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05, "reply_tokens": 1}
 TITLE_CHARS = 44
+STRETCH = 20  # chats in the list at first, and more at each press
 
 
 class Sidebar:
@@ -20,9 +21,12 @@ class Sidebar:
 
     def __init__(self, settings, store, chat, notice):
         self.store, self.chat, self.notice = store, chat, notice
+        self.stretch = gr.State(STRETCH)
+        self.sure = gr.Checkbox(visible=False)  # what the browser's question was answered with: a gr.State keeps what the server has, whatever `js` gives
         with gr.Sidebar(open=False, elem_id="sidebar", width=300):
             self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
             self.list = gr.Radio([], label=words.label("Your chats"), elem_id="chats", container=False)
+            self.more = gr.Button(words.label("Show earlier chats"), size="sm", elem_id="earlier-chats", visible=False)
             self.none = gr.Markdown(words.label("Your chats are kept here."), elem_id="no-chats")
             with gr.Row(elem_id="chat-tools"):
                 self.share = gr.Button(words.label("Share this chat"), size="sm", elem_id="share")
@@ -43,58 +47,63 @@ class Sidebar:
     def wire(self, page, tab, sent):
         """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list has changed."""
         self.tab = tab
-        mine = [self.list, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values(), self.notice.html]
-        both = [*tab.outputs, *mine[:-1]]
-        page.load(self.refresh, None, mine, **GESTURE)
-        sent.then(self.refresh, None, mine, **GESTURE)
-        gr.on([self.new.click, tab.new.click], self.on_new, None, both, **GESTURE)
-        self.list.input(self.on_open, [self.list], both, **GESTURE)
-        self.delete.click(self.on_delete, [tab.shown], both, js="(page) => window.nudge.sure(page)", **GESTURE)
+        mine = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values()]
+        both = [*tab.outputs, *mine]
+        page.load(self.refresh, [self.stretch], mine, **GESTURE)
+        sent.then(self.refresh, [self.stretch], mine, **GESTURE)
+        gr.on([self.new.click, tab.new.click], self.on_new, [tab.shown, self.stretch], both, **GESTURE)
+        self.list.input(self.on_open, [self.list, tab.shown, self.stretch], both, **GESTURE)
+        self.more.click(self.on_more, [self.stretch], [self.stretch, *mine], **GESTURE)
+        self.delete.click(self.on_delete, [self.sure, tab.shown, self.stretch], both, js="(_, page, stretch) => [window.nudge.sure(), page, stretch]", **GESTURE)
         # the link is the page's own address, which behind a proxy only the browser knows
-        self.share.click(self.on_share, None, mine, **GESTURE)
+        self.share.click(self.on_share, [self.stretch], [*mine, self.notice.html], **GESTURE)
         self.link.change(None, [self.link], [self.link], js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path")
-        self.unshare.click(self.on_unshare, None, mine, **GESTURE)
+        self.unshare.click(self.on_unshare, [self.stretch], mine, **GESTURE)
         kept = [self.system, *self.knobs.values()]
         gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, set(kept), [self.notice.html], trigger_mode="always_last", **GESTURE)
         self.reset.click(self.on_reset, None, [*kept, self.notice.html], **GESTURE)
 
     # -- handlers
 
-    def refresh(self, request: gr.Request):
+    def refresh(self, stretch, request: gr.Request):
         """The list and the open chat's own settings."""
         annotator, w = self.tab.annotator(request), words.of(request)
-        rows, current = self.store.conversations(annotator), self.store.conversation(annotator)
+        rows, current = self.store.conversations(annotator, limit=stretch + 1), self.store.conversation(annotator)
+        rows, more = rows[:stretch], len(rows) > stretch
         chosen = current["id"] if current and any(row["id"] == current["id"] for row in rows) else None
         token = current and current["share_token"]
         system, sampling = self.chat.sampling(annotator)
         return {self.list: gr.Radio(choices=[(_title(row, w), row["id"]) for row in rows], value=chosen, visible=bool(rows)),
-                self.none: gr.Markdown(visible=not rows),
+                self.more: gr.update(visible=more), self.none: gr.Markdown(visible=not rows),
                 self.share: gr.Button(visible=not token, interactive=chosen is not None), self.delete: gr.Button(interactive=chosen is not None),
                 self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)), self.unshare: gr.Button(visible=bool(token)),
                 self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
 
-    def on_new(self, request: gr.Request):
-        return self._change(self.chat.new_chat, request)
+    def on_more(self, stretch, request: gr.Request):
+        return {self.stretch: stretch + STRETCH, **self.refresh(stretch + STRETCH, request)}
 
-    def on_open(self, conversation, request: gr.Request):
-        return self._change(lambda annotator: self.chat.open(annotator, conversation), request)
+    def on_new(self, on_page, stretch, request: gr.Request):
+        return self._change(self.chat.new_chat, on_page, stretch, request)
 
-    def on_delete(self, on_page, request: gr.Request):
-        if on_page is None or on_page.conversation is None:
+    def on_open(self, conversation, on_page, stretch, request: gr.Request):
+        return self._change(lambda annotator: self.chat.open(annotator, conversation), on_page, stretch, request)
+
+    def on_delete(self, sure, on_page, stretch, request: gr.Request):
+        if not sure or on_page is None or on_page.conversation is None:
             return gr.skip()
-        return self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), request)
+        return self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
 
-    def on_share(self, request: gr.Request):
+    def on_share(self, stretch, request: gr.Request):
         try:
             self.chat.share(self.tab.annotator(request))
             said = {}
         except Refused as error:
             said = self.notice.warn(words.of(request).said(str(error)), words.of(request)("Not shared"))
-        return {**self.refresh(request), **said}
+        return {**self.refresh(stretch, request), **said}
 
-    def on_unshare(self, request: gr.Request):
+    def on_unshare(self, stretch, request: gr.Request):
         self.chat.unshare(self.tab.annotator(request))
-        return self.refresh(request)
+        return self.refresh(stretch, request)
 
     def on_configure(self, values, request: gr.Request):
         """`values` is {component: value}. What cannot be is said, and nothing changes."""
@@ -114,14 +123,14 @@ class Sidebar:
         system, sampling = self.chat.sampling(annotator)
         return {self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}, **said}
 
-    def _change(self, gesture, request):
+    def _change(self, gesture, on_page, stretch, request):
         """Do it, and paint the chat and the list as they are then."""
         annotator, w, said = self.tab.annotator(request), words.of(request), {}
         try:
             view = gesture(annotator)
         except Refused as error:
             view, said = self.chat.view(annotator), self.notice.warn(w.said(str(error)))
-        return {**self.tab.paint(view, w), **self.refresh(request), **said}
+        return {**self.tab.repaint(view, w, on_page), **self.refresh(stretch, request), **said}
 
 
 def _title(row, w):
