@@ -136,6 +136,12 @@ def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
     reload(page)
     page.wait_for_selector("#tags input:checked", state="attached")
     assert page.input_value("#comment input, #comment textarea") == "short is good"
+    page.locator("#tags label", has_text="better tone").click()
+    page.wait_for_timeout(300)
+    page.click("#vote-b")  # another vote, which nobody has explained yet
+    page.wait_for_selector("#vote-b.picked")
+    page.wait_for_function("!document.querySelector('#tags input:checked') && document.querySelector('#comment input, #comment textarea').value == ''")
+    assert app.rows("select tags, comment from vote order by id desc limit 2") == [(None, None), ('["clearer", "better tone"]', "short is good")]
 
 
 def test_what_a_vote_does_is_seen_beside_it_and_in_my_votes(visit):

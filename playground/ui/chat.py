@@ -266,9 +266,9 @@ class ChatTab:
         return {**updates, self.shown: None if reading else replace(on_page, painted={c._id: update for c, update in updates.items()})}
 
     def repaint(self, view, w, on_page):
-        """What of `paint` is not on the page yet."""
-        painted = on_page.painted if on_page else {}
-        return {c: update for c, update in self.paint(view, w, on_page).items() if c is self.shown or painted.get(c._id) != update}
+        """What of `paint` is not on the page yet; always what changes there without it, by the person's own hand or a tick."""
+        painted, always = on_page.painted if on_page else {}, {self.shown, self.swap, *self.reasons.outputs}
+        return {c: update for c, update in self.paint(view, w, on_page).items() if c in always or painted.get(c._id) != update}
 
     def paint_panes(self, view, w):
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
