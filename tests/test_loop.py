@@ -22,7 +22,7 @@ GREEDY = Sampling(temperature=0, max_tokens=600)
 def settings_for(folder, **changes):
     """Settings that take a round through every phase in seconds on the tiny model."""
     return Settings(**{
-        "model": str(planted_folder(folder / "model")), "data_dir": folder / "data", "device": "cpu", "dtype": "float32", "temperature": 1.0,
+        "model": str(planted_folder(folder / "model")), "data_dir": folder / "data", "device": "cpu", "dtype": "float32", "threads": 1, "temperature": 1.0,
         "reply_tokens": 16, "round_votes": VOTES, "stream_hz": 60, "ppo_iterations": 8, "ppo_episodes": 64, "ppo_minibatch": 16,
         "rollout_tokens": 16, "ppo_lr": 4e-3, "kl_coefficient": 0.02, "kl_target": 3.0, "kl_budget": 40.0, "reward_layer": 0.25, "gate_prompts": 32,
         "evidence_confidence": 0.5, "canary_fall": 100.0, "decode_format": "float32", **changes})  # to a random model no reply is plain
