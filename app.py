@@ -69,7 +69,8 @@ def serve(settings, sock):
     worker = Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
     engine.neighbour = worker
     try:
-        server.Web(server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close).run([sock])
+        server.Web(server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close,
+                   request_seconds=settings.request_seconds).run([sock])
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # stopping is bounded; a second Ctrl-C must not leave the worker behind

@@ -69,6 +69,22 @@ class Settings(BaseSettings):
     users_file: str = ""
     """File of names and hashed passwords that admins sign in with; `python -m playground.admins --name NAME` writes it. On a Space they sign in with Hugging Face."""
 
+    # -- what a stranger can send
+    request_kb: int = Field(256, ge=16, le=1 << 20)
+    """Largest body of a request, in KB."""
+    request_seconds: float = Field(20, gt=0, le=600)
+    """Longest time in which a request's head and body must have come, and in which a browser must have taken a part of an answer, in seconds."""
+    requests_per_minute: int = Field(6000, ge=60, le=1_000_000)
+    """Most requests of one network address in a minute; an open page sends about 100."""
+    requests_at_once: int = Field(24, ge=4, le=10_000)
+    """Most requests of one browser that are answered at once; a network address may have four times as many."""
+    sessions: int = Field(1000, ge=10, le=100_000)
+    """Most pages that are kept, all visitors together; each takes half a megabyte."""
+    sessions_per_person: int = Field(20, ge=2, le=10_000)
+    """Most pages of one browser; the one that was used longest ago is forgotten first."""
+    sessions_per_address: int = Field(100, ge=2, le=100_000)
+    """Most pages of one network address."""
+
     # -- chat
     temperature: float = Field(0.7, ge=0.05, le=2)
     """Sampling temperature; it divides the logits in the chat, in rollouts and in every PPO log-probability."""

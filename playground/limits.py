@@ -1,0 +1,154 @@
+"""How much one browser, one address and all of them together may ask of the server at once. Nothing here knows what is asked.
+
+Owns the page sessions (Gradio keeps half a megabyte for each name that a browser thinks of) and who each belongs to, the requests and event
+streams that are open, and the rate of requests. Everything runs on the server's event loop, so nothing is locked.
+"""
+
+import hashlib
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from playground.settings import Settings
+
+IDLE = 3600.0  # seconds after which a session that nobody uses is forgotten
+UNREAD = 15.0  # seconds after which replies that no page reads are stopped
+
+
+class TooMuch(Exception):
+    """A request over a limit; the message says so to the person."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who sends a request: the cookie's digest ("" without a cookie) and the network address."""
+
+    person: str
+    address: str
+
+    @classmethod
+    def of(cls, token: str, host: str) -> "Visitor":
+        return cls(hashlib.sha256(token.encode()).hexdigest()[:32] if token else "", network(host))
+
+
+def network(host: str) -> str:
+    """The address that limits count: an IPv6 one by its /64, which one subscriber has whole."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 6:
+        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+@dataclass
+class Session:
+    """One page in one browser. Only the visitor who first used its name may use it."""
+
+    owner: Visitor
+    used: float  # moment of the last request, monotonic
+    heartbeats: int = 0  # streams that say that the page is still open
+    readers: int = 0  # streams that read replies
+    opened: int = 0  # how often a stream that reads replies was opened
+
+    @property
+    def open(self) -> bool:
+        return self.heartbeats + self.readers > 0
+
+
+@dataclass
+class Limits:
+    """The limits of one server. `forget` is called with the name of each session that is dropped."""
+
+    settings: Settings
+    forget: Callable[[str], None] = lambda name: None
+    clock: Callable[[], float] = time.monotonic
+    sessions: dict[str, Session] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._requests, self._streams = Counter(), Counter()  # open ones, by person and by address
+        self._rate = FixedWindowRateLimiter(MemoryStorage())
+        self._per_minute = RateLimitItemPerMinute(self.settings.requests_per_minute)
+
+    # -- requests
+
+    @contextmanager
+    def request(self, visitor: Visitor) -> Iterator[None]:
+        """Count a request while it is answered. TooMuch where its address asks too often or for too much at once."""
+        if not self._rate.hit(self._per_minute, visitor.address):
+            raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
+        with self._counted(self._requests, visitor, self.settings.requests_at_once):
+            yield
+
+    @contextmanager
+    def stream(self, visitor: Visitor, name: str, reads: bool) -> Iterator[None]:
+        """Count an event stream of the session `name` while it is open; `reads` where it reads replies. TooMuch as `session`."""
+        session = self.session(visitor, name)
+        with self._counted(self._streams, visitor, 2 * self.settings.sessions_per_person):
+            session.heartbeats += not reads
+            session.readers += reads
+            session.opened += reads
+            try:
+                yield
+            finally:
+                session.heartbeats -= not reads
+                session.readers -= reads
+                session.used = self.clock()
+
+    @contextmanager
+    def _counted(self, counts: Counter, visitor: Visitor, most_of_person: int) -> Iterator[None]:
+        """One more for the visitor. An address, which several people may share, may have four times what a person may."""
+        keys = {f"person {visitor.person}": most_of_person, f"address {visitor.address}": 4 * most_of_person}
+        if not visitor.person:
+            del keys["person "]  # without a cookie there is only the address to count by
+        if any(counts[key] >= most for key, most in keys.items()):
+            raise TooMuch("Too many pages or requests are open in your browser or network. Close some and try again.")
+        counts.update(keys.keys())
+        try:
+            yield
+        finally:
+            counts.subtract(keys.keys())
+            for key in keys:
+                if not counts[key]:
+                    del counts[key]
+
+    # -- sessions
+
+    def session(self, visitor: Visitor, name: str) -> Session:
+        """The visitor's session of this name, made where there is none. TooMuch where it is another's, or where every other one is open."""
+        session = self.sessions.get(name)
+        if session is None:
+            self._make_room(visitor)
+            session = self.sessions[name] = Session(visitor, self.clock())
+        elif session.owner.person != visitor.person:
+            raise TooMuch("This page belongs to another browser. Reload it.")
+        session.used = self.clock()
+        return session
+
+    def _make_room(self, visitor: Visitor) -> None:
+        """Drop what nobody uses, then as many of the visitor's own idle sessions as it takes for one more."""
+        self._drop(name for name, s in list(self.sessions.items()) if not s.open and s.used < self.clock() - IDLE)
+        bounds = [(self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address),
+                  (self.settings.sessions, lambda s: True)]
+        if visitor.person:
+            bounds.insert(0, (self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person))
+        for most, counts in bounds:
+            mine = [name for name, s in self.sessions.items() if counts(s)]
+            idle = sorted((name for name in mine if not self.sessions[name].open), key=lambda name: self.sessions[name].used)
+            surplus = len(mine) - most + 1
+            if surplus > len(idle):
+                raise TooMuch("Too many pages or requests are open in your browser or network. Close some and try again.")
+            self._drop(idle[:max(surplus, 0)])
+
+    def _drop(self, names) -> None:
+        for name in list(names):
+            del self.sessions[name]
+            self.forget(name)
