@@ -35,7 +35,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 SESSION = r"[A-Za-z0-9_-]{1,64}"  # a page's name, which its browser thinks of
-FILE = r"[\w@-][\w.@-]*"
+FILE = r"[\w@-][\w.@-]{0,150}"
 KEPT_QUERY = {"shared": 64, "__theme": 10}  # parameters of the page's address, and how long they may be
 
 
@@ -68,7 +68,7 @@ def route(methods: str, path: str, way: Way) -> Route:
 ROUTES = [
     route("GET HEAD", r"/(healthz|readyz)", Way.OWN),
     route("GET HEAD", r"/", Way.PAGE),
-    route("GET HEAD", rf"/(assets|static)(/{FILE})+", Way.ASSET),
+    route("GET HEAD", rf"/(assets|static)(/{FILE}){{1,8}}", Way.ASSET),
     route("GET HEAD", r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", Way.ASSET),
     route("POST", r"/gradio_api/run/predict", Way.CALL),
     route("POST", r"/gradio_api/queue/join", Way.JOIN),
