@@ -16,9 +16,77 @@
     if (event.key === "/" && box) { event.preventDefault(); box.focus(); return; }
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
+
+  // What a pane shows is HTML that the server made of a text (playground/ui/text.py), with the text itself in it: that is what is copied and edited.
+  const original = (value) => {
+    if (!value.startsWith('<div class="said">')) return value;
+    const source = new DOMParser().parseFromString(value, "text/html").querySelector(".said > .source");
+    return source ? source.textContent : value;
+  };
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = (text) => write(original(text));
+  }
+  document.addEventListener("copy", (event) => {  // Gradio's way where the browser has no clipboard: a text area of its own, selected
+    const area = document.activeElement;
+    if (!area?.matches("textarea") || original(area.value) === area.value) return;
+    event.clipboardData.setData("text/plain", original(area.value));
+    event.preventDefault();
+  }, true);
+  const settle = (element) => {
+    if (element.matches(".pane textarea") && original(element.value) !== element.value) {
+      element.value = original(element.value);
+      element.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    if (element.matches(".pane [data-testid]") && element.hasAttribute("aria-label")) element.removeAttribute("aria-label");  // it would read the HTML out
+  };
+  document.addEventListener("focusin", (event) => event.target.matches?.(".pane textarea") && settle(event.target));
+
+  // An empty chat waits for words, a pair for a vote: then the keys are votes.
+  const waits = () => {
+    const box = document.querySelector("#message textarea");
+    if (box && document.querySelector("#hint .idle") && !typing(document.activeElement)) box.focus({ preventScroll: true });
+  };
+  const changed = (records) => {
+    for (const record of records) {
+      const target = record.target;
+      if (record.type === "attributes") {
+        if (record.attributeName === "data-number") target.replaceWith(target.cloneNode(true));  // a notice in the place of another: seen and read out anew
+        else if (record.attributeName === "aria-label") settle(target);
+        else if (target.closest("#hint")) waits();
+        continue;
+      }
+      for (const node of record.addedNodes) {
+        if (node.nodeType !== 1) continue;
+        [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
+        if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
+      }
+    }
+  };
+  new MutationObserver(changed).observe(document.documentElement,
+    { subtree: true, childList: true, attributes: true, attributeFilter: ["data-number", "aria-label", "class"] });
+
+  // A tab that is looked at again shows what was done in another one.
+  document.addEventListener("visibilitychange", () => {
+    const stop = document.getElementById("stop");
+    if (document.visibilityState === "visible" && !(stop && stop.offsetParent)) document.getElementById("catch-up")?.click();
+  });
+
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   window.nudge = {
     // a chat is deleted only when its owner says so twice
+    // opens the editor of the reply that the chat goes on from
+    better: () => {
+      const pane = document.querySelector(".pane:has(.badge.drawn), .pane:has(.badge.chosen)");
+      const buttons = [...(pane?.querySelectorAll(".message-buttons-left") ?? [])].at(-1)?.querySelectorAll("button");
+      buttons?.[1]?.click();  // the first one copies
+      requestAnimationFrame(() => {
+        const area = pane?.querySelector("textarea");
+        area?.focus();
+        area?.select();
+        area?.scrollIntoView({ block: "nearest" });
+      });
+    },
     sure: () => confirm(chinese() ? "删除这个对话？之后的训练将不再使用它。" : "Delete this chat? No later round will learn from it."),
   };
   document.documentElement.lang = chinese() ? "zh-CN" : "en";

@@ -4,6 +4,7 @@ The only module that touches the chat template. Knows nothing about models or ro
 """
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -15,8 +16,8 @@ class BadMessage(Exception):
 
 
 def check(text, tokenizer, max_chars):
-    """Return the message without outer blanks; BadMessage when it is empty, too long or holds characters that are no text."""
-    text = (text or "").strip()
+    """Return the message without blank lines before it and blanks after it; its first line keeps its indentation. BadMessage when it is empty, too long or holds characters that are no text."""
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", (text or "").rstrip())
     if not text:
         raise BadMessage("The message is empty. Write something first.")
     if len(text) > max_chars:

@@ -19,7 +19,10 @@ BUSY = "Replies are still streaming. Wait for them or press Stop."
 COMMENT_CHARS = 1000
 PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
 LINGER = 5  # seconds for which replies go on while nobody looks: a page that reloads is back by then
-TAGS = 12  # at most so many reasons on a vote
+# the reasons that fit a vote, by its choice
+PRAISE = ("more helpful", "more correct", "clearer", "better length", "better tone", "follows my request")
+REASONS = {"a": PRAISE, "b": PRAISE, "tie": ("both good", "the same in other words", "each better in its way"),
+           "both_bad": ("wrong", "too long", "off-topic", "unsafe"), "skip": ()}
 KNOBS = {"temperature": (0.05, 2.0), "top_p": (0.05, 1.0), "top_k": (0, 1000), "repetition_penalty": (1.0, 2.0)}  # what a chat may set for itself
 
 
@@ -143,11 +146,13 @@ class Chat:
         return self.view(annotator)
 
     def explain(self, annotator, vote, tags=None, comment=None):
-        """Reasons for one's vote: tags or a comment, or both; what is None stays as it was."""
+        """Reasons for one's vote: tags (of `REASONS`) or a comment, or both; what is None stays as it was. Refused where a tag does not fit the vote."""
         if comment is not None and len(comment := comment.strip()) > COMMENT_CHARS:
             raise Refused(f"The comment has {len(comment):,} characters; at most {COMMENT_CHARS:,} fit. Please shorten it.")
+        if tags:
+            tags = self._fitting(vote, tags)
         with refusing():
-            self.store.explain(vote, annotator, tags and [str(tag)[:40] for tag in tags][:TAGS], comment)
+            self.store.explain(vote, annotator, tags, comment)
 
     def rate(self, annotator, message, thumb):
         """A thumb up (1), down (-1) or none (None) on one reply."""
@@ -323,6 +328,14 @@ class Chat:
         if duel is None or duel["annotator"] != annotator:
             raise Refused("This pair of replies is not yours to vote on. Reload the page.")
         return duel
+
+    def _fitting(self, vote, tags):
+        """`tags`, each once; Refused where one is no reason for such a vote."""
+        row = self.store.vote_fate(vote)
+        possible = REASONS[row["choice"]] if row else ()
+        if not isinstance(tags, list) or any(tag not in possible for tag in tags):
+            raise Refused("This reason does not fit your vote. Reload the page.")
+        return [tag for tag in possible if tag in tags]
 
     @staticmethod
     def _history(rows):

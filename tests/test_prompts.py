@@ -90,7 +90,7 @@ def test_decoding_leaves_special_tokens_out(tokenizer):
 # -- checking
 
 def test_a_good_message_comes_back_without_outer_blanks(tokenizer):
-    assert prompts.check("  Hello\tthere,\nyou 👋🏽  \n", tokenizer, 100) == "Hello\tthere,\nyou 👋🏽"
+    assert prompts.check("\n \n  Hello\tthere,\nyou 👋🏽  \n", tokenizer, 100) == "  Hello\tthere,\nyou 👋🏽"
 
 
 @pytest.mark.parametrize("text, why", [

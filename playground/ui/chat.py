@@ -19,7 +19,7 @@ from playground.ui.notice import GESTURE, STREAM, seen
 from playground.ui.panes import SIDES, Pane, shown
 from playground.ui.reasons import Reasons
 from playground.ui.strip import name
-from playground.ui.text import typed
+from playground.ui.text import original
 
 CHOICES = {"a": words.mark("A better"), "b": words.mark("B better"), "tie": words.mark("Tie"), "both_bad": words.mark("Both bad"), "skip": words.mark("Skip")}
 STARTERS = (words.mark("Give me three tips for a good night's sleep."), words.mark("Explain why the sky is blue to a child."),
@@ -40,7 +40,14 @@ class Shown:
     version: int  # that answers; a newer one is told quietly
     at: str
     clock: float
+    vote: int | None = None  # the person's own on this pair
     painted: dict = field(default_factory=dict, repr=False)  # component id: what `paint` last sent there
+
+    def behind(self, view):
+        """Whether the person has gone on elsewhere, so that a gesture here was meant for something that is no more: another chat, pair or vote."""
+        if self.conversation is None and not view.started:
+            return False  # nothing was there, and what is there now is empty
+        return (self.conversation, self.duel, self.vote) != (view.conversation, view.duel, view.vote)
 
     def dwell_ms(self):
         return 1e3 * (time.monotonic() - self.clock)
@@ -64,7 +71,7 @@ class ChatTab:
         with gr.Row(elem_id="composer", equal_height=True):
             self.new = gr.Button(words.label("New chat"), elem_id="new-chat", scale=0, min_width=100)
             self.box = gr.Textbox(placeholder=words.label("Write a message…"), label=words.label("Message"), lines=1, max_lines=6, show_label=False,
-                                  container=False, autofocus=True, elem_id="message", scale=1)
+                                  container=False, elem_id="message", scale=1)
             self.send = gr.Button(words.label("Send"), variant="primary", elem_id="send", scale=0, min_width=100)
             self.stop = gr.Button(words.label("Stop"), variant="stop", elem_id="stop", scale=0, min_width=100, visible="hidden")
         with gr.Row(elem_id="tools"):
@@ -74,6 +81,7 @@ class ChatTab:
             self.place = gr.HTML(elem_id="pair-place", padding=False)
             self.later = gr.Button("›", size="sm", elem_id="pair-after", visible="hidden")
             self.swap = gr.HTML(elem_id="swap", padding=False)
+            self.catch_up = gr.Button(visible="hidden", elem_id="catch-up")  # pressed by the page itself when it is looked at again
 
     @property
     def outputs(self):
@@ -85,14 +93,14 @@ class ChatTab:
         """Attach every handler; none is part of a public API, and each finds out for itself who asks. Returns the event of a finished turn."""
         outputs = self.outputs
         page.load(self.restore, None, outputs, **GESTURE)
-        self.poll.tick(self.on_poll, [self.shown], outputs, **GESTURE)
+        gr.on([self.poll.tick, self.catch_up.click], self.on_poll, [self.shown], outputs, **GESTURE)
         gr.on(moments, self.on_tick, [self.shown], [self.swap, self.reasons.fate], **GESTURE)
-        sent = gr.on([self.box.submit, self.send.click], self.on_send, [self.box], outputs, **STREAM)
-        self.again.click(self.on_again, None, outputs, **STREAM)
+        sent = gr.on([self.box.submit, self.send.click], self.on_send, [self.box, self.shown], outputs, **STREAM)
+        self.again.click(self.on_again, [self.shown], outputs, **STREAM)
         self.stop.click(self.on_stop, None, None, **GESTURE)
-        self.undo.click(self.on_undo, None, outputs, **GESTURE)
-        self.earlier.click(self.on_earlier, None, outputs, **GESTURE)
-        self.later.click(self.on_later, None, outputs, **GESTURE)
+        self.undo.click(self.on_undo, [self.shown], outputs, **GESTURE)
+        self.earlier.click(self.on_earlier, [self.shown], outputs, **GESTURE)
+        self.later.click(self.on_later, [self.shown], outputs, **GESTURE)
         for choice, button in self.votes.items():
             button.click(self.voter(choice), [self.shown], outputs, **GESTURE)
         for button, text in zip(self.starters, STARTERS, strict=True):
@@ -119,18 +127,19 @@ class ChatTab:
         view = self.chat.view(self.annotator(request))
         return {**self.repaint(view, words.of(request), on_page), self.poll: gr.update(active=view.phase == "streaming")}
 
-    def on_send(self, text, request: gr.Request):
+    def on_send(self, text, on_page, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
-        yield from self.stream(lambda annotator: self.chat.send(annotator, text), text, request)
+        yield from self.stream(lambda annotator: self.chat.send(annotator, text), text, on_page, request)
 
-    def on_again(self, request: gr.Request):
+    def on_again(self, on_page, request: gr.Request):
         """Two new replies to the same message."""
-        yield from self.stream(self.chat.regenerate, None, request)
+        yield from self.stream(self.chat.regenerate, None, on_page, request)
 
-    def stream(self, start, text, request):
+    def stream(self, start, text, on_page, request):
         annotator, w = self.annotator(request), words.of(request)
         turn, before = start(annotator), None
         try:
+            self.check_current(annotator, on_page)
             for view in turn:
                 if before is None:
                     yield {**self.paint(view, w), **({} if text is None else {self.box: ""})}
@@ -154,6 +163,7 @@ class ChatTab:
             try:
                 if on_page is None or on_page.duel is None:
                     raise Refused("There is no pair of replies to vote on here. Reload the page.")
+                self.check_current(annotator, on_page)
                 return self.repaint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
             except Refused as error:
                 return {**self.paint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), w("Vote not recorded"))}
@@ -179,7 +189,7 @@ class ChatTab:
             annotator, w = self.annotator(request), words.of(request)
             try:
                 line = self.line(annotator, on_page, side, data.index)
-                view = self.chat.edit(annotator, line.id, typed(data.value))
+                view = self.chat.edit(annotator, line.id, original(data.value))
                 said = self.notice.say(w("Kept: the next version learns from your wording too."))
             except (BadMessage, Refused) as error:
                 said = self.notice.warn(w.said(str(error)), w("Edit not kept"))
@@ -189,36 +199,45 @@ class ChatTab:
 
     def line(self, annotator, on_page, side, index):
         """The reply at a place of a pane, if the page is not behind."""
-        view, index = self.chat.view(annotator), index[0] if isinstance(index, (list, tuple)) else index
-        if on_page is None or (view.conversation, view.duel) != (on_page.conversation, on_page.duel) or view.phase == "streaming":
+        view, index = self.check_current(annotator, on_page), index[0] if isinstance(index, (list, tuple)) else index
+        if on_page is None or view.phase == "streaming":
             raise Refused("This page is behind. It shows the chat anew; try again.")
         lines = shown(view, side)
         if not isinstance(index, int) or not 0 <= index < len(lines) or lines[index].id is None:
             raise Refused("Only replies can be judged or edited. To change your own message, undo the turn.")
         return lines[index]
 
+    def check_current(self, annotator, on_page):
+        """The View as it is now; Refused when the page shows another (`on_page` is None where nobody knows what it shows)."""
+        view = self.chat.view(annotator)
+        if on_page is not None and on_page.behind(view):
+            raise Refused("You went on in another tab or window. Here is the chat as it is now; what you pressed was not done.")
+        return view
+
     # -- handlers: the conversation
 
-    def on_undo(self, request: gr.Request):
+    def on_undo(self, on_page, request: gr.Request):
         annotator, w = self.annotator(request), words.of(request)
         try:
+            self.check_current(annotator, on_page)
             view, text = self.chat.undo(annotator)
             return {**self.paint(view, w), self.box: text}
         except Refused as error:
             return {**self.paint(self.chat.view(annotator), w), **self.notice.warn(w.said(str(error)))}
 
-    def on_earlier(self, request: gr.Request):
-        return self.turn_over(-1, request)
+    def on_earlier(self, on_page, request: gr.Request):
+        return self.turn_over(-1, on_page, request)
 
-    def on_later(self, request: gr.Request):
-        return self.turn_over(1, request)
+    def on_later(self, on_page, request: gr.Request):
+        return self.turn_over(1, on_page, request)
 
-    def turn_over(self, step, request):
+    def turn_over(self, step, on_page, request):
         """Another pair of replies to the same message."""
         annotator, w = self.annotator(request), words.of(request)
         view = self.chat.view(annotator)
         at, said = view.pairs.index(view.duel) + step if view.duel in view.pairs else -1, {}
         try:
+            self.check_current(annotator, on_page)
             if 0 <= at < len(view.pairs):
                 view = self.chat.show_pair(annotator, view.pairs[at])
         except Refused as error:
@@ -246,6 +265,7 @@ class ChatTab:
         """Every component of the tab as `view` has it. `on_page` is what the page already shows, so that its clock goes on."""
         if on_page is None or (on_page.conversation, on_page.duel) != (view.conversation, view.duel) or view.phase == "streaming":
             on_page = Shown(view.conversation, view.duel, self.engine.live.version, now(), time.monotonic())
+        on_page = replace(on_page, vote=view.vote)
         reading, streaming, judged = view.phase == "shared", view.phase == "streaming", view.phase in ("streaming", "voting", "voted")
         several = len(view.pairs) > 1 and not streaming
         at = view.pairs.index(view.duel) if view.duel in view.pairs else 0

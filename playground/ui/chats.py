@@ -6,6 +6,7 @@ from playground.prompts import BadMessage
 from playground.session import KNOBS, Refused
 from playground.ui import words
 from playground.ui.notice import GESTURE
+from playground.ui.text import line
 
 KNOB_LABELS = {
     "temperature": words.mark("Temperature: higher is more varied"), "top_p": words.mark("Top-p: 1 is off"), "top_k": words.mark("Top-k: 0 is off"),
@@ -56,12 +57,12 @@ class Sidebar:
         self.more.click(self.on_more, [self.stretch], [self.stretch, *mine], **GESTURE)
         self.delete.click(self.on_delete, [self.sure, tab.shown, self.stretch], both, js="(_, page, stretch) => [window.nudge.sure(), page, stretch]", **GESTURE)
         # the link is the page's own address, which behind a proxy only the browser knows
-        self.share.click(self.on_share, [self.stretch], [*mine, self.notice.html], **GESTURE)
+        self.share.click(self.on_share, [tab.shown, self.stretch], both, **GESTURE)
         self.link.change(None, [self.link], [self.link], js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path")
-        self.unshare.click(self.on_unshare, [self.stretch], mine, **GESTURE)
+        self.unshare.click(self.on_unshare, [tab.shown, self.stretch], both, **GESTURE)
         kept = [self.system, *self.knobs.values()]
-        gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, set(kept), [self.notice.html], trigger_mode="always_last", **GESTURE)
-        self.reset.click(self.on_reset, None, [*kept, self.notice.html], **GESTURE)
+        gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, {*kept, tab.shown}, [self.notice.html], trigger_mode="always_last", **GESTURE)
+        self.reset.click(self.on_reset, [tab.shown], [*kept, self.notice.html], **GESTURE)
 
     # -- handlers
 
@@ -93,30 +94,37 @@ class Sidebar:
             return gr.skip()
         return self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
 
-    def on_share(self, stretch, request: gr.Request):
-        try:
-            self.chat.share(self.tab.annotator(request))
-            said = {}
-        except Refused as error:
-            said = self.notice.warn(words.of(request).said(str(error)), words.of(request)("Not shared"))
-        return {**self.refresh(stretch, request), **said}
+    def on_share(self, on_page, stretch, request: gr.Request):
+        return self._on_this(self.chat.share, words.of(request)("Not shared"), on_page, stretch, request)
 
-    def on_unshare(self, stretch, request: gr.Request):
-        self.chat.unshare(self.tab.annotator(request))
-        return self.refresh(stretch, request)
+    def on_unshare(self, on_page, stretch, request: gr.Request):
+        return self._on_this(self.chat.unshare, "", on_page, stretch, request)
+
+    def _on_this(self, gesture, title, on_page, stretch, request):
+        """Do something with the chat that the page shows; where another is open by now, show that one and say so."""
+        annotator, said = self.tab.annotator(request), {}
+        try:
+            self.tab.check_current(annotator, on_page)
+            gesture(annotator)
+        except Refused as error:
+            w = words.of(request)
+            said = {**self.tab.repaint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), title)}
+        return {**self.refresh(stretch, request), **said}
 
     def on_configure(self, values, request: gr.Request):
         """`values` is {component: value}. What cannot be is said, and nothing changes."""
         w = words.of(request)
         try:
+            self.tab.check_current(self.tab.annotator(request), values[self.tab.shown])
             self.chat.configure(self.tab.annotator(request), values[self.system], {name: values[knob] for name, knob in self.knobs.items()})
             return gr.skip()
         except (BadMessage, Refused) as error:
             return self.notice.warn(w.said(str(error)), w("Setting not kept"))
 
-    def on_reset(self, request: gr.Request):
+    def on_reset(self, on_page, request: gr.Request):
         annotator, said = self.tab.annotator(request), {}
         try:
+            self.tab.check_current(annotator, on_page)
             self.chat.configure(annotator, "", {})
         except Refused as error:
             said = self.notice.warn(words.of(request).said(str(error)))
@@ -134,5 +142,6 @@ class Sidebar:
 
 
 def _title(row, w):
-    title = row["title"] if len(row["title"]) <= TITLE_CHARS else row["title"][:TITLE_CHARS - 1].rstrip() + "…"
+    title = line(row["title"])
+    title = title if len(title) <= TITLE_CHARS else title[:TITLE_CHARS - 1].rstrip() + "…"
     return title + (w(" · shared") if row["shared"] else "")

@@ -10,6 +10,8 @@ from html import escape
 
 import gradio as gr
 
+from playground.ui.text import visible
+
 GESTURE = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # how every listener is attached
 STREAM = {**GESTURE, "queue": True, "concurrency_limit": 16}  # one that yields
 
@@ -24,7 +26,8 @@ class Notice:
 
     def __init__(self):
         self.html = gr.HTML(elem_id="notice", padding=False)
-        self._number = itertools.count()  # in each notice, so that the same words twice are shown twice
+        # in each notice: at a new number assets/page.js puts a new element in its place, which is seen and read out even where the words are the same
+        self._number = itertools.count()
 
     def warn(self, text, title=""):
         return self._update("warning", "alert", text, title)
@@ -34,4 +37,4 @@ class Notice:
 
     def _update(self, kind, role, text, title):
         head = f"<b>{escape(title)}</b> " if title else ""
-        return {self.html: f'<div class="notice {kind}" role="{role}" data-number="{next(self._number)}">{head}{escape(text)}</div>'}
+        return {self.html: f'<div class="notice {kind}" role="{role}" data-number="{next(self._number)}">{head}{escape(visible(text))}</div>'}

@@ -6,7 +6,7 @@ import gradio as gr
 
 from playground.ui import words
 from playground.ui.strip import name
-from playground.ui.text import literal
+from playground.ui.text import as_markdown, as_typed
 
 SIDES = ("a", "b")
 PLACEHOLDERS = {
@@ -26,6 +26,7 @@ class Pane:
             self.chatbot = gr.Chatbot(
                 label=words.label(LABELS[side]), show_label=False, container=False, elem_id=f"chat-{side}", height="100%",
                 placeholder=words.label(PLACEHOLDERS[side]), layout="bubble", buttons=["copy"], sanitize_html=True, allow_tags=False,
+                render_markdown=False, latex_delimiters=[],  # `ui/text.py` makes the HTML
                 group_consecutive_messages=False, feedback_options=tuple(THUMBS.values()), editable="all")
             self.badge = gr.HTML(badge(side, None, words.Words()), elem_id=f"badge-{side}", padding=False)
 
@@ -55,7 +56,13 @@ def shown(view, side):
 
 
 def messages(view, side):
-    return [{"role": line.role, "content": literal(line.text)} for line in shown(view, side)]
+    return [message(line) for line in shown(view, side)]
+
+
+def message(line):
+    """A Line for the Chatbot, as HTML. It goes as a part of type "text": Gradio takes the indentation from a plain string."""
+    html = as_typed(line.text) if line.role == "user" else as_markdown(line.text)
+    return {"role": line.role, "content": [{"type": "text", "text": html}]}
 
 
 def badge(side, view, w):
@@ -66,7 +73,7 @@ def badge(side, view, w):
         state, facts = "streaming", [w("writing…")]
     elif view and view.phase in ("voting", "voted"):
         if view.phase == "voted":
-            state = "chosen" if candidate.chosen else "passed"
+            state = _standing(view, candidate)
             facts.append(name(candidate.version, w))
         if candidate.first_token_ms is not None:
             facts.append(w("first token {ms} ms", ms=f"{candidate.first_token_ms:.0f}"))
@@ -75,8 +82,15 @@ def badge(side, view, w):
         if candidate.edited:
             facts.append(w("edited by you"))
         if candidate.chosen:
-            mark = f'<b class="mark">{escape(w("✓ your pick") if view.choice in SIDES else w("goes on from here"))}</b>'
+            mark = f'<b class="mark">{escape(w("✓ your pick") if view.choice in SIDES else w("goes on from here, drawn by lot"))}</b>'
     return f'<div class="badge {state}"><b class="letter">{side.upper()}</b><span>{escape(" · ".join(facts))}</span>{mark}</div>'
+
+
+def _standing(view, candidate):
+    """The class of a side's badge after the vote. Without a winner no side looks like one; the one that goes on was drawn."""
+    if view.choice in SIDES:
+        return "chosen" if candidate.chosen else "passed"
+    return "drawn" if candidate.chosen else ""
 
 
 def _candidate(view, side):

@@ -4,13 +4,12 @@ from html import escape
 
 import gradio as gr
 
-from playground.session import Refused
+from playground.session import REASONS, Refused
 from playground.ui import words
 from playground.ui.notice import GESTURE, seen
 from playground.ui.strip import name
 
-TAGS = (words.mark("more helpful"), words.mark("more correct"), words.mark("clearer"), words.mark("better length"), words.mark("better tone"),
-        words.mark("follows my request"))
+TAGS = list(dict.fromkeys(tag for tags in REASONS.values() for tag in tags))  # all there are; a vote shows those that fit it
 
 
 class Reasons:
@@ -19,6 +18,7 @@ class Reasons:
     def __init__(self, store, chat, notice):
         self.store, self.chat, self.notice = store, chat, notice
         with gr.Row(elem_id="reasons"):
+            self.better = gr.Button(words.label("✎ Write a better one"), size="sm", elem_id="better", visible="hidden")
             self.tags = gr.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
                                          elem_id="tags", visible="hidden", min_width=100)
             self.comment = gr.Textbox(placeholder=words.label("Add a comment"), label=words.label("Comment"), show_label=False, container=False, lines=1, max_lines=1,
@@ -27,7 +27,7 @@ class Reasons:
 
     @property
     def outputs(self):
-        return [self.tags, self.comment, self.fate]
+        return [self.better, self.tags, self.comment, self.fate]
 
     def wire(self, shown, annotator):
         """`shown` is the page's state, `annotator` tells who asks."""
@@ -44,13 +44,16 @@ class Reasons:
                 except Refused as error:
                     return self.notice.warn(w.said(str(error)), w("Not recorded"))
             return on_explain
+        self.better.click(None, None, None, js="() => window.nudge.better()", show_progress="hidden", api_visibility="private")
         latest = {"trigger_mode": "always_last", **GESTURE}
         self.tags.input(explainer("tags"), [shown, self.tags], [self.notice.html], **latest)
         gr.on([self.comment.submit, self.comment.blur], explainer("comment"), [shown, self.comment], [self.notice.html], **latest)
 
     def paint(self, view, w):
         voted = view.phase == "voted"
-        return {self.tags: gr.update(value=list(view.tags), visible=seen(voted and view.choice != "skip")),
+        tags = REASONS.get(view.choice, ()) if voted else ()
+        return {self.better: gr.update(visible=seen(voted and view.choice == "both_bad")),
+                self.tags: gr.update(choices=[(w(tag), tag) for tag in tags or TAGS], value=[tag for tag in view.tags if tag in tags], visible=seen(bool(tags))),
                 self.comment: gr.update(value=view.comment, visible=seen(voted and view.choice != "skip")),
                 self.fate: self._fate(view.vote, w) if voted else ""}
 

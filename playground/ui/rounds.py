@@ -12,6 +12,7 @@ from playground.ui import gatewords, plots, words
 from playground.ui.notice import GESTURE
 from playground.ui.steps import steps
 from playground.ui.strip import ENDED, PHASES, invitation, name
+from playground.ui.text import visible
 
 CURVES = {
     "reward": words.mark("Reward of the replies"), "kl": words.mark("KL to the base, nats"), "beta": words.mark("β, weight of the KL"),
@@ -143,7 +144,7 @@ def summary(row, now, w):
         said = w("{version} was published.", version=name(row["version"], w))
     else:
         said = w.said(STOPPED) if kind == "stopped" else w.said(ENDED[row["state"]])
-    reason = f"<p>{escape(w.said(row['reason']))}</p>" if row["reason"] and kind != "stopped" else ""
+    reason = f"<p>{escape(visible(w.said(row['reason'])))}</p>" if row["reason"] and kind != "stopped" else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, w))
     return f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>{reason}{steps(row, w)}<div class="facts">{facts}</div>'
 
@@ -181,8 +182,8 @@ def samples(file, w):
         return ""
     rows = json.loads(file.read_text())["samples"][:SAMPLES]
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("Before"), w("After")))
-    body = "".join(f'<tr><th scope="row" colspan="2">{escape(_question(s["prompt"]))}</th></tr>'
-                   f'<tr><td>{escape(s["live"].strip())}</td><td>{escape(s["new"].strip())}</td></tr>' for s in rows)
+    body = "".join(f'<tr><th scope="row" colspan="2">{escape(visible(_question(s["prompt"])))}</th></tr>'
+                   f'<tr><td>{escape(visible(s["live"].strip()))}</td><td>{escape(visible(s["new"].strip()))}</td></tr>' for s in rows)
     heading = escape(w("The same held-out prompts, before and after"))
     return f'<h2>{heading}</h2><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -199,13 +200,13 @@ def config(row, w):
     names = [name for names in sections().values() for name in names if name in row["config"]]
     changed = [name for name in names if row["config"][name] != Settings.model_fields[name].default]
     ordered = [*changed, *(name for name in names if name not in changed)]
-    rows = "".join(f'<tr class="{"changed" if name in changed else ""}"><th scope="row">{name}</th><td>{escape(str(row["config"][name]))}</td></tr>' for name in ordered)
+    rows = "".join(f'<tr class="{"changed" if name in changed else ""}"><th scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>' for name in ordered)
     return f'<table class="config"><caption>{escape(w("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"]))}</caption><tbody>{rows}</tbody></table>'
 
 
 def tail(file):
     """The end of a round's log."""
-    return file.read_text(encoding="utf-8", errors="replace")[-LOG_CHARS:] if file.exists() else ""
+    return visible(file.read_text(encoding="utf-8", errors="replace")[-LOG_CHARS:]) if file.exists() else ""
 
 
 def _clock(moment):

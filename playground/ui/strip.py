@@ -10,6 +10,7 @@ import gradio as gr
 from playground.store import REFUSED
 from playground.ui import words
 from playground.ui.notice import GESTURE
+from playground.ui.text import line
 
 PHASES = {
     "collect": words.mark("reading the votes"), "sft": words.mark("warming up on edited replies"), "reward": words.mark("reward model"),
@@ -176,5 +177,6 @@ def _steps(now, w):
 
 def _line(text, detail, share=None):
     """A sentence, a bar where a share from 0 to 1 is known, and a detail."""
+    text = line(text)
     bar = "" if share is None else f'<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>'
     return f'<span class="what" title="{escape(text)}">{escape(text)}</span>{bar}<span class="detail">{escape(detail)}</span>'

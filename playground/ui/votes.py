@@ -10,6 +10,7 @@ from playground.ui import words
 from playground.ui.chat import CHOICES
 from playground.ui.notice import GESTURE
 from playground.ui.reasons import fate
+from playground.ui.text import line
 
 STRETCH = 100  # votes shown at first, and more at each press
 
@@ -62,7 +63,8 @@ def table(votes, w):
 
 def _row(vote, w):
     when = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
-    text = vote["text"] if len(vote["text"]) <= 90 else vote["text"][:89] + "…"
+    text = line(vote["text"])
+    text = text if len(text) <= 90 else text[:89] + "…"
     foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
     side = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
     cells = (f"<time>{when}</time>", escape(text), f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>", escape(foreseen), fate(vote, w))
