@@ -1,8 +1,9 @@
 """Published adapter versions on disk: written so that a torn one cannot exist, read so that a wrong one cannot load.
 
-A version is a folder `vNNNN/` with `adapter_model.safetensors`, `adapter_config.json` and, written last, `manifest.json`, and nothing else. A
-folder without a manifest does not exist. The manifest holds the hashes of the two others, so its own hash, which is in the store, is that of the
-whole version. This module knows nothing about who is live; that is a row in the store.
+A version is a folder `vNNNN/` with `adapter_model.safetensors`, `adapter_config.json` and, written last,
+`manifest.json`, and nothing else. A folder without a manifest does not exist. The manifest holds the hashes of the two
+others, so its own hash, which is in the store, is that of the whole version. This module knows nothing about who is
+live; that is a row in the store.
 """
 
 import hashlib
@@ -73,7 +74,8 @@ class _Manifest(_Strict):
 
 
 def write(root, version, tensors, *, rank, alpha, targets, base, parent, round_id, scores):
-    """Write version `version` under `root` and return (folder, sha256 of its manifest). A complete folder from before a crash is kept.
+    """Write version `version` under `root` and return (folder, sha256 of its manifest). A complete folder from before a
+    crash is kept.
 
     `tensors` maps names to LoRA tensors (fp32); `base` is {"model", "hash"}; `scores` is what the gate measured.
     """
@@ -104,14 +106,16 @@ def write(root, version, tensors, *, rank, alpha, targets, base, parent, round_i
 
 
 def read(folder, *, base_hash, expected_sha256=None):
-    """Return (manifest, tensors) of a version after checking its hashes, its base, its names and shapes, and that every value is
-    finite and of sane size. BadAdapter otherwise, whatever is wrong with it."""
+    """Return (manifest, tensors) of a version after checking its hashes, its base, its names and shapes, and that every
+    value is finite and of sane size. BadAdapter otherwise, whatever is wrong with it."""
     folder = Path(folder)
     try:
         return _read(folder, base_hash, expected_sha256)
     except BadAdapter:
         raise
-    except Exception as error:  # whoever can write the folder can have it raise anything: RecursionError, MemoryError, what a parser of files raises
+    # whoever can write the folder can have it raise anything: RecursionError, MemoryError, what a parser of files
+    # raises
+    except Exception as error:
         raise BadAdapter(f"{folder.name} cannot be read: {in_words(error)}") from None
 
 
@@ -124,8 +128,9 @@ def _read(folder, base_hash, expected_sha256):
     except ValidationError as error:
         raise BadAdapter(f"{folder.name} is incomplete: {MANIFEST}: {_first_problem(error)}") from None
     files = manifest.files
-    # Rows of before migration 0004 hold the hash of the weights alone, later ones that of the manifest, which holds all hashes. A row of the later
-    # kind cannot be met the earlier way: the weights would have to be a file with the manifest's hash, which is none that safetensors reads.
+    # Rows of before migration 0004 hold the hash of the weights alone, later ones that of the manifest, which holds all
+    # hashes. A row of the later kind cannot be met the earlier way: the weights would have to be a file with the
+    # manifest's hash, which is none that safetensors reads.
     if expected_sha256 and expected_sha256 not in (hashlib.sha256(text).hexdigest(), files.weights.sha256):
         raise BadAdapter(f"{folder.name} is not the version that was published: its hash is not {expected_sha256[:12]}")
     config_text = _text(folder / CONFIG)

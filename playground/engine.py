@@ -284,8 +284,8 @@ class Engine:
                 log.exception("looking for a new version failed; trying again")
 
     def follow_store(self):
-        """Make the store's live version the one that answers. One that cannot be used is rejected in the store with the reason, and the
-        version that was answering stays. Returns whether the version that answers is the store's."""
+        """Make the store's live version the one that answers. One that cannot be used is rejected in the store with the
+        reason, and the version that was answering stays. Returns whether the version that answers is the store's."""
         while True:
             row = self.store.live_policy()
             if row["version"] == self.live.version:
@@ -304,7 +304,8 @@ class Engine:
         return True
 
     def _try(self, row):
-        """The version of a row, built and checked. Whatever that raises is the version's fault: it is rejected, and None is returned."""
+        """The version of a row, built and checked. Whatever that raises is the version's fault: it is rejected, and
+        None is returned."""
         self._building, policy = True, None
         with self._stepping:
             pass  # the step that still has all cores has ended
@@ -324,7 +325,8 @@ class Engine:
         self.store.reject_live(row["version"], reason, self._last_good(row["version"]), policy and policy.weights_sha256)
 
     def _last_good(self, bad):
-        """The version to fall back on: the one that answers; right after a restart, the nearest that the bad one descends from, at last the base."""
+        """The version to fall back on: the one that answers; right after a restart, the nearest that the bad one
+        descends from, at last the base."""
         if self.live.version or self._threads:
             return self.live.version
         return self.store.last_good_before(bad)

@@ -39,7 +39,8 @@ def create(settings, store, engine, chat):
 
 
 def readiness(settings, store, engine):
-    """What answers and how: for people and probes. Nothing in it is secret. `ready` is false, with the reason, where nothing can be recorded."""
+    """What answers and how: for people and probes. Nothing in it is secret. `ready` is false, with the reason, where
+    nothing can be recorded."""
     trouble = store.trouble()
     return {
         "ready": engine.healthy and not trouble, "database": trouble or "ok", "version": engine.live.version, "model": engine.identity["model"], "dtype": str(engine.base.dtype).removeprefix("torch."),

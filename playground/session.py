@@ -45,13 +45,15 @@ class Chat:
         self._rng = rng or random.SystemRandom()
         self._picker = active.Picker(settings, engine.identity["hash"])
         self._turns = {}  # annotator -> Turn
-        self._unrecorded = {}  # annotator -> (duel, results, pair): written to the end while the store could not take it
+        # annotator -> (duel, results, pair): written to the end while the store could not take it
+        self._unrecorded = {}
         self._lock = threading.Lock()
 
     # -- what is there
 
     def view(self, annotator):
-        """What this person sees after a reload. StoreUnavailable while the replies of their last turn cannot be recorded."""
+        """What this person sees after a reload. StoreUnavailable while the replies of their last turn cannot be
+        recorded."""
         self._record(annotator)
         conversation = self.store.conversation(annotator)
         if conversation is None:

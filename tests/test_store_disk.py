@@ -62,7 +62,8 @@ def folder_moved_and_made_anew(path):
 
 
 def locks_lost(path):
-    """What a request did that had the server read its own database as a file: the locks are gone, and who closes next deletes the log."""
+    """What a request did that had the server read its own database as a file: the locks are gone, and who closes next
+    deletes the log."""
     read_as_a_file(path)
     another_process(path)
 
@@ -72,8 +73,8 @@ ACCIDENTS = [deleted, replaced_by_a_copy, log_deleted, index_deleted, folder_mov
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
 def test_a_write_after_the_files_are_gone_is_refused_and_not_lost_in_silence(file_store, accident, caplog):
-    """Votes were said to be recorded that went into a deleted file: `open(nudge.db)` in the server dropped SQLite's locks, the next process to close the
-    database deleted its write-ahead log, and the server wrote on."""
+    """Votes were said to be recorded that went into a deleted file: `open(nudge.db)` in the server dropped SQLite's
+    locks, the next process to close the database deleted its write-ahead log, and the server wrote on."""
     cast(file_store)
     accident(Path(file_store.path))
     with caplog.at_level(logging.ERROR):
@@ -147,7 +148,8 @@ def test_what_is_harmless_is_no_alarm(file_store, event):
 
 
 def test_a_store_whose_first_thread_has_ended_keeps_its_log(tmp_path):
-    """Each thread has a connection that ends with it; were there no other, another process would delete the log under the next writer."""
+    """Each thread has a connection that ends with it; were there no other, another process would delete the log under
+    the next writer."""
     made = []
     thread = threading.Thread(target=lambda: made.append(Store(tmp_path / "nudge.db")))
     thread.start()

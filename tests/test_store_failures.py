@@ -188,7 +188,8 @@ def test_a_damaged_database_says_so(file_store):
     file_store.db.execute("pragma wal_checkpoint(truncate)")
     size = os.stat(file_store.path).st_size
     handle = os.open(file_store.path, os.O_WRONLY)
-    os.pwrite(handle, b"\xff" * (size - 4096), 4096)  # all but the first page; the handle stays open, so that no lock is dropped
+    # all but the first page; the handle stays open, so that no lock is dropped
+    os.pwrite(handle, b"\xff" * (size - 4096), 4096)
     said = []
     thread = threading.Thread(target=lambda: said.append(pytest.raises(StoreUnavailable, file_store.annotator, "nobody").value))
     thread.start()

@@ -103,7 +103,8 @@ def test_the_last_good_version_is_the_nearest_ancestor_that_no_server_rejected(s
 
 
 def test_weights_of_versions_that_a_server_rejected_before_hashes_covered_all_are_still_known(tmp_path):
-    """`sha256` was the hash of the weights; it is that of the manifest now, which is another for the same weights in another version."""
+    """`sha256` was the hash of the weights; it is that of the manifest now, which is another for the same weights in
+    another version."""
     old = sqlite_utils.Database(tmp_path / "nudge.db")
     migrations.apply(old, stop_before="0004_beat")
     old["round"].insert({"id": 1, "state": "published", "created": "x"})

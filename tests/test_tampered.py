@@ -40,10 +40,19 @@ def site(app, tmp_path):
     return restarted(app)
 
 
-def restarted(app):
-    """Nothing answers but the base, as in a new process."""
+@pytest.fixture(scope="module")
+def good(app, tensors, tmp_path_factory):
+    """The engine with a good version live, which all tests that reject another one share; and that version's Policy."""
+    app.store, app.settings = Store(), app.settings.model_copy(update={"data_dir": tmp_path_factory.mktemp("good")})
+    publish(app, tensors)
+    assert app.follow_store() and app.live.version == 1
+    return app.store, app.settings, app.live
+
+
+def restarted(app, *ready):
+    """Nothing answers but the base, as in a new process; the Policies `ready` need not be built again, which takes time."""
     app.live = Policy(0, app.base, app.live.forward.sibling(app.base))
-    app._resident = {0: app.live}
+    app._resident = {policy.version: policy for policy in (app.live, *ready)}
     return app
 
 
@@ -149,24 +158,28 @@ TAMPERED = {
 
 @pytest.mark.parametrize("row", ["whole", "weights"], ids=["published now", "published before the manifest was hashed"])
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_start(site, tensors, name, row, caplog):
-    """TypeError, ValueError, RuntimeError and RecursionError from a manifest, which no hash covered, stopped the app at its start."""
-    good = publish(site, tensors)
-    assert site.follow_store() and site.live.version == good
-    for _ in ("while it runs", "at its start"):
-        bad = publish(site, tensors)
-        folder = site.settings.adapters_dir / f"v{bad:04d}"
+def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_start(app, good, tensors, name, row, caplog):
+    """TypeError, ValueError, RuntimeError and RecursionError from a manifest, which no hash covered, stopped the app."""
+    app.store, app.settings, policy = good
+    app.live = policy
+    adapters_dir = app.settings.adapters_dir
+    for moment in ("while it runs", "at its start"):
+        bad = publish(app, tensors)
+        folder = adapters_dir / f"v{bad:04d}"
         if row == "weights":
-            with site.store.writing() as db:
-                db["policy"].update(bad, {"sha256": json.loads((folder / MANIFEST).read_text())["files"][WEIGHTS]["sha256"]})
+            manifest = json.loads((folder / MANIFEST).read_text())
+            with app.store.writing() as db:
+                db["policy"].update(bad, {"sha256": manifest["files"][WEIGHTS]["sha256"]})
         TAMPERED[name](folder)
-        assert site.follow_store() and site.live.version == good == site.store.live_policy()["version"]
-        found = site.store.policy(bad)
-        assert found["status"] == "rejected" and 10 < len(found["reason"]) < 900 and str(site.settings.data_dir) not in found["reason"]
+        if moment == "at its start":
+            restarted(app, policy)
+        assert app.follow_store() and app.live.version == policy.version == app.store.live_policy()["version"]
+        found = app.store.policy(bad)
+        assert found["status"] == "rejected" and 10 < len(found["reason"]) < 900
+        assert str(app.settings.data_dir) not in found["reason"]
         for moved in (MANIFEST, WEIGHTS, "elsewhere"):  # out of the way of the next one
-            if (path := site.settings.adapters_dir / moved).exists():
+            if (path := adapters_dir / moved).exists():
                 path.rename(f"{path} {bad}")
-        restarted(site)
     assert "Traceback" not in caplog.text
 
 

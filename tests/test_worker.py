@@ -121,7 +121,8 @@ class Idle:
 
 
 def test_a_round_whose_database_is_gone_stays_where_it_is_and_the_worker_ends(tmp_path):
-    """The round would have been ended as failed, in a file that is not there any more, with a traceback, again and again."""
+    """The round would have been ended as failed, in a file that is not there any more, with a traceback, again and
+    again."""
     settings = settings_for(tmp_path)
     store = Store(settings.database)
     store.request_round()

@@ -31,8 +31,8 @@ class Forecaster:
         self._given_up = set()
 
     def step(self):
-        """Forecast the votes that have none yet; whether there were any. A failure is logged once and costs these forecasts, nothing else;
-        StoreUnavailable is passed on."""
+        """Forecast the votes that have none yet; whether there were any. A failure is logged once and costs these
+        forecasts, nothing else; StoreUnavailable is passed on."""
         base_hash = self.store.last_base_hash()
         waiting = self.store.votes_to_forecast(base_hash) - self._given_up if base_hash else None
         if not waiting:

@@ -40,7 +40,8 @@ class Round:
         self.folder = settings.rounds_dir / f"{self.id:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cache, self._began = {}, time.time()
-        self._started = time.monotonic()  # the running phase, pauses left out; `_began` is the time of day, for the page alone
+        # the running phase, pauses left out; `_began` is the time of day, for the page alone
+        self._started = time.monotonic()
 
     # -- parts, loaded when first needed
 

@@ -26,7 +26,8 @@ from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
 log = logging.getLogger("training.worker")
 
-PATIENCE = 60.0  # seconds for which the worker waits for another process that holds the database: nobody waits for the worker
+# seconds for which the worker waits for another process that holds the database: nobody waits for the worker
+PATIENCE = 60.0
 STORE_PAUSE = 10.0  # seconds until it looks for work again where the store could not answer
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
@@ -43,8 +44,8 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     """Run or resume one round (of a `kind` of Round) if there is one to run, calling `before` first; returns its final row, or None when there
     was nothing to do.
 
-    Whatever goes wrong in a round ends that round with the reason; only losing the lease, a store that cannot answer (StoreUnavailable), or being
-    told to stop leaves it to the next worker.
+    Whatever goes wrong in a round ends that round with the reason; only losing the lease, a store that cannot answer
+    (StoreUnavailable), or being told to stop leaves it to the next worker.
     """
     settings = with_overrides(store, settings)
     auto_votes = settings.round_votes if auto and settings.auto_train else None
@@ -144,7 +145,8 @@ def main(argv=None):
     memory.keep_few_primitives()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
-        # the app makes the database: where it was moved away from under a running app, a new one in its place would be in the way
+        # the app makes the database: where it was moved away from under a running app, a new one in its place would be
+        # in the way
         store = Store(settings.database, patience=PATIENCE, create=False)
         if settings.once:
             store.request_round()
@@ -161,7 +163,8 @@ def main(argv=None):
 
 
 def step(store, settings, owner, forecaster):
-    """Run a round or forecast some votes; whether there was anything to do. Where the store cannot answer it waits; StoreLost where that is in vain."""
+    """Run a round or forecast some votes; whether there was anything to do. Where the store cannot answer it waits;
+    StoreLost where that is in vain."""
     try:
         return run_once(store, settings, owner, before=forecaster.rest) is not None or forecaster.step()
     except StoreLost:

@@ -18,7 +18,8 @@ SHOWN = ("coalesce((select x.after from demonstration x join conversation o on o
 EDITED = ("exists (select 1 from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator where x.message = m.id)")
 THUMB = ("(select t.thumb from rating t join conversation o on o.id = m.conversation and o.annotator = t.annotator "
          "where t.message = m.id and t.superseded_by is null)")
-OPENED_LAST = "(select max(opened_as) + 1 from conversation)"  # counted, since a clock that is set back would hide a new chat behind an old one
+# counted, since a clock that is set back would hide a new chat behind an old one
+OPENED_LAST = "(select max(opened_as) + 1 from conversation)"
 WHOLE = ("2 = (select count(*) from generation g join message m on m.id = g.message "
          "where g.id in (d.left_generation, d.right_generation) and m.status != 'error')")  # both replies of the duel d have a text
 

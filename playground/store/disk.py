@@ -1,8 +1,10 @@
-"""The database's files on disk: made for their owner's eyes alone, and whether they are still the ones that were opened.
+"""The database's files on disk: made for their owner's eyes alone, and whether they are still the ones that were
+opened.
 
-SQLite holds its files open and locks them for the process. Any code of the process that opens and closes one of them drops those locks
-(https://sqlite.org/howtocorrupt.html, 2.2); the next process to close the database then deletes the write-ahead log, and commits go on into a file
-that has no name any more. A database that somebody moves, deletes or replaces is the same. So the store asks here before each transaction and after it.
+SQLite holds its files open and locks them for the process. Any code of the process that opens and closes one of them
+drops those locks (https://sqlite.org/howtocorrupt.html, 2.2); the next process to close the database then deletes the
+write-ahead log, and commits go on into a file that has no name any more. A database that somebody moves, deletes or
+replaces is the same. So the store asks here before each transaction and after it.
 """
 
 import logging
@@ -23,7 +25,8 @@ class Files:
         self._opened = {}  # what -> (device, inode)
 
     def make(self):
-        """Create the database file where there is none, private from its birth; one that is there is made private. Never opens a file that exists."""
+        """Create the database file where there is none, private from its birth; one that is there is made private.
+        Never opens a file that exists."""
         database = Path(self.names["database"])
         database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -32,7 +35,8 @@ class Files:
             self.make_private()
 
     def make_private(self):
-        """Nobody but the owner may read what people wrote. SQLite gives the two other files the database's mode when it makes them."""
+        """Nobody but the owner may read what people wrote. SQLite gives the two other files the database's mode when it
+        makes them."""
         for name in self.names.values():
             try:
                 os.chmod(name, PRIVATE)

@@ -1,13 +1,15 @@
 """What the store says when it cannot: to the person in words, and what SQLite's own errors mean in such words.
 
-`StoreError` itself is a refusal: the database is well, and what was asked cannot be. `StoreUnavailable` means that the database could not do it.
+`StoreError` itself is a refusal: the database is well, and what was asked cannot be. `StoreUnavailable` means that the
+database could not do it.
 """
 
 import sqlite3
 
 # primary result codes of SQLite (https://sqlite.org/rescode.html), which Python gives as `sqlite_errorcode`
 BUSY, LOCKED, READONLY, FULL, CANNOT_OPEN, PROTOCOL = 5, 6, 8, 13, 14, 15
-NOT_OURS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.NotSupportedError)  # mistakes of the code that asks
+# mistakes of the code that asks
+NOT_OURS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.NotSupportedError)
 
 
 class StoreError(Exception):
@@ -37,7 +39,8 @@ def is_failure(error: BaseException) -> bool:
 
 def in_words(error: sqlite3.Error) -> StoreUnavailable:
     """SQLite's error as one for the person."""
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF  # the higher bits tell which of several system calls failed
+    # the higher bits tell which of several system calls failed
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code in (BUSY, LOCKED, PROTOCOL):
         return StoreBusy("The database is busy, so nothing was recorded. What you see here is kept: try again in a moment.")
     if code == FULL:

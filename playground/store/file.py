@@ -3,7 +3,8 @@
 One connection a thread; WAL with `synchronous=FULL`, so that a vote that was shown as accepted is on disk; every write takes the write
 lock first (`begin immediate`), because a deferred transaction that reads and then writes fails at once when another process wrote in between.
 
-This is the one place where SQLite's errors become sentences (`errors.py`), and where a transaction asks whether the files are still there (`disk.py`).
+This is the one place where SQLite's errors become sentences (`errors.py`), and where a transaction asks whether the
+files are still there (`disk.py`).
 """
 
 import logging
@@ -25,7 +26,8 @@ from playground.store.migrations import migrations
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # seconds for which a write or a read waits for another process; then the person is told
-BRIEF = 0.2  # seconds, once somebody has just waited in vain: everybody's wait together would use up the server's threads
+# the wait once somebody has just waited in vain: everybody's together would use up the server's threads
+BRIEF = 0.2  # seconds
 RECENT = 2.0  # seconds for which that is true, and for which `trouble` remembers what it found
 OPENING = 60.0  # seconds for which the opening of a file waits for other processes that open it
 
@@ -38,7 +40,8 @@ def now() -> str:
 class File:
     """The database at `path` (`:memory:` for tests), migrated to the newest schema when it is opened.
 
-    `patience` is how many seconds a transaction waits for another process. With `create` false a database that is not there is a StoreError.
+    `patience` is how many seconds a transaction waits for another process. With `create` false a database that is not
+    there is a StoreError.
     """
 
     def __init__(self, path: str | Path = ":memory:", *, patience: float = PATIENCE, create: bool = True):
@@ -67,7 +70,8 @@ class File:
                 self._execute("pragma journal_mode=wal")
         except Timeout:
             raise StoreBusy(f"Another process has been opening the database {path} for {OPENING:.0f} s.") from None
-        self._kept = self.db  # while a process has a connection, no other deletes the write-ahead log; a thread's own connection ends with it
+        # while a process has a connection, no other deletes the write-ahead log; a thread's own connection ends with it
+        self._kept = self.db
         self._migrate()
         files.make_private()
         files.remember()
@@ -97,7 +101,8 @@ class File:
 
     @contextmanager
     def writing(self):
-        """One transaction that holds the write lock from its start; an exception rolls it back. It has ended well only when this returns.
+        """One transaction that holds the write lock from its start; an exception rolls it back. It has ended well only
+        when this returns.
 
         StoreUnavailable where the database cannot do it.
         """
@@ -149,7 +154,8 @@ class File:
         self.db.execute(f"pragma busy_timeout={1000 * seconds:.0f}")
 
     def _roll_back(self):
-        """Undo the transaction, where SQLite has not done so by itself. A connection that cannot is let go of, so that the next one starts afresh."""
+        """Undo the transaction, where SQLite has not done so by itself. A connection that cannot is let go of, so that
+        the next one starts afresh."""
         try:
             if self.db.conn.in_transaction:
                 self.db.execute("rollback")
@@ -171,7 +177,8 @@ class File:
             raise errors.lost()
 
     def trouble(self) -> str:
-        """Why nothing can be written now, in words; "" where it can. Found out by writing, at most once in two seconds."""
+        """Why nothing can be written now, in words; "" where it can. Found out by writing, at most once in two
+        seconds."""
         with self._probe:
             if time.monotonic() - self._probed > RECENT:
                 self._trouble = self._try_to_write()

@@ -35,7 +35,8 @@ class Policies:
             return version
 
     def publish(self, round_id, owner, version, path, sha256, report):
-        """One transaction: the lease is still held, the version is complete, it becomes live, the one before it retires, the round ends.
+        """One transaction: the lease is still held, the version is complete, it becomes live, the one before it
+        retires, the round ends.
 
         `sha256` is that of the whole version, as `adapters.write` returns it.
         """
@@ -54,8 +55,8 @@ class Policies:
             db["round"].update(round_id, {"state": "refused", "reason": reason, "ended": now()})
 
     def reject_live(self, version, reason, fallback, weights_sha256=None):
-        """The server could not load the live version: mark it rejected with the reason, and with the hash of its weights where they could be read,
-        and make `fallback` live again."""
+        """The server could not load the live version: mark it rejected with the reason, and with the hash of its
+        weights where they could be read, and make `fallback` live again."""
         with self.writing() as db:
             if db["policy"].get(version)["status"] == "live":
                 self._make_live(db, fallback, "rejected")
@@ -67,7 +68,8 @@ class Policies:
                            where p.weights_sha256 = ? and p.version != ? and p.status = 'rejected' and r.state = 'published'""", weights_sha256, version)
 
     def last_good_before(self, version):
-        """The nearest of the versions that `version` descends from which no server has rejected; at last the base, 0."""
+        """The nearest of the versions that `version` descends from which no server has rejected; at last the base,
+        0."""
         parents = {row["version"]: (row["parent"], row["status"]) for row in self.policies()}
         seen = {version}
         while version:

@@ -30,11 +30,11 @@ class Rounds:
             return active[0] if active else db["round"].insert({"state": "requested", "created": now()}).last_pk
 
     def take_round(self, owner, *, lease_seconds, auto_votes=None, config=None, seed=0):
-        """Take the lease of a round for `owner`: a running one whose worker is gone, a requested one, or, where there are `auto_votes` new
-        votes, a new one. Returns the round's row, or None when there is nothing to do.
+        """Take the lease of a round for `owner`: a running one whose worker is gone, a requested one, or, where there
+        are `auto_votes` new votes, a new one. Returns the round's row, or None when there is nothing to do.
 
-        A worker is gone when this store has seen no beat of it for `lease_seconds` of its own monotonic clock: whoever asks for the first time
-        waits that long. Wall clocks are set back and forth, and differ from machine to machine.
+        A worker is gone when this store has seen no beat of it for `lease_seconds` of its own monotonic clock: whoever
+        asks for the first time waits that long. Wall clocks are set back and forth, and differ from machine to machine.
         """
         with self.writing() as db:
             row = next(db.query("select * from round where state in ('requested', 'running')"), None)

@@ -145,7 +145,8 @@ class ChatTab:
             raise
 
     def ended(self, annotator, w):
-        """The chat as it is after a turn that failed; where the store cannot tell, the page as it stands, with the message box free."""
+        """The chat as it is after a turn that failed; where the store cannot tell, the page as it stands, with the
+        message box free."""
         try:
             return self.paint(self.chat.view(annotator), w)
         except StoreError:

@@ -38,8 +38,9 @@ class Notice:
         return self._update("kept", "status", text, "")
 
     def guard(self, page):
-        """Every handler of the page says so when the store cannot answer it, and leaves all else on the page as it is, so that the gesture can be
-        made again. One that a timer calls is silent: the next tick asks again. To be called once all handlers are attached."""
+        """Every handler of the page says so when the store cannot answer it, and leaves all else on the page as it is,
+        so that the gesture can be made again. One that a timer calls is silent: the next tick asks again. To be called
+        once all handlers are attached."""
         for handler in page.fns.values():
             if handler.fn is None:  # the browser's own
                 continue

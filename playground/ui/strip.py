@@ -87,7 +87,8 @@ class Strip:
         self._failed = None  # why the store could not tell
 
     def now(self):
-        """Training now, at most a second old: one read serves every visitor's tick, and so does one that failed, or each would wait in turn."""
+        """Training now, at most a second old: one read serves every visitor's tick, and so does one that failed, or
+        each would wait in turn."""
         with self._lock:
             if time.monotonic() - self._read > FRESH:
                 try:
