@@ -211,15 +211,18 @@ def _check_config(folder, manifest, config):
     wanted = {"r": manifest.rank, "lora_alpha": manifest.alpha, "target_modules": manifest.targets}
     for name, value in wanted.items():
         if config.get(name) != value or isinstance(config.get(name), bool):
-            raise BadAdapter(f"{folder.name}: {name} is {str(config.get(name))[:100]} in {CONFIG} and {str(value)[:100]} in {MANIFEST}")
+            found = str(config.get(name))[:100]
+            raise BadAdapter(f"{folder.name}: {name} is {found} in {CONFIG} and {str(value)[:100]} in {MANIFEST}")
 
 
 def _check_tensor(folder, manifest, name, tensor):
     """A tensor is a LoRA's A (rank, inputs) or B (outputs, rank) of one of the targets, in fp32, and of sane size."""
     module, _, part = name.rpartition(".lora_")
     axis = {"A.weight": 0, "B.weight": 1}.get(part)
-    if axis is None or tensor.dim() != 2 or tensor.shape[axis] != manifest.rank or module.rpartition(".")[2] not in manifest.targets:
-        raise BadAdapter(f"{folder.name}: {name[:200]} of shape {tuple(tensor.shape)} does not fit the model: rank {manifest.rank} on {str(manifest.targets)[:200]}")
+    is_lora = axis is not None and tensor.dim() == 2 and tensor.shape[axis] == manifest.rank
+    if not is_lora or module.rpartition(".")[2] not in manifest.targets:
+        raise BadAdapter(f"{folder.name}: {name[:200]} of shape {tuple(tensor.shape)} does not fit the model: "
+                         f"rank {manifest.rank} on {str(manifest.targets)[:200]}")
     if tensor.dtype != torch.float32:
         raise BadAdapter(f"{folder.name}: {name[:200]} is {tensor.dtype}; torch.float32 is needed")
     norm = torch.linalg.vector_norm(tensor).item()

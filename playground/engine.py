@@ -318,11 +318,15 @@ class Engine:
         except Exception as error:  # RecursionError and MemoryError among them
             if row["version"] == 0:
                 raise  # there is nothing below the base
-            reason = str(error) if isinstance(error, adapters.BadAdapter) else f"v{row['version']} cannot be loaded: {adapters.in_words(error)}"
+            reason = f"v{row['version']} cannot be loaded: {adapters.in_words(error)}"
+            if isinstance(error, adapters.BadAdapter):
+                reason = str(error)
         finally:
             self._building = False
         log.error("version v%s is rejected: %s", row["version"], reason)
-        self.store.reject_live(row["version"], reason, self._last_good(row["version"]), policy and policy.weights_sha256)
+        weights = policy.weights_sha256 if policy else None
+        self.store.reject_live(row["version"], reason, self._last_good(row["version"]), weights)
+        return None
 
     def _last_good(self, bad):
         """The version to fall back on: the one that answers; right after a restart, the nearest that the bad one

@@ -35,6 +35,7 @@ def mode(path):
 
 # -- what happens to files while the app runs
 
+
 def deleted(path):
     os.unlink(path)
 
@@ -68,7 +69,15 @@ def locks_lost(path):
     another_process(path)
 
 
-ACCIDENTS = [deleted, replaced_by_a_copy, log_deleted, index_deleted, folder_moved, folder_moved_and_made_anew, locks_lost]
+ACCIDENTS = [
+    deleted,
+    replaced_by_a_copy,
+    log_deleted,
+    index_deleted,
+    folder_moved,
+    folder_moved_and_made_anew,
+    locks_lost,
+]
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
@@ -116,6 +125,7 @@ def test_once_lost_it_stays_so_though_the_files_come_back(file_store):
 
 # -- what may happen
 
+
 def worker_comes_and_goes(path):
     another_process(path)
 
@@ -127,12 +137,24 @@ def checkpointed(path):
 
 
 def vacuumed(path):
-    subprocess.run([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('vacuum')", path], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('vacuum')", path],
+        check=True,
+        timeout=60,
+    )
 
 
 def backed_up(path):
-    subprocess.run([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite3.connect(sys.argv[1] + '.backup'))", path],
-                   check=True, timeout=60)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite3.connect(sys.argv[1] + '.backup'))",
+            path,
+        ],
+        check=True,
+        timeout=60,
+    )
 
 
 def copied(path):
@@ -175,6 +197,7 @@ def test_a_database_behind_a_link_is_watched_where_it_lies(tmp_path):
 
 # -- private
 
+
 def test_new_files_are_private_from_their_birth(tmp_path):
     path = tmp_path / "data" / "nudge.db"
     before = os.umask(0)
@@ -183,7 +206,9 @@ def test_new_files_are_private_from_their_birth(tmp_path):
         cast(store)
     finally:
         os.umask(before)
-    assert {name: mode(f"{path}{name}") for name in ("", "-wal", "-shm", ".lock")} == dict.fromkeys(("", "-wal", "-shm", ".lock"), 0o600)
+    assert {name: mode(f"{path}{name}") for name in ("", "-wal", "-shm", ".lock")} == dict.fromkeys(
+        ("", "-wal", "-shm", ".lock"), 0o600
+    )
     assert mode(path.parent) == 0o700
 
 

@@ -64,6 +64,7 @@ def test_who_comes_after_somebody_who_waited_in_vain_does_not_wait_as_long(tmp_p
     def visit(name):
         with pytest.raises(StoreBusy):
             store.annotator(name)
+
     visit("first")
     began = time.monotonic()
     visit("second")
@@ -92,6 +93,7 @@ def test_readiness_is_asked_of_the_file_once_in_two_seconds_at_most(file_store):
 
 
 # -- a full disk
+
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -177,6 +179,7 @@ def test_a_commit_that_fails_leaves_no_transaction_open(file_store):
 
 # -- damage
 
+
 def test_a_database_that_cannot_be_written_says_so(file_store):
     file_store.db.execute("pragma query_only=on")
     with pytest.raises(StoreUnavailable, match="cannot be written"):
@@ -191,7 +194,9 @@ def test_a_damaged_database_says_so(file_store):
     # all but the first page; the handle stays open, so that no lock is dropped
     os.pwrite(handle, b"\xff" * (size - 4096), 4096)
     said = []
-    thread = threading.Thread(target=lambda: said.append(pytest.raises(StoreUnavailable, file_store.annotator, "nobody").value))
+    thread = threading.Thread(
+        target=lambda: said.append(pytest.raises(StoreUnavailable, file_store.annotator, "nobody").value)
+    )
     thread.start()
     thread.join()
     os.close(handle)

@@ -23,14 +23,28 @@ from tests.test_server import CONTROLS, Page, notices
 def site(folder, tmp_path_factory):  # noqa: F811
     """A running server on a file; its store waits a fifth of a second."""
     data = tmp_path_factory.mktemp("data")
-    settings = Settings(model=str(folder), threads=1, reply_tokens=8, dtype="float32", port=0, auto_train=False, data_dir=data, poll_seconds=0.2, _env_file=None)
+    settings = Settings(
+        model=str(folder),
+        threads=1,
+        reply_tokens=8,
+        dtype="float32",
+        port=0,
+        auto_train=False,
+        data_dir=data,
+        poll_seconds=0.2,
+        _env_file=None,
+    )
     store = Store(settings.database, patience=0.2)
     engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
     sock = socket.create_server(("127.0.0.1", 0))
-    web = server.Web(server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close)
+    web = server.Web(
+        server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close
+    )
     thread = threading.Thread(target=web.run, args=([sock],))
     thread.start()
-    yield type("Site", (), {"url": f"http://127.0.0.1:{sock.getsockname()[1]}", "store": store, "path": Path(store.path)})
+    yield type(
+        "Site", (), {"url": f"http://127.0.0.1:{sock.getsockname()[1]}", "store": store, "path": Path(store.path)}
+    )
     web.should_exit = True
     thread.join(20)
 
@@ -59,8 +73,16 @@ def test_while_the_database_is_locked_every_gesture_gets_a_sentence_and_works_af
     """It was a blank status 500 after 17 s, and a page took a minute to load."""
     page = Page(site.url, "locked")
     assert page.send("Hello")[-1]["success"]
-    events = [("vote-a", "click", [None]), ("regenerate", "click", []), ("undo", "click", []), ("new-chat", "click", [None, 20]), ("share", "click", [20]),
-              ("unshare", "click", [20]), ("chat-defaults", "click", []), *CONTROLS]
+    events = [
+        ("vote-a", "click", [None]),
+        ("regenerate", "click", []),
+        ("undo", "click", []),
+        ("new-chat", "click", [None, 20]),
+        ("share", "click", [20]),
+        ("unshare", "click", [20]),
+        ("chat-defaults", "click", []),
+        *CONTROLS,
+    ]
     with Lock(site.path):
         for elem_id, event, data in events:
             answer = page.event(elem_id, data, event)
@@ -76,7 +98,11 @@ def test_while_the_database_is_locked_every_gesture_gets_a_sentence_and_works_af
 def test_a_first_visit_to_a_locked_database_shows_the_page_and_says_so(site):
     with Lock(site.path):
         page = Page(site.url, "first visit")
-        loaded = [d for d in page.config["dependencies"] if d["backend_fn"] and any(event == "load" for _, event in d["targets"])]
+        loaded = [
+            d
+            for d in page.config["dependencies"]
+            if d["backend_fn"] and any(event == "load" for _, event in d["targets"])
+        ]
         said = []
         for handler in loaded:
             body = {"data": [None] * len(handler["inputs"]), "fn_index": handler["id"], "session_hash": page.session}
@@ -101,6 +127,7 @@ def test_every_handler_of_the_page_is_guarded(site, chat):  # noqa: F811
 
 # -- replies that are complete while the store cannot take them
 
+
 class Failing:
     """A store that cannot record how a pair ended until it is told to."""
 
@@ -112,7 +139,9 @@ class Failing:
 
     def finish_duel(self, *arguments, **named):
         if self.fails:
-            raise StoreUnavailable("The disk is full, so nothing could be recorded. Please tell the owner of this app; then try again.")
+            raise StoreUnavailable(
+                "The disk is full, so nothing could be recorded. Please tell the owner of this app; then try again."
+            )
         self.store.finish_duel(*arguments, **named)
 
 
@@ -130,6 +159,7 @@ def test_replies_that_could_not_be_recorded_are_kept_until_they_can_be(chat):  #
 
 
 # -- last, since nothing works after it
+
 
 def test_when_the_database_is_gone_everything_says_so_and_nothing_pretends(site):
     page = Page(site.url, "lost")

@@ -20,15 +20,24 @@ from tests.tiny import tiny_folder
 def app(tmp_path_factory):
     """One engine for all tests, whose threads do not run: to build another for each takes half a minute in all."""
     root = tmp_path_factory.mktemp("tampered")
-    settings = Settings(model=str(tiny_folder(root / "model")), data_dir=root / "data", device="cpu", dtype="float32", threads=1, decode_format="float32",
-                        _env_file=None)
+    settings = Settings(
+        model=str(tiny_folder(root / "model")),
+        data_dir=root / "data",
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        decode_format="float32",
+        _env_file=None,
+    )
     return Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
 
 
 @pytest.fixture(scope="module")
 def tensors(app):
     """Of a small update on all linear layers."""
-    lora = models.lora_parameters(models.with_lora(models.shell(app.base), rank=4, alpha=8, targets=models.linear_targets(app.base)))
+    lora = models.lora_parameters(
+        models.with_lora(models.shell(app.base), rank=4, alpha=8, targets=models.linear_targets(app.base))
+    )
     noise = torch.Generator().manual_seed(1)
     return {name: 0.05 * torch.randn(p.shape, generator=noise) for name, p in lora.items()}
 
@@ -64,18 +73,30 @@ def publish(site, tensors):
     parent = store.live_policy()["version"]
     version = store.add_policy(round_id, "worker", parent=parent)
     moved = {name: tensor + version / 1000 for name, tensor in tensors.items()}
-    path, sha256 = adapters.write(site.settings.adapters_dir, version, moved, rank=4, alpha=8, targets=targets, base=site.identity, parent=parent,
-                                  round_id=round_id, scores={})
+    path, sha256 = adapters.write(
+        site.settings.adapters_dir,
+        version,
+        moved,
+        rank=4,
+        alpha=8,
+        targets=targets,
+        base=site.identity,
+        parent=parent,
+        round_id=round_id,
+        scores={},
+    )
     store.publish(round_id, "worker", version, path, sha256, {})
     return version
 
 
 # -- what may be done to a folder
 
+
 def manifest_with(**changes):
     def change(folder):
         manifest = json.loads((folder / MANIFEST).read_text())
         (folder / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+
     return change
 
 
@@ -85,20 +106,24 @@ def manifest_of(text):
 
 def resigned(**config):
     """The config says something else, and the manifest has its hash."""
+
     def change(folder):
         (folder / CONFIG).write_text(json.dumps({**json.loads((folder / CONFIG).read_text()), **config}))
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["files"][CONFIG]["sha256"] = adapters._sha256(folder / CONFIG)
         (folder / MANIFEST).write_text(json.dumps(manifest))
+
     return change
 
 
 def in_both(**changes):
     """Manifest and config agree on something that is not what was trained."""
+
     def change(folder):
         names = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
         resigned(**{names[name]: value for name, value in changes.items()})(folder)
         manifest_with(**changes)(folder)
+
     return change
 
 
@@ -106,6 +131,7 @@ def is_folder(name):
     def change(folder):
         (folder / name).unlink()
         (folder / name).mkdir()
+
     return change
 
 
@@ -113,6 +139,7 @@ def is_link(name):
     def change(folder):
         (folder / name).rename(folder.parent / name)
         (folder / name).symlink_to(folder.parent / name)
+
     return change
 
 
@@ -127,7 +154,10 @@ def whole_is_link(folder):
 
 
 def other_weights(folder):
-    tensors = {name: torch.zeros(shape) for name, shape in json.loads((folder / MANIFEST).read_text())["files"][WEIGHTS]["shapes"].items()}
+    tensors = {
+        name: torch.zeros(shape)
+        for name, shape in json.loads((folder / MANIFEST).read_text())["files"][WEIGHTS]["shapes"].items()
+    }
     save_file(tensors, folder / WEIGHTS)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][WEIGHTS]["sha256"] = adapters._sha256(folder / WEIGHTS)
@@ -143,22 +173,45 @@ def enormous(folder):
 
 
 TAMPERED = {
-    "rank 0": manifest_with(rank=0), "rank of a thousand million": manifest_with(rank=10**9), "rank true": manifest_with(rank=True),
-    "another rank in both": in_both(rank=3), "alpha infinite": manifest_with(alpha=float("inf")), "alpha NaN": manifest_with(alpha=float("nan")),
-    "alpha text": manifest_with(alpha="8"), "another alpha": manifest_with(alpha=800), "targets text": manifest_with(targets="q_proj"),
-    "targets that are no linear layers": in_both(targets=["embed_tokens", "norm"]), "no targets": manifest_with(targets=[]),
-    "targets a pattern": in_both(targets=[".*"]), "config another": resigned(r=3), "files a list": manifest_with(files=[1]), "base text": manifest_with(base="tiny"),
-    "nested a million deep": manifest_of("[" * 10**6 + "]" * 10**6), "nested objects": manifest_of('{"a":' * 10**5 + "1" + "}" * 10**5),
-    "a number of 5000 digits": manifest_of('{"rank": ' + "9" * 5000 + "}"), "null": manifest_of("null"), "no text": manifest_of("\x00\xff"),
-    "manifest a folder": is_folder(MANIFEST), "weights a folder": is_folder(WEIGHTS), "manifest a link": is_link(MANIFEST), "weights a link": is_link(WEIGHTS),
-    "weights a pipe": is_pipe, "the folder a link": whole_is_link, "one file more": lambda folder: (folder / "adapter_model.bin").write_bytes(b"x"),
-    "other weights": other_weights, "weights a pickle": pickled, "weights enormous": enormous, "nothing left": shutil.rmtree,
+    "rank 0": manifest_with(rank=0),
+    "rank of a thousand million": manifest_with(rank=10**9),
+    "rank true": manifest_with(rank=True),
+    "another rank in both": in_both(rank=3),
+    "alpha infinite": manifest_with(alpha=float("inf")),
+    "alpha NaN": manifest_with(alpha=float("nan")),
+    "alpha text": manifest_with(alpha="8"),
+    "another alpha": manifest_with(alpha=800),
+    "targets text": manifest_with(targets="q_proj"),
+    "targets that are no linear layers": in_both(targets=["embed_tokens", "norm"]),
+    "no targets": manifest_with(targets=[]),
+    "targets a pattern": in_both(targets=[".*"]),
+    "config another": resigned(r=3),
+    "files a list": manifest_with(files=[1]),
+    "base text": manifest_with(base="tiny"),
+    "nested a million deep": manifest_of("[" * 10**6 + "]" * 10**6),
+    "nested objects": manifest_of('{"a":' * 10**5 + "1" + "}" * 10**5),
+    "a number of 5000 digits": manifest_of('{"rank": ' + "9" * 5000 + "}"),
+    "null": manifest_of("null"),
+    "no text": manifest_of("\x00\xff"),
+    "manifest a folder": is_folder(MANIFEST),
+    "weights a folder": is_folder(WEIGHTS),
+    "manifest a link": is_link(MANIFEST),
+    "weights a link": is_link(WEIGHTS),
+    "weights a pipe": is_pipe,
+    "the folder a link": whole_is_link,
+    "one file more": lambda folder: (folder / "adapter_model.bin").write_bytes(b"x"),
+    "other weights": other_weights,
+    "weights a pickle": pickled,
+    "weights enormous": enormous,
+    "nothing left": shutil.rmtree,
 }
 
 
 @pytest.mark.parametrize("row", ["whole", "weights"], ids=["published now", "published before the manifest was hashed"])
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_start(app, good, tensors, name, row, caplog):
+def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_start(
+    app, good, tensors, name, row, caplog
+):
     """TypeError, ValueError, RuntimeError and RecursionError from a manifest, which no hash covered, stopped the app."""
     app.store, app.settings, policy = good
     app.live = policy
@@ -183,7 +236,10 @@ def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_s
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.parametrize("change", [manifest_with(alpha=16), manifest_with(rank=4, note="x"), manifest_with(scores={"gain": 99}), in_both(alpha=16)])
+@pytest.mark.parametrize(
+    "change",
+    [manifest_with(alpha=16), manifest_with(rank=4, note="x"), manifest_with(scores={"gain": 99}), in_both(alpha=16)],
+)
 def test_the_hash_covers_the_whole_version(site, tensors, change):
     bad = publish(site, tensors)
     change(site.settings.adapters_dir / f"v{bad:04d}")
@@ -199,12 +255,15 @@ def test_a_version_that_was_published_when_the_hash_was_that_of_the_weights_stil
     assert site.follow_store() and site.live.version == old
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), RecursionError("too deep"), MemoryError(), TypeError("x"), OSError("disk")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of memory"), RecursionError("too deep"), MemoryError(), TypeError("x"), OSError("disk")]
+)
 def test_whatever_a_version_raises_rejects_that_version(site, tensors, error, monkeypatch):
     bad = publish(site, tensors)
 
     def broken(*_):
         raise error
+
     monkeypatch.setattr(engine.adapters, "build", broken)
     assert site.follow_store() and site.live.version == 0
     assert type(error).__name__ in site.store.policy(bad)["reason"]

@@ -54,7 +54,8 @@ class Chats:
         """The annotator goes on with this one."""
         with self.writing() as db:
             self._own_conversation(db, conversation, annotator)
-            db.execute(f"update conversation set opened = ?, opened_as = {OPENED_LAST} where id = ?", [now(), conversation])
+            db.execute(f"update conversation set opened = ?, opened_as = {OPENED_LAST} where id = ?",
+                       [now(), conversation])
 
     def delete_conversation(self, conversation, annotator):
         """It is shown no more, and no later round reads it."""
@@ -91,7 +92,9 @@ class Chats:
 
     @staticmethod
     def _own_conversation(db, conversation, annotator):
-        if not db.execute("select 1 from conversation where id = ? and annotator = ? and deleted is null", [conversation, annotator]).fetchone():
+        found = db.execute("select 1 from conversation where id = ? and annotator = ? and deleted is null",
+                           [conversation, annotator]).fetchone()
+        if not found:
             raise StoreError(NOT_YOURS)
 
     def history(self, conversation):

@@ -92,7 +92,8 @@ class File:
 
     def _connect(self):
         memory = self.path == ":memory:"
-        connection = sqlite3.connect(self.path, timeout=self.patience, isolation_level=None, check_same_thread=not memory)
+        connection = sqlite3.connect(
+            self.path, timeout=self.patience, isolation_level=None, check_same_thread=not memory)
         for pragma in ("foreign_keys=on", "synchronous=full"):
             connection.execute(f"pragma {pragma}")
         return sqlite_utils.Database(connection)
@@ -172,7 +173,8 @@ class File:
             return
         if not self._lost and (what := self._files.changed()):
             self._lost = True
-            log.error("%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, and restart the app.", self.path, what)
+            log.error("%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
+                      "and restart the app.", self.path, what)
         if self._lost:
             raise errors.lost()
 

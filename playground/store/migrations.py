@@ -52,7 +52,8 @@ def beat(db):
     # the highest of a person is the one that is open
     db.execute("alter table conversation add column opened_as integer not null default 0")
     db.execute("""update conversation set opened_as = ordered.n
-                  from (select id, row_number() over (order by opened, id) as n from conversation) as ordered where ordered.id = conversation.id""")
+                  from (select id, row_number() over (order by opened, id) as n from conversation) as ordered
+                  where ordered.id = conversation.id""")
     db.execute("create index conversation_opened_as on conversation (opened_as)")
     db.execute("alter table policy add column weights_sha256 text")
     db.execute("update policy set weights_sha256 = sha256 where status = 'rejected'")

@@ -65,7 +65,8 @@ class Policies:
     def quarantined(self, version, weights_sha256):
         """The earlier version with the same weights that a server has rejected, or None. One that the gate refused may come again."""
         return self.row("""select p.version, p.reason from policy p join round r on r.id = p.round
-                           where p.weights_sha256 = ? and p.version != ? and p.status = 'rejected' and r.state = 'published'""", weights_sha256, version)
+                           where p.weights_sha256 = ? and p.version != ? and p.status = 'rejected'
+                             and r.state = 'published'""", weights_sha256, version)
 
     def last_good_before(self, version):
         """The nearest of the versions that `version` descends from which no server has rejected; at last the base,

@@ -42,7 +42,8 @@ class Rounds:
                 row = db["round"].get(db["round"].insert({"state": "requested", "created": now()}).last_pk)
             if row is None or self._held_by_another(row, owner, lease_seconds):
                 return None
-            change = {"state": "running", "owner": owner, "beat": row["beat"] + 1, "heartbeat": time.time(), "attempts": row["attempts"] + 1}
+            change = {"state": "running", "owner": owner, "beat": row["beat"] + 1, "heartbeat": time.time(),
+                      "attempts": row["attempts"] + 1}
             if row["state"] == "requested":
                 last = db.execute("select coalesce(max(id), 0) from vote").fetchone()[0]
                 change |= {"phase": "collect", "started": now(), "config": json.dumps(config or {}), "seed": seed, "last_vote": last}
@@ -90,7 +91,8 @@ class Rounds:
     def release_round(self, round_id, owner):
         """Give the lease up without ending the round, so that the next worker goes on at once. That is no failed attempt."""
         with self.writing() as db:
-            db.execute("update round set owner = null, attempts = attempts - 1 where id = ? and owner = ? and state = 'running'", [round_id, owner])
+            db.execute("""update round set owner = null, attempts = attempts - 1
+                          where id = ? and owner = ? and state = 'running'""", [round_id, owner])
 
     def _held(self, db, round_id, owner):
         try:

@@ -138,7 +138,8 @@ class ChatTab:
                     yield self.paint_panes(view, w) if view.phase == before.phase else self.paint(view, w)
                 before = view
         except (BadMessage, Refused, StoreError) as error:
-            yield {**self.ended(annotator, w), **({} if text is None else {self.box: text}), **self.notice.warn(w.said(str(error)), w("Not sent"))}
+            kept = {} if text is None else {self.box: text}
+            yield {**self.ended(annotator, w), **kept, **self.notice.warn(w.said(str(error)), w("Not sent"))}
             return
         except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
             threading.Thread(target=self.chat.linger, args=(annotator, turn), name="linger").start()
