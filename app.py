@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from playground import settings as settings_module
+from playground.store import StoreError
 
 log = logging.getLogger("nudge")
 
@@ -32,7 +33,7 @@ def main(argv=None):
     try:
         settings = settings_module.read(argv)
         serve(settings, listen(settings))
-    except (settings_module.SettingsError, CannotStart) as error:
+    except (settings_module.SettingsError, CannotStart, StoreError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -85,7 +86,7 @@ def open_store(settings):
     try:
         store = Store(settings.database)
         store.fail_streaming()
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, StoreError) as error:
         raise CannotStart(f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written to.") from None
     return store
 

@@ -19,11 +19,13 @@ from playground import adapters, decoder, memory, models, prompts, threads, tuni
 from playground.decoder import Decoding, Sampling
 from playground.prefixes import Memory
 from playground.prompts import Detokeniser
+from playground.store import StoreError
 
 log = logging.getLogger(__name__)
 
 CANARIES = [request for request, _ in prompts.canaries()[:3]]  # read by every new version while people wait for it
 RESIDENT = 2  # versions in memory besides one that is being built
+STORE_PAUSE = 5.0  # seconds until the next look where the store cannot answer
 SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
 CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
 
@@ -39,6 +41,7 @@ class Policy:
     version: int
     model: torch.nn.Module
     forward: object  # `lean.Lean` or `plain.Plain` of the model
+    weights_sha256: str | None = None  # of a version's file of weights; None for the base
     streams: int = 0  # turns that are pinned to it; changed under the engine's lock
 
 
@@ -274,43 +277,63 @@ class Engine:
         while not self._closing.wait(self.settings.poll_seconds):
             try:
                 self.follow_store()
+            except StoreError as error:
+                log.warning("looking for a new version failed; trying again: %s", error)
+                self._closing.wait(STORE_PAUSE)
             except Exception:
                 log.exception("looking for a new version failed; trying again")
 
     def follow_store(self):
-        """Make the store's live version the one that answers. One that fails a check is rejected in the store with the reason, and the
-        version that was answering stays. Returns whether the version that answers is the store's."""
-        row = self.store.live_policy()
-        if row["version"] == self.live.version:
-            return True
-        policy = self._resident.get(row["version"])
-        if policy is None:
-            if not self._make_room():
-                return False  # the version before last still has streams
-            self._building = True
-            with self._stepping:
-                pass  # the step that still has all cores has ended
-            try:
-                policy = self._build(row)
-                self._canary(policy)
-            except (adapters.BadAdapter, OSError) as error:
-                log.error("version v%s is rejected: %s", row["version"], error)
-                fallback = self._last_good(row["version"])
-                self.store.reject_live(row["version"], str(error), fallback)
-                return self.live.version == fallback or self.follow_store()
-            finally:
-                self._building = False
+        """Make the store's live version the one that answers. One that cannot be used is rejected in the store with the
+        reason, and the version that was answering stays. Returns whether the version that answers is the store's."""
+        while True:
+            row = self.store.live_policy()
+            if row["version"] == self.live.version:
+                return True
+            policy = self._resident.get(row["version"])
+            if policy is None:
+                if not self._make_room():
+                    return False  # the version before last still has streams
+                policy = self._try(row)
+            if policy:
+                break
         with self._lock:
             self._resident[policy.version] = policy
             self.live = policy
         log.info("now answering: v%s", policy.version)
         return True
 
+    def _try(self, row):
+        """The version of a row, built and checked. Whatever that raises is the version's fault: it is rejected, and
+        None is returned."""
+        self._building, policy = True, None
+        with self._stepping:
+            pass  # the step that still has all cores has ended
+        try:
+            policy = self._build(row)
+            self._canary(policy)
+            return policy
+        except StoreError:  # nothing of the version's
+            raise
+        except Exception as error:  # RecursionError and MemoryError among them
+            if row["version"] == 0:
+                raise  # there is nothing below the base
+            reason = f"v{row['version']} cannot be loaded: {adapters.in_words(error)}"
+            if isinstance(error, adapters.BadAdapter):
+                reason = str(error)
+        finally:
+            self._building = False
+        log.error("version v%s is rejected: %s", row["version"], reason)
+        weights = policy.weights_sha256 if policy else None
+        self.store.reject_live(row["version"], reason, self._last_good(row["version"]), weights)
+        return None
+
     def _last_good(self, bad):
-        """The version to fall back on: the one that answers; right after a restart, the bad version's parent."""
+        """The version to fall back on: the one that answers; right after a restart, the nearest that the bad one
+        descends from, at last the base."""
         if self.live.version or self._threads:
             return self.live.version
-        return self.store.policy(bad)["parent"] or 0
+        return self.store.last_good_before(bad)
 
     def _make_room(self):
         """Let go of the version before the live one, which stays until then, so that going back to it takes no time; False while it has streams."""
@@ -325,11 +348,12 @@ class Engine:
     def _build(self, row):
         if row["version"] == 0:
             return Policy(0, self.base, self.live.forward.sibling(self.base))
-        if before := self.store.quarantined(row["version"], row["sha256"]):
+        manifest, tensors = adapters.read(row["path"], base_hash=self.identity["hash"], expected_sha256=row["sha256"])
+        weights = manifest["files"][adapters.WEIGHTS]["sha256"]
+        if before := self.store.quarantined(row["version"], weights):
             raise adapters.BadAdapter(f"v{row['version']} has the very weights of v{before['version']}, which was rejected: {before['reason']}")
-        model = adapters.load(row["path"], self.base, base_hash=self.identity["hash"], expected_sha256=row["sha256"],
-                              forms=self._forms)
-        return Policy(row["version"], model, self.live.forward.sibling(model))
+        model = adapters.build(manifest, tensors, self._forms)
+        return Policy(row["version"], model, self.live.forward.sibling(model), weights)
 
     def _canary(self, policy):
         """A version must give finite logits, stay near the base, and not end its reply at once on plain requests."""

@@ -26,12 +26,13 @@ def create(settings, store, engine, chat):
     app = FastAPI(title="Nudge", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
-    def healthz():
+    async def healthz():  # in the server's own thread: it answers however many others wait
         return {"status": "ok"}
 
     @app.get("/readyz")
     def readyz():
-        return JSONResponse(readiness(settings, store, engine), 200 if engine.healthy else 503)
+        found = readiness(settings, store, engine)
+        return JSONResponse(found, 200 if found["ready"] else 503)
 
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=64, default_concurrency_limit=16)
@@ -103,9 +104,11 @@ class PatientProtocol(H11Protocol):
 
 
 def readiness(settings, store, engine):
-    """What answers and how: for people and probes. Nothing in it is secret."""
+    """What answers and how: for people and probes. Nothing in it is secret. `ready` is false, with the reason, where
+    nothing can be recorded."""
+    trouble = store.trouble()
     return {
-        "ready": engine.healthy, "version": engine.live.version, "model": engine.identity["model"], "dtype": str(engine.base.dtype).removeprefix("torch."),
+        "ready": engine.healthy and not trouble, "database": trouble or "ok", "version": engine.live.version, "model": engine.identity["model"], "dtype": str(engine.base.dtype).removeprefix("torch."),
         "decoding": {"format": engine.choice.number_format, "threads": engine.choice.threads, "step_ms": engine.choice.milliseconds},
         "threads": settings.threads, "sqlite": store.sqlite_version()}
 

@@ -7,12 +7,12 @@ is `views.py`'s.
 import random
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from playground import active, prompts, views
 from playground.decoder import Sampling
-from playground.store import StoreError
+from playground.store import StoreError, StoreUnavailable
 from playground.views import Side, View
 
 BUSY = "Replies are still streaming. Wait for them or press Stop."
@@ -48,12 +48,16 @@ class Chat:
         self._rng = rng or random.SystemRandom()
         self._picker = active.Picker(settings, engine.identity["hash"])
         self._turns = {}  # annotator -> Turn
+        # annotator -> (duel, results, pair): written to the end while the store could not take it
+        self._unrecorded = {}
         self._lock = threading.Lock()
 
     # -- what is there
 
     def view(self, annotator):
-        """What this person sees after a reload."""
+        """What this person sees after a reload. StoreUnavailable while the replies of their last turn cannot be
+        recorded."""
+        self._record(annotator)
         conversation = self.store.conversation(annotator)
         if conversation is None:
             return View("idle")
@@ -105,7 +109,7 @@ class Chat:
             for _ in views:
                 if turn is None or time.monotonic() - max(left, turn.looked) > LINGER:
                     break
-        except Refused:  # the store has what there is, and nobody waits to be told
+        except (Refused, StoreError):  # the store has what there is, or will be given it; and nobody waits to be told
             pass
         views.close()
 
@@ -281,7 +285,9 @@ class Chat:
                 results = stream.results((pair.first, pair.second))
                 if not all(r["token_ids"] for r in results):  # stopped before the first token: nothing to vote on
                     results = [{**r, "finish_reason": "error"} for r in results]
-                self.store.finish_duel(turn.duel, results, pairing=pair.pairing, probability=pair.probability)
+                self._unrecorded[annotator] = turn.duel, results, pair
+                with suppress(StoreUnavailable):  # the view below says so
+                    self._record(annotator)
             turn.ended.set()
         if stream.error:
             raise Refused(f"The model could not answer: {stream.error}. Your message was not lost; send it again.")
@@ -290,6 +296,18 @@ class Chat:
         if turn.vote:
             turn.vote.wait(10)
         yield self.view(annotator)
+
+    def _record(self, annotator):
+        """Give the store the replies that it could not take when they were complete, if there are any."""
+        finished = self._unrecorded.pop(annotator, None)
+        if finished is None:
+            return
+        duel, results, pair = finished
+        try:
+            self.store.finish_duel(duel, results, pairing=pair.pairing, probability=pair.probability)
+        except StoreUnavailable:
+            self._unrecorded[annotator] = finished
+            raise
 
     def _streaming(self, turn, history, text, pairs):
         """Both replies as they grow; of more than two, how far they are."""
@@ -324,6 +342,7 @@ class Chat:
             raise Refused(BUSY)
 
     def _own_duel(self, annotator, duel_id):
+        self._record(annotator)
         duel = self.store.duel(duel_id) if isinstance(duel_id, int) else None
         if duel is None or duel["annotator"] != annotator:
             raise Refused("This pair of replies is not yours to vote on. Reload the page.")

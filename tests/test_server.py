@@ -102,7 +102,7 @@ def test_readiness_says_what_answers(site):
     found = answer.json()
     choice = site.engine.choice  # measured, so that it is another one from machine to machine
     assert found.pop("decoding") == {"format": choice.number_format, "threads": choice.threads, "step_ms": choice.milliseconds}
-    assert found == {"ready": True, "version": 0, "model": site.engine.identity["model"], "dtype": "float32", "threads": 1,
+    assert found == {"ready": True, "database": "ok", "version": 0, "model": site.engine.identity["model"], "dtype": "float32", "threads": 1,
                              "sqlite": site.store.sqlite_version()}
 
 

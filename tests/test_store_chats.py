@@ -3,8 +3,10 @@
 import time
 
 import pytest
+import sqlite_utils
 
-from playground.store import StoreError
+from playground.store import Store, StoreError, chats
+from playground.store.migrations import migrations
 from tests.stores import BASE, cast, candidate, duel, outcome, store  # noqa: F401 (fixtures)
 
 
@@ -206,3 +208,34 @@ def test_a_chat_keeps_its_own_settings(store):
     assert (store.conversation(who)["system_prompt"], store.conversation(who)["sampling"]) == ("Be brief.", {"temperature": 1.2})
     store.configure(conversation, None, None)
     assert (store.conversation(who)["system_prompt"], store.conversation(who)["sampling"]) == (None, None)
+
+
+# -- a clock that is set back
+
+def test_a_new_chat_is_shown_though_the_clock_was_set_back(store, monkeypatch):
+    """The chat with the latest time of opening was shown: after an hour back, the old one for an hour."""
+    who = store.annotator("ann")
+    old = duel(store, who)["conversation"]
+    monkeypatch.setattr(chats, "now", lambda: "2001-01-01T00:00:00.000Z")
+    new = store.new_conversation(who)
+    assert store.conversation(who)["id"] == new
+    store.open_conversation(old, who)
+    assert store.conversation(who)["id"] == old
+    duel(store, who, new)
+    assert [row["id"] for row in store.conversations(who)] == [old, new]
+    store.open_conversation(new, who)
+    assert [row["id"] for row in store.conversations(who)] == [new, old]
+
+
+def test_chats_of_before_keep_their_order(tmp_path):
+    path = tmp_path / "nudge.db"
+    old = sqlite_utils.Database(path)
+    migrations.apply(old, stop_before="0004_beat")
+    old["annotator"].insert({"id": 1, "token_hash": "x", "kind": "anonymous", "created": "x"})
+    for conversation, opened in ((1, "2026-01-03"), (2, "2026-01-01"), (3, "2026-01-02")):
+        old["conversation"].insert({"id": conversation, "annotator": 1, "created": opened, "opened": opened})
+    old.close()
+    store = Store(path)
+    assert store.conversation(1)["id"] == 1
+    assert store.rows("select id from conversation order by opened_as") == [{"id": 2}, {"id": 3}, {"id": 1}]
+    assert store.new_conversation(1) == store.conversation(1)["id"] == 4

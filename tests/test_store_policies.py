@@ -3,8 +3,10 @@
 import sqlite3
 
 import pytest
+import sqlite_utils
 
-from playground.store import StoreError
+from playground.store import Store, StoreError
+from playground.store.migrations import migrations
 from tests.stores import store, candidate, take, published  # noqa: F401 (fixtures)
 
 
@@ -87,3 +89,27 @@ def test_rolling_back_to_a_rejected_version_is_refused(store):
     store.reject_live(version, "bad file", fallback=0)
     with pytest.raises(StoreError, match=f"Version v{version} was rejected and cannot go live."):
         store.roll_back(version)
+
+
+def test_the_last_good_version_is_the_nearest_ancestor_that_no_server_rejected(store):
+    first, second, third = (published(store) for _ in range(3))
+    assert store.last_good_before(third) == second
+    store.reject_live(third, "bad file", fallback=second)
+    store.reject_live(second, "bad file", fallback=third)
+    assert store.last_good_before(third) == first
+    with store.writing() as db:
+        db.execute("update policy set status = 'rejected' where version != 0")
+    assert store.last_good_before(third) == 0 == store.last_good_before(first)
+
+
+def test_weights_of_versions_that_a_server_rejected_before_hashes_covered_all_are_still_known(tmp_path):
+    """`sha256` was the hash of the weights; it is that of the manifest now, which is another for the same weights in
+    another version."""
+    old = sqlite_utils.Database(tmp_path / "nudge.db")
+    migrations.apply(old, stop_before="0004_beat")
+    old["round"].insert({"id": 1, "state": "published", "created": "x"})
+    old["policy"].insert({"version": 1, "status": "rejected", "round": 1, "sha256": "weights", "reason": "bad", "created": "x"})
+    old.close()
+    store = Store(tmp_path / "nudge.db")
+    assert store.quarantined(2, "weights") == {"version": 1, "reason": "bad"}
+    assert store.quarantined(2, "other weights") is None

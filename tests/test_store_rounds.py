@@ -1,11 +1,12 @@
 """Rounds: asked for, taken, held, measured, and told to wait or to stop."""
 
 import time
+from pathlib import Path
 
 import pytest
 
-from playground.store import STOPPED, LeaseLost, StoreError
-from tests.stores import cast, published, store, take  # noqa: F401 (fixtures)
+from playground.store import STOPPED, LeaseLost, Store, StoreError
+from tests.stores import cast, file_store, published, store, take  # noqa: F401 (fixtures)
 
 
 def test_new_votes_count_from_the_last_round(store):
@@ -115,12 +116,81 @@ def test_an_unknown_round_is_a_lost_lease(store):
         store.update_round(9, "w1", step=1)
 
 
-def test_every_update_renews_the_lease(store):
+def test_every_update_is_a_beat(store):
     asked = store.request_round()
-    first = take(store)["heartbeat"]
-    time.sleep(0.01)
+    first = take(store)["beat"]
     store.update_round(asked, "w1", step=3)
-    assert store.round(asked)["heartbeat"] > first
+    assert store.round(asked)["beat"] == first + 1
+
+
+# -- a lease knows nothing of the time of day
+
+class Clock:
+    """A monotonic clock that the test moves on."""
+
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture
+def two(file_store):
+    """Two processes' stores on one file, the second with a clock of its own; w1 holds a round in the first."""
+    other = Store(Path(file_store.path))
+    other.clock = Clock()
+    file_store.request_round()
+    take(file_store, "w1")
+    return file_store, other
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_the_time_of_day_changes_no_lease(two, jump, monkeypatch):
+    """An hour forward, a living worker lost its round; an hour back, a dead one's was not free for an hour."""
+    store, other = two
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + jump)
+    assert take(other, "w2") is None
+    store.update_round(1, "w1", step=1)
+    assert take(other, "w2") is None, "it lives"
+    other.clock.seconds += 31
+    assert take(other, "w2")["owner"] == "w2", "it has been silent for longer than the lease"
+
+
+def test_whoever_looks_for_the_first_time_waits_a_whole_lease(two):
+    _, other = two
+    assert take(other, "w2") is None
+    other.clock.seconds += 29
+    assert take(other, "w2") is None
+    other.clock.seconds += 2
+    assert take(other, "w2")["owner"] == "w2"
+
+
+def test_a_worker_that_beats_keeps_its_round_for_ever(two):
+    store, other = two
+    for _ in range(5):
+        other.clock.seconds += 29
+        assert take(other, "w2") is None
+        store.update_round(1, "w1")
+
+
+def test_a_round_that_another_took_meanwhile_has_a_lease_of_its_own(two):
+    """The same beat of another owner is another worker."""
+    store, other = two
+    assert take(other, "w2") is None
+    other.clock.seconds += 29
+    store.release_round(1, "w1")
+    take(store, "w3")
+    other.clock.seconds += 2
+    assert take(other, "w2") is None
+
+
+def test_a_released_round_has_no_owner_and_is_free_to_whoever_looks_first(two):
+    store, other = two
+    store.release_round(1, "w1")
+    assert store.round(1)["owner"] is None
+    assert take(other, "w2")["owner"] == "w2"
 
 
 def test_a_released_round_is_taken_at_once_and_costs_no_attempt(store):

@@ -13,7 +13,9 @@ from playground.ui.words import CATALOGUES, CHINESE, Words
 ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
 UI = sorted((ROOT / "playground" / "ui").glob("*.py"))
-SPEAKERS = {"TooMuch", "Refused", "StoreError", "BadMessage", "NoCookie", "NotAllowed", "WrongSignIn"}  # exceptions whose text a person is shown
+# exceptions whose text a person is shown
+SPEAKERS = {"Refused", "TooMuch", "StoreError", "StoreBusy", "StoreFull", "StoreLost", "StoreUnavailable", "BadMessage", "NoCookie", "NotAllowed",
+            "WrongSignIn"}
 SPOKEN = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 
 

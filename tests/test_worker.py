@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import training.worker
 from playground import models
-from playground.store import Store
+from playground.store import Store, StoreLost, StoreUnavailable
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person
 from training.round import PHASES
-from training.worker import MAX_ATTEMPTS, run_once
+from training.worker import MAX_ATTEMPTS, run_once, step
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,8 +46,7 @@ def test_a_worker_killed_in_each_phase_is_followed_by_one_that_goes_on(voted):
         assert done.returncode == -signal.SIGKILL, done.stderr
         row = store.last_round()
         assert (row["id"], row["state"], row["phase"]) == (1, "running", phase)
-        assert store.live_policy()["version"] == 0
-        time.sleep(settings.lease_seconds)
+        assert store.live_policy()["version"] == 0  # the next worker waits until it has seen no beat for a lease
     assert [step for step, _ in store.metrics(1)["reward"]] == [1, 2, 3]
 
     done = worker(settings, "training.worker")
@@ -92,3 +93,65 @@ def test_a_round_that_kills_every_worker_is_given_up(tmp_path):
     row = run_once(store, settings, "last")
     assert row["state"] == "failed"
     assert "died 3 times" in row["reason"]
+
+
+# -- a store that cannot answer
+
+class Scripted:
+    """A round that does what it is told when it runs."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __call__(self, *_):
+        return self
+
+    def run(self):
+        self.act()
+
+
+class Idle:
+    """A forecaster with nothing to do."""
+
+    def step(self):
+        return False
+
+    def rest(self):
+        pass
+
+
+def test_a_round_whose_database_is_gone_stays_where_it_is_and_the_worker_ends(tmp_path):
+    """The round would have been ended as failed, in a file that is not there any more, with a traceback, again and
+    again."""
+    settings = settings_for(tmp_path)
+    store = Store(settings.database)
+    store.request_round()
+
+    def moved_away():
+        settings.database.rename(tmp_path / "elsewhere.db")
+        store.last_round()
+    with pytest.raises(StoreLost):
+        run_once(store, settings, "w", kind=Scripted(moved_away))
+    with pytest.raises(StoreLost):
+        step(store, settings, "w", Idle())
+    done = worker(settings, "training.worker")
+    assert done.returncode == 1 and "There is no database at" in done.stderr and "Traceback" not in done.stderr
+    assert not settings.database.exists(), "no new one in its place"
+
+
+def test_a_round_whose_database_is_locked_for_long_is_left_to_the_next_and_costs_no_attempt(tmp_path, monkeypatch):
+    settings = settings_for(tmp_path)
+    store = Store(settings.database, patience=0.1)
+    store.request_round()
+    other = sqlite3.connect(settings.database, isolation_level=None)
+    monkeypatch.setattr(training.worker, "STORE_PAUSE", 0.01)
+
+    def locked():
+        other.execute("begin immediate")
+        store.update_round(1, "w")
+    with pytest.raises(StoreUnavailable):
+        run_once(store, settings, "w", kind=Scripted(locked))
+    assert store.last_round()["state"] == "running"
+    assert step(store, settings, "w", Idle()) is False, "it waits for the database"
+    other.execute("rollback")
+    assert run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", "told so")))["reason"] == "told so"

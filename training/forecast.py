@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from playground import active, models, prompts, scorer
+from playground.store import StoreUnavailable
 from training import preferences, reward
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,16 @@ class Forecaster:
         self._given_up = set()
 
     def step(self):
-        """Forecast the votes that have none yet; whether there were any. A failure is logged once and costs these forecasts, nothing else."""
+        """Forecast the votes that have none yet; whether there were any. A failure is logged once and costs these
+        forecasts, nothing else; StoreUnavailable is passed on."""
         base_hash = self.store.last_base_hash()
         waiting = self.store.votes_to_forecast(base_hash) - self._given_up if base_hash else None
         if not waiting:
             return False
         try:
             self.forecast(base_hash, waiting)
+        except StoreUnavailable:
+            raise
         except Exception:
             log.exception("%d votes could not be forecast", len(waiting))
             self._given_up |= waiting

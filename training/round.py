@@ -40,6 +40,8 @@ class Round:
         self.folder = settings.rounds_dir / f"{self.id:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cache, self._began = {}, time.time()
+        # the running phase, pauses left out; `_began` is the time of day, for the page alone
+        self._started = time.monotonic()
 
     # -- parts, loaded when first needed
 
@@ -145,6 +147,7 @@ class Round:
         if paused:
             log.info("round %s goes on after %.0f s", self.id, paused)
             self._begin(self._began + paused)
+            self._started += paused
         if wish == "stop":
             log.info("round %s is stopped", self.id)
             self.end("failed", STOPPED)
@@ -157,11 +160,12 @@ class Round:
     def _clocked(self, phase):
         """Record since when this phase runs and, once it is done, how many seconds it took, pauses left out."""
         self._begin(time.time())
+        self._started = time.monotonic()
         yield
         row = self.store.round(self.id)
         if row["state"] == "running":
             seconds = row["metrics"].get("phase_seconds", {})
-            self.store.update_round(self.id, self.owner, metrics={"phase_seconds": {**seconds, phase: seconds.get(phase, 0) + time.time() - self._began}})
+            self.store.update_round(self.id, self.owner, metrics={"phase_seconds": {**seconds, phase: seconds.get(phase, 0) + time.monotonic() - self._started}})
 
     def _begin(self, moment, step=None):
         """The running phase counts from `moment` and, where it resumed, from `step`: how the page knows what is left."""

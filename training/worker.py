@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import torch
@@ -20,11 +20,15 @@ import torch
 from playground import memory
 from playground.models import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
-from playground.store import LeaseLost, Store
+from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
 log = logging.getLogger("training.worker")
+
+# seconds for which the worker waits for another process that holds the database: nobody waits for the worker
+PATIENCE = 60.0
+STORE_PAUSE = 10.0  # seconds until it looks for work again where the store could not answer
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
 
@@ -40,7 +44,8 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     """Run or resume one round (of a `kind` of Round) if there is one to run, calling `before` first; returns its final row, or None when there
     was nothing to do.
 
-    Whatever goes wrong in a round ends that round with the reason; only losing the lease, or being told to stop, leaves it to the next worker.
+    Whatever goes wrong in a round ends that round with the reason; only losing the lease, a store that cannot answer
+    (StoreUnavailable), or being told to stop leaves it to the next worker.
     """
     settings = with_overrides(store, settings)
     auto_votes = settings.round_votes if auto and settings.auto_train else None
@@ -60,11 +65,17 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
         pass
     except LeaseLost as error:
         log.warning("another worker has taken over: %s", error)
+    except StoreUnavailable as error:
+        log.warning("round %s stays where it is: %s", row["id"], error)
+        with suppress(StoreUnavailable):
+            store.release_round(row["id"], owner)
+        raise
     except Exception as error:
         log.exception("round %s failed", row["id"])
         store.end_round(row["id"], owner, "failed", f"{type(error).__name__} in phase {store.round(row['id'])['phase']}: {error}")
     except BaseException:
-        store.release_round(row["id"], owner)
+        with suppress(StoreUnavailable):
+            store.release_round(row["id"], owner)
         raise
     finally:
         gc.collect()
@@ -110,6 +121,8 @@ def heartbeat(store, settings, round_id, owner):
                 store.update_round(round_id, owner)
             except LeaseLost:
                 return  # the round notices at its next step
+            except StoreUnavailable as error:
+                log.warning("the lease could not be renewed; trying again: %s", error)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -130,20 +143,36 @@ def main(argv=None):
     be_quiet(settings)
     memory.return_freed()
     memory.keep_few_primitives()
-    store, owner = Store(settings.database), f"{socket.gethostname()}:{os.getpid()}"
+    owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
+        # the app makes the database: where it was moved away from under a running app, a new one in its place would be
+        # in the way
+        store = Store(settings.database, patience=PATIENCE, create=False)
         if settings.once:
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
         parent = os.getppid()
         forecaster = Forecaster(store, settings)
         while os.getppid() == parent:  # a worker whose server is gone ends
-            if run_once(store, settings, owner, before=forecaster.rest) is None and not forecaster.step():
+            if not step(store, settings, owner, forecaster):
                 time.sleep(settings.poll_seconds)
     except KeyboardInterrupt:
         sys.exit(0)
-    except ModelUnavailable as error:
+    except (ModelUnavailable, StoreError) as error:
         sys.exit(str(error))
+
+
+def step(store, settings, owner, forecaster):
+    """Run a round or forecast some votes; whether there was anything to do. Where the store cannot answer it waits;
+    StoreLost where that is in vain."""
+    try:
+        return run_once(store, settings, owner, before=forecaster.rest) is not None or forecaster.step()
+    except StoreLost:
+        raise
+    except StoreUnavailable as error:
+        log.warning("the database cannot be used; looking again in %.0f s: %s", STORE_PAUSE, error)
+        time.sleep(STORE_PAUSE)
+        return False
 
 
 def wait_for_round(store, settings, owner):

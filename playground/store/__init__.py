@@ -4,14 +4,15 @@ Nothing is overwritten: a replaced vote is superseded, a retired policy stays. W
 """
 
 from playground.store.chats import Chats
-from playground.store.file import File, StoreError, now
+from playground.store.errors import StoreError, StoreLost, StoreUnavailable
+from playground.store.file import File, now
 from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.rounds import REFUSED, STOPPED, LeaseLost, Rounds
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
 
-__all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", "now"]
+__all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", "StoreLost", "StoreUnavailable", "now"]
 
 
 class Store(People, Chats, Votes, Rounds, Policies, Watch, File):

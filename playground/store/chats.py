@@ -7,7 +7,8 @@ import hashlib
 import json
 import secrets
 
-from playground.store.file import StoreError, now
+from playground.store.errors import StoreError
+from playground.store.file import now
 
 NOT_YOURS = "This chat is not yours, or it was deleted."
 TITLE = "(select m.text from message m where m.conversation = c.id and m.role = 'user' order by m.id limit 1)"
@@ -17,6 +18,8 @@ SHOWN = ("coalesce((select x.after from demonstration x join conversation o on o
 EDITED = ("exists (select 1 from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator where x.message = m.id)")
 THUMB = ("(select t.thumb from rating t join conversation o on o.id = m.conversation and o.annotator = t.annotator "
          "where t.message = m.id and t.superseded_by is null)")
+# counted, since a clock that is set back would hide a new chat behind an old one
+OPENED_LAST = "(select max(opened_as) + 1 from conversation)"
 WHOLE = ("2 = (select count(*) from generation g join message m on m.id = g.message "
          "where g.id in (d.left_generation, d.right_generation) and m.status != 'error')")  # both replies of the duel d have a text
 
@@ -28,26 +31,31 @@ class Chats:
 
     def new_conversation(self, annotator, system_prompt=None, sampling=None):
         with self.writing() as db:
-            return db["conversation"].insert({
+            conversation = db["conversation"].insert({
                 "annotator": annotator, "system_prompt": system_prompt, "sampling": json.dumps(sampling) if sampling else None,
                 "created": now(), "opened": now()}).last_pk
+            db.execute(f"update conversation set opened_as = {OPENED_LAST} where id = ?", [conversation])
+            return conversation
 
     def conversation(self, annotator):
         """The conversation that this annotator opened last and did not delete, or None."""
-        return self._conversation("annotator = ? and deleted is null order by opened desc, id desc", annotator)
+        return self._conversation("annotator = ? and deleted is null order by opened_as desc", annotator)
 
     def conversations(self, annotator, limit=50):
         """The annotator's conversations that have a message, the one opened last first: id, title, created, opened, turns, shared."""
         rows = self.rows(
             f"""select c.id, {TITLE} as title, c.created, c.opened, c.share_token is not null as shared,
                   (select count(distinct d.user_message) from duel d where d.conversation = c.id) as turns
-                from conversation c where c.annotator = ? and c.deleted is null and title is not null order by c.opened desc, c.id desc limit ?""",
+                from conversation c where c.annotator = ? and c.deleted is null and title is not null order by c.opened_as desc limit ?""",
             annotator, limit)
         return [{**row, "shared": bool(row["shared"])} for row in rows]
 
     def open_conversation(self, conversation, annotator):
         """The annotator goes on with this one."""
-        self._change_conversation(conversation, annotator, opened=now())
+        with self.writing() as db:
+            self._own_conversation(db, conversation, annotator)
+            db.execute(f"update conversation set opened = ?, opened_as = {OPENED_LAST} where id = ?",
+                       [now(), conversation])
 
     def delete_conversation(self, conversation, annotator):
         """It is shown no more, and no later round reads it."""
@@ -78,10 +86,16 @@ class Chats:
 
     def _change_conversation(self, conversation, annotator, **columns):
         with self.writing() as db:
-            if not db.execute("select 1 from conversation where id = ? and annotator = ? and deleted is null", [conversation, annotator]).fetchone():
-                raise StoreError(NOT_YOURS)
+            self._own_conversation(db, conversation, annotator)
             if columns:
                 db["conversation"].update(conversation, columns)
+
+    @staticmethod
+    def _own_conversation(db, conversation, annotator):
+        found = db.execute("select 1 from conversation where id = ? and annotator = ? and deleted is null",
+                           [conversation, annotator]).fetchone()
+        if not found:
+            raise StoreError(NOT_YOURS)
 
     def history(self, conversation):
         """Messages from the first to the conversation's tail: rows with id, role, text (as last edited), edited, thumb, policy."""

@@ -39,6 +39,26 @@ def gestures(db):
                       where g.id in (d.left_generation, d.right_generation) and m.status != 'error'))""")
 
 
+@migrations(name="0004_beat")
+def beat(db):
+    """What used to be told by the wall clock, which may be set back, is counted: a round's lease, and which chat was
+    opened last.
+
+    And the hash of the weights of a version that a server rejected, since `sha256` is now that of the whole version,
+    which names it.
+    """
+    # goes up each time that the round's worker shows that it lives
+    db.execute("alter table round add column beat integer not null default 0")
+    # the highest of a person is the one that is open
+    db.execute("alter table conversation add column opened_as integer not null default 0")
+    db.execute("""update conversation set opened_as = ordered.n
+                  from (select id, row_number() over (order by opened, id) as n from conversation) as ordered
+                  where ordered.id = conversation.id""")
+    db.execute("create index conversation_opened_as on conversation (opened_as)")
+    db.execute("alter table policy add column weights_sha256 text")
+    db.execute("update policy set weights_sha256 = sha256 where status = 'rejected'")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

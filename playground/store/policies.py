@@ -2,7 +2,8 @@
 
 import json
 
-from playground.store.file import StoreError, now
+from playground.store.errors import StoreError
+from playground.store.file import now
 
 
 class Policies:
@@ -34,7 +35,11 @@ class Policies:
             return version
 
     def publish(self, round_id, owner, version, path, sha256, report):
-        """One transaction: the lease is still held, the version is complete, it becomes live, the one before it retires, the round ends."""
+        """One transaction: the lease is still held, the version is complete, it becomes live, the one before it
+        retires, the round ends.
+
+        `sha256` is that of the whole version, as `adapters.write` returns it.
+        """
         with self.writing() as db:
             self._held(db, round_id, owner)
             db["policy"].update(version, {"path": str(path), "sha256": sha256, "gate_report": json.dumps(report)})
@@ -49,17 +54,31 @@ class Policies:
                                           "gate_report": json.dumps(report), "reason": reason})
             db["round"].update(round_id, {"state": "refused", "reason": reason, "ended": now()})
 
-    def reject_live(self, version, reason, fallback):
-        """The server could not load the live version: mark it rejected with the reason and make `fallback` live again."""
+    def reject_live(self, version, reason, fallback, weights_sha256=None):
+        """The server could not load the live version: mark it rejected with the reason, and with the hash of its
+        weights where they could be read, and make `fallback` live again."""
         with self.writing() as db:
             if db["policy"].get(version)["status"] == "live":
                 self._make_live(db, fallback, "rejected")
-                db["policy"].update(version, {"reason": reason})
+                db["policy"].update(version, {"reason": reason, "weights_sha256": weights_sha256})
 
-    def quarantined(self, version, sha256):
+    def quarantined(self, version, weights_sha256):
         """The earlier version with the same weights that a server has rejected, or None. One that the gate refused may come again."""
         return self.row("""select p.version, p.reason from policy p join round r on r.id = p.round
-                           where p.sha256 = ? and p.version != ? and p.status = 'rejected' and r.state = 'published'""", sha256, version)
+                           where p.weights_sha256 = ? and p.version != ? and p.status = 'rejected'
+                             and r.state = 'published'""", weights_sha256, version)
+
+    def last_good_before(self, version):
+        """The nearest of the versions that `version` descends from which no server has rejected; at last the base,
+        0."""
+        parents = {row["version"]: (row["parent"], row["status"]) for row in self.policies()}
+        seen = {version}
+        while version:
+            version = parents[version][0] or 0
+            if version in seen or parents[version][1] != "rejected":
+                break
+            seen.add(version)
+        return version
 
     def roll_back(self, version):
         """Make an older version live again; the one that was live is marked rolled back."""

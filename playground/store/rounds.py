@@ -5,7 +5,8 @@ import time
 
 from sqlite_utils.db import NotFoundError
 
-from playground.store.file import StoreError, now
+from playground.store.errors import StoreError
+from playground.store.file import now
 
 STOPPED = "An admin stopped this round."
 REFUSED = "The new version was not published: "  # and why
@@ -19,6 +20,9 @@ class LeaseLost(StoreError):
 class Rounds:
     """Part of `Store`."""
 
+    clock = staticmethod(time.monotonic)  # of leases, in seconds
+    _last_beat, _first_seen = None, 0.0  # the newest (round, owner, beat) that this store saw, and since when
+
     def request_round(self):
         """Ask for a round now. Returns the active round's id: the new one, or the one that is already asked for or running."""
         with self.writing() as db:
@@ -26,20 +30,40 @@ class Rounds:
             return active[0] if active else db["round"].insert({"state": "requested", "created": now()}).last_pk
 
     def take_round(self, owner, *, lease_seconds, auto_votes=None, config=None, seed=0):
-        """Take the lease of a round for `owner`: a running one whose heartbeat has lapsed, a requested one, or, where there are
-        `auto_votes` new votes, a new one. Returns the round's row, or None when there is nothing to do."""
+        """Take the lease of a round for `owner`: a running one whose worker is gone, a requested one, or, where there
+        are `auto_votes` new votes, a new one. Returns the round's row, or None when there is nothing to do.
+
+        A worker is gone when this store has seen no beat of it for `lease_seconds` of its own monotonic clock: whoever
+        asks for the first time waits that long. Wall clocks are set back and forth, and differ from machine to machine.
+        """
         with self.writing() as db:
             row = next(db.query("select * from round where state in ('requested', 'running')"), None)
             if row is None and auto_votes is not None and self.new_votes() >= auto_votes:
                 row = db["round"].get(db["round"].insert({"state": "requested", "created": now()}).last_pk)
-            if row is None or (row["state"] == "running" and row["owner"] != owner and time.time() - row["heartbeat"] < lease_seconds):
+            if row is None or self._held_by_another(row, owner, lease_seconds):
                 return None
-            change = {"state": "running", "owner": owner, "heartbeat": time.time(), "attempts": row["attempts"] + 1}
+            change = {"state": "running", "owner": owner, "beat": row["beat"] + 1, "heartbeat": time.time(),
+                      "attempts": row["attempts"] + 1}
             if row["state"] == "requested":
                 last = db.execute("select coalesce(max(id), 0) from vote").fetchone()[0]
                 change |= {"phase": "collect", "started": now(), "config": json.dumps(config or {}), "seed": seed, "last_vote": last}
             db["round"].update(row["id"], change)
-        return self.round(row["id"])
+        taken = self.round(row["id"])
+        self._unchanged_for(taken)
+        return taken
+
+    def _held_by_another(self, row, owner, lease_seconds):
+        """Whether a round has a worker that may be alive. One without an owner was given up."""
+        if row["state"] != "running" or row["owner"] in (None, owner):
+            return False
+        return self._unchanged_for(row) < lease_seconds
+
+    def _unchanged_for(self, row):
+        """For how many seconds this store has seen the same beat of the same owner on a round; 0 at the first look."""
+        beat = (row["id"], row["owner"], row["beat"])
+        if self._last_beat != beat:
+            self._last_beat, self._first_seen = beat, self.clock()
+        return self.clock() - self._first_seen
 
     def round(self, round_id):
         """A round's row, its metrics and config decoded."""
@@ -54,9 +78,12 @@ class Rounds:
         """Change a running round and renew its lease; `metrics` are merged into what it has. LeaseLost when `owner` no longer holds it."""
         with self.writing() as db:
             self._held(db, round_id, owner)
+            row = db["round"].get(round_id)
             if metrics:
-                columns["metrics"] = json.dumps({**json.loads(db["round"].get(round_id)["metrics"]), **metrics})
-            db["round"].update(round_id, {**columns, "heartbeat": time.time()})
+                columns["metrics"] = json.dumps({**json.loads(row["metrics"]), **metrics})
+            row["beat"] += 1
+            db["round"].update(round_id, {**columns, "beat": row["beat"], "heartbeat": time.time()})
+        self._unchanged_for(row)
 
     def end_round(self, round_id, owner, state, reason=None):
         self.update_round(round_id, owner, state=state, reason=reason, ended=now())
@@ -64,7 +91,8 @@ class Rounds:
     def release_round(self, round_id, owner):
         """Give the lease up without ending the round, so that the next worker goes on at once. That is no failed attempt."""
         with self.writing() as db:
-            db.execute("update round set heartbeat = 0, attempts = attempts - 1 where id = ? and owner = ? and state = 'running'", [round_id, owner])
+            db.execute("""update round set owner = null, attempts = attempts - 1
+                          where id = ? and owner = ? and state = 'running'""", [round_id, owner])
 
     def _held(self, db, round_id, owner):
         try:

@@ -2,7 +2,8 @@
 
 import json
 
-from playground.store.file import StoreError, now
+from playground.store.errors import StoreError
+from playground.store.file import now
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 GONE_ON = "The conversation has gone on since; this vote can no longer be changed."

@@ -13,7 +13,7 @@ import gradio as gr
 from playground import visitor
 from playground.prompts import BadMessage
 from playground.session import Refused
-from playground.store import now
+from playground.store import StoreError, now
 from playground.ui import words
 from playground.ui.notice import GESTURE, STREAM, seen
 from playground.ui.panes import SIDES, Pane, shown
@@ -146,12 +146,21 @@ class ChatTab:
                 else:
                     yield self.paint_panes(view, w) if view.phase == before.phase else self.paint(view, w)
                 before = view
-        except (BadMessage, Refused) as error:
-            yield {**self.paint(self.chat.view(annotator), w), **({} if text is None else {self.box: text}), **self.notice.warn(w.said(str(error)), w("Not sent"))}
+        except (BadMessage, Refused, StoreError) as error:
+            kept = {} if text is None else {self.box: text}
+            yield {**self.ended(annotator, w), **kept, **self.notice.warn(w.said(str(error)), w("Not sent"))}
             return
         except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
             threading.Thread(target=self.chat.linger, args=(annotator, turn), name="linger").start()
             raise
+
+    def ended(self, annotator, w):
+        """The chat as it is after a turn that failed; where the store cannot tell, the page as it stands, with the
+        message box free."""
+        try:
+            return self.paint(self.chat.view(annotator), w)
+        except StoreError:
+            return {self.send: gr.update(visible=seen(True)), self.stop: gr.update(visible=seen(False))}
 
     def on_stop(self, request: gr.Request):
         self.chat.stop(self.annotator(request))

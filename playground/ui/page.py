@@ -42,6 +42,7 @@ def build(settings, store, engine, chat):
                 control.wire(page, moments)
             with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch") as tab:
                 WatchTab(store, strip).wire(looked_at(tab))
+    notice.guard(page)
     return page
 
 

@@ -65,7 +65,7 @@ class TrainingTab:
         w, now = words.of(request), self.strip.now()
         rounds = now.rounds
         row = next((r for r in rounds if r["id"] == picked), now.round)
-        stamp = (row and row["id"], shown, [(r["id"], r["state"], r["policy_status"], r["step"], r["heartbeat"], r["wish"]) for r in rounds], now.forecasts, now.settings)
+        stamp = (row and row["id"], shown, [(r["id"], r["state"], r["policy_status"], r["step"], r["beat"], r["wish"]) for r in rounds], now.forecasts, now.settings)
         if painted.get("stamp") == stamp:
             return gr.skip()
         contents = {"intro": agreement(now, w), "timeline": ([(entry(r, w), r["id"]) for r in rounds[:shown]], row and row["id"]),

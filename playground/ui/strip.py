@@ -7,7 +7,7 @@ from html import escape
 
 import gradio as gr
 
-from playground.store import REFUSED
+from playground.store import REFUSED, StoreError
 from playground.ui import words
 from playground.ui.notice import GESTURE
 from playground.ui.text import line
@@ -85,12 +85,20 @@ class Strip:
         self.painted = gr.State(None)
         self.timer = gr.Timer(TICK)
         self._now, self._read, self._lock = None, 0.0, threading.Lock()
+        self._failed = None  # why the store could not tell
 
     def now(self):
-        """Training now, at most a second old: one read serves every visitor's tick."""
+        """Training now, at most a second old: one read serves every visitor's tick, and so does one that failed, or
+        each would wait in turn."""
         with self._lock:
             if time.monotonic() - self._read > FRESH:
-                self._now, self._read = Now.read(self.settings, self.store, self.engine), time.monotonic()
+                try:
+                    self._now, self._failed = Now.read(self.settings, self.store, self.engine), None
+                except StoreError as error:
+                    self._failed = str(error)
+                self._read = time.monotonic()
+            if self._failed:
+                raise StoreError(self._failed)
             return self._now
 
     def changed(self):
