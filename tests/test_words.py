@@ -13,7 +13,7 @@ from playground.ui.words import CATALOGUES, CHINESE, Words
 ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
 UI = sorted((ROOT / "playground" / "ui").glob("*.py"))
-SPEAKERS = {"Refused", "StoreError", "BadMessage", "NoCookie", "NotAllowed", "WrongSignIn"}  # exceptions whose text a person is shown
+SPEAKERS = {"Refused", "StoreError", "BadMessage", "NoCookie", "NotAllowed", "WrongSignIn", "TooMany"}  # exceptions whose text a person is shown
 SPOKEN = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 
 
