@@ -69,7 +69,9 @@ def token(page):
 def test_the_page_loads_sends_and_votes(way, browser):  # noqa: F811
     """Without forwarding headers the page called the app's inner address; under a path it called the site's root."""
     site, url = way
+    own_icon = str(httpx.URL(url).copy_with(path="/favicon.ico"))
     context = browser.new_context(locale="en-US")
+    context.set_default_timeout(90_000)
     page, called, complaints = context.new_page(), [], []
     page.on("request", lambda request: called.append(request.url))
     page.on("console", lambda m: m.type == "error" and complaints.append((m.text, m.location["url"])))
@@ -84,7 +86,8 @@ def test_the_page_loads_sends_and_votes(way, browser):  # noqa: F811
     context.close()
     assert site.store.rows("select choice from vote where annotator = ?", site.store.annotator(cookie["value"])) == [{"choice": "a"}]
     assert [address for address in called if not address.startswith((f"{url}/", "data:", "blob:"))] == []
-    assert complaints == []
+    # a browser looks for the site's icon by itself, which is not the page's business
+    assert [complaint for complaint in complaints if complaint[1] != own_icon] == []
     assert cookie["path"] == site.settings.root_path or "/"
 
 
