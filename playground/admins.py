@@ -1,8 +1,9 @@
-"""Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS once they have signed in.
+"""Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS that have signed in.
 
-The app prints the link at each start; it serves one browser once. The others sign in against a file of `name:argon2 hash` lines, which
-`python -m playground.admins --name NAME` writes, or on a Space with Hugging Face. No address makes anybody an admin, since a proxy may stand before
-any. A sign-in belongs to the visitor's cookie and is kept in the store. Knows nothing of pages.
+The app prints the link at each start; it serves one browser once. The others sign in against a file of `name:argon2 hash`
+lines, which `python -m playground.admins --name NAME` writes, or on a Space with Hugging Face. No address makes anybody an
+admin, since a proxy may stand before any. A sign-in belongs to the visitor's cookie and is kept in the store. Knows
+nothing of pages.
 """
 
 import getpass
@@ -29,7 +30,8 @@ log = logging.getLogger("nudge.admins")
 OWNER = "owner"  # what who opened the admin link is signed in as; nobody's name in a users file
 SIGNED_IN, OWNER_SIGNED_IN = 7 * 24 * 3600, 30 * 24 * 3600  # seconds
 WINDOW = 15 * 60  # seconds within which wrong passwords are counted
-PLACE_FACTOR, NAME_FACTOR = 4, 20  # this many times `sign_in_tries` for all names from one address, and for one name from all addresses
+PLACE_FACTOR = 4  # this many times `sign_in_tries` for all names from one address
+NAME_FACTOR = 20  # and for one name from all addresses
 MOST_WAITING, LONGEST_WAIT = 4, 5.0  # sign-ins that wait for another one's hash, and for how many seconds
 NAME_CHARS, PASSWORD_CHARS, SHORTEST = 64, 256, 10  # longest name, longest and shortest password
 BUCKETS = 4096  # names are counted by hash, so that invented ones take no memory and look like real ones
@@ -61,7 +63,7 @@ class AdminLink:
         return token
 
     def open(self, token, address, sign_in):
-        """Calls `sign_in()`, once, for the right token; WrongSignIn otherwise, TooMany where `address` has tried too often.
+        """Calls `sign_in()`, once, for the right token; WrongSignIn otherwise, TooMany where `address` tries too often.
 
         The right one is never told to wait, so that nobody can keep the owner out; 256 bits are not guessed.
         """
@@ -73,18 +75,23 @@ class AdminLink:
                 return
         if not self._wrong.count(one_place(address)):
             raise TooMany(f"Too many wrong links. Try again in {self._wrong.wait(one_place(address)):.0f} s.")
-        raise WrongSignIn("This admin link is wrong or was used before. Restart the app for a new one, or let an admin sign in with a password that "
-                          "python -m playground.admins keeps.")
+        raise WrongSignIn("This admin link is wrong or was used before. Restart the app for a new one, "
+                          "or let an admin sign in with a password that python -m playground.admins keeps.")
 
 
 class Admins:
-    """The admins of one app; `store` keeps who is signed in. `window`: seconds within which wrong passwords are counted; `hasher`: argon2's."""
+    """The admins of one app; `store` keeps who is signed in.
+
+    `window`: seconds within which wrong passwords are counted; `hasher`: argon2's.
+    """
 
     def __init__(self, settings, store, window=WINDOW, hasher=HASHER):
         self.settings, self.store, self._hasher = settings, store, hasher
         self.names = frozenset(filter(None, (name.strip() for name in settings.admins.split(","))))
         tries = settings.sign_in_tries
-        self._by_both, self._by_place, self._by_name = (Rate(tries * factor, window) for factor in (1, PLACE_FACTOR, NAME_FACTOR))
+        self._by_both = Rate(tries, window)
+        self._by_place = Rate(tries * PLACE_FACTOR, window)
+        self._by_name = Rate(tries * NAME_FACTOR, window)
         self._known, self._salt = {}, secrets.token_bytes(16)
         self._waiting, self._hashing = threading.BoundedSemaphore(MOST_WAITING), threading.Lock()
 
@@ -101,7 +108,7 @@ class Admins:
         return bool(self.names and self.settings.users_file)
 
     def sign_in(self, request, annotator, name, password):
-        """WrongSignIn unless it is the password of this name; TooMany after too many wrong ones, or while too many people sign in."""
+        """WrongSignIn unless it is this name's password; TooMany after too many wrong ones, or while many people sign in."""
         if not self.takes_passwords():
             raise WrongSignIn("Nobody can sign in with a password here.")
         name, password = str(name or "").strip(), str(password or "")
@@ -121,7 +128,7 @@ class Admins:
         self.store.sign_in(annotator, name, time.time() + SIGNED_IN)
 
     def sign_in_owner(self, annotator, token):
-        """Make this person the owner, for 30 days. Their cookie becomes `token`: if somebody else had put the old one into the browser, it is worth nothing."""
+        """Make this person the owner, for 30 days. Their cookie becomes `token`: who had planted the old one has nothing."""
         self.store.renew(annotator, token)
         self.store.sign_in(annotator, OWNER, time.time() + OWNER_SIGNED_IN)
 
@@ -131,7 +138,7 @@ class Admins:
     def _check(self, place, bucket):
         """TooMany where this address, or this name from an address that has never signed in under it, must wait."""
         waits = [self._by_both.wait(place, bucket), self._by_place.wait(place)]
-        if (place, bucket) not in self._known:  # guesses from all over the world do not lock out who has been here before
+        if (place, bucket) not in self._known:  # guesses from all over the world lock out nobody who was here before
             waits.append(self._by_name.wait(bucket))
         if wait := max(waits):
             raise TooMany(f"Too many wrong passwords. Try again in {wait:.0f} s.")
@@ -177,7 +184,8 @@ class Admins:
             return read_users(self.settings.users_file)
         except (OSError, UnicodeError):
             log.exception("the users file %s cannot be read", self.settings.users_file)
-            raise WrongSignIn("The passwords of this app cannot be read. Its owner finds the reason in the log.") from None
+            raise WrongSignIn(
+                "The passwords of this app cannot be read. Its owner finds the reason in the log.") from None
 
 
 def space_user(request):

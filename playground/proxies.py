@@ -1,7 +1,8 @@
-"""What reverse proxies say of a request, and whom to believe: the client's address, scheme, host, and the path below which the page is shown.
+"""What reverse proxies say of a request, and whom to believe: the client's address, scheme, host, and the path prefix.
 
-An ASGI middleware, the outermost. A proxy named in `trusted_proxies` is believed, by the last value of each header, which is the one it wrote itself.
-From anybody else every forwarding header is taken away, so that nothing downstream can believe it. Who is an admin never depends on an address.
+An ASGI middleware, the outermost. A proxy named in `trusted_proxies` is believed, by the last value of each header, which
+is the one it wrote itself. From anybody else every forwarding header is taken away, so that nothing downstream can believe
+it. Who is an admin never depends on an address.
 """
 
 import re
@@ -10,8 +11,9 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse
 
-FORWARDING = re.compile(r"forwarded|x-forwarded-.*|x-forwarded|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|x-scheme|x-url-scheme|"
-                        r"true-client-ip|cf-connecting-ip|fastly-client-ip|x-gradio-server")
+FORWARDING = re.compile(
+    r"forwarded|x-forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|"
+    r"true-client-ip|cf-connecting-ip|fastly-client-ip|x-scheme|x-url-scheme|x-gradio-server")
 HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 LONGEST_PREFIX = 200  # characters
@@ -19,7 +21,10 @@ SCHEMES = {"http": "ws", "https": "wss"}  # what a forwarded scheme is called on
 
 
 class Proxies:
-    """`trusted`: addresses and networks with commas between; `root_path`: the prefix of every path, "" for none, whether the proxy passes it on or not."""
+    """`trusted`: addresses and networks with commas between; `root_path`: the prefix of every path, or "".
+
+    A proxy may pass the prefix on or cut it off; the app gets a path that begins with it, as ASGI has it.
+    """
 
     def __init__(self, app, trusted="", root_path=""):
         self.app, self.root_path = app, root_path
@@ -29,7 +34,7 @@ class Proxies:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        scope = {**scope, "headers": [pair for pair in scope["headers"] if not FORWARDING.fullmatch(pair[0].decode("latin-1").lower())]}
+        scope = {**scope, "headers": [pair for pair in scope["headers"] if not forwarding(pair[0])]}
         prefix = self.root_path
         if self.trusts(_peer(scope)):
             self.believe(scope, headers)
@@ -37,7 +42,8 @@ class Proxies:
         host = Headers(scope=scope).get("host")
         if host and not HOST.fullmatch(host) and scope["type"] == "http":
             return await PlainTextResponse("The Host header is not the name of a host.\n", 400)(scope, receive, send)
-        if prefix and scope["path"] == prefix and scope["type"] == "http":  # the page's own addresses are relative to the folder it is in
+        if prefix and scope["path"] == prefix and scope["type"] == "http":
+            # the page's own addresses are relative to the folder it is in
             query = scope.get("query_string", b"").decode("latin-1")
             return await RedirectResponse(f"{prefix}/?{query}" if query else f"{prefix}/", 307)(scope, receive, send)
         if prefix:
@@ -50,7 +56,7 @@ class Proxies:
         return ip is not None and any(ip in network for network in self.trusted)
 
     def believe(self, scope, headers):
-        """Put the client's address, the scheme and the host into `scope` as a trusted proxy gives them in `headers`; what makes no sense is left out."""
+        """Put client, scheme and host into `scope` as a trusted proxy gives them; what makes no sense is left out."""
         scope["client"] = (self.client(_peer(scope), headers.getlist("x-forwarded-for")), 0)
         scheme = _last(headers.getlist("x-forwarded-proto")).lower()
         if scheme in SCHEMES:
@@ -61,7 +67,10 @@ class Proxies:
             scope["headers"] = [*others, (b"host", host.encode("latin-1"))]
 
     def client(self, peer, values):
-        """The address nearest to us that is not a trusted proxy's; `values` are the X-Forwarded-For headers. Further left anybody may have written."""
+        """The address nearest to us that is not a trusted proxy's; `values` are the X-Forwarded-For headers.
+
+        What stands further left anybody may have written.
+        """
         found = peer
         for entry in reversed(",".join(values).split(",")):
             ip = parsed(entry)
@@ -73,8 +82,16 @@ class Proxies:
         return found
 
 
+def forwarding(name):
+    """Whether a header, its name as bytes, says where a request comes from on somebody else's behalf."""
+    return FORWARDING.fullmatch(name.decode("latin-1").lower()) is not None
+
+
 def parsed(text):
-    """The IP address in `text`, which may have blanks, quotes, brackets, a port or a zone around it; None where there is none. An IPv4 address in IPv6 is IPv4."""
+    """The IP address in `text`, or None; blanks, quotes, brackets, a port or a zone may be around it.
+
+    An IPv4 address that is written in IPv6 is returned as IPv4.
+    """
     text = (text or "").strip().strip('"')
     if found := re.fullmatch(r"\[([^\]]*)\](:\d+)?", text) or re.fullmatch(r"([\d.]+):\d+", text):
         text = found[1]
@@ -86,7 +103,7 @@ def parsed(text):
 
 
 def one_place(address):
-    """What limits count an address as, as text: an IPv4 address, or the /64 of an IPv6 one, of which every household has as many as it likes."""
+    """What limits count an address as: itself, or the /64 of an IPv6 one, since every household has a whole /64."""
     ip = parsed(address)
     if isinstance(ip, IPv6Address):
         return str(ip_network((ip, 64), strict=False))

@@ -38,19 +38,21 @@ def create(settings, store, engine, chat):
     app.state.root_path = settings.root_path
     open_to_admins(app, Admins(settings, store))
     app.add_middleware(Cookies)
-    app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path)  # the last one added is the outermost
+    # the middleware that is added last is the outermost
+    app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path)
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=64, default_concurrency_limit=16)
     gr.mount_gradio_app(
         app, blocks, path="/", theme=theme.nudge(), css_paths=page.STYLES, head=page.HEAD, i18n=words.translations(), favicon_path=str(ASSETS / "favicon.svg"),
         footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False)
-    # The page calls the address it was loaded from. Otherwise it calls the one in the Host header, which behind a proxy can be that of an inner machine.
+    # so that the page calls the address it was loaded from: else it calls the one in the Host header, which behind a
+    # proxy can be that of an inner machine
     blocks.config["is_colab"] = True
     return app
 
 
 def open_to_admins(app, admins):
-    """Add the route of the admin link: it makes the browser's visitor the owner and shows the page, or says in one sentence why not."""
+    """Add the admin link's route: it makes the browser's visitor the owner and shows the page, or says why not."""
     @app.get("/admin/{token}")
     def admin_link(token: str, request: Request):
         fresh = visitor.new_token()
@@ -77,19 +79,23 @@ def readiness(settings, store, engine):
 
 
 class Web(uvicorn.Server):
-    """Serves `app` on a bound socket until a signal; says where, and the admin link, once it listens, and calls `before_shutdown` while pages can
-    still be answered."""
+    """Serves `app` on a bound socket until a signal; says where, and the admin link, once it listens.
+
+    Calls `before_shutdown` while pages can still be answered.
+    """
 
     def __init__(self, app, before_shutdown):
-        # uvicorn itself believes what proxies on this machine say, without being asked to; `proxies.py` believes those in the settings
-        super().__init__(uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=3))
+        # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings
+        super().__init__(uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3, proxy_headers=False))
         self.app, self.before_shutdown = app, before_shutdown
 
     async def startup(self, sockets=None):
         await super().startup(sockets)
         here = address(*sockets[0].getsockname()[:2]) + self.app.state.root_path
         print(f"Nudge is at {here}", flush=True)
-        print(f"Admin link, for one browser: {space_address() or here}/admin/{self.app.state.admin_link.issue()}", flush=True)
+        link = f"{space_address() or here}/admin/{self.app.state.admin_link.issue()}"
+        print(f"Admin link, for one browser: {link}", flush=True)
 
     async def shutdown(self, sockets=None):
         await run_in_threadpool(self.before_shutdown)

@@ -1,4 +1,4 @@
-"""The real nginx in front of a site, with the configuration that `docs/deploying.md` shows or one that people write without reading it."""
+"""The real nginx in front of a site, configured as `docs/deploying.md` shows, or as people do who have not read it."""
 
 import os
 import re
@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 PROGRAM = "/usr/sbin/nginx"
-MISSING = pytest.mark.skipif(not Path(PROGRAM).exists(), reason=f"{PROGRAM} is missing; `make test` as root installs it, or run `apt-get install nginx-light`")
+MISSING = pytest.mark.skipif(
+    not Path(PROGRAM).exists(),
+    reason=f"{PROGRAM} is missing; `make test` as root installs it, or run `apt-get install nginx-light`")
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "deploying.md"
 # what surrounds the servers: everything that nginx writes stays in its folder
 MAIN = """daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; {user}
 events {{ worker_connections 256; }}
 http {{
-access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
 {servers}
 }}
 """
