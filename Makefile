@@ -11,7 +11,7 @@ run: setup
 setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models
 
-test: .venv/requirements-dev.stamp setup chromium
+test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/python -m pytest $(ARGS)
 
 .venv/requirements.stamp: requirements.txt
@@ -23,9 +23,9 @@ test: .venv/requirements-dev.stamp setup chromium
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# the browser tests drive Debian's Chromium, with a font that has Chinese; installed where they are missing and this user may
-.PHONY: chromium
-chromium:
-	@{ command -v chromium && fc-list :lang=zh-cn | grep -q .; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-microhei >/dev/null; } \
-	  || echo "chromium is missing and could not be installed; the browser test will say so"
+# the browser tests drive Debian's Chromium, with a font that has Chinese, and the proxy tests Debian's nginx; installed where they are missing and this user may
+.PHONY: debian
+debian:
+	@{ command -v chromium && command -v /usr/sbin/nginx && fc-list :lang=zh-cn | grep -q .; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-microhei nginx-light >/dev/null; } \
+	  || echo "chromium or nginx is missing and could not be installed; their tests will say so"

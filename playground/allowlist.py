@@ -67,6 +67,7 @@ def route(methods: str, path: str, way: Way) -> Route:
 
 ROUTES = [
     route("GET HEAD", r"/(healthz|readyz)", Way.OWN),
+    route("GET HEAD", r"/admin/[A-Za-z0-9_-]{1,100}", Way.OWN),
     route("GET HEAD", r"/", Way.PAGE),
     route("GET HEAD", rf"/(assets|static)(/{FILE}){{1,8}}", Way.ASSET),
     route("GET HEAD", r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", Way.ASSET),

@@ -63,7 +63,7 @@ def harden(headers: MutableHeaders, scripts: tuple[str, ...], framed: bool) -> N
     for name in [name for name in headers if name.startswith("access-control-")]:
         del headers[name]
     for name, value in FIXED.items():
-        headers[name] = value
+        headers.setdefault(name, value)  # a route may be stricter
     headers["content-security-policy"] = policy(scripts, framed)
 
 

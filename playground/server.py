@@ -1,20 +1,25 @@
-"""The web server: health routes, the visitor's cookie, the allowlist, and the Gradio page behind it at `/`; and how it starts and ends.
+"""The web server: health routes, the admin link, the visitor's cookie, the allowlist, and the Gradio page behind it; how it starts and ends.
 
 What the page does is `ui/`'s; what a gesture means is `session.py`'s; what passes is `allowlist.py`'s.
 """
 
+import os
 from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
+from playground import settings as settings_module
+from playground import visitor
+from playground.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.allowlist import Allowlist
 from playground.limits import Limits
 from playground.payload import Handler
+from playground.protocol import PatientProtocol
+from playground.proxies import Proxies
 from playground.ui import page, theme, words
 from playground.visitor import Cookies
 
@@ -34,17 +39,44 @@ def create(settings, store, engine, chat):
         found = readiness(settings, store, engine)
         return JSONResponse(found, 200 if found["ready"] else 503)
 
+    app.state.admin_link = AdminLink()
+    app.state.root_path = settings.root_path
+    open_to_admins(app, Admins(settings, store))
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=64, default_concurrency_limit=16)
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)
     app.add_middleware(Cookies)
     app.add_middleware(Allowlist, settings=settings, handlers=gradio.handlers(), limits=Limits(settings, gradio.forget), stop=gradio.stop,
-                       translate=lambda accepted, text: words.Words(words.language(accepted)).said(text),
-                       head=page.HEAD)
-    return gr.mount_gradio_app(
+                       translate=lambda accepted, text: words.Words(words.language(accepted)).said(text), head=page.HEAD)
+    # the middleware that is added last is the outermost
+    app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path)
+    gr.mount_gradio_app(
         app, blocks, path="/", theme=theme.nudge(), css_paths=page.STYLES, head=page.HEAD, i18n=words.translations(), favicon_path=str(ASSETS / "favicon.svg"),
         footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False)
+    # so that the page calls the address it was loaded from: else it calls the one in the Host header, which behind a
+    # proxy can be that of an inner machine
+    blocks.config["is_colab"] = True
+    return app
+
+
+def open_to_admins(app, admins):
+    """Add the admin link's route: it makes the browser's visitor the owner and shows the page, or says why not."""
+    @app.get("/admin/{token}")
+    def admin_link(token: str, request: Request):
+        fresh = visitor.new_token()
+
+        def sign_in():
+            admins.sign_in_owner(admins.store.annotator(visitor.given(request.cookies) or fresh), fresh)
+
+        private = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
+        try:
+            app.state.admin_link.open(token, request.client.host if request.client else "", sign_in)
+        except WrongSignIn as error:
+            said = words.of(request).said(str(error))
+            return PlainTextResponse(said, 429 if isinstance(error, TooMany) else 403, private)
+        cookie = {"set-cookie": visitor.cookie(request.scope, fresh)}
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private | cookie)
 
 
 class Gradio:
@@ -75,34 +107,6 @@ class Gradio:
         queue.pending_event_ids_session.pop(session, None)
 
 
-class PatientProtocol(H11Protocol):
-    """HTTP over one connection, which is closed where the head of a request takes longer than `seconds` to arrive."""
-
-    seconds = 20.0
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(self.seconds, self._close_late)
-
-    def data_received(self, data: bytes) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(self.seconds, self._close_late)
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def connection_lost(self, exc) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def _close_late(self) -> None:
-        self._deadline = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.abort()
-
-
 def readiness(settings, store, engine):
     """What answers and how: for people and probes. Nothing in it is secret. `ready` is false, with the reason, where
     nothing can be recorded."""
@@ -114,21 +118,37 @@ def readiness(settings, store, engine):
 
 
 class Web(uvicorn.Server):
-    """Serves `app` on a bound socket until a signal; says where once it listens, and calls `before_shutdown` while pages can still be answered."""
+    """Serves `app` on a bound socket until a signal; says where, and the admin link, once it listens.
+
+    Calls `before_shutdown` while pages can still be answered.
+    """
 
     def __init__(self, app, before_shutdown, request_seconds=PatientProtocol.seconds):
-        protocol = type("Protocol", (PatientProtocol,), {"seconds": request_seconds})
+        # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings
         super().__init__(uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3, http=protocol, ws="none",
-            proxy_headers=False, server_header=False, h11_max_incomplete_event_size=16 << 10, limit_concurrency=2000))
-        self.before_shutdown = before_shutdown
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3, proxy_headers=False, server_header=False,
+            http=PatientProtocol.waiting(request_seconds), ws="none", h11_max_incomplete_event_size=16 << 10, limit_concurrency=2000))
+        self.app, self.before_shutdown = app, before_shutdown
 
     async def startup(self, sockets=None):
         await super().startup(sockets)
-        host, port = sockets[0].getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        print(f"Nudge is at http://{host}:{port}", flush=True)
+        here = address(*sockets[0].getsockname()[:2]) + self.app.state.root_path
+        print(f"Nudge is at {here}", flush=True)
+        link = f"{space_address() or here}/admin/{self.app.state.admin_link.issue()}"
+        print(f"Admin link, for one browser: {link}", flush=True)
 
     async def shutdown(self, sockets=None):
         await run_in_threadpool(self.before_shutdown)
         await super().shutdown(sockets)
+
+
+def address(host, port):
+    """Where a browser on this machine finds what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"
+
+
+def space_address():
+    """The address of the Space that this runs on, or "". Its log, where the link is printed, is for its owner alone."""
+    name = os.environ.get("SPACE_HOST", "").split(",")[0].strip()
+    return f"https://{name}" if settings_module.ON_SPACE and name else ""

@@ -6,6 +6,7 @@ what the values do: each has exactly one reader elsewhere.
 
 import os
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -17,6 +18,8 @@ Positive = Annotated[int, Field(ge=1)]
 
 ON_SPACE = "SPACE_ID" in os.environ  # Hugging Face sets it inside a Space
 SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # and this where the Space's README says `hf_oauth: true`
+# a Space can only be reached through the proxy of Hugging Face, which connects from inside its own network
+SPACE_PROXIES = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 127.0.0.0/8, fc00::/7, ::1"
 
 
 # what an admin may change for the next rounds: the settings of training and of nothing else, from the first to the last of each section
@@ -64,10 +67,16 @@ class Settings(BaseSettings):
     """TCP port of the page; 0 takes a free one."""
     worker: bool = True
     """Start the training worker beside the web process."""
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$")
+    """Path below which a reverse proxy shows the page, such as /nudge; empty where it has an address of its own. The proxy may cut it off or pass it on."""
+    trusted_proxies: str = SPACE_PROXIES if ON_SPACE else ""
+    """Reverse proxies whose X-Forwarded headers are believed: addresses or networks such as 10.0.0.0/8, with commas between. Empty believes nobody."""
     admins: str = ""
-    """Who may start, pause and stop rounds and change their settings, where the app listens to more than this machine: names, with commas between."""
+    """Who may start, pause and stop rounds and change their settings, besides whoever opened the admin link: names, with commas between."""
     users_file: str = ""
     """File of names and hashed passwords that admins sign in with; `python -m playground.admins --name NAME` writes it. On a Space they sign in with Hugging Face."""
+    sign_in_tries: int = Field(5, ge=1, le=1000)
+    """Wrong passwords that one address may give for one name within a quarter of an hour; four times as many for all names together."""
 
     # -- what a stranger can send
     request_kb: int = Field(256, ge=16, le=1 << 20)
@@ -239,6 +248,13 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, value):
         return value.expanduser()
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value):
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            ip_network(part, strict=False)  # a ValueError names it
+        return value
 
     @property
     def database(self):

@@ -1,15 +1,16 @@
-"""Who is asking: the cookie that makes a browser an annotator, and who counts as the owner of the machine.
+"""Who is asking: the cookie that makes a browser an annotator.
 
 An identity is a random token in an HttpOnly cookie; scripts on the page cannot read it and nothing that a page sends can replace it.
-What an annotator may do is decided where it is done, not here.
+What an annotator may do is decided where it is done, not here. Whether a request came over https is what `proxies.py` put into its scope.
 """
 
 import re
 import secrets
-from ipaddress import ip_address
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
+
+from playground import settings
 
 COOKIE = "nudge_id"
 YEAR = 365 * 24 * 3600
@@ -22,30 +23,17 @@ class NoCookie(Exception):
 
 def token(cookies):
     """The visitor's token from a request's cookies; NoCookie when the browser keeps none (a blocked third-party frame, mostly)."""
-    value = cookies.get(COOKIE, "")
-    if not _FORM.fullmatch(value):
+    value = given(cookies)
+    if not value:
         raise NoCookie("Your browser keeps no cookie for this page, so nobody could tell your votes from another's. "
                        "Open the page in a tab of its own, or reload it.")
     return value
 
 
-def is_owner(settings, request):
-    """Whether the person sits at this machine: the server listens on loopback only, and the request came over it under a loopback name.
-
-    The name is checked because a web page elsewhere can point a name of its own at 127.0.0.1.
-    """
-    name = request.headers.get("host", "").rsplit(":", 1)[0]
-    return all(map(_loopback, (settings.host, request.client.host if request.client else "", name)))
-
-
-def _loopback(host):
-    host = host.strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+def given(cookies):
+    """The visitor's token from a request's cookies, or None where there is none of the right form."""
+    value = cookies.get(COOKIE, "")
+    return value if _FORM.fullmatch(value) else None
 
 
 class Cookies:
@@ -55,20 +43,32 @@ class Cookies:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or _FORM.fullmatch(HTTPConnection(scope).cookies.get(COOKIE, "")):
+        if scope["type"] != "http" or given(HTTPConnection(scope).cookies):
             return await self.app(scope, receive, send)
 
         async def with_cookie(message):
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
-                    headers.append("set-cookie", _cookie(Headers(scope=scope)))
+                    headers.append("set-cookie", cookie(scope, new_token()))
             await send(message)
 
         await self.app(scope, receive, with_cookie)
 
 
-def _cookie(headers):
-    # a Space is shown in a frame on another site: there a cookie must be SameSite=None, Secure, and is best kept apart for each site
-    framed = "SameSite=None; Secure; Partitioned" if headers.get("x-forwarded-proto", "") == "https" else "SameSite=Lax"
-    return f"{COOKIE}={secrets.token_urlsafe(32)}; Path=/; Max-Age={YEAR}; HttpOnly; {framed}"
+def new_token():
+    """A new identity's token."""
+    return secrets.token_urlsafe(32)
+
+
+def cookie(scope, value):
+    """The Set-Cookie header that gives the browser of an ASGI `scope` the token `value`."""
+    if scope.get("scheme") != "https":
+        kind = "SameSite=Lax"
+    elif settings.ON_SPACE:
+        # shown in a frame on another site: there a cookie must be SameSite=None, Secure, and is best kept apart for each site
+        kind = "SameSite=None; Secure; Partitioned"
+    else:
+        kind = "SameSite=Lax; Secure"
+    path = scope.get("app_root_path", scope.get("root_path")) or "/"
+    return f"{COOKIE}={value}; Path={path}; Max-Age={YEAR}; HttpOnly; {kind}"

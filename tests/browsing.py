@@ -25,7 +25,7 @@ LEAVING = set()  # pages being left: what Gradio's code says of the streams it t
 
 
 class App:
-    """`python app.py` with a data folder of its own; `url`, and `rows` of its database."""
+    """`python app.py` with a data folder of its own; `url`, `admin_url` for one browser, and `rows` of its database."""
 
     def __init__(self, folder, *flags, model=None, tokens=None):
         self.folder = folder
@@ -36,6 +36,7 @@ class App:
         tokens = tokens or usual
         command = [sys.executable, ROOT / "app.py", "--model", model, "--port", 0, "--reply-tokens", tokens, "--data-dir", folder / "data", *flags]
         self.command = list(map(str, command))
+        self.admin_cookies = None  # of whoever opened the admin link
         self.start()
 
     def start(self):
@@ -43,6 +44,9 @@ class App:
         line = self.process.stdout.readline()
         assert line.startswith("Nudge is at "), line
         self.url = line.split()[-1]
+        line = self.process.stdout.readline()
+        assert line.startswith("Admin link, for one browser: "), line
+        self.admin_url = line.split()[-1]
 
     def stop(self):
         self.process.terminate()
@@ -147,6 +151,18 @@ def growing(page):
     """Wait until both replies have words and still grow."""
     page.wait_for_function("[...document.querySelectorAll('#chat-a .bot')].at(-1)?.innerText.length > 5 && "
                            "[...document.querySelectorAll('#chat-b .bot')].at(-1)?.innerText.length > 5 && document.querySelector('#stop')?.offsetParent")
+
+
+def become_admin(page, app):
+    """Make this page's visitor an admin: by the app's admin link, which works once, and later as the same visitor again."""
+    if app.admin_cookies:
+        page.context.add_cookies(app.admin_cookies)
+        return reload(page)
+    LEAVING.add(page)
+    page.goto(app.admin_url)
+    page.wait_for_selector("#hint span")
+    LEAVING.discard(page)
+    app.admin_cookies = page.context.cookies()
 
 
 def tab(page, name):

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from playground.store import Store
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,11 +58,30 @@ def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_pat
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         assert time.monotonic() - began < 15
-        assert out == "", "one line on stdout is enough"
+        assert re.fullmatch(rf"Admin link, for one browser: {url}/admin/[\w-]{{43}}\n", out), "two lines on stdout are enough"
         assert "Traceback" not in err
         assert not any(w.is_running() for w in workers)
     finally:
         process.kill()
+
+
+def test_below_a_path_it_says_the_whole_address_and_the_admin_link_outlives_a_restart(folder, tmp_path):
+    command = ("--model", folder, "--port", 0, "--threads", 1, "--no-worker", "--root-path", "/nudge")
+    with httpx.Client() as browser:
+        for start_number in (1, 2):
+            process = start(tmp_path, *command)
+            try:
+                url = re.fullmatch(r"Nudge is at (http://127\.0\.0\.1:\d+/nudge)\n", process.stdout.readline())[1]
+                link = re.fullmatch(rf"Admin link, for one browser: ({url}/admin/[\w-]{{43}})\n", process.stdout.readline())[1]
+                if start_number == 1:
+                    answer = browser.get(link)
+                    assert answer.status_code == 303 and answer.headers["location"] == "/nudge/"
+                assert httpx.get(f"{url}/").status_code == 200
+            finally:
+                process.terminate()
+                process.communicate(timeout=30)
+    store = Store(tmp_path / "data" / "nudge.db")
+    assert store.signed_in(store.annotator(browser.cookies["nudge_id"])) == "owner"
 
 
 def test_a_worker_that_dies_is_started_again_and_the_chat_does_not_notice(folder, tmp_path):

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.browsing import MARKS, app, browser, growing, lengths, messages, reload, reply, send, shot, size, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, app, become_admin, browser, growing, lengths, messages, reload, reply, send, shot, size, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
 
@@ -140,6 +140,7 @@ def test_dark_follows_the_system(visit):
 
 def test_a_round_asked_for_is_seen_on_the_page_after_a_reload_too(app, visit):
     page = visit()
+    become_admin(page, app)
     tab(page, "training")
     page.click("#train-now")
     page.wait_for_selector("#strip .requested")

@@ -1,9 +1,9 @@
-"""Where the app listens to more than this machine: nobody sees what admins do until one signs in with a password."""
+"""Nobody sees what admins do until one signs in with a password, or opens the admin link that the app prints."""
 
 import pytest
 
 from playground.admins import write_user
-from tests.browsing import MARKS, App, browser, reload, shot, size, tab, visit  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, App, become_admin, browser, reload, shot, size, tab, visit  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
 
@@ -55,3 +55,15 @@ def test_who_signs_in_and_is_no_admin_is_told_so(visit):
     sign_in(page, "bob", "the password of bob")
     page.wait_for_selector("#notice .warning:has-text('no admin')")
     assert page.locator("#stop-round").is_hidden() and page.locator("#train-now").is_hidden()
+
+
+def test_the_admin_link_makes_one_browser_the_owners_and_no_other(app, visit):
+    page, other = visit(), visit()
+    become_admin(page, app)
+    tab(page, "training")
+    page.wait_for_selector("#auto-train")
+    assert page.locator("#sign-in").is_hidden() and page.locator("#sign-out").is_visible()
+    assert page.request.get(app.admin_url).status == 403 and other.request.get(app.admin_url).status == 403
+    tab(other, "training")
+    other.wait_for_selector("#sign-in")
+    assert other.locator("#auto-train").is_hidden()

@@ -6,7 +6,7 @@ import pytest
 
 from playground import models
 from playground.store import Store
-from tests.browsing import MARKS, App, browser, reload, send, shot, size, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, App, become_admin, browser, reload, send, shot, size, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person
@@ -36,6 +36,7 @@ def strip(page):
 
 def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(app, visit):
     page, other = visit(), visit(locale="zh-CN")
+    become_admin(page, app)
     turn(page, "Tell me about the thing", "a")
     page.wait_for_selector("#fate :text('waits for the next round')")
     first = page.inner_text("#chat-a")
@@ -95,6 +96,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
 
 def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page = visit()
+    become_admin(page, app)
     tab(page, "training")
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()

@@ -12,12 +12,15 @@ from playground.ui.notice import Notice
 from playground.ui.strip import Strip
 
 
+OWNER, STRANGER = "x" * 43, "y" * 43  # cookies
+
+
 class Request:
     """A request as Gradio hands it on."""
 
-    def __init__(self, host="127.0.0.1:7860", client="127.0.0.1", token="x" * 43, language="en"):
-        self.headers, self.cookies = {"host": host, "accept-language": language}, {visitor.COOKIE: token}
-        self.client, self.scope = type("Client", (), {"host": client}), {}
+    def __init__(self, token=OWNER, language="en"):
+        self.headers, self.cookies = {"host": "127.0.0.1:7860", "accept-language": language}, {visitor.COOKIE: token}
+        self.client, self.scope = type("Client", (), {"host": "127.0.0.1"}), {}
 
 
 class Engine:
@@ -26,9 +29,12 @@ class Engine:
 
 @pytest.fixture
 def control():
+    """The controls of an app whose owner has opened the admin link."""
     settings, store = Settings(_env_file=None), Store()
+    admins = Admins(settings, store)
+    admins.sign_in_owner(store.annotator("any"), OWNER)
     with gr.Blocks():
-        control = Control(settings, store, Admins(settings, store), Strip(settings, store, Engine), Notice())
+        control = Control(settings, store, admins, Strip(settings, store, Engine), Notice())
         control.more()
     return control
 
@@ -67,7 +73,7 @@ def test_automatic_or_not_is_kept(control):
     assert control.store.overrides() == {}
 
 
-@pytest.mark.parametrize("request_", [Request("evil.example"), Request(client="10.0.0.7"), Request(token="forged")])
+@pytest.mark.parametrize("request_", [Request(STRANGER), Request("forged")])
 def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
     wanted = values(control, kl_target=4)
     for handler, data in ((control.on_save, [wanted]), (control.on_reset, []), (control.on_auto, [False]), (control.on_start, []), (control.wisher("stop"), [])):
@@ -107,7 +113,7 @@ def test_what_is_typed_in_the_fold_outlives_a_round_that_begins(control):
 
 def test_a_refusal_is_in_the_readers_language(control):
     with pytest.raises(gr.Error) as refused:
-        control.on_start(Request("evil.example", language="zh-CN,zh"))
+        control.on_start(Request(STRANGER, language="zh-CN,zh"))
     assert refused.value.title == "不允许"
 
 

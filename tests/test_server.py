@@ -3,17 +3,15 @@
 import hashlib
 import json
 import re
-import socket
-import threading
 
 import httpx
 import pytest
 
-from playground import models, server, visitor
+from playground import server, visitor
+from playground import settings as settings_module
 from playground.engine import Engine
-from playground.session import Chat
-from playground.settings import Settings
 from playground.store import Store
+from tests.sites import Site
 from tests.tiny import tiny_folder
 
 
@@ -44,6 +42,11 @@ class Page:
                     if messages[-1]["msg"] == "process_completed":
                         return messages
 
+    def own(self, site):
+        """Open a new admin link in this browser."""
+        assert self.client.get(site.admin_path()).status_code == 303
+        return self
+
     def send(self, text):
         return self.event("send", [text, None])
 
@@ -64,19 +67,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(folder):
     """A running server with a tiny model: its address, store and engine."""
-    settings = Settings(model=str(folder), threads=1, reply_tokens=8, dtype="float32", port=0, auto_train=False, request_seconds=3, _env_file=None)
-    store = Store()
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
-    sock = socket.create_server(("127.0.0.1", 0))
-    app = server.create(settings, store, engine, Chat(store, engine, settings))
-    web = server.Web(app, before_shutdown=engine.close, request_seconds=settings.request_seconds)
-    thread = threading.Thread(target=web.run, args=([sock],))
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    thread.start()
-    yield type("Site", (), {"url": url, "store": store, "engine": engine, "settings": settings, "app": app,
-                              "blocks": next(route.app for route in app.routes if route.path == "").blocks})
-    web.should_exit = True
-    thread.join(20)
+    site = Site(folder, decode_format="auto")
+    yield site
+    site.stop()
 
 
 @pytest.fixture
@@ -119,9 +112,18 @@ def test_the_page_brings_a_cookie_that_scripts_cannot_read(site):
     assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Secure" not in cookie
 
 
-def test_behind_https_the_cookie_works_in_a_frame_of_another_site(site):
+def test_a_visitor_who_claims_https_is_not_believed(site):
+    """The cookie became SameSite=None for whoever sent X-Forwarded-Proto."""
     cookie = httpx.get(site.url, headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
-    assert "SameSite=None" in cookie and "Secure" in cookie
+    assert "SameSite=Lax" in cookie and "Secure" not in cookie
+
+
+@pytest.mark.parametrize(("scheme", "on_space", "kind"), [
+    ("http", False, "SameSite=Lax"), ("http", True, "SameSite=Lax"), ("https", False, "SameSite=Lax; Secure"), ("https", True, "SameSite=None; Secure; Partitioned")])
+def test_over_https_the_cookie_is_for_https_and_works_in_the_frame_of_a_space(monkeypatch, scheme, on_space, kind):
+    monkeypatch.setattr(settings_module, "ON_SPACE", on_space)
+    assert visitor.cookie({"scheme": scheme}, "x").endswith(f"; Path=/; Max-Age={visitor.YEAR}; HttpOnly; {kind}")
+    assert "; Path=/nudge; " in visitor.cookie({"scheme": scheme, "root_path": "/nudge"}, "x")
 
 
 def test_a_known_visitor_keeps_the_cookie_and_health_sets_none(site, page):
@@ -193,13 +195,21 @@ CONTROLS = [("train-now", "click", []), ("pause", "click", []), ("resume", "clic
 
 @pytest.mark.parametrize(("button", "event", "data"), CONTROLS)
 def test_a_control_that_is_not_shown_can_be_pressed_by_hand_and_answers_not_allowed(site, page, button, event, data):
-    page.client.headers["host"] = "evil.example"
     last = page.event(button, data, event)[-1]
     assert last["success"] is False and "Only admins can do this." in last["output"]["error"] and last["title"] == "Not allowed"
     assert site.store.last_round() is None and site.store.overrides() == {}
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost", "nudge.example"])
+def test_nobody_is_an_admin_by_an_address(site, page, host):
+    """Behind nginx with its default Host every visitor was the owner."""
+    page.client.headers["host"] = host
+    assert "Only admins can do this." in page.event("train-now", [])[-1]["output"]["error"]
+    assert site.store.last_round() is None
+
+
 def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
+    page.own(site)
     assert page.event("train-now")[-1]["success"]
     row = site.store.take_round("w", lease_seconds=30)
     for button, wish in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
@@ -209,12 +219,74 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     assert "no round to pause" in notices(page.event("pause"))
 
 
-@pytest.mark.parametrize("bound, client, name, allowed", [
-    ("127.0.0.1", "127.0.0.1", "127.0.0.1:7860", True), ("localhost", "::1", "localhost", True), ("::1", "::1", "[::1]:7860", True),
-    ("0.0.0.0", "127.0.0.1", "localhost", False), ("127.0.0.1", "10.0.0.7", "localhost", False), ("127.0.0.1", "127.0.0.1", "rebound.example:7860", False)])
-def test_the_owner_is_at_this_machine(bound, client, name, allowed):
-    request = type("Request", (), {"headers": {"host": name}, "client": type("Client", (), {"host": client})})
-    assert visitor.is_owner(Settings(host=bound, _env_file=None), request) is allowed
+# -- the admin link
+
+def is_admin(site, page):
+    return site.store.signed_in(site.store.annotator(page.client.cookies[visitor.COOKIE])) == "owner"
+
+
+def test_the_admin_link_makes_one_browser_the_owners_and_keeps_its_chats(site, page):
+    page.send("Hello")
+    before = site.store.annotator(page.client.cookies[visitor.COOKIE])
+    answer = page.client.get(site.admin_path())
+    assert answer.status_code == 303 and answer.headers["location"] == "/" and answer.headers["cache-control"] == "no-store"
+    assert is_admin(site, page) and site.store.annotator(page.client.cookies[visitor.COOKIE]) == before
+
+
+def test_a_browser_without_a_cookie_gets_one_by_the_admin_link(site):
+    answer = httpx.get(f"{site.url}{site.admin_path()}")
+    token = re.match(r"nudge_id=([\w-]{43}); Path=/; .*HttpOnly", answer.headers["set-cookie"])[1]
+    assert site.store.signed_in(site.store.annotator(token)) == "owner"
+
+
+def test_who_put_a_cookie_into_the_owners_browser_is_no_admin_by_it(site, page):
+    """A page on another port of this machine can set our cookie before the owner opens the link."""
+    planted = page.client.cookies[visitor.COOKIE]
+    page.own(site)
+    attacker = Page(site.url, f"{page.session}-attacker", {visitor.COOKIE: planted})
+    assert page.client.cookies[visitor.COOKIE] != planted
+    assert not is_admin(site, attacker) and is_admin(site, page)
+
+
+@pytest.mark.parametrize("wrong", ["x", "x" * 43, "%00", "é", "a" * 5000])
+def test_a_wrong_admin_link_says_what_to_do_and_changes_nothing(site, page, wrong):
+    site.admin_path()
+    answer = page.client.get(f"/admin/{wrong}")
+    assert answer.status_code == 403 and answer.headers["content-type"] == "text/plain; charset=utf-8" and "set-cookie" not in answer.headers
+    assert "Restart the app" in answer.text and "python -m playground.admins" in answer.text and "\n" not in answer.text
+    assert "重新启动" in page.client.get(f"/admin/{wrong}", headers={"accept-language": "zh-CN"}).text
+    assert not is_admin(site, page)
+
+
+def test_an_admin_link_works_once_and_head_does_not_use_it_up(site, page):
+    path = site.admin_path()
+    page.client.head(path)
+    other = Page(site.url, f"{page.session}-other")
+    assert [p.client.get(path).status_code for p in (page, other)] == [303, 403]
+    assert is_admin(site, page) and not is_admin(site, other)
+
+
+def test_guessing_admin_links_is_told_to_wait_and_the_right_one_never(site, page):
+    path = site.admin_path()
+    codes = [page.client.get("/admin/guess").status_code for _ in range(12)]
+    assert codes == [403] * 10 + [429] * 2
+    assert re.search(r"Try again in \d+ s", page.client.get("/admin/guess").text)
+    assert page.client.get(path).status_code == 303
+
+
+def test_signing_out_ends_what_the_link_began(site, page):
+    page.own(site)
+    page.event("sign-out", [])
+    assert not is_admin(site, page) and "Only admins" in page.event("train-now", [])[-1]["output"]["error"]
+
+
+# -- how it is wired
+
+@pytest.mark.parametrize("host", ["ex ample", "[::1", "a/b", "a@b", "x:99999999"])
+def test_a_host_that_is_none_is_refused(site, host):
+    """Gradio builds addresses from it, and answered 500 to some."""
+    answer = httpx.get(site.url, headers={"host": host})
+    assert answer.status_code == 400 and answer.headers["content-type"].startswith("text/plain")
 
 
 def test_only_what_streams_goes_by_the_queue(site, page):

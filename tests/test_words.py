@@ -15,7 +15,7 @@ CATALOGUE = CATALOGUES[CHINESE]
 UI = sorted((ROOT / "playground" / "ui").glob("*.py"))
 # exceptions whose text a person is shown
 SPEAKERS = {"Refused", "TooMuch", "StoreError", "StoreBusy", "StoreFull", "StoreLost", "StoreUnavailable", "BadMessage", "NoCookie", "NotAllowed",
-            "WrongSignIn"}
+            "WrongSignIn", "TooMany"}
 SPOKEN = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 
 

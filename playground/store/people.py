@@ -23,6 +23,11 @@ class People:
         """An annotator's row."""
         return self.row("select * from annotator where id = ?", annotator)
 
+    def renew(self, annotator, token):
+        """From now on this annotator's cookie is `token`; whoever knows the one before is another person."""
+        with self.writing() as db:
+            db["annotator"].update(annotator, {"token_hash": hashlib.sha256(token.encode()).hexdigest()})
+
     def sign_in(self, annotator, name, until):
         """This person is `name` until the moment `until`, in unix seconds."""
         with self.writing() as db:

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 import gradio as gr
 
 from playground import visitor
-from playground.admins import WrongSignIn
+from playground.admins import NAME_CHARS, PASSWORD_CHARS, WrongSignIn
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
 from playground.store import StoreError
 from playground.ui import words
@@ -47,8 +47,8 @@ class Control:
                 self.save = gr.Button(words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings")
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="reset-settings")
         with gr.Accordion(words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in") as self.door, gr.Row():
-            self.who = gr.Textbox(label=words.label("Name"), max_lines=1, elem_id="admin-name")
-            self.password = gr.Textbox(label=words.label("Password"), type="password", max_lines=1, elem_id="admin-password")
+            self.who = gr.Textbox(label=words.label("Name"), max_lines=1, max_length=NAME_CHARS, elem_id="admin-name")
+            self.password = gr.Textbox(label=words.label("Password"), type="password", max_lines=1, max_length=PASSWORD_CHARS, elem_id="admin-password")
             self.enter = gr.Button(words.label("Sign in"), elem_id="admin-enter", scale=0, min_width=110)
         if SPACE_SIGN_IN:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")

@@ -1,0 +1,133 @@
+"""What reverse proxies say of a request, and whom to believe: the client's address, scheme, host, and the path prefix.
+
+An ASGI middleware, the outermost. A proxy named in `trusted_proxies` is believed, by the last value of each header, which
+is the one it wrote itself. From anybody else every forwarding header is taken away, so that nothing downstream can believe
+it. Who is an admin never depends on an address.
+"""
+
+import re
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, RedirectResponse
+
+FORWARDING = re.compile(
+    r"forwarded|x-forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|"
+    r"true-client-ip|cf-connecting-ip|fastly-client-ip|x-scheme|x-url-scheme|x-gradio-server")
+HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
+PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+LONGEST_PREFIX = 200  # characters
+SCHEMES = {"http": "ws", "https": "wss"}  # what a forwarded scheme is called on a WebSocket
+
+
+class Proxies:
+    """`trusted`: addresses and networks with commas between; `root_path`: the prefix of every path, or "".
+
+    A proxy may pass the prefix on or cut it off; the app gets a path that begins with it, as ASGI has it.
+    """
+
+    def __init__(self, app, trusted="", root_path=""):
+        self.app, self.root_path = app, root_path
+        self.trusted = [ip_network(part.strip(), strict=False) for part in trusted.split(",") if part.strip()]
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        scope = {**scope, "headers": [pair for pair in scope["headers"] if not forwarding(pair[0])]}
+        prefix = self.root_path
+        if self.trusts(_peer(scope)):
+            self.believe(scope, headers)
+            prefix = prefix or forwarded_prefix(headers)
+        host = Headers(scope=scope).get("host")
+        if host and not HOST.fullmatch(host) and scope["type"] == "http":
+            return await PlainTextResponse("The Host header is not the name of a host.\n", 400)(scope, receive, send)
+        if prefix and scope["path"] == prefix and scope["type"] == "http":
+            # the page's own addresses are relative to the folder it is in
+            query = scope.get("query_string", b"").decode("latin-1")
+            return await RedirectResponse(f"{prefix}/?{query}" if query else f"{prefix}/", 307)(scope, receive, send)
+        if prefix:
+            _below(scope, prefix)
+        await self.app(scope, receive, send)
+
+    def trusts(self, address):
+        """Whether an address, as text, is one of the trusted proxies'."""
+        ip = parsed(address)
+        return ip is not None and any(ip in network for network in self.trusted)
+
+    def believe(self, scope, headers):
+        """Put client, scheme and host into `scope` as a trusted proxy gives them; what makes no sense is left out."""
+        scope["client"] = (self.client(_peer(scope), headers.getlist("x-forwarded-for")), 0)
+        scheme = _last(headers.getlist("x-forwarded-proto")).lower()
+        if scheme in SCHEMES:
+            scope["scheme"] = scheme if scope["type"] == "http" else SCHEMES[scheme]
+        host = _last(headers.getlist("x-forwarded-host"))
+        if HOST.fullmatch(host):
+            others = [pair for pair in scope["headers"] if pair[0].lower() != b"host"]
+            scope["headers"] = [*others, (b"host", host.encode("latin-1"))]
+
+    def client(self, peer, values):
+        """The address nearest to us that is not a trusted proxy's; `values` are the X-Forwarded-For headers.
+
+        What stands further left anybody may have written.
+        """
+        found = peer
+        for entry in reversed(",".join(values).split(",")):
+            ip = parsed(entry)
+            if ip is None:
+                return found
+            found = str(ip)
+            if not self.trusts(found):
+                return found
+        return found
+
+
+def forwarding(name):
+    """Whether a header, its name as bytes, says where a request comes from on somebody else's behalf."""
+    return FORWARDING.fullmatch(name.decode("latin-1").lower()) is not None
+
+
+def parsed(text):
+    """The IP address in `text`, or None; blanks, quotes, brackets, a port or a zone may be around it.
+
+    An IPv4 address that is written in IPv6 is returned as IPv4.
+    """
+    text = (text or "").strip().strip('"')
+    if found := re.fullmatch(r"\[([^\]]*)\](:\d+)?", text) or re.fullmatch(r"([\d.]+):\d+", text):
+        text = found[1]
+    try:
+        ip = ip_address(text.split("%")[0])
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def one_place(address):
+    """What limits count an address as: itself, or the /64 of an IPv6 one, since every household has a whole /64."""
+    ip = parsed(address)
+    if isinstance(ip, IPv6Address):
+        return str(ip_network((ip, 64), strict=False))
+    return str(ip or address or "")
+
+
+def forwarded_prefix(headers):
+    """The path prefix that a proxy says it cut off, or ""."""
+    prefix = _last(headers.getlist("x-forwarded-prefix")).rstrip("/")
+    return prefix if len(prefix) <= LONGEST_PREFIX and PREFIX.fullmatch(prefix) else ""
+
+
+def _peer(scope):
+    return scope["client"][0] if scope.get("client") else ""
+
+
+def _last(values):
+    return values[-1].rsplit(",", 1)[-1].strip() if values else ""
+
+
+def _below(scope, prefix):
+    """Say in `scope` that the app is below `prefix`; as ASGI has it, the path then begins with it."""
+    scope["root_path"] = prefix
+    if not scope["path"].startswith(f"{prefix}/"):
+        scope["path"] = prefix + scope["path"]
+        if scope.get("raw_path") is not None:
+            scope["raw_path"] = prefix.encode("ascii") + scope["raw_path"]
