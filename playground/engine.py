@@ -32,6 +32,10 @@ class EngineStopped(Exception):
     """The engine is shutting down and takes no more turns."""
 
 
+class VersionGone(Exception):
+    """The version that is asked for answers no more."""
+
+
 @dataclass(eq=False)
 class Policy:
     """An immutable version that the engine can run."""
@@ -92,6 +96,15 @@ class Stream:
     def wait(self, timeout):
         """Wait until the stream has ended, at most `timeout` seconds; return whether it has."""
         return self.finished.wait(timeout)
+
+    def so_far(self):
+        """What both replies have said by now, as `results` has it; the finish_reason of one that grows is None."""
+        sides = []
+        for text, seed, reply, first in zip(self.texts(), self.seeds, self.decoding.replies, self.first_token_ms, strict=True):
+            n = min(len(reply.token_ids), len(reply.logprobs))  # the engine's thread may be between the two
+            sides.append({"text": text.strip(), "seed": seed, "token_ids": reply.token_ids[:n], "logprobs": reply.logprobs[:n],
+                          "finish_reason": reply.finish_reason, "first_token_ms": first, "total_ms": None})
+        return sides
 
     def results(self, shown=(0, 1)):
         """Once it has ended: what `Store.finish_duel` records of the two replies that are shown."""
@@ -166,12 +179,15 @@ class Engine:
 
     # -- duels
 
-    def duel(self, prompt, seeds, sampling, stop_text=""):
-        """Start a reply for each seed to one prompt (token ids) with the live version; returns their Stream at once."""
+    def duel(self, prompt, seeds, sampling, stop_text="", policy=None):
+        """Start a reply for each seed to one prompt (token ids) with the live version, or with `policy` while it is there (else VersionGone);
+        returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
         with self._lock:
-            policy = self.live
+            policy = policy or self.live
+            if self._resident.get(policy.version) is not policy:
+                raise VersionGone(f"v{policy.version} has been let go of")
             policy.streams += 1
             stream = Stream(policy, prompt, seeds, sampling, stop_text, place=len(self._waiting) + 1)
             self._waiting.append(stream)
@@ -212,18 +228,22 @@ class Engine:
 
     def _admit(self):
         """Take in the streams that have waited longest, as long as their keys and values have room."""
+        full = False
         for stream in list(self._waiting):
             if stream.stopping.is_set():
                 self._leave_line(stream)
                 self._finish(stream)
                 continue
+            if full:
+                continue  # whoever stops leaves the line, and nobody overtakes
             try:  # one broken turn must not end the thread that serves everyone
                 forward, nbytes = stream.policy.forward, stream.policy.forward.line_bytes(len(stream.seeds), len(stream.prompt), stream.sampling.max_tokens)
-                if not self._memory.take(nbytes):
-                    break
+                full = not self._memory.take(nbytes)
             except Exception as error:
                 self._leave_line(stream)
                 self._fail(stream, error)
+                continue
+            if full:
                 continue
             stream.nbytes = nbytes
             self._leave_line(stream)

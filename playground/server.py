@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from playground.ui import page, theme, words
+from playground.ui.lane import EVENTS
 from playground.visitor import Cookies
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -31,7 +32,8 @@ def create(settings, store, engine, chat):
 
     app.add_middleware(Cookies)
     blocks = page.build(settings, store, engine, chat)
-    blocks.queue(max_size=64, default_concurrency_limit=16)
+    blocks.queue(max_size=EVENTS, default_concurrency_limit=16)
+    blocks._queue.max_thread_count = EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
     return gr.mount_gradio_app(
         app, blocks, path="/", theme=theme.nudge(), css_paths=page.STYLES, head=page.HEAD, i18n=words.translations(), favicon_path=str(ASSETS / "favicon.svg"),
         footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False)

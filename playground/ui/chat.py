@@ -3,7 +3,6 @@
 Nothing about a conversation is read back from the page: who asks is the cookie, and what is on screen is kept on the server in `gr.State`.
 """
 
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -15,6 +14,7 @@ from playground.prompts import BadMessage
 from playground.session import Refused
 from playground.store import now
 from playground.ui import words
+from playground.ui.lane import ROOM, Lane
 from playground.ui.notice import GESTURE, STREAM, seen
 from playground.ui.panes import SIDES, Pane, shown
 from playground.ui.reasons import Reasons
@@ -27,8 +27,9 @@ STARTERS = (words.mark("Give me three tips for a good night's sleep."), words.ma
 HINTS = {
     "idle": words.mark("Try one of these, or write your own."), "streaming": words.mark("Both are writing. Vote as soon as you know, or let them end."),
     "voting": words.mark("Which reply is better?"), "voted": words.mark("Thanks! You can still change your vote."),
-    "shared": words.mark("A shared chat, to read."),
+    "shared": words.mark("A shared chat, to read."), "same": words.mark("Both gave the same answer."),
 }
+GOING_ON = words.mark("Thanks! The reply that you picked goes on to its end."), words.mark("Thanks! One of them, drawn by lot, goes on to its end.")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class ChatTab:
 
     def __init__(self, store, engine, chat, notice):
         self.store, self.engine, self.chat, self.notice = store, engine, chat, notice
+        self.lane = Lane(chat.settings.waiting_messages + ROOM)
         self.shown = gr.State(None)
         self.poll = gr.Timer(0.3, active=False)
         with gr.Row(elem_id="panes", equal_height=True):
@@ -112,20 +114,22 @@ class ChatTab:
             return self.paint(replace(view, phase="shared"), w)
         said = self.notice.warn(w("This link leads to no chat any more."), w("Not shared")) if token else {}
         view = self.chat.view(self.annotator(request))
-        return {**self.paint(view, w), self.poll: gr.update(active=view.phase == "streaming"), **said}
+        return {**self.paint(view, w), self.poll: gr.update(active=written(view)), **said}
 
     def on_poll(self, on_page, request: gr.Request):
         """Replies that this page did not start, or started before it was reloaded, as they grow."""
         view = self.chat.view(self.annotator(request))
-        return {**self.repaint(view, words.of(request), on_page), self.poll: gr.update(active=view.phase == "streaming")}
+        return {**self.repaint(view, words.of(request), on_page), self.poll: gr.update(active=written(view))}
 
-    def on_send(self, text, request: gr.Request):
+    async def on_send(self, text, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
-        yield from self.stream(lambda annotator: self.chat.send(annotator, text), text, request)
+        async for update in self.lane.drive(self.stream(lambda annotator: self.chat.send(annotator, text, address(request)), text, request)):
+            yield update
 
-    def on_again(self, request: gr.Request):
+    async def on_again(self, request: gr.Request):
         """Two new replies to the same message."""
-        yield from self.stream(self.chat.regenerate, None, request)
+        async for update in self.lane.drive(self.stream(lambda annotator: self.chat.regenerate(annotator, address(request)), None, request)):
+            yield update
 
     def stream(self, start, text, request):
         annotator, w = self.annotator(request), words.of(request)
@@ -134,14 +138,16 @@ class ChatTab:
             for view in turn:
                 if before is None:
                     yield {**self.paint(view, w), **({} if text is None else {self.box: ""})}
+                elif kind(view) == kind(before):
+                    yield self.paint_panes(view, w)
                 else:
-                    yield self.paint_panes(view, w) if view.phase == before.phase else self.paint(view, w)
+                    yield self.painted_again(view, before, w)
                 before = view
         except (BadMessage, Refused) as error:
             yield {**self.paint(self.chat.view(annotator), w), **({} if text is None else {self.box: text}), **self.notice.warn(w.said(str(error)), w("Not sent"))}
             return
-        except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
-            threading.Thread(target=self.chat.linger, args=(annotator, turn), name="linger").start()
+        except GeneratorExit:  # the browser has gone
+            self.chat.linger(annotator, turn)
             raise
 
     def on_stop(self, request: gr.Request):
@@ -247,13 +253,15 @@ class ChatTab:
         if on_page is None or (on_page.conversation, on_page.duel) != (view.conversation, view.duel) or view.phase == "streaming":
             on_page = Shown(view.conversation, view.duel, self.engine.live.version, now(), time.monotonic())
         reading, streaming, judged = view.phase == "shared", view.phase == "streaming", view.phase in ("streaming", "voting", "voted")
-        several = len(view.pairs) > 1 and not streaming
+        writing = written(view)
+        several = len(view.pairs) > 1 and not writing
         at = view.pairs.index(view.duel) if view.duel in view.pairs else 0
         updates = {
             **self.paint_panes(view, w), self.hint: _hint(view, w), self.swap: "",
-            self.send: gr.update(visible=seen(not streaming and not reading)), self.stop: gr.update(visible=seen(streaming)),
+            self.send: gr.update(visible=seen(not writing and not reading)), self.stop: gr.update(visible=seen(writing)),
             self.new: gr.update(interactive=view.started and not streaming, visible=not reading), self.box: gr.update(visible=not reading),
-            self.again: gr.update(visible=seen(view.phase in ("voting", "voted"))), self.undo: gr.update(visible=seen(view.started and not streaming and not reading)),
+            self.again: gr.update(visible=seen(view.phase in ("voting", "voted", "same") and not writing)),
+            self.undo: gr.update(visible=seen(view.started and not writing and not reading)),
             self.earlier: gr.update(visible=seen(several), interactive=at > 0), self.later: gr.update(visible=seen(several), interactive=at + 1 < len(view.pairs)),
             self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "", **self.reasons.paint(view, w)}
         if not streaming:
@@ -270,10 +278,33 @@ class ChatTab:
         painted, always = on_page.painted if on_page else {}, {self.shown, self.swap, *self.reasons.outputs}
         return {c: update for c, update in self.paint(view, w, on_page).items() if c in always or painted.get(c._id) != update}
 
+    def painted_again(self, view, before, w):
+        """`paint` in the middle of a stream; without the reasons where they were there before, since somebody may be typing there."""
+        updates = self.paint(view, w)
+        if before.phase == view.phase == "voted":
+            for component in self.reasons.outputs:
+                del updates[component]
+        return updates
+
     def paint_panes(self, view, w):
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
         updates = {c: update for pane in self.panes.values() for c, update in pane.stream(view, w).items()}
         return updates | ({self.hint: _hint(view, w)} if view.progress is not None else {})
+
+
+def written(view):
+    """Whether anything of the pair on screen is still being written."""
+    return view.phase == "streaming" or view.writing is not None
+
+
+def kind(view):
+    """What two updates of one stream have in common when only the panes differ."""
+    return view.phase, view.writing, bool(view.progress)
+
+
+def address(request):
+    """The network address that a request came from."""
+    return request.client.host if request.client else ""
 
 
 def starter(text):
@@ -285,4 +316,5 @@ def starter(text):
 
 def _hint(view, w):
     own = f' <a href="?">{escape(w("Start a chat of your own"))}</a>' if view.phase == "shared" else ""
-    return f'<span class="{view.phase}">{escape(w.said(view.progress or HINTS[view.phase]))}{own}</span>'
+    text = GOING_ON[view.choice not in SIDES] if view.writing else view.progress or HINTS[view.phase]
+    return f'<span class="{view.phase}">{escape(w.said(text))}{own}</span>'

@@ -11,7 +11,7 @@ from html import escape
 import gradio as gr
 
 GESTURE = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # how every listener is attached
-STREAM = {**GESTURE, "queue": True, "concurrency_limit": 16}  # one that yields
+STREAM = {**GESTURE, "queue": True, "concurrency_limit": None}  # one that yields; who has to wait is told by `session.Chat`, so all start at once
 
 
 def seen(shown):
