@@ -5,7 +5,7 @@ Nothing is converted: true is no number, 2.5 no whole number, "3" no id. What an
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]  # of a row
 
@@ -65,7 +65,14 @@ class Rating(Gesture):
     """A thumb on a reply, or its withdrawal."""
 
     message: Id
-    thumb: Literal[1, -1] | None
+    thumb: int | None
+
+    @field_validator("thumb")
+    @classmethod
+    def _up_or_down(cls, thumb):
+        if thumb not in (1, -1, None):  # a Literal takes True for 1
+            raise ValueError("a thumb is 1 or -1")
+        return thumb
 
 
 class Row(Gesture):
