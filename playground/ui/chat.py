@@ -4,6 +4,7 @@ Nothing about a conversation is read back from the page: who asks is the cookie,
 """
 
 import time
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from html import escape
 
@@ -119,17 +120,25 @@ class ChatTab:
     def on_poll(self, on_page, request: gr.Request):
         """Replies that this page did not start, or started before it was reloaded, as they grow."""
         view = self.chat.view(self.annotator(request))
-        return {**self.repaint(view, words.of(request), on_page), self.poll: gr.update(active=written(view))}
+        updates = self.repaint(view, words.of(request), on_page)
+        for component in self.reasons.outputs:  # somebody may be typing there
+            if on_page and on_page.painted.get(component._id) == updates[component]:
+                del updates[component]
+        return {**updates, self.poll: gr.update(active=written(view))}
 
     async def on_send(self, text, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
-        async for update in self.lane.drive(self.stream(lambda annotator: self.chat.send(annotator, text, address(request)), text, request)):
-            yield update
+        updates = self.stream(lambda annotator: self.chat.send(annotator, text, address(request)), text, request)
+        async with aclosing(self.lane.drive(updates)) as driven:
+            async for update in driven:
+                yield update
 
     async def on_again(self, request: gr.Request):
         """Two new replies to the same message."""
-        async for update in self.lane.drive(self.stream(lambda annotator: self.chat.regenerate(annotator, address(request)), None, request)):
-            yield update
+        updates = self.stream(lambda annotator: self.chat.regenerate(annotator, address(request)), None, request)
+        async with aclosing(self.lane.drive(updates)) as driven:
+            async for update in driven:
+                yield update
 
     def stream(self, start, text, request):
         annotator, w = self.annotator(request), words.of(request)
