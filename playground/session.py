@@ -20,7 +20,8 @@ from playground.views import Side, View
 BUSY = "Replies are still streaming. Wait for them or press Stop."
 COMMENT_CHARS = 1000
 PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
-WAITING_SECONDS = 0.5  # between two updates of who waits in the line
+WAITING_SECONDS = 0.5  # between two looks at a place in the line
+SIGN_OF_LIFE = 5  # seconds after which a page is told of the same place again
 TRIES = 3  # other replies that are drawn for the right side while both say the same
 STOP_SECONDS = 30  # within which the engine ends replies that are told to stop
 LINGER = 5  # seconds for which replies go on while nobody looks: a page that reloads is back by then
@@ -354,15 +355,17 @@ class Chat:
         yield self.view(turn.annotator)
 
     def _grow(self, turn, stream):
-        """Views while `stream` goes on, at the page's pace; slower where it waits in the line, until there is room."""
-        due = time.monotonic() + 1 / self.settings.stream_hz
+        """Views while `stream` goes on, at the page's pace. Of one that waits in the line only where its place has changed, and now and then, or a
+        crowd that waits would keep the server busy with telling them so; a page that went away is found out at an update."""
+        due, told = time.monotonic() + 1 / self.settings.stream_hz, None
         while not stream.wait(max(due - time.monotonic(), 0)):
-            yield self._written(turn)
-            if stream.place and time.monotonic() - stream.started > PATIENCE:
-                stream.admitted.wait(WAITING_SECONDS)
-                due = time.monotonic()
-            else:
+            waits = stream.place if time.monotonic() - stream.started > PATIENCE else 0
+            if not waits or waits != told or time.monotonic() - due > SIGN_OF_LIFE:
+                yield self._written(turn)
+                told = waits
                 due = max(due + 1 / self.settings.stream_hz, time.monotonic())  # what an update takes is part of its period
+            if waits:
+                stream.admitted.wait(WAITING_SECONDS)
 
     def _differ(self, turn, prompt, sampling):
         """While both replies are the same text, write another for the right side, a few times; yields Views."""

@@ -147,6 +147,8 @@ class ChatTab:
             for view in turn:
                 if before is None:
                     yield {**self.paint(view, w), **({} if text is None else {self.box: ""})}
+                elif view.progress and replace(view, progress=before.progress) == before:
+                    yield {self.hint: _hint(view, w)}  # a place in the line: the panes are much to send for it
                 elif kind(view) == kind(before):
                     yield self.paint_panes(view, w)
                 else:
