@@ -4,6 +4,7 @@ Used by the chat (several people's duels) and by training (many prompts, several
 or `plain.Plain`. A `Decoding` owns the replies to one prompt; it knows nothing about text, conversations or time.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
@@ -88,28 +89,101 @@ class Decoding:
             self.forward.end(self.line)
 
 
-def step(decodings):
-    """One token more for each growing reply of those `decodings` (of one forward) whose prompt is read; returns [(decoding, reply index, token id)]."""
+@dataclass
+class Failure:
+    """A turn that cannot go on: its Decoding, and the exception that it alone caused."""
+
+    decoding: Decoding
+    error: Exception
+
+
+class NotFinite(Exception):
+    """The model gave a row of logits that are not numbers, from which nothing can be drawn."""
+
+
+def step(decodings, failures=None):
+    """One token more for each growing reply of those `decodings` (of one forward) whose prompt is read; returns [(decoding, reply index, token id)].
+
+    A turn that makes the step fail gets no token and is appended to `failures` (a list of Failure); the others get the tokens that they would
+    have had without it. Without `failures` the exception is raised.
+    """
     first = [d for d in decodings if d.logits is not None and not d.reading and not d.done]
     later = [d for d in decodings if d.logits is None and not d.reading and not d.done]
-    rows = [(d, r) for d in [*first, *later] for r in d.growing()]
-    if not rows:
-        return []
+    found = [] if failures is None else failures
+    earlier = len(found)
     logits = [d.logits.expand(len(d.growing()), -1) for d in first]
-    if later:
-        logits.append(later[0].forward.step([d.line for d in later], [r.token_ids[-1] for d in later for r in d.growing()]))
     for d in first:
         d.logits = None
-    added, at = [], 0
-    logits = torch.cat(logits)
+    passed = first
+    if later:
+        passed = first + _forward(later, logits, found)
+    rows = [(d, r) for d in passed for r in d.growing()]
+    added = _draw_all(torch.cat(logits), rows, found) if rows else []
+    if failures is None and len(found) > earlier:
+        raise found[earlier].error
+    return added
+
+
+def _forward(decodings, logits, failures):
+    """Append the logits (replies, vocabulary) of those `decodings` that the forward takes to `logits`, and return these decodings, in their order.
+
+    Where it raises, each half is tried for itself, down to the turn that is the cause: of many turns that only together have no room, all go on.
+    """
+    try:
+        logits.append(decodings[0].forward.step([d.line for d in decodings], [r.token_ids[-1] for d in decodings for r in d.growing()]))
+        return decodings
+    except Exception as error:
+        if len(decodings) == 1:
+            failures.append(Failure(decodings[0], error))
+            return []
+    half = len(decodings) // 2
+    return _forward(decodings[:half], logits, failures) + _forward(decodings[half:], logits, failures)
+
+
+def _draw_all(logits, rows, failures):
+    """Draw a token for each of `rows` [(decoding, reply)] from logits (rows, vocabulary) and add it to its reply; returns as `step`."""
+    drawn, at = [], 0
     for sampling, same in groupby(rows, key=lambda row: row[0].sampling):
         same = list(same)
-        tokens, logprobs = draw(logits[at:at + len(same)], sampling, same)
+        drawn += _drawn(logits[at:at + len(same)], sampling, same)
         at += len(same)
-        for (d, reply), token, logprob in zip(same, tokens, logprobs, strict=True):
-            d.add(reply, token, logprob)
-            added.append((d, d.replies.index(reply), token))
+    broken = {}
+    if not all(math.isfinite(logprob) for _, logprob in drawn):
+        for (d, _), (token, logprob) in zip(rows, drawn, strict=True):
+            if not math.isfinite(logprob):
+                error = token if isinstance(token, Exception) else NotFinite("the model gave logits that are not finite")
+                broken.setdefault(d, error)
+        failures += [Failure(d, error) for d, error in broken.items()]
+    added = []
+    for (d, reply), (token, logprob) in zip(rows, drawn, strict=True):
+        if d not in broken:
+            try:
+                d.add(reply, token, logprob)
+            except Exception as error:  # its forward could not end the line
+                failures.append(Failure(d, error))
+            else:
+                added.append((d, d.replies.index(reply), token))
     return added
+
+
+def _drawn(logits, sampling, rows):
+    """[(token, log-probability)] for rows of one sampling. A row that cannot be drawn has its exception for a token, and NaN."""
+    uniform = None
+    if sampling.temperature != 0:  # once a step and reply, whatever is tried again after it
+        uniform = torch.cat([torch.rand(1, generator=r.rng) for _, r in rows])
+    try:
+        return list(zip(*draw(logits, sampling, rows, uniform), strict=True))
+    except Exception as error:
+        if len(rows) == 1:
+            return [(error, math.nan)]
+    found = []
+    for i in range(len(rows)):
+        own = None if uniform is None else uniform[i:i + 1]
+        try:
+            found += zip(*draw(logits[i:i + 1], rows[i][0].sampling, rows[i:i + 1], own), strict=True)  # True is equal to 1, and no number
+        except Exception as error:
+            found.append((error, math.nan))
+    return found
 
 
 def run(forward, prompts, seeds, sampling, end_tokens, n=1):
@@ -126,16 +200,17 @@ def run(forward, prompts, seeds, sampling, end_tokens, n=1):
 
 
 @torch.inference_mode()
-def draw(logits, sampling, rows):
-    """A token for each of `rows` [(decoding, reply)] from logits (R, V): (token ids, log-probabilities under the distribution drawn from)."""
+def draw(logits, sampling, rows, uniform):
+    """A token for each of `rows` [(decoding, reply)] from logits (R, V), by `uniform` (R,) in [0, 1) or None where it is greedy: (token ids,
+    log-probabilities under the distribution drawn from). The log-probability is NaN where the row's logits are not finite."""
     if sampling.repetition_penalty != 1:
         logits = penalised(logits, [d.prompt + r.token_ids for d, r in rows], sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return logits.argmax(-1).tolist(), [0.0] * len(logits)
+        highest, tokens = logits.max(-1)
+        return tokens.tolist(), (highest - highest).tolist()  # 0, and NaN where the highest is NaN or infinite
     logprobs = torch.log_softmax(truncated(logits / sampling.temperature, sampling.top_p, sampling.top_k), -1)
-    uniform = torch.cat([torch.rand(1, generator=r.rng) for _, r in rows]).to(logits.device)  # (R,)
     cumulative = logprobs.exp().cumsum(-1)  # (R, V)
-    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    tokens = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
     return tokens[:, 0].tolist(), logprobs.gather(-1, tokens)[:, 0].tolist()
 
 

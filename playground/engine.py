@@ -34,6 +34,10 @@ class EngineStopped(Exception):
     """The engine is shutting down and takes no more turns."""
 
 
+class VersionGone(Exception):
+    """The version that is asked for answers no more."""
+
+
 @dataclass(eq=False)
 class Policy:
     """An immutable version that the engine can run."""
@@ -63,8 +67,10 @@ class Stream:
     first_token_ms: list = field(init=False)
     total_ms: list = field(init=False)
     error: str | None = None
+    admitted: threading.Event = field(default_factory=threading.Event)  # it has left the line of those who wait
     finished: threading.Event = field(default_factory=threading.Event)
     stopping: threading.Event = field(default_factory=threading.Event)
+    stopped: set = field(default_factory=set)  # replies that are to end while the others go on
 
     def __post_init__(self):
         self.first_token_ms, self.total_ms = ([None] * len(self.seeds) for _ in range(2))
@@ -79,13 +85,29 @@ class Stream:
         """How many tokens each reply has so far."""
         return [len(r.token_ids) for r in self.decoding.replies] if self.decoding else [0] * len(self.seeds)
 
-    def stop(self):
-        """End both replies at the next step."""
-        self.stopping.set()
+    def stop(self, reply=None):
+        """End every reply at the next step, or the one with this index alone."""
+        if reply is None:
+            self.stopping.set()
+        else:
+            self.stopped.add(reply)
+
+    def growing(self, reply):
+        """Whether the reply with this index is still written."""
+        return not self.finished.is_set() and not (self.decoding and self.decoding.replies[reply].finish_reason)
 
     def wait(self, timeout):
         """Wait until the stream has ended, at most `timeout` seconds; return whether it has."""
         return self.finished.wait(timeout)
+
+    def so_far(self):
+        """What both replies have said by now, as `results` has it; the finish_reason of one that grows is None."""
+        sides = []
+        for text, seed, reply, first in zip(self.texts(), self.seeds, self.decoding.replies, self.first_token_ms, strict=True):
+            n = min(len(reply.token_ids), len(reply.logprobs))  # the engine's thread may be between the two
+            sides.append({"text": text.strip(), "seed": seed, "token_ids": reply.token_ids[:n], "logprobs": reply.logprobs[:n],
+                          "finish_reason": reply.finish_reason, "first_token_ms": first, "total_ms": None})
+        return sides
 
     def results(self, shown=(0, 1)):
         """Once it has ended: what `Store.finish_duel` records of the two replies that are shown."""
@@ -150,17 +172,25 @@ class Engine:
             thread.join(10)
 
     @property
+    def waiting(self):
+        """How many duels stand in the line for room."""
+        return len(self._waiting)
+
+    @property
     def healthy(self):
         return bool(self._threads) and all(t.is_alive() for t in self._threads)
 
     # -- duels
 
-    def duel(self, prompt, seeds, sampling, stop_text=""):
-        """Start a reply for each seed to one prompt (token ids) with the live version; returns their Stream at once."""
+    def duel(self, prompt, seeds, sampling, stop_text="", policy=None):
+        """Start a reply for each seed to one prompt (token ids) with the live version, or with `policy` while it is there (else VersionGone);
+        returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
         with self._lock:
-            policy = self.live
+            policy = policy or self.live
+            if self._resident.get(policy.version) is not policy:
+                raise VersionGone(f"v{policy.version} has been let go of")
             policy.streams += 1
             stream = Stream(policy, prompt, seeds, sampling, stop_text, place=len(self._waiting) + 1)
             self._waiting.append(stream)
@@ -193,20 +223,31 @@ class Engine:
         for stream in self._running:
             if stream.stopping.is_set():
                 self._finish(stream)
+            elif stream.stopped:
+                self._stop_replies(stream)
         self._advance([stream for stream in self._running if not stream.finished.is_set()])
         self._running, before = [stream for stream in self._running if not stream.finished.is_set()], self._running
         return bool(before)
 
     def _admit(self):
         """Take in the streams that have waited longest, as long as their keys and values have room."""
+        full = False
         for stream in list(self._waiting):
             if stream.stopping.is_set():
                 self._leave_line(stream)
                 self._finish(stream)
                 continue
-            forward, nbytes = stream.policy.forward, stream.policy.forward.line_bytes(len(stream.seeds), len(stream.prompt), stream.sampling.max_tokens)
-            if not self._memory.take(nbytes):
-                break
+            if full:
+                continue  # whoever stops leaves the line, and nobody overtakes
+            try:  # one broken turn must not end the thread that serves everyone
+                forward, nbytes = stream.policy.forward, stream.policy.forward.line_bytes(len(stream.seeds), len(stream.prompt), stream.sampling.max_tokens)
+                full = not self._memory.take(nbytes)
+            except Exception as error:
+                self._leave_line(stream)
+                self._fail(stream, error)
+                continue
+            if full:
+                continue
             stream.nbytes = nbytes
             self._leave_line(stream)
             try:
@@ -214,7 +255,7 @@ class Engine:
                 stream.decoding = Decoding(forward, stream.prompt, stream.seeds, stream.sampling, self.end_tokens)
                 stream.reused = self._memory.begin(forward, stream.decoding.line, stream.prompt)
                 self._running.append(stream)
-            except Exception as error:  # one broken turn must not end the thread that serves everyone
+            except Exception as error:
                 self._fail(stream, error)
 
     def _leave_line(self, stream):
@@ -223,6 +264,20 @@ class Engine:
             stream.place = 0
             for place, other in enumerate(self._waiting, 1):
                 other.place = place
+        stream.admitted.set()
+
+    def _stop_replies(self, stream):
+        """End the replies that somebody stopped one by one, where they are."""
+        try:
+            sides = list(stream.stopped)
+            for side in sides:
+                reply = stream.decoding.replies[side]
+                if not reply.finish_reason:
+                    stream.decoding.end(reply, "stopped")
+                    stream.total_ms[side] = 1e3 * (time.monotonic() - stream.started)
+            stream.stopped.difference_update(sides)
+        except Exception as error:
+            self._fail(stream, error)
 
     def _advance(self, running):
         """Read a part of the prompt that has waited longest, then add one token to every reply that grows, version by version."""
@@ -233,13 +288,18 @@ class Engine:
                 self._fail(reading, error)
         for policy in {id(s.policy): s.policy for s in running}.values():
             streams = {id(s.decoding): s for s in running if s.policy is policy and not s.finished.is_set()}
+            failures, added = [], []
             try:
-                added = decoder.step([s.decoding for s in streams.values()])
-                for decoding, side, token in added:
-                    self._show(streams[id(decoding)], side, token)
+                added = decoder.step([s.decoding for s in streams.values()], failures)
             except Exception as error:
-                for stream in streams.values():
-                    self._fail(stream, error)
+                failures = [decoder.Failure(s.decoding, error) for s in streams.values()]
+            for decoding, side, token in added:
+                try:
+                    self._show(streams[id(decoding)], side, token)
+                except Exception as error:
+                    failures.append(decoder.Failure(decoding, error))
+            for failure in failures:  # each alone: the others have their token
+                self._fail(streams[id(failure.decoding)], failure.error)
         for stream in running:
             if stream.decoding.done and not stream.finished.is_set():
                 self._finish(stream)
@@ -255,19 +315,25 @@ class Engine:
 
     def _fail(self, stream, error):
         log.error("a turn failed", exc_info=error)
-        stream.error = str(error)
-        self._finish(stream)
+        if not stream.finished.is_set():
+            stream.error = str(error) or type(error).__name__
+            self._finish(stream)
 
     def _finish(self, stream):
         """End what still grows, give back the room and let go of the version."""
         if stream.decoding:
-            stream.decoding.stop()
+            try:
+                stream.decoding.stop()
+            except Exception:  # its room is given back whatever its forward says
+                log.exception("the end of a turn failed")
+                stream.error = stream.error or "its keys and values could not be kept"
         for side, total in enumerate(stream.total_ms):
             stream.total_ms[side] = total or 1e3 * (time.monotonic() - stream.started)
         if stream.nbytes:
             self._memory.give_back(stream.nbytes, stream.policy.forward, None if stream.error or not stream.decoding else stream.decoding.line)
         with self._lock:
             stream.policy.streams -= 1
+        stream.admitted.set()
         stream.finished.set()
 
     # -- versions

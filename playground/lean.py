@@ -190,6 +190,14 @@ class Line:
         self.seen = (self.mask if all_grow else self.mask[self.active])[..., :self.columns].flatten(0, 1)  # (rows·group, columns)
         return len(self.prompt) + self.steps - 1
 
+    def unfeed(self, columns, steps):
+        """Be as before a `feed` whose forward failed, when there were so many `columns` and `steps`; what the forward wrote after them is written over."""
+        self.mask[..., columns:] = -torch.inf
+        for fed in self.fed:
+            while fed and fed[-1][1] >= columns:
+                fed.pop()
+        self.columns, self.steps = columns, steps
+
     def attend(self, layer, q, kv):
         """One token of each growing reply: q (rows, heads·group, head dim), kv (rows, 2·heads, head dim) -> (rows, heads·group·head dim)."""
         rows, heads, head_dim = len(q), kv.shape[1] // 2, q.shape[-1]
@@ -274,7 +282,16 @@ class Lean:
 
     @torch.inference_mode()
     def step(self, lines, tokens):
-        """The next token of every growing reply, line by line -> logits (replies, vocabulary)."""
+        """The next token of every growing reply, line by line -> logits (replies, vocabulary). Where it raises, the lines are as they were."""
+        before = [(line.columns, line.steps) for line in lines]
+        try:
+            return self._step(lines, tokens)
+        except Exception:
+            for line, (columns, steps) in zip(lines, before, strict=True):
+                line.unfeed(columns, steps)
+            raise
+
+    def _step(self, lines, tokens):
         positions, spans, start = [], [], 0
         for line in lines:
             end = start + len(line.active)

@@ -80,39 +80,49 @@ class Plain:
 
     @torch.inference_mode()
     def step(self, lines, tokens):
-        """The next token of every growing reply, line by line -> logits (replies, vocabulary)."""
+        """The next token of every growing reply, line by line -> logits (replies, vocabulary). Where it raises, the lines are as they were."""
         if lines != self._lines:
             self._regroup(lines)
+        mask, fed = self._mask, []
         ids, growing, start, given = torch.zeros(sum(line.n for line in lines), 1, dtype=torch.long), [], 0, iter(tokens)
-        for line in lines:
-            for reply in line.active:
-                ids[start + reply] = token = next(given)
-                line.fed[reply].append(token)
-                growing.append(start + reply)
-            start += line.n
-        ids = ids.to(self.device)
-        self._mask = torch.cat([self._mask, torch.ones_like(ids)], 1)
         try:
+            for line in lines:
+                for reply in line.active:
+                    ids[start + reply] = token = next(given)
+                    line.fed[reply].append(token)
+                    fed.append(line.fed[reply])
+                    growing.append(start + reply)
+                start += line.n
+            ids = ids.to(self.device)
+            self._mask = torch.cat([mask, torch.ones_like(ids)], 1)
             out = self.model(input_ids=ids, attention_mask=self._mask, position_ids=self._mask.sum(-1, keepdim=True) - 1,
                              past_key_values=self._cache, use_cache=True)
+            return out.logits[growing, -1].float()
         except Exception:
-            self._lines, self._cache = [], None  # the batch is lost, whoever comes next is not
+            for tokens_of_reply in fed:
+                tokens_of_reply.pop()
+            self._mask = mask
+            for layer in self._cache.layers:  # some have taken the token in and some have not
+                layer.keys, layer.values = layer.keys[:, :, :mask.shape[1]], layer.values[:, :, :mask.shape[1]]
             raise
-        return out.logits[growing, -1].float()
 
     def _regroup(self, lines):
-        """Give each line of the batch its own keys and values back, without padding, and make the batch of `lines`."""
+        """Give each line of the batch its own keys and values back, without padding, and make the batch of `lines`; they keep theirs until it is made."""
         self._ungroup()
-        longest = max(line.kept[0][0].shape[2] for line in lines)
-        merged, mask = [[] for _ in lines[0].kept], []
+        lengths = [line.kept[0][0].shape[2] for line in lines]
+        longest = max(lengths)
+        mask = [torch.tensor([[0] * (longest - length) + [1] * length] * line.n) for line, length in zip(lines, lengths, strict=True)]
+        merged = []
+        for layer in range(len(lines[0].kept)):
+            both = []
+            for part in (0, 1):  # keys, values
+                rows = [_padded(line.kept[layer][part], longest, line.n) for line in lines]
+                both.append(torch.cat(rows))
+            merged.append(tuple(both))
+        self._cache, self._mask = _cache(merged), torch.cat(mask).to(self.device)
+        self._lines = list(lines)
         for line in lines:
-            length, rows = line.kept[0][0].shape[2], line.n if len(line.kept[0][0]) == 1 else 1
-            mask.append(torch.tensor([[0] * (longest - length) + [1] * length] * line.n))
-            for layer, parts in zip(merged, line.kept, strict=True):
-                layer.append([torch.nn.functional.pad(part, (0, 0, longest - length, 0)).repeat(rows, 1, 1, 1) for part in parts])
             line.kept = None
-        self._cache = _cache([tuple(torch.cat(parts) for parts in zip(*layer, strict=True)) for layer in merged])
-        self._mask, self._lines = torch.cat(mask).to(self.device), list(lines)
 
     def _ungroup(self):
         start = 0
@@ -121,6 +131,12 @@ class Plain:
             line.kept = [tuple(part[start:start + line.n, :, -length:].clone() for part in layer) for layer in _layers(self._cache)]
             start += line.n
         self._lines, self._cache = [], None
+
+
+def _padded(part, columns, n):
+    """Keys or values (1 or n, heads, fewer columns, head dim) with zeros before them and a row for each of n replies."""
+    part = torch.nn.functional.pad(part, (0, 0, columns - part.shape[2], 0))
+    return part if len(part) == n else part.repeat(n, 1, 1, 1)
 
 
 def _cache(layers):

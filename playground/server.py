@@ -21,6 +21,7 @@ from playground.payload import Handler
 from playground.protocol import PatientProtocol
 from playground.proxies import Proxies
 from playground.ui import page, theme, words
+from playground.ui.lane import EVENTS
 from playground.visitor import Cookies
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -43,7 +44,8 @@ def create(settings, store, engine, chat):
     app.state.root_path = settings.root_path
     open_to_admins(app, Admins(settings, store))
     blocks = page.build(settings, store, engine, chat)
-    blocks.queue(max_size=64, default_concurrency_limit=16)
+    blocks.queue(max_size=EVENTS, default_concurrency_limit=16)
+    blocks._queue.max_thread_count = EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)
     app.add_middleware(Cookies)

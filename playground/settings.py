@@ -117,6 +117,10 @@ class Settings(BaseSettings):
     """Longest message, in characters."""
     stream_hz: float = Field(12, gt=0, le=60)
     """Updates of the page a second while replies stream."""
+    waiting_messages: int = Field(64, ge=1, le=10000)
+    """Messages that may wait for room at once, of all people together; who sends one more gets it back and is told."""
+    messages_per_address: int = Field(16, ge=1, le=10000)
+    """Messages from one network address that may run and wait at once; of each person it is one."""
 
     # -- when a round runs
     round_votes: int = Field(16, ge=1, le=100000)

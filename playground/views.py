@@ -41,7 +41,8 @@ class Side:
     def revealed(cls, row, chosen):
         """A candidate after the vote: who wrote it, and how fast."""
         tokens, total, first = row["tokens"], row["total_ms"], row["first_token_ms"]
-        rate = 1e3 * (tokens - 1) / (total - first) if tokens > 1 and total > first else None
+        timed = tokens > 1 and total is not None and first is not None and total > first  # not while it is still being written
+        rate = 1e3 * (tokens - 1) / (total - first) if timed else None
         return cls(row["shown"], row["message"], row["edited"], row["thumb"], row["policy"], chosen, first, rate)
 
 
@@ -49,7 +50,7 @@ class Side:
 class View:
     """All that the page shows of a conversation.
 
-    `phase` is idle, streaming, voting or voted; `history` are the Messages before the pair on screen; `message` is what the pair answers; `pairs`
+    `phase` is idle, streaming, voting, voted, or same (both replies are one text: there is nothing to vote on); `history` are the Messages before the pair on screen; `message` is what the pair answers; `pairs`
     are the duels that answer it, this one among them, oldest first.
     """
 
@@ -66,6 +67,7 @@ class View:
     pairs: tuple = ()
     conversation: int | None = None
     progress: str | None = None  # while replies stream: why they are not to be seen yet, if so
+    writing: str | None = None  # after an early vote: the side ("a" or "b") that goes on to its end
 
     @property
     def started(self):
@@ -88,6 +90,6 @@ def settled(store, conversation, annotator):
              "pairs": tuple(duel["pairs"]), "conversation": conversation["id"]}
     vote = store.current_vote(duel["id"], annotator)
     if vote is None:
-        return View("voting", left=Side.blind(left), right=Side.blind(right), **shown)
+        return View("same" if duel["same"] else "voting", left=Side.blind(left), right=Side.blind(right), **shown)
     sides = {name: Side.revealed(row, row["message"] == vote["continued_with"]) for name, row in (("left", left), ("right", right))}
     return View("voted", **sides, choice=vote["choice"], vote=vote["id"], tags=tuple(vote["tags"] or ()), comment=vote["comment"] or "", **shown)

@@ -65,7 +65,7 @@ def refused(store, settings):
 
 def not_enough(store):
     row = begun(store)
-    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 usable votes. Vote on more replies.")
+    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 votes. Vote on more replies.")
     return row
 
 

@@ -208,7 +208,7 @@ def test_clear_agreement_is_enough():
 def test_too_little_evidence_says_so_with_numbers():
     enough, reason = reward.evidence(11, 20, 0.8)
     assert not enough
-    assert reason.startswith("Not enough evidence yet: 20 votes, cross-validated accuracy 0.55 [0.41, 0.68]; about ")
+    assert reason.startswith("Not enough evidence yet: 20 votes for A or B, cross-validated accuracy 0.55 [0.41, 0.68]; about ")
 
 
 def test_the_votes_asked_for_would_have_been_enough():

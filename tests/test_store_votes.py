@@ -169,11 +169,11 @@ def test_what_ones_votes_did_is_counted(store):
     rows = [cast(store, choice, who) for choice in ("a", "b", "tie", "skip", "a")]
     cast(store, "a", store.annotator("another"))
     ids = [store.current_vote(row["id"], who)["id"] for row in rows]
-    assert store.vote_totals(who) == {"votes": 5, "published": 0, "waiting": 4}
+    assert store.vote_totals(who) == {"votes": 4, "published": 0, "waiting": 4, "listed": 5}
     for state in ("refused", "published"):
         store.request_round()
         row = take(store)
         store.use_votes(row["id"], [(ids[0], False), (ids[1], True), (ids[2], False)])
         store.end_round(row["id"], row["owner"], state, "")
-        assert store.vote_totals(who) == {"votes": 5, "published": 2 * (state == "published"), "waiting": 1}, "a held-out vote taught nothing"
-    assert store.vote_totals(store.annotator("nobody")) == {"votes": 0, "published": 0, "waiting": 0}
+        assert store.vote_totals(who) == {"votes": 4, "published": 2 * (state == "published"), "waiting": 0, "listed": 5}, "a held-out vote taught nothing"
+    assert store.vote_totals(store.annotator("nobody")) == {"votes": 0, "published": 0, "waiting": 0, "listed": 0}

@@ -142,7 +142,7 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     row = rounds.take(store, config=rounds.CONFIG)
     store.update_round(row["id"], "w1", phase="reward")
     assert signs(store.round(row["id"])) == "✓✓●○○○"
-    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 usable votes. Vote on more replies.")
+    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 votes. Vote on more replies.")
     assert signs(store.round(row["id"])) == "✓✓✗○○○"
     assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", "it is published as refused, and was refused by the gate"
     done = {**store.round(row["id"]), "phase": "publish", "state": "published", "metrics": {"phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0}}}

@@ -20,12 +20,14 @@ class Preferences:
     replies   [(prompt ids, completion ids)]
     pairs     [(index a, index b, outcome, weight, unit, vote id or None)]
     points    [(index, 1 good or 0 bad, weight, unit)]
+    votes     [(vote id, unit)] of every vote among them, both-bad included: as many as everybody else who counts votes tells
     `unit` is what the split keeps whole: the conversation, or, with too few conversations, the context that was replied to.
     """
 
     replies: list = field(default_factory=list)
     pairs: list = field(default_factory=list)
     points: list = field(default_factory=list)
+    votes: list = field(default_factory=list)
     heldout: frozenset = frozenset()  # units kept out of the fit whose accuracy is reported, and out of the rollouts
     split_by: str = "conversation"
 
@@ -67,6 +69,7 @@ def collect(votes, ratings, demonstrations, encode_reply, *, heldout_fraction, a
         totals[row["annotator"]] = totals.get(row["annotator"], 0) + 1
     weight = {who: min(1.0, annotator_weight / n) for who, n in totals.items()}
     for v in votes:
+        prefs.votes.append((v["vote"], unit(v)))
         a, b, w = reply(v["prompt"], v["left_ids"]), reply(v["prompt"], v["right_ids"]), weight[v["annotator"]]
         if v["choice"] == "both_bad":
             prefs.points += [(a, 0, w, unit(v)), (b, 0, w, unit(v))]

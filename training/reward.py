@@ -267,7 +267,7 @@ def evidence(right, decided, confidence):
         return True, None
     needed = next((n for n in range(decided + 1, 20 * decided + 200) if wilson(accuracy * n, n, confidence)[0] > 0.5), None)
     more = f"about {needed - decided} more at this agreement rate" if needed else "the votes do not agree with each other so far"
-    return False, f"Not enough evidence yet: {decided} votes, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}."
+    return False, f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}."
 
 
 # -- the whole fit

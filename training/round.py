@@ -175,12 +175,13 @@ class Round:
     def _collect(self):
         prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
         _write_json(self.folder / "preferences.json", {**asdict(prefs), "heldout": sorted(prefs.heldout)})
-        self.store.use_votes(self.id, [(p[5], p[4] in prefs.heldout) for p in prefs.pairs if p[5] is not None])
+        self.store.use_votes(self.id, [(vote, unit in prefs.heldout) for vote, unit in prefs.votes])
         self.store.update_round(self.id, self.owner, metrics={
-            "votes": sum(p[5] is not None for p in prefs.pairs), "split_by": prefs.split_by, "heldout_units": len(prefs.heldout)})
-        log.info("%d pairs, %d thumbs, held out: %d of the %ss", len(prefs.pairs), len(prefs.points), len(prefs.heldout), prefs.split_by)
+            "votes": len(prefs.votes), "split_by": prefs.split_by, "heldout_units": len(prefs.heldout)})
+        log.info("%d votes: %d pairs to compare, edited replies among them, and %d replies judged alone; held out: %d of the %ss",
+                 len(prefs.votes), len(prefs.pairs), len(prefs.points), len(prefs.heldout), prefs.split_by)
         if len(prefs.pairs) < 2:
-            self.end("not_enough", f"Not enough evidence yet: {len(prefs.pairs)} usable votes. Vote on more replies.")
+            self.end("not_enough", f"Not enough evidence yet: {len(prefs.votes)} votes. Vote on more replies.")
 
     def _sft(self):
         s, live = self.settings, self.store.live_policy()

@@ -20,8 +20,18 @@ THUMB = ("(select t.thumb from rating t join conversation o on o.id = m.conversa
          "where t.message = m.id and t.superseded_by is null)")
 # counted, since a clock that is set back would hide a new chat behind an old one
 OPENED_LAST = "(select max(opened_as) + 1 from conversation)"
+VOTED_REPLIES = ("select g.message from vote v join duel d on d.id = v.duel join generation g on g.id in (d.left_generation, d.right_generation) "
+                 "where v.superseded_by is null")
 WHOLE = ("2 = (select count(*) from generation g join message m on m.id = g.message "
          "where g.id in (d.left_generation, d.right_generation) and m.status != 'error')")  # both replies of the duel d have a text
+
+
+def _json_or_none(text):
+    """What a JSON column holds; None where it holds nothing that can be read."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
 
 
 class Chats:
@@ -82,7 +92,7 @@ class Chats:
 
     def _conversation(self, where, value):
         row = self.row(f"select * from conversation where {where} limit 1", value)
-        return row and {**row, "sampling": json.loads(row["sampling"]) if row["sampling"] else None}
+        return row and {**row, "sampling": _json_or_none(row["sampling"])}
 
     def _change_conversation(self, conversation, annotator, **columns):
         with self.writing() as db:
@@ -134,21 +144,28 @@ class Chats:
 
     def finish_duel(self, duel, sides, *, pairing="same_policy", probability=1.0):
         """Record what both candidates became: dicts with text, seed, token_ids, logprobs, finish_reason, first_token_ms, total_ms; and how this pair
-        was picked where there were more than two. A pair that has no text is shown no more."""
+        was picked where there were more than two. A pair that has no text is shown no more; of one that has twice the same, the history goes on with the left."""
+        same = sides[0]["text"] == sides[1]["text"] != "" and not any(side["finish_reason"] == "error" for side in sides)
         with self.writing() as db:
             row = db["duel"].get(duel)
-            db["duel"].update(duel, {"pairing": pairing, "probability": probability})
+            db["duel"].update(duel, {"pairing": pairing, "probability": probability, "same": int(same)})
             for generation, side in zip((row["left_generation"], row["right_generation"]), sides, strict=True):
                 status = {"stopped": "stopped", "error": "error"}.get(side["finish_reason"], "complete")
                 db["generation"].update(generation, {
                     "seed": side["seed"], "token_ids": json.dumps(side["token_ids"]), "logprobs": json.dumps([round(x, 5) for x in side["logprobs"]]),
                     "finish_reason": side["finish_reason"], "first_token_ms": side["first_token_ms"], "total_ms": side["total_ms"]})
                 db["message"].update(db["generation"].get(generation)["message"], {"text": side["text"], "status": status})
+            if same and db["conversation"].get(row["conversation"])["shown_duel"] == duel:
+                self._show(db, row["conversation"], duel)
             self._fall_back(db, "c.id = ?", [row["conversation"]])
 
     def fail_streaming(self):
-        """After a restart: candidates that were still streaming are errors. Returns how many there were."""
+        """After a restart: candidates that were still streaming are errors, but for those that somebody had voted on: they keep what they had said
+        by then, as stopped. Returns how many errors there were."""
         with self.writing() as db:
+            voted = f"status = 'streaming' and text != '' and id in ({VOTED_REPLIES})"
+            db.execute(f"update generation set finish_reason = 'stopped' where message in (select id from message where {voted})")
+            db.execute(f"update message set status = 'stopped' where {voted}")
             failed = db.execute("update message set status = 'error' where status = 'streaming'").rowcount
             self._fall_back(db)
             return failed
@@ -172,10 +189,10 @@ class Chats:
 
     @staticmethod
     def _show(db, conversation, duel):
-        """Show this pair; the history ends with what was picked of it, or before its message."""
+        """Show this pair; the history ends with what was picked of it, with the left reply where both are the same, or before its message."""
         tail = db.execute("""select coalesce((select v.continued_with from vote v join conversation c on c.annotator = v.annotator and c.id = d.conversation
-                               where v.duel = d.id and v.superseded_by is null), m.parent)
-                             from duel d join message m on m.id = d.user_message where d.id = ?""", [duel]).fetchone()[0]
+                               where v.duel = d.id and v.superseded_by is null), case when d.same then l.message end, m.parent)
+                             from duel d join message m on m.id = d.user_message join generation l on l.id = d.left_generation where d.id = ?""", [duel]).fetchone()[0]
         db["conversation"].update(conversation, {"shown_duel": duel, "tail": tail})
 
     def show_duel(self, duel, annotator):
@@ -199,7 +216,8 @@ class Chats:
             return row[1]
 
     def duel(self, duel):
-        """A duel as a dict with conversation, annotator, `pairs` (the duels that answer the same message), and `left` and `right` (message, text,
+        """A duel as a dict with conversation, annotator, `same` (both replies are one text), `left_cut` and `right_cut` (tokens that were there when it
+        was picked early), `pairs` (the duels that answer the same message), and `left` and `right` (message, text,
         shown, edited, thumb, status, policy, timings); None if unknown."""
         row = self.row(
             """select d.*, c.annotator, c.tail, m.text as user_text, m.parent from duel d

@@ -59,6 +59,22 @@ def beat(db):
     db.execute("update policy set weights_sha256 = sha256 where status = 'rejected'")
 
 
+@migrations(name="0005_early_votes")
+def early_votes(db):
+    """How many tokens each side had when its pair was picked before the end: training compares these. And pairs whose replies are the same text:
+    nobody can vote on them, so that they count nowhere and the conversation goes on from the left one."""
+    for column in ("left_cut integer", "right_cut integer", "same integer not null default 0"):
+        db.execute(f"alter table duel add column {column}")
+    db.execute("""update duel set same = 1 where 1 = (
+                    select count(distinct m.text) from generation g join message m on m.id = g.message
+                    where g.id in (duel.left_generation, duel.right_generation)) and not exists (
+                    select 1 from generation g join message m on m.id = g.message
+                    where g.id in (duel.left_generation, duel.right_generation) and (m.status in ('error', 'streaming') or m.text = ''))""")
+    db.execute("""update conversation set tail = (select g.message from duel d join generation g on g.id = d.left_generation where d.id = shown_duel)
+                  where exists (select 1 from duel d where d.id = shown_duel and d.same
+                    and not exists (select 1 from vote v where v.duel = d.id and v.superseded_by is null))""")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

@@ -7,11 +7,22 @@ from playground.store.file import now
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 GONE_ON = "The conversation has gone on since; this vote can no longer be changed."
-FATE = """select v.id as vote, v.created, v.choice, d.conversation, m.text, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
+
+# The votes that count, for whoever tells a number of votes: one for each pair and person, no skips, on two replies that differ, in chats that are
+# there, of people who let training have them, and on the base model that was used last. What counts less (votes for A or B, say) is named so.
+USABLE = "a.allow_training and not a.banned and c.deleted is null"
+COUNTS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {USABLE}"
+VOTES = """vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation join annotator a on a.id = v.annotator
+           join generation l on l.id = d.left_generation"""
+LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
+COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
+NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
+
+FATE = f"""select v.id as vote, v.created, v.choice, d.conversation, m.text, d.left_cut is not null as early, {COUNTED} as counts, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
             (select max(p.version) from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
              where w.vote = v.id and w.heldout = 0 and q.state = 'published') as version,
             f.probability, f.hit
-          from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message
+          from {VOTES} join message m on m.id = d.user_message
             left join vote_use u on u.vote = v.id and u.round = (select max(round) from vote_use where vote = v.id)
             left join round r on r.id = u.round left join forecast f on f.vote = v.id"""
 
@@ -19,9 +30,11 @@ FATE = """select v.id as vote, v.created, v.choice, d.conversation, m.text, u.ro
 class Votes:
     """Part of `Store`."""
 
-    def vote(self, duel, annotator, choice, continue_with, shown_at=None, dwell_ms=None):
+    def vote(self, duel, annotator, choice, continue_with, shown_at=None, dwell_ms=None, early=None):
         """Record a vote, superseding this person's earlier one on the same duel, and move the conversation on to `continue_with`.
 
+        `early` is what both replies had said by then where they were still being written: as `finish_duel` takes it, with None for the finish_reason
+        of a reply that grows. Their token counts are what training compares, whatever the replies become.
         Returns the vote's id once it is on disk. StoreError when the conversation shows this duel no more.
         """
         if choice not in CHOICES:
@@ -38,7 +51,23 @@ class Votes:
                 "id": new, "duel": duel, "annotator": annotator, "choice": choice, "continued_with": continue_with,
                 "shown_at": shown_at, "dwell_ms": dwell_ms, "created": now()})
             db.execute("update conversation set tail = ? where id = (select conversation from duel where id = ?)", [continue_with, duel])
+            if early:
+                self._keep_early(db, duel, early)
             return new
+
+    @staticmethod
+    def _keep_early(db, duel, sides):
+        """Keep what both replies had said, so that a crash takes neither the vote nor what it was about."""
+        row = db["duel"].get(duel)
+        if any(side["finish_reason"] is None for side in sides):
+            db["duel"].update(duel, {"left_cut": len(sides[0]["token_ids"]), "right_cut": len(sides[1]["token_ids"])})
+        for generation, side in zip((row["left_generation"], row["right_generation"]), sides, strict=True):
+            message = db["generation"].get(generation)["message"]
+            if db["message"].get(message)["status"] == "streaming":
+                db["message"].update(message, {"text": side["text"]})
+                db["generation"].update(generation, {
+                    "token_ids": json.dumps(side["token_ids"]), "logprobs": json.dumps([round(x, 5) for x in side["logprobs"]]),
+                    "first_token_ms": side["first_token_ms"]})
 
     def current_vote(self, duel, annotator):
         """This person's vote on a duel, its tags as a list; or None."""
@@ -82,16 +111,19 @@ class Votes:
 
     def my_votes(self, annotator, limit=50, offset=0):
         """The annotator's current votes, newest first: vote, created, choice, conversation, text, the newest round that used it (round, heldout,
-        round_state, round_phase), the newest published version trained on it, and its forecast (probability, hit)."""
+        round_state, round_phase), the newest published version trained on it, its forecast (probability, hit), whether it was an `early` pick, and whether
+        it `counts`."""
         return self.rows(f"{FATE} where v.annotator = ? and v.superseded_by is null order by v.id desc limit ? offset ?", annotator, limit, offset)
 
     def vote_totals(self, annotator):
-        """How many current votes the annotator has, how many of them taught a version that was published, and how many no round has used yet."""
+        """How many of the annotator's votes count, how many of these taught a version that was published, and how many are new since the last round
+        began; `listed` is how many current votes there are, those that do not count included."""
         return self.row(
-            """select count(*) as votes,
-                 coalesce(sum(exists (select 1 from vote_use u join round r on r.id = u.round where u.vote = v.id and u.heldout = 0 and r.state = 'published')), 0) as published,
-                 coalesce(sum(v.choice != 'skip' and not exists (select 1 from vote_use u where u.vote = v.id)), 0) as waiting
-               from vote v where v.annotator = ? and v.superseded_by is null""", annotator)
+            f"""select coalesce(sum({COUNTED}), 0) as votes,
+                 coalesce(sum({COUNTED} and exists (
+                   select 1 from vote_use u join round r on r.id = u.round where u.vote = v.id and u.heldout = 0 and r.state = 'published')), 0) as published,
+                 coalesce(sum({COUNTED} and {NEW}), 0) as waiting, count(*) as listed
+               from {VOTES} where v.annotator = ? and v.superseded_by is null""", annotator)
 
     def vote_fate(self, vote):
         """One vote as `my_votes` has it."""
@@ -99,18 +131,17 @@ class Votes:
 
     # -- for training
 
-    USABLE = "a.allow_training and not a.banned and c.deleted is null"
-
     def votes_for_training(self, base_hash):
-        """Current votes of people who allow training on replies of this base model, oldest first: vote, annotator, conversation,
-        choice, prompt and completion ids."""
-        return self._decoded(self.rows(
-            f"""select v.id as vote, v.annotator, d.conversation, d.id as duel, v.choice, p.token_ids as prompt,
+        """The votes that count on replies of this base model, oldest first: vote, annotator, conversation, choice, prompt and completion ids. The
+        completions of a pair that was picked early are what both had said by then."""
+        rows = self._decoded(self.rows(
+            f"""select v.id as vote, v.annotator, d.conversation, d.id as duel, v.choice, p.token_ids as prompt, d.left_cut, d.right_cut,
                   l.token_ids as left_ids, r.token_ids as right_ids
-                from vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation join annotator a on a.id = v.annotator
-                join generation l on l.id = d.left_generation join generation r on r.id = d.right_generation join prompt p on p.id = l.prompt
-                where v.superseded_by is null and v.choice != 'skip' and l.base_hash = ? and {self.USABLE}
-                order by v.id""", base_hash))
+                from {VOTES} join generation r on r.id = d.right_generation join prompt p on p.id = l.prompt
+                where {COUNTS} and l.base_hash = ? order by v.id""", base_hash))
+        for row in rows:
+            row["left_ids"], row["right_ids"] = row["left_ids"][:row["left_cut"]], row["right_ids"][:row["right_cut"]]
+        return rows
 
     def ratings_for_training(self, base_hash):
         """Current thumbs, oldest first: annotator, conversation, thumb, prompt and completion ids."""
@@ -118,7 +149,7 @@ class Votes:
             f"""select t.annotator, m.conversation, t.thumb, p.token_ids as prompt, g.token_ids as completion
                 from rating t join message m on m.id = t.message join conversation c on c.id = m.conversation
                 join annotator a on a.id = t.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
-                where t.superseded_by is null and g.base_hash = ? and {self.USABLE} order by t.id""", base_hash))
+                where t.superseded_by is null and g.base_hash = ? and {USABLE} order by t.id""", base_hash))
 
     def demonstrations(self, base_hash):
         """Edited replies, oldest first: annotator, conversation, prompt ids, the completion ids before, and the text after."""
@@ -126,12 +157,11 @@ class Votes:
             f"""select x.annotator, m.conversation, x.after, p.token_ids as prompt, g.token_ids as completion
                 from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
                 join annotator a on a.id = x.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
-                where g.base_hash = ? and {self.USABLE} order by x.id""", base_hash))
+                where g.base_hash = ? and {USABLE} order by x.id""", base_hash))
 
     def last_base_hash(self):
         """The base model of the newest duel, or None."""
-        row = self.row("select base_hash from generation order by id desc limit 1")
-        return row and row["base_hash"]
+        return self.row(f"select {LAST_BASE} as base_hash")["base_hash"]
 
     # -- forecasts: what the reward model said of a vote before it learned from it
 
@@ -161,8 +191,5 @@ class Votes:
         return rows
 
     def new_votes(self):
-        """Usable votes that no round has seen yet."""
-        return self.row(
-            f"""select count(*) as n from vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
-                join annotator a on a.id = v.annotator where v.superseded_by is null and v.choice != 'skip' and {self.USABLE}
-                and v.id > coalesce((select max(last_vote) from round), 0)""")["n"]
+        """How many votes that count are new since the last round began."""
+        return self.row(f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}")["n"]

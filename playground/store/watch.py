@@ -2,6 +2,8 @@
 
 import json
 
+from playground.store.votes import COUNTED, VOTES
+
 
 class Watch:
     """Part of `Store`."""
@@ -26,9 +28,9 @@ class Watch:
                where f.hit is not null order by f.vote desc limit ?""", last)
 
     def position_votes(self, last=400):
-        """Current votes for A or B: vote, created, choice."""
+        """Of the votes that count those for A or B: vote, created, choice."""
         return self._oldest_first(
-            """select id as vote, created, choice from vote where superseded_by is null and choice in ('a', 'b') order by id desc limit ?""", last)
+            f"select v.id as vote, v.created, v.choice from {VOTES} where {COUNTED} and v.choice in ('a', 'b') order by v.id desc limit ?", last)
 
     def _oldest_first(self, sql, last):
         return list(reversed(self.rows(sql, last)))

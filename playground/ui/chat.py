@@ -3,8 +3,8 @@
 Nothing about a conversation is read back from the page: who asks is the cookie, and what is on screen is kept on the server in `gr.State`.
 """
 
-import threading
 import time
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from html import escape
 
@@ -15,6 +15,7 @@ from playground.prompts import BadMessage
 from playground.session import Refused
 from playground.store import StoreError, now
 from playground.ui import words
+from playground.ui.lane import ROOM, Lane
 from playground.ui.notice import GESTURE, STREAM, seen
 from playground.ui.panes import SIDES, Pane, shown
 from playground.ui.reasons import Reasons
@@ -27,8 +28,9 @@ STARTERS = (words.mark("Give me three tips for a good night's sleep."), words.ma
 HINTS = {
     "idle": words.mark("Try one of these, or write your own."), "streaming": words.mark("Both are writing. Vote as soon as you know, or let them end."),
     "voting": words.mark("Which reply is better?"), "voted": words.mark("Thanks! You can still change your vote."),
-    "shared": words.mark("A shared chat, to read."),
+    "shared": words.mark("A shared chat, to read."), "same": words.mark("Both gave the same answer."),
 }
+GOING_ON = words.mark("Thanks! The reply that you picked goes on to its end."), words.mark("Thanks! One of them, drawn by lot, goes on to its end.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ChatTab:
 
     def __init__(self, store, engine, chat, notice):
         self.store, self.engine, self.chat, self.notice = store, engine, chat, notice
+        self.lane = Lane(chat.settings.waiting_messages + ROOM)
         self.shown = gr.State(None)
         self.poll = gr.Timer(0.3, active=False)
         with gr.Row(elem_id="panes", equal_height=True):
@@ -120,20 +123,30 @@ class ChatTab:
             return self.paint(replace(view, phase="shared"), w)
         said = self.notice.warn(w("This link leads to no chat any more."), w("Not shared")) if token else {}
         view = self.chat.view(self.annotator(request))
-        return {**self.paint(view, w), self.poll: gr.update(active=view.phase == "streaming"), **said}
+        return {**self.paint(view, w), self.poll: gr.update(active=written(view)), **said}
 
     def on_poll(self, on_page, request: gr.Request):
         """Replies that this page did not start, or started before it was reloaded, as they grow."""
         view = self.chat.view(self.annotator(request))
-        return {**self.repaint(view, words.of(request), on_page), self.poll: gr.update(active=view.phase == "streaming")}
+        updates = self.repaint(view, words.of(request), on_page)
+        for component in self.reasons.outputs:  # somebody may be typing there
+            if on_page and on_page.painted.get(component._id) == updates[component]:
+                del updates[component]
+        return {**updates, self.poll: gr.update(active=written(view))}
 
-    def on_send(self, text, on_page, request: gr.Request):
+    async def on_send(self, text, on_page, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
-        yield from self.stream(lambda annotator: self.chat.send(annotator, text), text, on_page, request)
+        updates = self.stream(lambda annotator: self.chat.send(annotator, text, address(request)), text, on_page, request)
+        async with aclosing(self.lane.drive(updates)) as driven:
+            async for update in driven:
+                yield update
 
-    def on_again(self, on_page, request: gr.Request):
+    async def on_again(self, on_page, request: gr.Request):
         """Two new replies to the same message."""
-        yield from self.stream(self.chat.regenerate, None, on_page, request)
+        updates = self.stream(lambda annotator: self.chat.regenerate(annotator, address(request)), None, on_page, request)
+        async with aclosing(self.lane.drive(updates)) as driven:
+            async for update in driven:
+                yield update
 
     def stream(self, start, text, on_page, request):
         annotator, w = self.annotator(request), words.of(request)
@@ -143,15 +156,19 @@ class ChatTab:
             for view in turn:
                 if before is None:
                     yield {**self.paint(view, w), **({} if text is None else {self.box: ""})}
+                elif view.progress and replace(view, progress=before.progress) == before:
+                    yield {self.hint: _hint(view, w)}  # a place in the line: the panes are much to send for it
+                elif kind(view) == kind(before):
+                    yield self.paint_panes(view, w)
                 else:
-                    yield self.paint_panes(view, w) if view.phase == before.phase else self.paint(view, w)
+                    yield self.painted_again(view, before, w)
                 before = view
         except (BadMessage, Refused, StoreError) as error:
             kept = {} if text is None else {self.box: text}
             yield {**self.ended(annotator, w), **kept, **self.notice.warn(w.said(str(error)), w("Not sent"))}
             return
-        except GeneratorExit:  # the browser has gone; this runs on the server's event loop, which must not wait for the model's next step
-            threading.Thread(target=self.chat.linger, args=(annotator, turn), name="linger").start()
+        except GeneratorExit:  # the browser has gone
+            self.chat.linger(annotator, turn)
             raise
 
     def ended(self, annotator, w):
@@ -276,13 +293,15 @@ class ChatTab:
             on_page = Shown(view.conversation, view.duel, self.engine.live.version, now(), time.monotonic())
         on_page = replace(on_page, vote=view.vote)
         reading, streaming, judged = view.phase == "shared", view.phase == "streaming", view.phase in ("streaming", "voting", "voted")
-        several = len(view.pairs) > 1 and not streaming
+        writing = written(view)
+        several = len(view.pairs) > 1 and not writing
         at = view.pairs.index(view.duel) if view.duel in view.pairs else 0
         updates = {
             **self.paint_panes(view, w), self.hint: _hint(view, w), self.swap: "",
-            self.send: gr.update(visible=seen(not streaming and not reading)), self.stop: gr.update(visible=seen(streaming)),
+            self.send: gr.update(visible=seen(not writing and not reading)), self.stop: gr.update(visible=seen(writing)),
             self.new: gr.update(interactive=view.started and not streaming, visible=not reading), self.box: gr.update(visible=not reading),
-            self.again: gr.update(visible=seen(view.phase in ("voting", "voted"))), self.undo: gr.update(visible=seen(view.started and not streaming and not reading)),
+            self.again: gr.update(visible=seen(view.phase in ("voting", "voted", "same") and not writing)),
+            self.undo: gr.update(visible=seen(view.started and not writing and not reading)),
             self.earlier: gr.update(visible=seen(several), interactive=at > 0), self.later: gr.update(visible=seen(several), interactive=at + 1 < len(view.pairs)),
             self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "", **self.reasons.paint(view, w)}
         if not streaming:
@@ -299,10 +318,33 @@ class ChatTab:
         painted, always = on_page.painted if on_page else {}, {self.shown, self.swap, *self.reasons.outputs}
         return {c: update for c, update in self.paint(view, w, on_page).items() if c in always or painted.get(c._id) != update}
 
+    def painted_again(self, view, before, w):
+        """`paint` in the middle of a stream; without the reasons where they were there before, since somebody may be typing there."""
+        updates = self.paint(view, w)
+        if before.phase == view.phase == "voted":
+            for component in self.reasons.outputs:
+                del updates[component]
+        return updates
+
     def paint_panes(self, view, w):
         """The panes alone, for each update while replies stream; and the hint where it tells how far they are."""
         updates = {c: update for pane in self.panes.values() for c, update in pane.stream(view, w).items()}
         return updates | ({self.hint: _hint(view, w)} if view.progress is not None else {})
+
+
+def written(view):
+    """Whether anything of the pair on screen is still being written."""
+    return view.phase == "streaming" or view.writing is not None
+
+
+def kind(view):
+    """What two updates of one stream have in common when only the panes differ."""
+    return view.phase, view.writing, bool(view.progress)
+
+
+def address(request):
+    """The network address that a request came from."""
+    return request.client.host if request.client else ""
 
 
 def starter(text):
@@ -314,4 +356,5 @@ def starter(text):
 
 def _hint(view, w):
     own = f' <a href="?">{escape(w("Start a chat of your own"))}</a>' if view.phase == "shared" else ""
-    return f'<span class="{view.phase}">{escape(w.said(view.progress or HINTS[view.phase]))}{own}</span>'
+    text = GOING_ON[view.choice not in SIDES] if view.writing else view.progress or HINTS[view.phase]
+    return f'<span class="{view.phase}">{escape(w.said(text))}{own}</span>'

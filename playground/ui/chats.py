@@ -2,8 +2,9 @@
 
 import gradio as gr
 
+from playground.gestures import KNOBS
 from playground.prompts import BadMessage
-from playground.session import KNOBS, Refused
+from playground.session import Refused
 from playground.ui import words
 from playground.ui.notice import GESTURE
 from playground.ui.text import line

@@ -7,6 +7,7 @@ they say is a part of their answer.
 
 import inspect
 import itertools
+from contextlib import aclosing
 from functools import wraps
 from html import escape
 
@@ -17,7 +18,7 @@ from playground.ui import words
 from playground.ui.text import visible
 
 GESTURE = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # how every listener is attached
-STREAM = {**GESTURE, "queue": True, "concurrency_limit": 16}  # one that yields
+STREAM = {**GESTURE, "queue": True, "concurrency_limit": None}  # one that yields; who has to wait is told by `session.Chat`, so all start at once
 
 
 def seen(shown):
@@ -73,6 +74,17 @@ class Notice:
                 yield from fn(*arguments)
             except StoreError as error:
                 yield warning(error, arguments)
+
+        @wraps(fn)
+        async def lane(*arguments):
+            try:
+                async with aclosing(fn(*arguments)) as updates:
+                    async for update in updates:
+                        yield update
+            except StoreError as error:
+                yield warning(error, arguments)
+        if inspect.isasyncgenfunction(fn):
+            return lane
         return stream if inspect.isgeneratorfunction(fn) else handle
 
     def _update(self, kind, role, text, title):
@@ -101,5 +113,6 @@ def _with_one_more(fn, outputs):
         if isinstance(found, dict):  # by component, or a skip of all
             return found
         return (*((found,) if outputs == 1 else found), gr.skip())
-    assert not inspect.isgeneratorfunction(fn), f"{fn.__name__} streams: give it the notice as an output"
+    streams = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+    assert not streams, f"{fn.__name__} streams: give it the notice as an output"
     return handle

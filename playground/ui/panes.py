@@ -75,6 +75,8 @@ def badge(side, view, w):
         if view.phase == "voted":
             state = _standing(view, candidate)
             facts.append(name(candidate.version, w))
+            if view.writing == side:
+                facts.append(w("writing…"))
         if candidate.first_token_ms is not None:
             facts.append(w("first token {ms} ms", ms=f"{candidate.first_token_ms:.0f}"))
         if candidate.tokens_per_second is not None:

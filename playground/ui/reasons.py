@@ -64,7 +64,7 @@ class Reasons:
 
     def _fate(self, vote, w):
         row = self.store.vote_fate(vote)
-        counts = f'<b>{escape(w("Your vote counts:"))}</b> ' if row["choice"] != "skip" else ""
+        counts = f'<b>{escape(w("Your vote counts:"))}</b> ' if row["counts"] else ""
         return f'<span class="fate">{counts}{fate(row, w)}</span>'
 
 
@@ -72,6 +72,8 @@ def fate(row, w):
     """What became of a vote (a row of `Store.my_votes`), as a chip."""
     if row["choice"] == "skip":
         state, text = "skipped", w("skipped, no round learns from it")
+    elif row["round"] is None and not row["counts"]:
+        state, text = "skipped", w("not counted")
     elif row["version"] is not None:
         state, text = "used", w("in policy {version}", version=name(row["version"], w))
     elif row["round"] is None:
@@ -80,4 +82,5 @@ def fate(row, w):
         state, text = "used", w("round {n} is measured on it", n=row["round"])
     else:
         state, text = "learned", w("in the reward model of round {n}", n=row["round"])
-    return f'<i class="chip {state}">{escape(text)}</i>'
+    early = f" · {w('picked early')}" if row["early"] else ""
+    return f'<i class="chip {state}">{escape(text + early)}</i>'

@@ -39,17 +39,17 @@ class VotesTab:
         html = totals(found, w) + table(self.store.my_votes(annotator, limit=shown), w)
         if hash(html) == painted:
             return gr.skip()
-        return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=found["votes"] > shown)}
+        return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=found["listed"] > shown)}
 
     def on_more(self, shown, request: gr.Request):
         return {**self.on_tick(shown + STRETCH, None, request), self.shown: shown + STRETCH}
 
 
 def totals(found, w):
-    """What one's votes did so far, as figures."""
-    if not found["votes"]:
+    """What one's votes did so far, as figures: of those that count, and no others."""
+    if not found["listed"]:
         return ""
-    figures = ((found["votes"], w("votes of yours")), (found["published"], w("in a version that was published")), (found["waiting"], w("waiting for the next round")))
+    figures = ((found["votes"], w("votes of yours that count")), (found["published"], w("in a version that was published")), (found["waiting"], w("waiting for the next round")))
     return f'<div class="facts">{"".join(f"<div><b>{n}</b><span>{escape(label)}</span></div>" for n, label in figures)}</div>'
 
 

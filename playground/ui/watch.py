@@ -83,8 +83,8 @@ def agreement(rows, w):
     low, high = interval(sum(recent), len(recent))
     fine, share = low > 0.5, f"{sum(recent) / len(recent):.0%}"
     said = {"share": share, "n": len(recent), "low": f"{low:.0%}", "high": f"{high:.0%}"}
-    text = (w("The reward model foresaw {share} of the last {n} votes [{low}, {high}]: better than guessing.", **said) if fine else
-            w("Look here: it foresaw {share} of the last {n} votes [{low}, {high}]; that may be guessing.", **said))
+    text = (w("The reward model foresaw {share} of the last {n} votes for A or B [{low}, {high}]: better than guessing.", **said) if fine else
+            w("Look here: it foresaw {share} of the last {n} votes for A or B [{low}, {high}]; that may be guessing.", **said))
     return points, {"limit": 0.5}, fine, text
 
 
@@ -98,8 +98,8 @@ def position(rows, w):
     n, (low, high) = len(recent), interval(sum(recent), len(recent), 0.99)  # it is looked at all the time, and must not cry wolf
     fine = low <= 0.5 <= high
     said = {"share": f"{sum(recent) / n:.0%}", "n": n, "low": f"{low:.0%}", "high": f"{high:.0%}"}
-    text = (w("Side A won {share} of the last {n} votes [{low}, {high}]: no side is favoured.", **said) if fine else
-            w("Look here: side A won {share} of the last {n} votes [{low}, {high}]. People seem to favour a side.", **said))
+    text = (w("Side A won {share} of the last {n} votes for A or B [{low}, {high}]: no side is favoured.", **said) if fine else
+            w("Look here: side A won {share} of the last {n} votes for A or B [{low}, {high}]. People seem to favour a side.", **said))
     band = interval(n / 2, n, 0.99)
     return points, {"target": 0.5, "low": band[0], "high": band[1]}, fine, text
 
