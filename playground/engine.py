@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from playground import adapters, decoder, memory, models, prompts, threads, tuning
+from playground import adapters, decoder, discreet, memory, models, prompts, threads, tuning
 from playground.decoder import Decoding, Sampling
 from playground.prefixes import Memory
 from playground.prompts import Detokeniser
@@ -252,7 +252,7 @@ class Engine:
 
     def _fail(self, stream, error):
         log.error("a turn failed", exc_info=error)
-        stream.error = str(error)
+        stream.error = discreet.said(error)  # it may have failed on another person's message
         self._finish(stream)
 
     def _finish(self, stream):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from playground import visitor
+from playground.session import Refused
 from playground.ui import page, theme, words
 from playground.visitor import Cookies
 
@@ -28,6 +30,20 @@ def create(settings, store, engine, chat):
     @app.get("/readyz")
     def readyz():
         return JSONResponse(readiness(settings, store, engine), 200 if engine.healthy else 503)
+
+    @app.post("/forget")
+    def forget(request: Request):
+        """Delete everything of the person who asks, and let the browser be somebody new."""
+        w = words.of(request)
+        if not visitor.from_own_page(request):
+            return JSONResponse({"error": w("Only the page itself can ask for this.")}, 403)
+        try:
+            chat.forget(store.annotator(visitor.token(request.cookies)))
+        except visitor.NoCookie:
+            pass  # nothing is kept of somebody who cannot be told from others
+        except Refused as error:
+            return JSONResponse({"error": w.said(str(error))}, 409)
+        return Response(status_code=204, headers={"set-cookie": visitor.new_cookie(request.headers), "clear-site-data": '"cache"'})
 
     app.add_middleware(Cookies)
     blocks = page.build(settings, store, engine, chat)

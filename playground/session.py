@@ -18,6 +18,7 @@ from playground.views import Side, View
 BUSY = "Replies are still streaming. Wait for them or press Stop."
 COMMENT_CHARS = 1000
 PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
+STOPPING = 30  # seconds that replies may take to end once they were told to
 LINGER = 5  # seconds for which replies go on while nobody looks: a page that reloads is back by then
 TAGS = 12  # at most so many reasons on a vote
 KNOBS = {"temperature": (0.05, 2.0), "top_p": (0.05, 1.0), "top_k": (0, 1000), "repetition_penalty": (1.0, 2.0)}  # what a chat may set for itself
@@ -64,7 +65,7 @@ class Chat:
     def shared(self, token):
         """A shared conversation's View to read, without what only its owner may do; None for a link that leads nowhere (any more)."""
         conversation = self.store.shared(token)
-        return conversation and views.settled(self.store, conversation, conversation["annotator"])
+        return conversation and views.to_read(views.settled(self.store, conversation, conversation["annotator"]))
 
     def busy(self, annotator):
         return annotator in self._turns
@@ -197,11 +198,20 @@ class Chat:
         return self.view(annotator)
 
     def delete(self, annotator, conversation):
-        """Delete a conversation of one's own: it is shown no more, its share link ends, and no later round trains on it."""
-        self._idle(annotator)
+        """Delete a conversation of one's own and all its texts: its share link ends, and no later round trains on it."""
+        self._end_turn(annotator, conversation)
         with refusing():
             self.store.delete_conversation(conversation, annotator)
         return self.view(annotator)
+
+    def forget(self, annotator):
+        """Delete everything of this person; who comes with the same cookie is a new person."""
+        self._end_turn(annotator)
+        self.store.forget(annotator)
+
+    def allow_training(self, annotator, allowed):
+        """Whether rounds may learn from this person's chats."""
+        self.store.allow_training(annotator, bool(allowed))
 
     def share(self, annotator):
         """The token of the link to this conversation."""
@@ -261,7 +271,8 @@ class Chat:
         try:
             side = {"policy": stream.policy.version, "base_model": self.engine.identity["model"], "base_hash": self.engine.identity["hash"],
                     "template_hash": self.engine.template_hash, "sampling": {**sampling.as_dict(), **self._picking()}}
-            turn.duel = self.store.start_duel(conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message)
+            with refusing():
+                turn.duel = self.store.start_duel(conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message)
             before = self.view(annotator)
             due = time.monotonic()
             while not stream.wait(max(due - time.monotonic(), 0)):
@@ -313,6 +324,18 @@ class Chat:
         if name not in KNOBS:
             raise Refused(f"A chat has no setting {name}.")
         return KNOBS[name]
+
+    def _end_turn(self, annotator, conversation=None):
+        """Stop what this person's model is writing (in `conversation`, where one is given) and wait until it is in the store."""
+        turn = self._turns.get(annotator)
+        if turn is None or (conversation is not None and turn.conversation not in (None, conversation)):
+            return
+        latest = time.monotonic() + STOPPING
+        while not turn.ended.wait(0.05):
+            if turn.stream:  # a turn that has just begun has none yet
+                turn.stream.stop()
+            if time.monotonic() > latest:
+                raise Refused("The replies could not be stopped. Try again in a moment.")
 
     def _idle(self, annotator):
         if self.busy(annotator):

@@ -62,13 +62,19 @@ class Cookies:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
-                    headers.append("set-cookie", _cookie(Headers(scope=scope)))
+                    headers.append("set-cookie", new_cookie(Headers(scope=scope)))
             await send(message)
 
         await self.app(scope, receive, with_cookie)
 
 
-def _cookie(headers):
+def from_own_page(request):
+    """Whether a script of our own page sent this: another site's cannot add the header without our leave, and we give none (CORS)."""
+    return request.headers.get("x-nudge") == "page" and request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+
+
+def new_cookie(headers):
+    """The Set-Cookie value of a new identity, for a browser that sent these `headers`."""
     # a Space is shown in a frame on another site: there a cookie must be SameSite=None, Secure, and is best kept apart for each site
     framed = "SameSite=None; Secure; Partitioned" if headers.get("x-forwarded-proto", "") == "https" else "SameSite=Lax"
     return f"{COOKIE}={secrets.token_urlsafe(32)}; Path=/; Max-Age={YEAR}; HttpOnly; {framed}"

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from playground import memory
+from playground import discreet, memory
 from playground.models import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store
+from training.erase import Eraser
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
@@ -62,13 +63,15 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
         log.warning("another worker has taken over: %s", error)
     except Exception as error:
         log.exception("round %s failed", row["id"])
-        store.end_round(row["id"], owner, "failed", f"{type(error).__name__} in phase {store.round(row['id'])['phase']}: {error}")
+        kind, _, why = discreet.said(error).partition(": ")
+        store.end_round(row["id"], owner, "failed", f"{kind} in phase {store.round(row['id'])['phase']}" + (f": {why}" if why else ""))
     except BaseException:
         store.release_round(row["id"], owner)
         raise
     finally:
         gc.collect()
     row = store.round(row["id"])
+    Eraser(store, settings).tidy()
     log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
     return row
 
@@ -87,7 +90,7 @@ def logged(file):
     """What training says meanwhile goes to `file` too, after what an earlier worker said there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handler, logger = logging.FileHandler(file, encoding="utf-8"), logging.getLogger("training")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(discreet.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -121,7 +124,7 @@ def heartbeat(store, settings, round_id, owner):
 
 
 def main(argv=None):
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    discreet.log_to(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
     except SettingsError as error:
@@ -136,8 +139,10 @@ def main(argv=None):
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
         parent = os.getppid()
-        forecaster = Forecaster(store, settings)
+        forecaster, eraser = Forecaster(store, settings), Eraser(store, settings)
+        eraser.tidy()
         while os.getppid() == parent:  # a worker whose server is gone ends
+            eraser.step()
             if run_once(store, settings, owner, before=forecaster.rest) is None and not forecaster.step():
                 time.sleep(settings.poll_seconds)
     except KeyboardInterrupt:

@@ -2,15 +2,17 @@
 
 import json
 
+from playground.store.erasures import ALLOWED
 from playground.store.file import StoreError, now
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 GONE_ON = "The conversation has gone on since; this vote can no longer be changed."
-FATE = """select v.id as vote, v.created, v.choice, d.conversation, m.text, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
+FATE = """select v.id as vote, v.created, v.choice, d.conversation, m.text, c.deleted, a.allow_training as allowed, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
             (select max(p.version) from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
              where w.vote = v.id and w.heldout = 0 and q.state = 'published') as version,
             f.probability, f.hit
           from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message
+            join conversation c on c.id = d.conversation join annotator a on a.id = v.annotator
             left join vote_use u on u.vote = v.id and u.round = (select max(round) from vote_use where vote = v.id)
             left join round r on r.id = u.round left join forecast f on f.vote = v.id"""
 
@@ -49,7 +51,8 @@ class Votes:
         columns = {} if tags is None else {"tags": json.dumps(list(tags))}
         columns |= {} if comment is None else {"comment": comment or None}
         with self.writing() as db:
-            if not db.execute("select 1 from vote where id = ? and annotator = ? and superseded_by is null", [vote, annotator]).fetchone():
+            if not db.execute("""select 1 from vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
+                                 where v.id = ? and v.annotator = ? and v.superseded_by is null and c.deleted is null""", [vote, annotator]).fetchone():
                 raise StoreError("This vote is not yours, or it was replaced. Reload the page.")
             db["vote"].update(vote, columns)
 
@@ -87,10 +90,11 @@ class Votes:
     def vote_totals(self, annotator):
         """How many current votes the annotator has, how many of them taught a version that was published, and how many no round has used yet."""
         return self.row(
-            """select count(*) as votes,
+            f"""select count(*) as votes,
                  coalesce(sum(exists (select 1 from vote_use u join round r on r.id = u.round where u.vote = v.id and u.heldout = 0 and r.state = 'published')), 0) as published,
-                 coalesce(sum(v.choice != 'skip' and not exists (select 1 from vote_use u where u.vote = v.id)), 0) as waiting
-               from vote v where v.annotator = ? and v.superseded_by is null""", annotator)
+                 coalesce(sum(v.choice != 'skip' and {self.USABLE} and not exists (select 1 from vote_use u where u.vote = v.id)), 0) as waiting
+               from vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation join annotator a on a.id = v.annotator
+               where v.annotator = ? and v.superseded_by is null""", annotator)
 
     def vote_fate(self, vote):
         """One vote as `my_votes` has it."""
@@ -98,7 +102,7 @@ class Votes:
 
     # -- for training
 
-    USABLE = "a.allow_training and not a.banned and c.deleted is null"
+    USABLE = ALLOWED
 
     def votes_for_training(self, base_hash):
         """Current votes of people who allow training on replies of this base model, oldest first: vote, annotator, conversation,
