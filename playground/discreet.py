@@ -26,6 +26,13 @@ def said(error: BaseException) -> str:
 class Formatter(logging.Formatter):
     """As `logging.Formatter`, with exceptions as `said` says them; the frames of a traceback are code and stay."""
 
+    def format(self, record):
+        cached, record.exc_text = record.exc_text, None  # as another handler's formatter says it; logging would take that
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = cached
+
     def formatException(self, ei):  # noqa: N802 (logging's name)
         lines, error = [], ei[1]
         while error is not None:

@@ -64,7 +64,7 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     except Exception as error:
         log.exception("round %s failed", row["id"])
         kind, _, why = discreet.said(error).partition(": ")
-        store.end_round(row["id"], owner, "failed", f"{kind} in phase {store.round(row['id'])['phase']}" + (f": {why}" if why else ""))
+        store.end_round(row["id"], owner, "failed", f"{kind} in phase {store.round(row['id'])['phase']}" + (f": {why}" if why else "."))
     except BaseException:
         store.release_round(row["id"], owner)
         raise

@@ -6,6 +6,7 @@ from playground.prompts import BadMessage
 from playground.session import KNOBS, Refused
 from playground.ui import words
 from playground.ui.notice import GESTURE
+from playground.ui.yours import YourData, learned_from
 
 KNOB_LABELS = {
     "temperature": words.mark("Temperature: higher is more varied"), "top_p": words.mark("Top-p: 1 is off"), "top_k": words.mark("Top-k: 0 is off"),
@@ -39,6 +40,7 @@ class Sidebar:
                 self.knobs = {name: gr.Slider(*self._range(name, settings), value=getattr(settings, name), step=STEPS[name], label=words.label(text),
                                               elem_id=f"knob-{name.replace('_', '-')}") for name, text in KNOB_LABELS.items()}
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
+            self.yours = YourData(store, chat)
 
     @staticmethod
     def _range(name, settings):
@@ -47,7 +49,7 @@ class Sidebar:
     def wire(self, page, tab, sent):
         """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list has changed."""
         self.tab = tab
-        mine = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values()]
+        mine = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values(), *self.yours.outputs]
         both = [*tab.outputs, *mine]
         page.load(self.refresh, [self.stretch], mine, **GESTURE)
         sent.then(self.refresh, [self.stretch], mine, **GESTURE)
@@ -61,6 +63,7 @@ class Sidebar:
         self.unshare.click(self.on_unshare, [self.stretch], mine, **GESTURE)
         kept = [self.system, *self.knobs.values()]
         gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, set(kept), [self.notice.html], trigger_mode="always_last", **GESTURE)
+        self.yours.wire(tab.annotator, self.notice)
         self.reset.click(self.on_reset, None, [*kept, self.notice.html], **GESTURE)
 
     # -- handlers
@@ -77,7 +80,7 @@ class Sidebar:
                 self.more: gr.update(visible=more), self.none: gr.Markdown(visible=not rows),
                 self.share: gr.Button(visible=not token, interactive=chosen is not None), self.delete: gr.Button(interactive=chosen is not None),
                 self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)), self.unshare: gr.Button(visible=bool(token)),
-                self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
+                self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}, **self.yours.paint(annotator, w)}
 
     def on_more(self, stretch, request: gr.Request):
         return {self.stretch: stretch + STRETCH, **self.refresh(stretch + STRETCH, request)}
@@ -91,7 +94,11 @@ class Sidebar:
     def on_delete(self, sure, on_page, stretch, request: gr.Request):
         if not sure or on_page is None or on_page.conversation is None:
             return gr.skip()
-        return self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
+        annotator, w = self.tab.annotator(request), words.of(request)
+        learned = learned_from(self.store.learned_versions(annotator, on_page.conversation), w)
+        updates = self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
+        refused = self.notice.html in updates
+        return updates if refused else {**updates, **self.notice.say(w("Deleted: this chat's texts are gone.") + (f" {learned}" if learned else ""))}
 
     def on_share(self, stretch, request: gr.Request):
         try:

@@ -62,7 +62,7 @@ def table(votes, w):
 
 def _row(vote, w):
     when = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
-    text = vote["text"] if len(vote["text"]) <= 90 else vote["text"][:89] + "…"
+    text = w("a deleted chat") if vote["deleted"] else vote["text"] if len(vote["text"]) <= 90 else vote["text"][:89] + "…"
     foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
     side = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
     cells = (f"<time>{when}</time>", escape(text), f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>", escape(foreseen), fate(vote, w))
