@@ -65,7 +65,7 @@ def round_over(store, settings, state="failed"):
         version = store.add_policy(row["id"], "w1", parent=0)
         store.publish(row["id"], "w1", version, "nowhere", "abc", {})
     elif state:
-        store.end_round(row["id"], "w1", state, "It broke.")
+        store.end_round(row["id"], "w1", state, f"ValueError in phase reward: {MARK}")  # as earlier versions said it
     return row["id"]
 
 
@@ -165,7 +165,8 @@ def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(store, set
     store.allow_training(ann, False)
     assert store.votes_for_training(BASE) == [] and store.new_votes() == 0 and store.vote_totals(ann)["waiting"] == 0
     assert Eraser(store, settings).step()
-    assert {name for name, _ in traces(settings)} == {"nudge.db"} and not cached["theirs"].exists(), "the chat itself is still there"
+    assert {name for name, _ in traces(settings)} == {"nudge.db"} and store.last_round()["reason"] == "ValueError in phase reward."
+    assert not cached["theirs"].exists(), "the chat itself is still there"
     store.allow_training(ann, True)
     assert len(store.votes_for_training(BASE)) == 1
 

@@ -63,17 +63,24 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
         log.warning("another worker has taken over: %s", error)
     except Exception as error:
         log.exception("round %s failed", row["id"])
-        kind, _, why = discreet.said(error).partition(": ")
-        store.end_round(row["id"], owner, "failed", f"{kind} in phase {store.round(row['id'])['phase']}" + (f": {why}" if why else "."))
+        store.end_round(row["id"], owner, "failed", why_failed(error, store.round(row["id"])["phase"]))
     except BaseException:
         store.release_round(row["id"], owner)
         raise
     finally:
         gc.collect()
     row = store.round(row["id"])
-    Eraser(store, settings).tidy()
+    eraser = Eraser(store, settings)
+    eraser.tidy()
+    eraser.step()  # what waited for this round
     log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
     return row
+
+
+def why_failed(error, phase):
+    """The reason that a broken round ends with, in one sentence."""
+    kind, _, message = discreet.said(error).partition(": ")
+    return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
 
 
 def with_overrides(store, settings):

@@ -77,9 +77,12 @@ class Erasures:
         return [row["id"] for row in self.rows("select id from erasure where done is null order by id")]
 
     def blank_deleted(self) -> None:
-        """Blank what a deleted chat still has: one that was deleted before chats were erased, or a reply that came in behind its deletion."""
+        """Blank what a deleted chat still has: one that was deleted before chats were erased, or a reply that came in behind its deletion; and what
+        the error of a round that had read it may have quoted."""
         with self.writing() as db:
             self._blank(db, UNFINISHED)
+            db.execute(f"""update round as r set reason = substr(reason, 1, instr(reason, ': ') - 1) || '.'
+                           where r.state = 'failed' and r.reason like '% in phase %: %' and {WITHDRAWN}""")
 
     def rounds_to_clear(self) -> list:
         """Ids of the rounds that have read a chat that a round may not learn from (any more)."""
