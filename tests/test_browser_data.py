@@ -6,6 +6,7 @@ from playground.settings import Settings
 from playground.store import Store
 from tests import rounds
 from tests.browsing import MARKS, App, browser, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.tiny import tiny_folder
 from training.erase import Eraser
 
 pytestmark = MARKS
@@ -15,7 +16,8 @@ MARK = "Ottokar's secret"
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     """Admins are those who sign in: whoever comes by this address is a visitor."""
-    app = App(tmp_path_factory.mktemp("app"), "--no-worker", "--host", "0.0.0.0")
+    folder = tmp_path_factory.mktemp("app")
+    app = App(folder, "--no-worker", "--host", "0.0.0.0", "--threads", 1, "--decode-format", "float32", model=tiny_folder(folder / "model"), tokens=20)
     yield app
     app.stop()
 

@@ -195,8 +195,11 @@ class Round:
 
     def _collect(self):
         erase.begin_anew(self.folder)
-        self.store.read_conversations(self.id)
-        prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
+        asked = None
+        while asked is None or asked != self.store.last_erasure():  # what is taken back while it is read may have been read
+            asked = self.store.last_erasure()
+            prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
+            self.store.read_conversations(self.id)
         _write_json(self.folder / "preferences.json", {**asdict(prefs), "heldout": sorted(prefs.heldout)})
         self.store.use_votes(self.id, [(p[5], p[4] in prefs.heldout) for p in prefs.pairs if p[5] is not None])
         self.store.update_round(self.id, self.owner, metrics={

@@ -76,6 +76,10 @@ class Erasures:
         """Ids of the erasures whose files may still be there."""
         return [row["id"] for row in self.rows("select id from erasure where done is null order by id")]
 
+    def last_erasure(self) -> int:
+        """The newest erasure's id; 0 where nobody has asked for one."""
+        return self.row("select coalesce(max(id), 0) as id from erasure")["id"]
+
     def blank_deleted(self) -> None:
         """Blank what a deleted chat still has: one that was deleted before chats were erased, or a reply that came in behind its deletion; and what
         the error of a round that had read it may have quoted."""
@@ -105,7 +109,7 @@ class Erasures:
     # -- rounds and versions
 
     def read_conversations(self, round_id: int) -> None:
-        """Record which chats a round is about to read; what is taken back later is looked for here. Repeating it begins anew."""
+        """Record which chats a round has read; what is taken back later is looked for here. Repeating it begins anew."""
         with self.writing() as db:
             db.execute("delete from round_conversation where round = ?", [round_id])
             db.execute(f"""insert into round_conversation (round, conversation)
