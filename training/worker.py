@@ -56,13 +56,12 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
             if row["attempts"] > MAX_ATTEMPTS:
                 store.end_round(row["id"], owner, "failed", f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.")
             else:
-                kind(store, settings, row, owner).run()
+                run_logged(kind(store, settings, row, owner))
     except RoundEnded:
         pass
     except LeaseLost as error:
         log.warning("another worker has taken over: %s", error)
     except Exception as error:
-        log.exception("round %s failed", row["id"])
         store.end_round(row["id"], owner, "failed", why_failed(error, store.round(row["id"])["phase"]))
     except BaseException:
         store.release_round(row["id"], owner)
@@ -75,6 +74,17 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     eraser.step()  # what waited for this round
     log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
     return row
+
+
+def run_logged(this):
+    """Run a round; what breaks it is told in its own log, which is open now."""
+    try:
+        this.run()
+    except (RoundEnded, LeaseLost):
+        raise
+    except Exception:
+        log.exception("round %s failed", this.id)
+        raise
 
 
 def why_failed(error, phase):
