@@ -11,6 +11,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from playground import discreet
 from playground import settings as settings_module
 from playground.store import StoreError
 
@@ -25,7 +26,7 @@ class CannotStart(Exception):
 
 def main(argv=None):
     """Run until told to stop; the exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    discreet.log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

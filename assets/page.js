@@ -74,7 +74,6 @@
 
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   window.nudge = {
-    // a chat is deleted only when its owner says so twice
     // opens the editor of the reply that the chat goes on from
     better: () => {
       const pane = document.querySelector(".pane:has(.badge.drawn), .pane:has(.badge.chosen)");
@@ -87,7 +86,16 @@
         area?.scrollIntoView({ block: "nearest" });
       });
     },
-    sure: () => confirm(chinese() ? "删除这个对话？之后的训练将不再使用它。" : "Delete this chat? No later round will learn from it."),
+    // a chat is deleted only when its owner says so twice
+    sure: () => confirm(chinese() ? "删除这个对话？其中的文字会被清除，之后的训练也不再使用它。" : "Delete this chat? Its texts are erased, and no later round will learn from it."),
+    // everything of a person, and then a page for somebody new
+    forget: async () => {
+      if (!confirm(chinese() ? "删除你的全部数据？所有对话、投票中的文字、评语和分享链接都会被清除，无法恢复。"
+        : "Delete all your data? Every chat, what you wrote in votes and edits, thumbs and share links are erased, and nothing brings them back.")) return;
+      const answer = await fetch(new URL("forget", location.href), { method: "POST" });
+      if (answer.ok) location.assign(location.pathname);
+      else alert((await answer.json().catch(() => ({}))).error || `${answer.status}`);
+    },
   };
   document.documentElement.lang = chinese() ? "zh-CN" : "en";
 })();

@@ -68,6 +68,7 @@ def route(methods: str, path: str, way: Way) -> Route:
 ROUTES = [
     route("GET HEAD", r"/(healthz|readyz)", Way.OWN),
     route("GET HEAD", r"/admin/[A-Za-z0-9_-]{1,100}", Way.OWN),
+    route("POST", r"/forget", Way.OWN),
     route("GET HEAD", r"/", Way.PAGE),
     route("GET HEAD", rf"/(assets|static)(/{FILE}){{1,8}}", Way.ASSET),
     route("GET HEAD", r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", Way.ASSET),
@@ -128,7 +129,8 @@ class Allowlist:
         """The request as Gradio gets it, its share of the limits held until it is answered; Refusal where it does not pass."""
         path, way = self._way(scope)
         headers, visitor_ = Headers(scope=scope), who(scope)
-        if way in (Way.CALL, Way.JOIN, Way.READ, Way.BEAT) and answer_headers.is_foreign(headers):
+        changes = scope["method"] == "POST" or way in (Way.READ, Way.BEAT)  # a stream that ends, ends what it shows
+        if changes and answer_headers.is_foreign(headers):
             raise Refusal(403, "This request came from another site. Open the page itself.")
         scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"range"]}
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from playground import adapters, decoder, memory, models, prompts, threads, tuning
+from playground import adapters, decoder, discreet, memory, models, prompts, threads, tuning
 from playground.decoder import Decoding, Sampling
 from playground.prefixes import Memory
 from playground.prompts import Detokeniser
@@ -316,7 +316,7 @@ class Engine:
     def _fail(self, stream, error):
         log.error("a turn failed", exc_info=error)
         if not stream.finished.is_set():
-            stream.error = str(error) or type(error).__name__
+            stream.error = discreet.said(error)  # it may have failed on another person's message
             self._finish(stream)
 
     def _finish(self, stream):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
@@ -20,6 +20,8 @@ from playground.limits import Limits
 from playground.payload import Handler
 from playground.protocol import PatientProtocol
 from playground.proxies import Proxies
+from playground.session import Refused
+from playground.store import StoreError
 from playground.ui import page, theme, words
 from playground.ui.lane import EVENTS
 from playground.visitor import Cookies
@@ -43,6 +45,7 @@ def create(settings, store, engine, chat):
     app.state.admin_link = AdminLink()
     app.state.root_path = settings.root_path
     open_to_admins(app, Admins(settings, store))
+    open_to_leavers(app, store, chat)
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=EVENTS, default_concurrency_limit=16)
     blocks._queue.max_thread_count = EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
@@ -79,6 +82,21 @@ def open_to_admins(app, admins):
             return PlainTextResponse(said, 429 if isinstance(error, TooMany) else 403, private)
         cookie = {"set-cookie": visitor.cookie(request.scope, fresh)}
         return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private | cookie)
+
+
+def open_to_leavers(app, store, chat):
+    """Add the route that deletes everything of the person who asks, and lets the browser be somebody new."""
+    @app.post("/forget")
+    def forget(request: Request):
+        w = words.of(request)
+        try:
+            chat.forget(store.annotator(visitor.token(request.cookies)))
+        except visitor.NoCookie:
+            pass  # nothing is kept of somebody who cannot be told from others
+        except (Refused, StoreError) as error:
+            return JSONResponse({"error": w.said(str(error))}, 409)
+        cookie = visitor.cookie(request.scope, visitor.new_token())
+        return Response(status_code=204, headers={"set-cookie": cookie, "clear-site-data": '"cache"'})
 
 
 class Gradio:

@@ -95,7 +95,7 @@ class Chat:
     def shared(self, token):
         """A shared conversation's View to read, without what only its owner may do; None for a link that leads nowhere (any more)."""
         conversation = self.store.shared(token)
-        return conversation and views.settled(self.store, conversation, conversation["annotator"])
+        return conversation and views.to_read(views.settled(self.store, conversation, conversation["annotator"]))
 
     def busy(self, annotator):
         return annotator in self._turns
@@ -256,12 +256,21 @@ class Chat:
         return self.view(annotator)
 
     def delete(self, annotator, conversation):
-        """Delete a conversation of one's own: it is shown no more, its share link ends, and no later round trains on it."""
-        self._let_go(annotator)
+        """Delete a conversation of one's own and all its texts: its share link ends, and no later round trains on it."""
         self._checked(gestures.Row, id=conversation)
+        self._end_turn(annotator, conversation)
         with refusing():
             self.store.delete_conversation(conversation, annotator)
         return self.view(annotator)
+
+    def forget(self, annotator):
+        """Delete everything of this person; who comes with the same cookie is a new person."""
+        self._end_turn(annotator)
+        self.store.forget(annotator)
+
+    def allow_training(self, annotator, allowed):
+        """Whether rounds may learn from this person's chats."""
+        self.store.allow_training(annotator, bool(allowed))
 
     def share(self, annotator):
         """The token of the link to this conversation."""
@@ -342,7 +351,8 @@ class Chat:
         try:
             side = {"policy": stream.policy.version, "base_model": self.engine.identity["model"], "base_hash": self.engine.identity["hash"],
                     "template_hash": self.engine.template_hash, "sampling": {**sampling.as_dict(), **self._picking()}}
-            turn.duel = self.store.start_duel(conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message)
+            with refusing():
+                turn.duel = self.store.start_duel(conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message)
             yield self.view(turn.annotator)
             yield from self._grow(turn, stream)
             if len(seeds) > 2 and not stream.error:
@@ -468,6 +478,18 @@ class Chat:
             return gestures.checked(kind, **values)
         except NotUsable as error:
             raise Refused(str(error)) from None
+
+    def _end_turn(self, annotator, conversation=None):
+        """Stop what this person's model is writing (in `conversation`, where one is given) and wait until it is in the store."""
+        turn = self._turns.get(annotator)
+        if turn is None or (conversation is not None and turn.conversation not in (None, conversation)):
+            return
+        latest = time.monotonic() + STOP_SECONDS
+        while not turn.ended.wait(0.05):
+            if turn.stream:  # a turn that has just begun has none yet
+                turn.stop()
+            if time.monotonic() > latest:
+                raise Refused("The replies could not be stopped. Try again in a moment.")
 
     def _idle(self, annotator):
         if self.busy(annotator):

@@ -1,6 +1,6 @@
 """What a page shows of a conversation, as plain values, built from the store's rows. No Gradio here, and nothing that changes anything."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,10 @@ def settled(store, conversation, annotator):
         return View("same" if duel["same"] else "voting", left=Side.blind(left), right=Side.blind(right), **shown)
     sides = {name: Side.revealed(row, row["message"] == vote["continued_with"]) for name, row in (("left", left), ("right", right))}
     return View("voted", **sides, choice=vote["choice"], vote=vote["id"], tags=tuple(vote["tags"] or ()), comment=vote["comment"] or "", **shown)
+
+
+def to_read(view):
+    """A View for somebody else: what was written, without what its owner said of it (the vote and its reasons, thumbs)."""
+    sides = {name: side and Side(side.text, side.message, side.edited) for name, side in (("left", view.left), ("right", view.right))}
+    history = [replace(message, thumb=None) for message in view.history]
+    return replace(view, history=history, choice=None, vote=None, tags=(), comment="", **sides)

@@ -11,7 +11,7 @@ CONFIG = {"kl_target": 6.0, "kl_budget": 12.0, "length_factor": 4.0, "length_dri
 REPORT = {"prompts": 32, "reward_new": 1.2, "reward_live": 0.1, "gain": 1.1, "gain_interval": [0.7, 1.5], "kl": 5.6, "length_new": 60.0, "length_live": 72.0,
           "length_votes": [-0.2, 0.1], "empty": 0.0, "ended_new": 0.9, "ended_live": 0.8, "repetition_new": 0.02, "repetition_live": 0.04, "distinct_new": 0.83,
           "distinct_live": 0.85, "canary_new": -2.1, "canary_base": -1.9, "refused_because": []}
-SAMPLES = [{"prompt": f"system\nYou are helpful.\nuser\n{text}\nassistant\n", "live": f"A long reply about {text.lower()} <b>that</b> goes on & on.", "new": "A short one."}
+SAMPLES = [{"prompt": f"system\nYou are helpful.\nuser\n{text}\nassistant\n", "live": f"A long reply about {text.lower()} <b>that</b> goes on & on.", "new": "A short one.", "shipped": True}
            for text in ("How do I boil an egg?", "Name a river.", "What is a tide?")]
 METRICS = {"votes": 64, "heldout_accuracy": 0.83, "heldout_interval": [0.61, 0.94], "cv_accuracy": 0.78, "cv_interval": [0.67, 0.86], "cv_calibration_error": 0.07,
            "cv_reliability": [[0.1, 0.15, 12], [0.35, 0.3, 13], [0.5, 0.55, 13], [0.7, 0.66, 13], [0.9, 0.95, 13]], "gate_gain": 1.1, "kl": 5.6,

@@ -13,7 +13,7 @@ from playground.limits import Limits
 from tests.test_server import Page, folder, site  # noqa: F401  fixtures
 
 OPEN = {
-    ("GET", "/"), ("HEAD", "/"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/admin/{token}"), ("GET", "/theme.css"), ("GET", "/favicon.ico"), ("GET", "/robots.txt"),
+    ("GET", "/"), ("HEAD", "/"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/admin/{token}"), ("POST", "/forget"), ("GET", "/theme.css"), ("GET", "/favicon.ico"), ("GET", "/robots.txt"),
     ("GET", "/manifest.json"), ("GET", "/assets/{path:path}"), ("GET", "/static/{path:path}"), ("POST", "/gradio_api/run/{api_name}"),
     ("POST", "/gradio_api/queue/join"), ("GET", "/gradio_api/queue/data"), ("GET", "/gradio_api/heartbeat/{session_hash}")}
 CLOSED = """

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {f"playground.{name}" for name in ("settings", "store", "store.file", "store.disk", "store.errors", "store.migrations", "store.people", "store.chats", "store.votes", "store.rounds", "store.policies", "store.watch",
-                                               "attention", "models", "prompts", "adapters", "decoder", "lean", "plain", "tuning", "threads", "memory", "scorer", "active")}
+LEAVES = {f"playground.{name}" for name in ("settings", "store", "store.file", "store.disk", "store.errors", "store.migrations", "store.people", "store.chats", "store.erasures", "store.votes", "store.rounds", "store.policies", "store.watch",
+                                               "attention", "models", "prompts", "adapters", "decoder", "lean", "plain", "tuning", "threads", "memory", "discreet", "scorer", "active")}
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
            for part in ("playground", "training") for p in sorted((ROOT / part).rglob("*.py"))}
 

@@ -6,10 +6,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from playground import adapters
+from playground import adapters, prompts
 from playground.store import Store
+from tests.stores import cast
 from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
+from training import rollout
 from training.policy import PolicyModel
 from training.preferences import Preferences
 from training.round import Round
@@ -89,3 +91,32 @@ def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):
     pairs = [(a, a + 1, 0, 1.0, unit, None) for a, unit in ((0, "x"), (2, "x"), (4, "held out"), (6, "y"), (0, "y"))]
     this._cache["preferences"] = Preferences(replies, pairs, heldout=frozenset({"held out"}))
     assert this._contexts(heldout=False) == [[3], [5], [9]] and this._contexts(heldout=True) == [[7]]
+
+
+def test_what_is_taken_back_while_a_round_reads_the_votes_is_not_in_it(folder, tmp_path):
+    this = running(folder, tmp_path)
+    store, read, asked = this.store, this.store.demonstrations, []
+    rows = [cast(store, who=store.annotator(name), base_hash=this.base["hash"]) for name in ("ann", "bob", "cem")]
+    (this.folder / "ppo.pt").write_text("of the votes before")
+
+    def demonstrations(base_hash):  # the last that is read
+        found = read(base_hash)
+        if not asked:
+            asked.append(store.delete_conversation(rows[0]["conversation"], rows[0]["annotator"]))
+        return found
+
+    store.demonstrations = demonstrations
+    this._collect()
+    assert [p[5] for p in this.preferences.pairs] == [2, 3] and not store.must_begin_again(this.id)
+    assert [use["vote"] for use in store.rows("select vote from vote_use")] == [2, 3]
+    assert sorted(file.name for file in this.folder.iterdir()) == ["preferences.json"]
+
+
+def test_each_sample_of_the_gate_says_whether_its_prompt_is_a_shipped_one(folder, tmp_path):
+    """The samples were shown to everybody, and up to half of their prompts are people's own."""
+    this = running(folder, tmp_path)
+    shipped = rollout.seed_prompts("heldout", this.tokenizer, this.settings.rollout_context)[0]
+    own = prompts.encode([{"role": "user", "content": "My own secret"}], this.tokenizer, 256)
+    episodes = [rollout.Episode(prompt, [5, 6], True) for prompt in [own] * 10 + [shipped] * 10]
+    samples = this._samples(episodes, episodes, ["new"] * 20)
+    assert [(s["shipped"], "secret" in s["prompt"]) for s in samples] == [(False, True)] * 8 + [(True, False)] * 8

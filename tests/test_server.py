@@ -189,6 +189,39 @@ def test_a_bad_message_gets_a_notice_and_is_not_recorded(site, page):
     assert page.send("Hello")[-1]["success"]
 
 
+# -- one's data
+
+def test_everything_of_a_person_is_deleted_at_their_word_and_the_browser_is_somebody_new(site, page):
+    page.send("Ottokar's secret")
+    page.vote("a")
+    before = page.client.cookies[visitor.COOKIE]
+    answer = page.client.post("/forget")
+    assert answer.status_code == 204 and re.match(r"nudge_id=[\w-]{43}; .*HttpOnly", answer.headers["set-cookie"])
+    assert page.client.cookies[visitor.COOKIE] != before
+    assert "Ottokar" not in str(site.store.rows("select * from message"))
+    assert site.store.conversations(site.store.annotator(before)) == []
+
+
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}])
+def test_another_site_cannot_have_a_visitors_data_deleted(site, page, headers):
+    page.send("Hello")
+    answer = page.client.post("/forget", headers=headers)
+    assert answer.status_code == 403 and "set-cookie" not in answer.headers
+    assert len(site.store.conversations(site.store.annotator(page.client.cookies[visitor.COOKIE]))) == 1
+
+
+def test_who_has_no_cookie_has_nothing_to_delete(site):
+    answer = httpx.post(f"{site.url}/forget")
+    assert answer.status_code == 204 and "nudge_id" in answer.headers["set-cookie"]
+
+
+def test_no_to_training_is_kept_and_can_be_taken_back(site, page):
+    who = site.store.annotator(page.client.cookies[visitor.COOKIE])
+    for refused in (True, False):
+        assert page.event("no-training", [refused], "input")[-1]["success"]
+        assert site.store.person(who)["allow_training"] == (not refused)
+
+
 CONTROLS = [("train-now", "click", []), ("pause", "click", []), ("resume", "click", []), ("stop-round", "click", []), ("auto-train", "input", [True]),
             ("save-settings", "click", None), ("reset-settings", "click", [])]
 

@@ -239,6 +239,37 @@ def test_a_deleted_chat_is_gone_from_the_page_and_from_training(chat):
     assert chat.store.conversations(ann) == [] and chat.store.new_votes() == 0 and chat.shared(token) is None
 
 
+@pytest.mark.parametrize("gesture", [lambda chat, ann, conversation: chat.delete(ann, conversation), lambda chat, ann, conversation: chat.forget(ann)],
+                         ids=["delete", "forget"])
+def test_a_chat_whose_replies_still_stream_is_stopped_first_and_then_deleted(chat, gesture):
+    """Deleting was refused while replies streamed, and a reply that ended afterwards was written into the deleted chat."""
+    slow(chat)
+    ann, seen = person(chat), []
+    views = chat.send(ann, "Ottokar's secret")
+    first = next(views)
+    reader = threading.Thread(target=lambda: seen.extend(views))  # the page that sent it
+    reader.start()
+    gesture(chat, ann, first.conversation)
+    reader.join(20)
+    assert not reader.is_alive() and not chat.busy(ann)
+    assert chat.view(ann).phase == "idle" and "Ottokar" not in str(chat.store.rows("select * from message"))
+    assert all(g["token_ids"] in (None, "[]") for g in chat.store.rows("select token_ids from generation"))
+
+
+def test_a_shared_chat_does_not_tell_what_its_owner_said_of_it(chat):
+    """The owner's comment and thumbs travelled to every reader of a shared chat, hidden by the page alone."""
+    ann = person(chat)
+    view = turn(chat, ann, "Hello", "a")
+    chat.explain(ann, view.vote, ["clearer"], "Ottokar's secret")
+    chat.rate(ann, view.left.message, 1)
+    turn(chat, ann, "And then?", "b")
+    chat.explain(ann, chat.view(ann).vote, ["clearer"], "Ottokar's secret")
+    read = chat.shared(chat.share(ann))
+    assert [m.text for m in read.history] == ["Hello", view.left.text] and read.message == "And then?"
+    assert (read.choice, read.vote, read.tags, read.comment) == (None, None, (), "") and not read.left.chosen and not read.right.chosen
+    assert [m.thumb for m in read.history] == [None, None] and "Ottokar" not in str(read)
+
+
 def test_a_shared_chat_can_be_read_by_its_link_until_it_ends(chat):
     ann = person(chat)
     with pytest.raises(Refused, match="nothing to share"):
@@ -281,7 +312,7 @@ def test_the_gestures_wait_for_the_replies(chat):
     stream = chat.send(ann, "Go on")
     next(stream)
     for gesture in (lambda: chat.undo(ann), lambda: chat.edit(ann, view.left.message, "x"), lambda: chat.open(ann, view.conversation),
-                    lambda: chat.delete(ann, view.conversation), lambda: chat.show_pair(ann, view.duel), lambda: chat.configure(ann, "", {})):
+                    lambda: chat.show_pair(ann, view.duel), lambda: chat.configure(ann, "", {})):
         with pytest.raises(Refused, match="still streaming"):
             gesture()
     stream.close()

@@ -15,7 +15,8 @@ from tests.stores import BASE, store, file_store, cast, take  # noqa: F401 (fixt
 
 def test_migrations_are_applied_once_and_recorded(file_store):
     recorded = file_store.rows("select name, applied_at from _sqlite_migrations")
-    assert [r["name"] for r in recorded] == ["0001_initial", "0002_forecast", "0003_gestures", "0004_beat"]
+    assert [r["name"] for r in recorded] == [
+        "0001_initial", "0002_forecast", "0003_gestures", "0004_beat", "0005_early_votes", "0006_erasure"]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 
 

@@ -1,5 +1,7 @@
 """The training and watch tabs in words and figures: every state of a round, the gate's checks, curves, samples, log, limits."""
 
+import json
+
 import gradio as gr
 import pytest
 
@@ -28,8 +30,13 @@ def store():
 
 
 class NoControl:
+    """Stands in for the Control: whoever sits at this machine is an admin."""
+
     def more(self):
         pass
+
+    def is_admin(self, request):
+        return request.headers["host"].startswith("127.0.0.1")
 
 
 @pytest.fixture
@@ -90,7 +97,7 @@ def test_the_end_of_a_round_is_told_with_its_reason(store, settings):
     assert "over" not in strip(now(store, settings), W) and "it moved too far from the base" in strip(now(store, settings), W)
     assert "离基础模型太远" in strip(now(store, settings), ZH) and "13.2" in strip(now(store, settings), ZH)
     rounds.failed(store)
-    assert "&lt;odd&gt;" in strip(now(store, settings), W)
+    assert "ValueError in phase reward." in strip(now(store, settings), W) and "odd" not in strip(now(store, settings), W), "an error may quote a person"
 
 
 def test_everybody_who_looks_within_a_second_is_served_by_one_read(store, settings):
@@ -132,6 +139,36 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     assert "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples] and "<b>that" not in painted[tab.samples] and "How do I boil an egg?" in painted[tab.samples]
     assert "You are helpful" not in painted[tab.samples], "the question, not the template"
     assert 'class="changed"' not in painted[tab.config] and "kl_target" in painted[tab.config]
+
+
+STRANGER = ("board.example:7860",)
+
+
+def test_a_stranger_reads_shipped_prompts_and_neither_others_messages_nor_the_log(tab, store, settings):
+    """Anybody could read other people's messages among the samples before and after, and a round's log."""
+    row = rounds.published(store, settings)
+    file = settings.rounds_dir / f"{row['id']:04d}" / "gate.json"
+    mine = [{"prompt": "user\nOttokar's secret\nassistant\n", "new": "x", "live": "y", **mark} for mark in ({"shipped": False}, {}, {"shipped": "yes"})]
+    file.write_text(json.dumps({**rounds.REPORT, "samples": [*mine, *rounds.SAMPLES]}))
+    seen = tab.on_tick(None, 30, {}, Request(*STRANGER))
+    assert "Ottokar" not in str(seen) and "collect" not in str(seen.get(tab.log)) and "boil an egg" in seen[tab.samples]
+    admin = tab.on_tick(None, 30, {}, Request())
+    assert admin[tab.samples].count("Ottokar") == 3 and admin[tab.samples].count("seen by admins only") == 3 and "collect" in admin[tab.log]
+
+
+def test_who_signs_out_or_names_an_admins_page_reads_no_more_than_a_stranger(tab, store, settings):
+    """What was painted is kept under a name that the browser chooses."""
+    rounds.published(store, settings)
+    admin = tab.on_tick(None, 30, {}, Request())
+    later = tab.on_tick(None, 30, admin[tab.painted], Request(*STRANGER))
+    assert later[tab.log] == "" and not later[tab.log_fold]["visible"], "what was there is taken away"
+    assert "collect" not in str(later)
+
+
+def test_what_an_error_said_is_for_admins(tab, store, settings):
+    """A template's or a tokenizer's error may quote a message."""
+    rounds.failed(store)
+    assert "odd" not in str(tab.on_tick(None, 30, {}, Request(*STRANGER))) and "&lt;odd&gt;" in str(tab.on_tick(None, 30, {}, Request()))
 
 
 def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):

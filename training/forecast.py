@@ -15,6 +15,7 @@ import torch
 from playground import active, models, prompts, scorer
 from playground.store import StoreUnavailable
 from training import preferences, reward
+from training.erase import reply_name
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Forecaster:
         key = json.dumps([self.store.last_base_hash(), self.settings.reward_quantisation, self.trunk.layers])
         folder = self.settings.data_dir / "features" / _digest(key)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{_digest(json.dumps(reply))}.npy" for reply in replies]
+        files = [folder / f"{reply_name(reply)}.npy" for reply in replies]
         missing = [i for i, file in enumerate(files) if not file.exists()]
         for i, row in zip(missing, self.trunk.features([replies[i] for i in missing]) if missing else [], strict=True):
             partial = files[i].with_suffix(".partial.npy")

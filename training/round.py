@@ -16,18 +16,23 @@ from safetensors.torch import load_file, save_file
 from playground import adapters, memory, models, prompts, scorer, tuning
 from playground.settings import Settings
 from playground.store import REFUSED, STOPPED
-from training import gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
+from training import erase, gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
 log = logging.getLogger(__name__)
 
 PHASES = ("collect", "sft", "reward", "ppo", "gate", "publish")
 MAX_ATTEMPTS = 3  # taken over this often without getting further, a round has failed
+SAMPLES = 8  # shown of each kind
 OWN = {"data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker"}  # of this machine, not of the round
 
 
 class RoundEnded(Exception):
     """The round is over before its last phase; the store has the reason."""
+
+
+class BeginsAgain(Exception):
+    """Somebody took back a chat that this round has read: it goes back to its first phase without it."""
 
 
 class Round:
@@ -42,6 +47,7 @@ class Round:
         self._cache, self._began = {}, time.time()
         # the running phase, pauses left out; `_began` is the time of day, for the page alone
         self._started = time.monotonic()
+        self._eraser = erase.Eraser(store, settings)
 
     # -- parts, loaded when first needed
 
@@ -119,6 +125,15 @@ class Round:
     def run(self):
         """Run what is left of the round; it ends published, refused, or with too little evidence."""
         gpu.check(self.settings)
+        while True:
+            try:
+                return self._run_phases()
+            except BeginsAgain:
+                log.info("round %s begins again: somebody took back a chat that it had read", self.id)
+                self.phase, self._cache = "collect", {}
+                memory.trim()
+
+    def _run_phases(self):
         resumed_at = self.phase
         for phase in PHASES[PHASES.index(resumed_at):]:
             got_further = {} if phase == resumed_at else {"attempts": 1}
@@ -137,7 +152,9 @@ class Round:
     def obey(self):
         """Do what an admin wishes: wait while the round is to pause, end where it is to stop. Called wherever a round can be left."""
         paused = 0.0
+        self._erase()
         while (wish := self.store.wish_of(self.id)) == "pause":
+            self._erase()
             if not paused:
                 log.info("round %s is paused", self.id)
             began = time.monotonic()
@@ -151,6 +168,14 @@ class Round:
         if wish == "stop":
             log.info("round %s is stopped", self.id)
             self.end("failed", STOPPED)
+
+    def _erase(self):
+        """Begin again without what people took back, and let nothing of it stay in any file."""
+        if self.store.must_begin_again(self.id):
+            self.store.begin_again(self.id, self.owner)  # first: a worker that is killed after this is followed by one that begins at `collect`
+            erase.begin_anew(self.folder)
+            raise BeginsAgain
+        self._eraser.step()
 
     def end(self, state, reason):
         self.store.end_round(self.id, self.owner, state, reason)
@@ -173,7 +198,12 @@ class Round:
         self.store.update_round(self.id, self.owner, metrics={"phase_began": moment, **({} if step is None else {"phase_from": step})})
 
     def _collect(self):
-        prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
+        erase.begin_anew(self.folder)
+        asked = None
+        while asked is None or asked != self.store.last_erasure():  # what is taken back while it is read may have been read
+            asked = self.store.last_erasure()
+            prefs = preferences.from_store(self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings)
+            self.store.read_conversations(self.id)
         _write_json(self.folder / "preferences.json", {**asdict(prefs), "heldout": sorted(prefs.heldout)})
         self.store.use_votes(self.id, [(vote, unit in prefs.heldout) for vote, unit in prefs.votes])
         self.store.update_round(self.id, self.owner, metrics={
@@ -270,8 +300,7 @@ class Round:
             new, live, model.reward(x_new).numpy(), model.reward(x_live).numpy(), gains.numpy(), kl=self.trained.totals(new, s.ppo_microbatch)["kl"],
             texts=texts, canary_new=sum(told["logprob"]) / plain, canary_base=sum(told["ref_logprob"]) / plain,
             length_votes=gate.favoured_length(self.preferences, s.gate_confidence, s.seed), settings=s)
-        samples = [{"prompt": prompts.decode(n.prompt, self.tokenizer), "new": text, "live": prompts.decode(o.completion, self.tokenizer)}
-                   for n, o, text in zip(new[:8], live, texts, strict=False)]
+        samples = self._samples(new, live, texts)
         step()
         log.info("gate: gain %+.2f [%+.2f, %+.2f], KL %.1f: %s", report.gain, *report.gain_interval, report.kl, "; ".join(report.refused_because) or "passed")
         forward = tuning.choose(s, self.trained.causal, self.base).forward(self.trained.causal)
@@ -279,6 +308,18 @@ class Round:
         _write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.store.update_round(self.id, self.owner, metrics={"gate_gain": report.gain, "gate_low": report.gain_interval[0], "kl": report.kl,
                                                               "served_kl": served_kl})
+
+    def _samples(self, new, live, texts):
+        """Some replies before and after, each marked whether its prompt is a shipped one: everybody may read those, of the others admins alone."""
+        shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in rollout.seed_prompts(part, self.tokenizer, self.settings.rollout_context)}
+        samples, left = [], {True: SAMPLES, False: SAMPLES}
+        for after, before, text in zip(new, live, texts, strict=True):
+            public = tuple(after.prompt) in shipped
+            if left[public]:
+                left[public] -= 1
+                samples.append({"prompt": prompts.decode(after.prompt, self.tokenizer), "new": text, "live": prompts.decode(before.completion, self.tokenizer),
+                                "shipped": public})
+        return samples
 
     def _publish(self):
         report, s = json.loads((self.folder / "gate.json").read_text()), self.settings
@@ -294,7 +335,6 @@ class Round:
         else:
             selftest.check_adapter(self.trained, s, path, self._cache["live_shell"], base_hash=self.base["hash"], expected_sha256=sha256)
             self.store.publish(self.id, self.owner, version, path, sha256, report)
-        (self.folder / "ppo.pt").unlink(missing_ok=True)
 
     # -- helpers
 

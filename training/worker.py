@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 import psutil
 import torch
 
-from playground import memory
+from playground import discreet, memory
 from playground.models import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
+from training.erase import Eraser
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
 
@@ -60,7 +61,7 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
             if row["attempts"] > MAX_ATTEMPTS:
                 store.end_round(row["id"], owner, "failed", f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.")
             else:
-                kind(store, settings, row, owner).run()
+                run_logged(kind(store, settings, row, owner))
     except RoundEnded:
         pass
     except LeaseLost as error:
@@ -71,8 +72,7 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
             store.release_round(row["id"], owner)
         raise
     except Exception as error:
-        log.exception("round %s failed", row["id"])
-        store.end_round(row["id"], owner, "failed", f"{type(error).__name__} in phase {store.round(row['id'])['phase']}: {error}")
+        store.end_round(row["id"], owner, "failed", why_failed(error, store.round(row["id"])["phase"]))
     except BaseException:
         with suppress(StoreUnavailable):
             store.release_round(row["id"], owner)
@@ -80,8 +80,28 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     finally:
         gc.collect()
     row = store.round(row["id"])
+    eraser = Eraser(store, settings)
+    eraser.tidy()
+    eraser.step()  # what waited for this round
     log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
     return row
+
+
+def run_logged(this):
+    """Run a round; what breaks it is told in its own log, which is open now."""
+    try:
+        this.run()
+    except (RoundEnded, LeaseLost):
+        raise
+    except Exception:
+        log.exception("round %s failed", this.id)
+        raise
+
+
+def why_failed(error, phase):
+    """The reason that a broken round ends with, in one sentence."""
+    kind, _, message = discreet.said(error).partition(": ")
+    return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
 
 
 def with_overrides(store, settings):
@@ -98,7 +118,7 @@ def logged(file):
     """What training says meanwhile goes to `file` too, after what an earlier worker said there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handler, logger = logging.FileHandler(file, encoding="utf-8"), logging.getLogger("training")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(discreet.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -134,7 +154,7 @@ def heartbeat(store, settings, round_id, owner):
 
 
 def main(argv=None):
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    discreet.log_to(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
     except SettingsError as error:
@@ -152,9 +172,10 @@ def main(argv=None):
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
         parent = os.getppid()
-        forecaster = Forecaster(store, settings)
+        forecaster, eraser = Forecaster(store, settings), Eraser(store, settings)
+        eraser.tidy()
         while os.getppid() == parent:  # a worker whose server is gone ends
-            if not step(store, settings, owner, forecaster):
+            if not step(store, settings, owner, forecaster, eraser):
                 time.sleep(settings.poll_seconds)
     except KeyboardInterrupt:
         sys.exit(0)
@@ -162,10 +183,11 @@ def main(argv=None):
         sys.exit(str(error))
 
 
-def step(store, settings, owner, forecaster):
-    """Run a round or forecast some votes; whether there was anything to do. Where the store cannot answer it waits;
+def step(store, settings, owner, forecaster, eraser):
+    """Erase what people took back, and run a round or forecast some votes; whether there was anything to do. Where the store cannot answer it waits;
     StoreLost where that is in vain."""
     try:
+        eraser.step()
         return run_once(store, settings, owner, before=forecaster.rest) is not None or forecaster.step()
     except StoreLost:
         raise

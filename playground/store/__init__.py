@@ -4,6 +4,7 @@ Nothing is overwritten: a replaced vote is superseded, a retired policy stays. W
 """
 
 from playground.store.chats import Chats
+from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
 from playground.store.file import File, now
 from playground.store.people import People
@@ -15,5 +16,5 @@ from playground.store.watch import Watch
 __all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", "StoreLost", "StoreUnavailable", "now"]
 
 
-class Store(People, Chats, Votes, Rounds, Policies, Watch, File):
+class Store(People, Chats, Votes, Erasures, Rounds, Policies, Watch, File):
     """The database at a path, one method for each thing that is recorded or asked; each module of the package has its own."""

@@ -7,10 +7,10 @@ import hashlib
 import json
 import secrets
 
+from playground.store.erasures import NOT_YOURS
 from playground.store.errors import StoreError
 from playground.store.file import now
 
-NOT_YOURS = "This chat is not yours, or it was deleted."
 TITLE = "(select m.text from message m where m.conversation = c.id and m.role = 'user' order by m.id limit 1)"
 # a message as its owner last edited it
 SHOWN = ("coalesce((select x.after from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator "
@@ -67,14 +67,11 @@ class Chats:
             db.execute(f"update conversation set opened = ?, opened_as = {OPENED_LAST} where id = ?",
                        [now(), conversation])
 
-    def delete_conversation(self, conversation, annotator):
-        """It is shown no more, and no later round reads it."""
-        self._change_conversation(conversation, annotator, deleted=now())
-
     def configure(self, conversation, system_prompt, sampling):
         """What this conversation sets for itself from the next turn on; None is the app's own."""
         with self.writing() as db:
-            db["conversation"].update(conversation, {"system_prompt": system_prompt, "sampling": json.dumps(sampling) if sampling else None})
+            if not db["conversation"].get(conversation)["deleted"]:
+                db["conversation"].update(conversation, {"system_prompt": system_prompt, "sampling": json.dumps(sampling) if sampling else None})
 
     def share(self, conversation, annotator):
         """The token by which anyone may read this conversation; the same each time."""
@@ -127,6 +124,8 @@ class Chats:
         """
         with self.writing() as db:
             row = db["conversation"].get(conversation)
+            if row["deleted"]:  # in another window, a moment ago
+                raise StoreError(NOT_YOURS)
             if user_message is None:
                 user_message = self._message(db, conversation, row["tail"], "user", text, "complete")
             else:
@@ -149,6 +148,8 @@ class Chats:
         with self.writing() as db:
             row = db["duel"].get(duel)
             db["duel"].update(duel, {"pairing": pairing, "probability": probability, "same": int(same)})
+            if db["conversation"].get(row["conversation"])["deleted"]:  # while they were being written: nothing of them is kept
+                sides = [{**side, "text": "", "token_ids": [], "logprobs": [], "finish_reason": "error"} for side in sides]
             for generation, side in zip((row["left_generation"], row["right_generation"]), sides, strict=True):
                 status = {"stopped": "stopped", "error": "error"}.get(side["finish_reason"], "complete")
                 db["generation"].update(generation, {

@@ -94,7 +94,7 @@ class File:
         memory = self.path == ":memory:"
         connection = sqlite3.connect(
             self.path, timeout=self.patience, isolation_level=None, check_same_thread=not memory)
-        for pragma in ("foreign_keys=on", "synchronous=full"):
+        for pragma in ("foreign_keys=on", "synchronous=full", "secure_delete=on"):
             connection.execute(f"pragma {pragma}")
         return sqlite_utils.Database(connection)
 
@@ -207,3 +207,21 @@ class File:
 
     def sqlite_version(self) -> str:
         return sqlite3.sqlite_version
+
+    def scrub(self, patience: float, rewrite: bool = False) -> bool:
+        """Bring what is deleted out of the write-ahead log, and with `rewrite` out of every corner of the file; False where others were at it for
+        longer than `patience` seconds, and it is to be tried again.
+
+        `secure_delete` overwrites a row where it is deleted, but not the copies that SQLite left where it had moved a row from (seen): only
+        `vacuum` is rid of them. It holds the write lock for about as long as it takes to copy the file.
+        """
+        if self.path == ":memory:":
+            return True
+        try:
+            self._be_patient(patience)
+            if rewrite:
+                self.db.execute("vacuum")
+            busy, *_ = self.db.execute("pragma wal_checkpoint(truncate)").fetchone()
+            return not busy
+        except sqlite3.OperationalError:  # locked, or no room for the copy
+            return False

@@ -75,6 +75,25 @@ def early_votes(db):
                     and not exists (select 1 from vote v where v.duel = d.id and v.superseded_by is null))""")
 
 
+@migrations(name="0006_erasure")
+def erasure(db):
+    """What people take back, until nothing of it is left in any file; and which chats a round has read. Chats that were deleted before are erased too."""
+    db.execute("""create table erasure (
+                    id integer primary key, annotator integer not null references annotator(id),
+                    conversation integer references conversation(id),  -- null: all chats of the annotator
+                    requested text not null, done text)""")
+    db.execute("create index erasure_unfinished on erasure (id) where done is null")
+    db.execute("""create table round_conversation (
+                    round integer not null references round(id), conversation integer not null references conversation(id),
+                    primary key (round, conversation)) without rowid""")
+    db.execute("create index round_conversation_conversation on round_conversation (conversation)")
+    db.execute("create index generation_prompt on generation (prompt)")
+    db.execute("""insert into round_conversation (round, conversation)
+                  select distinct u.round, d.conversation from vote_use u join vote v on v.id = u.vote join duel d on d.id = v.duel""")
+    db.execute("""insert into erasure (annotator, conversation, requested)
+                  select annotator, id, strftime('%Y-%m-%dT%H:%M:%fZ') from conversation where deleted is not null""")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

@@ -2,6 +2,7 @@
 
 import json
 
+from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
 from playground.store.file import now
 
@@ -10,15 +11,14 @@ GONE_ON = "The conversation has gone on since; this vote can no longer be change
 
 # The votes that count, for whoever tells a number of votes: one for each pair and person, no skips, on two replies that differ, in chats that are
 # there, of people who let training have them, and on the base model that was used last. What counts less (votes for A or B, say) is named so.
-USABLE = "a.allow_training and not a.banned and c.deleted is null"
-COUNTS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {USABLE}"
+COUNTS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
 VOTES = """vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation join annotator a on a.id = v.annotator
            join generation l on l.id = d.left_generation"""
 LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 
-FATE = f"""select v.id as vote, v.created, v.choice, d.conversation, m.text, d.left_cut is not null as early, {COUNTED} as counts, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
+FATE = f"""select v.id as vote, v.created, v.choice, d.conversation, m.text, c.deleted, a.allow_training as allowed, d.left_cut is not null as early, {COUNTED} as counts, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
             (select max(p.version) from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
              where w.vote = v.id and w.heldout = 0 and q.state = 'published') as version,
             f.probability, f.hit
@@ -79,7 +79,8 @@ class Votes:
         columns = {} if tags is None else {"tags": json.dumps(list(tags))}
         columns |= {} if comment is None else {"comment": comment or None}
         with self.writing() as db:
-            if not db.execute("select 1 from vote where id = ? and annotator = ? and superseded_by is null", [vote, annotator]).fetchone():
+            if not db.execute("""select 1 from vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
+                                 where v.id = ? and v.annotator = ? and v.superseded_by is null and c.deleted is null""", [vote, annotator]).fetchone():
                 raise StoreError("This vote is not yours, or it was replaced. Reload the page.")
             db["vote"].update(vote, columns)
 
@@ -149,7 +150,7 @@ class Votes:
             f"""select t.annotator, m.conversation, t.thumb, p.token_ids as prompt, g.token_ids as completion
                 from rating t join message m on m.id = t.message join conversation c on c.id = m.conversation
                 join annotator a on a.id = t.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
-                where t.superseded_by is null and g.base_hash = ? and {USABLE} order by t.id""", base_hash))
+                where t.superseded_by is null and g.base_hash = ? and {ALLOWED} order by t.id""", base_hash))
 
     def demonstrations(self, base_hash):
         """Edited replies, oldest first: annotator, conversation, prompt ids, the completion ids before, and the text after."""
@@ -157,7 +158,7 @@ class Votes:
             f"""select x.annotator, m.conversation, x.after, p.token_ids as prompt, g.token_ids as completion
                 from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
                 join annotator a on a.id = x.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
-                where g.base_hash = ? and {USABLE} order by x.id""", base_hash))
+                where g.base_hash = ? and {ALLOWED} order by x.id""", base_hash))
 
     def last_base_hash(self):
         """The base model of the newest duel, or None."""

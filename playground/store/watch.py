@@ -13,7 +13,8 @@ class Watch:
         return self._oldest_first(
             """select d.id as duel, d.created, l.policy, (json_array_length(l.token_ids) + json_array_length(r.token_ids)) / 2.0 as tokens
                from duel d join generation l on l.id = d.left_generation join generation r on r.id = d.right_generation
-               where l.finish_reason in ('end', 'length') and r.finish_reason in ('end', 'length') order by d.id desc limit ?""", last)
+               where l.finish_reason in ('end', 'length') and r.finish_reason in ('end', 'length') and l.token_ids is not null and r.token_ids is not null
+               order by d.id desc limit ?""", last)
 
     def round_kls(self):
         """Rounds whose gate measured a KL: round, version, kl, config."""

@@ -8,6 +8,7 @@ from playground.session import Refused
 from playground.ui import words
 from playground.ui.notice import GESTURE
 from playground.ui.text import line
+from playground.ui.yours import YourData, learned_from
 
 KNOB_LABELS = {
     "temperature": words.mark("Temperature: higher is more varied"), "top_p": words.mark("Top-p: 1 is off"), "top_k": words.mark("Top-k: 0 is off"),
@@ -41,6 +42,7 @@ class Sidebar:
                 self.knobs = {name: gr.Slider(*self._range(name, settings), value=getattr(settings, name), step=STEPS[name], label=words.label(text),
                                               elem_id=f"knob-{name.replace('_', '-')}") for name, text in KNOB_LABELS.items()}
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
+            self.yours = YourData(store, chat)
 
     @staticmethod
     def _range(name, settings):
@@ -49,7 +51,7 @@ class Sidebar:
     def wire(self, page, tab, sent):
         """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list has changed."""
         self.tab = tab
-        mine = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values()]
+        mine = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values(), *self.yours.outputs]
         both = [*tab.outputs, *mine]
         page.load(self.refresh, [self.stretch], mine, **GESTURE)
         sent.then(self.refresh, [self.stretch], mine, **GESTURE)
@@ -64,6 +66,7 @@ class Sidebar:
         kept = [self.system, *self.knobs.values()]
         gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, {*kept, tab.shown}, [self.notice.html], trigger_mode="always_last", **GESTURE)
         self.reset.click(self.on_reset, [tab.shown], [*kept, self.notice.html], **GESTURE)
+        self.yours.wire(tab.annotator, self.notice)
 
     # -- handlers
 
@@ -79,7 +82,7 @@ class Sidebar:
                 self.more: gr.update(visible=more), self.none: gr.Markdown(visible=not rows),
                 self.share: gr.Button(visible=not token, interactive=chosen is not None), self.delete: gr.Button(interactive=chosen is not None),
                 self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)), self.unshare: gr.Button(visible=bool(token)),
-                self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
+                self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}, **self.yours.paint(annotator, w)}
 
     def on_more(self, stretch, request: gr.Request):
         return {self.stretch: stretch + STRETCH, **self.refresh(stretch + STRETCH, request)}
@@ -93,7 +96,11 @@ class Sidebar:
     def on_delete(self, sure, on_page, stretch, request: gr.Request):
         if not sure or on_page is None or on_page.conversation is None:
             return gr.skip()
-        return self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
+        annotator, w = self.tab.annotator(request), words.of(request)
+        learned = learned_from(self.store.learned_versions(annotator, on_page.conversation), w)
+        updates = self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
+        refused = self.notice.html in updates
+        return updates if refused else {**updates, **self.notice.say(w("Deleted: this chat's texts are gone.") + (f" {learned}" if learned else ""))}
 
     def on_share(self, on_page, stretch, request: gr.Request):
         return self._on_this(self.chat.share, words.of(request)("Not shared"), on_page, stretch, request)

@@ -72,6 +72,10 @@ def fate(row, w):
     """What became of a vote (a row of `Store.my_votes`), as a chip."""
     if row["choice"] == "skip":
         state, text = "skipped", w("skipped, no round learns from it")
+    elif row["version"] is None and row["deleted"]:
+        state, text = "skipped", w("deleted, no round learns from it")
+    elif row["round"] is None and not row["allowed"]:
+        state, text = "skipped", w("you said no to training on your chats")
     elif row["round"] is None and not row["counts"]:
         state, text = "skipped", w("not counted")
     elif row["version"] is not None:

@@ -1,4 +1,8 @@
-"""The training tab: rounds as a timeline, and all that is known of the one that is picked, live while it runs. It reads the store and trains nothing."""
+"""The training tab: rounds as a timeline, and all that is known of the one that is picked, live while it runs. It reads the store and trains nothing.
+
+Everybody reads figures, and samples on shipped prompts. A round's log, an error's own words and samples on people's prompts are for admins; who asks is
+found out in each handler.
+"""
 
 import json
 from datetime import datetime
@@ -11,7 +15,7 @@ from playground.store import STOPPED
 from playground.ui import gatewords, plots, words
 from playground.ui.notice import GESTURE
 from playground.ui.steps import steps
-from playground.ui.strip import ENDED, PHASES, invitation, name
+from playground.ui.strip import ENDED, PHASES, invitation, name, public_reason
 from playground.ui.text import visible
 
 CURVES = {
@@ -30,7 +34,7 @@ class TrainingTab:
     """Builds the tab inside the current Blocks, below the Control that is already there."""
 
     def __init__(self, settings, store, strip, control):
-        self.settings, self.store, self.strip = settings, store, strip
+        self.settings, self.store, self.strip, self.control = settings, store, strip, control
         self.picked, self.shown, self.painted = gr.State(None), gr.State(STRETCH), gr.State({})
         self.intro = gr.HTML(elem_id="agreement", padding=False)
         with gr.Row(elem_id="rounds"):
@@ -62,14 +66,15 @@ class TrainingTab:
 
     def on_tick(self, picked, shown, painted, request: gr.Request):
         """What has changed since this page was painted."""
-        w, now = words.of(request), self.strip.now()
+        w, now, admin = words.of(request), self.strip.now(), self.control.is_admin(request)
         rounds = now.rounds
         row = next((r for r in rounds if r["id"] == picked), now.round)
-        stamp = (row and row["id"], shown, [(r["id"], r["state"], r["policy_status"], r["step"], r["beat"], r["wish"]) for r in rounds], now.forecasts, now.settings)
+        stamp = (row and row["id"], shown, [(r["id"], r["state"], r["policy_status"], r["step"], r["beat"], r["wish"]) for r in rounds], now.forecasts, now.settings,
+                 admin)
         if painted.get("stamp") == stamp:
             return gr.skip()
         contents = {"intro": agreement(now, w), "timeline": ([(entry(r, w), r["id"]) for r in rounds[:shown]], row and row["id"]),
-                    "more": len(rounds) > shown, **self.contents(row, now, w)}
+                    "more": len(rounds) > shown, **self.contents(row, now, w, admin)}
         contents |= {"config_fold": bool(contents["config"]), "log_fold": bool(contents["log"])}
         fresh = {key: content for key, content in contents.items() if painted.get(key) != content}
         return {self.painted: {**contents, "stamp": stamp}, **{self.parts[key]: self.update(key, content, w) for key, content in fresh.items()}}
@@ -85,17 +90,17 @@ class TrainingTab:
         updates = self.on_tick(picked, shown, painted, request)
         return {self.picked: picked, **(updates if isinstance(updates, dict) and self.painted in updates else {})}
 
-    def contents(self, row, now, w):
-        """What each part shows of a round, as plain values that can be compared."""
+    def contents(self, row, now, w, admin):
+        """What each part shows of a round to an admin or to somebody else, as plain values that can be compared."""
         if row is None:
             return {"summary": nothing_yet(now, w), **dict.fromkeys(CURVES, [[], {}]), "calibration": [], "gate": "", "samples": "", "config": "", "log": ""}
         folder, curves = self.settings.rounds_dir / f"{row['id']:04d}", self.store.metrics(row["id"])
         policy = self.store.round_policy(row["id"])
         report = json.loads(policy["gate_report"]) if policy and policy["gate_report"] else None
         shown = {key: [curves.get(key, []), {"target": row["config"].get("kl_target"), "limit": row["config"].get("kl_budget")} if key == "kl" else {}] for key in CURVES}
-        return {"summary": summary(row, now, w), **shown, "calibration": row["metrics"].get("cv_reliability", []),
+        return {"summary": summary(row, now, w, admin), **shown, "calibration": row["metrics"].get("cv_reliability", []),
                 "gate": f"<h2>{escape(w('The gate'))}</h2>{gatewords.listed(report, row['config'], w)}" if report and "gain_interval" in report else "",
-                "samples": samples(folder / "gate.json", w), "config": config(row, w), "log": tail(folder / "log.txt")}
+                "samples": samples(folder / "gate.json", w, admin), "config": config(row, w), "log": tail(folder / "log.txt") if admin else ""}
 
     def update(self, key, content, w):
         """A part's component update."""
@@ -134,8 +139,8 @@ def nothing_yet(now, w):
     return f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>{steps(None, w)}<p>{escape(what)}</p></div>'
 
 
-def summary(row, now, w):
-    """A round in a few lines: its state, its reason and what was measured."""
+def summary(row, now, w, admin=False):
+    """A round in a few lines: its state, its reason and what was measured. What an error said itself is for admins."""
     kind = state(row)
     if row["state"] in ("requested", "running"):
         said = w.said(PHASES[row["phase"]]) if row["phase"] else w("waiting for the worker")
@@ -144,7 +149,8 @@ def summary(row, now, w):
         said = w("{version} was published.", version=name(row["version"], w))
     else:
         said = w.said(STOPPED) if kind == "stopped" else w.said(ENDED[row["state"]])
-    reason = f"<p>{escape(visible(w.said(row['reason'])))}</p>" if row["reason"] and kind != "stopped" else ""
+    text = row["reason"] if admin else public_reason(row)
+    reason = f"<p>{escape(visible(w.said(text)))}</p>" if text and kind != "stopped" else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, w))
     return f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>{reason}{steps(row, w)}<div class="facts">{facts}</div>'
 
@@ -176,16 +182,29 @@ def _facts(row, w):
     return [(label, value) for label, value in figures if value]
 
 
-def samples(file, w):
-    """The gate's sample replies, those of the live version and of the new one side by side."""
+def samples(file, w, admin=False):
+    """The gate's sample replies, those of the live version and of the new one side by side: on shipped prompts, and for admins on people's own."""
     if not file.exists():
         return ""
-    rows = json.loads(file.read_text())["samples"][:SAMPLES]
+    found = json.loads(file.read_text())["samples"]
+    rows = [s for s in found if s.get("shipped") is True][:SAMPLES]
+    if admin:  # files of earlier versions have no mark
+        rows += [s for s in found if s.get("shipped") is not True][:SAMPLES]
+    if not rows:
+        return ""
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("Before"), w("After")))
-    body = "".join(f'<tr><th scope="row" colspan="2">{escape(visible(_question(s["prompt"])))}</th></tr>'
+    body = "".join(f'<tr><th scope="row" colspan="2">{escape(visible(_question(s["prompt"])))}{_private(s, w)}</th></tr>'
                    f'<tr><td>{escape(visible(s["live"].strip()))}</td><td>{escape(visible(s["new"].strip()))}</td></tr>' for s in rows)
     heading = escape(w("The same held-out prompts, before and after"))
     return f'<h2>{heading}</h2><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _private(sample, w):
+    """A sign at what only admins read."""
+    if sample.get("shipped") is True:
+        return ""
+    sign = w("from a person's chat, seen by admins only")
+    return f' <i class="chip">{escape(sign)}</i>'
 
 
 def _question(prompt):

@@ -1,5 +1,6 @@
 """What training does now: read once for everybody who looks, and told in one line at the top of every page."""
 
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ PHASES = {
     "ppo": words.mark("PPO"), "gate": words.mark("gate: comparing with the version that answers now"), "publish": words.mark("publishing")}
 ENDED = {"refused": words.mark("Refused: the new version did not pass; the old one stays."), "not_enough": words.mark("Not enough evidence yet."),
          "failed": words.mark("The round failed.")}
+_ERROR = re.compile(r"(\w.{0,80}? in phase \w+): .*", re.S)  # as the worker writes it
 LAST_VOTES = 20  # over which the reward model's hit rate is told
 TICK = 1.5  # seconds between two looks of an open page
 FRESH = 1.0  # seconds for which what was read serves everybody
@@ -134,7 +136,7 @@ def outcome(now, w):
     if now.state == "refused":
         return w("{version} was refused: {reason}", version=name(now.policy["version"], w), reason=w.said(now.round["reason"].removeprefix(REFUSED).rstrip(".")))
     if now.state != "published":
-        return w.said(now.round["reason"] or ENDED[now.state])
+        return w.said(public_reason(now.round) or ENDED[now.state])
     version = name(now.policy["version"], w)
     if now.policy["status"] == "rejected":
         return w("{version} could not be loaded: {reason}", version=version, reason=w.said(now.policy["reason"]))
@@ -143,6 +145,11 @@ def outcome(now, w):
     if now.policy["status"] == "live":
         return w("{version} is live.", version=version)
     return w("{version} was published; {name} answers now.", version=version, name=name(now.version, w))
+
+
+def public_reason(row):
+    """Why a round ended, as everybody may read it: of one that broke, without what the error itself said, which may quote a person."""
+    return _ERROR.sub(r"\1.", row["reason"]) if row["reason"] and row["state"] == "failed" else row["reason"]
 
 
 def name(version, w):

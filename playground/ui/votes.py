@@ -63,7 +63,7 @@ def table(votes, w):
 
 def _row(vote, w):
     when = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
-    text = line(vote["text"])
+    text = w("a deleted chat") if vote["deleted"] else line(vote["text"])
     text = text if len(text) <= 90 else text[:89] + "…"
     foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
     side = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""

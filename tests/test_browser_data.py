@@ -1,0 +1,99 @@
+"""One's own data in headless Chromium: a chat deleted, everything deleted, no training; and what another visitor sees meanwhile."""
+
+import pytest
+
+from playground.settings import Settings
+from playground.store import Store
+from tests import rounds
+from tests.browsing import MARKS, App, browser, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.tiny import tiny_folder
+from training.erase import Eraser
+
+pytestmark = MARKS
+MARK = "Ottokar's secret"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """Admins are those who sign in: whoever comes by this address is a visitor."""
+    folder = tmp_path_factory.mktemp("app")
+    app = App(folder, "--no-worker", "--host", "0.0.0.0", "--threads", 1, "--decode-format", "float32", model=tiny_folder(folder / "model"), tokens=20)
+    yield app
+    app.stop()
+
+
+@pytest.fixture(params=[(1280, 800), (390, 844)], ids=["desktop", "phone"])
+def size(request):
+    return request.param
+
+
+def open_fold(page):
+    page.click("#sidebar .toggle-button")
+    page.click("#your-data > button")
+    page.wait_for_selector("#forget", state="visible")
+
+
+def traces(app):
+    files = [file for file in (app.folder / "data").rglob("*") if file.is_file()]
+    return [file.name for file in files if MARK.encode() in file.read_bytes()]
+
+
+def erased(app):
+    """The worker does its part."""
+    settings = Settings(data_dir=app.folder / "data", _env_file=None)
+    return Eraser(Store(settings.database), settings).step()
+
+
+def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, visit, size):
+    page = visit()
+    turn(page, f"About rivers: {MARK}", "a")
+    page.click("#new-chat")
+    page.wait_for_selector("#chat-a .placeholder")
+    turn(page, f"About hills: {MARK}", "b")
+    store, settings = Store(app.database), Settings(data_dir=app.folder / "data", _env_file=None)
+    store.request_round()
+    row = rounds.take(store, config=rounds.CONFIG)
+    store.read_conversations(row["id"])
+    rounds.files(settings, row)
+    store.end_round(row["id"], "w1", "failed", f"KeyError in phase reward: {MARK}")
+    other = visit()
+    tab(other, "training")
+    other.wait_for_selector("#samples table")
+    assert MARK not in other.inner_text("body") and other.locator("#log").is_hidden(), "a stranger reads figures and shipped prompts"
+
+    open_fold(page)
+    shot(page, f"your-data-{size[0]}")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#delete-chat")
+    page.wait_for_selector("#notice :text('Deleted')")
+    page.wait_for_function("document.querySelectorAll('#chats label').length == 1")
+    page.click("#no-training input")
+    page.wait_for_selector("#notice :text('no round that begins from now on')")
+    page.click("#sidebar .toggle-button")
+    tab(page, "votes")
+    page.wait_for_selector("#my-votes :text('a deleted chat')")
+    assert "About hills" not in page.inner_text("#my-votes") and page.locator("#my-votes tbody tr").count() == 2
+    shot(page, f"deleted-votes-{size[0]}")
+
+    page.click("#sidebar .toggle-button")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("#forget")
+    page.wait_for_timeout(500)
+    assert app.rows("select count(*) from message where text like ?", f"%{MARK}%") != [(0,)], "who says no keeps everything"
+    cookie = page.context.cookies()[0]["value"]
+    page.once("dialog", lambda dialog: dialog.accept())
+    with page.expect_navigation():
+        page.click("#forget")
+    page.wait_for_selector("#chat-a .placeholder")
+    assert page.context.cookies()[0]["value"] != cookie
+    tab(page, "votes")
+    page.wait_for_selector("#my-votes .empty")
+    assert erased(app) and traces(app) == []
+
+
+def test_the_fold_is_in_chinese_too(visit, size):
+    page = visit(locale="zh-CN")
+    open_fold(page)
+    page.wait_for_selector("#your-data-text :text('你的对话')")
+    assert page.inner_text("#forget") == "删除我的全部数据" and "不要用我的对话训练" in page.inner_text("#your-data")
+    shot(page, f"your-data-zh-{size[0]}")
