@@ -19,6 +19,7 @@ from tests.tiny import tiny_folder
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     """One engine for all tests, whose threads do not run: to build another for each takes half a minute in all."""
+    torch.set_num_threads(1)  # a team of threads on a busy machine waits for itself
     root = tmp_path_factory.mktemp("tampered")
     settings = Settings(
         model=str(tiny_folder(root / "model")),
