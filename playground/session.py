@@ -220,7 +220,7 @@ class Chat:
         self._idle(annotator)
         system_prompt = (system_prompt or "").strip() or None
         if system_prompt:
-            prompts.check(system_prompt, self.engine.tokenizer, self.settings.message_chars)
+            prompts.check_system(system_prompt, self.engine.tokenizer, self.settings.message_chars, self.settings.context_tokens)
         for name, value in sampling.items():
             low, high = self._limits(name)
             if not isinstance(value, (int, float)) or not low <= value <= high:

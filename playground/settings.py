@@ -40,7 +40,7 @@ class Settings(BaseSettings):
 
     # -- model and machine
     model: str = ""
-    """Base model: a hub id or a folder. Empty: the embedded SmolLM2-135M-Instruct where `make setup` made it, else its hub id."""
+    """Base model: a hub id, a folder or a GGUF file; a PEFT adapter is merged into its base. Empty: the embedded SmolLM2-135M-Instruct where `make setup` made it, else its hub id."""
     models_dir: Path = Path("data/models")
     """Folder that holds the embedded model once it is converted."""
     data_dir: Path = Path("data")
@@ -218,6 +218,11 @@ class Settings(BaseSettings):
     @classmethod
     def _all_cores(cls, value):
         return value or os.cpu_count() or 1
+
+    @field_validator("model")
+    @classmethod
+    def _expand_home(cls, value):
+        return str(Path(value).expanduser()) if value.startswith("~") else value
 
     @field_validator("data_dir", "models_dir")
     @classmethod

@@ -47,7 +47,7 @@ def gemma_tokenizer():
     """Turns between `<start_of_turn>` and `<end_of_turn>`, which are added tokens and not eos; the template takes no system role and wants
     roles that alternate. HTML tags are tokens too, as in Gemma's own."""
     tokenizer = tiny_tokenizer()
-    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<bos>", "<eos>", "<pad>"
+    tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"})
     tokenizer.add_tokens(["<start_of_turn>", "<end_of_turn>", "<code>", "</code>", "  "])
     tokenizer.chat_template = GEMMA_TEMPLATE
     return tokenizer
@@ -443,8 +443,8 @@ FOLDERS: dict[str, Folder] = {
     "no chat template": Folder(no_template),
     "named chat templates": Folder(named_templates),
     "named chat templates without a default": Folder(named_without_default, "none of them is called default"),
-    "chat template with an error": Folder(template_with_an_error, "chat template cannot be used"),
-    "chat template that refuses everything": Folder(template_that_refuses, "chat template cannot be used"),
+    "chat template with an error": Folder(template_with_an_error, "cannot be used ("),
+    "chat template that refuses everything": Folder(template_that_refuses, "cannot be used ("),
     "PEFT adapter": Folder(peft_adapter),
     "PEFT adapter without its base": Folder(adapter_without_its_base, "gone"),
     "PEFT adapter that cannot be merged": Folder(adapter_that_cannot_be_merged, "cannot be merged"),
@@ -465,7 +465,7 @@ FOLDERS: dict[str, Folder] = {
     "unknown architecture": Folder(unknown_type, "brand_new"),
     "code of its own": Folder(own_code, "code of its own"),
     "pickled weights": Folder(pickled),
-    "pickle that runs code": Folder(hostile_pickle, "pytorch_model.bin"),
+    "pickle that runs code": Folder(hostile_pickle, "hold more than tensors"),
     "160 learned positions": Folder(small_window),
     "empty folder": Folder(empty, "is empty"),
     "missing folder": Folder(missing, "does not exist"),

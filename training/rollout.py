@@ -55,7 +55,7 @@ def generator(*key):
 def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_tokens, rows=32):
     """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or the KL estimate is biased."""
     sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
-    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.Plain(model)
+    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.of(model)
     at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), at_once):
         chunk = prompt_ids[start:start + at_once]
