@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -103,7 +103,7 @@ class Engine:
         self.store, self.settings, self.base, self.tokenizer = store, settings, base, tokenizer
         self.identity = models.base_identity(base, settings)
         self.template_hash = models.template_hash(tokenizer)
-        self.end_tokens = models.end_tokens(base, tokenizer)
+        self.end_tokens, self.positions = models.end_tokens(base, tokenizer), models.positions(base.config)
         self.choice = threads.apart(settings.threads, lambda: tuning.choose(settings, base, self.identity))
         self.live, self._forms, self._canaries = threads.apart(settings.threads, self._first)
         self._resident = {0: self.live}
@@ -133,7 +133,7 @@ class Engine:
     def _first(self):
         """The base as a policy, layers for versions with the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
         base = Policy(0, self.base, self.choice.forward(self.base))
-        requests = [prompts.encode([{"role": "user", "content": text}], self.tokenizer, self.settings.context_tokens) for text in CANARIES]
+        requests = prompts.encode_those_that_fit(CANARIES, self.tokenizer, self.settings.context_tokens)
         shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(models.linear_targets(self.base))
         forms = adapters.Forms(self.base)
         forms.prepare(RESIDENT, *shape)
@@ -156,6 +156,8 @@ class Engine:
         """Start a reply for each seed to one prompt (token ids) with the live version; returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
+        if self.positions:
+            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, self.positions - len(prompt))))
         with self._lock:
             policy = self.live
             policy.streams += 1
@@ -341,7 +343,7 @@ class Engine:
                 raise adapters.BadAdapter(f"v{policy.version} gives logits that are not finite")
             divergences.append((new.exp() * (new - old)).sum().item())
             instant_ends += sum(new[i].exp().item() for i in self.end_tokens if isinstance(i, int)) > 0.5
-        if instant_ends == len(CANARIES):
+        if instant_ends == len(self._canaries):
             raise adapters.BadAdapter(f"v{policy.version} ends its reply at once on every plain request")
         if (mean := sum(divergences) / len(divergences)) > CANARY_KL:
             raise adapters.BadAdapter(f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {CANARY_KL} is accepted")

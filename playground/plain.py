@@ -154,11 +154,11 @@ def _layers(cache):
 class Single:
     """One prompt and the `n` replies that grow from it, each with a cache of its own; nothing of it can be shared with a later turn."""
 
+    nbytes = 0  # that a later turn could begin with
+
     def __init__(self, n):
         self.n, self.prompt, self.fed, self.active = n, [], [[] for _ in range(n)], list(range(n))
         self.read_cache, self.caches = None, {}  # after the prompt; of each reply that has begun
-
-    nbytes = 0  # not kept for later
 
     def drop(self, reply):
         self.active.remove(reply)

@@ -65,6 +65,19 @@ def encode(messages, tokenizer, budget, system_prompt=None):
     raise BadMessage(f"The message has {len(ids):,} tokens with its frame; at most {budget:,} fit. Please shorten it.")
 
 
+def encode_those_that_fit(texts: list[str], tokenizer, budget: int) -> list[list[int]]:
+    """Token ids of each first message that has room in `budget`; BadMessage where none has."""
+    found, refused = [], None
+    for text in texts:
+        try:
+            found.append(encode([{"role": "user", "content": text}], tokenizer, budget))
+        except BadMessage as error:
+            refused = error
+    if refused and not found:
+        raise refused
+    return found
+
+
 def encode_reply(text, tokenizer, ended=True):
     """Token ids of a reply that a person wrote, with what ends a reply in the chat template unless it is not `ended`."""
     ids = tokenizer(without_special_tokens(text, tokenizer), add_special_tokens=False)["input_ids"]

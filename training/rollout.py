@@ -5,7 +5,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from playground import decoder, lean, plain, prompts
+from playground import decoder, lean, models, plain, prompts
 from playground.decoder import Sampling
 
 SEED_PROMPTS = prompts.SHIPPED
@@ -22,16 +22,19 @@ class Episode:
 
 
 def seed_prompts(part, tokenizer, budget):
-    """The shipped first messages (`train` or `heldout`) as prompt ids."""
-    lines = (SEED_PROMPTS / f"{part}.txt").read_text().splitlines()
-    return [prompts.encode([{"role": "user", "content": line}], tokenizer, budget) for line in lines if line.strip()]
+    """The shipped first messages (`train` or `heldout`) as prompt ids, those that fit; BadMessage where none does."""
+    lines = (SEED_PROMPTS / f"{part}.txt").read_text(encoding="utf-8").splitlines()
+    return prompts.encode_those_that_fit([line for line in lines if line.strip()], tokenizer, budget)
 
 
-def canaries(tokenizer, budget):
+def canaries(tokenizer, budget, most=None):
     """The shipped plain requests with a plain reply each, as Episodes; what a sound policy still finds likely. Without the end of the
-    reply, which becomes unlikely where the votes favour longer ones."""
-    return [Episode(prompts.encode([{"role": "user", "content": request}], tokenizer, budget),
-                    prompts.encode_reply(reply, tokenizer)[:-1], False) for request, reply in prompts.canaries()]
+    reply, which becomes unlikely where the votes favour longer ones. Cut to the `most` tokens that the model takes."""
+    found = []
+    for request, reply in prompts.canaries():
+        prompt = prompts.encode([{"role": "user", "content": request}], tokenizer, budget)
+        found.append(Episode(*models.cut(prompt, prompts.encode_reply(reply, tokenizer, ended=False), most), False))
+    return found
 
 
 def choose(people, seeds, n, rng):
