@@ -36,8 +36,9 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 LEAST_POSITIONS = 128  # a model for fewer tokens holds no conversation
-NO_LORA = {"mamba": {"conv1d", "out_proj"}, "mamba2": {"conv1d", "out_proj"}, "falcon_mamba": {"conv1d", "out_proj"},
-           "falcon_h1": {"conv1d", "out_proj"}, "nemotron_h": {"conv1d", "out_proj"}}  # layers that peft refuses, since these models' kernels go round them
+_MAMBA = {"conv1d", "out_proj", "dt_proj"}
+NO_LORA = {"mamba": _MAMBA, "mamba2": _MAMBA, "falcon_mamba": _MAMBA, "falcon_h1": _MAMBA, "nemotron_h": _MAMBA}  # layers that these models' forwards go round
+NOT_QUANTISED = ["lm_head", "dt_proj"]  # Mamba multiplies by the weight of dt_proj itself
 
 
 # -- where weights come from
@@ -172,12 +173,12 @@ def load_trunk(settings, quantisation="none", training=False):
     For training on a CPU with plain attention: on a rollout's length, forward and backward take less than half of the fused kernel's time.
     """
     source, dtype, device = source_of(settings), trunk_dtype(settings), device_of(settings)
-    load_config(source)
+    config = load_config(source)
     options = {"dtype": dtype, **({"attn_implementation": "eager"} if training and device.type == "cpu" else {})}
     if quantisation != "none":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=quantisation == "int8", load_in_4bit=quantisation == "nf4", bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype)
+            bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=NOT_QUANTISED if config.model_type in NO_LORA else None)
         options["device_map"] = {"": str(device)}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, output_loading_info=True, **options)

@@ -4,6 +4,7 @@ Each field's docstring gives its meaning and unit; its bounds are checked when t
 what the values do: each has exactly one reader elsewhere.
 """
 
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,10 @@ SECTIONS = {"When a round runs": ("round_votes", "auto_train"), "Preferences": (
             "Gate": ("gate_prompts", "canary_fall")}
 
 
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+                    codecs.BOM_UTF16_BE: "utf-16"}  # UTF-32's begins with UTF-16's, so it comes first
+
+
 class SettingsError(Exception):
     """A setting cannot be used; the message names it, the value given and what is accepted."""
 
@@ -37,6 +42,11 @@ class Settings(BaseSettings):
         cli_kebab_case=True, cli_implicit_flags=True, cli_prog_name="python app.py", cli_hide_none_type=True,
         protected_namespaces=(), validate_default=True,
     )
+
+    def __init__(self, **values):
+        """Like any settings object's, with `.env` read in the encoding that it is in."""
+        values.setdefault("_env_file_encoding", encoding_of(values.get("_env_file", ".env")))
+        super().__init__(**values)
 
     # -- model and machine
     model: str = ""
@@ -244,6 +254,24 @@ class Settings(BaseSettings):
     def environ(self):
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""
         return {f"NUDGE_{name.upper()}": str(value) for name, value in self.model_dump(include=set(Settings.model_fields)).items()}
+
+
+def encoding_of(env_file: str | Path | None) -> str:
+    """The encoding of a `.env` file, as far as its first bytes settle it: PowerShell writes UTF-16, Notepad UTF-8 with a byte-order mark.
+
+    SettingsError where it is neither of these nor UTF-8, since then only its author knows what the letters are.
+    """
+    if env_file is None or not Path(env_file).is_file():
+        return "utf-8"
+    raw = Path(env_file).read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise SettingsError(f"{env_file} is in an encoding that cannot be told from its bytes: save it as UTF-8.")
+    return encoding
 
 
 def sections():
