@@ -28,8 +28,18 @@ log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LFS = b"version https://git-lfs.github.com/spec/"
 LFS_BYTES = 1024  # a pointer is smaller
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
-NO_LANGUAGE_MODEL = re.compile(r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward")  # in the name of an architecture
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+NO_LANGUAGE_MODEL = re.compile(
+    r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward"
+)  # in the name of an architecture
 HEADER_BYTES = 100 << 20  # more, and a safetensors header is no header
 MB = 1 << 20
 
@@ -46,7 +56,9 @@ def usable(source: str, models_dir: Path) -> str:
     if path.is_file():
         return str(_usable_file(path, models_dir))
     if not HUB_ID.fullmatch(source):
-        raise ModelUnavailable(f"{path} does not exist: pass --model a folder, a GGUF file or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.")
+        raise ModelUnavailable(
+            f"{path} does not exist: pass --model a folder, a GGUF file or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct."
+        )
     if _is_adapter_on_hub(source):
         return str(_merged(Path(snapshot_download(source)), models_dir))
     return source
@@ -72,17 +84,28 @@ def check_config(source: str, config: dict) -> None:
     kind, architectures = config.get("model_type"), config.get("architectures") or []
     name = architectures[0] if architectures else kind
     if not kind:
-        raise ModelUnavailable(f"{source}/config.json names no model_type: download the model again, or pass --model another one.")
+        raise ModelUnavailable(
+            f"{source}/config.json names no model_type: download the model again, or pass --model another one."
+        )
     if kind not in CONFIG_MAPPING_NAMES:
         if config.get("auto_map"):
-            raise ModelUnavailable(f"{source} brings code of its own (trust_remote_code), which is never run here: "
-                                   "pass --model one of an architecture that transformers has itself.")
-        raise ModelUnavailable(f"{source} is a {kind} model, which transformers {transformers.__version__} does not know: pass --model another one.")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(NO_LANGUAGE_MODEL.search(architecture) for architecture in architectures):
-        raise ModelUnavailable(f"{source} is a {name}, which writes no replies: pass --model a causal language model, such as a chat (instruct) model.")
+            raise ModelUnavailable(
+                f"{source} brings code of its own (trust_remote_code), which is never run here: "
+                "pass --model one of an architecture that transformers has itself."
+            )
+        raise ModelUnavailable(
+            f"{source} is a {kind} model, which transformers {transformers.__version__} does not know: pass --model another one."
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(
+        NO_LANGUAGE_MODEL.search(architecture) for architecture in architectures
+    ):
+        raise ModelUnavailable(
+            f"{source} is a {name}, which writes no replies: pass --model a causal language model, such as a chat (instruct) model."
+        )
 
 
 # -- folders and files
+
 
 def _usable_file(file, models_dir):
     if file.suffix.lower() == ".gguf":
@@ -101,25 +124,33 @@ def _usable_folder(folder, models_dir):
     ggufs = [file for file in files if file.suffix.lower() == ".gguf"]
     if ggufs and not (folder / "config.json").exists():
         if len(ggufs) > 1:
-            raise ModelUnavailable(f"{folder} holds several GGUF files: pass --model one of {', '.join(file.name for file in ggufs)}, with its folder.")
+            raise ModelUnavailable(
+                f"{folder} holds several GGUF files: pass --model one of {', '.join(file.name for file in ggufs)}, with its folder."
+            )
         return _from_gguf(ggufs[0], models_dir)
     check_config(str(folder), _config_of(folder))
     _check_weights(folder)
     if not _has_tokenizer(folder):
-        raise ModelUnavailable(f"{folder} has no tokenizer: put the model's tokenizer.json and tokenizer_config.json beside its weights.")
+        raise ModelUnavailable(
+            f"{folder} has no tokenizer: put the model's tokenizer.json and tokenizer_config.json beside its weights."
+        )
     return folder
 
 
 def _check_downloaded(file):
     """Git leaves a pointer where Git LFS did not fetch a file."""
     if file.stat().st_size < LFS_BYTES and file.read_bytes().startswith(LFS):
-        raise ModelUnavailable(f"{file} is a Git LFS pointer and not the file itself: run `git lfs pull` in its folder, or download the model again.")
+        raise ModelUnavailable(
+            f"{file} is a Git LFS pointer and not the file itself: run `git lfs pull` in its folder, or download the model again."
+        )
 
 
 def _config_of(folder):
     file = folder / "config.json"
     if not file.exists():
-        raise ModelUnavailable(f"{folder} has no config.json: pass --model a folder as save_pretrained writes it, or a GGUF file.")
+        raise ModelUnavailable(
+            f"{folder} has no config.json: pass --model a folder as save_pretrained writes it, or a GGUF file."
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -143,7 +174,9 @@ def _check_weights(folder):
     elif (folder / "pytorch_model.bin.index.json").exists():
         _shards(folder / "pytorch_model.bin.index.json")
     elif not (folder / "pytorch_model.bin").exists():
-        raise ModelUnavailable(f"{folder} has no weights: put the model's model.safetensors into it, or download the model again.")
+        raise ModelUnavailable(
+            f"{folder} has no weights: put the model's model.safetensors into it, or download the model again."
+        )
 
 
 def _shards(index):
@@ -165,14 +198,21 @@ def _check_safetensors(file):
         header = opened.read(header_bytes) if header_bytes <= min(size, HEADER_BYTES) else b""
     try:
         entries = json.loads(header)
-        wanted = 8 + header_bytes + max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+        wanted = (
+            8
+            + header_bytes
+            + max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelUnavailable(f"{file} is damaged: its header cannot be read; download it again.") from None
     if size != wanted:
-        raise ModelUnavailable(f"{file} is cut off or damaged: it has {size:,} bytes and its header says {wanted:,}; download it again.")
+        raise ModelUnavailable(
+            f"{file} is cut off or damaged: it has {size:,} bytes and its header says {wanted:,}; download it again."
+        )
 
 
 # -- conversions, each made once
+
 
 def _converted(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`, which `make(partial)` fills if it is not there yet; a torn one never appears."""
@@ -186,20 +226,29 @@ def _converted(folder: Path, make: Callable[[Path], None]) -> Path:
             if not folder.exists():  # another process may have been faster
                 partial.rename(folder)
     except OSError as error:
-        raise ModelUnavailable(f"{folder} cannot be written ({error.strerror or error}): pass --models-dir a folder with room that can be written to.") from None
+        raise ModelUnavailable(
+            f"{folder} cannot be written ({error.strerror or error}): pass --models-dir a folder with room that can be written to."
+        ) from None
     return folder
 
 
 def convert_gguf(file: Path, folder: Path) -> Path:
     """The model and tokenizer of a GGUF file, dequantised to bf16, as a folder of transformers'. ModelUnavailable where transformers cannot read it."""
+
     def make(partial):
         try:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16,
-                                                         quantization_config=transformers.GgufConfig(dequantize=True))
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            )
         except Exception as error:  # its reader raises whatever it stumbles over
-            raise ModelUnavailable(f"{file} cannot be read as GGUF ({_first_line(error)}): download it again, or pass --model a folder with "
-                                   "safetensors weights.") from None
+            raise ModelUnavailable(
+                f"{file} cannot be read as GGUF ({_first_line(error)}): download it again, or pass --model a folder with "
+                "safetensors weights."
+            ) from None
         tokenizer.save_pretrained(partial)
         model.save_pretrained(partial)
 
@@ -221,12 +270,18 @@ def _merged(adapter, models_dir):
     try:
         config = PeftConfig.from_pretrained(adapter)
     except Exception as error:
-        raise ModelUnavailable(f"{adapter}/adapter_config.json cannot be read ({_first_line(error)}): download it again.") from None
+        raise ModelUnavailable(
+            f"{adapter}/adapter_config.json cannot be read ({_first_line(error)}): download it again."
+        ) from None
     base_name = config.base_model_name_or_path
     if not base_name:
-        raise ModelUnavailable(f"{adapter}/adapter_config.json names no base_model_name_or_path: write the folder or hub id of its base there.")
+        raise ModelUnavailable(
+            f"{adapter}/adapter_config.json names no base_model_name_or_path: write the folder or hub id of its base there."
+        )
     if config.is_prompt_learning:
-        raise ModelUnavailable(f"{adapter} is a {config.peft_type.value} adapter, which cannot be merged into its base: pass --model a LoRA or a whole model.")
+        raise ModelUnavailable(
+            f"{adapter} is a {config.peft_type.value} adapter, which cannot be merged into its base: pass --model a LoRA or a whole model."
+        )
     try:
         base = usable(base_name, models_dir)
     except ModelUnavailable as error:
@@ -246,8 +301,10 @@ def _merge(adapter, base, partial):
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if getattr(config, "quantization_config", None):
-            raise ModelUnavailable(f"{adapter} names {base} as its base, which is quantised, and merging would lose most of it: write the base's "
-                                   "unquantised original into its adapter_config.json.")
+            raise ModelUnavailable(
+                f"{adapter} names {base} as its base, which is quantised, and merging would lose most of it: write the base's "
+                "unquantised original into its adapter_config.json."
+            )
         tokenizer = AutoTokenizer.from_pretrained(adapter if _has_tokenizer(adapter) else base, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
         own_embeddings = any("embed" in name or "wte" in name for name in _tensor_names(adapter))
@@ -259,8 +316,10 @@ def _merge(adapter, base, partial):
     except ModelUnavailable:
         raise
     except Exception as error:
-        raise ModelUnavailable(f"{adapter} cannot be merged into its base {base} ({_first_line(error)}): check that this is the base it was trained on, "
-                               "or pass --model a whole model.") from None
+        raise ModelUnavailable(
+            f"{adapter} cannot be merged into its base {base} ({_first_line(error)}): check that this is the base it was trained on, "
+            "or pass --model a whole model."
+        ) from None
     own_format = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     merged.to(own_format).save_pretrained(partial)
     tokenizer.save_pretrained(partial)

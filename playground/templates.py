@@ -16,7 +16,8 @@ PLAIN = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
     "{% else %}{{ {'user': 'User', 'assistant': 'Assistant'}[message['role']] + ':\n' + message['content'] + '\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}")
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
 
 SYSTEM, QUESTION, ANSWER, ANOTHER = "Be brief today.", "Which river?", "The Nile of Egypt.", "Which mountain?"
 
@@ -31,6 +32,7 @@ class BadTemplate(Exception):
 
 
 # -- tokens that steer
+
 
 class ControlTokens:
     """Tokens that must not come from a message: those that the tokenizer calls special, and added ones that look or serve like them.
@@ -56,7 +58,7 @@ class ControlTokens:
     def first(self, text: str) -> str | None:
         """The first of them that ends in `text`, or None. Linear in the text."""
         for place, char in enumerate(text):
-            found = self._ending(char, text[max(0, place + 1 - self._longest):place + 1])
+            found = self._ending(char, text[max(0, place + 1 - self._longest) : place + 1])
             if found:
                 return found
         return None
@@ -67,9 +69,9 @@ class ControlTokens:
         for char in text:
             kept.append(char)
             if char in self._lengths:
-                found = self._ending(char, "".join(kept[-self._longest:]))
+                found = self._ending(char, "".join(kept[-self._longest :]))
                 if found:
-                    del kept[-len(found):]
+                    del kept[-len(found) :]
         return "".join(kept)
 
     def _ending(self, char, tail):
@@ -81,6 +83,7 @@ class ControlTokens:
 
 
 # -- what a template is like
+
 
 @dataclass(frozen=True)
 class Format:
@@ -115,11 +118,16 @@ def prepare(tokenizer) -> None:
         template = {entry["name"]: entry["template"] for entry in template}
     if isinstance(template, dict):
         if "default" not in template:
-            raise BadTemplate(f"there are several, {', '.join(sorted(template))}, and none of them is called default; rename the one to use")
+            raise BadTemplate(
+                f"there are several, {', '.join(sorted(template))}, and none of them is called default; rename the one to use"
+            )
         template = template["default"]
     if not template:
         template = ("{{ bos_token }}" if _begins_with_bos(tokenizer) else "") + PLAIN
-        log.warning("the model has no chat template; a plain one is used: %r", _render(tokenizer, [_user(QUESTION)], chat_template=template))
+        log.warning(
+            "the model has no chat template; a plain one is used: %r",
+            _render(tokenizer, [_user(QUESTION)], chat_template=template),
+        )
     tokenizer.chat_template = template
     of(tokenizer)
 
@@ -164,8 +172,13 @@ class _Study:
         _render(self.tokenizer, [_user(QUESTION)], add_generation_prompt=True)  # BadTemplate where not even this can be
         end, end_text = self._end()
         return Format(
-            self.tokenizer.chat_template, takes_system=self._takes([_system(SYSTEM), _user(QUESTION)], SYSTEM),
-            alternates=not self._takes([_user(QUESTION), _user(ANOTHER)], QUESTION), end=end, end_text=end_text, control=self.control)
+            self.tokenizer.chat_template,
+            takes_system=self._takes([_system(SYSTEM), _user(QUESTION)], SYSTEM),
+            alternates=not self._takes([_user(QUESTION), _user(ANOTHER)], QUESTION),
+            end=end,
+            end_text=end_text,
+            control=self.control,
+        )
 
     def _takes(self, messages, text):
         """Whether the template renders these messages, and `text` with them."""
@@ -192,9 +205,11 @@ class _Study:
 
     def _ids_after_text(self, words):
         """Ids of words that follow a reply: some tokenizers begin a text with a blank of their own."""
-        with_words, alone = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ANSWER + words, ANSWER))
-        if with_words[:len(alone)] == alone:
-            return tuple(with_words[len(alone):])
+        with_words, alone = (
+            self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ANSWER + words, ANSWER)
+        )
+        if with_words[: len(alone)] == alone:
+            return tuple(with_words[len(alone) :])
         return tuple(self.tokenizer(words, add_special_tokens=False)["input_ids"])
 
 

@@ -25,7 +25,8 @@ GEMMA_TEMPLATE = (
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 
 
 def bare_tokenizer():
@@ -55,9 +56,14 @@ def gemma_tokenizer():
 
 # -- architectures
 
+
 def save(path: Path, tokenizer, model_class: str, config_class: str, **config) -> Path:
     """Save a model of this class, with small sizes under the names that its config uses, and the tokenizer."""
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     made = getattr(transformers, config_class)(vocab_size=len(tokenizer), initializer_range=0.1, **{**ids, **config})
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -72,8 +78,15 @@ def save(path: Path, tokenizer, model_class: str, config_class: str, **config) -
 
 def sizes(**more) -> dict:
     """The sizes that most configs name alike."""
-    return {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
-            "num_key_value_heads": 2, "max_position_embeddings": POSITIONS, **more}
+    return {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": POSITIONS,
+        **more,
+    }
 
 
 def llama(path: Path) -> Path:
@@ -93,11 +106,23 @@ def mistral(path: Path) -> Path:
 
 
 def gemma2(path: Path) -> Path:
-    return save(path, gemma_tokenizer(), "Gemma2ForCausalLM", "Gemma2Config", **sizes(head_dim=8, query_pre_attn_scalar=8, sliding_window=256))
+    return save(
+        path,
+        gemma_tokenizer(),
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        **sizes(head_dim=8, query_pre_attn_scalar=8, sliding_window=256),
+    )
 
 
 def gemma3(path: Path) -> Path:
-    return save(path, gemma_tokenizer(), "Gemma3ForCausalLM", "Gemma3TextConfig", **sizes(head_dim=8, query_pre_attn_scalar=8, sliding_window=256))
+    return save(
+        path,
+        gemma_tokenizer(),
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        **sizes(head_dim=8, query_pre_attn_scalar=8, sliding_window=256),
+    )
 
 
 def phi3(path: Path) -> Path:
@@ -105,8 +130,18 @@ def phi3(path: Path) -> Path:
 
 
 def gpt_neo(path: Path) -> Path:
-    return save(path, tiny_tokenizer(), "GPTNeoForCausalLM", "GPTNeoConfig", hidden_size=WIDTH, num_layers=BLOCKS, num_heads=HEADS, window_size=256,
-                attention_types=[[["global", "local"], 1]], max_position_embeddings=POSITIONS)
+    return save(
+        path,
+        tiny_tokenizer(),
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        hidden_size=WIDTH,
+        num_layers=BLOCKS,
+        num_heads=HEADS,
+        window_size=256,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=POSITIONS,
+    )
 
 
 def gpt_neox(path: Path) -> Path:
@@ -115,52 +150,121 @@ def gpt_neox(path: Path) -> Path:
 
 def opt(path: Path) -> Path:
     """Learned positions, which begin at 2."""
-    return save(path, tiny_tokenizer(), "OPTForCausalLM", "OPTConfig", hidden_size=WIDTH, ffn_dim=2 * WIDTH, num_hidden_layers=BLOCKS,
-                num_attention_heads=HEADS, max_position_embeddings=512, word_embed_proj_dim=WIDTH)
+    return save(
+        path,
+        tiny_tokenizer(),
+        "OPTForCausalLM",
+        "OPTConfig",
+        hidden_size=WIDTH,
+        ffn_dim=2 * WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=512,
+        word_embed_proj_dim=WIDTH,
+    )
 
 
 def bloom(path: Path) -> Path:
     """ALiBi: no positions, and no mask of its own for each token."""
-    return save(path, tiny_tokenizer(), "BloomForCausalLM", "BloomConfig", hidden_size=WIDTH, n_layer=BLOCKS, n_head=HEADS)
+    return save(
+        path, tiny_tokenizer(), "BloomForCausalLM", "BloomConfig", hidden_size=WIDTH, n_layer=BLOCKS, n_head=HEADS
+    )
 
 
 def falcon(path: Path) -> Path:
-    return save(path, tiny_tokenizer(), "FalconForCausalLM", "FalconConfig", hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=HEADS)
+    return save(
+        path,
+        tiny_tokenizer(),
+        "FalconForCausalLM",
+        "FalconConfig",
+        hidden_size=WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+    )
 
 
 def qwen2_moe(path: Path) -> Path:
-    return save(path, tiny_tokenizer(), "Qwen2MoeForCausalLM", "Qwen2MoeConfig", **sizes(
-        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16))
+    return save(
+        path,
+        tiny_tokenizer(),
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        **sizes(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16),
+    )
 
 
 def gpt2(path: Path) -> Path:
     """Conv1D layers, learned positions, no chat template, and one special token for everything."""
-    return save(path, bare_tokenizer(), "GPT2LMHeadModel", "GPT2Config", n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=512)
+    return save(
+        path,
+        bare_tokenizer(),
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        n_embd=WIDTH,
+        n_layer=BLOCKS,
+        n_head=HEADS,
+        n_positions=512,
+    )
 
 
 def mamba(path: Path) -> Path:
     """No attention: the cache is a state, without keys."""
-    return save(path, tiny_tokenizer(), "MambaForCausalLM", "MambaConfig", hidden_size=WIDTH, num_hidden_layers=BLOCKS, state_size=4)
+    return save(
+        path,
+        tiny_tokenizer(),
+        "MambaForCausalLM",
+        "MambaConfig",
+        hidden_size=WIDTH,
+        num_hidden_layers=BLOCKS,
+        state_size=4,
+    )
 
 
 def lfm2(path: Path) -> Path:
     """Short convolutions and attention in turn."""
-    return save(path, tiny_tokenizer(), "Lfm2ForCausalLM", "Lfm2Config", **sizes(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False))
+    return save(
+        path,
+        tiny_tokenizer(),
+        "Lfm2ForCausalLM",
+        "Lfm2Config",
+        **sizes(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    )
 
 
 def bamba(path: Path) -> Path:
     """A hybrid: Mamba 2 and attention in turn."""
-    return save(path, tiny_tokenizer(), "BambaForCausalLM", "BambaConfig", **sizes(
-        attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1))
+    return save(
+        path,
+        tiny_tokenizer(),
+        "BambaForCausalLM",
+        "BambaConfig",
+        **sizes(attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1),
+    )
 
 
 ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
-    "Llama": llama, "Qwen2": qwen2, "Qwen3": qwen3, "Mistral": mistral, "Gemma 2": gemma2, "Gemma 3": gemma3, "Phi-3": phi3, "GPT-Neo": gpt_neo,
-    "GPT-NeoX": gpt_neox, "OPT": opt, "BLOOM": bloom, "Falcon": falcon, "Qwen2-MoE": qwen2_moe, "GPT-2": gpt2, "Mamba": mamba, "LFM2": lfm2,
-    "Bamba": bamba}
+    "Llama": llama,
+    "Qwen2": qwen2,
+    "Qwen3": qwen3,
+    "Mistral": mistral,
+    "Gemma 2": gemma2,
+    "Gemma 3": gemma3,
+    "Phi-3": phi3,
+    "GPT-Neo": gpt_neo,
+    "GPT-NeoX": gpt_neox,
+    "OPT": opt,
+    "BLOOM": bloom,
+    "Falcon": falcon,
+    "Qwen2-MoE": qwen2_moe,
+    "GPT-2": gpt2,
+    "Mamba": mamba,
+    "LFM2": lfm2,
+    "Bamba": bamba,
+}
 
 
 # -- odd folders
+
 
 def with_template(path: Path, template) -> Path:
     """A sound model whose tokenizer has this chat template (a text, or a list of named ones)."""
@@ -173,7 +277,9 @@ def with_template(path: Path, template) -> Path:
 
 def named_templates(path: Path) -> Path:
     template = tiny_tokenizer().chat_template
-    return with_template(path, [{"name": "default", "template": template}, {"name": "tool_use", "template": "tools" + template}])
+    return with_template(
+        path, [{"name": "default", "template": template}, {"name": "tool_use", "template": "tools" + template}]
+    )
 
 
 def named_without_default(path: Path) -> Path:
@@ -216,7 +322,9 @@ def adapter_without_its_base(path: Path) -> Path:
 def adapter_that_cannot_be_merged(path: Path) -> Path:
     (path / "base").mkdir()
     model = transformers.AutoModelForCausalLM.from_pretrained(llama(path / "base"))
-    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(path / "adapter")
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(
+        path / "adapter"
+    )
     return path / "adapter"
 
 
@@ -248,19 +356,33 @@ def without_a_head(path: Path) -> Path:
 
 
 def encoder(path: Path) -> Path:
-    return save(path, tiny_tokenizer(), "T5ForConditionalGeneration", "T5Config", d_model=WIDTH, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=HEADS,
-                decoder_start_token_id=0)
+    return save(
+        path,
+        tiny_tokenizer(),
+        "T5ForConditionalGeneration",
+        "T5Config",
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=WIDTH,
+        num_layers=1,
+        num_heads=HEADS,
+        decoder_start_token_id=0,
+    )
 
 
 def lfs_pointer(path: Path) -> Path:
     llama(path)
-    (path / "model.safetensors").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n")
+    (path / "model.safetensors").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n"
+    )
     return path
 
 
 def lfs_tokenizer(path: Path) -> Path:
     llama(path)
-    (path / "tokenizer.json").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2104556\n")
+    (path / "tokenizer.json").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2104556\n"
+    )
     return path
 
 
@@ -308,7 +430,11 @@ def no_weights(path: Path) -> Path:
 
 def unknown_type(path: Path) -> Path:
     file = llama(path) / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "brand_new", "architectures": ["BrandNewForCausalLM"]}))
+    file.write_text(
+        json.dumps(
+            {**json.loads(file.read_text()), "model_type": "brand_new", "architectures": ["BrandNewForCausalLM"]}
+        )
+    )
     return path
 
 
@@ -350,7 +476,16 @@ def hostile_pickle(path: Path) -> Path:
 
 def small_window(path: Path) -> Path:
     """Learned positions for fewer tokens than the usual prompt and reply have together."""
-    return save(path, bare_tokenizer(), "GPT2LMHeadModel", "GPT2Config", n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=160)
+    return save(
+        path,
+        bare_tokenizer(),
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        n_embd=WIDTH,
+        n_layer=BLOCKS,
+        n_head=HEADS,
+        n_positions=160,
+    )
 
 
 def empty(path: Path) -> Path:
@@ -367,6 +502,7 @@ def a_text_file(path: Path) -> Path:
 
 
 # -- GGUF, as llama.cpp has it
+
 
 def gguf_file(path: Path) -> Path:
     """The Llama of this module as one GGUF file in fp32, tokenizer and template in it."""
@@ -393,7 +529,9 @@ def gguf_file(path: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if i in control else gguf.TokenType.NORMAL for i in range(len(tokens))])
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL if i in control else gguf.TokenType.NORMAL for i in range(len(tokens))]
+    )
     writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)

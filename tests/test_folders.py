@@ -16,7 +16,16 @@ torch.set_num_threads(1)  # tensors this small are slower on two
 
 
 def settings_of(source, tmp_path, **changes):
-    return Settings(**{"model": str(source), "models_dir": tmp_path / "models", "device": "cpu", "dtype": "float32", "_env_file": None, **changes})
+    return Settings(
+        **{
+            "model": str(source),
+            "models_dir": tmp_path / "models",
+            "device": "cpu",
+            "dtype": "float32",
+            "_env_file": None,
+            **changes,
+        }
+    )
 
 
 def start(settings):
@@ -49,6 +58,7 @@ def test_what_can_work_works(name, tmp_path):
 
 # -- a PEFT adapter
 
+
 @pytest.fixture
 def adapter(tmp_path):
     (tmp_path / "made").mkdir()
@@ -78,7 +88,9 @@ def test_an_adapter_is_merged_before_the_base_is_quantised(adapter, tmp_path):
     settings = settings_of(adapter, tmp_path)
     merged, quantised = models.load_trunk(settings), models.load_trunk(settings, "nf4")
     exact, near = (torch.log_softmax(model(torch.arange(8)[None]).logits, -1) for model in (merged, quantised))
-    bare = torch.log_softmax(AutoModelForCausalLM.from_pretrained(adapter.parent / "base")(torch.arange(8)[None]).logits, -1)
+    bare = torch.log_softmax(
+        AutoModelForCausalLM.from_pretrained(adapter.parent / "base")(torch.arange(8)[None]).logits, -1
+    )
     assert (exact - near).abs().mean() < (exact - bare).abs().mean()
 
 
@@ -101,11 +113,15 @@ def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
 
 # -- other sources
 
+
 def test_a_gguf_file_is_converted_once_to_the_very_weights(tmp_path):
     (tmp_path / "made").mkdir()
     file = architectures.gguf_file(tmp_path / "made")
     settings, source = settings_of(file, tmp_path), settings_of(file.parent / "source", tmp_path)
-    assert models.base_identity(models.load_trunk(settings), settings)["hash"] == models.base_identity(models.load_trunk(source), source)["hash"]
+    assert (
+        models.base_identity(models.load_trunk(settings), settings)["hash"]
+        == models.base_identity(models.load_trunk(source), source)["hash"]
+    )
     made = list((tmp_path / "models").iterdir())
     assert len(made) == 1 and made[0].name.startswith("tiny-")
     assert models.source_of(settings) == str(made[0])
@@ -145,9 +161,19 @@ def test_where_neither_hub_nor_package_can_be_had_it_says_what_to_do(tmp_path, m
 
 # -- what a model bears
 
+
 @pytest.mark.parametrize(("positions", "context", "reply"), [(512, 320, 192), (160, 80, 80), (2048, 1024, 192)])
 def test_prompt_and_reply_together_stay_within_the_positions(positions, context, reply, tmp_path):
-    folder = architectures.save(tmp_path, architectures.bare_tokenizer(), "GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=1, n_head=4, n_positions=positions)
+    folder = architectures.save(
+        tmp_path,
+        architectures.bare_tokenizer(),
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        n_embd=32,
+        n_layer=1,
+        n_head=4,
+        n_positions=positions,
+    )
     settings = models.bounded(settings_of(folder, tmp_path))
     assert (settings.context_tokens, settings.reply_tokens) == (context, reply)
     assert settings.rollout_context + settings.rollout_tokens <= positions
@@ -155,7 +181,16 @@ def test_prompt_and_reply_together_stay_within_the_positions(positions, context,
 
 
 def test_a_model_for_a_few_tokens_is_refused(tmp_path):
-    folder = architectures.save(tmp_path, architectures.bare_tokenizer(), "GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=1, n_head=4, n_positions=64)
+    folder = architectures.save(
+        tmp_path,
+        architectures.bare_tokenizer(),
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        n_embd=32,
+        n_layer=1,
+        n_head=4,
+        n_positions=64,
+    )
     assert "takes 64 tokens" in refused(settings_of(folder, tmp_path))
 
 

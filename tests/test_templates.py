@@ -29,12 +29,19 @@ def text(tokenizer, messages, system=None):
 
 # -- the end of a reply
 
-@pytest.mark.parametrize(("make", "end"), [(gemma_tokenizer, "<end_of_turn>"), (chatml_on_endoftext, "<|im_end|>"), (tiny_tokenizer, "<|im_end|>")])
+
+@pytest.mark.parametrize(
+    ("make", "end"),
+    [(gemma_tokenizer, "<end_of_turn>"), (chatml_on_endoftext, "<|im_end|>"), (tiny_tokenizer, "<|im_end|>")],
+)
 def test_a_reply_ends_as_the_template_ends_it_and_not_at_eos(make, end):
     """Gemma's eos is <eos>, and ChatML on a base model has <|endoftext|>: replies ran on, and demonstrations ended with a token that no chat has."""
     tokenizer = make()
     assert prompts.encode_reply("Paris.", tokenizer)[-1:] == [ids_of(tokenizer, end)]
-    assert prompts.encode_reply("Paris.", tokenizer, ended=False) == tokenizer("Paris.", add_special_tokens=False)["input_ids"]
+    assert (
+        prompts.encode_reply("Paris.", tokenizer, ended=False)
+        == tokenizer("Paris.", add_special_tokens=False)["input_ids"]
+    )
     assert {ids_of(tokenizer, end), tokenizer.eos_token_id} <= models.end_tokens(tiny_model(), tokenizer)
 
 
@@ -49,12 +56,16 @@ def test_the_end_of_a_reply_is_not_shown():
 
 # -- no template
 
+
 def test_a_plain_template_is_supplied_and_said(caplog):
     tokenizer = bare_tokenizer()
     templates.prepare(tokenizer)
     assert "has no chat template; a plain one is used" in caplog.text
-    assert text(tokenizer, [*ASKED, {"role": "assistant", "content": "The Nile."}, {"role": "user", "content": "And then?"}], "Be brief.") == (
-        "Be brief.\n\nUser:\nWhich river?\nAssistant:\nThe Nile.\nUser:\nAnd then?\nAssistant:\n")
+    assert text(
+        tokenizer,
+        [*ASKED, {"role": "assistant", "content": "The Nile."}, {"role": "user", "content": "And then?"}],
+        "Be brief.",
+    ) == ("Be brief.\n\nUser:\nWhich river?\nAssistant:\nThe Nile.\nUser:\nAnd then?\nAssistant:\n")
     assert len(models.template_hash(tokenizer)) == 64
 
 
@@ -62,8 +73,11 @@ def test_in_the_plain_template_a_reply_ends_where_the_user_would_speak():
     tokenizer = bare_tokenizer()
     templates.prepare(tokenizer)
     end = templates.of(tokenizer).end
-    assert tokenizer.decode(end) == "\nUser:" and models.end_tokens(tiny_model(), tokenizer) >= {end, tokenizer.eos_token_id}
-    assert prompts.encode_reply("The Nile.", tokenizer)[-len(end):] == list(end)
+    assert tokenizer.decode(end) == "\nUser:" and models.end_tokens(tiny_model(), tokenizer) >= {
+        end,
+        tokenizer.eos_token_id,
+    }
+    assert prompts.encode_reply("The Nile.", tokenizer)[-len(end) :] == list(end)
     assert prompts.reply_text(prompts.encode_reply("The Nile.", tokenizer), tokenizer) == "The Nile."
     assert prompts.before("The Nile.\nUs", prompts.stops_of(tokenizer, ""), growing=True) == "The Nile."
     assert prompts.before("Go! Stop\nUser: more", prompts.stops_of(tokenizer, "Stop"), growing=False) == "Go! "
@@ -85,8 +99,12 @@ def test_a_run_of_tokens_ends_a_reply_in_the_decoder():
 
 # -- what a template takes
 
+
 def test_a_system_prompt_goes_into_the_first_message_where_the_template_takes_none():
-    assert text(gemma_tokenizer(), ASKED, "Be brief.") == "<bos><start_of_turn>user\nBe brief.\n\nWhich river?<end_of_turn>\n<start_of_turn>model\n"
+    assert (
+        text(gemma_tokenizer(), ASKED, "Be brief.")
+        == "<bos><start_of_turn>user\nBe brief.\n\nWhich river?<end_of_turn>\n<start_of_turn>model\n"
+    )
     assert "system\nBe brief.<|im_end|>" in text(tiny_tokenizer(), ASKED, "Be brief.")
 
 
@@ -104,7 +122,10 @@ def test_neighbours_of_one_role_are_joined_where_roles_must_alternate():
 
 def test_what_a_template_refuses_the_person_is_told():
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% if 'pirate' in messages[0]['content'] %}{{ raise_exception('No pirates') }}{% endif %}" + tokenizer.chat_template
+    tokenizer.chat_template = (
+        "{% if 'pirate' in messages[0]['content'] %}{{ raise_exception('No pirates') }}{% endif %}"
+        + tokenizer.chat_template
+    )
     assert prompts.check_system("Be brief.", tokenizer, 1000, 1000) == "Be brief."
     with pytest.raises(BadMessage, match="template does not take this conversation: No pirates"):
         prompts.check_system("You are a pirate.", tokenizer, 1000, 1000)
@@ -115,19 +136,31 @@ def test_what_a_template_refuses_the_person_is_told():
 def test_a_system_prompt_is_tried_when_it_is_saved(tmp_path):
     """A template that refuses it ended every later message in a traceback."""
     settings = Settings(model=str(tiny_folder(tmp_path)), dtype="float32", threads=1, context_tokens=64, _env_file=None)
-    chat = Chat(Store(), Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)), settings)
+    chat = Chat(
+        Store(), Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)), settings
+    )
     with pytest.raises(BadMessage, match="at most 64 fit"):
         chat.configure(chat.store.annotator("ann"), "Speak of rivers and nothing else. " * 20, {})
 
 
 # -- tokens that steer
 
+
 def control(tokenizer):
     return templates.of(tokenizer).control
 
 
 def test_control_tokens_are_those_of_the_table_that_steer():
-    assert control(gemma_tokenizer()).texts == {"<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"}
+    assert control(gemma_tokenizer()).texts == {
+        "<bos>",
+        "<eos>",
+        "<pad>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    }
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["[INST]", "<|tool|>", "def", "  ", "<think>", "<b>"])
     assert control(tokenizer).texts - {"<|endoftext|>", "<|im_start|>", "<|im_end|>"} == {"[INST]", "<|tool|>"}
@@ -140,15 +173,20 @@ def test_a_message_with_a_control_token_is_refused(message):
         prompts.check(message, gemma_tokenizer(), 1000)
 
 
-@pytest.mark.parametrize("message", ["def f():\n    return 1", "use <code>x</code> here", "two  blanks", "[INST] is no token here"])
+@pytest.mark.parametrize(
+    "message", ["def f():\n    return 1", "use <code>x</code> here", "two  blanks", "[INST] is no token here"]
+)
 def test_ordinary_text_is_not_refused(message):
     tokenizer = gemma_tokenizer()
     tokenizer.add_tokens(["def"])
     assert prompts.check(message, tokenizer, 1000) == message
 
 
-@pytest.mark.parametrize("hostile", ["<|im_" * 9000 + "end|>" * 9000, "<|im_end|>" * 10_000, "|>" * 50_000, "<|im_end|" * 11_000],
-                         ids=["nested", "repeated", "ends", "beginnings"])
+@pytest.mark.parametrize(
+    "hostile",
+    ["<|im_" * 9000 + "end|>" * 9000, "<|im_end|>" * 10_000, "|>" * 50_000, "<|im_end|" * 11_000],
+    ids=["nested", "repeated", "ends", "beginnings"],
+)
 def test_a_hostile_message_takes_linear_time(hostile):
     """Leaving tokens out until none is left took a pass for each level of nesting."""
     tokenizer = tiny_tokenizer()
