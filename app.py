@@ -63,6 +63,7 @@ def serve(settings, sock):
 
     memory.return_freed()
     try:
+        settings = models.bounded(settings)
         tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
     except models.ModelUnavailable as error:
         raise CannotStart(error) from None

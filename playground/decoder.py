@@ -41,10 +41,12 @@ class Reply:
 
 class Decoding:
     """Replies to `prompt` (token ids), one for each seed. The prompt is read once, `forward.chunk` tokens at a time, and its keys and values are
-    shared by all of them. A reply depends on its own seed, not on who else is decoded."""
+    shared by all of them. A reply depends on its own seed, not on who else is decoded. `end_tokens` are ids that end a reply, and tuples of ids
+    that do so together."""
 
     def __init__(self, forward, prompt, seeds, sampling, end_tokens, line=None):
         self.forward, self.prompt, self.sampling, self.end_tokens = forward, prompt, sampling, end_tokens
+        self.end_runs = [list(run) for run in end_tokens if isinstance(run, tuple)]
         self.replies = [Reply(seed, [], []) for seed in seeds]
         self.line = line or forward.open(len(seeds), len(prompt), sampling.max_tokens)
         self.logits = None  # (vocabulary,) after the prompt, once it is read
@@ -76,7 +78,7 @@ class Decoding:
         """Take one token in."""
         reply.token_ids.append(token)
         reply.logprobs.append(logprob)
-        if token in self.end_tokens:
+        if token in self.end_tokens or any(reply.token_ids[-len(run):] == run for run in self.end_runs):
             self.end(reply, "end")
         elif len(reply.token_ids) >= self.sampling.max_tokens:
             self.end(reply, "length")

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -57,7 +57,7 @@ class Stream:
     prompt: list
     seeds: list
     sampling: Sampling
-    stop_text: str = ""
+    stops: tuple = ()  # texts where a reply ends
     decoding: Decoding | None = None
     nbytes: int = 0  # of its keys and values
     place: int = 0  # in the line of those who wait for room; 0 once it runs
@@ -79,7 +79,7 @@ class Stream:
         """The texts so far."""
         if not self.decoding:
             return [""] * len(self.seeds)
-        return [prompts.before(d.text, self.stop_text, not r.finish_reason) for d, r in zip(self.detokenisers, self.decoding.replies, strict=True)]
+        return [prompts.before(d.text, self.stops, not r.finish_reason) for d, r in zip(self.detokenisers, self.decoding.replies, strict=True)]
 
     def tokens(self):
         """How many tokens each reply has so far."""
@@ -128,7 +128,7 @@ class Engine:
         self.store, self.settings, self.base, self.tokenizer = store, settings, base, tokenizer
         self.identity = models.base_identity(base, settings)
         self.template_hash = models.template_hash(tokenizer)
-        self.end_tokens = models.end_tokens(base, tokenizer)
+        self.end_tokens, self.positions = models.end_tokens(base, tokenizer), models.positions(base.config)
         self.choice = threads.apart(settings.threads, lambda: tuning.choose(settings, base, self.identity))
         self.live, self._forms, self._canaries = threads.apart(settings.threads, self._first)
         self._resident = {0: self.live}
@@ -158,7 +158,7 @@ class Engine:
     def _first(self):
         """The base as a policy, layers for versions with the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
         base = Policy(0, self.base, self.choice.forward(self.base))
-        requests = [self.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False) for text in CANARIES]
+        requests = prompts.encode_those_that_fit(CANARIES, self.tokenizer, self.settings.context_tokens)
         shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(models.linear_targets(self.base))
         forms = adapters.Forms(self.base)
         forms.prepare(RESIDENT, *shape)
@@ -187,12 +187,15 @@ class Engine:
         returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
+        if self.positions:
+            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, self.positions - len(prompt))))
         with self._lock:
             policy = policy or self.live
             if self._resident.get(policy.version) is not policy:
                 raise VersionGone(f"v{policy.version} has been let go of")
             policy.streams += 1
-            stream = Stream(policy, prompt, seeds, sampling, stop_text, place=len(self._waiting) + 1)
+            stops = prompts.stops_of(self.tokenizer, stop_text)
+            stream = Stream(policy, prompt, seeds, sampling, stops, place=len(self._waiting) + 1)
             self._waiting.append(stream)
         self._work.set()
         return stream
@@ -308,7 +311,7 @@ class Engine:
         now = 1e3 * (time.monotonic() - stream.started)
         stream.first_token_ms[side] = stream.first_token_ms[side] or now
         text, reply = stream.detokenisers[side].add(token), stream.decoding.replies[side]
-        if stream.stop_text and stream.stop_text in text and not reply.finish_reason:
+        if not reply.finish_reason and any(stop in text for stop in stream.stops):
             stream.decoding.end(reply, "end")
         if reply.finish_reason:
             stream.total_ms[side] = now
@@ -429,8 +432,8 @@ class Engine:
             if not torch.isfinite(new).all():
                 raise adapters.BadAdapter(f"v{policy.version} gives logits that are not finite")
             divergences.append((new.exp() * (new - old)).sum().item())
-            instant_ends += sum(new[i].exp().item() for i in self.end_tokens) > 0.5
-        if instant_ends == len(CANARIES):
+            instant_ends += sum(new[i].exp().item() for i in self.end_tokens if isinstance(i, int)) > 0.5
+        if instant_ends == len(self._canaries):
             raise adapters.BadAdapter(f"v{policy.version} ends its reply at once on every plain request")
         if (mean := sum(divergences) / len(divergences)) > CANARY_KL:
             raise adapters.BadAdapter(f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {CANARY_KL} is accepted")

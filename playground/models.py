@@ -6,6 +6,7 @@ Owns where weights come from and in which number format they run. Knows nothing 
 
 import copy
 import hashlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
-from playground import attention
+from playground import attention, folders, templates
+from playground.folders import ModelUnavailable
 from playground.settings import ON_SPACE, SettingsError, read
 
 log = logging.getLogger(__name__)
@@ -32,8 +35,10 @@ EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-class ModelUnavailable(Exception):
-    """The base model cannot be had; the message says what to do."""
+LEAST_POSITIONS = 128  # a model for fewer tokens holds no conversation
+_MAMBA = {"conv1d", "out_proj", "dt_proj"}
+NO_LORA = {"mamba": _MAMBA, "mamba2": _MAMBA, "falcon_mamba": _MAMBA, "falcon_h1": _MAMBA, "nemotron_h": _MAMBA}  # layers that these models' forwards go round
+NOT_QUANTISED = ["lm_head", "dt_proj"]  # Mamba multiplies by the weight of dt_proj itself
 
 
 # -- where weights come from
@@ -49,6 +54,16 @@ def resolve(settings):
         return settings.model
     folder = embedded_folder(settings)
     return str(folder) if folder.exists() and not ON_SPACE else HUB_ID
+
+
+def source_of(settings) -> str:
+    """The hub id or folder that transformers loads: as `resolve`, with GGUF files and PEFT adapters converted, and the embedded model where the
+    settings name none and the hub cannot be reached. ModelUnavailable where there is none."""
+    source = resolve(settings)
+    if settings.model or source != HUB_ID or folders.on_hub(HUB_ID):
+        return folders.usable(source, settings.models_dir)
+    log.warning("%s is not on this machine and the hub cannot be reached; the embedded model is used", HUB_ID)
+    return str(fetch_embedded(settings))
 
 
 def fetch_embedded(settings):
@@ -71,14 +86,7 @@ def fetch_embedded(settings):
         digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
         if digest != EMBEDDED_SHA256:
             raise ModelUnavailable(f"the embedded model has sha256 {digest}; expected {EMBEDDED_SHA256}. Run `make setup` again.")
-        partial = scratch / "converted"
-        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=gguf.name, dtype=torch.bfloat16,
-                                                     quantization_config=transformers.GgufConfig(dequantize=True))
-        tokenizer.save_pretrained(partial)
-        model.save_pretrained(partial)
-        partial.rename(folder)
-    return folder
+        return folders.convert_gguf(gguf, folder)
 
 
 # -- loading
@@ -112,15 +120,51 @@ def trunk_dtype(settings):
 
 
 def load_tokenizer(settings):
-    """The base model's tokenizer; it must carry a chat template."""
-    source = resolve(settings)
+    """The base model's tokenizer, its chat template settled. ModelUnavailable where it cannot be used with the model."""
+    source = source_of(settings)
+    config = load_config(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # it reads files of strangers, and raises whatever it stumbles over
         raise ModelUnavailable(_advice(source, error)) from None
-    if not tokenizer.chat_template:
-        raise ModelUnavailable(f"{source} has no chat template. Pass --model a chat (instruct) model.")
+    try:
+        templates.prepare(tokenizer)
+    except templates.BadTemplate as error:
+        raise ModelUnavailable(f"The chat template of {source} cannot be used ({error}): mend chat_template in its tokenizer_config.json or "
+                               "chat_template.jinja, or pass --model another one.") from None
+    _check_vocabulary(tokenizer, config, source)
     return tokenizer
+
+
+def _check_vocabulary(tokenizer, config, source):
+    """ModelUnavailable where a text could hold a token that the model has no embedding for.
+
+    A control token beyond the embeddings does no harm unless the template writes it: messages cannot hold it.
+    """
+    size = config.get_text_config().vocab_size
+    beyond = {text: token_id for text, token_id in tokenizer.get_vocab().items() if token_id >= size}
+    control = templates.of(tokenizer).control.texts
+    written = {tokenizer.eos_token, tokenizer.bos_token}
+    harmful = [text for text in beyond if text not in control or text in written or text in tokenizer.chat_template]
+    if harmful:
+        raise ModelUnavailable(
+            f"The tokenizer of {source} has {len(beyond)} tokens more than the model has embeddings ({size:,}), such as {harmful[0]!r}: call "
+            "resize_token_embeddings and train the model on them, or take the tokenizer that the model came with.")
+    if beyond:
+        log.info("the tokenizer has %d control tokens without an embedding; no text can hold them", len(beyond))
+
+
+def load_config(source: str):
+    """The transformers config of a folder or hub id. ModelUnavailable unless it is a language model's that transformers knows."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnavailable(f"{source} brings code of its own (trust_remote_code), which is never run here: pass --model one of an architecture "
+                                   "that transformers has itself.") from None
+        raise ModelUnavailable(_advice(source, error)) from None
+    folders.check_config(source, config.to_dict())
+    return config
 
 
 def load_trunk(settings, quantisation="none", training=False):
@@ -128,17 +172,22 @@ def load_trunk(settings, quantisation="none", training=False):
 
     For training on a CPU with plain attention: on a rollout's length, forward and backward take less than half of the fused kernel's time.
     """
-    source, dtype, device = resolve(settings), trunk_dtype(settings), device_of(settings)
+    source, dtype, device = source_of(settings), trunk_dtype(settings), device_of(settings)
+    config = load_config(source)
     options = {"dtype": dtype, **({"attn_implementation": "eager"} if training and device.type == "cpu" else {})}
     if quantisation != "none":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=quantisation == "int8", load_in_4bit=quantisation == "nf4", bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype)
+            bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=NOT_QUANTISED if config.model_type in NO_LORA else None)
         options["device_map"] = {"": str(device)}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, output_loading_info=True, **options)
+    except Exception as error:  # it reads files of strangers, and raises whatever it stumbles over
         raise ModelUnavailable(_advice(source, error)) from None
+    missing = sorted(set(found["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise ModelUnavailable(f"The weights of {source} lack {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which would be "
+                               "random: pass --model a whole language model, or download it again.")
     if "attn_implementation" in options:
         attention.use_grouped(model)
     if quantisation == "none":
@@ -153,8 +202,60 @@ def load_trunk(settings, quantisation="none", training=False):
 
 
 def _advice(source, error):
-    return (f"The base model {source!r} could not be loaded: {str(error).strip().splitlines()[0]}\n"
-            "Run `make setup` to fetch the embedded model, or pass --model a folder or a hub id that this machine can reach.")
+    text = str(error).strip()
+    if "Weights only load failed" in text:
+        return f"The pickled weights in {source} hold more than tensors and might run code: pass --model a folder with safetensors weights."
+    reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return (f"The base model {source!r} could not be loaded ({reason}): run `make setup` to fetch the embedded model, or pass --model a folder or a hub id "
+            "that this machine can reach.")
+
+
+# -- what a model bears
+
+def positions(config) -> int | None:
+    """How many tokens a model takes at most; None where nothing bounds them (ALiBi, states)."""
+    text = config.get_text_config()
+    if getattr(text, "alibi", False):
+        return None
+    return getattr(text, "max_position_embeddings", None)
+
+
+def bounded(settings):
+    """The settings with the budgets of the chat and of rollouts, prompt and reply together, within what the base model takes: the reply keeps its
+    limit up to half of that, and old turns go for the rest. ModelUnavailable for a model that takes too little for a conversation."""
+    source = source_of(settings)
+    most = positions(load_config(source))
+    if most is None:
+        return settings
+    if most < LEAST_POSITIONS:
+        raise ModelUnavailable(f"{source} takes {most} tokens, which is too little for a conversation: pass --model one that takes {LEAST_POSITIONS} or more.")
+    changed = {}
+    for context, reply in (("context_tokens", "reply_tokens"), ("rollout_context", "rollout_tokens")):
+        prompt_tokens, new_tokens = getattr(settings, context), getattr(settings, reply)
+        if prompt_tokens + new_tokens > most:
+            changed[reply] = min(new_tokens, most // 2)
+            changed[context] = min(prompt_tokens, most - changed[reply])
+    if changed:
+        log.warning("the model takes %d tokens, prompt and reply together; so %s", most, ", ".join(f"{name} is {value}" for name, value in changed.items()))
+    return settings.model_copy(update=changed)
+
+
+def cut(prompt: list, completion: list, most: int | None) -> tuple[list, list]:
+    """A prompt and its reply, cut to `most` tokens: the prompt's beginning goes first, then the reply's end; one token of the prompt stays."""
+    if most is None or len(prompt) + len(completion) <= most:
+        return prompt, completion
+    completion = completion[:most - 1]
+    return prompt[len(prompt) + len(completion) - most:], completion
+
+
+def inputs(model, **tensors):
+    """Those of a forward's arguments that `model` has: ALiBi and states take no positions."""
+    return {name: tensor for name, tensor in tensors.items() if name != "position_ids" or takes(model, name)}
+
+
+def takes(model, argument: str) -> bool:
+    """Whether the model's forward has an argument of this name."""
+    return argument in inspect.signature(type(model).forward).parameters
 
 
 def base_identity(model, settings):
@@ -163,7 +264,7 @@ def base_identity(model, settings):
     for name, tensor in sorted(model.state_dict().items()):
         row = tensor.reshape(-1)[: tensor.shape[-1]].to(torch.bfloat16).cpu().view(torch.int16).numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + row.tobytes())
-    source = resolve(settings)
+    source = source_of(settings)
     return {"model": Path(source).name if Path(source).exists() else source, "hash": digest.hexdigest()}
 
 
@@ -172,23 +273,28 @@ def template_hash(tokenizer):
 
 
 def end_tokens(model, tokenizer):
-    """Ids of the tokens that end a reply."""
+    """Ids of the tokens that end a reply, of the chat template and of the model's own; where the template ends a reply by words, their ids as one tuple."""
     ids = model.generation_config.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    end = templates.of(tokenizer).end
+    return frozenset([*(i for i in [*ids, tokenizer.eos_token_id] if i is not None), end[0] if len(end) == 1 else end])
 
 
 # -- structure
 
 def blocks(model):
-    """The list of transformer blocks of any decoder-only model."""
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    return max(lists, key=len)
+    """The list of transformer blocks of any decoder-only model: the longest that is not inside another (experts are)."""
+    outer = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other in outer):
+            outer[name] = module
+    return max(outer.values(), key=len)
 
 
 def linear_targets(model):
-    """Names (last component) of all linear layers inside the blocks; quantised ones are subclasses of Linear."""
-    return sorted({name.rsplit(".", 1)[-1] for name, m in blocks(model).named_modules() if isinstance(m, torch.nn.Linear)})
+    """Names (last component) of all linear layers inside the blocks, GPT-2's Conv1D too; quantised ones are subclasses of Linear."""
+    names = {name.rsplit(".", 1)[-1] for name, m in blocks(model).named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    return sorted(names - NO_LORA.get(model.config.model_type, set()))
 
 
 def shell(base):
@@ -203,7 +309,9 @@ def with_lora(base, *, rank, alpha, targets):
     They are kept in fp32, where small steps do not vanish, and multiplied in the trunk's format: peft would turn every layer's input into fp32,
     and keep that for the backward.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(targets), bias="none", task_type="CAUSAL_LM")
+    transposed = any(isinstance(m, Conv1D) for m in blocks(base).modules())
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(targets), bias="none", task_type="CAUSAL_LM",
+                        fan_in_fan_out=transposed)
     model = get_peft_model(base, config, autocast_adapter_dtype=True).eval()
     for layer in model.modules():
         if isinstance(layer, LoraLayer):

@@ -23,9 +23,9 @@ class Memory:
         return True
 
     def give_back(self, nbytes, forward, line):
-        """A line has ended; it is kept where it fits, if its prompt was read."""
+        """A line has ended; it is kept where it fits, if its prompt was read and it has keys that others can begin with."""
         self.used -= nbytes
-        if line and line.prompt:
+        if line and line.prompt and line.nbytes:
             self.kept.append((forward, line))
         while self.kept and self.used + sum(line.nbytes for _, line in self.kept) > self.budget:
             self.kept.pop(0)

@@ -1,12 +1,14 @@
 """Messages to token ids, the same for serving and training, and token ids back to text.
 
-The only module that touches the chat template. Knows nothing about models or rows.
+What a tokenizer's chat template is like is `templates.py`'s. Knows nothing about models or rows.
 """
 
 import json
 import re
 import unicodedata
 from pathlib import Path
+
+from playground import templates
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"
 
@@ -25,10 +27,25 @@ def check(text, tokenizer, max_chars):
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t\r":
             raise BadMessage(f"The message holds a control character (U+{ord(char):04X}). Remove it and send again.")
-    for token in tokenizer.all_special_tokens:
-        if token in text:
-            raise BadMessage(f"The message holds {token}, which steers the model's chat format. Remove it and send again.")
+    control = templates.of(tokenizer).control
+    token = control.first(text) or _encoded_control(text, tokenizer, control)
+    if token:
+        raise BadMessage(f"The message holds {token}, which steers the model's chat format. Remove it and send again.")
     return text
+
+
+def _encoded_control(text, tokenizer, control):
+    """A control token that the text becomes though it does not hold it letter by letter: tokenizers may normalise a text first."""
+    ids = set(tokenizer(text, add_special_tokens=False)["input_ids"])
+    found = (ids & control.ids) - {tokenizer.unk_token_id}
+    return tokenizer.convert_ids_to_tokens(min(found)) if found else None
+
+
+def check_system(system_prompt: str, tokenizer, max_chars: int, budget: int) -> str:
+    """Return a system prompt as `check` does; BadMessage also where the chat template refuses it or it leaves no room for a message."""
+    system_prompt = check(system_prompt, tokenizer, max_chars)
+    encode([{"role": "user", "content": "Hello"}], tokenizer, budget, system_prompt)
+    return system_prompt
 
 
 def encode(messages, tokenizer, budget, system_prompt=None):
@@ -40,26 +57,37 @@ def encode(messages, tokenizer, budget, system_prompt=None):
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = [{**m, "content": without_special_tokens(m["content"], tokenizer)} for m in messages]
     for start in (i for i, m in enumerate(messages) if m["role"] == "user"):
-        ids = tokenizer.apply_chat_template(system + messages[start:], add_generation_prompt=True, return_dict=False)
+        try:
+            ids = templates.encode(system + messages[start:], tokenizer)
+        except templates.BadTemplate as error:
+            raise BadMessage(f"The model's chat template does not take this conversation: {error}. Change the system prompt or the message.") from None
         if len(ids) <= budget:
             return ids
     raise BadMessage(f"The message has {len(ids):,} tokens with its frame; at most {budget:,} fit. Please shorten it.")
 
 
-def encode_reply(text, tokenizer):
-    """Token ids of a reply that a person wrote, with the end-of-reply token."""
-    return [*tokenizer(without_special_tokens(text, tokenizer), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def encode_those_that_fit(texts: list[str], tokenizer, budget: int) -> list[list[int]]:
+    """Token ids of each first message that has room in `budget`; BadMessage where none has."""
+    found, refused = [], None
+    for text in texts:
+        try:
+            found.append(encode([{"role": "user", "content": text}], tokenizer, budget))
+        except BadMessage as error:
+            refused = error
+    if refused and not found:
+        raise refused
+    return found
+
+
+def encode_reply(text, tokenizer, ended=True):
+    """Token ids of a reply that a person wrote, with what ends a reply in the chat template unless it is not `ended`."""
+    ids = tokenizer(without_special_tokens(text, tokenizer), add_special_tokens=False)["input_ids"]
+    return [*ids, *(templates.of(tokenizer).end if ended else ())]
 
 
 def without_special_tokens(text, tokenizer):
-    """A model can spell a special token letter by letter; encoded again it would break the template.
-    Repeated, since leaving one out may join another."""
-    before = None
-    while text != before:
-        before = text
-        for token in tokenizer.all_special_tokens:
-            text = text.replace(token, "")
-    return text
+    """A model can spell a control token letter by letter; encoded again it would break the template."""
+    return templates.of(tokenizer).control.without(text)
 
 
 def canaries():
@@ -69,11 +97,31 @@ def canaries():
 
 
 def decode(ids, tokenizer):
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    """The text of token ids, without the tokens that end a reply or steer the chat."""
+    form = templates.of(tokenizer)
+    hidden = () if form.end_text else form.end  # not every tokenizer calls it special
+    return tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=True)
 
 
-def before(text, stop, growing):
-    """What of a text may be shown that ends where `stop` begins: all before it and, while it grows, not what may be its beginning."""
+def reply_text(ids, tokenizer):
+    """The text of a whole reply, up to the words that end one where the chat template ends a reply by words."""
+    return before(decode(ids, tokenizer), templates.of(tokenizer).end_text, growing=False).strip()
+
+
+def stops_of(tokenizer, *stops):
+    """The texts where a reply ends: those given, and the one of the chat template; empty ones are left out."""
+    return tuple(text for text in (*stops, templates.of(tokenizer).end_text) if text)
+
+
+def before(text, stops, growing):
+    """What of a text may be shown that ends where one of `stops` (a text or several) begins: all before it and, while it grows, not what may be
+    its beginning."""
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = _before(text, stop, growing)
+    return text
+
+
+def _before(text, stop, growing):
     if not stop:
         return text
     shown, found, _ = text.partition(stop)

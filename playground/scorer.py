@@ -35,7 +35,7 @@ class FeatureTrunk:
         for layer in self.layers:
             stack[layer - 1].register_forward_hook(partial(self._keep, layer))
         del stack[self.layers[-1]:]
-        self.batch = settings.reward_batch
+        self.batch, self.most = settings.reward_batch, models.positions(self.model.config)
         self.targets = models.linear_targets(self.model)
         self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
         self.peft = None
@@ -44,13 +44,15 @@ class FeatureTrunk:
         self._hidden[layer] = output[0] if isinstance(output, tuple) else output
 
     def batch_features(self, replies):
-        """Features of [(prompt ids, completion ids)]: (N, D) fp32, with gradients where enabled."""
+        """Features of [(prompt ids, completion ids)], cut to what the model takes: (N, D) fp32, with gradients where enabled."""
+        replies = [models.cut(prompt, completion, self.most) for prompt, completion in replies]
         device = next(self.model.parameters()).device
         longest = max(len(p) + len(c) for p, c in replies)
         ids = torch.tensor([[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)  # (N, L), right-padded
         mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
         pool = torch.tensor([[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
-        self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self.model.base_model(**models.inputs(self.model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False))
         pool = pool[..., None].float()  # (N, L, 1)
         length = pool.sum(1).clamp(min=1)  # (N, 1)
         return torch.cat([*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1)

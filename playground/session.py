@@ -289,7 +289,7 @@ class Chat:
         self._idle(annotator)
         system_prompt = (self._checked(gestures.SystemPrompt, system_prompt=system_prompt).system_prompt or "").strip() or None
         if system_prompt:
-            prompts.check(system_prompt, self.engine.tokenizer, self.settings.message_chars)
+            prompts.check_system(system_prompt, self.engine.tokenizer, self.settings.message_chars, self.settings.context_tokens)
         limits = self._limits()
         for name, value in sampling.items():
             if name not in limits:

@@ -4,6 +4,7 @@ Each field's docstring gives its meaning and unit; its bounds are checked when t
 what the values do: each has exactly one reader elsewhere.
 """
 
+import codecs
 import os
 import sys
 from ipaddress import ip_network
@@ -28,6 +29,10 @@ SECTIONS = {"When a round runs": ("round_votes", "auto_train"), "Preferences": (
             "Gate": ("gate_prompts", "canary_fall")}
 
 
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+                    codecs.BOM_UTF16_BE: "utf-16"}  # UTF-32's begins with UTF-16's, so it comes first
+
+
 class SettingsError(Exception):
     """A setting cannot be used; the message names it, the value given and what is accepted."""
 
@@ -41,9 +46,14 @@ class Settings(BaseSettings):
         protected_namespaces=(), validate_default=True,
     )
 
+    def __init__(self, **values):
+        """Like any settings object's, with `.env` read in the encoding that it is in."""
+        values.setdefault("_env_file_encoding", encoding_of(values.get("_env_file", ".env")))
+        super().__init__(**values)
+
     # -- model and machine
     model: str = ""
-    """Base model: a hub id or a folder. Empty: the embedded SmolLM2-135M-Instruct where `make setup` made it, else its hub id."""
+    """Base model: a hub id, a folder or a GGUF file; a PEFT adapter is merged into its base. Empty: the embedded SmolLM2-135M-Instruct where `make setup` made it, else its hub id."""
     models_dir: Path = Path("data/models")
     """Folder that holds the embedded model once it is converted."""
     data_dir: Path = Path("data")
@@ -248,6 +258,11 @@ class Settings(BaseSettings):
     def _all_cores(cls, value):
         return value or os.cpu_count() or 1
 
+    @field_validator("model")
+    @classmethod
+    def _expand_home(cls, value):
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+
     @field_validator("data_dir", "models_dir")
     @classmethod
     def _expand(cls, value):
@@ -275,6 +290,24 @@ class Settings(BaseSettings):
     def environ(self):
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""
         return {f"NUDGE_{name.upper()}": str(value) for name, value in self.model_dump(include=set(Settings.model_fields)).items()}
+
+
+def encoding_of(env_file: str | Path | None) -> str:
+    """The encoding of a `.env` file, as far as its first bytes settle it: PowerShell writes UTF-16, Notepad UTF-8 with a byte-order mark.
+
+    SettingsError where it is neither of these nor UTF-8, since then only its author knows what the letters are.
+    """
+    if env_file is None or not Path(env_file).is_file():
+        return "utf-8"
+    raw = Path(env_file).read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise SettingsError(f"{env_file} is in an encoding that cannot be told from its bytes: save it as UTF-8.")
+    return encoding
 
 
 def sections():

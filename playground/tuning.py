@@ -29,7 +29,7 @@ class Choice:
 
     def forward(self, model):
         """This version of the model, ready to run."""
-        return plain.Plain(model) if self.number_format == "plain" else lean.Lean(model, self.number_format)
+        return plain.of(model) if self.number_format == "plain" else lean.Lean(model, self.number_format)
 
 
 def choose(settings, model, identity):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = {f"playground.{name}" for name in ("settings", "store", "store.file", "store.disk", "store.errors", "store.migrations", "store.people", "store.chats", "store.erasures", "store.votes", "store.rounds", "store.policies", "store.watch",
-                                               "attention", "models", "prompts", "adapters", "decoder", "lean", "plain", "tuning", "threads", "memory", "discreet", "scorer", "active")}
+                                               "attention", "models", "folders", "prompts", "templates", "adapters", "decoder", "lean", "plain", "tuning", "threads", "memory", "discreet", "scorer", "active")}
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
            for part in ("playground", "training") for p in sorted((ROOT / part).rglob("*.py"))}
 

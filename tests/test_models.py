@@ -60,21 +60,6 @@ def test_weights_of_another_hash_are_refused(tmp_path, monkeypatch):
     assert list((tmp_path / "models").iterdir()) == []
 
 
-@pytest.mark.parametrize("load", [models.load_tokenizer, models.load_trunk])
-def test_a_folder_without_a_model_says_what_to_do(load, tmp_path):
-    with pytest.raises(ModelUnavailable, match=f"(?s){tmp_path}.*make setup.*--model"):
-        load(settings(str(tmp_path)))
-
-
-def test_a_model_that_cannot_chat_is_named(tmp_path):
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path)
-    tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(ModelUnavailable, match="has no chat template"):
-        models.load_tokenizer(settings(str(tmp_path)))
-
-
 # -- loading
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -160,11 +160,17 @@ def one_branch(module, args, inputs):
     return args, inputs
 
 
-def test_replies_that_see_each_other_are_named_and_the_setting_avoids_them(policy):
+def test_where_replies_would_see_each_other_each_reads_its_prompt_and_the_log_says_so(policy, caplog):
+    """The round failed, and asked for a setting that it could see for itself."""
     policy.causal.base_model.register_forward_pre_hook(one_branch, with_kwargs=True)
-    text = message(selftest.check_policy, policy, settings())
-    assert text.startswith("replies that share one reading of their prompt") and text.endswith("Start with --no-ppo-share-prompts.")
-    selftest.check_policy(policy, settings(ppo_share_prompts=False))
+    selftest.check_policy(policy, settings())
+    assert not policy.share_prompts
+    assert "each reply reads its prompt for itself" in caplog.text and "at most 1e-03 is accepted" in caplog.text
+
+
+def test_sound_replies_go_on_sharing_their_prompt(policy, caplog):
+    selftest.check_policy(policy, settings())
+    assert policy.share_prompts and not caplog.records
 
 
 # -- the features

@@ -31,6 +31,21 @@ def test_dotenv_beats_the_default():
     assert read([]).port == 1001
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_dotenv_is_read_in_the_encoding_that_it_is_in(encoding):
+    """PowerShell's `>` writes UTF-16, which ended in a UnicodeDecodeError; a byte-order mark hid the first setting."""
+    Path(".env").write_bytes("NUDGE_PORT=1001\r\nNUDGE_MODEL=modèle\r\n".encode(encoding))
+    assert (read([]).port, read([]).model, Settings().model) == (1001, "modèle", "modèle")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_a_dotenv_whose_encoding_cannot_be_told_is_refused_in_one_sentence(encoding):
+    Path(".env").write_bytes("NUDGE_MODEL=modèle\n".encode(encoding))
+    with pytest.raises(SettingsError) as refused:
+        read([])
+    assert str(refused.value) == ".env is in an encoding that cannot be told from its bytes: save it as UTF-8."
+
+
 def test_the_environment_beats_dotenv(monkeypatch):
     Path(".env").write_text("NUDGE_PORT=1001\n")
     monkeypatch.setenv("NUDGE_PORT", "1002")

@@ -1,7 +1,8 @@
 """What a round needs on a GPU, and whether it is free."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from playground import models
 
@@ -12,12 +13,12 @@ class NotEnoughMemory(Exception):
 
 def need(settings):
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, LoRA with Adam's moments, and one microbatch's activations."""
-    config = AutoConfig.from_pretrained(models.resolve(settings))
+    config = models.load_config(models.source_of(settings))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
     width, depth = model.get_input_embeddings().embedding_dim, len(models.blocks(model))
-    lora = sum(settings.lora_rank * (m.in_features + m.out_features) for m in models.blocks(model).modules() if isinstance(m, torch.nn.Linear))
+    lora = sum(settings.lora_rank * sum(m.weight.shape) for m in models.blocks(model).modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
     tokens = settings.ppo_microbatch * (settings.rollout_context + settings.rollout_tokens)
     reward = {"nf4": 0.6, "int8": 1.1, "none": 2.0}[settings.reward_quantisation]
     activations = tokens * width * depth * 50 + 3 * 4 * settings.ppo_microbatch * settings.rollout_tokens * config.get_text_config().vocab_size

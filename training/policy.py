@@ -120,7 +120,8 @@ class PolicyModel:
         if attention.dim() == 4:
             dtype = self.causal.get_input_embeddings().weight.dtype
             attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
-        out = self.causal.base_model(input_ids=batch.ids, attention_mask=attention, position_ids=batch.positions, use_cache=False)
+        inputs = models.inputs(self.causal.base_model, input_ids=batch.ids, attention_mask=attention, position_ids=batch.positions, use_cache=False)
+        out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
 
     def token_logprobs(self, hidden, batch, temperature=None):

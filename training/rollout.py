@@ -5,7 +5,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from playground import decoder, lean, plain, prompts
+from playground import decoder, lean, models, plain, prompts
 from playground.decoder import Sampling
 
 SEED_PROMPTS = prompts.SHIPPED
@@ -22,16 +22,19 @@ class Episode:
 
 
 def seed_prompts(part, tokenizer, budget):
-    """The shipped first messages (`train` or `heldout`) as prompt ids."""
-    lines = (SEED_PROMPTS / f"{part}.txt").read_text().splitlines()
-    return [prompts.encode([{"role": "user", "content": line}], tokenizer, budget) for line in lines if line.strip()]
+    """The shipped first messages (`train` or `heldout`) as prompt ids, those that fit; BadMessage where none does."""
+    lines = (SEED_PROMPTS / f"{part}.txt").read_text(encoding="utf-8").splitlines()
+    return prompts.encode_those_that_fit([line for line in lines if line.strip()], tokenizer, budget)
 
 
-def canaries(tokenizer, budget):
+def canaries(tokenizer, budget, most=None):
     """The shipped plain requests with a plain reply each, as Episodes; what a sound policy still finds likely. Without the end of the
-    reply, which becomes unlikely where the votes favour longer ones."""
-    return [Episode(prompts.encode([{"role": "user", "content": request}], tokenizer, budget),
-                    prompts.encode_reply(reply, tokenizer)[:-1], False) for request, reply in prompts.canaries()]
+    reply, which becomes unlikely where the votes favour longer ones. Cut to the `most` tokens that the model takes."""
+    found = []
+    for request, reply in prompts.canaries():
+        prompt = prompts.encode([{"role": "user", "content": request}], tokenizer, budget)
+        found.append(Episode(*models.cut(prompt, prompts.encode_reply(reply, tokenizer, ended=False), most), False))
+    return found
 
 
 def choose(people, seeds, n, rng):
@@ -55,7 +58,7 @@ def generator(*key):
 def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_tokens, rows=32):
     """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or the KL estimate is biased."""
     sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
-    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.Plain(model)
+    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.of(model)
     at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), at_once):
         chunk = prompt_ids[start:start + at_once]

@@ -41,7 +41,7 @@ class Round:
     def __init__(self, store, settings, row, owner):
         self.store, self.owner, self.id, self.phase = store, owner, row["id"], row["phase"]
         config = {k: v for k, v in row["config"].items() if k not in OWN}
-        self.settings = Settings(**{**settings.model_dump(), **config})
+        self.settings = models.bounded(Settings(**{**settings.model_dump(), **config}))
         self.folder = settings.rounds_dir / f"{self.id:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cache, self._began = {}, time.time()
@@ -85,6 +85,11 @@ class Round:
             self.policy.load(load_file(self.folder / "policy.safetensors"))
             return self.policy
         return self._once("trained", load)
+
+    @property
+    def most(self):
+        """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
+        return models.positions(self.policy.causal.config)
 
     @property
     def end_tokens(self):
@@ -219,7 +224,7 @@ class Round:
         if warm:
             self._go_on_from(live)
         rows = self.store.demonstrations(self.base["hash"])
-        demonstrations = sft.examples(rows, lambda text: prompts.encode_reply(text, self.tokenizer), s.rollout_context)
+        demonstrations = sft.examples(rows, lambda text: prompts.encode_reply(text, self.tokenizer), s.rollout_context, self.most)
         if demonstrations and s.sft_epochs:
             loss = sft.train(self.policy, demonstrations, s, lambda step, steps, loss: self.progress(step, steps, {"sft_loss": loss}))
             self.store.update_round(self.id, self.owner, metrics={"demonstrations": len(demonstrations), "sft_loss": loss})
@@ -288,12 +293,12 @@ class Round:
         step()
         live = self._sample(self._live_model(), chosen, "gate-sample", replies=1)
         step()
-        texts = [prompts.decode(e.completion, self.tokenizer) for e in new]
+        texts = [prompts.reply_text(e.completion, self.tokenizer) for e in new]
         model = self.reward_model
         x_new, x_live = (model.features(self.trunk, [(e.prompt, e.completion) for e in episodes]) for episodes in (new, live))
         gains = (model.draws(x_new, gate.DRAWS, s.seed) - model.draws(x_live, gate.DRAWS, s.seed)) / model.spread
         step()
-        canaries = rollout.canaries(self.tokenizer, s.rollout_context)
+        canaries = rollout.canaries(self.tokenizer, s.rollout_context, self.most)
         plain = sum(len(e.completion) for e in canaries)  # tokens
         told = self.trained.totals(canaries, s.ppo_microbatch)
         report = gate.decide(

@@ -2,13 +2,20 @@
 
 import torch
 
+from playground import models
 from training import ppo_math
 from training.rollout import Episode, generator
 
 
-def examples(rows, encode_reply, context):
-    """Episodes of the store's demonstration rows whose prompt fits into `context` tokens."""
-    return [Episode(r["prompt"], encode_reply(r["after"]), True) for r in rows if len(r["prompt"]) <= context]
+def examples(rows, encode_reply, context, most=None):
+    """Episodes of the store's demonstration rows whose prompt fits into `context` tokens, cut to the `most` tokens that the model takes."""
+    found = []
+    for row in rows:
+        if len(row["prompt"]) <= context:
+            whole = encode_reply(row["after"])
+            prompt, completion = models.cut(row["prompt"], whole, most)
+            found.append(Episode(prompt, completion, completion == whole))
+    return found
 
 
 def train(policy, demonstrations, settings, on_step=lambda step, steps, loss: None):

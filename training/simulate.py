@@ -87,7 +87,7 @@ def make_duels(store, settings, trunk, tokenizer, people, log=print, skip=0):
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
     episodes = rollout.sample(model, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature,
                               end_tokens=models.end_tokens(trunk, tokenizer))
-    replies = [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
+    replies = [prompts.reply_text(e.completion, tokenizer) for e in episodes]
     scores = {name: annotators.standardised([person.score(lines[i // 2], reply) for i, reply in enumerate(replies)]) for name, person in people.items()}
     votes = []
     for i, line in enumerate(lines):
@@ -105,7 +105,7 @@ def held_out_replies(model, settings, tokenizer, end_tokens, name, replies=1):
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
     episodes = rollout.sample(model, encoded, random.Random(f"{settings.seed}/{name}"), replies=replies, max_tokens=settings.reply_tokens,
                               temperature=settings.temperature, end_tokens=end_tokens)
-    return lines, [prompts.decode(e.completion, tokenizer).strip() for e in episodes]
+    return lines, [prompts.reply_text(e.completion, tokenizer) for e in episodes]
 
 
 def compare(settings, trunk, tokenizer, people, policy_row):
