@@ -322,7 +322,7 @@ class Round:
             public = tuple(after.prompt) in shipped
             if left[public]:
                 left[public] -= 1
-                samples.append({"prompt": prompts.decode(after.prompt, self.tokenizer), "new": text, "live": prompts.decode(before.completion, self.tokenizer),
+                samples.append({"prompt": prompts.decode(after.prompt, self.tokenizer), "new": text, "live": prompts.reply_text(before.completion, self.tokenizer),
                                 "shipped": public})
         return samples
 
