@@ -18,8 +18,8 @@ from tests.tiny import tiny_folder
 class Page:
     """What a browser does, without one: a session of the page with its cookie, posting events."""
 
-    def __init__(self, url, session, cookies=None):
-        self.client = httpx.Client(base_url=url, timeout=30, cookies=cookies)
+    def __init__(self, url, session, cookies=None, transport=None):
+        self.client = httpx.Client(base_url=url, timeout=30, cookies=cookies, transport=transport)
         html = self.client.get("/").text
         self.session = hashlib.md5(session.encode()).hexdigest()
         self.config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", html, re.S)[1])
