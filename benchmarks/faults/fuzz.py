@@ -36,14 +36,15 @@ def routes(app: object) -> list[tuple[str, str]]:
         if (id(thing), prefix) in seen:
             continue
         seen.add((id(thing), prefix))
-        for name in ("app", "asgi", "inner"):  # middleware by any of its usual names
-            if (inner := getattr(thing, name, None)) is not None and not isinstance(inner, str):
-                todo.append((inner, prefix + (getattr(thing, "path", "") if hasattr(inner, "routes") else "")))
+        if not hasattr(thing, "endpoint"):
+            prefix += getattr(thing, "path", "")  # a mount
+        # what is mounted, middleware's app by any of its usual names, FastAPI's included router
+        inner = (getattr(thing, name, None) for name in ("app", "asgi", "inner", "original_router"))
+        todo += [(part, prefix) for part in inner if part is not None and not isinstance(part, str)]
         for route in getattr(thing, "routes", None) or []:
-            path = prefix + getattr(route, "path", "")
-            if hasattr(route, "routes") or hasattr(route, "app"):
-                todo.append((route, prefix))
-            found |= {(path, method) for method in getattr(route, "methods", None) or ({"GET"} if hasattr(route, "endpoint") else ())}
+            todo.append((route, prefix))
+            if hasattr(route, "endpoint"):
+                found |= {(prefix + route.path, method) for method in getattr(route, "methods", None) or {"GET"}}
     return sorted(found)
 
 
@@ -246,7 +247,8 @@ def run(scene: Scene) -> list[dict]:
 def measured(scene: Scene, app: App, surface: Surface, planted: Planted, victim: Victim, n: int) -> list[dict]:
     """Plain requests first, which warm everything up, then odd ones; then wait until it has quietened down."""
     tally, began = Tally(), time.monotonic()
-    plain = list(Mutator(random.Random(scene.seed), surface).plain())
+    mutator = Mutator(random.Random(scene.seed), surface)
+    plain = [*mutator.plain(), *mutator.known()]
     position = app.said_so_far()
     victim.start()
     in_threads(app, surface, planted, tally, scene.seed, min(len(plain), n), plain)

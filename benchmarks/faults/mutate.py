@@ -71,6 +71,14 @@ class Mutator:
                 body = self.event_body(handler, [None] * handler.inputs)
                 yield self.aim(role, self.json_post(f"{API}/{'queue/join' if handler.queued else 'run/predict'}", body, "plain event"))
 
+    def known(self) -> Iterator[Aimed]:
+        """What was found once: a file object as the value of each handler, for two of the files, as somebody without a cookie."""
+        for handler in self.surface.handlers:
+            for path in self.surface.files[:2] if handler.inputs else ():
+                item = {"path": path, "meta": {"_type": "gradio.FileData"}}
+                body = self.event_body(handler, [item] * handler.inputs)
+                yield self.aim("stranger", self.json_post(f"{API}/run/predict", body, "a file as value"))
+
     # -- one odd request
 
     def draw(self) -> Aimed:
