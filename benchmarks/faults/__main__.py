@@ -1,9 +1,11 @@
 """`python -m benchmarks.faults`: every section in turn, and one table of what held.
 
-A section that fails itself is a row that falls short; the next one runs all the same. `--only fuzz,disk` takes those alone.
+A section that fails itself is a row that falls short; the next one runs all the same. `--only fuzz,disk` takes those
+alone.
 """
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -33,7 +35,9 @@ class FaultsSettings(Settings):
     json_file: str = Field("", alias="json")
     """File to write the rows to."""
     only: str = ""
-    """Sections to run, with commas between: fuzz, kills, disk, database, tampered, clock, architectures, limits. Empty: all."""
+    """Sections to run, with commas between: fuzz, kills, disk, database, tampered, clock, architectures, limits.
+    Empty: all.
+    """
     requests: int = Field(0, ge=0)
     """Requests of fuzz; 0 takes 10,000, or 900 with --quick."""
     kills: int = Field(0, ge=0)
@@ -52,7 +56,9 @@ def chosen(only: str) -> list[str]:
     return [name for name in SECTIONS if not names or name in names]
 
 
-def run(settings: FaultsSettings, scratch: Path, log=lambda text: print(text, file=sys.stderr, flush=True)) -> list[dict]:
+def run(
+    settings: FaultsSettings, scratch: Path, log=lambda text: print(text, file=sys.stderr, flush=True)
+) -> list[dict]:
     """The rows of every chosen section."""
     counts = {"requests": settings.requests, "kills": settings.kills, "default_model": int(settings.default_model)}
     scene = Scene(scratch, settings.quick, settings.seed, log, counts)
@@ -65,6 +71,8 @@ def run(settings: FaultsSettings, scratch: Path, log=lambda text: print(text, fi
         log(f"-- {name}")
         rows += section(name, scene)
         log(f"-- {name} took {time.monotonic() - start:.0f} s")
+        if settings.json_file:  # what is known so far, should the rest be broken off
+            Path(settings.json_file).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
     return rows
 
 
@@ -74,7 +82,8 @@ def section(name: str, scene: Scene) -> list[dict]:
         return importlib.import_module(f"benchmarks.faults.{name}").run(scene)
     except Exception as error:
         scene.log(traceback.format_exc())
-        return [report.row(f"{name}: the section broke off, {type(error).__name__}: {str(error)[-160:]}", 1, "", "≤ 0")]
+        why = f"{type(error).__name__}: {str(error)[-160:]}"
+        return [report.row(f"{name}: the section broke off, {why}", 1, "", "≤ 0")]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     # what the machine has set for an app of its own is none of the app's under test
     for name in [name for name in os.environ if name.startswith("NUDGE_")]:
         del os.environ[name]
+    # the harness itself works on one thread: a second one would spin against the app it watches
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         settings = read(argv, FaultsSettings, "python -m benchmarks.faults")
         scratch = Path(tempfile.mkdtemp(prefix="nudge-faults-"))

@@ -1,6 +1,8 @@
-"""Models as people have them, in small (`tests/architectures.py`): each starts as the app does and answers twice, or is refused in one sentence.
+"""Models as people have them, in small (`tests/architectures.py`): each starts as the app does and answers twice, or
+is refused in one sentence.
 
-The app's own `main` runs in a process forked from one that has imported everything, so that fifty starts take minutes and not half an hour.
+The app's own `main` runs in a process forked from one that has imported everything, so that fifty starts take minutes
+and not half an hour.
 """
 
 import multiprocessing
@@ -15,7 +17,18 @@ from benchmarks.faults.people import Gone, Person
 from benchmarks.faults.running import ENVIRON, ROOT, TINY, Scene, flags_of, tracebacks, until
 
 START_SECONDS, TURNS = 120, 2
-PRELOAD = ["app", "torch", "transformers", "peft", "gradio", "playground.server", "playground.engine", "playground.session", "playground.child", "tests.architectures"]
+PRELOAD = [
+    "app",
+    "torch",
+    "transformers",
+    "peft",
+    "gradio",
+    "playground.server",
+    "playground.engine",
+    "playground.session",
+    "playground.child",
+    "tests.architectures",
+]
 FEW = 5  # of each with --quick
 
 
@@ -31,10 +44,11 @@ class Case:
 def cases(quick: bool) -> list[Case]:
     """All of both tables, or with `quick` some spread over them."""
     from tests import architectures
+
     sound = [Case(name, "ARCHITECTURES") for name in architectures.ARCHITECTURES]
     odd = [Case(name, "FOLDERS", folder.refusal) for name, folder in architectures.FOLDERS.items()]
     if quick:
-        sound, odd = sound[::len(sound) // FEW], odd[::len(odd) // FEW]
+        sound, odd = sound[:: len(sound) // FEW], odd[:: len(odd) // FEW]
     return [*sound, *odd]
 
 
@@ -47,12 +61,21 @@ def start(case: Case, folder: str) -> None:
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     import app
     from tests import architectures
+
     made = Path(folder, "model")
     made.mkdir()
     make = getattr(architectures, case.kind)[case.name]
     model = getattr(make, "make", make)(made)
     Path("made").write_text(str(model))
-    options = {**TINY, "model": model, "data-dir": Path(folder, "data"), "port": 0, "worker": False, "decode-format": "auto", "reply-tokens": 12}
+    options = {
+        **TINY,
+        "model": model,
+        "data-dir": Path(folder, "data"),
+        "port": 0,
+        "worker": False,
+        "decode-format": "auto",
+        "reply-tokens": 12,
+    }
     code = app.main(flags_of(options))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -67,7 +90,9 @@ def verdict(case: Case, url: str, exit_code: int | None, err: str, answered: int
         return f"a traceback: {broken[-1]}"
     sentence = err.strip().splitlines()[-1] if err.strip() else ""
     if case.refusal is None:
-        return "" if answered == TURNS else f"{answered} of {TURNS} messages answered; exit code {exit_code}; {sentence}"
+        return (
+            "" if answered == TURNS else f"{answered} of {TURNS} messages answered; exit code {exit_code}; {sentence}"
+        )
     if url:
         return "it started, and should have been refused"
     if exit_code is None or exit_code <= 0:
@@ -129,8 +154,11 @@ def run(scene: Scene) -> list[dict]:
         if why := tried(case, folder, context):
             wrong[case] = why
             scene.log(f"architectures: {case.name}: {why}"[:400])
-    rows = [_row("architectures that answer", [c for c in chosen if c.kind == "ARCHITECTURES"], wrong), _row("odd folders that work", [c for c in chosen if c.kind == "FOLDERS" and c.refusal is None], wrong),
-            _row("odd folders that are refused in one sentence", [c for c in chosen if c.refusal is not None], wrong)]
+    rows = [
+        _row("architectures that answer", [c for c in chosen if c.kind == "ARCHITECTURES"], wrong),
+        _row("odd folders that work", [c for c in chosen if c.kind == "FOLDERS" and c.refusal is None], wrong),
+        _row("odd folders that are refused in one sentence", [c for c in chosen if c.refusal is not None], wrong),
+    ]
     if scene.counts.get("default_model"):
         rows.append(default_model(scene))
     return rows
@@ -139,13 +167,23 @@ def run(scene: Scene) -> list[dict]:
 def default_model(scene: Scene) -> dict:
     """The usual model, as `make setup` left it."""
     from benchmarks.faults.running import running
-    with running(scene.folder("default-model"), "", {"models-dir": ROOT / "data" / "models", "worker": False, "decode-format": "auto", "dtype": "auto"}) as app:
+
+    with running(
+        scene.folder("default-model"),
+        "",
+        {"models-dir": ROOT / "data" / "models", "worker": False, "decode-format": "auto", "dtype": "auto"},
+    ) as app:
         return report.row("architectures: the usual model answers", chat(app.url), "messages", f"≥ {TURNS}")
 
 
 def _row(what: str, of: list[Case], wrong: dict[Case, str]) -> dict:
     names = [case.name for case in of if case in wrong]
-    return report.row(f"{what}, of {len(of)}{f' (not: {chr(44).join(names)})' if names else ''}", len(of) - len(names), "", f"≥ {len(of)}")
+    return report.row(
+        f"{what}, of {len(of)}{f' (not: {chr(44).join(names)})' if names else ''}",
+        len(of) - len(names),
+        "",
+        f"≥ {len(of)}",
+    )
 
 
 def _read(path: Path) -> str:

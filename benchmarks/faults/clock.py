@@ -1,4 +1,6 @@
-"""The clock jumps an hour back and forth (libfaketime; monotonic time goes on): chats keep their order, a dead worker's round is taken over, a living one keeps its own."""
+"""The clock jumps an hour back and forth (libfaketime; monotonic time goes on): chats keep their order, a dead
+worker's round is taken over, a living one keeps its own.
+"""
 
 import os
 import re
@@ -20,7 +22,11 @@ from benchmarks.faults.running import ROOT, App, Scene, flags_of, running, send_
 
 LEASE_SECONDS = 5
 START_SECONDS = 60  # a worker that starts anew imports torch first
-LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1", "/usr/local/lib/faketime/libfaketimeMT.so.1")
+LIBRARIES = (
+    "/usr/lib/*/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+    "/usr/local/lib/faketime/libfaketimeMT.so.1",
+)
 ACTIVE = "select id, owner, attempts, phase from round where state = 'running'"
 
 
@@ -33,7 +39,13 @@ class Clock:
             raise FileNotFoundError("libfaketime is missing; apt-get install faketime")
         self._file = folder / "clock"
         self.set("+0")
-        self.environ = {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(self._file), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+        self.environ = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
 
     def set(self, offset: str) -> None:
         """From now on the clock is off by `offset`, as "-1h"; in one step, so that nobody reads half a line."""
@@ -43,7 +55,13 @@ class Clock:
 
     def seen(self) -> float:
         """By how many seconds a process with `environ` is off: the proof that it works."""
-        told = subprocess.run([sys.executable, "-c", "import time; print(time.time(), time.monotonic())"], env={**os.environ, **self.environ}, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"],
+            env={**os.environ, **self.environ},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return float(told.stdout.split()[0]) - time.time()
 
 
@@ -53,18 +71,36 @@ def run(scene: Scene) -> list[dict]:
     clock.set("-1h")
     off = clock.seen()
     clock.set("+0")
-    options = {**live.options, "auto-train": False, "lease-seconds": LEASE_SECONDS, "poll-seconds": 0.2, "ppo-iterations": 10_000, "ppo-episodes": 64, "kl-target": 1e6, "kl-stop": 1e6}
+    options = {
+        **live.options,
+        "auto-train": False,
+        "lease-seconds": LEASE_SECONDS,
+        "poll-seconds": 0.2,
+        "ppo-iterations": 10_000,
+        "ppo-episodes": 64,
+        "kl-target": 1e6,
+        "kl-stop": 1e6,
+    }
     with running(scene.scratch / "clock" / "app", live.model, options, environ=clock.environ, data=live.fresh()) as app:
         out_of_order = chats(app, clock)
         kept, taken = rounds(scene, app, clock)
         shown = chat_on_top(app, Person(app.url))
-    return [report.row("clock: seconds that a process is off when it is set an hour back", off, "s", "≤ -3590"), report.row(f"clock: new chats not on top and open {_names(out_of_order)}", len(out_of_order), "", "≤ 0"),
-            report.row("clock an hour forward: a living worker keeps its round", kept, "", "≥ 1"),
-            report.row("clock an hour back: until a dead worker's round is taken over, its start included", taken, "s", f"≤ {LEASE_SECONDS + START_SECONDS}"),
-            report.row("clock: afterwards a chat is shown", int(shown), "", "≥ 1")]
+    return [
+        report.row("clock: seconds that a process is off when it is set an hour back", off, "s", "≤ -3590"),
+        report.row(f"clock: new chats not on top and open {_names(out_of_order)}", len(out_of_order), "", "≤ 0"),
+        report.row("clock an hour forward: a living worker keeps its round", kept, "", "≥ 1"),
+        report.row(
+            "clock an hour back: until a dead worker's round is taken over, its start included",
+            taken,
+            "s",
+            f"≤ {LEASE_SECONDS + START_SECONDS}",
+        ),
+        report.row("clock: afterwards a chat is shown", int(shown), "", "≥ 1"),
+    ]
 
 
 # -- chats
+
 
 def chat_on_top(app: App, page: Person) -> bool:
     """Begin a chat: whether it heads the list and is what a reload shows."""
@@ -90,8 +126,11 @@ def chats(app: App, clock: Clock) -> list[str]:
 
 # -- rounds
 
+
 def rounds(scene: Scene, app: App, clock: Clock) -> tuple[int | None, float | None]:
-    """(1 where the living worker kept its round, else 0; seconds until the dead one's was taken over). None where no round began."""
+    """(1 where the living worker kept its round, else 0; seconds until the dead one's was taken over). None where no
+    round began.
+    """
     owner(app).event("train-now")
     before = until(lambda: app.rows(f"{ACTIVE} and phase = 'ppo'"), 120, pause=0.3)
     if not before:
@@ -99,7 +138,11 @@ def rounds(scene: Scene, app: App, clock: Clock) -> tuple[int | None, float | No
         return None, None
     with second_worker(app):
         clock.set("+1h")
-        until(lambda: app.rows(ACTIVE) != before and app.rows(ACTIVE)[0][1:3] != before[0][1:3], 3 * LEASE_SECONDS, pause=0.3)
+        until(
+            lambda: app.rows(ACTIVE) != before and app.rows(ACTIVE)[0][1:3] != before[0][1:3],
+            3 * LEASE_SECONDS,
+            pause=0.3,
+        )
     after = app.rows(ACTIVE)
     kept = int(bool(after) and after[0][:3] == before[0][:3])
     scene.log(f"clock: before {before}, an hour later {after}")
@@ -117,6 +160,7 @@ def taken_over(scene: Scene, app: App) -> float:
     def other_holds():
         now = app.rows(ACTIVE)
         return bool(now) and now[0][1] != before[0][1]
+
     taken = until(other_holds, limit, pause=0.3)
     scene.log(f"clock: dead worker's round {before}, then {app.rows(ACTIVE)}")
     return time.monotonic() - began if taken else float(limit)
@@ -125,8 +169,19 @@ def taken_over(scene: Scene, app: App) -> float:
 @contextmanager
 def second_worker(app: App):
     """Another worker that looks for work all the time, up and looking when the `with` begins."""
-    command = [sys.executable, "-m", "training.worker", *flags_of({k: v for k, v in app.options.items() if k not in ("port", "worker")})]
-    process = subprocess.Popen(command, cwd=app.folder, env={**app.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "training.worker",
+        *flags_of({k: v for k, v in app.options.items() if k not in ("port", "worker")}),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=app.folder,
+        env={**app.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until(lambda: process.poll() is not None or _has_open(process.pid, app.database), START_SECONDS, pause=0.2)
         time.sleep(1)

@@ -1,4 +1,6 @@
-"""What happens to the database from outside: locked by another process, replaced, deleted, its WAL deleted, its locks dropped. Is the person told, and is nothing lost?"""
+"""What happens to the database from outside: locked by another process, replaced, deleted, its WAL deleted, its locks
+dropped. Is the person told, and is nothing lost?
+"""
 
 import re
 import shutil
@@ -17,8 +19,16 @@ from benchmarks.faults.running import App, Scene, running, until
 
 LOCKED_SECONDS = 20
 ANSWER_SECONDS = 8
-LOCK = "import sqlite3, sys, time; db = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None); db.execute('begin exclusive'); print('locked', flush=True); time.sleep(float(sys.argv[2]))"
-# other code in the app's own process that looks at the file: whenever the trigger is there, it opens and closes the database
+LOCK = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+db.execute("begin exclusive")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+READ = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('select count(*) from vote').fetchall()"
+# other code in the app's own process that looks at the file: whenever the trigger is there, it opens and closes the
+# database
 NOSY = """
 import os, sys, threading, time
 def look():
@@ -58,6 +68,7 @@ def run(scene: Scene) -> list[dict]:
 
 # -- locked
 
+
 def locked(scene: Scene) -> list[dict]:
     """Another process holds the write lock: gestures answer in words within seconds, and all works again after."""
     seconds = LOCKED_SECONDS
@@ -65,7 +76,9 @@ def locked(scene: Scene) -> list[dict]:
         page = Person(app.url, timeout=60)
         message = text()
         page.send(message)
-        holder = subprocess.Popen([sys.executable, "-c", LOCK, str(app.database), str(seconds)], stdout=subprocess.PIPE, text=True)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", LOCK, str(app.database), str(seconds)], stdout=subprocess.PIPE, text=True
+        )
         try:
             holder.stdout.readline()
             began = time.monotonic()
@@ -82,13 +95,19 @@ def locked(scene: Scene) -> list[dict]:
         again = until(lambda: app.ready() == 200, 20) and page.vote("a").kept and app.counted(message) == "a"
         slowest = max(answer.seconds for answer in answers)
         scene.log(f"locked: {[(a.status, round(a.seconds, 1), a.warnings[:1]) for a in answers]}; /readyz {statuses}")
-    return [report.row("locked: the slowest gesture's answer", slowest, "s", f"≤ {ANSWER_SECONDS}"),
-            report.row("locked: gestures that got no sentence", sum(not (a.in_words or a.kept) for a in answers), "", "≤ 0"),
-            report.row("locked: /readyz says 503 meanwhile", int(503 in statuses), "", "≥ 1"), report.row("locked: acknowledged votes lost", int(lost), "", "≤ 0"),
-            report.row("locked: afterwards the same vote counts", int(bool(again)), "", "≥ 1")]
+    return [
+        report.row("locked: the slowest gesture's answer", slowest, "s", f"≤ {ANSWER_SECONDS}"),
+        report.row(
+            "locked: gestures that got no sentence", sum(not (a.in_words or a.kept) for a in answers), "", "≤ 0"
+        ),
+        report.row("locked: /readyz says 503 meanwhile", int(503 in statuses), "", "≥ 1"),
+        report.row("locked: acknowledged votes lost", int(lost), "", "≤ 0"),
+        report.row("locked: afterwards the same vote counts", int(bool(again)), "", "≥ 1"),
+    ]
 
 
 # -- the file is not what it was
+
 
 def replaced(app: App) -> None:
     """Another database stands in its place, as after a restored backup."""
@@ -110,14 +129,29 @@ def wal_deleted(app: App) -> None:
 
 
 def locks_dropped(app: App) -> None:
-    """Code in the app's own process opens and closes the file; then another process, the last one by the locks, closes it and takes the WAL away."""
+    """Code in the app's own process opens and closes the file; then another process, the last one by the locks,
+    closes it and takes the WAL away.
+    """
     trigger = app.folder / "look"
     trigger.touch()
     until(lambda: not trigger.exists(), 10)
-    subprocess.run([sys.executable, "-c", "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('select count(*) from vote').fetchall(); db.close()", str(app.database)], check=False)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            READ + "; db.close()",
+            str(app.database),
+        ],
+        check=False,
+    )
 
 
-HARMS: dict[str, Callable[[App], None]] = {"replaced": replaced, "deleted": deleted, "WAL deleted": wal_deleted, "locks dropped": locks_dropped}
+HARMS: dict[str, Callable[[App], None]] = {
+    "replaced": replaced,
+    "deleted": deleted,
+    "WAL deleted": wal_deleted,
+    "locks dropped": locks_dropped,
+}
 
 
 def harmed(scene: Scene, name: str, harm: Callable[[App], None]) -> list[dict]:
@@ -133,12 +167,18 @@ def harmed(scene: Scene, name: str, harm: Callable[[App], None]) -> list[dict]:
     finally:
         app.stop()
     told.lost = lost(app, before, after, told.answers, kept_before=name in ("WAL deleted", "locks dropped"))
-    # a vote that was accepted and is in the file did no harm: the app noticed nothing because there was nothing to notice
+    # a vote that was accepted and is in the file did no harm: the app noticed nothing because there was nothing to
+    # notice
     harmless = name == "locks dropped" and not told.lost and all(answer.kept for answer in told.answers)
     fine = 3 if harmless else told.in_words + (told.ready == 503) + told.logged
-    scene.log(f"{name}: {[(a.status, round(a.seconds, 1), a.warnings[:1]) for a in told.answers]}; /readyz {told.ready}; logged {told.logged}; lost {told.lost}")
-    return [report.row(f"{name}: acknowledged votes lost", told.lost, "", "≤ 0"),
-            report.row(f"{name}: refused in words, /readyz 503, in the log", fine, "of 3", "≥ 3")]
+    scene.log(
+        f"{name}: {[(a.status, round(a.seconds, 1), a.warnings[:1]) for a in told.answers]}; "
+        f"/readyz {told.ready}; logged {told.logged}; lost {told.lost}"
+    )
+    return [
+        report.row(f"{name}: acknowledged votes lost", told.lost, "", "≤ 0"),
+        report.row(f"{name}: refused in words, /readyz 503, in the log", fine, "of 3", "≥ 3"),
+    ]
 
 
 def watched(app: App, harm: Callable[[App], None]) -> tuple[Told, list[str], list[str]]:
@@ -156,8 +196,12 @@ def watched(app: App, harm: Callable[[App], None]) -> tuple[Told, list[str], lis
 
 
 def lost(app: App, before: list[str], after: list[str], answers: list[Answer], kept_before: bool) -> int:
-    """Votes that were answered as accepted and are in no file: those after the harm, and where the harm left the file, those before it."""
-    promised = [message for message, answer in zip(after, answers, strict=True) if acknowledged(answer)] + (before if kept_before else [])
+    """Votes that were answered as accepted and are in no file: those after the harm, and where the harm left the
+    file, those before it.
+    """
+    promised = [message for message, answer in zip(after, answers, strict=True) if acknowledged(answer)] + (
+        before if kept_before else []
+    )
     if not app.database.exists():
         return len(promised)
     saved = app.folder / "looked-at.db"

@@ -1,4 +1,6 @@
-"""The disk is full: on a small file system of its own (tmpfs; where it cannot be mounted, the whole section says so), at each gesture that writes and in a round."""
+"""The disk is full: on a small file system of its own (tmpfs; where it cannot be mounted, the whole section says so),
+at each gesture that writes and in a round.
+"""
 
 import os
 import subprocess
@@ -19,7 +21,9 @@ MEGABYTES = 48
 @contextmanager
 def small_disk(folder: Path, megabytes: int = MEGABYTES):
     """A tmpfs of this size on `folder`, gone after the `with`."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True, capture_output=True
+    )
     try:
         yield folder
     finally:
@@ -83,7 +87,11 @@ def one(app: App, gesture: Gesture, outcome: Outcome) -> None:
     if gesture.name in ("vote", "change the vote") and acknowledged(answer) and app.counted(page.message) is None:
         outcome.lost.append(gesture.name)
     # nothing of what was kept before may be gone either
-    if gesture.ready.__name__ == "voted" and gesture.name not in ("undo", "delete the chat") and app.counted(page.message) is None:
+    if (
+        gesture.ready.__name__ == "voted"
+        and gesture.name not in ("undo", "delete the chat")
+        and app.counted(page.message) is None
+    ):
         outcome.lost.append(f"the vote before {gesture.name}")
     if not answer.kept and not gesture.do(page).kept:
         outcome.not_again.append(gesture.name)
@@ -108,7 +116,11 @@ def run(scene: Scene) -> list[dict]:
             return gestures(scene, folder, mounted) + a_round(scene, folder, mounted)
     except subprocess.CalledProcessError as error:
         said = (error.stderr or b"").decode(errors="replace").strip()
-        return [report.row(f"disk full: not run, no file system of its own can be mounted here ({said[-80:]})", None, "", "≤ 0")]
+        return [
+            report.row(
+                f"disk full: not run, no file system of its own can be mounted here ({said[-80:]})", None, "", "≤ 0"
+            )
+        ]
 
 
 def gestures(scene: Scene, folder: Path, mounted: Path) -> list[dict]:
@@ -124,12 +136,21 @@ def gestures(scene: Scene, folder: Path, mounted: Path) -> list[dict]:
         ready_after = until(lambda: app.ready() == 200, 10)
         broken = tracebacks(app.said())
     n = len(chosen) + 1
-    scene.log(f"disk: {outcome}; /readyz {ready_when_full} when full, 200 after: {bool(ready_after)}; tracebacks {broken[:8]}")
-    return [report.row("disk full: gestures that were kept or refused in a sentence", outcome.said, "", f"≥ {n}"),
-            report.row(f"disk full: status 500 or none {_names(outcome.bad_status)}", len(outcome.bad_status), "", "≤ 0"),
-            report.row(f"disk full: acknowledged and lost {_names(outcome.lost)}", len(outcome.lost), "", "≤ 0"),
-            report.row(f"disk full: does not work once there is room {_names(outcome.not_again)}", len(outcome.not_again) + (not ready_after), "", "≤ 0"),
-            report.row("disk full: tracebacks in the log", len(broken), "", "≤ 0")]
+    scene.log(
+        f"disk: {outcome}; /readyz {ready_when_full} when full, 200 after: {bool(ready_after)}; tracebacks {broken[:8]}"
+    )
+    return [
+        report.row("disk full: gestures that were kept or refused in a sentence", outcome.said, "", f"≥ {n}"),
+        report.row(f"disk full: status 500 or none {_names(outcome.bad_status)}", len(outcome.bad_status), "", "≤ 0"),
+        report.row(f"disk full: acknowledged and lost {_names(outcome.lost)}", len(outcome.lost), "", "≤ 0"),
+        report.row(
+            f"disk full: does not work once there is room {_names(outcome.not_again)}",
+            len(outcome.not_again) + (not ready_after),
+            "",
+            "≤ 0",
+        ),
+        report.row("disk full: tracebacks in the log", len(broken), "", "≤ 0"),
+    ]
 
 
 def a_round(scene: Scene, folder: Path, mounted: Path) -> list[dict]:
@@ -137,7 +158,9 @@ def a_round(scene: Scene, folder: Path, mounted: Path) -> list[dict]:
     live = Live(scene)
     data = mounted / "data"
     subprocess.run(["cp", "-rT", str(live.fresh()), str(data)], check=True)
-    with running(folder / "round", live.model, {**live.options, "auto-train": False, "lease-seconds": 4}, data=data) as app:
+    with running(
+        folder / "round", live.model, {**live.options, "auto-train": False, "lease-seconds": 4}, data=data
+    ) as app:
         owner(app).event("train-now")
         until(lambda: app.rows("select 1 from round where id = 2 and phase is not null"), 60, pause=0.3)
         with full(data):
@@ -152,7 +175,10 @@ def a_round(scene: Scene, folder: Path, mounted: Path) -> list[dict]:
         state = app.rows("select state, reason from round where id = ?", wanted)
     scene.log(f"disk: the round after a full disk: {state}")
     fine = bool(state) and state[0][0] in ("published", "refused", "not_enough")
-    return [report.row("disk full in a round: the chat goes on", int(lives), "", "≥ 1"), report.row("disk full in a round: it, or the next one, comes to its end", int(ended and fine), "", "≥ 1")]
+    return [
+        report.row("disk full in a round: the chat goes on", int(lives), "", "≥ 1"),
+        report.row("disk full in a round: it, or the next one, comes to its end", int(ended and fine), "", "≥ 1"),
+    ]
 
 
 def _names(names: list[str]) -> str:

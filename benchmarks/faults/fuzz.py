@@ -1,9 +1,10 @@
-"""Odd requests over every route and handler, as a stranger, a person and the owner, while a victim chats: does anything break, leak or stay in memory?"""
+"""Odd requests over every route and handler, as a stranger, a person and the owner, while a victim chats: does
+anything break, leak or stay in memory?
+"""
 
 import os
 import random
 import re
-import secrets
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.faults.mutate import Aimed, Handler, Mutator, Surface
+from benchmarks.faults.aims import ENV_MARK, Planted, Victim, all_routes, handlers, mark, plant, targets
+from benchmarks.faults.mutate import Aimed, Mutator, Surface
 from benchmarks.faults.people import Gone, Person, acknowledged
 from benchmarks.faults.raw import Response, fetch
 from benchmarks.faults.running import ENVIRON, App, Scene, flags_of, running, tracebacks, until
@@ -22,130 +24,21 @@ THREADS = 6
 EXAMPLES = 12  # of each kind of finding that are told
 IDLE_SECONDS = 90  # within which memory must have come back
 NAMED = re.compile(rb"/[\w./-]{0,300}/gradio/[0-9a-f]{64}/[^\"'\\\s,<>]{1,200}")  # a file in Gradio's cache
-SHORT_ROUND = {"auto-train": False, "ppo-iterations": 2, "ppo-episodes": 16, "ppo-minibatch": 16, "rollout-tokens": 8, "gate-prompts": 8, "evidence-confidence": 0.0,
-               "device": "cpu", "worker": False}
-
-
-# -- what can be aimed at
-
-def routes(app: object) -> list[tuple[str, str]]:
-    """Every (path, method) that an ASGI app has, those of what is mounted in it and of what it wraps included."""
-    found, seen, todo = set(), set(), [(app, "")]
-    while todo:
-        thing, prefix = todo.pop()
-        if (id(thing), prefix) in seen:
-            continue
-        seen.add((id(thing), prefix))
-        if not hasattr(thing, "endpoint"):
-            prefix += getattr(thing, "path", "")  # a mount
-        # what is mounted, middleware's app by any of its usual names, FastAPI's included router
-        inner = (getattr(thing, name, None) for name in ("app", "asgi", "inner", "original_router"))
-        todo += [(part, prefix) for part in inner if part is not None and not isinstance(part, str)]
-        for route in getattr(thing, "routes", None) or []:
-            todo.append((route, prefix))
-            if hasattr(route, "endpoint"):
-                found |= {(prefix + route.path, method) for method in getattr(route, "methods", None) or {"GET"}}
-    return sorted(found)
-
-
-def all_routes(model: Path) -> list[tuple[str, str]]:
-    """The routes of this app as it is built, and of Gradio alone, so that what stands in front of Gradio hides none of them."""
-    import gradio
-    from gradio.routes import App as GradioApp
-
-    from playground import models, server
-    from playground.engine import Engine
-    from playground.session import Chat
-    from playground.settings import Settings
-    from playground.store import Store
-    settings = Settings(model=str(model), threads=1, dtype="float32", decode_format="float32", _env_file=None)
-    store = Store()
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings))
-    ours = routes(server.create(settings, store, engine, Chat(store, engine, settings)))
-    with gradio.Blocks() as empty:
-        pass
-    return sorted({*ours, *routes(GradioApp.create_app(empty))})
-
-
-def handlers(config: dict) -> list[Handler]:
-    """The handlers that /config lists."""
-    return [Handler(d["id"], len(d["inputs"]), bool(d["queue"]), tuple(tuple(t) for t in d["targets"])) for d in config["dependencies"]]
-
-
-# -- what must not be seen
-
-@dataclass
-class Planted:
-    """Secrets by where they are; `seen` names those that an answer holds."""
-
-    marks: dict[str, bytes]
-
-    def seen(self, answer: bytes) -> list[str]:
-        return [where for where, mark in self.marks.items() if mark in answer]
-
-
-def mark() -> str:
-    return f"mark{secrets.token_hex(8)}"
-
-
-class Victim:
-    """Somebody with secrets, who goes on chatting while others attack."""
-
-    def __init__(self, app: App):
-        self.marks = {name: mark() for name in ("a chat", "a comment", "a system prompt")}
-        self.page = Person(app.url, "victim")
-        self.kept = self.page.turn(f"My secret is {self.marks['a chat']}", "a")
-        said = [self.page.event("comment", [None, f"because {self.marks['a comment']}"], "submit"), self._configure()]
-        self.said = [answer.status for answer in said]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._chat, daemon=True)
-
-    def _configure(self):
-        called = self.page.dependency("system-prompt", "blur")
-        values = {c["id"]: c["props"].get("value") for c in self.page.config["components"]}
-        values[self.page.ids["system-prompt"]] = f"You keep {self.marks['a system prompt']}"
-        return self.page.event("system-prompt", [values[i] for i in called["inputs"]], "blur")
-
-    def chat(self, turns: int) -> None:
-        """Turns that a round can learn from."""
-        for i in range(turns):
-            self.page.turn(f"{self.marks['a chat']}: tell me about thing {i}", "ab"[i % 2])
-
-    def start(self) -> "Victim":
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join(60)
-
-    def _chat(self) -> None:
-        page = self.page
-        page.client.timeout = 15
-        while not self._over.wait(3):
-            page.turn(f"Again {self.marks['a chat']}", "b")
-
-
-def plant(app: App, victim: Victim) -> Planted:
-    """Secrets in files: beside the app, in its working directory, and its own."""
-    marks = {name: text.encode() for name, text in victim.marks.items()}
-    for where, path in (("a file of the working directory", app.folder / "secret.txt"), ("a file elsewhere", app.folder.parent / "elsewhere.txt")):
-        marks[where] = mark().encode()
-        path.write_bytes(marks[where] + b"\n")
-    return Planted({**marks, ".env": ENV_MARK.encode(), "the database": b"SQLite format 3\x00", "a file of the system": b"root:x:0:0:"})
-
-
-ENV_MARK = mark()
-
-
-def targets(app: App) -> list[str]:
-    """Files that nobody may read."""
-    paths = [app.folder / ".env", app.folder / "secret.txt", app.folder.parent / "elsewhere.txt", app.database, Path(f"{app.database}-wal"), app.log,
-             *sorted((app.data / "rounds").rglob("*.json"))[:4], *sorted((app.data / "rounds").rglob("*.txt"))[:2]]
-    return [*map(str, paths), "/etc/passwd", "/proc/self/environ", "/proc/self/cmdline", ".env", "data/nudge.db"]
+SHORT_ROUND = {
+    "auto-train": False,
+    "ppo-iterations": 2,
+    "ppo-episodes": 16,
+    "ppo-minibatch": 16,
+    "rollout-tokens": 8,
+    "gate-prompts": 8,
+    "evidence-confidence": 0.0,
+    "device": "cpu",
+    "worker": False,
+}
 
 
 # -- the run
+
 
 @dataclass
 class Tally:
@@ -181,7 +74,9 @@ class Tally:
                 self.note("foreign data", f"{where}: {told}")
 
 
-def attack(app: App, surface: Surface, planted: Planted, requests: list, tally: Tally, mutator: Mutator, number: int, n: int) -> None:
+def attack(
+    app: App, surface: Surface, planted: Planted, requests: list, tally: Tally, mutator: Mutator, number: int, n: int
+) -> None:
     """Send `requests`, then odd ones up to `n`; follow at once what an answer names."""
     port = int(app.url.rsplit(":", 1)[1])
     pending = list(reversed(requests))
@@ -200,13 +95,19 @@ def attack(app: App, surface: Surface, planted: Planted, requests: list, tally: 
                 pending.append(mutator.aim(mutator.rng.choice(("stranger", "person")), follow))
 
 
-def in_threads(app: App, surface: Surface, planted: Planted, tally: Tally, seed: int, n: int, plain: list, threads: int = THREADS) -> None:
+def in_threads(
+    app: App, surface: Surface, planted: Planted, tally: Tally, seed: int, n: int, plain: list, threads: int = THREADS
+) -> None:
     """`n` requests by several connections at once; those of `plain` first."""
     jobs = []
     for i in range(threads):
         mutator = Mutator(random.Random(f"{seed}/{i}/{n}"), surface)
         share = n // threads + (i < n % threads)
-        jobs.append(threading.Thread(target=attack, args=(app, surface, planted, plain[i::threads], tally, mutator, i * n, share)))
+        jobs.append(
+            threading.Thread(
+                target=attack, args=(app, surface, planted, plain[i::threads], tally, mutator, i * n, share)
+            )
+        )
     for job in jobs:
         job.start()
     for job in jobs:
@@ -220,10 +121,25 @@ def owner(app: App) -> Person:
 
 
 def a_round(app: App) -> None:
-    """One round on the victim's votes, in a worker process of its own: what it leaves on disk and on the page is aimed at too."""
-    command = [sys.executable, "-m", "training.worker", "--once", *flags_of({k: v for k, v in app.options.items() if k != "port"})]
-    subprocess.run(command, cwd=app.folder, env={**os.environ, **ENVIRON, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                   timeout=300, check=False)
+    """One round on the victim's votes, in a worker process of its own: what it leaves on disk and on the page is
+    aimed at too.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "training.worker",
+        "--once",
+        *flags_of({k: v for k, v in app.options.items() if k != "port"}),
+    ]
+    subprocess.run(
+        command,
+        cwd=app.folder,
+        env={**os.environ, **ENVIRON, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
 
 
 def run(scene: Scene) -> list[dict]:
@@ -239,8 +155,14 @@ def run(scene: Scene) -> list[dict]:
         a_round(app)
         planted = plant(app, victim)
         people = [Person(app.url, f"person {i}") for i in range(4)]
-        surface = Surface(app.url.split("//")[1], known, handlers(people[0].config), targets(app), victim.page.session,
-                          {"person": [p.cookie for p in people if p.cookie], "owner": [c for c in [owner(app).cookie] if c]})
+        surface = Surface(
+            app.url.split("//")[1],
+            known,
+            handlers(people[0].config),
+            targets(app),
+            victim.page.session,
+            {"person": [p.cookie for p in people if p.cookie], "owner": [c for c in [owner(app).cookie] if c]},
+        )
         return measured(scene, app, surface, planted, victim, n)
 
 
@@ -259,8 +181,11 @@ def measured(scene: Scene, app: App, surface: Surface, planted: Planted, victim:
     broken = tracebacks(app.said(position))
     for line in broken:
         tally.note("tracebacks", line)
-    scene.log(f"fuzz: {sum(tally.statuses.values())} requests over {len(surface.routes)} routes and {len(surface.handlers)} handlers in {time.monotonic() - began:.0f} s; statuses "
-              f"{dict(sorted(tally.statuses.items()))}; slowest answer {tally.slowest:.1f} s")
+    scene.log(
+        f"fuzz: {sum(tally.statuses.values())} requests over {len(surface.routes)} routes and "
+        f"{len(surface.handlers)} handlers in {time.monotonic() - began:.0f} s; statuses "
+        f"{dict(sorted(tally.statuses.items()))}; slowest answer {tally.slowest:.1f} s"
+    )
     for kind, examples in tally.examples.items():
         for example in examples:
             scene.log(f"  {kind}: {example}")
@@ -275,13 +200,20 @@ def settled(app: App, before: float) -> float:
 
 def rows(tally: Tally, n: int, before: float | None, after: float | None, app: App) -> list[dict]:
     """As the table has them."""
-    kinds = {"status 500": "answers of status 500", "status 503 of a healthy server": "answers of status 503 while /readyz said 200", "tracebacks": "tracebacks in the log",
-             "foreign data": "answers with somebody else's data or a file", "no answer": "requests without an answer in 20 s"}
+    kinds = {
+        "status 500": "answers of status 500",
+        "status 503 of a healthy server": "answers of status 503 while /readyz said 200",
+        "tracebacks": "tracebacks in the log",
+        "foreign data": "answers with somebody else's data or a file",
+        "no answer": "requests without an answer in 20 s",
+    }
     growth = None if after is None else after - before
-    return [report.row("fuzz: requests sent", sum(tally.statuses.values()), "", f"≥ {n}"),
-            *(report.row(f"fuzz: {what}", tally.found[kind], "", "≤ 0") for kind, what in kinds.items()),
-            report.row("fuzz: memory once idle, over that before", growth, "MB", "≤ 50"),
-            report.row("fuzz: afterwards a message is answered and a vote counts", int(still_chats(app)), "", "≥ 1")]
+    return [
+        report.row("fuzz: requests sent", sum(tally.statuses.values()), "", f"≥ {n}"),
+        *(report.row(f"fuzz: {what}", tally.found[kind], "", "≤ 0") for kind, what in kinds.items()),
+        report.row("fuzz: memory once idle, over that before", growth, "MB", "≤ 50"),
+        report.row("fuzz: afterwards a message is answered and a vote counts", int(still_chats(app)), "", "≥ 1"),
+    ]
 
 
 def still_chats(app: App) -> bool:

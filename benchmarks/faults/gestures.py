@@ -1,4 +1,6 @@
-"""Every gesture that writes to the store, each with what must be there before it; for the sections in which the store cannot write."""
+"""Every gesture that writes to the store, each with what must be there before it; for the sections in which the store
+cannot write.
+"""
 
 import re
 import secrets
@@ -55,11 +57,11 @@ def send(person: Person) -> Answer:
     return person.send(person.message)
 
 
-def configure(person: Person) -> Answer:
-    """Another system prompt and sampling."""
+def configure(person: Person, prompt: str = "You like short words.") -> Answer:
+    """Another system prompt and temperature."""
     called = person.dependency("system-prompt", "blur")
     values = {c["id"]: c["props"].get("value") for c in person.config["components"]}
-    values[person.ids["system-prompt"]] = "You like short words."
+    values[person.ids["system-prompt"]] = prompt
     values[person.ids["knob-temperature"]] = 0.9
     return person.event("system-prompt", [values[i] for i in called["inputs"]], "blur")
 
@@ -79,7 +81,11 @@ GESTURES = [
     Gesture("a reason", voted, lambda p: p.event("tags", [None, ["clearer"]], "input")),
     Gesture("a comment", voted, lambda p: p.event("comment", [None, "because it is " + "so " * 200], "submit")),
     Gesture("a thumb", voted, lambda p: p.event("chat-a", None, "like", {"index": 1, "liked": True, "value": "x"})),
-    Gesture("edit a reply", voted, lambda p: p.event("chat-a", None, "edit", {"index": 1, "value": "Better words. " * 100, "previous_value": "x"})),
+    Gesture(
+        "edit a reply",
+        voted,
+        lambda p: p.event("chat-a", None, "edit", {"index": 1, "value": "Better words. " * 100, "previous_value": "x"}),
+    ),
     Gesture("undo", voted, lambda p: p.event("undo")),
     Gesture("a new chat", voted, lambda p: p.event("sidebar-new")),
     Gesture("an earlier chat", earlier, open_chat),

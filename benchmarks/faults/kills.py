@@ -1,4 +1,6 @@
-"""SIGKILL to the server, the worker or both at random moments while people chat and vote and rounds run, with a published version live."""
+"""SIGKILL to the server, the worker or both at random moments while people chat and vote and rounds run, with a
+published version live.
+"""
 
 import json
 import random
@@ -40,12 +42,20 @@ class Ledger:
         """Messages whose vote was acknowledged and does not count in the database."""
         with self.lock:
             promised = {text: set(choices) for text, choices in self.votes.items()}
-        counted = dict(rows(database, "select m.text, v.choice from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message where v.superseded_by is null order by v.id"))
+        counted = dict(
+            rows(
+                database,
+                "select m.text, v.choice from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
+                " where v.superseded_by is null order by v.id",
+            )
+        )
         return [text for text, choices in promised.items() if counted.get(text) not in choices]
 
 
 class Voter(threading.Thread):
-    """Chats and votes for as long as there is a server, with one cookie over all its lives; changes a vote now and then."""
+    """Chats and votes for as long as there is a server, with one cookie over all its lives; changes a vote now and
+    then.
+    """
 
     def __init__(self, app: App, ledger: Ledger, rng: random.Random):
         super().__init__(daemon=True)
@@ -109,7 +119,7 @@ class Seen:
 def run(scene: Scene) -> list[dict]:
     """The section's rows."""
     wanted, live = scene.count("kills", 200, 8), Live(scene)
-    options = {**live.options, "ppo-iterations": 4, "ppo-episodes": 32, "lease-seconds": 5, "port": free_port()}
+    options = {**live.options, "lease-seconds": 5, "port": free_port()}
     app = App(scene.folder("kills"), live.model, options, data=live.fresh())
     ledger, seen, rng = Ledger(), Seen(), random.Random(scene.seed)
     voters = [Voter(app, ledger, random.Random(f"{scene.seed}/{i}")) for i in range(PEOPLE)]
@@ -130,11 +140,17 @@ def run(scene: Scene) -> list[dict]:
             voter.over.set()
         app.kill()
     scene.log(f"kills: {seen}; {len(ledger.votes)} votes acknowledged; rounds {rounds}")
-    return [report.row("kills: of server, worker or both", seen.kills, "", f"≥ {wanted}"), report.row("kills: times the server was started again", seen.restarts),
-            report.row("kills: votes acknowledged", len(ledger.votes), "", f"≥ {wanted // 4}"), report.row("kills: acknowledged votes lost", len(seen.lost), "", "≤ 0"),
-            report.row("kills: integrity checks that failed", seen.corrupt, "", "≤ 0"), report.row("kills: starts that failed", seen.not_started, "", "≤ 0"),
-            report.row("kills: restarts without the published version", seen.not_live, "", "≤ 0"), report.row("kills: restarts after which no message was answered", seen.mute, "", "≤ 0"),
-            report.row("kills: rounds that began meanwhile", sum(n for _, n in rounds) - 1, "", "≥ 1")]
+    return [
+        report.row("kills: of server, worker or both", seen.kills, "", f"≥ {wanted}"),
+        report.row("kills: times the server was started again", seen.restarts),
+        report.row("kills: votes acknowledged", len(ledger.votes), "", f"≥ {wanted // 4}"),
+        report.row("kills: acknowledged votes lost", len(seen.lost), "", "≤ 0"),
+        report.row("kills: integrity checks that failed", seen.corrupt, "", "≤ 0"),
+        report.row("kills: starts that failed", seen.not_started, "", "≤ 0"),
+        report.row("kills: restarts without the published version", seen.not_live, "", "≤ 0"),
+        report.row("kills: restarts after which no message was answered", seen.mute, "", "≤ 0"),
+        report.row("kills: rounds that began meanwhile", sum(n for _, n in rounds) - 1, "", "≥ 1"),
+    ]
 
 
 def slaughter(scene: Scene, app: App, ledger: Ledger, seen: Seen, rng: random.Random, wanted: int) -> None:

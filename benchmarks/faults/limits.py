@@ -1,4 +1,6 @@
-"""Everything a stranger can send too much of: what it costs the server's memory, and whether somebody else can vote meanwhile."""
+"""Everything a stranger can send too much of: what it costs the server's memory, and whether somebody else can vote
+meanwhile.
+"""
 
 import json
 import secrets
@@ -33,7 +35,13 @@ class Crowd:
         """As a browser on this page has them; `cookie` None for an invented one, "" for the attacker's own."""
         host = f"127.0.0.1:{self.port}"
         cookie = f"nudge_id={secrets.token_urlsafe(32)}" if cookie is None else cookie or self.page.cookie
-        pairs = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin", "Cookie": cookie, "Content-Type": "application/json"}
+        pairs = {
+            "Host": host,
+            "Origin": f"http://{host}",
+            "Sec-Fetch-Site": "same-origin",
+            "Cookie": cookie,
+            "Content-Type": "application/json",
+        }
         return [(name.encode(), value.encode()) for name, value in pairs.items()]
 
     def send_body(self, session: str, text: str = "Hello") -> bytes:
@@ -60,11 +68,16 @@ class Crowd:
 
 # -- the attacks; each returns what is told of it
 
+
 def upload(crowd: Crowd) -> str:
     """A file of 300 MB."""
     size = crowd.few(300) * MB
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="big.bin"\r\n\r\n'
-    request = Request("POST", b"/gradio_api/upload", crowd.headers()).header("Content-Type", "multipart/form-data; boundary=x").header("Content-Length", str(size + len(head)))
+    request = (
+        Request("POST", b"/gradio_api/upload", crowd.headers())
+        .header("Content-Type", "multipart/form-data; boundary=x")
+        .header("Content-Length", str(size + len(head)))
+    )
     with ExitStack() as stack:
         sock = crowd.connect(stack)
         sent = 0
@@ -96,19 +109,37 @@ def sign_ins(crowd: Crowd) -> str:
 
 def sessions(crowd: Crowd) -> str:
     """Pages that are opened under invented session names and never seen again."""
-    load = next(d for d in crowd.page.config["dependencies"] if any(event == "load" for _, event in d["targets"]) and not d["queue"])
+    load = next(
+        d
+        for d in crowd.page.config["dependencies"]
+        if any(event == "load" for _, event in d["targets"]) and not d["queue"]
+    )
     body = {"data": [None] * len(load["inputs"]), "event_data": None, "fn_index": load["id"], "trigger_id": None}
-    return counted([crowd.post("/gradio_api/run/predict", json.dumps({**body, "session_hash": secrets.token_hex(6)}).encode()) for _ in range(crowd.few(1300))])
+    return counted(
+        [
+            crowd.post("/gradio_api/run/predict", json.dumps({**body, "session_hash": secrets.token_hex(6)}).encode())
+            for _ in range(crowd.few(1300))
+        ]
+    )
 
 
 def messages(crowd: Crowd) -> str:
     """Eighty invented people send at once."""
-    return counted(crowd.together([lambda: crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6)), None) for _ in range(80)]))
+    return counted(
+        crowd.together(
+            [
+                lambda: crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6)), None)
+                for _ in range(80)
+            ]
+        )
+    )
 
 
 def joins(crowd: Crowd) -> str:
     """One cookie, three hundred messages."""
-    return counted([crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6))) for _ in range(crowd.few(300))])
+    return counted(
+        [crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6))) for _ in range(crowd.few(300))]
+    )
 
 
 def unread(crowd: Crowd) -> str:
@@ -120,7 +151,13 @@ def unread(crowd: Crowd) -> str:
             sock = crowd.connect(stack)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             try:
-                sock.sendall(Request("GET", f"/gradio_api/queue/data?session_hash={session}".encode(), [*crowd.headers(), (b"Connection", b"keep-alive")]).encode())
+                sock.sendall(
+                    Request(
+                        "GET",
+                        f"/gradio_api/queue/data?session_hash={session}".encode(),
+                        [*crowd.headers(), (b"Connection", b"keep-alive")],
+                    ).encode()
+                )
             except OSError:
                 continue
         time.sleep(crowd.few(20))
@@ -133,7 +170,9 @@ def slow_bodies(crowd: Crowd) -> str:
         socks = [crowd.connect(stack) for _ in range(crowd.few(120))]
         dead = 0
         for sock in socks:
-            sock.sendall(Request("POST", b"/gradio_api/run/predict", crowd.headers()).header("Content-Length", "100000").encode())
+            sock.sendall(
+                Request("POST", b"/gradio_api/run/predict", crowd.headers()).header("Content-Length", "100000").encode()
+            )
         for _ in range(crowd.few(15)):
             time.sleep(1)
             for sock in socks:
@@ -144,8 +183,17 @@ def slow_bodies(crowd: Crowd) -> str:
     return f"{dead} bytes refused"
 
 
-ATTACKS: dict[str, Callable[[Crowd], str]] = {"a 300 MB upload": upload, "114 MB of JSON, twice": big_json, "a 100 MB sign-in name": long_name, "40 sign-ins at once": sign_ins, "1,300 invented sessions": sessions,
-                                              "80 invented cookies send": messages, "300 joins by one cookie": joins, "60 streams never read": unread, "120 slow bodies": slow_bodies}
+ATTACKS: dict[str, Callable[[Crowd], str]] = {
+    "a 300 MB upload": upload,
+    "114 MB of JSON, twice": big_json,
+    "a 100 MB sign-in name": long_name,
+    "40 sign-ins at once": sign_ins,
+    "1,300 invented sessions": sessions,
+    "80 invented cookies send": messages,
+    "300 joins by one cookie": joins,
+    "60 streams never read": unread,
+    "120 slow bodies": slow_bodies,
+}
 
 
 def counted(statuses: list) -> str:
@@ -153,6 +201,7 @@ def counted(statuses: list) -> str:
 
 
 # -- what it does to the others
+
 
 @dataclass
 class Watched:
@@ -165,7 +214,9 @@ class Watched:
 
 
 class Bystander(threading.Thread):
-    """Somebody who has a pair before them and changes their vote, over and over; and a probe of /healthz and of the memory."""
+    """Somebody who has a pair before them and changes their vote, over and over; and a probe of /healthz and of the
+    memory.
+    """
 
     def __init__(self, app: App, page: Person):
         super().__init__(daemon=True)
@@ -224,10 +275,16 @@ def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd
     until(lambda: not app.alive or app.megabytes() <= before + LEFT, BACK_SECONDS, pause=0.5)
     left = app.megabytes() - before if app.alive else None
     slowest = max(seen.votes, default=None)
-    scene.log(f"limits: {name}: {said}; +{seen.peak - before:.0f} MB, then {left if left is None else round(left)} MB; {len(seen.votes)} votes, refused {seen.refused[:2]}, deaf {seen.deaf}")
-    return [report.row(f"limits: {name}: memory at its peak", max(seen.peak - before, 0.0), "MB", f"≤ {GROWTH}"), report.row(f"limits: {name}: memory that stays", left, "MB", f"≤ {LEFT}"),
-            report.row(f"limits: {name}: another's slowest vote meanwhile", slowest, "s", f"≤ {VOTE_SECONDS}"),
-            report.row(f"limits: {name}: another's votes refused, /healthz not answered", len(seen.refused) + seen.deaf, "", "≤ 0")]
+    scene.log(
+        f"limits: {name}: {said}; +{seen.peak - before:.0f} MB, then {left if left is None else round(left)} MB; "
+        f"{len(seen.votes)} votes, refused {seen.refused[:2]}, deaf {seen.deaf}"
+    )
+    return [
+        report.row(f"limits: {name}: memory at its peak", max(seen.peak - before, 0.0), "MB", f"≤ {GROWTH}"),
+        report.row(f"limits: {name}: memory that stays", left, "MB", f"≤ {LEFT}"),
+        report.row(f"limits: {name}: another's slowest vote meanwhile", slowest, "s", f"≤ {VOTE_SECONDS}"),
+        report.row(f"limits: {name}: votes refused, /healthz deaf", len(seen.refused) + seen.deaf, "", "≤ 0"),
+    ]
 
 
 def new_can_chat(app: App) -> bool:

@@ -1,4 +1,6 @@
-"""People without a browser: a cookie, a session of the page, and its events over the same requests that Gradio's page sends; and what they are told."""
+"""People without a browser: a cookie, a session of the page, and its events over the same requests that Gradio's page
+sends; and what they are told.
+"""
 
 import json
 import random
@@ -16,7 +18,9 @@ ANSWERED = ('class=\\"fate\\"', "picked", "chosen")
 
 @dataclass
 class Answer:
-    """What came of one gesture. `status` is HTTP's (0: nothing answered), `text` everything that the server sent, `seconds` until its end."""
+    """What came of one gesture. `status` is HTTP's (0: nothing answered), `text` everything that the server sent,
+    `seconds` until its end.
+    """
 
     status: int
     text: str
@@ -27,10 +31,22 @@ class Answer:
     @property
     def warnings(self) -> list[str]:
         """What the page would show as a warning: notices, and Gradio's own errors with a text."""
-        found = [unescape(re.sub(r"<[^>]+>", " ", text)).strip() for kind, text in NOTICE.findall(self.text) if kind != "kept"]
+        found = [
+            unescape(re.sub(r"<[^>]+>", " ", text)).strip()
+            for kind, text in NOTICE.findall(self.text)
+            if kind != "kept"
+        ]
         if not self.success or self.status >= 400:
-            found += [said for said in re.findall(r'"(?:error|detail|message)":\s*"((?:[^"\\]|\\.)+)"', self.text) if len(said.split()) > 2]
-            if not self.text.lstrip().startswith(("{", "[", "<", "data:")) and len(self.text.split()) > 3 and self.text.strip() != "Internal Server Error":
+            found += [
+                said
+                for said in re.findall(r'"(?:error|detail|message)":\s*"((?:[^"\\]|\\.)+)"', self.text)
+                if len(said.split()) > 2
+            ]
+            if (
+                not self.text.lstrip().startswith(("{", "[", "<", "data:"))
+                and len(self.text.split()) > 3
+                and self.text.strip() != "Internal Server Error"
+            ):
                 found.append(self.text.strip()[:200])
         return found
 
@@ -50,13 +66,34 @@ class Gone(Exception):
 
 
 class Person:
-    """One browser: `cookies` are kept between requests, `session` is the page's. Every gesture returns an Answer and never raises for what the server did."""
+    """One browser: `cookies` are kept between requests, `session` is the page's. Every gesture returns an Answer and
+    never raises for what the server did.
+    """
 
-    def __init__(self, url: str, name: str = "", headers: dict | None = None, cookies: dict | None = None, timeout: float = 30, entrance: str = "/"):
+    def __init__(
+        self,
+        url: str,
+        name: str = "",
+        headers: dict | None = None,
+        cookies: dict | None = None,
+        timeout: float = 30,
+        entrance: str = "/",
+    ):
         self.url, self.name = url, name
         origin = (headers or {}).get("Host")
-        ours = {"Origin": f"http://{origin}" if origin else url, "Sec-Fetch-Site": "same-origin", "Accept-Language": "en"}
-        self.client = httpx.Client(base_url=url, timeout=timeout, headers={**ours, **(headers or {})}, cookies=cookies, follow_redirects=True, trust_env=False)
+        ours = {
+            "Origin": f"http://{origin}" if origin else url,
+            "Sec-Fetch-Site": "same-origin",
+            "Accept-Language": "en",
+        }
+        self.client = httpx.Client(
+            base_url=url,
+            timeout=timeout,
+            headers={**ours, **(headers or {})},
+            cookies=cookies,
+            follow_redirects=True,
+            trust_env=False,
+        )
         self.session = "".join(random.choices(string.ascii_lowercase + string.digits, k=11))
         try:
             page = self.client.get(entrance)
@@ -83,13 +120,23 @@ class Person:
     def dependency(self, elem_id: str, event: str = "click") -> dict:
         """The handler of a component's event, as /config lists it."""
         target = [self.ids[elem_id], event]
-        return next(d for d in self.config["dependencies"] if target in [list(t) for t in d["targets"]] and d.get("backend_fn", True))
+        return next(
+            d
+            for d in self.config["dependencies"]
+            if target in [list(t) for t in d["targets"]] and d.get("backend_fn", True)
+        )
 
     def body(self, elem_id: str, data=None, event: str = "click", event_data=None) -> dict:
         """The JSON that the page would send; `data` None for as many empty values as the handler has inputs."""
         called = self.dependency(elem_id, event)
         values = [None] * len(called["inputs"]) if data is None else list(data)
-        return {"data": values, "event_data": event_data, "fn_index": called["id"], "trigger_id": self.ids[elem_id], "session_hash": self.session}
+        return {
+            "data": values,
+            "event_data": event_data,
+            "fn_index": called["id"],
+            "trigger_id": self.ids[elem_id],
+            "session_hash": self.session,
+        }
 
     def event(self, elem_id: str, data=None, event: str = "click", event_data=None) -> Answer:
         """Fire one event by the way that the page takes, and wait for its end."""
@@ -98,11 +145,27 @@ class Person:
 
     def loaded(self) -> Answer:
         """What the page asks for when it opens: every handler of its load that takes no queue; one Answer of all."""
-        answers = [self.post("/gradio_api/run/predict", {"data": [None] * len(d["inputs"]), "event_data": None, "fn_index": d["id"], "trigger_id": None,
-                                                         "session_hash": self.session})
-                   for d in self.config["dependencies"] if any(event == "load" for _, event in d["targets"]) and not d["queue"] and d.get("backend_fn", True)]
+        answers = [
+            self.post(
+                "/gradio_api/run/predict",
+                {
+                    "data": [None] * len(d["inputs"]),
+                    "event_data": None,
+                    "fn_index": d["id"],
+                    "trigger_id": None,
+                    "session_hash": self.session,
+                },
+            )
+            for d in self.config["dependencies"]
+            if any(event == "load" for _, event in d["targets"]) and not d["queue"] and d.get("backend_fn", True)
+        ]
         worst = max(answers, key=lambda a: a.status if a.status else 999)
-        return Answer(worst.status, "\n".join(a.text for a in answers), sum(a.seconds for a in answers), all(a.success for a in answers))
+        return Answer(
+            worst.status,
+            "\n".join(a.text for a in answers),
+            sum(a.seconds for a in answers),
+            all(a.success for a in answers),
+        )
 
     def post(self, path: str, body: dict) -> Answer:
         began = time.monotonic()

@@ -50,7 +50,7 @@ class Request:
 
 
 def _parts(body: bytes, size: int = 1000) -> list[bytes]:
-    return [body[i:i + size] for i in range(0, len(body), size)]
+    return [body[i : i + size] for i in range(0, len(body), size)]
 
 
 @dataclass
@@ -75,7 +75,9 @@ def fetch(port: int, request: Request, timeout: float = 20) -> Response:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
             _send(sock, request)
-            answer = http.client.HTTPResponse(sock, method=request.method if request.method in ("HEAD", "GET", "POST") else "GET")
+            answer = http.client.HTTPResponse(
+                sock, method=request.method if request.method in ("HEAD", "GET", "POST") else "GET"
+            )
             answer.begin()
             status = answer.status
             head = repr(answer.getheaders()).encode()

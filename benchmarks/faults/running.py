@@ -1,6 +1,8 @@
-"""The app under test: `python app.py` as a process in a folder of its own, its log, its memory, its database; and a tiny model with a published version.
+"""The app under test: `python app.py` as a process in a folder of its own, its log, its memory, its database; and a
+tiny model with a published version.
 
-Everything here is the harness's view from outside. The database is read in this process, which is never the app's: to open it cannot cost the app its locks.
+Everything here is the harness's view from outside. The database is read in this process, which is never the app's: to
+open it cannot cost the app its locks.
 """
 
 import os
@@ -44,9 +46,18 @@ def flags_of(options: dict) -> list[str]:
 
 
 class App:
-    """One `python app.py`; `folder` is its working directory and holds `data/` and `app.log` (its stderr), which grows over restarts."""
+    """One `python app.py`; `folder` is its working directory and holds `data/` and `app.log` (its stderr), which
+    grows over restarts.
+    """
 
-    def __init__(self, folder: Path, model: Path, options: dict | None = None, environ: dict | None = None, data: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        options: dict | None = None,
+        environ: dict | None = None,
+        data: Path | None = None,
+    ):
         self.folder, self.data = folder, data or folder / "data"
         folder.mkdir(parents=True, exist_ok=True)
         self.options = {"model": model, "data-dir": self.data, "port": 0, **TINY, **(options or {})}
@@ -63,8 +74,16 @@ class App:
         self.url = self.admin_link = ""
         with self.log.open("ab") as log:
             # in a group of its own, so that Ctrl-C reaches the benchmark alone, which then takes down what it started
-            self.process = subprocess.Popen(command, cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                                            text=True, process_group=0)
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                process_group=0,
+            )
         threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
         if not until(lambda: self.url or self.process.poll() is not None, START_SECONDS) or not self.url:
             self.kill()
@@ -160,8 +179,11 @@ class App:
 
     def counted(self, text: str) -> str | None:
         """The choice of the vote that counts on the pair that answers the message `text`, straight from the file."""
-        found = self.rows("select v.choice from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
-                          " where m.text = ? and v.superseded_by is null order by v.id desc limit 1", text)
+        found = self.rows(
+            "select v.choice from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
+            " where m.text = ? and v.superseded_by is null order by v.id desc limit 1",
+            text,
+        )
         return found[0][0] if found else None
 
 
@@ -209,7 +231,11 @@ def tracebacks(log: str) -> list[str]:
     found = []
     for part in TRACEBACK.split(log)[1:]:
         lines = [line for line in part.splitlines() if line.strip()]
-        ends = (line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Exit|Refused|\w*)\b(:|$)", line) and not line.startswith(" "))
+        ends = (
+            line
+            for line in lines
+            if re.match(r"[\w.]+(Error|Exception|Interrupt|Exit|Refused|\w*)\b(:|$)", line) and not line.startswith(" ")
+        )
         found.append(next(ends, lines[-1] if lines else "")[:300])
     return found
 
@@ -238,6 +264,7 @@ class Scene:
     def model(self) -> Path:
         """A tiny random model, made once."""
         from tests.tiny import tiny_folder
+
         path = self.scratch / "tiny-model"
         if not (path / "config.json").exists():
             tiny_folder(path)

@@ -1,4 +1,6 @@
-"""Adapter versions that somebody has tampered with: each is rejected, at start-up and while running, and the version before goes on answering."""
+"""Adapter versions that somebody has tampered with: each is rejected, at start-up and while running, and the version
+before goes on answering.
+"""
 
 import json
 import pickle
@@ -35,6 +37,7 @@ class Run:
 
 # -- before it is published: whoever wrote it gave it hashes that fit
 
+
 def nan(parts: Parts) -> None:
     next(iter(parts.tensors.values())).view(-1)[3] = float("nan")
 
@@ -54,6 +57,7 @@ def extra_tensor(parts: Parts) -> None:
 
 # -- after it was published: in its folder
 
+
 def flipped_bit(folder: Path) -> None:
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[-5] ^= 1
@@ -62,7 +66,7 @@ def flipped_bit(folder: Path) -> None:
 
 def truncated(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(data[:len(data) // 2])
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
 
 
 def rank_changed(folder: Path) -> None:
@@ -95,27 +99,55 @@ def change(folder: Path, **values) -> None:
     (folder / MANIFEST).write_text(json.dumps({**manifest, **values}))
 
 
-BEFORE: dict[str, Callable[[Parts], None]] = {"NaN": nan, "wrong base": wrong_base, "missing tensor": missing_tensor, "extra tensor": extra_tensor}
-AFTER: dict[str, Callable[[Path], None]] = {"flipped bit": flipped_bit, "truncated": truncated, "rank and alpha changed": rank_changed, "targets of the wrong type": targets_wrong, "deep JSON": deep_json,
-                                            "symlinked weights": symlink, "pickle": pickled}
+BEFORE: dict[str, Callable[[Parts], None]] = {
+    "NaN": nan,
+    "wrong base": wrong_base,
+    "missing tensor": missing_tensor,
+    "extra tensor": extra_tensor,
+}
+AFTER: dict[str, Callable[[Path], None]] = {
+    "flipped bit": flipped_bit,
+    "truncated": truncated,
+    "rank and alpha changed": rank_changed,
+    "targets of the wrong type": targets_wrong,
+    "deep JSON": deep_json,
+    "symlinked weights": symlink,
+    "pickle": pickled,
+}
 KINDS = (*AFTER, *BEFORE)
 
 
 def publish(data: Path, kind: str | None) -> int:
-    """A further version made of the first one's tensors, a little scaled, and made live; tampered with as `kind` says. Returns its number."""
+    """A further version made of the first one's tensors, a little scaled, and made live; tampered with as `kind`
+    says. Returns its number.
+    """
     from safetensors.torch import load_file
 
     from playground import adapters
+
     first = data / "adapters" / "v0001"
     scale = 1 + 1e-3 * secrets.randbelow(100)
-    parts = Parts({name: tensor * scale for name, tensor in load_file(first / WEIGHTS).items()}, json.loads((first / MANIFEST).read_text()))
+    parts = Parts(
+        {name: tensor * scale for name, tensor in load_file(first / WEIGHTS).items()},
+        json.loads((first / MANIFEST).read_text()),
+    )
     if kind in BEFORE:
         BEFORE[kind](parts)
     # in the place of the version that a folder left by an earlier kind may have taken
     version = rows(data / "nudge.db", "select max(version) + 1 from policy")[0][0]
     manifest = parts.manifest
-    folder, digest = adapters.write(data / "adapters", version, parts.tensors, rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"], base=manifest["base"], parent=1,
-                                    round_id=1, scores=manifest["scores"])
+    folder, digest = adapters.write(
+        data / "adapters",
+        version,
+        parts.tensors,
+        rank=manifest["rank"],
+        alpha=manifest["alpha"],
+        targets=manifest["targets"],
+        base=manifest["base"],
+        parent=1,
+        round_id=1,
+        scores=manifest["scores"],
+    )
     if kind in AFTER:
         AFTER[kind](Path(folder))
     make_live(data / "nudge.db", version, folder, digest)
@@ -125,10 +157,15 @@ def publish(data: Path, kind: str | None) -> int:
 def make_live(database: Path, version: int, folder: Path, digest: str) -> None:
     """The row of a version that a round has published."""
     import sqlite3
+
     db = sqlite3.connect(database, timeout=30)
     with db:
         db.execute("update policy set status = 'retired' where status = 'live'")
-        db.execute("insert into policy (version, parent, status, path, sha256, created) values (?, 1, 'live', ?, ?, '2026-01-01T00:00:00Z')", [version, str(folder), digest])
+        db.execute(
+            "insert into policy (version, parent, status, path, sha256, created)"
+            " values (?, 1, 'live', ?, ?, '2026-01-01T00:00:00Z')",
+            [version, str(folder), digest],
+        )
     db.close()
 
 
@@ -149,10 +186,16 @@ def run(scene: Scene) -> list[dict]:
     ran += list(live.data.rglob("ran"))
     for line in (*at_start, *meanwhile):
         scene.log(f"tampered: {line}")
-    return [report.row("tampered: a sound version goes live (so that a rejection means something)", int(loaded), "", "≥ 1"),
-            report.row(f"tampered: kinds not rejected at start-up, of {len(kinds)} {named(at_start)}", len(at_start), "", "≤ 0"),
-            report.row(f"tampered: kinds not rejected while running, of {len(kinds)} {named(meanwhile)}", len(meanwhile), "", "≤ 0"),
-            report.row("tampered: pickles that ran", len(ran), "", "≤ 0")]
+    return [
+        report.row("tampered: a sound version goes live ", int(loaded), "", "≥ 1"),
+        report.row(
+            f"tampered: kinds not rejected at start-up, of {len(kinds)} {named(at_start)}", len(at_start), "", "≤ 0"
+        ),
+        report.row(
+            f"tampered: not rejected while running, of {len(kinds)} {named(meanwhile)}", len(meanwhile), "", "≤ 0"
+        ),
+        report.row("tampered: pickles that ran", len(ran), "", "≤ 0"),
+    ]
 
 
 def started(app: App, version: int) -> str:
@@ -184,13 +227,16 @@ def while_running(scene: Scene, live: Live, options: dict, kinds: tuple) -> tupl
 
 
 def wrong(app: App, version: int, position: int) -> str:
-    """What is wrong now that a tampered version is published; "" when it was rejected, the one before answers, and nothing was thrown."""
+    """What is wrong now that a tampered version is published; "" when it was rejected, the one before answers, and
+    nothing was thrown.
+    """
     status = "select status from policy where version = ?"
     until(lambda: not app.alive or app.rows(status, version)[0][0] == "rejected", 20, pause=0.2)
     if not app.alive:
         return "the app ended"
     if app.rows(status, version)[0][0] != "rejected":
-        return f"it is {app.rows(status, version)[0][0]}, and v{answering(app)} answers; {(tracebacks(app.said(position)) or [''])[-1]}"
+        broken = (tracebacks(app.said(position)) or [""])[-1]
+        return f"it is {app.rows(status, version)[0][0]}, and v{answering(app)} answers; {broken}"
     if answering(app) != 1:
         return f"v{answering(app)} answers, not v1"
     try:
