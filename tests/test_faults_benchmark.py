@@ -17,7 +17,18 @@ from fastapi.responses import PlainTextResponse
 from starlette.routing import Mount
 
 from benchmarks.faults import __main__ as faults
-from benchmarks.faults import aims, architectures, disk, fuzz, kills, mutate, people, raw, running, tampered
+from benchmarks.faults import (
+    aims,
+    architectures,
+    disk,
+    fuzz,
+    kills,
+    mutate,
+    people,
+    raw,
+    running,
+    tampered,
+)
 from benchmarks.faults.mutate import Aimed, Handler, Mutator, Surface
 
 SECRET = "mark0123456789abcdef"

@@ -87,7 +87,7 @@ class Victim:
 
     def __init__(self, app: App):
         self.marks = {name: mark() for name in ("a chat", "a comment", "a system prompt")}
-        self.page = Person(app.url, "victim")
+        self.page = Person(app.url, "victim", address="127.0.0.2")
         self.kept = self.page.turn(f"My secret is {self.marks['a chat']}", "a")
         said = [
             self.page.event("comment", [None, f"because {self.marks['a comment']}"], "submit"),

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.faults.people import Gone, Person
-from benchmarks.faults.running import ENVIRON, ROOT, TINY, Scene, flags_of, tracebacks, until
+from benchmarks.faults.running import (
+    ENVIRON,
+    ROOT,
+    TINY,
+    Scene,
+    flags_of,
+    tracebacks,
+    until,
+)
 
 START_SECONDS, TURNS = 120, 2
 PRELOAD = [

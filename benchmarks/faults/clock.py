@@ -15,10 +15,17 @@ from pathlib import Path
 import psutil
 
 from benchmarks import report
-from benchmarks.faults.fuzz import owner
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Person
-from benchmarks.faults.running import ROOT, App, Scene, flags_of, running, send_signal, until
+from benchmarks.faults.people import Person, owner
+from benchmarks.faults.running import (
+    ROOT,
+    App,
+    Scene,
+    flags_of,
+    running,
+    send_signal,
+    until,
+)
 
 LEASE_SECONDS = 5
 START_SECONDS = 60  # a worker that starts anew imports torch first

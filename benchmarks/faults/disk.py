@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.faults.fuzz import owner
 from benchmarks.faults.gestures import GESTURES, Gesture
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Answer, Gone, Person, acknowledged
+from benchmarks.faults.people import Answer, Gone, Person, acknowledged, owner
 from benchmarks.faults.running import App, Scene, running, tracebacks, until
 
 MEGABYTES = 48

@@ -14,11 +14,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.faults.aims import ENV_MARK, Planted, Victim, all_routes, handlers, mark, plant, targets
+from benchmarks.faults.aims import (
+    ENV_MARK,
+    Planted,
+    Victim,
+    all_routes,
+    handlers,
+    mark,
+    plant,
+    targets,
+)
 from benchmarks.faults.mutate import Aimed, Mutator, Surface
-from benchmarks.faults.people import Gone, Person, acknowledged
+from benchmarks.faults.people import Gone, Person, acknowledged, owner
 from benchmarks.faults.raw import Response, fetch
-from benchmarks.faults.running import ENVIRON, App, Scene, flags_of, running, tracebacks, until
+from benchmarks.faults.running import (
+    ENVIRON,
+    App,
+    Scene,
+    flags_of,
+    running,
+    tracebacks,
+    until,
+)
 
 THREADS = 6
 EXAMPLES = 12  # of each kind of finding that are told
@@ -84,7 +101,9 @@ def attack(
         if not app.alive:
             return
         aimed = pending.pop() if pending else mutator.draw()
-        answer = fetch(port, aimed.request)
+        # from many addresses, so that a limit on each does not keep all the rest from being tried
+        address = f"127.0.{mutator.rng.randrange(1, 9)}.{mutator.rng.randrange(1, 250)}"
+        answer = fetch(port, aimed.request, address=address)
         tally.take(number + i, aimed, answer, planted, lambda: app.ready() == 200)
         for path in set(NAMED.findall(answer.body)):
             name = path.decode("latin-1")
@@ -112,12 +131,6 @@ def in_threads(
         job.start()
     for job in jobs:
         job.join()
-
-
-def owner(app: App) -> Person:
-    """Who came by the admin link that the app printed; where it prints none, whoever sits at this machine."""
-    entrance = "/" + app.admin_link.split("/", 3)[3] if app.admin_link.count("/") > 2 else "/"
-    return Person(app.url, "owner", entrance=entrance)
 
 
 def a_round(app: App) -> None:
@@ -154,7 +167,7 @@ def run(scene: Scene) -> list[dict]:
         victim.chat(scene.count("victim_turns", 24, 8))
         a_round(app)
         planted = plant(app, victim)
-        people = [Person(app.url, f"person {i}") for i in range(4)]
+        people = [Person(app.url, f"person {i}") for i in range(12)]
         surface = Surface(
             app.url.split("//")[1],
             known,
@@ -222,7 +235,7 @@ def still_chats(app: App) -> bool:
         return False
     text = f"Still there? {mark()}"
     try:
-        sent, voted = Person(app.url, "afterwards").turn(text, "b")
+        sent, voted = Person(app.url, "afterwards", address="127.0.0.3").turn(text, "b")
     except Gone:
         return False
     return sent.kept and acknowledged(voted) and app.counted(text) == "b"

@@ -45,8 +45,8 @@ class Ledger:
         counted = dict(
             rows(
                 database,
-                "select m.text, v.choice from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
-                " where v.superseded_by is null order by v.id",
+                "select m.text, v.choice from vote v join duel d on d.id = v.duel"
+                " join message m on m.id = d.user_message where v.superseded_by is null order by v.id",
             )
         )
         return [text for text, choices in promised.items() if counted.get(text) not in choices]
@@ -57,9 +57,9 @@ class Voter(threading.Thread):
     then.
     """
 
-    def __init__(self, app: App, ledger: Ledger, rng: random.Random):
+    def __init__(self, app: App, ledger: Ledger, rng: random.Random, address: str):
         super().__init__(daemon=True)
-        self.app, self.ledger, self.rng = app, ledger, rng
+        self.app, self.ledger, self.rng, self.address = app, ledger, rng, address
         self.cookies, self.over, self.refused = {}, threading.Event(), 0
 
     def run(self) -> None:
@@ -78,7 +78,7 @@ class Voter(threading.Thread):
         if not url or not self.app.alive:
             return None
         try:
-            page = Person(url, cookies=self.cookies, timeout=15)
+            page = Person(url, cookies=self.cookies, timeout=30, address=self.address)
         except Gone:
             return None
         self.cookies = {c.name: c.value for c in page.client.cookies.jar}
@@ -122,7 +122,7 @@ def run(scene: Scene) -> list[dict]:
     options = {**live.options, "lease-seconds": 5, "port": free_port()}
     app = App(scene.folder("kills"), live.model, options, data=live.fresh())
     ledger, seen, rng = Ledger(), Seen(), random.Random(scene.seed)
-    voters = [Voter(app, ledger, random.Random(f"{scene.seed}/{i}")) for i in range(PEOPLE)]
+    voters = [Voter(app, ledger, random.Random(f"{scene.seed}/{i}"), f"127.0.0.{10 + i}") for i in range(PEOPLE)]
     try:
         app.start()
         for voter in voters:

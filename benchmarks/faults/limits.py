@@ -233,7 +233,7 @@ class Bystander(threading.Thread):
                 self.seen.refused.append(f"{answer.status} {answer.warnings[:1]}")
             self.seen.deaf += self.app.get("/healthz", timeout=5)[0] != 200
             i += 1
-            self.over.wait(0.3)
+            self.over.wait(0.7)
         self._memory.join()
 
     def _weigh(self) -> None:
@@ -250,7 +250,7 @@ def run(scene: Scene) -> list[dict]:
     """The section's rows."""
     found = []
     with running(scene.folder("limits"), scene.model(), {"worker": False}) as app:
-        page = Person(app.url, timeout=60)
+        page = Person(app.url, address="127.0.0.2")
         page.turn("Hello", "a")
         for _ in range(5):
             page.vote("b")
@@ -289,7 +289,7 @@ def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd
 
 def new_can_chat(app: App) -> bool:
     try:
-        sent, voted = Person(app.url).turn("Hello again", "a")
+        sent, voted = Person(app.url, address="127.0.0.3").turn("Hello again", "a")
     except Gone:
         return False
     return sent.kept and voted.kept

@@ -12,7 +12,10 @@ from html import unescape
 
 import httpx
 
-NOTICE = re.compile(r'class=\\?"notice (\w+)\\?"[^>]*>(.*?)</div>', re.S)
+from benchmarks.faults.running import App, until
+
+NOTICE = re.compile(r'class=\\?"notice ([^"\\]*)\\?"[^>]*>(.*?)</div>', re.S)
+LINK_SECONDS = 1  # within which the admin link is printed after the address
 ANSWERED = ('class=\\"fate\\"', "picked", "chosen")
 
 
@@ -34,7 +37,7 @@ class Answer:
         found = [
             unescape(re.sub(r"<[^>]+>", " ", text)).strip()
             for kind, text in NOTICE.findall(self.text)
-            if kind != "kept"
+            if "kept" not in kind
         ]
         if not self.success or self.status >= 400:
             found += [
@@ -67,7 +70,7 @@ class Gone(Exception):
 
 class Person:
     """One browser: `cookies` are kept between requests, `session` is the page's. Every gesture returns an Answer and
-    never raises for what the server did.
+    never raises for what the server did. `address` is where the browser is: any of 127.0.0.0/8 will do.
     """
 
     def __init__(
@@ -76,8 +79,9 @@ class Person:
         name: str = "",
         headers: dict | None = None,
         cookies: dict | None = None,
-        timeout: float = 30,
+        timeout: float = 60,
         entrance: str = "/",
+        address: str = "127.0.0.1",
     ):
         self.url, self.name = url, name
         origin = (headers or {}).get("Host")
@@ -93,6 +97,7 @@ class Person:
             cookies=cookies,
             follow_redirects=True,
             trust_env=False,
+            transport=httpx.HTTPTransport(local_address=address),
         )
         self.session = "".join(random.choices(string.ascii_lowercase + string.digits, k=11))
         try:
@@ -208,6 +213,18 @@ class Person:
     def turn(self, text: str, choice: str = "a") -> tuple[Answer, Answer]:
         """A message, both replies, a vote; the Answers to both."""
         return self.send(text), self.vote(choice)
+
+
+def owner(app: App) -> Person:
+    """Who came by the admin link that the app printed, which works once; later the same browser again. Where none is
+    printed, whoever sits at this machine.
+    """
+    if app.owner_cookies:
+        return Person(app.url, "owner", cookies=app.owner_cookies)
+    link = until(lambda: app.admin_link, LINK_SECONDS)
+    page = Person(app.url, "owner", entrance="/" + link.split("/", 3)[3] if link else "/")
+    app.owner_cookies = {c.name: c.value for c in page.client.cookies.jar} if link else None
+    return page
 
 
 def acknowledged(answer: Answer) -> bool:

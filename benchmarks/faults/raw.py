@@ -68,12 +68,14 @@ class Response:
         return self.head + self.body
 
 
-def fetch(port: int, request: Request, timeout: float = 20) -> Response:
-    """Send a request on a connection of its own and read the answer; never raises for what the server does."""
+def fetch(port: int, request: Request, timeout: float = 20, address: str = "127.0.0.1") -> Response:
+    """Send a request on a connection of its own, from `address` (of 127.0.0.0/8), and read the answer; never raises
+    for what the server does.
+    """
     began, head, status = time.monotonic(), b"", 0
     body, outcome = bytearray(), "closed"
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+        with socket.create_connection(("127.0.0.1", port), timeout, (address, 0)) as sock:
             _send(sock, request)
             answer = http.client.HTTPResponse(
                 sock, method=request.method if request.method in ("HEAD", "GET", "POST") else "GET"

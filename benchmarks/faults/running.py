@@ -65,6 +65,7 @@ class App:
         self.environ = {**os.environ, **ENVIRON, "GRADIO_TEMP_DIR": str(folder / "gradio"), **(environ or {})}
         self.log = folder / "app.log"
         self.process, self.url, self.admin_link = None, "", ""
+        self.owner_cookies = None  # of the browser that opened the admin link
 
     # -- its life
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.faults.live import Live
 from benchmarks.faults.people import Gone, Person
-from benchmarks.faults.running import App, DidNotStart, Scene, rows, running, tracebacks, until
+from benchmarks.faults.running import (
+    App,
+    DidNotStart,
+    Scene,
+    rows,
+    running,
+    tracebacks,
+    until,
+)
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 

@@ -3,7 +3,14 @@
 import gzip
 import random
 
-from benchmarks.faults.oddities import ADDED, BODIES, BODY_TWISTS, HEADERS, METHODS, TYPES
+from benchmarks.faults.oddities import (
+    ADDED,
+    BODIES,
+    BODY_TWISTS,
+    HEADERS,
+    METHODS,
+    TYPES,
+)
 from benchmarks.faults.raw import Request
 
 
