@@ -155,7 +155,7 @@ HARMS: dict[str, Callable[[App], None]] = {
 
 
 def harmed(scene: Scene, name: str, harm: Callable[[App], None]) -> list[dict]:
-    """Votes before, at and after the harm; then the app is ended in order and the file is looked at."""
+    """Votes before, at and after the harm; then the app is killed and the file is looked at."""
     folder = scene.folder(name.replace(" ", "-"))
     plugin = folder / "plugin"
     plugin.mkdir()
@@ -165,7 +165,7 @@ def harmed(scene: Scene, name: str, harm: Callable[[App], None]) -> list[dict]:
         app.start()
         told, before, after = watched(app, harm)
     finally:
-        app.stop()
+        app.kill()  # not in order: what was acknowledged is on disk already
     told.lost = lost(app, before, after, told.answers, kept_before=name in ("WAL deleted", "locks dropped"))
     # a vote that was accepted and is in the file did no harm: the app noticed nothing because there was nothing to
     # notice
