@@ -24,7 +24,7 @@ from benchmarks.faults.running import (
     until,
 )
 
-START_SECONDS, TURNS = 120, 2
+START_SECONDS, TURNS = 180, 2
 PRELOAD = [
     "app",
     "torch",

@@ -145,13 +145,9 @@ def rounds(scene: Scene, app: App, clock: Clock) -> tuple[int | None, float | No
         return None, None
     with second_worker(app):
         clock.set("+1h")
-        until(
-            lambda: app.rows(ACTIVE) != before and app.rows(ACTIVE)[0][1:3] != before[0][1:3],
-            3 * LEASE_SECONDS,
-            pause=0.3,
-        )
+        until(lambda: holder(app) != holder_of(before), 3 * LEASE_SECONDS, pause=0.3)
     after = app.rows(ACTIVE)
-    kept = int(bool(after) and after[0][:3] == before[0][:3])
+    kept = int(holder_of(after) == holder_of(before))
     scene.log(f"clock: before {before}, an hour later {after}")
     clock.set("-1h")
     time.sleep(0.5)
@@ -164,13 +160,18 @@ def taken_over(scene: Scene, app: App) -> float:
     if worker := app.worker():
         send_signal(worker.pid, signal.SIGKILL)
 
-    def other_holds():
-        now = app.rows(ACTIVE)
-        return bool(now) and now[0][1] != before[0][1]
-
-    taken = until(other_holds, limit, pause=0.3)
+    taken = until(lambda: holder(app) not in (None, holder_of(before)), limit, pause=0.3)
     scene.log(f"clock: dead worker's round {before}, then {app.rows(ACTIVE)}")
     return time.monotonic() - began if taken else float(limit)
+
+
+def holder_of(active: list[tuple]) -> tuple | None:
+    """(id, owner, attempts) of the round that runs; None where none does."""
+    return active[0][:3] if active else None
+
+
+def holder(app: App) -> tuple | None:
+    return holder_of(app.rows(ACTIVE))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from benchmarks.faults.running import (
     until,
 )
 
+REJECTED_SECONDS = 30  # within which a version is taken or rejected
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 
 
@@ -230,7 +231,7 @@ def while_running(scene: Scene, live: Live, options: dict, kinds: tuple) -> tupl
             if not app.alive:
                 break
         good = publish(live.data, None)
-        loaded = app.alive and bool(until(lambda: answering(app) == good, 20, pause=0.2))
+        loaded = app.alive and bool(until(lambda: answering(app) == good, REJECTED_SECONDS, pause=0.2))
     return loaded, found
 
 
@@ -239,7 +240,7 @@ def wrong(app: App, version: int, position: int) -> str:
     nothing was thrown.
     """
     status = "select status from policy where version = ?"
-    until(lambda: not app.alive or app.rows(status, version)[0][0] == "rejected", 20, pause=0.2)
+    until(lambda: not app.alive or app.rows(status, version)[0][0] == "rejected", REJECTED_SECONDS, pause=0.2)
     if not app.alive:
         return "the app ended"
     if app.rows(status, version)[0][0] != "rejected":
