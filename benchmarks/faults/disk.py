@@ -103,7 +103,7 @@ class Outcome:
 
 def one(app: App, gesture: Gesture, outcome: Outcome) -> None:
     """A person of its own: first the gesture without room, then with it."""
-    page = (owner if gesture.name == "train now" else Person)(app.url)
+    page = owner(app) if gesture.name == "train now" else Person(app.url)
     gesture.ready(page)
     with full(app):
         answer = gesture.do(page)

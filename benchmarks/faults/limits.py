@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks import report
 from benchmarks.faults.people import Gone, Person
@@ -22,14 +23,11 @@ MB = 1 << 20
 
 
 class Crowd:
-    """The attacker's means: the app's port, a page to know the handlers by, and whether counts are small."""
+    """The attacker's means: the app's port, and a page to know the handlers by."""
 
-    def __init__(self, app: App, quick: bool):
-        self.port, self.quick = int(app.url.rsplit(":", 1)[1]), quick
+    def __init__(self, app: App):
+        self.port = int(app.url.rsplit(":", 1)[1])
         self.page = Person(app.url, "attacker")
-
-    def few(self, n: int) -> int:
-        return max(n // 5, 1) if self.quick else n
 
     def headers(self, cookie: str | None = "") -> list[tuple[bytes, bytes]]:
         """As a browser on this page has them; `cookie` None for an invented one, "" for the attacker's own."""
@@ -69,9 +67,9 @@ class Crowd:
 # -- the attacks; each returns what is told of it
 
 
-def upload(crowd: Crowd) -> str:
-    """A file of 300 MB."""
-    size = crowd.few(300) * MB
+def upload(crowd: Crowd, n: int) -> str:
+    """A file of `n` MB."""
+    size = n * MB
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="big.bin"\r\n\r\n'
     request = (
         Request("POST", b"/gradio_api/upload", crowd.headers())
@@ -92,22 +90,22 @@ def upload(crowd: Crowd) -> str:
     return f"{sent} MB taken, {answer[:40]!r}"
 
 
-def big_json(crowd: Crowd) -> str:
-    body = b'{"data": [' + b"[1]," * (crowd.few(114) * MB // 4) + b'1], "fn_index": 4, "session_hash": "x"}'
+def big_json(crowd: Crowd, n: int) -> str:
+    body = b'{"data": [' + b"[1]," * (n * MB // 4) + b'1], "fn_index": 4, "session_hash": "x"}'
     return str([crowd.post(path, body) for path in ("/gradio_api/run/predict", "/gradio_api/queue/join")])
 
 
-def long_name(crowd: Crowd) -> str:
-    body = json.dumps(crowd.page.body("admin-enter", ["a" * (crowd.few(100) * MB), "password"])).encode()
+def long_name(crowd: Crowd, n: int) -> str:
+    body = json.dumps(crowd.page.body("admin-enter", ["a" * (n * MB), "password"])).encode()
     return str(crowd.post("/gradio_api/run/predict", body))
 
 
-def sign_ins(crowd: Crowd) -> str:
-    body = [json.dumps(crowd.page.body("admin-enter", [f"name {i}", "password"])).encode() for i in range(40)]
+def sign_ins(crowd: Crowd, n: int) -> str:
+    body = [json.dumps(crowd.page.body("admin-enter", [f"name {i}", "password"])).encode() for i in range(n)]
     return counted(crowd.together([lambda b=b: crowd.post("/gradio_api/run/predict", b) for b in body]))
 
 
-def sessions(crowd: Crowd) -> str:
+def sessions(crowd: Crowd, n: int) -> str:
     """Pages that are opened under invented session names and never seen again."""
     load = next(
         d
@@ -118,36 +116,34 @@ def sessions(crowd: Crowd) -> str:
     return counted(
         [
             crowd.post("/gradio_api/run/predict", json.dumps({**body, "session_hash": secrets.token_hex(6)}).encode())
-            for _ in range(crowd.few(1300))
+            for _ in range(n)
         ]
     )
 
 
-def messages(crowd: Crowd) -> str:
-    """Eighty invented people send at once."""
+def messages(crowd: Crowd, n: int) -> str:
+    """Invented people send at once."""
     return counted(
         crowd.together(
             [
                 lambda: crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6)), None)
-                for _ in range(80)
+                for _ in range(n)
             ]
         )
     )
 
 
-def joins(crowd: Crowd) -> str:
-    """One cookie, three hundred messages."""
-    return counted(
-        [crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6))) for _ in range(crowd.few(300))]
-    )
+def joins(crowd: Crowd, n: int) -> str:
+    """One cookie, many messages."""
+    return counted([crowd.post("/gradio_api/queue/join", crowd.send_body(secrets.token_hex(6))) for _ in range(n)])
 
 
-def unread(crowd: Crowd) -> str:
+def unread(crowd: Crowd, n: int) -> str:
     """Streams of answers that are opened and never read."""
     with ExitStack() as stack:
-        for _ in range(crowd.few(60)):
-            session = secrets.token_hex(6)
-            crowd.post("/gradio_api/queue/join", crowd.send_body(session, "Hello " * 300), None)
+        for _ in range(n):
+            session, cookie = secrets.token_hex(6), f"nudge_id={secrets.token_urlsafe(32)}"
+            crowd.post("/gradio_api/queue/join", crowd.send_body(session, "Hello " * 300), cookie)
             sock = crowd.connect(stack)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             try:
@@ -155,25 +151,25 @@ def unread(crowd: Crowd) -> str:
                     Request(
                         "GET",
                         f"/gradio_api/queue/data?session_hash={session}".encode(),
-                        [*crowd.headers(), (b"Connection", b"keep-alive")],
+                        [*crowd.headers(cookie), (b"Connection", b"keep-alive")],
                     ).encode()
                 )
             except OSError:
                 continue
-        time.sleep(crowd.few(20))
+        time.sleep(5)
     return "opened and left"
 
 
-def slow_bodies(crowd: Crowd) -> str:
+def slow_bodies(crowd: Crowd, n: int) -> str:
     """Bodies that come a byte a second."""
     with ExitStack() as stack:
-        socks = [crowd.connect(stack) for _ in range(crowd.few(120))]
+        socks = [crowd.connect(stack) for _ in range(n)]
         dead = 0
         for sock in socks:
             sock.sendall(
                 Request("POST", b"/gradio_api/run/predict", crowd.headers()).header("Content-Length", "100000").encode()
             )
-        for _ in range(crowd.few(15)):
+        for _ in range(10):
             time.sleep(1)
             for sock in socks:
                 try:
@@ -183,17 +179,27 @@ def slow_bodies(crowd: Crowd) -> str:
     return f"{dead} bytes refused"
 
 
-ATTACKS: dict[str, Callable[[Crowd], str]] = {
-    "a 300 MB upload": upload,
-    "114 MB of JSON, twice": big_json,
-    "a 100 MB sign-in name": long_name,
-    "40 sign-ins at once": sign_ins,
-    "1,300 invented sessions": sessions,
-    "80 invented cookies send": messages,
-    "300 joins by one cookie": joins,
-    "60 streams never read": unread,
-    "120 slow bodies": slow_bodies,
-}
+@dataclass(frozen=True)
+class Attack:
+    """`do` with `n`, or `few` with --quick; `name` has a place for it."""
+
+    name: str
+    n: int
+    few: int
+    do: Callable[[Crowd, int], str]
+
+
+ATTACKS = [
+    Attack("an upload of {n} MB", 300, 60, upload),
+    Attack("{n} MB of JSON, twice", 114, 20, big_json),
+    Attack("a sign-in name of {n} MB", 100, 20, long_name),
+    Attack("{n} sign-ins at once", 40, 40, sign_ins),
+    Attack("{n} invented sessions", 1300, 200, sessions),
+    Attack("{n} invented cookies send", 80, 80, messages),
+    Attack("{n} joins by one cookie", 300, 80, joins),
+    Attack("{n} streams never read", 60, 15, unread),
+    Attack("{n} slow bodies", 120, 40, slow_bodies),
+]
 
 
 def counted(statuses: list) -> str:
@@ -254,11 +260,14 @@ def run(scene: Scene) -> list[dict]:
         page.turn("Hello", "a")
         for _ in range(5):
             page.vote("b")
-        for name, attack in ATTACKS.items():
+        for attack in ATTACKS:
+            n = attack.few if scene.quick else attack.n
+            name = attack.name.format(n=f"{n:,}")
             if not app.alive:
                 found.append(report.row(f"limits: {name}: not run, the app has ended", None, "", "≤ 0"))
                 continue
-            found += one(scene, app, page, name, attack)
+            found += one(scene, app, page, name, lambda crowd, attack=attack, n=n: attack.do(crowd, n))
+        found.append(report.row("limits: what was uploaded and is still on disk", disk_megabytes(app), "MB", "≤ 1"))
         found.append(report.row("limits: afterwards somebody new can chat", int(new_can_chat(app)), "", "≥ 1"))
     return found
 
@@ -268,7 +277,7 @@ def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd
     before, bystander = app.megabytes(), Bystander(app, page)
     bystander.start()
     try:
-        said = attack(Crowd(app, scene.quick))
+        said = attack(Crowd(app))
     except Gone as error:
         said = f"the attacker's page did not open: {error}"
     seen = bystander.stop()
@@ -285,6 +294,12 @@ def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd
         report.row(f"limits: {name}: another's slowest vote meanwhile", slowest, "s", f"≤ {VOTE_SECONDS}"),
         report.row(f"limits: {name}: votes refused, /healthz deaf", len(seen.refused) + seen.deaf, "", "≤ 0"),
     ]
+
+
+def disk_megabytes(app: App) -> float:
+    """What lies in the folder that Gradio puts uploads into."""
+    uploads = Path(app.environ["GRADIO_TEMP_DIR"])
+    return sum(file.stat().st_size for file in uploads.rglob("*") if file.is_file()) / MB
 
 
 def new_can_chat(app: App) -> bool:
