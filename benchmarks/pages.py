@@ -5,6 +5,7 @@ The app is `python app.py` without its worker; nothing here waits for the model.
 """
 
 import json
+import re
 import os
 import socket
 import subprocess
@@ -110,7 +111,8 @@ def gestures(browser, url, repeats):
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.add_cookies([{"name": visitor.COOKIE, "value": TOKEN, "url": url}])
     page = context.new_page()
-    config = json.load(urllib.request.urlopen(url + "/config"))
+    html = urllib.request.urlopen(url).read().decode()
+    config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", html, re.S)[1])
     names, worked, painted = event_names(config), {}, {name: [] for name in GESTURES}
 
     def finished(request):
