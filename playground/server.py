@@ -22,7 +22,7 @@ from playground.protocol import PatientProtocol
 from playground.proxies import Proxies
 from playground.session import Refused
 from playground.store import StoreError
-from playground.ui import page, theme, words
+from playground.ui import page, states, theme, words
 from playground.ui.lane import EVENTS
 from playground.visitor import Cookies
 
@@ -46,6 +46,7 @@ def create(settings, store, engine, chat):
     app.state.root_path = settings.root_path
     open_to_admins(app, Admins(settings, store))
     open_to_leavers(app, store, chat)
+    states.use()
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=EVENTS, default_concurrency_limit=16)
     blocks._queue.max_thread_count = EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing

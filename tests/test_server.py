@@ -11,6 +11,7 @@ from playground import server, visitor
 from playground import settings as settings_module
 from playground.engine import Engine
 from playground.store import Store
+from playground.ui import states
 from tests.sites import Site
 from tests.tiny import tiny_folder
 
@@ -281,7 +282,7 @@ def test_who_put_a_cookie_into_the_owners_browser_is_no_admin_by_it(site, page):
     assert not is_admin(site, attacker) and is_admin(site, page)
 
 
-@pytest.mark.parametrize("wrong", ["x", "x" * 43, "%00", "é", "a" * 5000])
+@pytest.mark.parametrize("wrong", ["x", "x" * 43])
 def test_a_wrong_admin_link_says_what_to_do_and_changes_nothing(site, page, wrong):
     site.admin_path()
     answer = page.client.get(f"/admin/{wrong}")
@@ -289,6 +290,11 @@ def test_a_wrong_admin_link_says_what_to_do_and_changes_nothing(site, page, wron
     assert "Restart the app" in answer.text and "python -m playground.admins" in answer.text and "\n" not in answer.text
     assert "重新启动" in page.client.get(f"/admin/{wrong}", headers={"accept-language": "zh-CN"}).text
     assert not is_admin(site, page)
+
+
+@pytest.mark.parametrize("odd", ["%00", "é", "a" * 5000, "a/b", "..%2f"])
+def test_what_cannot_be_an_admin_link_is_not_there(site, page, odd):
+    assert page.client.get(f"/admin/{odd}").status_code == 404
 
 
 def test_an_admin_link_works_once_and_head_does_not_use_it_up(site, page):
@@ -326,3 +332,11 @@ def test_only_what_streams_goes_by_the_queue(site, page):
     """In the browser the result of a queued event is lost that begins just as another one ends: a vote in eight, cast the moment both replies were complete."""
     queued = {tuple(d["targets"][0])[1]: d["types"]["generator"] for d in page.config["dependencies"] if d["backend_fn"] and d["queue"]}
     assert queued and all(queued.values()), queued
+
+
+def test_gradio_keeps_no_second_copy_of_the_page_for_each_session(site, page):
+    """It took half a megabyte a session, and worked out a component's JSON schema at each change, on everybody's event loop."""
+    page.send("Hello")
+    page.vote("a")
+    state = site.blocks.state_holder.session_data[page.session]
+    assert isinstance(state, states.PageState) and state.config_values == {} and len(state.state_data) > 0

@@ -104,9 +104,8 @@ class Person:
             page = self.client.get(entrance)
             if entrance != "/":
                 page = self.client.get("/")
-            config = self.client.get("/config")
-            self.config = config.json()
-        except (httpx.HTTPError, ValueError) as error:
+            self.config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", page.text, re.S)[1])
+        except (httpx.HTTPError, ValueError, TypeError) as error:
             self.client.close()
             raise Gone(f"{type(error).__name__}: {error}") from None
         if page.status_code != 200 or "components" not in self.config:

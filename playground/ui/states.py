@@ -1,0 +1,41 @@
+"""What Gradio keeps of one page between gestures: the values of its `gr.State`s and of components that a handler has changed.
+
+Gradio 6.31 also keeps a second copy of the page's whole config, half a megabyte a page, from which a deep link could recreate it, and works out
+a component's JSON schema each time that the component changes, on the event loop that everybody shares. This page has no deep links.
+"""
+
+from copy import copy
+from datetime import datetime
+
+from gradio import Blocks, state_holder
+from gradio.components import State
+
+
+class PageState(state_holder.SessionState):
+    """Gradio's state of a session without what is for deep links."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks_config = copy(blocks.default_config)
+        self.config_values = {}
+        self.state_data, self._state_ttl = {}, {}
+        self.is_closed = False
+        self.STATE_TTL_WHEN_CLOSED = 3600  # seconds
+
+    def __setitem__(self, key: int, value) -> None:
+        block = self.blocks_config.blocks.get(key)
+        if isinstance(block, State):
+            self._state_ttl[key] = (block.time_to_live, datetime.now())
+            self.state_data[key] = value
+        else:
+            self.blocks_config.blocks[key] = value
+
+    def _update_config(self, key: int) -> None:
+        """For deep links."""
+
+    def _update_value_in_config(self, key: int, value) -> None:
+        """For deep links."""
+
+
+def use() -> None:
+    """Let Gradio make PageStates from now on."""
+    state_holder.SessionState = PageState
