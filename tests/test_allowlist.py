@@ -188,8 +188,8 @@ def test_a_head_that_never_ends_is_not_waited_for(site):  # noqa: F811
 
 def test_replies_that_nobody_reads_are_stopped(site, page, monkeypatch):  # noqa: F811
     monkeypatch.setattr(allowlist, "UNREAD", 0.3)
-    called = next(d for d in page.config["dependencies"] if d["queue"] and len(d["inputs"]) == 1)
-    body = {"data": ["Hello"], "fn_index": called["id"], "session_hash": page.session, "trigger_id": None}
+    called = next(d for d in page.config["dependencies"] if d["queue"] and len(d["inputs"]) == 2)
+    body = {"data": ["Hello", None], "fn_index": called["id"], "session_hash": page.session, "trigger_id": None}
     assert page.client.post("/gradio_api/queue/join", json=body).status_code == 200
     until = time.monotonic() + 10
     while page.session in site.blocks._queue.pending_messages_per_session and time.monotonic() < until:
