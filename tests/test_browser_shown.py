@@ -33,14 +33,14 @@ def app(tmp_path_factory):
 
 
 def given(app, page, *texts, vote="a"):
-    """A chat of the page's visitor in the store, a turn for each text: typed, and answered by itself on both sides. The last is voted on where `vote` says so."""
+    """A chat of the page's visitor in the store, a turn for each text: typed, and answered by itself, on side B with a line more. The last is voted on where `vote` says so."""
     cookie = next(cookie["value"] for cookie in page.context.cookies() if cookie["name"] == COOKIE)
     store = Store(app.database)
     annotator = store.annotator(cookie)
     conversation = store.new_conversation(annotator)
     for text in texts:
         duel = store.start_duel(conversation, text, [1, 2], [candidate(1), candidate(2)])
-        store.finish_duel(duel, [outcome(text, [1, 2]), outcome(text, [1, 2])])
+        store.finish_duel(duel, [outcome(text, [1, 2]), outcome(f"{text}\n\nB", [1, 3])])
         if vote or text is not texts[-1]:
             store.vote(duel, annotator, vote or "a", store.duel(duel)["left"]["message"])
     return store, annotator, conversation
