@@ -5,7 +5,6 @@ streams that are open, and the rate of requests. Everything runs on the server's
 """
 
 import hashlib
-import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
+from playground.proxies import one_place
 from playground.settings import Settings
 
 IDLE = 3600.0  # seconds after which a session that nobody uses is forgotten
@@ -35,18 +35,7 @@ class Visitor:
 
     @classmethod
     def of(cls, token: str, host: str) -> "Visitor":
-        return cls(hashlib.sha256(token.encode()).hexdigest()[:32] if token else "", network(host))
-
-
-def network(host: str) -> str:
-    """The address that limits count: an IPv6 one by its /64, which one subscriber has whole."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.version == 6:
-        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+        return cls(hashlib.sha256(token.encode()).hexdigest()[:32] if token else "", one_place(host))
 
 
 @dataclass

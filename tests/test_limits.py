@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from playground.limits import IDLE, Limits, TooMuch, Visitor, network
+from playground.limits import IDLE, Limits, TooMuch, Visitor
 from playground.settings import Settings
 
 
@@ -126,10 +126,3 @@ def test_streams_are_bounded_and_given_back():
     assert not held.sessions["s"].open
     with held.stream(ANN, "s", reads=True):
         assert held.sessions["s"].readers == held.sessions["s"].opened == 1
-
-
-@pytest.mark.parametrize("address, counted", [
-    ("10.0.0.1", "10.0.0.1"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"), ("::ffff:10.0.0.1", "10.0.0.1"),
-    ("unknown", "unknown"), ("", "")])
-def test_an_address_counts_by_what_one_subscriber_has(address, counted):
-    assert network(address) == counted
