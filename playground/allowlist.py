@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 
 from playground import headers as answer_headers
 from playground import payload, visitor
-from playground.limits import UNREAD, Limits, TooMuch, Visitor
+from playground.limits import Limits, TooMuch, Visitor
 from playground.payload import BadPayload, Handler
 from playground.settings import ON_SPACE, SPACE_SIGN_IN, Settings
 
@@ -143,7 +143,8 @@ class Allowlist:
                 call, receive = await self._gesture(way, headers, receive)
                 session = self.limits.session(visitor_, call.session_hash)
                 if way is Way.JOIN:
-                    asyncio.get_running_loop().call_later(UNREAD, self._stop_unread, call.session_hash, session, session.opened)
+                    asyncio.get_running_loop().call_later(
+                        self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened)
         except TooMuch as error:
             raise Refusal(429, str(error)) from None
         answer.expects(way, headers)

@@ -19,7 +19,6 @@ from playground.proxies import one_place
 from playground.settings import Settings
 
 IDLE = 3600.0  # seconds after which a session that nobody uses is forgotten
-UNREAD = 15.0  # seconds after which replies that no page reads are stopped
 
 
 class TooMuch(Exception):

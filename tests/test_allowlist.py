@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from playground import allowlist, visitor
+from playground import visitor
 from playground.limits import Limits
 from tests.test_server import Page, folder, site  # noqa: F401  fixtures
 
@@ -186,8 +186,7 @@ def test_a_head_that_never_ends_is_not_waited_for(site):  # noqa: F811
         assert sock.recv(100) == b""
 
 
-def test_replies_that_nobody_reads_are_stopped(site, page, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(allowlist, "UNREAD", 0.3)
+def test_replies_that_nobody_reads_are_stopped(site, page):  # noqa: F811
     called = next(d for d in page.config["dependencies"] if d["queue"] and len(d["inputs"]) == 2)
     body = {"data": ["Hello", None], "fn_index": called["id"], "session_hash": page.session, "trigger_id": None}
     assert page.client.post("/gradio_api/queue/join", json=body).status_code == 200

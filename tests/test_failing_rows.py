@@ -193,7 +193,7 @@ def test_a_turn_with_a_setting_that_cannot_be_ends_alone_and_gives_its_room_back
     def duel(**more):
         return site.duel([1, 30, 31, 32], [3, 4], Sampling(**{"temperature": 1.0, "max_tokens": 12, **more}))
     [expected] = ends(site, [duel()])
-    streams = [duel(), duel(top_k=2.5), duel(), duel(max_tokens="many"), duel(top_k=True)]
+    streams = [duel(), duel(top_k=2.5), duel(), duel(top_p="many"), duel(top_k=True)]
     found = ends(site, streams)
     assert found[0] == found[2] == expected
     assert [s.error is None for s in streams] == [True, False, True, False, False]

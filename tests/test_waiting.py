@@ -24,7 +24,7 @@ WAITING = 64
 def site(folder):
     """A running server where one message runs at a time, for as long as the test does."""
     settings = Settings(model=str(folder), threads=1, reply_tokens=400, dtype="float32", port=0, auto_train=False, waiting_messages=WAITING,
-                        messages_per_address=1000, _env_file=None)
+                        messages_per_address=1000, sessions_per_address=1000, unread_seconds=120, _env_file=None)
     store = Store()
     engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
     chat = Chat(store, engine, settings)
@@ -54,7 +54,7 @@ class Crowd:
 
     def join(self, cookie=None, session=None):
         cookie = cookie or secrets.token_urlsafe(32)
-        body = {**self.body, "data": ["Hello"], "session_hash": session or cookie[:10]}
+        body = {**self.body, "data": ["Hello", None], "session_hash": session or cookie[:10]}
         self.client.post("/gradio_api/queue/join", json=body, cookies={visitor.COOKIE: cookie}).raise_for_status()
         return cookie
 
