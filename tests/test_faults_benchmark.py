@@ -31,7 +31,8 @@ from benchmarks.faults import (
 )
 from benchmarks.faults.mutate import Aimed, Handler, Mutator, Surface
 
-SECRET = "mark0123456789abcdef"
+SECRET, COPIED = "mark0123456789abcdef", "markfedcba9876543210"
+COPY = f"/tmp/gradio/{'0' * 64}/.env"
 
 
 # -- what is aimed at
@@ -336,6 +337,8 @@ def leaky() -> Iterator[Served]:
     app = FastAPI(openapi_url=None)
     app.add_api_route("/b", lambda: 1 / 0, methods=["POST"])
     app.add_api_route("/a/{x:path}", lambda: PlainTextResponse(f"the secret is {SECRET}"))
+    app.add_api_route("/gradio_api/run/predict", lambda: PlainTextResponse(f"copied to {COPY}"), methods=["POST"])
+    app.add_api_route(f"/gradio_api/file={COPY}", lambda: PlainTextResponse(COPIED))
     served = Served(app)
     yield served
     served.stop()
@@ -346,10 +349,20 @@ def test_a_server_that_breaks_and_leaks_is_seen_to(leaky: Served, surface: Surfa
     fuzz.in_threads(
         leaky, surface, aims.Planted({"a chat": SECRET.encode()}), tally, seed=0, n=60, plain=plain, threads=3
     )
-    assert sum(tally.statuses.values()) == 60
+    assert sum(tally.statuses.values()) >= 60
     assert tally.found["status 500"] >= len(mutate.ROLES)
     assert tally.found["foreign data"] >= 2
     assert "a chat" in tally.examples["foreign data"][0]
+
+
+def test_a_file_that_the_last_answer_names_is_asked_for_all_the_same(leaky: Served, surface: Surface):
+    """The copy of a file was named by the last planned requests, and nobody looked whether it could be read."""
+    tally, last = fuzz.Tally(), list(Mutator(random.Random(0), surface).known())[:1]
+    fuzz.attack(
+        leaky, surface, aims.Planted({".env": COPIED.encode()}), last, tally, Mutator(random.Random(0), surface), 0, 1
+    )
+    assert sum(tally.statuses.values()) == 2
+    assert tally.found["foreign data"] == 1
 
 
 def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
@@ -388,8 +401,8 @@ def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
             {"person": [page.cookie], "owner": [page.cookie]},
         )
         tally = fuzz.Tally()
-        fuzz.in_threads(served, surface, aims.Planted({}), tally, seed=1, n=60, plain=[], threads=2)
-        assert sum(tally.statuses.values()) == 60
+        fuzz.in_threads(served, surface, aims.Planted({}), tally, seed=1, n=60, plain=[], threads=6)
+        assert sum(tally.statuses.values()) >= 60
         asks = SimpleNamespace(
             alive=True,
             url=served.url,

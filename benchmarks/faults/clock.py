@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from benchmarks.faults.running import (
 
 LEASE_SECONDS = 5
 START_SECONDS = 60  # a worker that starts anew imports torch first
+UP_SECONDS = 300  # the second worker is waited for
 LIBRARIES = (
     "/usr/lib/*/faketime/libfaketimeMT.so.1",
     "/usr/lib/faketime/libfaketimeMT.so.1",
@@ -143,11 +145,11 @@ def rounds(scene: Scene, app: App, clock: Clock) -> tuple[int | None, float | No
     if not before:
         scene.log(f"clock: no round began: {app.rows('select id, state, reason from round')}")
         return None, None
-    with second_worker(app):
+    with second_worker(app) as looking:
         clock.set("+1h")
         until(lambda: holder(app) != holder_of(before), 3 * LEASE_SECONDS, pause=0.3)
     after = app.rows(ACTIVE)
-    kept = int(holder_of(after) == holder_of(before))
+    kept = int(holder_of(after) == holder_of(before)) if looking else None  # nobody was there to take it
     scene.log(f"clock: before {before}, an hour later {after}")
     clock.set("-1h")
     time.sleep(0.5)
@@ -175,8 +177,8 @@ def holder(app: App) -> tuple | None:
 
 
 @contextmanager
-def second_worker(app: App):
-    """Another worker that looks for work all the time, up and looking when the `with` begins."""
+def second_worker(app: App) -> Iterator[bool]:
+    """Another worker that looks for work all the time; whether it is up and looking when the `with` begins."""
     command = [
         sys.executable,
         "-m",
@@ -191,9 +193,9 @@ def second_worker(app: App):
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: process.poll() is not None or _has_open(process.pid, app.database), START_SECONDS, pause=0.2)
+        until(lambda: process.poll() is not None or _has_open(process.pid, app.database), UP_SECONDS, pause=0.2)
         time.sleep(1)
-        yield
+        yield process.poll() is None and _has_open(process.pid, app.database)
     finally:
         process.kill()
         process.wait()

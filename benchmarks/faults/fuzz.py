@@ -94,17 +94,17 @@ class Tally:
 def attack(
     app: App, surface: Surface, planted: Planted, requests: list, tally: Tally, mutator: Mutator, number: int, n: int
 ) -> None:
-    """Send `requests`, then odd ones up to `n`; follow at once what an answer names."""
+    """Send `requests`, then odd ones up to `n`; ask at once, and whatever `n` says, for a file that an answer names."""
     port = int(app.url.rsplit(":", 1)[1])
     pending = list(reversed(requests))
-    for i in range(n):
-        if not app.alive:
-            return
+    sent = 0
+    while app.alive and (sent < n or pending):
         aimed = pending.pop() if pending else mutator.draw()
         # from many addresses, so that a limit on each does not keep all the rest from being tried
         address = f"127.0.{mutator.rng.randrange(1, 9)}.{mutator.rng.randrange(1, 250)}"
         answer = fetch(port, aimed.request, address=address)
-        tally.take(number + i, aimed, answer, planted, lambda: app.ready() == 200)
+        sent += 1
+        tally.take(number + sent, aimed, answer, planted, lambda: app.ready() == 200)
         for path in set(NAMED.findall(answer.body)):
             name = path.decode("latin-1")
             if name not in surface.leads:
@@ -199,6 +199,7 @@ def measured(scene: Scene, app: App, surface: Surface, planted: Planted, victim:
         f"{len(surface.handlers)} handlers in {time.monotonic() - began:.0f} s; statuses "
         f"{dict(sorted(tally.statuses.items()))}; slowest answer {tally.slowest:.1f} s"
     )
+    scene.log(f"  files in Gradio's cache that answers named, and that were asked for: {surface.leads[:8]}")
     for kind, examples in tally.examples.items():
         for example in examples:
             scene.log(f"  {kind}: {example}")

@@ -109,6 +109,7 @@ class Mutator:
             for path in self.surface.files[:2] if handler.inputs else ():
                 item = {"path": path, "meta": {"_type": "gradio.FileData"}}
                 body = self.event_body(handler, [item] * handler.inputs)
+                body |= {"event_data": None, "session_hash": self.own_session}  # as the page itself would
                 yield self.aim("stranger", self.json_post(f"{API}/run/predict", body, "a file as value"))
 
     # -- one odd request
