@@ -87,7 +87,7 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
     first = Page(site.url, "first")
     site.engine._memory.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
-    site.engine.step = lambda: (site.engine._running and time.sleep(0.03), step())[1]
+    site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     crowd, told = Crowd(site, page), []
     try:
         crowd.join()
@@ -121,7 +121,7 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
 def test_a_place_in_the_line_counts_down(site):
     site.engine._memory.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
-    site.engine.step = lambda: (site.engine._running and time.sleep(0.02), step())[1]
+    site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     page, told = Page(site.url, "third"), []
     crowd = Crowd(site, page)
     try:
@@ -147,7 +147,7 @@ def test_a_place_in_the_line_counts_down(site):
 def test_one_cookie_that_sends_three_hundred_times_holds_one_place(site):
     site.engine._memory.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
-    site.engine.step = lambda: (site.engine._running and time.sleep(0.02), step())[1]
+    site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     page = Page(site.url, "greedy")
     crowd = Crowd(site, page)
     cookie = crowd.join()
@@ -169,7 +169,7 @@ def test_one_cookie_that_sends_three_hundred_times_holds_one_place(site):
 def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
     site.engine._memory.budget, site.engine.end_tokens = 1 << 30, frozenset()
     step, page = site.engine.step, Page(site.url, "early")
-    site.engine.step = lambda: (site.engine._running and time.sleep(0.02), step())[1]
+    site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     told = []
     reader = threading.Thread(target=lambda: told.extend(page.send("Hello")))
     try:
