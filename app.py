@@ -62,6 +62,7 @@ def serve(settings, sock):
     from playground.threads import apart
 
     memory.return_freed()
+    allow_connections()
     try:
         settings = models.bounded(settings)
         tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
@@ -80,6 +81,18 @@ def serve(settings, sock):
         if worker:
             worker.stop()
         engine.close()
+
+
+def allow_connections():
+    """As many open files as this user may have: each connection is one, and the usual 1,024 are soon spent."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_store(settings):

@@ -36,6 +36,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 SESSION = r"[A-Za-z0-9_-]{1,64}"  # a page's name, which its browser thinks of
 FILE = r"[\w@-][\w.@-]{0,150}"
+COSTLY = 10  # requests that a page, or the start of a stream, counts as; they take the server that much longer
 KEPT_QUERY = {"shared": 64, "__theme": 10}  # parameters of the page's address, and how long they may be
 
 
@@ -89,14 +90,14 @@ class Refusal(Exception):
 
 
 class Allowlist:
-    """ASGI middleware. `handlers` are Gradio's, by their number; `stop` ends what a session has asked for; `translate` puts a sentence into the
+    """ASGI middleware. `handlers` are Gradio's, by their number; `stop` ends what a session has asked for, and `pending` says whether it has asked for anything; `translate` puts a sentence into the
     language of an Accept-Language header; `head` is the HTML that Gradio puts into the page's head once it runs."""
 
     def __init__(self, app: Callable, settings: Settings, handlers: dict[int, Handler], limits: Limits,
-                 stop: Callable[[str], Awaitable[None]], translate: Callable[[str, str], str] = lambda _, text: text,
+                 stop: Callable[[str], Awaitable[None]], pending: Callable[[str], bool], translate: Callable[[str, str], str] = lambda _, text: text,
                  head: str = "") -> None:
         self.app, self.settings, self.handlers, self.limits = app, settings, handlers, limits
-        self.stop, self.translate = stop, translate
+        self.stop, self.pending, self.translate = stop, pending, translate
         self.scripts = answer_headers.sources(head.encode())
         self.routes = [*ROUTES, *([SIGN_IN] if SPACE_SIGN_IN else [])]
         self.max_bytes = settings.request_kb << 10
@@ -136,9 +137,11 @@ class Allowlist:
         try:
             if way in (Way.READ, Way.BEAT):
                 name = self._session(scope, path)
+                if way is Way.READ:
+                    scope["query_string"] = f"session_hash={name}".encode()
                 held.enter_context(self.limits.stream(visitor_, name, reads=way is Way.READ))
             else:
-                held.enter_context(self.limits.request(visitor_))
+                held.enter_context(self.limits.request(visitor_, COSTLY if way in (Way.PAGE, Way.JOIN) else 1))
             if way in (Way.CALL, Way.JOIN):
                 call, receive = await self._gesture(way, headers, receive)
                 session = self.limits.session(visitor_, call.session_hash)
@@ -165,7 +168,7 @@ class Allowlist:
         if path.startswith("/gradio_api/heartbeat/"):
             return path.rsplit("/", 1)[-1]
         name = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("session_hash", "")
-        if not re.fullmatch(SESSION, name) or name not in self.limits.sessions:
+        if not re.fullmatch(SESSION, name) or name not in self.limits.sessions or not self.pending(name):
             raise Refusal(404, "Not found")
         return name
 
@@ -202,7 +205,9 @@ def page_scope(scope: Scope) -> Scope:
     """The request for the page with nothing of its address but what the page reads, and for an answer that is not packed yet."""
     pairs = parse_qsl(scope["query_string"].decode("latin-1"))
     kept = [(key, value) for key, value in pairs if key in KEPT_QUERY and len(value) <= KEPT_QUERY[key]]
-    headers = [(k, v) for k, v in scope["headers"] if k not in (b"accept-encoding", b"if-none-match")]
+    # the page calls the address that it was loaded from, whatever the Host header says; so one page serves all
+    headers = [(k, v) for k, v in scope["headers"] if k not in (b"accept-encoding", b"if-none-match", b"host")]
+    headers.append((b"host", b"localhost"))
     return {**scope, "query_string": urlencode(kept).encode(), "headers": headers}
 
 

@@ -27,14 +27,15 @@ class TooMuch(Exception):
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who sends a request: the cookie's digest ("" without a cookie) and the network address."""
+    """Who sends a request: the cookie's digest, for all without a cookie their address, and the network address."""
 
     person: str
     address: str
 
     @classmethod
     def of(cls, token: str, host: str) -> "Visitor":
-        return cls(hashlib.sha256(token.encode()).hexdigest()[:32] if token else "", one_place(host))
+        address = one_place(host)
+        return cls(hashlib.sha256(token.encode()).hexdigest()[:32] if token else f"nobody at {address}", address)
 
 
 @dataclass
@@ -69,9 +70,9 @@ class Limits:
     # -- requests
 
     @contextmanager
-    def request(self, visitor: Visitor) -> Iterator[None]:
-        """Count a request while it is answered. TooMuch where its address asks too often or for too much at once."""
-        if not self._rate.hit(self._per_minute, visitor.address):
+    def request(self, visitor: Visitor, cost: int = 1) -> Iterator[None]:
+        """Count a request while it is answered, as `cost` of those of a minute. TooMuch where its address asks too often or for too much at once."""
+        if not self._rate.hit(self._per_minute, visitor.address, cost=cost):
             raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
         with self._counted(self._requests, visitor, self.settings.requests_at_once):
             yield
@@ -95,8 +96,6 @@ class Limits:
     def _counted(self, counts: Counter, visitor: Visitor, most_of_person: int) -> Iterator[None]:
         """One more for the visitor. An address, which several people may share, may have four times what a person may."""
         keys = {f"person {visitor.person}": most_of_person, f"address {visitor.address}": 4 * most_of_person}
-        if not visitor.person:
-            del keys["person "]  # without a cookie there is only the address to count by
         if any(counts[key] >= most for key, most in keys.items()):
             raise TooMuch("Too many pages or requests are open in your browser or network. Close some and try again.")
         counts.update(keys.keys())
@@ -124,10 +123,9 @@ class Limits:
     def _make_room(self, visitor: Visitor) -> None:
         """Drop what nobody uses, then as many of the visitor's own idle sessions as it takes for one more."""
         self._drop(name for name, s in list(self.sessions.items()) if not s.open and s.used < self.clock() - IDLE)
-        bounds = [(self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address),
+        bounds = [(self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person),
+                  (self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address),
                   (self.settings.sessions, lambda s: True)]
-        if visitor.person:
-            bounds.insert(0, (self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person))
         for most, counts in bounds:
             mine = [name for name, s in self.sessions.items() if counts(s)]
             idle = sorted((name for name in mine if not self.sessions[name].open), key=lambda name: self.sessions[name].used)

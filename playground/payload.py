@@ -21,11 +21,11 @@ VALUES = {
     "State": None,  # its value is the server's; the browser sends null
     "Textbox": Text | None,
     "Checkbox": Switch | None,
-    "Slider": Number | None,
+    "Slider": Number,
     "Number": Number | None,
     "Radio": Whole | Text | None,
     "Dropdown": Whole | Text | None,
-    "CheckboxGroup": Few | None,
+    "CheckboxGroup": Few,
 }
 FILE_KEYS = {"path", "url", "meta", "_type", "orig_name", "mime_type", "is_stream"}  # of Gradio's file objects
 EVENT_KEYS = {"index", "value", "previous_value", "liked", "selected"}  # what handlers read of an event
@@ -54,12 +54,13 @@ class Handler:
     queued: bool  # it streams, and is called by `queue/join`; else by `run/predict`
     triggers: frozenset[int]  # ids of the components whose events call it
     values: TypeAdapter  # of `data`, as a tuple
+    event: frozenset[str]  # what it reads of its event, all of which must be there
 
     @classmethod
-    def of(cls, queued: bool, triggers: list[int], inputs: list[str]) -> "Handler":
+    def of(cls, queued: bool, triggers: list[int], inputs: list[str], event: frozenset[str] = frozenset()) -> "Handler":
         """A handler whose inputs are components of these classes; KeyError for a class that no gesture sends."""
         kinds = tuple(VALUES[name] for name in inputs)
-        return cls(queued, frozenset(triggers), TypeAdapter(tuple[kinds] if kinds else tuple[()]))
+        return cls(queued, frozenset(triggers), TypeAdapter(tuple[kinds] if kinds else tuple[()]), event)
 
 
 def read(body: bytes, handlers: dict[int, Handler], queued: bool) -> Call:
@@ -78,7 +79,10 @@ def read(body: bytes, handlers: dict[int, Handler], queued: bool) -> Call:
         handler.values.validate_python(tuple(call.data))
     except ValidationError as error:
         raise BadPayload(f"data: {explain(error)}") from None
-    return call.model_copy(update={"event_data": event(call.event_data)})
+    checked = event(call.event_data)
+    if not handler.event <= (checked or {}).keys():
+        raise BadPayload("event_data: something is missing")
+    return call.model_copy(update={"event_data": checked})
 
 
 def event(data: Any) -> dict | None:
@@ -116,5 +120,5 @@ def refuse_files(value: Any) -> None:
 def explain(error: ValidationError) -> str:
     """The first thing wrong with a body, without what was sent."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"][:2])
+    place = ".".join(str(part) for part in first["loc"][:2] if isinstance(part, int) or part in Call.model_fields)
     return f"{place}: {first['msg']}" if place else first["msg"]

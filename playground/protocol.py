@@ -1,6 +1,7 @@
 """HTTP over one connection, for uvicorn, which by itself waits for ever for the head of a request."""
 
 import asyncio
+from collections import Counter
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -9,14 +10,21 @@ class PatientProtocol(H11Protocol):
     """Closes a connection where the head of a request takes longer than `seconds` to arrive."""
 
     seconds = 20.0
+    most, most_of_one = 1500, 200  # connections in all, and of one address that is not on this machine, where a proxy may be
+    open: Counter = Counter()  # connections by address
 
     @classmethod
     def waiting(cls, seconds: float) -> type["PatientProtocol"]:
-        """The protocol with another patience."""
-        return type("Protocol", (cls,), {"seconds": seconds})
+        """The protocol with another patience, and with a count of connections of its own."""
+        return type("Protocol", (cls,), {"seconds": seconds, "open": Counter()})
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        self._peer = self.client[0] if self.client else ""
+        self.open[self._peer] += 1
+        near = self._peer in ("127.0.0.1", "::1", "")
+        if self.open.total() > self.most or (self.open[self._peer] > self.most_of_one and not near):
+            transport.abort()
         self._deadline = self.loop.call_later(self.seconds, self._close_late)
 
     def data_received(self, data: bytes) -> None:
@@ -30,6 +38,9 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+        self.open[self._peer] -= 1
+        if not self.open[self._peer]:
+            del self.open[self._peer]
         super().connection_lost(exc)
 
     def _close_late(self) -> None:

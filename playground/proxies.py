@@ -16,6 +16,9 @@ FORWARDING = re.compile(
     r"true-client-ip|cf-connecting-ip|fastly-client-ip|x-scheme|x-url-scheme|x-gradio-server")
 HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+# the identity, and the session of Hugging Face's sign-in
+COOKIES = {b"nudge_id": re.compile(rb"[\w-]{43}"), b"session": re.compile(rb"[\w.=+/-]{1,3500}")}
+LONGEST_COOKIES = 16 << 10  # bytes
 LONGEST_PREFIX = 200  # characters
 SCHEMES = {"http": "ws", "https": "wss"}  # what a forwarded scheme is called on a WebSocket
 
@@ -34,7 +37,8 @@ class Proxies:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        scope = {**scope, "headers": [pair for pair in scope["headers"] if not forwarding(pair[0])]}
+        kept = [pair for pair in scope["headers"] if not forwarding(pair[0]) and pair[0] != b"cookie"]
+        scope = {**scope, "headers": [*kept, *known_cookies(scope["headers"])]}
         prefix = self.root_path
         if self.trusts(_peer(scope)):
             self.believe(scope, headers)
@@ -100,6 +104,21 @@ def parsed(text):
     except ValueError:
         return None
     return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def known_cookies(headers):
+    """The Cookie header with the cookies that this app sets and no other, the last of each name; [] where there is none of them.
+
+    Cookies are parsed several times a request, and Python's parser takes time that grows with the square of what it gets (CVE-2024-7592).
+    """
+    found = {}
+    for name, value in headers:
+        if name == b"cookie":
+            for pair in value[:LONGEST_COOKIES].split(b";"):
+                key, _, given = pair.strip().partition(b"=")
+                if key in COOKIES and COOKIES[key].fullmatch(given):
+                    found[key] = given
+    return [(b"cookie", b"; ".join(key + b"=" + given for key, given in found.items()))] if found else []
 
 
 def one_place(address):

@@ -3,6 +3,7 @@
 What the page does is `ui/`'s; what a gesture means is `session.py`'s; what passes is `allowlist.py`'s.
 """
 
+import inspect
 import os
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from playground.ui import page, states, theme, words
 from playground.ui.lane import EVENTS
 from playground.visitor import Cookies
 
+EVENT_KEYS = {gr.LikeData: {"index", "value", "liked"}, gr.EditData: {"index", "value", "previous_value"}, gr.SelectData: {"index", "value"}}
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -53,7 +55,7 @@ def create(settings, store, engine, chat):
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)
     app.add_middleware(Cookies)
-    app.add_middleware(Allowlist, settings=settings, handlers=gradio.handlers(), limits=Limits(settings, gradio.forget), stop=gradio.stop,
+    app.add_middleware(Allowlist, settings=settings, handlers=gradio.handlers(), limits=Limits(settings, gradio.forget), stop=gradio.stop, pending=gradio.pending,
                        translate=lambda accepted, text: words.Words(words.language(accepted)).said(text), head=page.HEAD)
     # the middleware that is added last is the outermost
     app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path)
@@ -108,9 +110,18 @@ class Gradio:
 
     def handlers(self) -> dict[int, Handler]:
         """The handlers that run on the server, by their number; those that run in the browser alone cannot be called."""
-        return {
-            number: Handler.of(fn.queue, [target for target, _ in fn.targets], [type(component).__name__ for component in fn.inputs])
-            for number, fn in self.blocks.fns.items() if fn.fn is not None}
+        found = {}
+        for number, fn in self.blocks.fns.items():
+            if fn.fn is not None:
+                kinds = [type(component).__name__ for component in fn.inputs]
+                read = [EVENT_KEYS.get(parameter.annotation) for parameter in inspect.signature(fn.fn).parameters.values()]
+                needs = frozenset().union(*filter(None, read))
+                found[number] = Handler.of(fn.queue, [target for target, _ in fn.targets], kinds, needs)
+        return found
+
+    def pending(self, session: str) -> bool:
+        """Whether a session has asked for something that streams."""
+        return session in self.blocks._queue.pending_messages_per_session
 
     def forget(self, session: str) -> None:
         """Drop all that is kept for a session."""
@@ -148,7 +159,7 @@ class Web(uvicorn.Server):
         # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings
         super().__init__(uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3, proxy_headers=False, server_header=False,
-            http=PatientProtocol.waiting(request_seconds), ws="none", h11_max_incomplete_event_size=16 << 10, limit_concurrency=2000))
+            http=PatientProtocol.waiting(request_seconds), ws="none", backlog=128, h11_max_incomplete_event_size=16 << 10, limit_concurrency=2000))
         self.app, self.before_shutdown = app, before_shutdown
 
     async def startup(self, sockets=None):

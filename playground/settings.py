@@ -95,8 +95,8 @@ class Settings(BaseSettings):
     """Longest time in which a request's head and body must have come, and in which a browser must have taken a part of an answer, in seconds."""
     unread_seconds: float = Field(15, gt=0, le=600)
     """Replies that no page has begun to read for this long are stopped, in seconds."""
-    requests_per_minute: int = Field(6000, ge=60, le=1_000_000)
-    """Most requests of one network address in a minute; an open page sends about 100."""
+    requests_per_minute: int = Field(3000, ge=60, le=1_000_000)
+    """Most requests of one network address in a minute; an open page sends about 100, and its loading counts as ten."""
     requests_at_once: int = Field(24, ge=4, le=10_000)
     """Most requests of one browser that are answered at once; a network address may have four times as many."""
     sessions: int = Field(1000, ge=10, le=100_000)

@@ -145,8 +145,8 @@ def test_anothers_session_cannot_be_used(site, page):  # noqa: F811
     """Whoever named another's session read the replies that streamed there, and ended them by hanging up."""
     assert page.client.post("/gradio_api/run/predict", json=gesture(page)).status_code == 200
     thief = Page(site.url, "thief")
+    assert thief.client.get("/gradio_api/queue/data", params={"session_hash": page.session}).status_code == 404
     for answer in (thief.client.post("/gradio_api/run/predict", json=gesture(thief, session_hash=page.session)),
-                   thief.client.get("/gradio_api/queue/data", params={"session_hash": page.session}),
                    thief.client.get(f"/gradio_api/heartbeat/{page.session}")):
         assert answer.status_code == 429 and "another browser" in answer.text
 
@@ -226,3 +226,39 @@ def test_a_refusal_is_in_the_readers_language(page):
 
 def test_the_limits_of_one_server_do_not_count_for_another(site):  # noqa: F811
     assert Limits(site.settings).sessions == {}
+
+
+# -- what keeps the one event loop from everybody else
+
+@pytest.mark.parametrize("sent", [
+    {"cookies": 'a="' + "\\" * 12_000 + '"'}, {"key": "--a (NUDGE_a): got " + "…" * 1300 + "; accepted: " + "…" * 1300}, {"key": "x; " * 60_000}],
+    ids=["cookie of backslashes", "invented key", "many parts"])
+def test_one_request_does_not_stop_the_server(site, page, sent):  # noqa: F811
+    """A cookie of 15 KB held everybody for four seconds, and 4 KB of a sentence in Chinese for half a minute."""
+    headers = {"accept-language": "zh-CN", **({"cookie": sent["cookies"]} if "cookies" in sent else {})}
+    body = gesture(page, **({sent["key"]: 1} if "key" in sent else {}))
+    began = time.process_time()  # the server's too: it runs in this process
+    httpx.post(f"{site.url}/gradio_api/run/predict", json=body, headers=headers, timeout=60)
+    assert time.process_time() - began < 2
+
+
+def test_a_stream_of_a_session_that_asked_for_nothing_is_not_there(page):
+    page.client.post("/gradio_api/run/predict", json=gesture(page))
+    for query in (f"session_hash={page.session}", f"session_hash={page.session}&session_hash="):
+        assert page.client.get(f"/gradio_api/queue/data?{query}").status_code == 404
+
+
+def test_of_what_is_wrong_with_a_gesture_no_traceback_is_printed(page, capfd):
+    """Likes and edits with half an event, and values that are no choice, were status 500 or a traceback."""
+    for called in page.config["dependencies"]:
+        if called["backend_fn"] and not called["queue"]:
+            for event in (None, {}, {"index": [1, 0]}, {"index": "x", "value": [], "liked": "maybe", "previous_value": {}}):
+                for value in (None, "nothing", 10**12, -1, ["nothing"], True):
+                    body = {"data": [value] * len(called["inputs"]), "fn_index": called["id"], "session_hash": page.session, "event_data": event}
+                    assert page.client.post("/gradio_api/run/predict", json=body).status_code != 500, (called["id"], value, event)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_page_is_the_same_whatever_host_it_was_asked_by(page):
+    """Each invented name was packed anew."""
+    assert page.client.get("/", headers={"host": "one.example"}).text == page.client.get("/", headers={"host": "two.example"}).text

@@ -98,7 +98,7 @@ def test_a_visitor_without_a_cookie_is_counted_by_the_address():
     held = limits(requests_at_once=4)
     nobody = Visitor.of("", "10.0.0.9")
     with ExitStack() as open_requests:
-        for _ in range(16):
+        for _ in range(4):
             open_requests.enter_context(held.request(nobody))
         with pytest.raises(TooMuch), held.request(nobody):
             pass

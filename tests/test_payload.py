@@ -96,3 +96,28 @@ def test_what_is_wrong_is_said_without_what_was_sent():
 def test_a_component_that_no_gesture_sends_cannot_be_an_input():
     with pytest.raises(KeyError):
         Handler.of(False, [1], ["File"])
+
+
+def test_a_key_that_somebody_invents_is_not_said_back():
+    """It went into a sentence that was looked up by patterns, which took half a minute for 4 KB of it."""
+    with pytest.raises(BadPayload) as error:
+        read({**GOOD, "--a (NUDGE_a): got " + "…" * 4000: 1})
+    assert len(str(error.value)) < 100
+
+
+def test_a_handler_of_an_event_gets_all_that_it_reads():
+    """Likes and edits without an event, or with half of one, ended in a traceback."""
+    liked = {1: Handler.of(False, [7], ["State"], frozenset({"index", "value", "liked"}))}
+    body = {"data": [None], "fn_index": 1, "trigger_id": 7, "session_hash": "abc"}
+    for event in (None, {}, {"index": 1}, {"index": 1, "value": "x"}):
+        with pytest.raises(BadPayload, match="missing"):
+            payload.read(json.dumps({**body, "event_data": event}).encode(), liked, False)
+    assert payload.read(json.dumps({**body, "event_data": {"index": 1, "value": "x", "liked": ""}}).encode(), liked, False).event_data["liked"] == ""
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_slider_and_reasons_are_never_nothing(place):
+    data = list(GOOD["data"])
+    data[place] = None
+    with pytest.raises(BadPayload):
+        read({**GOOD, "data": data})

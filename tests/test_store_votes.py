@@ -177,3 +177,13 @@ def test_what_ones_votes_did_is_counted(store):
         store.end_round(row["id"], row["owner"], state, "")
         assert store.vote_totals(who) == {"votes": 4, "published": 2 * (state == "published"), "waiting": 0, "listed": 5}, "a held-out vote taught nothing"
     assert store.vote_totals(store.annotator("nobody")) == {"votes": 0, "published": 0, "waiting": 0, "listed": 0}
+
+
+def test_a_later_edit_of_a_reply_takes_the_place_of_the_earlier_one(store):
+    """150 edits of one reply took 5.7 MB, and the warm start learned from every one of them."""
+    row = cast(store)
+    who = store.annotator("somebody")
+    for text in ("one", "two", "three"):
+        store.demonstrate(row["left"]["message"], who, text)
+    assert [d["after"] for d in store.demonstrations(BASE)] == ["three"]
+    assert len(store.rows("select * from demonstration")) == 1

@@ -93,9 +93,11 @@ class Votes:
                        [new, message, annotator, new])
 
     def demonstrate(self, message, annotator, after):
-        """An edited reply of one's own chats: what the person would rather have read. Before and after are kept."""
+        """An edited reply of one's own chats: what the person would rather have read. Before and after are kept; a later edit of the same reply takes
+        the place of the earlier one, or one person could fill the disk and the warm start with one reply."""
         with self.writing() as db:
             before = self._own_reply(db, message, annotator)
+            db.execute("delete from demonstration where message = ? and annotator = ?", [message, annotator])
             return db["demonstration"].insert(
                 {"message": message, "annotator": annotator, "before": before, "after": after, "created": now()}).last_pk
 

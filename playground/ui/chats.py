@@ -5,7 +5,7 @@ import gradio as gr
 from playground.gestures import KNOBS
 from playground.prompts import BadMessage
 from playground.session import Refused
-from playground.ui import words
+from playground.ui import inputs, words
 from playground.ui.notice import GESTURE
 from playground.ui.text import line
 from playground.ui.yours import YourData, learned_from
@@ -28,7 +28,7 @@ class Sidebar:
         self.sure = gr.Checkbox(visible=False)  # what the browser's question was answered with: a gr.State keeps what the server has, whatever `js` gives
         with gr.Sidebar(open=False, elem_id="sidebar", width=300):
             self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
-            self.list = gr.Radio([], label=words.label("Your chats"), elem_id="chats", container=False)
+            self.list = inputs.Radio([], label=words.label("Your chats"), elem_id="chats", container=False)
             self.more = gr.Button(words.label("Show earlier chats"), size="sm", elem_id="earlier-chats", visible=False)
             self.none = gr.Markdown(words.label("Your chats are kept here."), elem_id="no-chats")
             with gr.Row(elem_id="chat-tools"):
@@ -39,7 +39,7 @@ class Sidebar:
             with gr.Accordion(words.label("Settings of this chat"), open=False, elem_id="chat-settings"):
                 self.system = gr.Textbox(label=words.label("System prompt"), lines=3, max_lines=8, elem_id="system-prompt",
                                          placeholder=words.label("How the model should behave in this chat"))
-                self.knobs = {name: gr.Slider(*self._range(name, settings), value=getattr(settings, name), step=STEPS[name], label=words.label(text),
+                self.knobs = {name: inputs.Slider(*self._range(name, settings), value=getattr(settings, name), step=STEPS[name], label=words.label(text),
                                               elem_id=f"knob-{name.replace('_', '-')}") for name, text in KNOB_LABELS.items()}
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
             self.yours = YourData(store, chat)

@@ -11,7 +11,7 @@ from playground import visitor
 from playground.admins import NAME_CHARS, PASSWORD_CHARS, WrongSignIn
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
 from playground.store import StoreError
-from playground.ui import words
+from playground.ui import inputs, words
 from playground.ui.notice import GESTURE
 
 TITLES = {"When a round runs": words.mark("When a round runs"), "Preferences": words.mark("Preferences"), "Where a round starts": words.mark("Where a round starts"),
@@ -189,7 +189,7 @@ def field(name):
     common = {"label": name, "info": words.label(" ".join(info.description.split())), "elem_id": f"set-{name.replace('_', '-')}", "min_width": 260}
     kind = info.annotation
     if get_origin(kind) is Literal:
-        return gr.Dropdown(list(get_args(kind)), **common)
+        return inputs.Dropdown(list(get_args(kind)), **common)
     if kind is bool:
         return gr.Checkbox(**common)
-    return gr.Number(placeholder=accepted(info), **common)
+    return inputs.Number(placeholder=accepted(info), **common)

@@ -5,7 +5,7 @@ from html import escape
 import gradio as gr
 
 from playground.session import REASONS, Refused
-from playground.ui import words
+from playground.ui import inputs, words
 from playground.ui.notice import GESTURE, seen
 from playground.ui.strip import name
 
@@ -19,7 +19,7 @@ class Reasons:
         self.store, self.chat, self.notice = store, chat, notice
         with gr.Row(elem_id="reasons"):
             self.better = gr.Button(words.label("✎ Write a better one"), size="sm", elem_id="better", visible="hidden")
-            self.tags = gr.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
+            self.tags = inputs.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
                                          elem_id="tags", visible="hidden", min_width=100)
             self.comment = gr.Textbox(placeholder=words.label("Add a comment"), label=words.label("Comment"), show_label=False, container=False, lines=1, max_lines=1,
                                       elem_id="comment", visible="hidden", min_width=100)

@@ -12,7 +12,7 @@ import gradio as gr
 
 from playground.settings import Settings, sections
 from playground.store import STOPPED
-from playground.ui import gatewords, plots, words
+from playground.ui import gatewords, inputs, plots, words
 from playground.ui.notice import GESTURE
 from playground.ui.steps import steps
 from playground.ui.strip import ENDED, PHASES, invitation, name, public_reason
@@ -39,7 +39,7 @@ class TrainingTab:
         self.intro = gr.HTML(elem_id="agreement", padding=False)
         with gr.Row(elem_id="rounds"):
             with gr.Column(scale=1, min_width=220, elem_id="timeline-side"):
-                self.timeline = gr.Radio([], label=words.label("Rounds"), elem_id="timeline", visible=False)
+                self.timeline = inputs.Radio([], label=words.label("Rounds"), elem_id="timeline", visible=False)
                 self.more = gr.Button(words.label("Show earlier rounds"), size="sm", elem_id="earlier-rounds", visible=False)
             with gr.Column(scale=4, min_width=300):
                 self.summary = gr.HTML(elem_id="round-summary", padding=False)

@@ -14,6 +14,7 @@ from html import escape, unescape
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import image, link
 
+MOST_CELLS, MOST_MARKS = 2000, 1000  # of a table, and of one kind of bracket or mark
 LONGEST = 20_000  # characters that are parsed; what is longer is shown as typed, since some texts take the parser time that grows with their square
 # a backslash before one of these is Markdown's and is not shown; before others (as in LaTeX, or in a path) it is text
 ESCAPED_BY_BACKSLASH = frozenset("*_`~#|")
@@ -42,10 +43,17 @@ def as_typed(text: str) -> str:
     return _said(text, f'<div class="typed" dir="auto">{escape(visible(text))}</div>')
 
 
-@lru_cache(maxsize=512)
+def is_costly(text: str) -> bool:
+    """Whether a text would take the parser long, or come out many times as long as it went in."""
+    bars = max((line.count("|") for line in text.splitlines()), default=0)
+    cells = bars * text.count("\n") if bars > 1 else 0
+    return len(text) > LONGEST or cells > MOST_CELLS or max(text.count(mark) for mark in "[`*_~") > MOST_MARKS
+
+
+@lru_cache(maxsize=128)
 def as_markdown(text: str) -> str:
     """A reply as HTML. Where Markdown would swallow a part of it (a table's row with too many cells), it is shown as typed."""
-    if len(text) > LONGEST:
+    if is_costly(text):
         return as_typed(text)
     tokens = PARSER.parse(visible(text))
     if _letters(_text_of(tokens)) != _letters(visible(text)):

@@ -15,6 +15,7 @@ CHINESE = "zh-CN"
 ALIASES = (CHINESE, "zh", "zh-SG", "zh-Hans")
 CATALOGUES = {CHINESE: json.loads((Path(__file__).resolve().parents[2] / "assets" / "words" / f"{CHINESE}.json").read_text())}
 TEXTUAL = {"name", "reason", "phase", "setting", "what", "model", "path", "error", "accepted", "version", "hits"}  # other places take figures alone
+LONGEST, MOST_PARTS = 500, 20  # of a sentence that is looked up, since a pattern with several places takes time that grows with the cube
 _FIGURE = r"[+\-−]?\d[\d.,:/]*\s?(?:%|ms|s|MB|GB)?"
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -36,10 +37,10 @@ class Words:
             return text
         if text in self.catalogue:
             return self.catalogue[text]
-        for pattern, template in _patterns(self.language):
+        for pattern, template in _patterns(self.language) if len(text) <= LONGEST else ():
             if found := pattern.fullmatch(text):
                 return template.format(**{k: self.said(v) if k in TEXTUAL else v for k, v in found.groupdict().items()})
-        if "; " in text:
+        if 0 < text.count("; ") <= MOST_PARTS:
             return "；".join(self.said(part) for part in text.split("; "))
         return text
 
