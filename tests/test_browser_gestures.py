@@ -51,17 +51,21 @@ def test_shift_enter_is_a_new_line_and_escape_stops(app, visit):
     assert app.rows("select distinct status from (select status from message order by id desc limit 2)") == [("stopped",)]
 
 
-def test_a_vote_while_replies_stream_stops_them(app, visit):
+def test_a_vote_while_replies_stream_stops_the_other_one_and_the_pick_goes_on(app, visit):
+    """It cut the winner for good, put the fragment into the history and trained on it."""
     page = visit()
     send(page, "Write a long story.")
     growing(page)
     page.click("#vote-b")
     page.wait_for_selector("#badge-b .chosen")
-    assert page.locator("#stop").is_hidden() and page.locator("#send").is_visible()
     assert app.rows("select choice from vote order by id desc limit 1") == [("b",)]
-    assert app.rows("select distinct status from (select status from message order by id desc limit 2)") == [("stopped",)]
-    page.wait_for_timeout(700)
+    stopped = reply(page, "a")
+    page.wait_for_selector("#stop", state="hidden")
     assert page.locator("#badge-b .chosen").count() == 1, "the stream's end must not hide the vote"
+    assert reply(page, "a") == stopped and page.locator("#send").is_visible()
+    [(left_cut, right_cut)] = app.rows("select left_cut, right_cut from duel order by id desc limit 1")
+    [(left,), (right,)] = app.rows("select json_array_length(token_ids) from generation order by id desc limit 2")[::-1]
+    assert left - left_cut < 5 and right > right_cut
 
 
 def test_regenerate_keeps_the_old_pair_to_go_back_to(app, visit):

@@ -4,6 +4,7 @@ gesture can be made again."""
 import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -73,19 +74,12 @@ def test_while_the_database_is_locked_every_gesture_gets_a_sentence_and_works_af
     """It was a blank status 500 after 17 s, and a page took a minute to load."""
     page = Page(site.url, "locked")
     assert page.send("Hello")[-1]["success"]
-    events = [
-        ("vote-a", "click", [None]),
-        ("regenerate", "click", []),
-        ("undo", "click", []),
-        ("new-chat", "click", [None, 20]),
-        ("share", "click", [20]),
-        ("unshare", "click", [20]),
-        ("chat-defaults", "click", []),
-        *CONTROLS,
-    ]
+    site.store.sign_in(site.store.annotator(page.client.cookies[visitor.COOKIE]), "owner", time.time() + 1000)
+    events = [(button, "click") for button in ("vote-a", "regenerate", "undo", "new-chat", "share", "unshare", "chat-defaults")]
+    events += [(button, event) for button, event, _ in CONTROLS]
     with Lock(site.path):
-        for elem_id, event, data in events:
-            answer = page.event(elem_id, data, event)
+        for elem_id, event in events:
+            answer = page.event(elem_id, None, event)
             assert answer[-1]["success"], elem_id
             assert "The database is busy, so nothing was recorded" in notices(answer), elem_id
         assert ready(site).status_code == 503 and "busy" in ready(site).json()["database"]
@@ -165,8 +159,8 @@ def test_when_the_database_is_gone_everything_says_so_and_nothing_pretends(site)
     page = Page(site.url, "lost")
     assert page.send("Hello")[-1]["success"]
     site.path.rename(site.path.with_name("elsewhere.db"))
-    for answer in (page.vote("a"), page.send("Hello"), page.event("undo")):
-        assert answer[-1]["success"] and "Please tell the owner to restart the app" in notices(answer)
+    for answer in (page.vote("a"), page.send("Hello"), page.event("undo", None)):
+        assert answer[-1]["success"] and "Please tell the owner to restart the app" in notices(answer), answer
     assert ready(site).status_code == 503 and "restart the app" in ready(site).json()["database"]
     assert httpx.get(f"{site.url}/healthz").status_code == 200
     with pytest.raises(StoreLost):

@@ -13,8 +13,9 @@ from playground.ui.rounds import TrainingTab
 from playground.ui.steps import KINDS, kinds, steps
 from playground.ui.strip import Now, Strip, strip
 from playground.ui.words import Words
+from playground.visitor import COOKIE
 from tests import rounds
-from tests.test_control import Engine, Request
+from tests.test_control import OWNER, Engine, Request
 
 W, ZH = Words(), Words("zh-CN")
 
@@ -30,13 +31,13 @@ def store():
 
 
 class NoControl:
-    """Stands in for the Control: whoever sits at this machine is an admin."""
+    """Stands in for the Control: one visitor is an admin."""
 
     def more(self):
         pass
 
     def is_admin(self, request):
-        return request.headers["host"].startswith("127.0.0.1")
+        return request.cookies[COOKIE] == OWNER
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     assert 'class="changed"' not in painted[tab.config] and "kl_target" in painted[tab.config]
 
 
-STRANGER = ("board.example:7860",)
+STRANGER = ("y" * 43,)  # a cookie
 
 
 def test_a_stranger_reads_shipped_prompts_and_neither_others_messages_nor_the_log(tab, store, settings):

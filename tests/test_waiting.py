@@ -108,7 +108,7 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
         assert seconds(lambda: page.client.post("/gradio_api/run/predict", json=body).raise_for_status()) < 1
         assert seconds(lambda: page.vote("a")) < 1
         assert site.store.rows("select choice from vote where superseded_by is null") == [{"choice": "a"}]
-        assert seconds(lambda: page.event("undo")) < 1
+        assert seconds(lambda: page.event("undo", None)) < 1
     finally:
         ends(site)
         site.engine.step = step
