@@ -43,7 +43,7 @@ class Crowd:
         return [(name.encode(), value.encode()) for name, value in pairs.items()]
 
     def send_body(self, session: str, text: str = "Hello") -> bytes:
-        return json.dumps({**self.page.body("send", [text]), "session_hash": session}).encode()
+        return json.dumps({**self.page.body("send", [text, None]), "session_hash": session}).encode()
 
     def post(self, path: str, body: bytes, cookie: str | None = "", timeout: float = 60) -> int:
         """The status of a POST."""

@@ -204,7 +204,7 @@ class Person:
     # -- gestures
 
     def send(self, text: str) -> Answer:
-        return self.event("send", [text])
+        return self.event("send", [text, None])
 
     def vote(self, choice: str) -> Answer:
         return self.event(f"vote-{choice.replace('_', '-')}")
