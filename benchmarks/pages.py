@@ -121,7 +121,7 @@ def gestures(browser, url, repeats):
             worked.setdefault(names[json.loads(request.post_data)["fn_index"]], []).append(timing["responseEnd"] - timing["requestStart"])
     page.on("requestfinished", finished)
     page.goto(url)
-    page.wait_for_selector("#badge-a .chosen, #badge-b .chosen")
+    page.wait_for_selector(".badge.chosen, .badge.drawn")
     page.click("#sidebar .toggle-button")
     for _ in range(repeats):
         for name, (target, done) in GESTURES.items():

@@ -36,7 +36,7 @@ def fill(store, visitor, votes, rounds, config, identity):
 
 def _reply(i):
     n = 60 + i % 40
-    return {"text": WORDS[:4 * n], "seed": i, "token_ids": list(range(n)), "logprobs": [-0.5] * n, "finish_reason": "end", "first_token_ms": 90.0, "total_ms": 1500.0}
+    return {"text": f"{i}: {WORDS[:4 * n]}", "seed": i, "token_ids": list(range(n)), "logprobs": [-0.5] * n, "finish_reason": "end", "first_token_ms": 90.0, "total_ms": 1500.0}
 
 
 def _rounds(store, cast, votes, rounds, config):
