@@ -56,6 +56,9 @@ def test_a_vote_while_replies_stream_stops_the_other_one_and_the_pick_goes_on(ap
     page = visit()
     send(page, "Write a long story.")
     growing(page)
+    # while both say the same there is nothing to compare
+    page.wait_for_function("[...document.querySelectorAll('#chat-a .bot')].at(-1).innerText.trim() != "
+                           "[...document.querySelectorAll('#chat-b .bot')].at(-1).innerText.trim()")
     page.click("#vote-b")
     page.wait_for_selector("#badge-b .chosen")
     assert app.rows("select choice from vote order by id desc limit 1") == [("b",)]
