@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 
 from playground import headers as answer_headers
 from playground import payload, visitor
-from playground.limits import Limits, TooMuch, Visitor
+from playground.limits import Limits, NotTheirs, TooMuch, Visitor
 from playground.payload import BadPayload, Handler
 from playground.settings import ON_SPACE, SPACE_SIGN_IN, Settings
 
@@ -140,6 +140,8 @@ class Allowlist:
                 if way is Way.READ:
                     scope["query_string"] = f"session_hash={name}".encode()
                 held.enter_context(self.limits.stream(visitor_, name, reads=way is Way.READ))
+            elif way is Way.ASSET:
+                self.limits.asset(visitor_)
             else:
                 held.enter_context(self.limits.request(visitor_, COSTLY if way in (Way.PAGE, Way.JOIN) else 1))
             if way in (Way.CALL, Way.JOIN):
@@ -150,6 +152,8 @@ class Allowlist:
                         self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened)
         except TooMuch as error:
             raise Refusal(429, str(error)) from None
+        except NotTheirs as error:
+            raise Refusal(403, str(error)) from None
         answer.expects(way, headers)
         if way is Way.PAGE:
             scope = page_scope(scope)

@@ -19,10 +19,15 @@ from playground.proxies import one_place
 from playground.settings import Settings
 
 IDLE = 3600.0  # seconds after which a session that nobody uses is forgotten
+ASSETS = 3  # files of the page that an address may ask for, per request that it may make; they are that much cheaper
 
 
 class TooMuch(Exception):
     """A request over a limit; the message says so to the person."""
+
+
+class NotTheirs(Exception):
+    """A session that another visitor has used before; the message says so to the person."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,23 @@ class Limits:
         self._requests, self._streams = Counter(), Counter()  # open ones, by person and by address
         self._rate = FixedWindowRateLimiter(MemoryStorage())
         self._per_minute = RateLimitItemPerMinute(self.settings.requests_per_minute)
+        self._assets_per_minute = RateLimitItemPerMinute(ASSETS * self.settings.requests_per_minute)
 
     # -- requests
 
     @contextmanager
     def request(self, visitor: Visitor, cost: int = 1) -> Iterator[None]:
-        """Count a request while it is answered, as `cost` of those of a minute. TooMuch where its address asks too often or for too much at once."""
+        """Count a request while it is answered, as `cost` of those of a minute. TooMuch where its address asks too often or
+        for too much at once."""
         if not self._rate.hit(self._per_minute, visitor.address, cost=cost):
             raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
         with self._counted(self._requests, visitor, self.settings.requests_at_once):
             yield
+
+    def asset(self, visitor: Visitor) -> None:
+        """Count a file of the page, of which a browser asks for eighty at once over HTTP/2. TooMuch where its address asks too often."""
+        if not self._rate.hit(self._assets_per_minute, "assets", visitor.address):
+            raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
 
     @contextmanager
     def stream(self, visitor: Visitor, name: str, reads: bool) -> Iterator[None]:
@@ -110,13 +122,14 @@ class Limits:
     # -- sessions
 
     def session(self, visitor: Visitor, name: str) -> Session:
-        """The visitor's session of this name, made where there is none. TooMuch where it is another's, or where every other one is open."""
+        """The visitor's session of this name, made where there is none. NotTheirs where it is another's, TooMuch where every other
+        one is open."""
         session = self.sessions.get(name)
         if session is None:
             self._make_room(visitor)
             session = self.sessions[name] = Session(visitor, self.clock())
         elif session.owner.person != visitor.person:
-            raise TooMuch("This page belongs to another browser. Reload it.")
+            raise NotTheirs("This page belongs to another browser. Reload it.")
         session.used = self.clock()
         return session
 

@@ -5,7 +5,7 @@ import pytest
 from playground.settings import Settings
 from playground.store import Store
 from tests import rounds
-from tests.browsing import MARKS, App, browser, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import LEAVING, MARKS, App, browser, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
 from tests.tiny import tiny_folder
 from training.erase import Eraser
 
@@ -82,6 +82,8 @@ def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, 
     assert app.rows("select count(*) from message where text like ?", f"%{MARK}%") != [(0,)], "who says no keeps everything"
     cookie = page.context.cookies()[0]["value"]
     page.once("dialog", lambda dialog: dialog.accept())
+    # the browser is somebody else before it has left the page, whose looks are then refused
+    LEAVING.add(page)
     with page.expect_navigation():
         page.click("#forget")
     page.wait_for_selector("#chat-a .placeholder")

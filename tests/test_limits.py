@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from playground.limits import IDLE, Limits, TooMuch, Visitor
+from playground.limits import ASSETS, IDLE, Limits, NotTheirs, TooMuch, Visitor
 from playground.settings import Settings
 
 
@@ -29,9 +29,9 @@ def test_a_session_belongs_to_who_first_named_it():
     held = limits()
     held.session(ANN, "s")
     held.session(ANN, "s")
-    with pytest.raises(TooMuch, match="another browser"):
+    with pytest.raises(NotTheirs, match="another browser"):
         held.session(BOB, "s")
-    with pytest.raises(TooMuch, match="another browser"), held.stream(BOB, "s", reads=True):
+    with pytest.raises(NotTheirs, match="another browser"), held.stream(BOB, "s", reads=True):
         pass
 
 
@@ -112,6 +112,18 @@ def test_requests_in_a_minute_are_bounded_by_address():
     with pytest.raises(TooMuch, match="Wait a minute"), held.request(ANN):
         pass
     with held.request(BOB):
+        pass
+
+
+def test_the_files_of_a_page_may_be_asked_for_all_at_once_but_not_for_ever():
+    """Over HTTP/2 a browser asks for eighty at once, and got "429" for most of them."""
+    held = limits(requests_at_once=4, requests_per_minute=60)
+    for _ in range(ASSETS * 60):
+        held.asset(ANN)
+    with pytest.raises(TooMuch, match="Wait a minute"):
+        held.asset(ANN)
+    held.asset(BOB)
+    with held.request(ANN):
         pass
 
 

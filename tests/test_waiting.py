@@ -24,7 +24,7 @@ WAITING = 64
 def site(folder):
     """A running server where one message runs at a time, for as long as the test does."""
     settings = Settings(model=str(folder), threads=1, reply_tokens=400, dtype="float32", port=0, auto_train=False, waiting_messages=WAITING,
-                        messages_per_address=1000, sessions_per_address=1000, unread_seconds=120, _env_file=None)
+                        messages_per_address=1000, sessions_per_address=1000, requests_per_minute=100_000, unread_seconds=120, _env_file=None)
     store = Store()
     engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
     chat = Chat(store, engine, settings)

@@ -111,7 +111,7 @@ class Scripted:
 
 
 class Idle:
-    """A forecaster with nothing to do."""
+    """A forecaster, or an eraser, with nothing to do."""
 
     def step(self):
         return False
@@ -133,7 +133,7 @@ def test_a_round_whose_database_is_gone_stays_where_it_is_and_the_worker_ends(tm
     with pytest.raises(StoreLost):
         run_once(store, settings, "w", kind=Scripted(moved_away))
     with pytest.raises(StoreLost):
-        step(store, settings, "w", Idle())
+        step(store, settings, "w", Idle(), Idle())
     done = worker(settings, "training.worker")
     assert done.returncode == 1 and "There is no database at" in done.stderr and "Traceback" not in done.stderr
     assert not settings.database.exists(), "no new one in its place"
@@ -152,6 +152,6 @@ def test_a_round_whose_database_is_locked_for_long_is_left_to_the_next_and_costs
     with pytest.raises(StoreUnavailable):
         run_once(store, settings, "w", kind=Scripted(locked))
     assert store.last_round()["state"] == "running"
-    assert step(store, settings, "w", Idle()) is False, "it waits for the database"
+    assert step(store, settings, "w", Idle(), Idle()) is False, "it waits for the database"
     other.execute("rollback")
     assert run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", "told so")))["reason"] == "told so"
