@@ -1,6 +1,11 @@
-"""HTTP over one connection, for uvicorn, which by itself waits for ever for the head of a request."""
+"""HTTP over one connection, for uvicorn, which by itself waits for ever for the head of a request.
+
+It also sends each part of an answer at once. asyncio does so only on sockets that name their protocol, which those that a
+listening socket accepts do not: the kernel then kept the end of every short answer back for 40 ms (Nagle's algorithm).
+"""
 
 import asyncio
+import socket
 from collections import Counter
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +25,9 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peer = self.client[0] if self.client else ""
         self.open[self._peer] += 1
         near = self._peer in ("127.0.0.1", "::1", "")

@@ -3,6 +3,9 @@
 An ASGI middleware, the outermost. A proxy named in `trusted_proxies` is believed, by the last value of each header, which
 is the one it wrote itself. From anybody else every forwarding header is taken away, so that nothing downstream can believe
 it. Who is an admin never depends on an address.
+
+It also refuses a host name that is not the app's: a page elsewhere may have its own name point at this machine (DNS
+rebinding), and then a browser takes it and the app for one origin.
 """
 
 import re
@@ -18,19 +21,23 @@ HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 # the identity, and the session of Hugging Face's sign-in
 COOKIES = {b"nudge_id": re.compile(rb"[\w-]{43}"), b"session": re.compile(rb"[\w.=+/-]{1,3500}")}
+ANY = None  # any host name is the app's
 LONGEST_COOKIES = 16 << 10  # bytes
+NOT_OURS = ("This app answers to the names of its own machine, such as localhost, and not to {0}. Behind a proxy, start it with "
+            "--trusted-proxies; for this name alone, with --allowed-hosts {0}\n")
 LONGEST_PREFIX = 200  # characters
 SCHEMES = {"http": "ws", "https": "wss"}  # what a forwarded scheme is called on a WebSocket
 
 
 class Proxies:
-    """`trusted`: addresses and networks with commas between; `root_path`: the prefix of every path, or "".
+    """`trusted`: addresses and networks with commas between; `root_path`: the prefix of every path, or "";
+    `hosts`: the host names that the app answers to besides this machine's, or ANY.
 
     A proxy may pass the prefix on or cut it off; the app gets a path that begins with it, as ASGI has it.
     """
 
-    def __init__(self, app, trusted="", root_path=""):
-        self.app, self.root_path = app, root_path
+    def __init__(self, app, trusted="", root_path="", hosts=ANY):
+        self.app, self.root_path, self.hosts = app, root_path, hosts
         self.trusted = [ip_network(part.strip(), strict=False) for part in trusted.split(",") if part.strip()]
 
     async def __call__(self, scope, receive, send):
@@ -46,6 +53,8 @@ class Proxies:
         host = Headers(scope=scope).get("host")
         if host and not HOST.fullmatch(host) and scope["type"] == "http":
             return await PlainTextResponse("The Host header is not the name of a host.\n", 400)(scope, receive, send)
+        if host and not self.answers_to(host_name(host)) and scope["type"] == "http":
+            return await PlainTextResponse(NOT_OURS.format(host_name(host)), 421)(scope, receive, send)
         if prefix and scope["path"] == prefix and scope["type"] == "http":
             # the page's own addresses are relative to the folder it is in
             query = scope.get("query_string", b"").decode("latin-1")
@@ -53,6 +62,10 @@ class Proxies:
         if prefix:
             _below(scope, prefix)
         await self.app(scope, receive, send)
+
+    def answers_to(self, name):
+        """Whether a host name is one of the app's."""
+        return self.hosts is ANY or name in self.hosts or is_this_machine(name)
 
     def trusts(self, address):
         """Whether an address, as text, is one of the trusted proxies'."""
@@ -84,6 +97,25 @@ class Proxies:
             if not self.trusts(found):
                 return found
         return found
+
+
+def allowed_hosts(settings):
+    """The host names that the app answers to besides this machine's, or ANY."""
+    if settings.allowed_hosts:
+        return frozenset(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
+    alone = is_this_machine(settings.host) and not settings.trusted_proxies
+    return frozenset() if alone else ANY
+
+
+def host_name(host):
+    """The name in a Host header, without its port, in small letters."""
+    return re.sub(r":\d+$", "", host).lower().rstrip(".")
+
+
+def is_this_machine(name):
+    """Whether a host name or address means the machine itself, whoever asks."""
+    ip = parsed(name)
+    return ip.is_loopback if ip else name == "localhost" or name.endswith(".localhost")
 
 
 def forwarding(name):

@@ -18,9 +18,10 @@ from playground import visitor
 from playground.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.allowlist import Allowlist
 from playground.limits import Limits
+from playground.onepage import OnePage
 from playground.payload import Handler
 from playground.protocol import PatientProtocol
-from playground.proxies import Proxies
+from playground.proxies import Proxies, allowed_hosts
 from playground.session import Refused
 from playground.store import StoreError
 from playground.ui import page, states, theme, words
@@ -54,11 +55,12 @@ def create(settings, store, engine, chat):
     blocks._queue.max_thread_count = EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)
+    app.add_middleware(OnePage)
     app.add_middleware(Cookies)
     app.add_middleware(Allowlist, settings=settings, handlers=gradio.handlers(), limits=Limits(settings, gradio.forget), stop=gradio.stop, pending=gradio.pending,
                        translate=lambda accepted, text: words.Words(words.language(accepted)).said(text), head=page.HEAD)
     # the middleware that is added last is the outermost
-    app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path)
+    app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path, hosts=allowed_hosts(settings))
     gr.mount_gradio_app(
         app, blocks, path="/", theme=theme.nudge(), css_paths=page.STYLES, head=page.HEAD, i18n=words.translations(), favicon_path=str(ASSETS / "favicon.svg"),
         footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False)

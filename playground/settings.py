@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     """Path below which a reverse proxy shows the page, such as /nudge; empty where it has an address of its own. The proxy may cut it off or pass it on."""
     trusted_proxies: str = SPACE_PROXIES if ON_SPACE else ""
     """Reverse proxies whose X-Forwarded headers are believed: addresses or networks such as 10.0.0.0/8, with commas between. Empty believes nobody."""
+    allowed_hosts: str = ""
+    """Names by which browsers may call the app, with commas between; this machine's own always pass. Empty: every name, but only this machine's where
+    the app listens on it alone and no proxy is named."""
     admins: str = ""
     """Who may start, pause and stop rounds and change their settings, besides whoever opened the admin link: names, with commas between."""
     users_file: str = ""

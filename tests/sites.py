@@ -10,7 +10,7 @@ from playground.session import Chat
 from playground.settings import Settings
 from playground.store import Store
 
-USUAL = {"threads": 1, "reply_tokens": 8, "dtype": "float32", "decode_format": "float32", "port": 0, "auto_train": False, "request_seconds": 3, "unread_seconds": 2}
+USUAL = {"threads": 1, "reply_tokens": 8, "dtype": "float32", "decode_format": "float32", "port": 0, "auto_train": False, "request_seconds": 3, "unread_seconds": 5}
 
 
 class Site:

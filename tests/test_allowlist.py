@@ -190,7 +190,7 @@ def test_replies_that_nobody_reads_are_stopped(site, page):  # noqa: F811
     called = next(d for d in page.config["dependencies"] if d["queue"] and len(d["inputs"]) == 2)
     body = {"data": ["Hello", None], "fn_index": called["id"], "session_hash": page.session, "trigger_id": None}
     assert page.client.post("/gradio_api/queue/join", json=body).status_code == 200
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while page.session in site.blocks._queue.pending_messages_per_session and time.monotonic() < until:
         time.sleep(0.1)
     assert page.session not in site.blocks._queue.pending_messages_per_session

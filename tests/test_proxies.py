@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from playground.proxies import Proxies, one_place, parsed
+from playground.proxies import ANY, Proxies, allowed_hosts, host_name, one_place, parsed
 from playground.rates import Rate
+from playground.settings import Settings
 
 FORGED = [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "evil.example"), ("x-forwarded-prefix", "/evil"),
           ("forwarded", "for=6.6.6.6;proto=https"), ("x-real-ip", "6.6.6.6"), ("X-Forwarded-Port", "1"), ("true-client-ip", "6.6.6.6"),
@@ -25,6 +26,22 @@ def through(headers=(), peer="10.0.0.2", trusted="10.0.0.0/8, ::1", root_path=""
     scope = {"type": kind, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"a=1", "scheme": "http" if kind == "http" else "ws",
              "client": (peer, 5) if peer else None, "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in [("host", "inner:7860"), *headers]]}
     asyncio.run(Proxies(app, trusted, root_path)(scope, None, send))
+    return (seen or [None])[0], (sent or [None])[0]
+
+
+def asked(name, hosts):
+    """(scope that the app gets or None, what was answered or None) of a request with this Host header."""
+    seen, sent = [], []
+
+    async def app(scope, receive, send):
+        seen.append(scope)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "scheme": "http", "client": ("127.0.0.1", 5),
+             "headers": [(b"host", name.encode())]}
+    asyncio.run(Proxies(app, hosts=hosts)(scope, None, send))
     return (seen or [None])[0], (sent or [None])[0]
 
 
@@ -50,6 +67,27 @@ def test_a_trusted_proxy_says_who_asks_how_and_where():
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/nudge", "/nudge/config", b"/nudge/config")
     assert [name for name, _ in scope["headers"]] == [b"host"]
     assert through([("x-forwarded-proto", "https")], kind="websocket")[0]["scheme"] == "wss"
+
+
+@pytest.mark.parametrize(("settings", "names"), [
+    ({"host": "127.0.0.1"}, frozenset()), ({"host": "localhost"}, frozenset()), ({"host": "::1"}, frozenset()), ({"host": "0.0.0.0"}, ANY),
+    ({"host": "192.168.1.7"}, ANY), ({"host": "127.0.0.1", "trusted_proxies": "127.0.0.1"}, ANY),
+    ({"host": "0.0.0.0", "allowed_hosts": "Nudge.example, b.example,"}, {"nudge.example", "b.example"})])
+def test_which_host_names_are_the_apps(settings, names):
+    assert allowed_hosts(Settings(**settings, _env_file=None)) == names
+
+
+@pytest.mark.parametrize("header", ["evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[2001:db8::1]:80"])
+def test_a_page_elsewhere_whose_name_points_at_this_machine_is_refused(header):
+    """DNS rebinding: the browser took that page and the app on 127.0.0.1 for one origin, and sent messages and votes."""
+    scope, answer = asked(header, frozenset())
+    assert scope is None and answer["status"] == 421
+    assert asked(header, ANY)[0] and asked(header, frozenset({host_name(header)}))[0]
+
+
+@pytest.mark.parametrize("header", ["localhost", "LOCALHOST:7860", "nudge.localhost", "127.0.0.1:1", "127.9.9.9", "[::1]:7860", "[::1]", "localhost."])
+def test_the_machines_own_names_always_pass(header):
+    assert asked(header, frozenset())[0] and asked(header, frozenset({"nudge.example"}))[0]
 
 
 @pytest.mark.parametrize(("values", "client"), [

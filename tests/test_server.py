@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(folder):
     """A running server with a tiny model: its address, store and engine."""
-    site = Site(folder, decode_format="auto")
+    site = Site(folder, decode_format="auto", allowed_hosts="nudge.example")
     yield site
     site.stop()
 
@@ -130,6 +130,14 @@ def test_over_https_the_cookie_is_for_https_and_works_in_the_frame_of_a_space(mo
 def test_a_known_visitor_keeps_the_cookie_and_health_sets_none(site, page):
     assert "set-cookie" not in page.client.get("/").headers
     assert "set-cookie" not in httpx.get(f"{site.url}/healthz").headers
+
+
+def test_one_page_serves_all_and_each_gets_a_cookie_of_their_own(site):
+    """Gradio wrote the same half a megabyte anew for every visitor."""
+    answers = [httpx.get(site.url + path) for path in ("/", "/?shared=abc", "/?__theme=dark")]
+    assert len({answer.text for answer in answers}) == 1
+    assert len({answer.headers["set-cookie"] for answer in answers}) == 3
+    assert httpx.head(site.url).content == b""
 
 
 def test_a_cookie_of_another_form_is_replaced(site):
