@@ -9,7 +9,7 @@ run: setup
 
 # a stamp is newer than the requirements that were installed; the embedded model is converted once
 setup: .venv/requirements.stamp
-	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models
+	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
 
 test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/python -m pytest $(ARGS)

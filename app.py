@@ -11,9 +11,9 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from playground import discreet
 from playground import settings as settings_module
 from playground.store import StoreError
+from playground.system import discreet
 
 log = logging.getLogger("nudge")
 
@@ -55,18 +55,20 @@ def listen(settings):
 
 def serve(settings, sock):
     """Build everything, serve until a signal, take everything down."""
-    from playground import memory, models, server  # these take seconds to import; a wrong setting and --help answer at once
-    from playground.child import Child
-    from playground.engine import Engine
-    from playground.session import Chat
-    from playground.threads import apart
+    from playground import server  # these take seconds to import; a wrong setting and --help answer at once
+    from playground.chat.session import Chat
+    from playground.models import loading
+    from playground.serving.engine import Engine
+    from playground.system import memory
+    from playground.system.child import Child
+    from playground.system.threads import apart
 
     memory.return_freed()
     allow_connections()
     try:
-        settings = models.bounded(settings)
-        tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
-    except models.ModelUnavailable as error:
+        settings = loading.bounded(settings)
+        tokenizer, trunk = loading.load_tokenizer(settings), apart(settings.threads, lambda: loading.load_trunk(settings))
+    except loading.ModelUnavailable as error:
         raise CannotStart(error) from None
     store = open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()

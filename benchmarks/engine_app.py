@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import app
-from playground import memory, models, server
-from playground.engine import Engine
-from playground.session import Chat
+from playground import server
+from playground.chat.session import Chat
+from playground.models import loading
+from playground.serving.engine import Engine
 from playground.settings import read
-from playground.threads import apart
+from playground.system import memory
+from playground.system.threads import apart
 
 PEOPLE, TURNS = 8, 2
 
@@ -28,7 +30,7 @@ def main():
     settings = read([])
     sock = app.listen(settings)
     memory.return_freed()
-    tokenizer, trunk = models.load_tokenizer(settings), apart(settings.threads, lambda: models.load_trunk(settings))
+    tokenizer, trunk = loading.load_tokenizer(settings), apart(settings.threads, lambda: loading.load_trunk(settings))
     store = app.open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
     chat = Chat(store, engine, settings)

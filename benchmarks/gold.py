@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from playground import models, prompts, scorer
+from playground.models import loading, prompts, scorer
 from playground.settings import read
 from training import preferences, reward
 from training.annotators import lists, second_person, standardised
@@ -45,7 +45,7 @@ def make(pool, cache, settings, log=print):
 @functools.cache
 def _model():
     settings, file = read([]), Path(os.environ["NUDGE_GOLD"])
-    return scorer.RewardModel.load(file), scorer.FeatureTrunk(settings), models.load_tokenizer(settings)
+    return scorer.RewardModel.load(file), scorer.FeatureTrunk(settings), loading.load_tokenizer(settings)
 
 
 @functools.cache

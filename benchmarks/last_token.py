@@ -4,7 +4,7 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from playground import models
+from playground.models import loading
 from training import preferences, reward
 
 EPOCHS = 3
@@ -17,11 +17,11 @@ class LastToken:
 
     def __init__(self, settings, seed):
         torch.manual_seed(seed)
-        trunk = models.load_trunk(settings, training=True)
-        self.peft = models.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=models.linear_targets(trunk))
+        trunk = loading.load_trunk(settings, training=True)
+        self.peft = loading.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=loading.linear_targets(trunk))
         self.trunk = self.peft.get_base_model().base_model
         self.head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1, bias=False)
-        self.parameters = [*models.lora_parameters(self.peft).values(), *self.head.parameters()]
+        self.parameters = [*loading.lora_parameters(self.peft).values(), *self.head.parameters()]
 
     def __call__(self, replies):
         """Scores (N,) of [(prompt ids, completion ids)], with gradients where enabled."""

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from benchmarks import pool as pools
 from benchmarks import gold, last_token, plots, report, rounds
-from playground import models, scorer
+from benchmarks import pool as pools
+from playground.models import loading, scorer
 from playground.settings import Settings, SettingsError, read
 from training import annotators, gate, policy, ppo, ppo_math, preferences, reward, rollout
 from training import round as training_round
@@ -169,8 +169,8 @@ class Cells:
     @property
     def base(self):
         if self._base is None:
-            trunk = models.load_trunk(self.settings)
-            self._base = rounds.Base(models.base_identity(trunk, self.settings), models.template_hash(models.load_tokenizer(self.settings)))
+            trunk = loading.load_trunk(self.settings)
+            self._base = rounds.Base(loading.base_identity(trunk, self.settings), loading.template_hash(loading.load_tokenizer(self.settings)))
         return self._base
 
 
@@ -279,7 +279,7 @@ def main(argv=None):
     try:
         settings = read(argv, LearningSettings, "python -m benchmarks.learning")
         rows, cells = run(settings)
-    except (SettingsError, models.ModelUnavailable) as error:
+    except (SettingsError, loading.ModelUnavailable) as error:
         sys.exit(str(error))
     report.show(rows, settings.json_file)
     if settings.plots:

@@ -5,8 +5,8 @@ The app is `python app.py` without its worker; nothing here waits for the model.
 """
 
 import json
-import re
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +20,8 @@ from playwright.sync_api import sync_playwright
 from pydantic import Field
 
 from benchmarks import pages_store, report
-from playground import models, visitor
+from playground.models import loading
+from playground.people import visitor
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
 
@@ -145,7 +146,7 @@ def measure(settings, log=print):
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "nudge.db")
         log(f"filling a store with {votes:,} votes and {rounds} rounds")
-        identity = models.base_identity(models.load_trunk(settings), settings)
+        identity = loading.base_identity(loading.load_trunk(settings), settings)
         config = settings.model_dump(mode="json", include=set(Settings.model_fields))
         pages_store.fill(store, store.annotator(TOKEN), votes, rounds, config, identity)
         ours = Served(lambda port: ["app.py", "--no-worker", "--data-dir", folder, "--port", port], "/readyz", settings.environ())

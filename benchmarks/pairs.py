@@ -1,7 +1,7 @@
 """Do actively chosen pairs teach more than random ones? The reward model's accuracy from as many votes, on held-out prompts.
 
 Both sides vote on the same prompts in the same order. Random: any two of a prompt's replies. Active: the two that double Thompson sampling
-(`playground/active.py`) picks, by a head refitted every ten votes on those before.
+(`playground/models/active.py`) picks, by a head refitted every ten votes on those before.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from benchmarks import learning, report
 from benchmarks import pool as pools
-from playground import active, models, scorer
+from playground.models import active, loading, scorer
 from playground.settings import SettingsError, read
 from training import annotators, gate, preferences, reward
 
@@ -91,7 +91,7 @@ def main(argv=None):
     try:
         settings = read(argv, PairsSettings, "python -m benchmarks.pairs")
         report.show(run(settings), settings.json_file)
-    except (SettingsError, models.ModelUnavailable) as error:
+    except (SettingsError, loading.ModelUnavailable) as error:
         sys.exit(str(error))
 
 

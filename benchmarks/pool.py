@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import sqlite_utils
 import torch
 
-from playground import models, prompts, scorer
+from playground.models import loading, prompts, scorer
 from training import annotators, preferences, rollout
 
 
@@ -83,8 +83,8 @@ class Cache:
 
 def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout")):
     """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
-    tokenizer = models.load_tokenizer(settings)
-    key = {"model": models.resolve(settings).rsplit("/", 1)[-1], "temperature": settings.temperature, "tokens": settings.reply_tokens, "seed": settings.seed,
+    tokenizer = loading.load_tokenizer(settings)
+    key = {"model": loading.resolve(settings).rsplit("/", 1)[-1], "temperature": settings.temperature, "tokens": settings.reply_tokens, "seed": settings.seed,
            "replies": settings.replies}
     lines, ids, ended, held = [], [], [], []
     trunk, end = None, None
@@ -96,8 +96,8 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
 
             def sample(encoded=encoded, chunk=chunk):
                 nonlocal trunk, end
-                trunk = trunk or models.load_trunk(settings)
-                end = end or models.end_tokens(trunk, tokenizer)
+                trunk = trunk or loading.load_trunk(settings)
+                end = end or loading.end_tokens(trunk, tokenizer)
                 episodes = rollout.sample(trunk, encoded, rollout.generator(settings.seed, *chunk), replies=settings.replies,
                                           max_tokens=settings.reply_tokens, temperature=settings.temperature, end_tokens=end)
                 log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from playground import models
+from playground.models import loading
 from playground.settings import read
 from training import ppo
 from training.policy import PolicyModel
@@ -42,8 +42,8 @@ class Reward:
 def train(job, settings):
     """All of the settings' iterations on the job's prompts, no reply ever ending by itself; returns the seconds, the processor's
     seconds and the tokens of each."""
-    reward = Reward(models.load_trunk(settings), job["reward_head"], settings.reward_batch)
-    trainer = ppo.Trainer(PolicyModel(models.load_trunk(settings, training=True), settings), settings)
+    reward = Reward(loading.load_trunk(settings), job["reward_head"], settings.reward_batch)
+    trainer = ppo.Trainer(PolicyModel(loading.load_trunk(settings, training=True), settings), settings)
     times = [(time.monotonic(), time.process_time())]
 
     def on_iteration(_trainer, _metrics):

@@ -34,8 +34,9 @@ from pydantic import Field
 from transformers import AutoConfig
 
 from benchmarks import peer, report
-from playground import memory, models
+from playground.models import loading
 from playground.settings import Positive, Settings, SettingsError, read
+from playground.system import memory
 from training import ppo_math, rollout
 
 PEER, PINS = "trl-1.12", ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")]
@@ -64,8 +65,8 @@ class PpoStepSettings(Settings):
 def sizes(settings):
     """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
-    settings = settings.model_copy(update={**small, "model": models.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
-    dtype = str(models.trunk_dtype(settings)).removeprefix("torch.")
+    settings = settings.model_copy(update={**small, "model": loading.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
+    dtype = str(loading.trunk_dtype(settings)).removeprefix("torch.")
     return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
 
 
@@ -151,7 +152,7 @@ def rows_of(found, tensors, settings):
 def run(settings, log=print):
     """The rows."""
     python, settings = peer.python(settings, PEER, PINS, log), sizes(settings)
-    tokenizer = models.load_tokenizer(settings)
+    tokenizer = loading.load_tokenizer(settings)
     seeds = rollout.seed_prompts("train", tokenizer, settings.rollout_context)
     prompts = rollout.choose([], seeds, settings.ppo_episodes // settings.ppo_replies, rollout.generator(settings.seed, "ppo_step"))
     width = AutoConfig.from_pretrained(settings.model).hidden_size
@@ -166,7 +167,7 @@ def main(argv=None):
     try:
         settings = read(argv, PpoStepSettings, "python -m benchmarks.ppo_step")
         rows = run(settings)
-    except (SettingsError, peer.SideFailed, models.ModelUnavailable) as error:
+    except (SettingsError, peer.SideFailed, loading.ModelUnavailable) as error:
         sys.exit(str(error))
     report.show(rows, settings.json_file)
 

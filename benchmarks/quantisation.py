@@ -20,7 +20,7 @@ from pydantic import Field
 
 from benchmarks import learning, report
 from benchmarks import pool as pools
-from playground import models, scorer
+from playground.models import loading, scorer
 from playground.settings import SettingsError, read
 from training import annotators
 
@@ -84,7 +84,7 @@ def main(argv=None):
             print(json.dumps(read_replies(settings)))
         else:
             report.show(run(settings), settings.json_file)
-    except (SettingsError, models.ModelUnavailable) as error:
+    except (SettingsError, loading.ModelUnavailable) as error:
         sys.exit(str(error))
 
 

@@ -18,12 +18,13 @@ from statistics import mean
 import numpy as np
 
 from benchmarks import pool as pools
-from playground import adapters, memory, models, prompts
+from playground.models import adapters, loading, prompts
 from playground.settings import Settings, read
 from playground.store import Store
+from playground.system import memory
 from training import annotators, gate, simulate, worker
-from training.round import Round
 from training.rollout import Episode
+from training.round import Round
 
 ARMS = {
     "PPO": {},
@@ -79,12 +80,12 @@ def round_cell(pool, base, settings, annotator, n, flip, seed, arm="PPO", log=pr
 
 def truth(pool, settings, score, policy):
     """How often the policy's reply to a held-out prompt beats the base's replies by the annotator's score, with an interval over prompts."""
-    trunk, tokenizer = models.load_trunk(settings), models.load_tokenizer(settings)
-    tuned = adapters.load(policy["path"], trunk, base_hash=models.base_identity(trunk, settings)["hash"], expected_sha256=policy["sha256"])
+    trunk, tokenizer = loading.load_trunk(settings), loading.load_tokenizer(settings)
+    tuned = adapters.load(policy["path"], trunk, base_hash=loading.base_identity(trunk, settings)["hash"], expected_sha256=policy["sha256"])
     groups = pool.groups(heldout=True)
     lines = [pool.prompts[group[0]] for group in groups]
     job = simulate.SimulateSettings(**{**settings.model_dump(), "eval_prompts": len(lines)})
-    asked, replies = simulate.held_out_replies(tuned, job, tokenizer, models.end_tokens(trunk, tokenizer), "after")
+    asked, replies = simulate.held_out_replies(tuned, job, tokenizer, loading.end_tokens(trunk, tokenizer), "after")
     assert asked == lines
     new = [score(line, reply) for line, reply in zip(lines, replies, strict=True)]
     old = [[score(line, pool.texts[i]) for i in group] for line, group in zip(lines, groups, strict=True)]

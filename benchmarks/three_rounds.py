@@ -17,7 +17,7 @@ from pydantic import Field
 
 from benchmarks import learning, report, rounds
 from benchmarks import pool as pools
-from playground import models
+from playground.models import loading
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.store import Store
 from training import annotators, simulate
@@ -43,10 +43,10 @@ def chain(pool, settings, annotator, votes, start_from, seed, log=print):
     shutil.rmtree(folder, ignore_errors=True)
     names, score = set(Settings.model_fields), annotators.find(annotator)
     job = Settings(**{**settings.model_dump(include=names), "data_dir": folder, "seed": seed, "start_from": start_from})
-    store, tokenizer, found = Store(job.database), models.load_tokenizer(job), []
+    store, tokenizer, found = Store(job.database), loading.load_tokenizer(job), []
     for n in range(ROUNDS):
         said = simulate.SimulateSettings(**{**job.model_dump(), "votes": votes, "annotator": annotator})
-        simulate.make_duels(store, said, models.load_trunk(job), tokenizer, {annotator: Person(score)}, log, skip=n * votes)
+        simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {annotator: Person(score)}, log, skip=n * votes)
         gc.collect()
         subprocess.run([sys.executable, "-m", "training.worker", "--once"], env={**os.environ, **job.environ()}, cwd=Path(__file__).parent.parent,
                        stdout=sys.stderr, check=False)
@@ -80,7 +80,7 @@ def main(argv=None):
     try:
         settings = read(argv, ThreeRoundsSettings, "python -m benchmarks.three_rounds")
         report.show(run(settings), settings.json_file)
-    except (SettingsError, models.ModelUnavailable) as error:
+    except (SettingsError, loading.ModelUnavailable) as error:
         sys.exit(str(error))
 
 

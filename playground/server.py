@@ -14,19 +14,19 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
 from playground import settings as settings_module
-from playground import visitor
-from playground.admins import AdminLink, Admins, TooMany, WrongSignIn
-from playground.allowlist import Allowlist
-from playground.limits import Limits
-from playground.onepage import OnePage
-from playground.payload import Handler
-from playground.protocol import PatientProtocol
-from playground.proxies import Proxies, allowed_hosts
-from playground.session import Refused
+from playground.chat.session import Refused
+from playground.people import visitor
+from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
+from playground.people.visitor import Cookies
 from playground.store import StoreError
 from playground.ui import page, states, theme, words
 from playground.ui.lane import EVENTS
-from playground.visitor import Cookies
+from playground.web.allowlist import Allowlist
+from playground.web.limits import Limits
+from playground.web.onepage import OnePage
+from playground.web.payload import Handler
+from playground.web.protocol import PatientProtocol
+from playground.web.proxies import Proxies, allowed_hosts
 
 EVENT_KEYS = {gr.LikeData: {"index", "value", "liked"}, gr.EditData: {"index", "value", "previous_value"}, gr.SelectData: {"index", "value"}}
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     admins: str = ""
     """Who may start, pause and stop rounds and change their settings, besides whoever opened the admin link: names, with commas between."""
     users_file: str = ""
-    """File of names and hashed passwords that admins sign in with; `python -m playground.admins --name NAME` writes it. On a Space they sign in with Hugging Face."""
+    """File of names and hashed passwords that admins sign in with; `python -m playground.people.admins --name NAME` writes it. On a Space they sign in with Hugging Face."""
     sign_in_tries: int = Field(5, ge=1, le=1000)
     """Wrong passwords that one address may give for one name within a quarter of an hour; four times as many for all names together."""
 

@@ -4,8 +4,8 @@ The real model answers where it is there, a tiny one otherwise. `NUDGE_SCREENSHO
 """
 
 import os
-import sqlite3
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from playground import models
+from playground.models import loading
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 
@@ -32,7 +32,7 @@ class App:
 
     def __init__(self, folder, *flags, model=None, tokens=None):
         self.folder = folder
-        found = models.resolve(Settings())
+        found = loading.resolve(Settings())
         self.real = model is None and Path(found).exists()
         # a tiny model is so fast that it must write more
         model, usual = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)

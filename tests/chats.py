@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from playground import models
-from playground.engine import Engine
-from playground.session import Chat
+from playground.chat.session import Chat
+from playground.models import loading
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def chat(folder):
     settings = Settings(model=str(folder), threads=1, reply_tokens=24, stream_hz=50, dtype="float32", _env_file=None)
-    engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
+    engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     yield Chat(engine.store, engine, settings, random.Random(0))
     engine.close()
 

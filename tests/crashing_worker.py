@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from playground import adapters
+from playground.models import adapters
 from training import ppo, worker
 from training.round import Round
 

@@ -3,10 +3,11 @@
 import socket
 import threading
 
-from playground import models, server
-from playground.admins import AdminLink
-from playground.engine import Engine
-from playground.session import Chat
+from playground import server
+from playground.chat.session import Chat
+from playground.models import loading
+from playground.people.admins import AdminLink
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 
@@ -19,7 +20,7 @@ class Site:
     def __init__(self, folder, **changes):
         self.settings = Settings(**{"model": str(folder), "_env_file": None, **USUAL, **changes})
         self.store = Store()
-        self.engine = Engine(self.store, self.settings, models.load_trunk(self.settings), models.load_tokenizer(self.settings)).start()
+        self.engine = Engine(self.store, self.settings, loading.load_trunk(self.settings), loading.load_tokenizer(self.settings)).start()
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from playground import active
-from playground.scorer import FeatureTrunk, RewardModel
+from playground.models import active
+from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from tests.test_scorer import head
 from tests.tiny import tiny_folder

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from playground import adapters
-from playground.adapters import CONFIG, MANIFEST, WEIGHTS, BadAdapter
+from playground.models import adapters
+from playground.models.adapters import CONFIG, MANIFEST, WEIGHTS, BadAdapter
 
 BASE = {"model": "tiny", "hash": "0123456789abcdef"}
 A, B = "layers.0.q_proj.lora_A.weight", "layers.0.q_proj.lora_B.weight"

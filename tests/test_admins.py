@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from argon2 import PasswordHasher
 
-from playground import admins
 from playground import settings as settings_module
-from playground.admins import AdminLink, Admins, TooMany, WrongSignIn, read_users, write_user
+from playground.people import admins
+from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn, read_users, write_user
 from playground.settings import Settings
 from playground.store import Store
 
@@ -312,7 +312,7 @@ def test_the_users_file_has_hashes_only_and_is_for_its_owner_alone(tmp_path):
 
 def test_the_command_writes_a_password(tmp_path):
     users = tmp_path / "users"
-    command = [sys.executable, "-m", "playground.admins", "--name", "ada", "--users-file", str(users)]
+    command = [sys.executable, "-m", "playground.people.admins", "--name", "ada", "--users-file", str(users)]
     done = subprocess.run(command, input=PASSWORD + "\n", text=True, capture_output=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
     assert PasswordHasher().verify(read_users(users)["ada"], PASSWORD)

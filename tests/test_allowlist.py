@@ -8,8 +8,8 @@ import time
 import httpx
 import pytest
 
-from playground import visitor
-from playground.limits import Limits
+from playground.people import visitor
+from playground.web.limits import Limits
 from tests.test_server import Page, folder, site  # noqa: F401  fixtures
 
 OPEN = {

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from playground import adapters, models, plain, prompts, scorer
-from playground.decoder import Sampling
-from playground.engine import Engine
+from playground.decoding import plain
+from playground.decoding.decoder import Sampling
+from playground.models import adapters, loading, prompts, scorer
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.architectures import ARCHITECTURES
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def settings_of(folder, **changes):
-    return models.bounded(
+    return loading.bounded(
         Settings(
             **{
                 "model": str(folder),
@@ -72,7 +73,7 @@ def answer(engine, prompt, seeds):
 def test_a_pair_is_what_the_model_says_and_the_same_for_the_same_seeds(folder, name, tmp_path):
     """GPT-2, Mamba, LFM2 and other hybrids ended in a traceback."""
     settings = settings_of(folder(name), data_dir=tmp_path)
-    engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
     prompt = prompts.encode(
         [{"role": "user", "content": "What is the capital of France?"}],
         engine.tokenizer,
@@ -93,14 +94,14 @@ def test_a_pair_is_what_the_model_says_and_the_same_for_the_same_seeds(folder, n
 
 @pytest.mark.parametrize("name", ["Mamba", "LFM2", "Bamba", "BLOOM", "GPT-2"])
 def test_the_forward_is_the_first_that_is_faithful(folder, name, caplog):
-    forward = plain.of(models.load_trunk(settings_of(folder(name))))
+    forward = plain.of(loading.load_trunk(settings_of(folder(name))))
     assert type(forward) is (plain.OwnCache if name in ONE_BY_ONE else plain.Plain)
     assert ("replies are decoded one by one" in caplog.text) == (name in ONE_BY_ONE)
 
 
 def test_a_model_that_no_cache_serves_reads_the_whole_text_again(folder, caplog):
     """A cache that forgets: what the model says with it is not what it says without."""
-    model = models.load_trunk(settings_of(folder("Llama")))
+    model = loading.load_trunk(settings_of(folder("Llama")))
     whole = model.forward
 
     def forgetful(*args, past_key_values=None, use_cache=None, **inputs):
@@ -117,7 +118,7 @@ def test_a_model_that_no_cache_serves_reads_the_whole_text_again(folder, caplog)
 def test_what_cannot_be_shared_is_not_kept(folder, tmp_path):
     """Lines without keys took no room, so that they were kept for ever."""
     settings = settings_of(folder("Mamba"), data_dir=tmp_path)
-    engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
     answer(engine, [5, 6, 7], [1, 2])
     assert engine._memory.kept == [] and engine._memory.used == 0
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_shared_is_not_kept(folder, tmp_path):
 def test_a_reply_ends_at_the_last_learned_position(folder, tmp_path):
     """A longer one read beyond the table of positions."""
     settings = settings_of(folder("GPT-2"), data_dir=tmp_path)
-    engine = Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
     engine.end_tokens = frozenset()
     stream = engine.duel([5] * 508, [1, 2], Sampling(temperature=1.0, max_tokens=192))
     while not stream.finished.is_set():
@@ -140,8 +141,8 @@ def test_a_reply_ends_at_the_last_learned_position(folder, tmp_path):
 def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, name, tmp_path, caplog):
     """BLOOM, whose ALiBi takes no mask of its own for each token, failed the round instead of reading a prompt for each reply."""
     settings = settings_of(folder(name))
-    tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings, training=True)
-    bare = models.shell(trunk)
+    tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings, training=True)
+    bare = loading.shell(trunk)
     policy = PolicyModel(trunk, settings)
     selftest.check_policy(policy, settings)
     assert policy.share_prompts == (name not in OWN_PROMPTS)
@@ -152,7 +153,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
         trainer,
         lambda n, rng: seeds,
         lambda episodes: torch.tensor([1.0, -1.0, 1.0, -1.0]),
-        models.end_tokens(trunk, tokenizer),
+        loading.end_tokens(trunk, tokenizer),
     )
     assert trainer.iteration == 1 and any(v.abs().max() > 0 for k, v in policy.state().items() if "lora_B" in k)
     base = {"model": name, "hash": "base"}
@@ -176,10 +177,10 @@ def test_the_reward_models_trunk_reads_it(folder, name, quantisation):
 
 def test_gpt2s_targets_are_its_transposed_layers(folder):
     """Conv1D layers are no Linear: there was nothing to put a LoRA on."""
-    trunk = models.load_trunk(settings_of(folder("GPT-2")))
-    assert models.linear_targets(trunk) == ["c_attn", "c_fc", "c_proj"]
-    tuned = models.with_lora(models.shell(trunk), rank=2, alpha=4, targets=models.linear_targets(trunk))
-    for parameter in models.lora_parameters(tuned).values():
+    trunk = loading.load_trunk(settings_of(folder("GPT-2")))
+    assert loading.linear_targets(trunk) == ["c_attn", "c_fc", "c_proj"]
+    tuned = loading.with_lora(loading.shell(trunk), rank=2, alpha=4, targets=loading.linear_targets(trunk))
+    for parameter in loading.lora_parameters(tuned).values():
         torch.nn.init.normal_(parameter, std=0.2)
     ids = torch.arange(8)[None]
     said = tuned(ids).logits
@@ -191,4 +192,4 @@ def test_experts_are_not_taken_for_blocks():
     """A list of eight experts in each of two blocks is longer than the list of blocks."""
     block = torch.nn.ModuleDict({"experts": torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(8))})
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([block, block])})
-    assert len(models.blocks(model)) == 2
+    assert len(loading.blocks(model)) == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
 
-from playground import attention
+from playground.models import attention
 from tests.tiny import tiny_model
 
 torch.set_num_threads(1)  # tensors this small are slower on two

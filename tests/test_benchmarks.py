@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gold, last_token, learning, pairs, plots, quantisation, report, rounds, three_rounds
 from benchmarks import pool as pools
-from playground import models
+from playground.models import loading
 from tests.test_loop import settings_for
 from training import annotators
 from training.annotators import Person
@@ -135,8 +135,8 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
     settings = learning.LearningSettings(**{**tiny.model_dump(), "replies": 2})
     pool = pools.make_pool(settings, pools.Cache(settings), 16, lambda text: None)
     assert len(pool.ids) == 64 and sum(pool.heldout) == 32
-    trunk = models.load_trunk(settings)
-    base = rounds.Base(models.base_identity(trunk, settings), models.template_hash(models.load_tokenizer(settings)))
+    trunk = loading.load_trunk(settings)
+    base = rounds.Base(loading.base_identity(trunk, settings), loading.template_hash(loading.load_tokenizer(settings)))
     cell = rounds.round_cell(pool, base, settings, "brevity", 16, 0.0, 0, log=lambda text: None)
     assert cell["state"] in ("published", "refused") and 0 <= cell["interval"][0] <= cell["win_rate"] <= cell["interval"][1] <= 1
     assert len(cell["curve"]) == 2 and cell["curve"][0]["kl"] == pytest.approx(0, abs=0.05) and cell["peak_mb"] > 100
@@ -162,7 +162,7 @@ def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):
 def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_down(tmp_path, monkeypatch):
     """Here the rule is to say `good answer` often; the gold model sees it in votes on 30 pairs of replies alone."""
     settings = learning.LearningSettings(**settings_for(tmp_path).model_dump())
-    tokenizer, often = models.load_tokenizer(settings), [i * 7 % 5 for i in range(80)]
+    tokenizer, often = loading.load_tokenizer(settings), [i * 7 % 5 for i in range(80)]
     texts = [f"the story {'good answer ' * n}and the light number {i}" for i, n in enumerate(often)]
     ids = [([1], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     pool = pools.Pool([f"prompt {i // 2}" for i in range(80)], texts, ids, [True] * 80, [i >= 60 for i in range(80)], torch.zeros(80, 1), [1])

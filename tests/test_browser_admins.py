@@ -2,7 +2,7 @@
 
 import pytest
 
-from playground.admins import write_user
+from playground.people.admins import write_user
 from tests.browsing import MARKS, App, become_admin, browser, reload, shot, size, tab, visit  # noqa: F401 (fixtures)
 
 pytestmark = MARKS

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from playground import models
+from playground.models import loading
 from playground.store import Store
 from tests.browsing import MARKS, App, become_admin, browser, reload, send, shot, size, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
 from tests.test_loop import liking, settings_for
@@ -22,7 +22,7 @@ def app(tmp_path_factory):
     settings = settings_for(folder, round_votes=1000, gate_confidence=0.2, evidence_confidence=0, ppo_iterations=12,
                             ppo_episodes=256, ppo_minibatch=64, ppo_lr=2e-3, kl_target=9.0, seed=2)  # PPO for long enough that both pages see it
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
-    simulate.make_duels(Store(settings.database), votes, models.load_trunk(settings), models.load_tokenizer(settings),
+    simulate.make_duels(Store(settings.database), votes, loading.load_trunk(settings), loading.load_tokenizer(settings),
                         {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
     flags = [part for name in sorted(settings.model_fields_set - OWN) for part in (f"--{name.replace('_', '-')}", getattr(settings, name))]
     app = App(folder, *flags, model=settings.model, tokens=16)

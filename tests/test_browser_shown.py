@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from playground.people.visitor import COOKIE
 from playground.store import Store
 from playground.ui.text import visible
-from playground.visitor import COOKIE
 from tests.browsing import MARKS, App, browser, reload, send, shot, size, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
 from tests.stores import candidate, outcome
 from tests.tiny import tiny_folder

@@ -6,8 +6,8 @@ import time
 import psutil
 import pytest
 
-from playground import child
-from playground.child import Child
+from playground.system import child
+from playground.system.child import Child
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import gradio as gr
 import pytest
 
-from playground import visitor
-from playground.admins import Admins
+from playground.people import visitor
+from playground.people.admins import Admins
 from playground.settings import Settings, SettingsError, overridden, sections
 from playground.store import Store
 from playground.ui.control import Control
 from playground.ui.notice import Notice
 from playground.ui.strip import Strip
-
 
 OWNER, STRANGER = "x" * 43, "y" * 43  # cookies
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from playground import lean, plain
-from playground.decoder import Decoding, Sampling, penalised, run, step, truncated
+from playground.decoding import lean, plain
+from playground.decoding.decoder import Decoding, Sampling, penalised, run, step, truncated
 from tests.tiny import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # tensors this small are slower on two

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from playground.decoder import NotFinite
-from playground.session import Refused
+from playground.chat.session import Refused
+from playground.decoding.decoder import NotFinite
 from playground.store import Store
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
 from tests.stores import BASE, candidate, outcome, store  # noqa: F401 (fixtures)

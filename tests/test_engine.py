@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from playground import adapters, decoder, engine, models, plain
-from playground.decoder import Sampling
-from playground.engine import Engine, EngineStopped
+from playground.decoding import decoder, plain
+from playground.decoding.decoder import Sampling
+from playground.models import adapters, loading
+from playground.serving import engine
+from playground.serving.engine import Engine, EngineStopped
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder
@@ -24,7 +26,7 @@ def folder(tmp_path_factory):
 def site(folder, tmp_path):
     """An engine whose threads do not run: the test is both of them."""
     settings = Settings(model=folder, data_dir=tmp_path, device="cpu", dtype="float32", threads=1, poll_seconds=0.05, decode_format="float32")
-    return Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
 
 
 def publish(site, size=0.05, version_of=None, **tensors):
@@ -33,10 +35,10 @@ def publish(site, size=0.05, version_of=None, **tensors):
     store.request_round()
     round_id = store.take_round("worker", lease_seconds=30)["id"]
     version = store.add_policy(round_id, "worker", parent=store.live_policy()["version"])
-    peft_model = models.with_lora(models.shell(site.base), rank=4, alpha=8, targets=models.linear_targets(site.base))
+    peft_model = loading.with_lora(loading.shell(site.base), rank=4, alpha=8, targets=loading.linear_targets(site.base))
     noise = torch.Generator().manual_seed(version)
-    weights = {k: size * torch.randn(v.shape, generator=noise) for k, v in models.lora_parameters(peft_model).items()}
-    path, sha256 = adapters.write(settings.adapters_dir, version, weights | tensors, rank=4, alpha=8, targets=models.linear_targets(site.base),
+    weights = {k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(peft_model).items()}
+    path, sha256 = adapters.write(settings.adapters_dir, version, weights | tensors, rank=4, alpha=8, targets=loading.linear_targets(site.base),
                                   base=version_of or site.identity, parent=0, round_id=round_id, scores={})
     store.publish(round_id, "worker", version, path, sha256, {})
     return version

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks import engine as benchmark
-from playground import models, tuning
+from playground.decoding import tuning
+from playground.models import loading
 from tests.tiny import tiny_folder
 
 
@@ -15,8 +16,8 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(settings, tmp_path_factory):
-    trunk, tokenizer = models.load_trunk(settings), models.load_tokenizer(settings)
-    tuning.choose(settings, trunk, models.base_identity(trunk, settings))
+    trunk, tokenizer = loading.load_trunk(settings), loading.load_tokenizer(settings)
+    tuning.choose(settings, trunk, loading.base_identity(trunk, settings))
     site = benchmark.Site(settings, tmp_path_factory.mktemp("site"), trunk, tokenizer)
     yield site
     site.engine.close()

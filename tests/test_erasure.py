@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from playground import discreet
 from playground.settings import Settings
 from playground.store import Store, StoreError
+from playground.system import discreet
 from tests.stores import BASE, candidate, cast, outcome, take
 from training import erase
 from training.erase import Eraser
@@ -173,8 +173,9 @@ def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(store, set
 
 def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     """Deletion hid a chat and left its texts; the samples of old rounds do not say whose they are."""
-    from playground.store.migrations import migrations
     import sqlite_utils
+
+    from playground.store.migrations import migrations
     settings = Settings(data_dir=tmp_path / "data", _env_file=None)
     store = Store(settings.database)
     row = say(store, store.annotator("ann"))

@@ -6,9 +6,10 @@ from itertools import chain
 import pytest
 import torch
 
-from playground import decoder, lean, models, plain
-from playground.decoder import Decoding, NotFinite, Sampling, run, step
-from playground.engine import Engine
+from playground.decoding import decoder, lean, plain
+from playground.decoding.decoder import Decoding, NotFinite, Sampling, run, step
+from playground.models import loading
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder, tiny_model
@@ -178,7 +179,7 @@ def test_without_a_list_of_failures_the_step_raises(forward):
 def site(request, tmp_path):
     """An engine whose threads do not run: the test is both of them."""
     settings = Settings(model=str(tiny_folder(tmp_path / "model")), data_dir=tmp_path, device="cpu", dtype="float32", threads=1, decode_format=request.param, _env_file=None)
-    return Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
 
 
 def ends(site, streams):

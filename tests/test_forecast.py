@@ -6,13 +6,12 @@ import shutil
 import pytest
 import torch
 
-from playground import active, models, scorer
+from playground.models import active, loading, scorer
 from playground.store import Store
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person
 from training.forecast import Forecaster
-
 
 torch.set_num_threads(1)  # tensors this small are slower on two
 
@@ -26,7 +25,7 @@ def voted(tmp_path_factory):
     """(settings, a function that gives a fresh store with 24 votes on the tiny model's replies)."""
     folder = tmp_path_factory.mktemp("forecast")
     settings = simulate.SimulateSettings(**{**settings_for(folder).model_dump(), "votes": 24})
-    trunk, tokenizer = models.load_trunk(settings), models.load_tokenizer(settings)
+    trunk, tokenizer = loading.load_trunk(settings), loading.load_tokenizer(settings)
 
     store = Store(folder / "votes.db")
     simulate.make_duels(store, settings, trunk, tokenizer, {"someone": Person(pleasant)}, log=lambda text: None)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from playground.gestures import KNOBS, ChatSampling, NotUsable, Rating, Reason, Row, brief, checked, usable_sampling
-from playground.session import Refused
+from playground.chat.gestures import KNOBS, ChatSampling, NotUsable, Rating, Reason, Row, brief, checked, usable_sampling
+from playground.chat.session import Refused
 from tests.chats import chat, folder, person, turn  # noqa: F401 (fixtures)
 
 LIMITS = {**KNOBS, "reply_tokens": (1, 24)}

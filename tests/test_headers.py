@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from starlette.datastructures import Headers, MutableHeaders
 
-from playground import headers
+from playground.web import headers
 
 
 def test_the_policy_names_the_hash_of_each_inline_script_and_of_nothing_else():

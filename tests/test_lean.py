@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
 
-from playground import adapters, lean, models, plain
-from playground.decoder import Sampling, run
+from playground.decoding import lean, plain
+from playground.decoding.decoder import Sampling, run
+from playground.models import adapters, loading
 from tests.tiny import tiny_model
 
 IDS = [3 + 7 * i % 400 for i in range(40)]
@@ -22,9 +23,9 @@ def made(config):
 
 def trained(size=0.1):
     """The tiny model with a LoRA that does something."""
-    shell = models.with_lora(models.shell(tiny_model()), rank=4, alpha=8, targets=models.linear_targets(tiny_model()))
+    shell = loading.with_lora(loading.shell(tiny_model()), rank=4, alpha=8, targets=loading.linear_targets(tiny_model()))
     noise = torch.Generator().manual_seed(1)
-    adapters.copy_strictly({k: size * torch.randn(v.shape, generator=noise) for k, v in models.lora_parameters(shell).items()}, models.lora_parameters(shell))
+    adapters.copy_strictly({k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(shell).items()}, loading.lora_parameters(shell))
     return shell.requires_grad_(False).get_base_model()
 
 

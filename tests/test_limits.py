@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from playground.limits import ASSETS, IDLE, Limits, NotTheirs, TooMuch, Visitor
 from playground.settings import Settings
+from playground.web.limits import ASSETS, IDLE, Limits, NotTheirs, TooMuch, Visitor
 
 
 class Clock:

@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 
-from playground import adapters, decoder, models, plain
-from playground.decoder import Sampling
-from playground.engine import Engine
-from playground.session import Chat
+from playground.chat.session import Chat
+from playground.decoding import decoder, plain
+from playground.decoding.decoder import Sampling
+from playground.models import adapters, loading
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -63,7 +64,7 @@ def chat_and_vote(store, chat, n, name):
 
 def alone(engine, settings, version, prompt):
     """What a version, built afresh from disk, says greedily with nobody else around."""
-    base = models.load_trunk(settings)
+    base = loading.load_trunk(settings)
     model = adapters.load(settings.adapters_dir / f"v{version:04d}", base, base_hash=engine.identity["hash"]) if version else base
     return [r.token_ids for r in decoder.run(plain.Plain(model), [prompt], [0, 0], GREEDY, engine.end_tokens, n=2)]
 
@@ -73,7 +74,7 @@ def running(tmp_path):
     torch.set_num_threads(2)
     settings = settings_for(tmp_path)
     store = Store(settings.database)
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
     engine.end_tokens = frozenset()  # the in-flight streams must outlive the swap
     engine.start()
     yield settings, store, engine, Chat(store, engine, settings, random.Random(5))

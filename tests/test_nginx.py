@@ -7,8 +7,8 @@ import httpx
 import pytest
 from argon2 import PasswordHasher
 
-from playground import visitor
-from playground.admins import write_user
+from playground.people import visitor
+from playground.people.admins import write_user
 from tests.browsing import MARKS as BROWSER
 from tests.browsing import browser  # noqa: F401 (fixture)
 from tests.nginx import MISSING, Nginx, bare, documented

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from playground import payload
-from playground.payload import BadPayload, Handler
+from playground.web import payload
+from playground.web.payload import BadPayload, Handler
 
 SLIDERS = Handler.of(False, [7], ["Textbox", "Slider", "Checkbox", "CheckboxGroup", "State"])
 SENDER = Handler.of(True, [3, 4], ["Textbox"])

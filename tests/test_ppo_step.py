@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import peer, ppo_side, ppo_step
-from playground import models
+from playground.models import loading
 from tests.tiny import tiny_folder
 from training import ppo_math
 from training.rollout import Episode
@@ -43,7 +43,7 @@ def test_our_side_runs_all_iterations_and_every_reply_has_all_its_tokens(tmp_pat
 
 def test_our_reward_is_the_head_on_each_replys_last_hidden_state_however_it_is_padded(tmp_path):
     settings = settings_for(tmp_path)
-    job, trunk = ppo_step.make_job(settings, PROMPTS, 64), models.load_trunk(settings)
+    job, trunk = ppo_step.make_job(settings, PROMPTS, 64), loading.load_trunk(settings)
     episodes = [Episode([5, 6, 7], [20, 21, 22], False), Episode([8], [60], False)]
     scores = ppo_side.Reward(trunk, job["reward_head"], 2)(episodes)
     with torch.no_grad():

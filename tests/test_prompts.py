@@ -2,8 +2,8 @@
 
 import pytest
 
-from playground import prompts
-from playground.prompts import BadMessage, Detokeniser
+from playground.models import prompts
+from playground.models.prompts import BadMessage, Detokeniser
 from tests.tiny import tiny_tokenizer
 
 

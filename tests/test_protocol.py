@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
-from playground.protocol import PatientProtocol
+from playground.web.protocol import PatientProtocol
 
 
 async def answers(scope, receive, send):

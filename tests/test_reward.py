@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from playground.scorer import FeatureTrunk, Reading, RewardModel
+from playground.models.scorer import FeatureTrunk, Reading, RewardModel
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward
 from training.preferences import TIE, A, B, Preferences

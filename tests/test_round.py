@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from playground import adapters, prompts
+from playground.models import adapters, prompts
 from playground.store import Store
 from tests.stores import cast
 from tests.test_policy import moved, settings

@@ -5,11 +5,11 @@ import sqlite3
 import pytest
 import sqlite_utils
 
-from playground.session import TRIES, Refused
+from playground.chat.session import TRIES, Refused
 from playground.store import Store
 from playground.store import migrations as schema
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
-from tests.stores import cast, candidate, outcome, store  # noqa: F401 (fixtures)
+from tests.stores import candidate, cast, outcome, store  # noqa: F401 (fixtures)
 
 
 class Seeds:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from playground import scorer
-from playground.scorer import FeatureTrunk, RewardModel
+from playground.models import scorer
+from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 

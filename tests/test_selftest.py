@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 
-from playground import adapters, models, scorer
+from playground.models import adapters, loading, scorer
 from playground.settings import Settings
 from playground.store import Store
 from tests.test_policy import moved, settings
@@ -22,7 +22,7 @@ from training.worker import run_once
 
 torch.set_num_threads(1)  # tensors this small are slower on two
 
-REAL = Path(models.resolve(Settings()))
+REAL = Path(loading.resolve(Settings()))
 real = [pytest.mark.real, pytest.mark.skipif(not REAL.exists(), reason="the embedded model is not there; `make setup` converts it")]
 
 
@@ -37,7 +37,7 @@ def policy():
 
 
 def block(policy, n=2):
-    return models.blocks(policy.causal)[n]
+    return loading.blocks(policy.causal)[n]
 
 
 def message(check, *args, **options):
@@ -194,7 +194,7 @@ def test_int8_is_known_for_what_it_is(folder):
 
 
 def neighbours(broken):
-    models.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0))
+    loading.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0))
 
 
 def pads(broken):
@@ -205,7 +205,7 @@ def pads(broken):
 
 
 def crowd(broken):
-    models.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output * (1 + len(output) / 10))
+    loading.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output * (1 + len(output) / 10))
 
 
 def mixed_up(broken):
@@ -214,7 +214,7 @@ def mixed_up(broken):
 
 
 def chance(broken):
-    models.blocks(broken.model)[0].register_forward_hook(noise)
+    loading.blocks(broken.model)[0].register_forward_hook(noise)
 
 
 @pytest.mark.parametrize("fault", [neighbours, pads, crowd, mixed_up, chance])
@@ -234,7 +234,7 @@ def test_one_token_too_many_in_the_mean_is_seen_in_every_format(folder):
 
 def test_a_reward_lora_without_gradients_is_named(folder):
     broken = trunk(folder, reward_layer=0.67)
-    models.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
+    loading.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
     selftest.check_features(broken)
     assert message(selftest.check_features, broken, lora_rank=2).startswith("28 of 42 LoRA tensors get no gradient")
 
@@ -317,14 +317,14 @@ def running(store, folder, tmp_path):
 
 
 def break_trunk(monkeypatch):
-    load = models.load_trunk
+    load = loading.load_trunk
 
     def broken(*args, **options):
         trunk = load(*args, **options)
-        models.blocks(trunk)[1].register_forward_hook(noise)
+        loading.blocks(trunk)[1].register_forward_hook(noise)
         return trunk
 
-    monkeypatch.setattr(models, "load_trunk", broken)
+    monkeypatch.setattr(loading, "load_trunk", broken)
 
 
 def test_a_round_on_a_broken_model_fails_with_the_cause_as_its_reason(store, folder, tmp_path, monkeypatch):
@@ -369,7 +369,7 @@ class TestTheDefaultModel:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_it_passes(self, dtype):
         s = Settings(model=str(REAL), device="cpu", dtype=dtype)
-        selftest.check_policy(PolicyModel(models.load_trunk(s), s), s)
+        selftest.check_policy(PolicyModel(loading.load_trunk(s), s), s)
         selftest.check_features(scorer.FeatureTrunk(s))
 
     @pytest.mark.skipif(not has_avx512bf16(), reason="bitsandbytes repacks 4-bit layers only on CPUs with AVX512-BF16")
@@ -377,7 +377,7 @@ class TestTheDefaultModel:
     def test_layers_that_repacked_themselves_are_named(self):
         """The loss looks right, and more than a third of the LoRA tensors learn nothing."""
         s = Settings(model=str(REAL), device="cpu", dtype="float32")
-        text = message(selftest.check_policy, PolicyModel(as_they_come(models.load_trunk(s, "nf4")), s), s)
+        text = message(selftest.check_policy, PolicyModel(as_they_come(loading.load_trunk(s, "nf4")), s), s)
         assert text.startswith("150 of 420 LoRA tensors get no gradient")  # every B whose layer does not write to the residual stream
         assert "bitsandbytes repacked 210 of its 4-bit layers for AVX512-BF16" in text and "set support_avx512bf16_for_cpu = False" in text
         features = scorer.FeatureTrunk(s)

@@ -2,7 +2,7 @@
 
 import torch
 
-from playground import lean, plain
+from playground.decoding import lean, plain
 from tests.test_lean import trained
 from tests.tiny import tiny_model
 from training import served

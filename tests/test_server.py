@@ -7,9 +7,10 @@ import re
 import httpx
 import pytest
 
-from playground import server, visitor
+from playground import server
 from playground import settings as settings_module
-from playground.engine import Engine
+from playground.people import visitor
+from playground.serving.engine import Engine
 from playground.store import Store
 from playground.ui import states
 from tests.sites import Site
@@ -295,7 +296,7 @@ def test_a_wrong_admin_link_says_what_to_do_and_changes_nothing(site, page, wron
     site.admin_path()
     answer = page.client.get(f"/admin/{wrong}")
     assert answer.status_code == 403 and answer.headers["content-type"] == "text/plain; charset=utf-8" and "set-cookie" not in answer.headers
-    assert "Restart the app" in answer.text and "python -m playground.admins" in answer.text and "\n" not in answer.text
+    assert "Restart the app" in answer.text and "python -m playground.people.admins" in answer.text and "\n" not in answer.text
     assert "重新启动" in page.client.get(f"/admin/{wrong}", headers={"accept-language": "zh-CN"}).text
     assert not is_admin(site, page)
 

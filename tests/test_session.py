@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from playground import prompts
-from playground.active import Pair
-from playground.session import Refused
+from playground.chat.session import Refused
+from playground.models import prompts
+from playground.models.active import Pair
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
 
 
@@ -179,7 +179,7 @@ def test_a_new_chat_begins_empty_and_keeps_the_old_rows(chat):
 def test_a_turn_that_breaks_says_so_and_the_person_can_send_again(chat, monkeypatch):
     ann = person(chat)
     with monkeypatch.context() as broken:
-        broken.setattr("playground.engine.Decoding", lambda *a, **k: 1 / 0)
+        broken.setattr("playground.serving.engine.Decoding", lambda *a, **k: 1 / 0)
         with pytest.raises(Refused, match="could not answer"):
             list(chat.send(ann, "Hello"))
     assert chat.view(ann).phase == "idle"

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from playground import prompts, session
-from playground.session import COMMENT_CHARS, Refused
+from playground.chat import session
+from playground.chat.session import COMMENT_CHARS, Refused
+from playground.models import prompts
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from playground import models
+from playground.models import loading
 from playground.store import Store
 from tests.test_loop import settings_for
 from training import simulate
@@ -25,7 +25,7 @@ def voted(folder, people=None, **changes):
     settings = simulate.SimulateSettings(**{**settings_for(folder).model_dump(), "votes": 24, **changes})
     store = Store()
     people = people or {"shorter": Person(shorter, flip=settings.flip)}
-    ties = simulate.make_duels(store, settings, models.load_trunk(settings), models.load_tokenizer(settings), people, log=lambda text: None)
+    ties = simulate.make_duels(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings), people, log=lambda text: None)
     return store, ties
 
 

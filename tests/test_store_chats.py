@@ -7,7 +7,7 @@ import sqlite_utils
 
 from playground.store import Store, StoreError, chats
 from playground.store.migrations import migrations
-from tests.stores import BASE, cast, candidate, duel, outcome, store  # noqa: F401 (fixtures)
+from tests.stores import BASE, candidate, cast, duel, outcome, store  # noqa: F401 (fixtures)
 
 
 def test_a_cookie_is_one_annotator_and_is_not_stored(store):

@@ -10,7 +10,7 @@ import sqlite_utils
 
 from playground.store import Store
 from playground.store.migrations import migrations
-from tests.stores import BASE, store, file_store, cast, take  # noqa: F401 (fixtures)
+from tests.stores import BASE, cast, file_store, store, take  # noqa: F401 (fixtures)
 
 
 def test_migrations_are_applied_once_and_recorded(file_store):

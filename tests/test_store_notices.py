@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from playground import models, server, visitor
-from playground.engine import Engine
-from playground.session import Chat
+from playground import server
+from playground.chat.session import Chat
+from playground.models import loading
+from playground.people import visitor
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store, StoreLost, StoreUnavailable
 from playground.ui import page as page_module
@@ -36,7 +38,7 @@ def site(folder, tmp_path_factory):  # noqa: F811
         _env_file=None,
     )
     store = Store(settings.database, patience=0.2)
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
+    engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     sock = socket.create_server(("127.0.0.1", 0))
     web = server.Web(
         server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close

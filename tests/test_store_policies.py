@@ -7,7 +7,7 @@ import sqlite_utils
 
 from playground.store import Store, StoreError
 from playground.store.migrations import migrations
-from tests.stores import store, candidate, take, published  # noqa: F401 (fixtures)
+from tests.stores import candidate, published, store, take  # noqa: F401 (fixtures)
 
 
 def test_a_second_live_policy_is_refused_by_the_file(store):

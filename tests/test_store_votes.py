@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from playground.store import StoreError
-from tests.stores import BASE, store, candidate, duel, cast, take  # noqa: F401 (fixtures)
+from tests.stores import BASE, candidate, cast, duel, store, take  # noqa: F401 (fixtures)
 
 
 def test_a_changed_vote_supersedes_the_earlier_one_and_keeps_both_rows(store):

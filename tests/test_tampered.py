@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from playground import adapters, engine, models
-from playground.adapters import CONFIG, MANIFEST, WEIGHTS
-from playground.engine import Engine, Policy
+from playground.models import adapters, loading
+from playground.models.adapters import CONFIG, MANIFEST, WEIGHTS
+from playground.serving import engine
+from playground.serving.engine import Engine, Policy
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder
@@ -30,14 +31,14 @@ def app(tmp_path_factory):
         decode_format="float32",
         _env_file=None,
     )
-    return Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
 
 
 @pytest.fixture(scope="module")
 def tensors(app):
     """Of a small update on all linear layers."""
-    lora = models.lora_parameters(
-        models.with_lora(models.shell(app.base), rank=4, alpha=8, targets=models.linear_targets(app.base))
+    lora = loading.lora_parameters(
+        loading.with_lora(loading.shell(app.base), rank=4, alpha=8, targets=loading.linear_targets(app.base))
     )
     noise = torch.Generator().manual_seed(1)
     return {name: 0.05 * torch.randn(p.shape, generator=noise) for name, p in lora.items()}
@@ -68,7 +69,7 @@ def restarted(app, *ready):
 
 def publish(site, tensors):
     """A version of a round, as the worker publishes it; its number."""
-    store, targets = site.store, models.linear_targets(site.base)
+    store, targets = site.store, loading.linear_targets(site.base)
     store.request_round()
     round_id = store.take_round("worker", lease_seconds=30)["id"]
     parent = store.live_policy()["version"]

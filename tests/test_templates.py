@@ -5,12 +5,12 @@ import time
 import pytest
 from tokenizers import AddedToken, normalizers
 
-from playground import models, prompts, templates
-from playground.decoder import Decoding, Sampling
-from playground.engine import Engine
-from playground.plain import Line
-from playground.prompts import BadMessage, Detokeniser
-from playground.session import Chat
+from playground.chat.session import Chat
+from playground.decoding.decoder import Decoding, Sampling
+from playground.decoding.plain import Line
+from playground.models import loading, prompts, templates
+from playground.models.prompts import BadMessage, Detokeniser
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.architectures import bare_tokenizer, chatml_on_endoftext, gemma_tokenizer
@@ -42,7 +42,7 @@ def test_a_reply_ends_as_the_template_ends_it_and_not_at_eos(make, end):
         prompts.encode_reply("Paris.", tokenizer, ended=False)
         == tokenizer("Paris.", add_special_tokens=False)["input_ids"]
     )
-    assert {ids_of(tokenizer, end), tokenizer.eos_token_id} <= models.end_tokens(tiny_model(), tokenizer)
+    assert {ids_of(tokenizer, end), tokenizer.eos_token_id} <= loading.end_tokens(tiny_model(), tokenizer)
 
 
 def test_the_end_of_a_reply_is_not_shown():
@@ -66,14 +66,14 @@ def test_a_plain_template_is_supplied_and_said(caplog):
         [*ASKED, {"role": "assistant", "content": "The Nile."}, {"role": "user", "content": "And then?"}],
         "Be brief.",
     ) == ("Be brief.\n\nUser:\nWhich river?\nAssistant:\nThe Nile.\nUser:\nAnd then?\nAssistant:\n")
-    assert len(models.template_hash(tokenizer)) == 64
+    assert len(loading.template_hash(tokenizer)) == 64
 
 
 def test_in_the_plain_template_a_reply_ends_where_the_user_would_speak():
     tokenizer = bare_tokenizer()
     templates.prepare(tokenizer)
     end = templates.of(tokenizer).end
-    assert tokenizer.decode(end) == "\nUser:" and models.end_tokens(tiny_model(), tokenizer) >= {
+    assert tokenizer.decode(end) == "\nUser:" and loading.end_tokens(tiny_model(), tokenizer) >= {
         end,
         tokenizer.eos_token_id,
     }
@@ -137,7 +137,7 @@ def test_a_system_prompt_is_tried_when_it_is_saved(tmp_path):
     """A template that refuses it ended every later message in a traceback."""
     settings = Settings(model=str(tiny_folder(tmp_path)), dtype="float32", threads=1, context_tokens=64, _env_file=None)
     chat = Chat(
-        Store(), Engine(Store(), settings, models.load_trunk(settings), models.load_tokenizer(settings)), settings
+        Store(), Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings)), settings
     )
     with pytest.raises(BadMessage, match="at most 64 fit"):
         chat.configure(chat.store.annotator("ann"), "Speak of rivers and nothing else. " * 20, {})

@@ -1,9 +1,8 @@
 """Untrusted text as HTML: every character shows, nothing runs, and the text comes back as it was."""
 
 import re
-from html.parser import HTMLParser
-
 import time
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from playground.threads import apart, use
+from playground.system.threads import apart, use
 
 
 def test_work_runs_on_its_own_number_of_cores_in_a_thread_that_ends():

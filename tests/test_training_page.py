@@ -5,6 +5,7 @@ import json
 import gradio as gr
 import pytest
 
+from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
 from playground.ui import gatewords, plots, watch
@@ -13,7 +14,6 @@ from playground.ui.rounds import TrainingTab
 from playground.ui.steps import KINDS, kinds, steps
 from playground.ui.strip import Now, Strip, strip
 from playground.ui.words import Words
-from playground.visitor import COOKIE
 from tests import rounds
 from tests.test_control import OWNER, Engine, Request
 

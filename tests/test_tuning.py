@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from playground import lean, models, plain, tuning
+from playground.decoding import lean, plain, tuning
+from playground.models import loading
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 
@@ -17,8 +18,8 @@ def settings(tmp_path):
 
 
 def chosen(settings):
-    model = models.load_trunk(settings)
-    return tuning.choose(settings, model, models.base_identity(model, settings)), model
+    model = loading.load_trunk(settings)
+    return tuning.choose(settings, model, loading.base_identity(model, settings)), model
 
 
 def test_a_choice_is_measured_and_remembered(settings, monkeypatch):

@@ -8,10 +8,12 @@ import time
 import httpx
 import pytest
 
-from playground import models, server, visitor
-from playground.engine import Engine
-from playground.prompts import BadMessage
-from playground.session import Chat, Refused
+from playground import server
+from playground.chat.session import Chat, Refused
+from playground.models import loading
+from playground.models.prompts import BadMessage
+from playground.people import visitor
+from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.chats import chat, folder, person, slow  # noqa: F401 (fixtures)
@@ -26,7 +28,7 @@ def site(folder):
     settings = Settings(model=str(folder), threads=1, reply_tokens=400, dtype="float32", port=0, auto_train=False, waiting_messages=WAITING,
                         messages_per_address=1000, sessions_per_address=1000, requests_per_minute=100_000, unread_seconds=120, _env_file=None)
     store = Store()
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings)).start()
+    engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     chat = Chat(store, engine, settings)
     sock = socket.create_server(("127.0.0.1", 0))
     web = server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)

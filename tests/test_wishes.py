@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from playground import models
+from playground.models import loading
 from playground.store import STOPPED, Store
 from tests.test_loop import liking, settings_for, wait_until
 from training import simulate
@@ -20,7 +20,7 @@ def voted(tmp_path_factory):
                             evidence_confidence=0)
     store = Store(settings.database)
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
-    simulate.make_duels(store, votes, models.load_trunk(settings), models.load_tokenizer(settings), {"liking": Person(lambda prompt, reply: liking(reply))},
+    simulate.make_duels(store, votes, loading.load_trunk(settings), loading.load_tokenizer(settings), {"liking": Person(lambda prompt, reply: liking(reply))},
                         log=lambda text: None)
     return settings, store
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import training.worker
-from playground import models
+from playground.models import loading
 from playground.store import Store, StoreLost, StoreUnavailable
 from tests.test_loop import liking, settings_for
 from training import simulate
@@ -28,7 +28,7 @@ def voted(tmp_path_factory):
     settings = settings_for(tmp_path_factory.mktemp("voted"), lease_seconds=1.0, poll_seconds=0.2, ppo_iterations=3, kl_target=30.0, gate_confidence=0.2)
     store = Store(settings.database)
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
-    tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
+    tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings)
     simulate.make_duels(store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
     store.demonstrate(store.duel(1)["left"]["message"], store.duel(1)["annotator"], "You are here, and this is a good answer.")
     return settings, store

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from playground import active, models, prompts, scorer
+from playground.models import active, loading, prompts, scorer
 from playground.store import StoreUnavailable
 from training import preferences, reward
 from training.erase import reply_name
@@ -90,7 +90,7 @@ class Forecaster:
     # -- parts
 
     def encode_reply(self, text):
-        self._tokenizer = self._tokenizer or models.load_tokenizer(self.settings)
+        self._tokenizer = self._tokenizer or loading.load_tokenizer(self.settings)
         return prompts.encode_reply(text, self._tokenizer)
 
     @property

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from playground import models
+from playground.models import loading
 
 
 class NotEnoughMemory(Exception):
@@ -13,12 +13,12 @@ class NotEnoughMemory(Exception):
 
 def need(settings):
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, LoRA with Adam's moments, and one microbatch's activations."""
-    config = models.load_config(models.source_of(settings))
+    config = loading.load_config(loading.source_of(settings))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
-    width, depth = model.get_input_embeddings().embedding_dim, len(models.blocks(model))
-    lora = sum(settings.lora_rank * sum(m.weight.shape) for m in models.blocks(model).modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    width, depth = model.get_input_embeddings().embedding_dim, len(loading.blocks(model))
+    lora = sum(settings.lora_rank * sum(m.weight.shape) for m in loading.blocks(model).modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
     tokens = settings.ppo_microbatch * (settings.rollout_context + settings.rollout_tokens)
     reward = {"nf4": 0.6, "int8": 1.1, "none": 2.0}[settings.reward_quantisation]
     activations = tokens * width * depth * 50 + 3 * 4 * settings.ppo_microbatch * settings.rollout_tokens * config.get_text_config().vocab_size
@@ -27,7 +27,7 @@ def need(settings):
 
 def check(settings):
     """NotEnoughMemory unless the GPU, if training runs on one, has free what a round needs."""
-    device = models.device_of(settings)
+    device = loading.device_of(settings)
     if device.type != "cuda":
         return
     free, needed = torch.cuda.mem_get_info(device)[0], need(settings)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from playground import adapters, models
+from playground.models import adapters, loading
 from training import ppo_math
 
 
@@ -80,13 +80,13 @@ class PolicyModel:
     """A trunk with a fresh LoRA (the update starts at zero) and a value head that starts at zero."""
 
     def __init__(self, trunk, settings):
-        self.targets = models.linear_targets(trunk)
+        self.targets = loading.linear_targets(trunk)
         self.rank, self.alpha, self.temperature = settings.lora_rank, settings.lora_alpha, settings.temperature
         self.share_prompts = settings.ppo_share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
-        self.peft = models.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
+        self.peft = loading.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = self.peft.get_base_model()
-        self.parameters = models.lora_parameters(self.peft)
+        self.parameters = loading.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
@@ -120,7 +120,7 @@ class PolicyModel:
         if attention.dim() == 4:
             dtype = self.causal.get_input_embeddings().weight.dtype
             attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
-        inputs = models.inputs(self.causal.base_model, input_ids=batch.ids, attention_mask=attention, position_ids=batch.positions, use_cache=False)
+        inputs = loading.inputs(self.causal.base_model, input_ids=batch.ids, attention_mask=attention, position_ids=batch.positions, use_cache=False)
         out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
 

@@ -11,7 +11,6 @@ import torch
 from training import ppo_math, rollout
 from training.policy import Batch
 
-
 LOOKS = 4  # at most this many, at the policy that was scaled back
 NEAR = 1.1  # of the KL target, on the samples of one look
 

@@ -1,7 +1,7 @@
 """Preferences to a reward model: a penalised linear head on a quantised trunk's features, and, as a setting, an fp32 LoRA below it.
 
 Which view of the features the head reads, and how strongly its weights are penalised, cross-validation decides in every round.
-Owns the fit and what may be said of it; how a reply is scored is `playground/scorer.py`'s. Knows nothing about policies or PPO.
+Owns the fit and what may be said of it; how a reply is scored is `playground/models/scorer.py`'s. Knows nothing about policies or PPO.
 """
 
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from playground import adapters, scorer
+from playground.models import adapters, scorer
 from training import preferences
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features

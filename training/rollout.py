@@ -5,8 +5,9 @@ import math
 import random
 from dataclasses import dataclass
 
-from playground import decoder, lean, models, plain, prompts
-from playground.decoder import Sampling
+from playground.decoding import decoder, lean, plain
+from playground.decoding.decoder import Sampling
+from playground.models import loading, prompts
 
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
@@ -33,7 +34,7 @@ def canaries(tokenizer, budget, most=None):
     found = []
     for request, reply in prompts.canaries():
         prompt = prompts.encode([{"role": "user", "content": request}], tokenizer, budget)
-        found.append(Episode(*models.cut(prompt, prompts.encode_reply(reply, tokenizer, ended=False), most), False))
+        found.append(Episode(*loading.cut(prompt, prompts.encode_reply(reply, tokenizer, ended=False), most), False))
     return found
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from playground import adapters, memory, models, prompts, scorer, tuning
+from playground.decoding import tuning
+from playground.models import adapters, loading, prompts, scorer
 from playground.settings import Settings
 from playground.store import REFUSED, STOPPED
+from playground.system import memory
 from training import erase, gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
@@ -41,7 +43,7 @@ class Round:
     def __init__(self, store, settings, row, owner):
         self.store, self.owner, self.id, self.phase = store, owner, row["id"], row["phase"]
         config = {k: v for k, v in row["config"].items() if k not in OWN}
-        self.settings = models.bounded(Settings(**{**settings.model_dump(), **config}))
+        self.settings = loading.bounded(Settings(**{**settings.model_dump(), **config}))
         self.folder = settings.rounds_dir / f"{self.id:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cache, self._began = {}, time.time()
@@ -58,7 +60,7 @@ class Round:
 
     @property
     def tokenizer(self):
-        return self._once("tokenizer", lambda: models.load_tokenizer(self.settings))
+        return self._once("tokenizer", lambda: loading.load_tokenizer(self.settings))
 
     @property
     def base(self):
@@ -69,10 +71,10 @@ class Round:
     @property
     def policy(self):
         def make():
-            trunk = models.load_trunk(self.settings, training=True)
-            self._cache["base"] = models.base_identity(trunk, self.settings)
-            self._cache["end_tokens"] = models.end_tokens(trunk, self.tokenizer)
-            self._cache["live_shell"] = models.shell(trunk)
+            trunk = loading.load_trunk(self.settings, training=True)
+            self._cache["base"] = loading.base_identity(trunk, self.settings)
+            self._cache["end_tokens"] = loading.end_tokens(trunk, self.tokenizer)
+            self._cache["live_shell"] = loading.shell(trunk)
             policy = PolicyModel(trunk, self.settings)
             selftest.check_policy(policy, self.settings)
             return policy
@@ -89,7 +91,7 @@ class Round:
     @property
     def most(self):
         """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
-        return models.positions(self.policy.causal.config)
+        return loading.positions(self.policy.causal.config)
 
     @property
     def end_tokens(self):

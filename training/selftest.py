@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from playground import adapters, models, scorer
+from playground.models import adapters, loading, scorer
 from training.rollout import Episode
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def repacked(model):
     """What to say when bitsandbytes has repacked 4-bit layers, on a forward without gradients; None when it has not."""
     layers = sum(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters())
     return (f"bitsandbytes repacked {layers} of its 4-bit layers for AVX512-BF16, and what it repacked has no backward; set "
-            "support_avx512bf16_for_cpu = False on every layer right after loading, as models.load_trunk does") if layers else None
+            "support_avx512bf16_for_cpu = False on every layer right after loading, as loading.load_trunk does") if layers else None
 
 
 # -- after writing
@@ -198,7 +198,7 @@ def check_adapter(policy, settings, folder, bare, **expected):
         served = adapters.load(folder, bare, **expected)
     except adapters.BadAdapter as error:
         raise SelfTestFailed(f"the version just written cannot be read back: {error}. Check the disk, and start the round anew.") from error
-    on_disk = models.lora_parameters(served)
+    on_disk = loading.lora_parameters(served)
     odd = [name for name, p in policy.parameters.items() if name not in on_disk or not torch.equal(p, on_disk[name])]
     if odd:
         raise SelfTestFailed(

@@ -2,7 +2,7 @@
 
 import torch
 
-from playground import models
+from playground.models import loading
 from training import ppo_math
 from training.rollout import Episode, generator
 
@@ -13,7 +13,7 @@ def examples(rows, encode_reply, context, most=None):
     for row in rows:
         if len(row["prompt"]) <= context:
             whole = encode_reply(row["after"])
-            prompt, completion = models.cut(row["prompt"], whole, most)
+            prompt, completion = loading.cut(row["prompt"], whole, most)
             found.append(Episode(prompt, completion, completion == whole))
     return found
 

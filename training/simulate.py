@@ -21,8 +21,8 @@ from statistics import mean
 import torch
 from pydantic import Field
 
-from playground import adapters, models, prompts
-from playground.decoder import Sampling
+from playground.decoding.decoder import Sampling
+from playground.models import adapters, loading, prompts
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
 from training import annotators, reward, rollout
@@ -79,21 +79,21 @@ def make_duels(store, settings, trunk, tokenizer, people, log=print, skip=0):
 
     Each is on a shipped prompt of its own as long as there are any; `skip` is how many of them earlier duels have used.
     """
-    rng, identity, live = random.Random(settings.seed), models.base_identity(trunk, settings), store.live_policy()
+    rng, identity, live = random.Random(settings.seed), loading.base_identity(trunk, settings), store.live_policy()
     model = adapters.load(live["path"], trunk, base_hash=identity["hash"], expected_sha256=live["sha256"]) if live["version"] else trunk
     lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
     rng.shuffle(lines)
     lines = list(itertools.islice(itertools.cycle(lines), skip, skip + settings.votes))
     encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
     episodes = rollout.sample(model, encoded, rng, replies=2, max_tokens=settings.reply_tokens, temperature=settings.temperature,
-                              end_tokens=models.end_tokens(trunk, tokenizer))
+                              end_tokens=loading.end_tokens(trunk, tokenizer))
     replies = [prompts.reply_text(e.completion, tokenizer) for e in episodes]
     scores = {name: annotators.standardised([person.score(lines[i // 2], reply) for i, reply in enumerate(replies)]) for name, person in people.items()}
     votes = []
     for i, line in enumerate(lines):
         name, both = rng.choice(sorted(people)), slice(2 * i, 2 * i + 2)
         votes.append(Vote(line, encoded[i], episodes[both], replies[both], name, people[name].vote(*scores[name][both], rng)))
-    record(store, settings, identity, models.template_hash(tokenizer), live["version"], votes)
+    record(store, settings, identity, loading.template_hash(tokenizer), live["version"], votes)
     ties = sum(v.choice == "tie" for v in votes)
     log(f"{settings.votes} duels voted on, {ties} ties")
     return ties
@@ -110,8 +110,8 @@ def held_out_replies(model, settings, tokenizer, end_tokens, name, replies=1):
 
 def compare(settings, trunk, tokenizer, people, policy_row):
     """The annotators' own scores of base and new policy on held-out prompts; returns the figures."""
-    tuned = adapters.load(policy_row["path"], trunk, base_hash=models.base_identity(trunk, settings)["hash"], expected_sha256=policy_row["sha256"])
-    end = models.end_tokens(trunk, tokenizer)
+    tuned = adapters.load(policy_row["path"], trunk, base_hash=loading.base_identity(trunk, settings)["hash"], expected_sha256=policy_row["sha256"])
+    end = loading.end_tokens(trunk, tokenizer)
     lines, before = held_out_replies(trunk, settings, tokenizer, end, "before")
     _, after = held_out_replies(tuned, settings, tokenizer, end, "after")
     by_person, total = {}, 0.0
@@ -131,7 +131,7 @@ def run(settings, log=print):
     people = annotators.people(settings.annotator, temperature=settings.vote_temperature, lean=settings.position_bias, flip=settings.flip,
                                bad_below=settings.both_bad if settings.both_bad > -10 else None)
     torch.set_num_threads(settings.threads)
-    tokenizer, trunk = models.load_tokenizer(settings), models.load_trunk(settings)
+    tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings)
     store = Store(settings.database)
     if store.last_round() or store.new_votes():
         raise SettingsError(f"--data-dir: {settings.data_dir} already holds votes; a simulation needs an empty one")
@@ -149,7 +149,7 @@ def run(settings, log=print):
     figures = {"annotator": settings.annotator, "votes": settings.votes, "flip": settings.flip, "seed": settings.seed, "ties": ties,
                "win_rate": None, "win_rate_ci": None, "score_before": None, "score_after": None, "by_annotator": None}
     if policy:
-        figures |= compare(settings, models.load_trunk(settings), tokenizer, people, policy)
+        figures |= compare(settings, loading.load_trunk(settings), tokenizer, people, policy)
     metrics = row["metrics"]
     return figures | {
         "rm_accuracy": metrics.get("heldout_accuracy"), "rm_cv_accuracy": metrics.get("cv_accuracy"), "rm_nll": metrics.get("heldout_nll"),
@@ -165,7 +165,7 @@ def main(argv=None):
                 figures = run(settings.model_copy(update={"data_dir": Path(scratch)}))
         else:
             figures = run(settings)
-    except (SettingsError, models.ModelUnavailable) as error:
+    except (SettingsError, loading.ModelUnavailable) as error:
         sys.exit(str(error))
     for name, value in figures.items():
         if name != "samples":

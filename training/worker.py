@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 import psutil
 import torch
 
-from playground import discreet, memory
-from playground.models import ModelUnavailable
+from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
+from playground.system import discreet, memory
 from training.erase import Eraser
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded

@@ -42,15 +42,16 @@ def all_routes(model: Path) -> list[tuple[str, str]]:
     import gradio
     from gradio.routes import App as GradioApp
 
-    from playground import models, server
-    from playground.engine import Engine
-    from playground.session import Chat
+    from playground import server
+    from playground.chat.session import Chat
+    from playground.models import loading
+    from playground.serving.engine import Engine
     from playground.settings import Settings
     from playground.store import Store
 
     settings = Settings(model=str(model), threads=1, dtype="float32", decode_format="float32", _env_file=None)
     store = Store()
-    engine = Engine(store, settings, models.load_trunk(settings), models.load_tokenizer(settings))
+    engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
     ours = routes(server.create(settings, store, engine, Chat(store, engine, settings)))
     with gradio.Blocks() as empty:
         pass

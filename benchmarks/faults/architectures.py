@@ -32,9 +32,9 @@ PRELOAD = [
     "peft",
     "gradio",
     "playground.server",
-    "playground.engine",
-    "playground.session",
-    "playground.child",
+    "playground.serving.engine",
+    "playground.chat.session",
+    "playground.system.child",
     "tests.architectures",
 ]
 FEW = 5  # of each with --quick

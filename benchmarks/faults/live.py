@@ -60,13 +60,13 @@ class Live:
 
 def make(settings) -> None:
     """Votes by taste, a round on them that is over, and the version that it published."""
-    from playground import models
+    from playground.models import loading
     from playground.store import Store
     from tests.test_loop import liking
     from training import simulate
     from training.annotators import Person
 
-    tokenizer, trunk, store = models.load_tokenizer(settings), models.load_trunk(settings), Store(settings.database)
+    tokenizer, trunk, store = loading.load_tokenizer(settings), loading.load_trunk(settings), Store(settings.database)
     job = simulate.SimulateSettings(**{**settings.model_dump(), "votes": VOTES})
     simulate.make_duels(
         store, job, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None
@@ -82,13 +82,13 @@ def write(settings, trunk, version: int, round_id: int):
     """(folder, hash) of a version with a small LoRA over `trunk`, which is given its layers."""
     import torch
 
-    from playground import adapters, models
+    from playground.models import adapters, loading
 
-    base, targets = models.base_identity(trunk, settings), models.linear_targets(trunk)
-    tuned = models.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets)
+    base, targets = loading.base_identity(trunk, settings), loading.linear_targets(trunk)
+    tuned = loading.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets)
     generator = torch.Generator().manual_seed(random.Random("live").randrange(2**31))
     tensors = {}
-    for name, parameter in models.lora_parameters(tuned).items():
+    for name, parameter in loading.lora_parameters(tuned).items():
         drawn = torch.randn(parameter.shape, generator=generator)
         tensors[name] = STRENGTH * drawn if "lora_B" in name else parameter.detach().float()
     return adapters.write(

@@ -132,7 +132,7 @@ def publish(data: Path, kind: str | None) -> int:
     """
     from safetensors.torch import load_file
 
-    from playground import adapters
+    from playground.models import adapters
 
     first = data / "adapters" / "v0001"
     scale = 1 + 1e-3 * secrets.randbelow(100)

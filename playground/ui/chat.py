@@ -10,9 +10,9 @@ from html import escape
 
 import gradio as gr
 
-from playground import visitor
-from playground.prompts import BadMessage
-from playground.session import Refused
+from playground.chat.session import Refused
+from playground.models.prompts import BadMessage
+from playground.people import visitor
 from playground.store import StoreError, now
 from playground.ui import words
 from playground.ui.lane import ROOM, Lane

@@ -2,9 +2,9 @@
 
 import gradio as gr
 
-from playground.gestures import KNOBS
-from playground.prompts import BadMessage
-from playground.session import Refused
+from playground.chat.gestures import KNOBS
+from playground.chat.session import Refused
+from playground.models.prompts import BadMessage
 from playground.ui import inputs, words
 from playground.ui.notice import GESTURE
 from playground.ui.text import line

@@ -7,8 +7,8 @@ from typing import Literal, get_args, get_origin
 
 import gradio as gr
 
-from playground import visitor
-from playground.admins import NAME_CHARS, PASSWORD_CHARS, WrongSignIn
+from playground.people import visitor
+from playground.people.admins import NAME_CHARS, PASSWORD_CHARS, WrongSignIn
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
 from playground.store import StoreError
 from playground.ui import inputs, words

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from playground.admins import Admins
+from playground.people.admins import Admins
 from playground.ui import words
 from playground.ui.chat import ChatTab
 from playground.ui.chats import Sidebar

@@ -4,7 +4,7 @@ from html import escape
 
 import gradio as gr
 
-from playground.session import REASONS, Refused
+from playground.chat.session import REASONS, Refused
 from playground.ui import inputs, words
 from playground.ui.notice import GESTURE, seen
 from playground.ui.strip import name

@@ -5,7 +5,7 @@ from html import escape
 
 import gradio as gr
 
-from playground import visitor
+from playground.people import visitor
 from playground.ui import words
 from playground.ui.chat import CHOICES
 from playground.ui.notice import GESTURE

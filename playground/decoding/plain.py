@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache
 
-from playground import models
-from playground.lean import common
+from playground.decoding.lean import common
+from playground.models import loading
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class OwnCache:
 
     def __init__(self, model):
         self.model, self.device = model, next(model.parameters()).device
-        self.cache_name = "past_key_values" if models.takes(model, "past_key_values") else "cache_params"
+        self.cache_name = "past_key_values" if loading.takes(model, "past_key_values") else "cache_params"
         self._sizes = None  # bytes of a reply's cache: (at any length, for each token)
 
     def sibling(self, model):
@@ -237,7 +237,7 @@ class OwnCache:
     def _forward(self, ids, position, cache):
         """(logits (vocabulary,) after the last of `ids`, which begin at `position`, the cache that goes on from there)."""
         positions = torch.arange(position, position + len(ids), device=self.device)[None]
-        options = models.inputs(self.model, position_ids=positions)
+        options = loading.inputs(self.model, position_ids=positions)
         if cache is not None:
             options[self.cache_name] = cache
         out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=True, **options)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from playground import models
+from playground.models import loading
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 NORM_BOUND = 1e3  # Frobenius norm of one tensor; trained ones stay below 10
@@ -250,11 +250,11 @@ def load(folder, base, *, base_hash, expected_sha256=None, forms=None):
 
 def build(manifest, tensors, forms):
     """What `read` returned as a frozen model; BadAdapter where it does not fit the model of `forms`."""
-    if odd := sorted(set(manifest["targets"]) - set(models.linear_targets(forms.base))):
+    if odd := sorted(set(manifest["targets"]) - set(loading.linear_targets(forms.base))):
         raise BadAdapter(f"the adapter does not fit the model: {odd[0][:100]!r} is no linear layer of it")
     model = forms.take(manifest["rank"], manifest["alpha"], tuple(manifest["targets"]))
     try:
-        copy_strictly(tensors, models.lora_parameters(model))
+        copy_strictly(tensors, loading.lora_parameters(model))
     except BadAdapter:
         forms.give_back(model)
         raise
@@ -285,8 +285,8 @@ class Forms:
     def _make(self, shape):
         if shape not in self._first:
             rank, alpha, targets = shape
-            self._first[shape] = models.with_lora(models.shell(self.base), rank=rank, alpha=alpha, targets=targets).get_base_model()
-        return models.shell(self._first[shape])
+            self._first[shape] = loading.with_lora(loading.shell(self.base), rank=rank, alpha=alpha, targets=targets).get_base_model()
+        return loading.shell(self._first[shape])
 
 
 def copy_strictly(tensors, parameters):

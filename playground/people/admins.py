@@ -1,7 +1,7 @@
 """Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS that have signed in.
 
 The app prints the link at each start; it serves one browser once. The others sign in against a file of `name:argon2 hash`
-lines, which `python -m playground.admins --name NAME` writes, or on a Space with Hugging Face. No address makes anybody an
+lines, which `python -m playground.people.admins --name NAME` writes, or on a Space with Hugging Face. No address makes anybody an
 admin, since a proxy may stand before any. A sign-in belongs to the visitor's cookie and is kept in the store. Knows
 nothing of pages.
 """
@@ -22,8 +22,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from playground import settings as settings_module
-from playground.proxies import one_place
-from playground.rates import Rate
+from playground.web.proxies import one_place
+from playground.web.rates import Rate
 
 log = logging.getLogger("nudge.admins")
 
@@ -76,7 +76,7 @@ class AdminLink:
         if not self._wrong.count(one_place(address)):
             raise TooMany(f"Too many wrong links. Try again in {self._wrong.wait(one_place(address)):.0f} s.")
         raise WrongSignIn("This admin link is wrong or was used before. Restart the app for a new one, "
-                          "or let an admin sign in with a password that python -m playground.admins keeps.")
+                          "or let an admin sign in with a password that python -m playground.people.admins keeps.")
 
 
 class Admins:
@@ -232,7 +232,7 @@ class AdminSettings(settings_module.Settings):
 
 def main(argv=None):
     try:
-        settings = settings_module.read(argv, AdminSettings, "python -m playground.admins")
+        settings = settings_module.read(argv, AdminSettings, "python -m playground.people.admins")
         if not settings.users_file or not settings.name:
             raise WrongSignIn("Pass --users-file FILE and --name NAME.")
         write_user(settings.users_file, settings.name, getpass.getpass(f"Password of {settings.name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n"))

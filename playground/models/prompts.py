@@ -8,9 +8,9 @@ import re
 import unicodedata
 from pathlib import Path
 
-from playground import templates
+from playground.models import templates
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"
+SHIPPED = Path(__file__).parents[2] / "assets" / "prompts"
 
 
 class BadMessage(Exception):

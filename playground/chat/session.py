@@ -10,12 +10,13 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from playground import active, gestures, prompts, views
-from playground.decoder import Sampling
-from playground.engine import EngineStopped, VersionGone
-from playground.gestures import KNOBS, NotUsable
+from playground.chat import gestures, views
+from playground.chat.gestures import KNOBS, NotUsable
+from playground.chat.views import Side, View
+from playground.decoding.decoder import Sampling
+from playground.models import active, prompts
+from playground.serving.engine import EngineStopped, VersionGone
 from playground.store import CHOICES, StoreError, StoreUnavailable
-from playground.views import Side, View
 
 BUSY = "Replies are still streaming. Wait for them or press Stop."
 COMMENT_CHARS = 1000

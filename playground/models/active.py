@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from playground import scorer
-from playground.threads import apart
+from playground.models import scorer
+from playground.system.threads import apart
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from playground import adapters, models
+from playground.models import adapters, loading
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
 BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
@@ -27,16 +27,16 @@ class FeatureTrunk:
     """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and a last one of its length."""
 
     def __init__(self, settings):
-        self.model = models.load_trunk(settings, settings.reward_quantisation)
-        stack = models.blocks(self.model)
+        self.model = loading.load_trunk(settings, settings.reward_quantisation)
+        stack = loading.blocks(self.model)
         depths = [settings.reward_layer] if settings.reward_layer else DEPTHS
         self.layers = sorted({max(1, round(depth * len(stack))) for depth in depths})
         self._hidden = {}
         for layer in self.layers:
             stack[layer - 1].register_forward_hook(partial(self._keep, layer))
         del stack[self.layers[-1]:]
-        self.batch, self.most = settings.reward_batch, models.positions(self.model.config)
-        self.targets = models.linear_targets(self.model)
+        self.batch, self.most = settings.reward_batch, loading.positions(self.model.config)
+        self.targets = loading.linear_targets(self.model)
         self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
         self.peft = None
 
@@ -45,14 +45,14 @@ class FeatureTrunk:
 
     def batch_features(self, replies):
         """Features of [(prompt ids, completion ids)], cut to what the model takes: (N, D) fp32, with gradients where enabled."""
-        replies = [models.cut(prompt, completion, self.most) for prompt, completion in replies]
+        replies = [loading.cut(prompt, completion, self.most) for prompt, completion in replies]
         device = next(self.model.parameters()).device
         longest = max(len(p) + len(c) for p, c in replies)
         ids = torch.tensor([[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)  # (N, L), right-padded
         mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
         pool = torch.tensor([[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.model.base_model(**models.inputs(self.model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False))
+        self.model.base_model(**loading.inputs(self.model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False))
         pool = pool[..., None].float()  # (N, L, 1)
         length = pool.sum(1).clamp(min=1)  # (N, 1)
         return torch.cat([*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1)
@@ -75,8 +75,8 @@ class FeatureTrunk:
     def attach_lora(self, rank, tensors=None):
         """Put an fp32 LoRA below the features (zero, or with the given tensors); returns its parameters."""
         if self.peft is None:
-            self.peft = models.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)
-        parameters = models.lora_parameters(self.peft)
+            self.peft = loading.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)
+        parameters = loading.lora_parameters(self.peft)
         if tensors is not None:
             adapters.copy_strictly(tensors, parameters)
         return parameters

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from playground import adapters, decoder, discreet, memory, models, prompts, threads, tuning
-from playground.decoder import Decoding, Sampling
-from playground.prefixes import Memory
-from playground.prompts import Detokeniser
+from playground.decoding import decoder, tuning
+from playground.decoding.decoder import Decoding, Sampling
+from playground.decoding.prefixes import Memory
+from playground.models import adapters, loading, prompts
+from playground.models.prompts import Detokeniser
 from playground.store import StoreError
+from playground.system import discreet, memory, threads
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +128,9 @@ class Engine:
 
     def __init__(self, store, settings, base, tokenizer):
         self.store, self.settings, self.base, self.tokenizer = store, settings, base, tokenizer
-        self.identity = models.base_identity(base, settings)
-        self.template_hash = models.template_hash(tokenizer)
-        self.end_tokens, self.positions = models.end_tokens(base, tokenizer), models.positions(base.config)
+        self.identity = loading.base_identity(base, settings)
+        self.template_hash = loading.template_hash(tokenizer)
+        self.end_tokens, self.positions = loading.end_tokens(base, tokenizer), loading.positions(base.config)
         self.choice = threads.apart(settings.threads, lambda: tuning.choose(settings, base, self.identity))
         self.live, self._forms, self._canaries = threads.apart(settings.threads, self._first)
         self._resident = {0: self.live}
@@ -159,7 +161,7 @@ class Engine:
         """The base as a policy, layers for versions with the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
         base = Policy(0, self.base, self.choice.forward(self.base))
         requests = prompts.encode_those_that_fit(CANARIES, self.tokenizer, self.settings.context_tokens)
-        shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(models.linear_targets(self.base))
+        shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(loading.linear_targets(self.base))
         forms = adapters.Forms(self.base)
         forms.prepare(RESIDENT, *shape)
         return base, forms, [(ids, _next_token(base.forward, ids)) for ids in requests]

@@ -21,11 +21,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 
-from playground import headers as answer_headers
-from playground import payload, visitor
-from playground.limits import Limits, NotTheirs, TooMuch, Visitor
-from playground.payload import BadPayload, Handler
+from playground.people import visitor
 from playground.settings import ON_SPACE, SPACE_SIGN_IN, Settings
+from playground.web import headers as answer_headers
+from playground.web import payload
+from playground.web.limits import Limits, NotTheirs, TooMuch, Visitor
+from playground.web.payload import BadPayload, Handler
 
 log = logging.getLogger(__name__)
 

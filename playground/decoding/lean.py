@@ -9,7 +9,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from playground import models
+from playground.models import loading
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 GROUP = 32  # weights of a row that share a scale in int4
@@ -21,7 +21,7 @@ def fits(model):
     c = model.config
     if type(model).__name__ not in FAMILY or c.hidden_act != "silu" or getattr(c, "mlp_bias", False) or getattr(c, "sliding_window", None):
         return False
-    weights = [_base(module).weight for module in models.blocks(model).modules() if isinstance(_base(module), torch.nn.Linear)]
+    weights = [_base(module).weight for module in loading.blocks(model).modules() if isinstance(_base(module), torch.nn.Linear)]
     fixed = (getattr(c, "rope_parameters", None) or {}).get("rope_type", "default") in ("default", "linear", "llama3")
     return fixed and all(w.is_floating_point() and w.device.type == "cpu" for w in weights)
 
@@ -249,7 +249,7 @@ class Lean:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, head_dim)
         self.heads = config.num_attention_heads, config.num_key_value_heads
-        blocks = models.blocks(model)
+        blocks = loading.blocks(model)
         self.wide = [_Wide(block, head_dim) for block in blocks]
         self.packed = [_Packed(block, head_dim, kinds[0]) for block in blocks]
         self.embedding, self.head = model.get_input_embeddings().weight, head or kinds[1](model.get_output_embeddings().weight.detach())

@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from playground import lean, plain
+from playground.decoding import lean, plain
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Find, convert and load a base model, quantised or not; attach LoRA layers to it.
 
 Owns where weights come from and in which number format they run. Knows nothing about chats, votes or versions.
-`python -m playground.models` fetches and converts the embedded model (what `make setup` calls).
+`python -m playground.models.loading` fetches and converts the embedded model (what `make setup` calls).
 """
 
 import copy
@@ -22,8 +22,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from playground import attention, folders, templates
-from playground.folders import ModelUnavailable
+from playground.models import attention, folders, templates
+from playground.models.folders import ModelUnavailable
 from playground.settings import ON_SPACE, SettingsError, read
 
 log = logging.getLogger(__name__)
@@ -333,6 +333,6 @@ def lora_parameters(model):
 
 if __name__ == "__main__":
     try:
-        print(f"Embedded model: {fetch_embedded(read(prog='python -m playground.models'))}")
+        print(f"Embedded model: {fetch_embedded(read(prog='python -m playground.models.loading'))}")
     except (ModelUnavailable, SettingsError) as error:
         sys.exit(str(error))

@@ -1,0 +1,1 @@
+"""Models and what both halves share of them: loading, adapters, prompts, templates, the reward scorer, pair selection."""

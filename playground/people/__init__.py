@@ -1,0 +1,1 @@
+"""Who somebody is: the visitor's cookie, admins and their sign-in."""
