@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {f"playground.{name}" for name in ("settings", "store", "store.file", "store.disk", "store.errors", "store.migrations", "store.people", "store.chats", "store.erasures", "store.votes", "store.rounds", "store.policies", "store.watch",
-                                               "attention", "models", "folders", "prompts", "templates", "adapters", "decoder", "lean", "plain", "tuning", "threads", "memory", "discreet", "scorer", "active")}
+# from below to above: a room imports what stands before it, and itself
+ROOMS = ["system", "settings", "store", "models", "decoding", "serving", "chat", "people", "web", "ui", "server"]
+SHARED = ["system", "settings", "store", "models", "decoding"]  # by both halves
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
            for part in ("playground", "training") for p in sorted((ROOT / part).rglob("*.py"))}
 
@@ -37,18 +38,25 @@ def ours(name):
     return {i for i in imports(MODULES[name]) if i.split(".")[0] in ("playground", "training", "app", "benchmarks", "tests")}
 
 
-def test_the_leaves_exist():
-    assert LEAVES <= MODULES.keys()
+def room(name):
+    """The room of one of playground's modules."""
+    return name.split(".")[1] if "." in name else ""
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES))
-def test_a_leaf_imports_only_leaves(name):
-    assert ours(name) <= LEAVES
+def test_the_rooms_are_all_that_there_is():
+    assert {room(name) for name in of("playground")} - {""} == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", [name for name in of("playground") if room(name)])
+def test_a_room_imports_only_what_stands_below_it(name):
+    own = ROOMS.index(room(name))
+    above = {other for other in ours(name) if room(other) and ROOMS.index(room(other)) > own}
+    assert above == set()
 
 
 @pytest.mark.parametrize("name", of("training"))
-def test_training_imports_only_leaves_and_itself(name):
-    assert {i for i in ours(name) if not i.startswith("training")} <= LEAVES
+def test_training_imports_only_what_both_halves_share_and_itself(name):
+    assert {room(other) for other in ours(name) if not other.startswith("training")} <= set(SHARED)
 
 
 @pytest.mark.parametrize("name", of("playground"))

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from playground.people.addresses import one_place, parsed
+from playground.people.rates import Rate
 from playground.settings import Settings
-from playground.web.proxies import ANY, Proxies, allowed_hosts, host_name, one_place, parsed
-from playground.web.rates import Rate
+from playground.web.proxies import ANY, Proxies, allowed_hosts, host_name
 
 FORGED = [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "evil.example"), ("x-forwarded-prefix", "/evil"),
           ("forwarded", "for=6.6.6.6;proto=https"), ("x-real-ip", "6.6.6.6"), ("X-Forwarded-Port", "1"), ("true-client-ip", "6.6.6.6"),

@@ -22,8 +22,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from playground import settings as settings_module
-from playground.web.proxies import one_place
-from playground.web.rates import Rate
+from playground.people.addresses import one_place
+from playground.people.rates import Rate
 
 log = logging.getLogger("nudge.admins")
 

@@ -15,8 +15,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
+from playground.people.addresses import one_place
 from playground.settings import Settings
-from playground.web.proxies import one_place
 
 IDLE = 3600.0  # seconds after which a session that nobody uses is forgotten
 ASSETS = 3  # files of the page that an address may ask for, per request that it may make; they are that much cheaper

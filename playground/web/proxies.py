@@ -9,10 +9,12 @@ rebinding), and then a browser takes it and the app for one origin.
 """
 
 import re
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse
+
+from playground.people.addresses import parsed
 
 FORWARDING = re.compile(
     r"forwarded|x-forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|"
@@ -123,21 +125,6 @@ def forwarding(name):
     return FORWARDING.fullmatch(name.decode("latin-1").lower()) is not None
 
 
-def parsed(text):
-    """The IP address in `text`, or None; blanks, quotes, brackets, a port or a zone may be around it.
-
-    An IPv4 address that is written in IPv6 is returned as IPv4.
-    """
-    text = (text or "").strip().strip('"')
-    if found := re.fullmatch(r"\[([^\]]*)\](:\d+)?", text) or re.fullmatch(r"([\d.]+):\d+", text):
-        text = found[1]
-    try:
-        ip = ip_address(text.split("%")[0])
-    except ValueError:
-        return None
-    return getattr(ip, "ipv4_mapped", None) or ip
-
-
 def known_cookies(headers):
     """The Cookie header with the cookies that this app sets and no other, the last of each name; [] where there is none of them.
 
@@ -151,14 +138,6 @@ def known_cookies(headers):
                 if key in COOKIES and COOKIES[key].fullmatch(given):
                     found[key] = given
     return [(b"cookie", b"; ".join(key + b"=" + given for key, given in found.items()))] if found else []
-
-
-def one_place(address):
-    """What limits count an address as: itself, or the /64 of an IPv6 one, since every household has a whole /64."""
-    ip = parsed(address)
-    if isinstance(ip, IPv6Address):
-        return str(ip_network((ip, 64), strict=False))
-    return str(ip or address or "")
 
 
 def forwarded_prefix(headers):
