@@ -1,4 +1,5 @@
-"""Nudge in one command: `python app.py` serves the page and runs the training worker beside it; `--help` lists every setting.
+"""Nudge in one command: `python app.py` serves the page and runs the training worker beside it; `--help` lists every
+setting.
 
 Builds settings → model → store → engine → chat → page, in that order, and takes them down again on Ctrl-C or SIGTERM.
 """
@@ -48,8 +49,10 @@ def listen(settings):
     try:
         sock.bind((settings.host, settings.port))
     except OSError as error:
-        raise CannotStart(f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
-                          "Stop what uses it, or pass another --port (0 takes a free one).") from None
+        raise CannotStart(
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
+            "Stop what uses it, or pass another --port (0 takes a free one)."
+        ) from None
     return sock
 
 
@@ -67,19 +70,29 @@ def serve(settings, sock):
     allow_connections()
     try:
         settings = loading.bounded(settings)
-        tokenizer, trunk = loading.load_tokenizer(settings), apart(settings.threads, lambda: loading.load_trunk(settings))
+        tokenizer, trunk = (
+            loading.load_tokenizer(settings),
+            apart(settings.threads, lambda: loading.load_trunk(settings)),
+        )
     except loading.ModelUnavailable as error:
         raise CannotStart(error) from None
     store = open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
-    worker = Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
+    worker = (
+        Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
+    )
     engine.neighbour = worker
     try:
-        server.Web(server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close,
-                   request_seconds=settings.request_seconds).run([sock])
+        server.Web(
+            server.create(settings, store, engine, Chat(store, engine, settings)),
+            before_shutdown=engine.close,
+            request_seconds=settings.request_seconds,
+        ).run([sock])
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # stopping is bounded; a second Ctrl-C must not leave the worker behind
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # stopping is bounded; a second Ctrl-C must not leave the worker behind
         if worker:
             worker.stop()
         engine.close()
@@ -100,11 +113,14 @@ def allow_connections():
 def open_store(settings):
     """The store, with turns that a crash cut off marked as such."""
     from playground.store import Store
+
     try:
         store = Store(settings.database)
         store.fail_streaming()
     except (OSError, sqlite3.Error, StoreError) as error:
-        raise CannotStart(f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written to.") from None
+        raise CannotStart(
+            f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written to."
+        ) from None
     return store
 
 

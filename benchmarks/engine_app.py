@@ -1,4 +1,6 @@
-"""The server's process for `engine.py`: what `python app.py` builds, then eight people who chat at once; prints when it is ready and its peak memory."""
+"""The server's process for `engine.py`: what `python app.py` builds, then eight people who chat at once; prints when it
+is ready and its peak memory.
+"""
 
 import itertools
 import json
@@ -43,7 +45,9 @@ def main():
     def person(name):
         annotator = store.annotator(name)
         for _ in range(TURNS):
-            *_, view = itertools.chain(chat.send(annotator, "Tell me about your favourite place, and why you like it. " * 10))
+            *_, view = itertools.chain(
+                chat.send(annotator, "Tell me about your favourite place, and why you like it. " * 10)
+            )
             chat.vote(annotator, view.duel, "a")
 
     people = [threading.Thread(target=person, args=(f"person {i}",)) for i in range(PEOPLE)]

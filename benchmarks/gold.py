@@ -1,7 +1,9 @@
-"""A gold reward model as annotator (Gao et al. 2022): a frozen scorer, fitted once on many votes by a hidden rule, is the truth from then on.
+"""A gold reward model as annotator (Gao et al. 2022): a frozen scorer, fitted once on many votes by a hidden rule, is
+the truth from then on.
 
-Unlike a scripted score it is smooth and never written down; a policy can please it in ways that nobody thought of. It reads the reply alone,
-without the prompt. `--annotator benchmarks.gold:score`, once `make` has written it to the file that NUDGE_GOLD names.
+Unlike a scripted score it is smooth and never written down; a policy can please it in ways that nobody thought of. It
+reads the reply alone, without the prompt. `--annotator benchmarks.gold:score`, once `make` has written it to the file
+that NUDGE_GOLD names.
 """
 
 import functools
@@ -21,7 +23,9 @@ NAME = "benchmarks.gold:score"
 
 def hidden_rule(pool):
     """What the gold model's votes go by, of every reply: words to the reader count, and lists half as much."""
-    return [a + 0.5 * b for a, b in zip(*(standardised(pool.scores(rule)) for rule in (second_person, lists)), strict=True)]
+    return [
+        a + 0.5 * b for a, b in zip(*(standardised(pool.scores(rule)) for rule in (second_person, lists)), strict=True)
+    ]
 
 
 def make(pool, cache, settings, log=print):
@@ -32,12 +36,22 @@ def make(pool, cache, settings, log=print):
         return
     trunk, alone, rows = scorer.FeatureTrunk(settings), [([], completion) for _, completion in pool.ids], []
     for start in range(0, len(alone), 64):
-        some = alone[start:start + 64]
+        some = alone[start : start + 64]
         log(f"gold model: features of {start} to {start + len(some)} of {len(alone)} replies")
-        rows += cache.get(lambda some=some: trunk.features(some).tolist(), kind="gold", replies=some, layers=trunk.layers, quantisation=settings.reward_quantisation)
+        rows += cache.get(
+            lambda some=some: trunk.features(some).tolist(),
+            kind="gold",
+            replies=some,
+            layers=trunk.layers,
+            quantisation=settings.reward_quantisation,
+        )
     truth = hidden_rule(pool)
-    pairs = [(a, b, preferences.A if truth[a] > truth[b] else preferences.B, 1.0, "", None)
-             for group in pool.pairs(heldout=False) for a, b in group if truth[a] != truth[b]][:VOTES]
+    pairs = [
+        (a, b, preferences.A if truth[a] > truth[b] else preferences.B, 1.0, "", None)
+        for group in pool.pairs(heldout=False)
+        for a, b in group
+        if truth[a] != truth[b]
+    ][:VOTES]
     reading = scorer.Reading.of(torch.tensor(rows), trunk.parts, alone)
     reward.fit_model(reading, preferences.Preferences(replies=alone, pairs=pairs), "layers", 0.1).save(file)
 

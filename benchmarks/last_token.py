@@ -1,5 +1,7 @@
-"""The usual small reward model, as a peer of ours on the same votes: a LoRA on all linear layers and a scalar head on a reply's last token
-(InstructGPT, Ouyang et al. 2022; TRL's RewardTrainer), trained with the Bradley–Terry loss on the votes that decided."""
+"""The usual small reward model, as a peer of ours on the same votes: a LoRA on all linear layers and a scalar head on a
+reply's last token (InstructGPT, Ouyang et al. 2022; TRL's RewardTrainer), trained with the Bradley–Terry loss on the
+votes that decided.
+"""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -18,7 +20,9 @@ class LastToken:
     def __init__(self, settings, seed):
         torch.manual_seed(seed)
         trunk = loading.load_trunk(settings, training=True)
-        self.peft = loading.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=loading.linear_targets(trunk))
+        self.peft = loading.with_lora(
+            trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=loading.linear_targets(trunk)
+        )
         self.trunk = self.peft.get_base_model().base_model
         self.head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1, bias=False)
         self.parameters = [*loading.lora_parameters(self.peft).values(), *self.head.parameters()]
@@ -39,7 +43,9 @@ def accuracies(prefs, replies, pairs, settings, seed):
     found = []
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(decided), generator=order).split(PAIRS):
-            chosen = [decided[i][:2] if decided[i][2] == preferences.A else decided[i][1::-1] for i in rows]  # the better one first
+            chosen = [
+                decided[i][:2] if decided[i][2] == preferences.A else decided[i][1::-1] for i in rows
+            ]  # the better one first
             scores = model([prefs.replies[i] for pair in chosen for i in pair])
             optimizer.zero_grad()
             torch.nn.functional.softplus(scores[1::2] - scores[0::2]).mean().backward()
@@ -53,6 +59,6 @@ def accuracies(prefs, replies, pairs, settings, seed):
 def all_scores(model, replies, rows=16):
     scores, order = torch.zeros(len(replies)), sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
     for start in range(0, len(order), rows):
-        at = order[start:start + rows]
+        at = order[start : start + rows]
         scores[at] = model([replies[i] for i in at])
     return scores

@@ -1,7 +1,8 @@
-"""What the page takes with 10,000 votes and 200 rounds in the store: the server's work at each gesture, what a person waits for in Chromium, and the first paint
-beside Gradio's own chat page.
+"""What the page takes with 10,000 votes and 200 rounds in the store: the server's work at each gesture, what a person
+waits for in Chromium, and the first paint beside Gradio's own chat page.
 
-The app is `python app.py` without its worker; nothing here waits for the model. The server's work is from a request's start to its answer's end, on loopback.
+The app is `python app.py` without its worker; nothing here waits for the model. The server's work is from a request's
+start to its answer's end, on loopback.
 """
 
 import json
@@ -27,7 +28,16 @@ from playground.store import Store
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 TOKEN = "x" * 43
 PICKED = "document.querySelector('#timeline label:nth-child({})').innerText.includes(' ' + document.querySelector('#round-summary h2').innerText + ' ')"
 # gesture: what is clicked, and what is on screen once it is painted
@@ -76,8 +86,13 @@ class Served:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", *map(str, command(self.port))], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env={**os.environ, **dict(environ), "GRADIO_ANALYTICS_ENABLED": "False"})
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *map(str, command(self.port))],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **dict(environ), "GRADIO_ANALYTICS_ENABLED": "False"},
+        )
         for _ in range(600):
             if self.process.poll() is not None:
                 break
@@ -119,7 +134,10 @@ def gestures(browser, url, repeats):
     def finished(request):
         if request.url.endswith("/run/predict"):
             timing = request.timing
-            worked.setdefault(names[json.loads(request.post_data)["fn_index"]], []).append(timing["responseEnd"] - timing["requestStart"])
+            worked.setdefault(names[json.loads(request.post_data)["fn_index"]], []).append(
+                timing["responseEnd"] - timing["requestStart"]
+            )
+
     page.on("requestfinished", finished)
     page.goto(url)
     page.wait_for_selector(".badge.chosen, .badge.drawn")
@@ -131,25 +149,36 @@ def gestures(browser, url, repeats):
             painted[name].append(page.evaluate(PAINTED, [target, done]))
         page.wait_for_timeout(3500)  # for the moments at which an open page looks by itself
     context.close()
-    return {name: median(values) for name, values in painted.items()}, {name: median(values) for name, values in worked.items()}
+    return {name: median(values) for name, values in painted.items()}, {
+        name: median(values) for name, values in worked.items()
+    }
 
 
 def event_names(config):
     """{fn_index: "component.event, component.event"} as the page's config has them."""
     ids = {c["id"]: c["props"].get("elem_id") or c["type"] for c in config["components"]}
-    return {d["id"]: ", ".join(dict.fromkeys(f"{ids.get(target, 'page')} {event}" for target, event in d["targets"])) for d in config["dependencies"]}
+    return {
+        d["id"]: ", ".join(dict.fromkeys(f"{ids.get(target, 'page')} {event}" for target, event in d["targets"]))
+        for d in config["dependencies"]
+    }
 
 
 def measure(settings, log=print):
     """All rows."""
-    votes, rounds, repeats = (settings.votes // 10, settings.rounds // 10, 3) if settings.quick else (settings.votes, settings.rounds, settings.repeats)
+    votes, rounds, repeats = (
+        (settings.votes // 10, settings.rounds // 10, 3)
+        if settings.quick
+        else (settings.votes, settings.rounds, settings.repeats)
+    )
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "nudge.db")
         log(f"filling a store with {votes:,} votes and {rounds} rounds")
         identity = loading.base_identity(loading.load_trunk(settings), settings)
         config = settings.model_dump(mode="json", include=set(Settings.model_fields))
         pages_store.fill(store, store.annotator(TOKEN), votes, rounds, config, identity)
-        ours = Served(lambda port: ["app.py", "--no-worker", "--data-dir", folder, "--port", port], "/readyz", settings.environ())
+        ours = Served(
+            lambda port: ["app.py", "--no-worker", "--data-dir", folder, "--port", port], "/readyz", settings.environ()
+        )
         plain = Served(lambda port: ["benchmarks/peers/plain_gradio.py", port], "/")
         try:
             with sync_playwright() as playwright:
@@ -162,10 +191,17 @@ def measure(settings, log=print):
         finally:
             ours.stop()
             plain.stop()
-    rows = [report.row("first paint", paint, "s", "≤ 2"), report.row("first paint to that of a bare gr.ChatInterface", paint / plain_paint, "×"),
-            report.row("until the chat can be used", usable, "s", "≤ 2"), report.row("until it can be used to that of a bare gr.ChatInterface", usable / plain_usable, "×")]
+    rows = [
+        report.row("first paint", paint, "s", "≤ 2"),
+        report.row("first paint to that of a bare gr.ChatInterface", paint / plain_paint, "×"),
+        report.row("until the chat can be used", usable, "s", "≤ 2"),
+        report.row("until it can be used to that of a bare gr.ChatInterface", usable / plain_usable, "×"),
+    ]
     rows += [report.row(f"{name}: click to painted", value, "ms", "≤ 100") for name, value in painted.items()]
-    rows += [report.row(f"server: {name}", value, "ms", "≤ 100") for name, value in sorted(worked.items(), key=lambda item: -item[1])]
+    rows += [
+        report.row(f"server: {name}", value, "ms", "≤ 100")
+        for name, value in sorted(worked.items(), key=lambda item: -item[1])
+    ]
     return rows
 
 

@@ -1,7 +1,8 @@
-"""Do actively chosen pairs teach more than random ones? The reward model's accuracy from as many votes, on held-out prompts.
+"""Do actively chosen pairs teach more than random ones? The reward model's accuracy from as many votes, on held-out
+prompts.
 
-Both sides vote on the same prompts in the same order. Random: any two of a prompt's replies. Active: the two that double Thompson sampling
-(`playground/models/active.py`) picks, by a head refitted every ten votes on those before.
+Both sides vote on the same prompts in the same order. Random: any two of a prompt's replies. Active: the two that
+double Thompson sampling (`playground/models/active.py`) picks, by a head refitted every ten votes on those before.
 """
 
 import itertools
@@ -35,7 +36,9 @@ def preferences_of(pool, voted, seed):
     at = {i: k for k, i in enumerate(chosen)}
     outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
     pairs = [(at[a], at[b], outcome[choice], 1.0, pool.prompts[a], k) for k, (a, b, choice) in enumerate(voted)]
-    return preferences.Preferences([pool.ids[i] for i in chosen], pairs, heldout=preferences.held_out([p[4] for p in pairs], 0.2, seed)), chosen
+    return preferences.Preferences(
+        [pool.ids[i] for i in chosen], pairs, heldout=preferences.held_out([p[4] for p in pairs], 0.2, seed)
+    ), chosen
 
 
 def fitted(pool, voted, settings, seed):
@@ -43,12 +46,18 @@ def fitted(pool, voted, settings, seed):
     prefs, chosen = preferences_of(pool, voted, seed)
     reading = scorer.Reading.of(pool.features[chosen], pool.parts, prefs.replies)
     with reward.one_thread():
-        return reward.fit_model(reading, prefs, *reward.choose(reward.designs(reading, prefs, settings), prefs, settings.seed))
+        return reward.fit_model(
+            reading, prefs, *reward.choose(reward.designs(reading, prefs, settings), prefs, settings.seed)
+        )
 
 
 def cell(pool, settings, annotator, votes, seed, actively):
     """Accuracy on the held-out prompts after `votes` votes."""
-    rng, source, score = random.Random(f"{seed}/{votes}"), torch.Generator().manual_seed(seed), annotators.find(annotator)
+    rng, source, score = (
+        random.Random(f"{seed}/{votes}"),
+        torch.Generator().manual_seed(seed),
+        annotators.find(annotator),
+    )
     scores, person = annotators.standardised(pool.scores(score)), annotators.Person(score)
     groups = pool.groups(heldout=False)
     groups = list(itertools.islice(itertools.cycle(rng.sample(groups, len(groups))), votes))
@@ -74,13 +83,31 @@ def run(settings, log=print):
     for annotator in annotators.SHIPPED:
         found = {}
         for actively in (False, True):
-            keys = [{"annotator": annotator, "votes": settings.votes, "seed": seed, "actively": actively} for seed in range(seeds)]
-            found[actively] = [cache.get(lambda key=key: cell(pool, settings, **key), *learning.REWARD_CODE, active, sys.modules[__name__],
-                                         kind="pairs", pool=len(pool.ids), **key) for key in keys]
+            keys = [
+                {"annotator": annotator, "votes": settings.votes, "seed": seed, "actively": actively}
+                for seed in range(seeds)
+            ]
+            found[actively] = [
+                cache.get(
+                    lambda key=key: cell(pool, settings, **key),
+                    *learning.REWARD_CODE,
+                    active,
+                    sys.modules[__name__],
+                    kind="pairs",
+                    pool=len(pool.ids),
+                    **key,
+                )
+                for key in keys
+            ]
         own = [a - r for r, a in zip(found[False], found[True], strict=True)]
         gains += own
         for actively, name in ((False, "random"), (True, "active")):
-            rows.append(report.row(f"{annotator}, {settings.votes} votes, {name} pairs: accuracy on held-out prompts, mean of {seeds}", mean(found[actively])))
+            rows.append(
+                report.row(
+                    f"{annotator}, {settings.votes} votes, {name} pairs: accuracy on held-out prompts, mean of {seeds}",
+                    mean(found[actively]),
+                )
+            )
         log(f"{annotator}: random {mean(found[False]):.3f}, active {mean(found[True]):.3f}")
     low, high = gate.interval(np.array(gains), 0.95, 0)
     rows.append(report.row(f"active above random, mean [{low:+.3f}, {high:+.3f}]", mean(gains), "", "≥ 0.01"))

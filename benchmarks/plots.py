@@ -1,4 +1,6 @@
-"""The learning benchmark's cells as pictures: learning curve, calibration, over-optimisation, win rates. Draws what there is and nothing else."""
+"""The learning benchmark's cells as pictures: learning curve, calibration, over-optimisation, win rates. Draws what
+there is and nothing else.
+"""
 
 from collections import defaultdict
 from statistics import median
@@ -9,8 +11,16 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 FAR = "far beyond the KL target"  # the arm of `benchmarks/rounds.py` that goes on until the score falls
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "figure.figsize": (7, 4),
-         "legend.frameon": False, "svg.hashsalt": "nudge"}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.figsize": (7, 4),
+    "legend.frameon": False,
+    "svg.hashsalt": "nudge",
+}
 
 
 def draw(cells, folder):
@@ -20,8 +30,12 @@ def draw(cells, folder):
     rounds = [c for c in cells if c["kind"] == "round"]
     far = [c for c in rounds if c["arm"] == FAR and c["curve"]]
     near = [c for c in rounds if c["arm"] != FAR and c["win_rate"] is not None]
-    pictures = {"accuracy": (accuracy, models), "calibration": (calibration, models), "win-rate": (win_rate, near),
-                "over-optimisation": (over_optimisation, far)}
+    pictures = {
+        "accuracy": (accuracy, models),
+        "calibration": (calibration, models),
+        "win-rate": (win_rate, near),
+        "over-optimisation": (over_optimisation, far),
+    }
     files = []
     with plt.rc_context(STYLE):
         for name, (picture, some) in pictures.items():
@@ -51,11 +65,24 @@ def accuracy(axes, cells):
             if not sizes:
                 continue
             n, values = [key[0] for key, _ in sizes], [[c["accuracy"] for c in group] for _, group in sizes]
-            axes.plot(n, [median(v) for v in values], dashes, marker="o", markersize=4, color=f"C{k}", label=annotator[0] if flip == 0 else None)
+            axes.plot(
+                n,
+                [median(v) for v in values],
+                dashes,
+                marker="o",
+                markersize=4,
+                color=f"C{k}",
+                label=annotator[0] if flip == 0 else None,
+            )
             if flip == 0:
                 axes.fill_between(n, [min(v) for v in values], [max(v) for v in values], color=f"C{k}", alpha=0.1)
     axes.axhline(0.5, color="grey", linewidth=1)
-    axes.set(xscale="log", xlabel="votes", ylabel="accuracy on held-out prompts", title="Reward model (dashed: a quarter of the votes flipped)")
+    axes.set(
+        xscale="log",
+        xlabel="votes",
+        ylabel="accuracy on held-out prompts",
+        title="Reward model (dashed: a quarter of the votes flipped)",
+    )
     axes.set_xticks(ticks := sorted({c["n"] for c in cells}), ticks)
     axes.minorticks_off()
     axes.legend()
@@ -64,7 +91,9 @@ def accuracy(axes, cells):
 def calibration(axes, cells):
     """Predicted against observed share of wins, at the number of votes nearest to 100."""
     n = min({c["n"] for c in cells}, key=lambda n: abs(n - 100))
-    for k, ((annotator,), own) in enumerate(by([c for c in cells if c["n"] == n and c["flip"] == 0], "annotator").items()):
+    for k, ((annotator,), own) in enumerate(
+        by([c for c in cells if c["n"] == n and c["flip"] == 0], "annotator").items()
+    ):
         bins = defaultdict(list)
         for cell in own:
             for p, share, count in cell["reliability"]:
@@ -72,7 +101,11 @@ def calibration(axes, cells):
         points = [[sum(x[i] * x[2] for x in b) / sum(x[2] for x in b) for i in (0, 1)] for _, b in sorted(bins.items())]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=f"C{k}", label=annotator)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    axes.set(xlabel="the reward model's probability that a reply is preferred", ylabel="share preferred", title=f"Calibration on held-out prompts, {n} votes")
+    axes.set(
+        xlabel="the reward model's probability that a reply is preferred",
+        ylabel="share preferred",
+        title=f"Calibration on held-out prompts, {n} votes",
+    )
     axes.legend()
 
 
@@ -83,13 +116,28 @@ def win_rate(axes, cells):
     for k, ((arm, n, flip), own) in enumerate(groups.items()):
         label = f"{arm}, {n} votes" + (f", {flip:.0%} flipped" if flip else "")
         for i, cell in enumerate(own):
-            y, (low, high) = names.index(cell["annotator"]) + (k - len(groups) / 2) * 0.7 / len(groups) + 0.04 * (cell["seed"] % 3), cell["interval"]
+            y, (low, high) = (
+                names.index(cell["annotator"]) + (k - len(groups) / 2) * 0.7 / len(groups) + 0.04 * (cell["seed"] % 3),
+                cell["interval"],
+            )
             filled = cell["state"] == "published"
             axes.plot([low, high], [y, y], color=f"C{k}", linewidth=1.5)
-            axes.plot(cell["win_rate"], y, "o", color=f"C{k}", markerfacecolor=f"C{k}" if filled else "white", markersize=5, label=label if i == 0 else None)
+            axes.plot(
+                cell["win_rate"],
+                y,
+                "o",
+                color=f"C{k}",
+                markerfacecolor=f"C{k}" if filled else "white",
+                markersize=5,
+                label=label if i == 0 else None,
+            )
     axes.axvline(0.5, color="grey", linewidth=1)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlim=(0, 1), xlabel="true win rate over the base on held-out prompts", title="One round (hollow: the gate refused)")
+    axes.set(
+        xlim=(0, 1),
+        xlabel="true win rate over the base on held-out prompts",
+        title="One round (hollow: the gate refused)",
+    )
     axes.legend(fontsize=8, loc="lower left")
 
 
@@ -101,7 +149,18 @@ def over_optimisation(axes, cells):
             for name, dashes in (("proxy", "--"), ("true", "-")):
                 y = [point[name] for point in cell["curve"]]
                 span = (max(y) - min(y)) or 1
-                axes.plot(x, [(v - y[0]) / span for v in y], dashes, marker="o", markersize=3, color=f"C{k}", label=f"{annotator}: {name}")
-    axes.set(xlabel="√KL to the base (nats a reply)", ylabel="change since the start, as a share of its range",
-             title="Over-optimisation: proxy reward against true score")
+                axes.plot(
+                    x,
+                    [(v - y[0]) / span for v in y],
+                    dashes,
+                    marker="o",
+                    markersize=3,
+                    color=f"C{k}",
+                    label=f"{annotator}: {name}",
+                )
+    axes.set(
+        xlabel="√KL to the base (nats a reply)",
+        ylabel="change since the start, as a share of its range",
+        title="Over-optimisation: proxy reward against true score",
+    )
     axes.legend()

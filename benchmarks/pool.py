@@ -1,4 +1,6 @@
-"""Replies that simulated people vote on, kept with their features, and the votes; every result is cached by what it was made from."""
+"""Replies that simulated people vote on, kept with their features, and the votes; every result is cached by what it was
+made from.
+"""
 
 import hashlib
 import inspect
@@ -64,7 +66,9 @@ class Cache:
         if (found := self._find(digest)) is not None:
             return found
         value = make()
-        self.table.insert({"id": digest, "key": json.dumps(key, sort_keys=True), "value": json.dumps(value)}, pk="id", replace=True)
+        self.table.insert(
+            {"id": digest, "key": json.dumps(key, sort_keys=True), "value": json.dumps(value)}, pk="id", replace=True
+        )
         return value
 
     def known(self, *code, **key):
@@ -84,22 +88,37 @@ class Cache:
 def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout")):
     """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
     tokenizer = loading.load_tokenizer(settings)
-    key = {"model": loading.resolve(settings).rsplit("/", 1)[-1], "temperature": settings.temperature, "tokens": settings.reply_tokens, "seed": settings.seed,
-           "replies": settings.replies}
+    key = {
+        "model": loading.resolve(settings).rsplit("/", 1)[-1],
+        "temperature": settings.temperature,
+        "tokens": settings.reply_tokens,
+        "seed": settings.seed,
+        "replies": settings.replies,
+    }
     lines, ids, ended, held = [], [], [], []
     trunk, end = None, None
     for part in parts:
         texts = (rollout.SEED_PROMPTS / f"{part}.txt").read_text().splitlines()[:prompts_each]
         for start in range(0, len(texts), 8):
-            chunk = texts[start:start + 8]
-            encoded = [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in chunk]
+            chunk = texts[start : start + 8]
+            encoded = [
+                prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens)
+                for line in chunk
+            ]
 
             def sample(encoded=encoded, chunk=chunk):
                 nonlocal trunk, end
                 trunk = trunk or loading.load_trunk(settings)
                 end = end or loading.end_tokens(trunk, tokenizer)
-                episodes = rollout.sample(trunk, encoded, rollout.generator(settings.seed, *chunk), replies=settings.replies,
-                                          max_tokens=settings.reply_tokens, temperature=settings.temperature, end_tokens=end)
+                episodes = rollout.sample(
+                    trunk,
+                    encoded,
+                    rollout.generator(settings.seed, *chunk),
+                    replies=settings.replies,
+                    max_tokens=settings.reply_tokens,
+                    temperature=settings.temperature,
+                    end_tokens=end,
+                )
                 log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")
                 return [e.completion for e in episodes]
 
@@ -112,20 +131,30 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
     del trunk
     features, feature_trunk = [], None
     for start in range(0, len(ids), 64):
+
         def compute(start=start):
             nonlocal feature_trunk
             feature_trunk = feature_trunk or scorer.FeatureTrunk(settings)
             log(f"features of {start} to {min(start + 64, len(ids))} of {len(ids)} replies")
-            return [feature_trunk.parts, feature_trunk.features(ids[start:start + 64]).tolist()]
-        widths, rows = cache.get(compute, kind="features", ids=ids[start:start + 64], quantisation=settings.reward_quantisation,
-                                depths=[settings.reward_layer, *scorer.DEPTHS], **key)
+            return [feature_trunk.parts, feature_trunk.features(ids[start : start + 64]).tolist()]
+
+        widths, rows = cache.get(
+            compute,
+            kind="features",
+            ids=ids[start : start + 64],
+            quantisation=settings.reward_quantisation,
+            depths=[settings.reward_layer, *scorer.DEPTHS],
+            **key,
+        )
         features += rows
     texts = [prompts.decode(completion, tokenizer).strip() for _, completion in ids]
     return Pool(lines, texts, ids, ended, held, torch.tensor(features), widths)
 
 
 def duels(pool, n, seed):
-    """`n` index pairs (left, right), on different prompts as far as there are any, none held out; and the random source that goes on."""
+    """`n` index pairs (left, right), on different prompts as far as there are any, none held out; and the random source
+    that goes on.
+    """
     rng = random.Random(f"{seed}/{n}")
     groups = [rng.sample(group, len(group)) for group in pool.pairs(heldout=False)]
     rng.shuffle(groups)
@@ -151,5 +180,9 @@ def vote(pool, person, n, seed, shuffled=False):
     outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
     prefs = preferences.Preferences(
         replies=[pool.ids[i] for i in chosen],
-        pairs=[(at[a], at[b], outcome[c], 1.0, f"conversation {pool.prompts[a]}", k) for k, ((a, b), c) in enumerate(zip(pairs, said, strict=True))])
+        pairs=[
+            (at[a], at[b], outcome[c], 1.0, f"conversation {pool.prompts[a]}", k)
+            for k, ((a, b), c) in enumerate(zip(pairs, said, strict=True))
+        ],
+    )
     return replace(prefs, heldout=preferences.held_out([p[4] for p in prefs.pairs], 0.2, seed)), chosen

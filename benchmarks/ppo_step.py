@@ -1,25 +1,33 @@
-"""Our PPO iteration beside TRL 1.12's (`trl.experimental.ppo`), and our arithmetic beside TRL's: speed, memory, equality.
+"""Our PPO iteration beside TRL 1.12's (`trl.experimental.ppo`), and our arithmetic beside TRL's: speed, memory,
+equality.
 
-Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration, several replies to
-each), the replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all linear layers, epochs, episodes of an
-optimizer step, temperature, clipping, malloc's thresholds and oneDNN's cache, and the reward: a frozen copy of the base with a fixed random head, one forward
-over each reply. The sides run in turn, each in a process of its own; a process's first iteration warms it up and is not counted.
+Alike on both sides: the base model and its number format, the threads, the prompts (the same ones in every iteration,
+several replies to each), the replies' length (nothing ends a reply, so every one has all its tokens), the LoRA on all
+linear layers, epochs, episodes of an optimizer step, temperature, clipping, malloc's thresholds and oneDNN's cache, and
+the reward: a frozen copy of the base with a fixed random head, one forward over each reply. The sides run in turn, each
+in a process of its own; a process's first iteration warms it up and is not counted.
 
 Not alike, each side in its own way:
-- Ours prefills a prompt once for all replies to it, and cuts optimizer steps into microbatches, which changes memory and nothing else.
-- TRL has one prompt a reply, keeps the logits of every step of the generation, and computes the prompt's logits in every forward. It counts
-  `gradient_accumulation_steps` over the batch, so that microbatches would leave one step an epoch: here a minibatch is one forward, and is of 8,
-  for TRL's memory grows with it and ours does not.
-- Our values are a head on the policy's trunk. TRL runs a value model of its own: here a head on the reward model's frozen copy of the base,
-  less work and memory than in its own example, which trains a whole value model. Its reference is, as ours, the policy with the LoRA off.
-- TRL does not clip gradients, and takes old log-probabilities from the generation; ours come from a forward of their own.
+- Ours prefills a prompt once for all replies to it, and cuts optimizer steps into microbatches, which changes memory
+and nothing else.
+- TRL has one prompt a reply, keeps the logits of every step of the generation, and computes the prompt's logits in
+every forward. It counts
+  `gradient_accumulation_steps` over the batch, so that microbatches would leave one step an epoch: here a minibatch is
+  one forward, and is of 8, for TRL's memory grows with it and ours does not.
+- Our values are a head on the policy's trunk. TRL runs a value model of its own: here a head on the reward model's
+frozen copy of the base,
+  less work and memory than in its own example, which trains a whole value model. Its reference is, as ours, the policy
+  with the LoRA off.
+- TRL does not clip gradients, and takes old log-probabilities from the generation; ours come from a forward of their
+own.
 
-TRL gets what is fastest for it on a CPU: all rollouts in one batch, no checkpointing, no mixed precision, no samples, no reports. It needs
-no workaround there but a pad token that occurs nowhere, since it masks whatever equals the pad.
+TRL gets what is fastest for it on a CPU: all rollouts in one batch, no checkpointing, no mixed precision, no samples,
+no reports. It needs no workaround there but a pad token that occurs nowhere, since it masks whatever equals the pad.
 
-The arithmetic is TRL's own text, cut out of the installed `PPOTrainer.train` and run on the same tensors. Replies have different lengths
-there; rewards and values are 0 after the end and one mask marks it, whereas TRL itself scores, and learns the value of, the position after
-the end. TRL's whitening divides by n − 1 and ours by n: that known factor is taken out.
+The arithmetic is TRL's own text, cut out of the installed `PPOTrainer.train` and run on the same tensors. Replies have
+different lengths there; rewards and values are 0 after the end and one mask marks it, whereas TRL itself scores, and
+learns the value of, the position after the end. TRL's whitening divides by n − 1 and ours by n: that known factor is
+taken out.
 """
 
 import json
@@ -39,7 +47,10 @@ from playground.settings import Positive, Settings, SettingsError, read
 from playground.system import memory
 from training import ppo_math, rollout
 
-PEER, PINS = "trl-1.12", ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")]
+PEER, PINS = (
+    "trl-1.12",
+    ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")],
+)
 UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled
 
 
@@ -62,27 +73,57 @@ class PpoStepSettings(Settings):
 
 # -- what is asked of both
 
+
 def sizes(settings):
     """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
-    settings = settings.model_copy(update={**small, "model": loading.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9})
+    settings = settings.model_copy(
+        update={**small, "model": loading.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}
+    )
     dtype = str(loading.trunk_dtype(settings)).removeprefix("torch.")
     return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
 
 
 def make_job(settings, prompts, width):
-    """What a side's process reads: the peer all of it, ours the prompts and the head beside its settings. `width`: of the hidden states."""
+    """What a side's process reads: the peer all of it, ours the prompts and the head beside its settings. `width`: of
+    the hidden states.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     head = torch.randn(width, generator=generator) / (width + 1) ** 0.5
-    names = ("model", "dtype", "threads", "seed", "temperature", "rollout_tokens", "lora_rank", "lora_alpha", "ppo_iterations",
-             "ppo_episodes", "ppo_replies", "ppo_minibatch", "ppo_epochs", "ppo_lr", "kl_coefficient", "ratio_clip", "value_clip",
-             "value_coefficient", "gae_lambda")
-    return {**{name: getattr(settings, name) for name in names}, "prompts": prompts, "reward_head": head.tolist(), "pad": UNUSED_TOKEN,
-            "tensors": {name: x.tolist() for name, x in example().items()}}
+    names = (
+        "model",
+        "dtype",
+        "threads",
+        "seed",
+        "temperature",
+        "rollout_tokens",
+        "lora_rank",
+        "lora_alpha",
+        "ppo_iterations",
+        "ppo_episodes",
+        "ppo_replies",
+        "ppo_minibatch",
+        "ppo_epochs",
+        "ppo_lr",
+        "kl_coefficient",
+        "ratio_clip",
+        "value_clip",
+        "value_coefficient",
+        "gae_lambda",
+    )
+    return {
+        **{name: getattr(settings, name) for name in names},
+        "prompts": prompts,
+        "reward_head": head.tolist(),
+        "pad": UNUSED_TOKEN,
+        "tensors": {name: x.tolist() for name, x in example().items()},
+    }
 
 
 def example(rows=8, tokens=48, seed=0):
-    """Tensors of a made-up minibatch, (B, T): replies of different lengths, ratios beyond the clip, rewards and values 0 after the end."""
+    """Tensors of a made-up minibatch, (B, T): replies of different lengths, ratios beyond the clip, rewards and values
+    0 after the end.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(scale):
@@ -91,8 +132,16 @@ def example(rows=8, tokens=48, seed=0):
     lengths = torch.tensor([tokens, *torch.randint(1, tokens, (rows - 1,), generator=generator).tolist()])
     mask = (torch.arange(tokens) < lengths[:, None]).float()
     old, values = noise(1.0) - 2, noise(0.5) * mask
-    return {"mask": mask, "rewards": noise(0.3) * mask, "values": values, "new_values": (values + noise(0.3)) * mask,
-            "returns": noise(1.0) * mask, "old_logprobs": old, "logprobs": old + noise(0.2), "advantages": noise(1.0) * mask}
+    return {
+        "mask": mask,
+        "rewards": noise(0.3) * mask,
+        "values": values,
+        "new_values": (values + noise(0.3)) * mask,
+        "returns": noise(1.0) * mask,
+        "old_logprobs": old,
+        "logprobs": old + noise(0.2),
+        "advantages": noise(1.0) * mask,
+    }
 
 
 def our_arithmetic(tensors, s):
@@ -100,37 +149,54 @@ def our_arithmetic(tensors, s):
     t = {name: torch.as_tensor(x) for name, x in tensors.items()}
     advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, s.gae_lambda)
     n = t["mask"].sum()
-    return {"GAE advantages": advantages, "GAE returns": returns,
-            "whitened advantages": ppo_math.masked_whiten(advantages, t["mask"]) * ((n - 1) / n).sqrt(),
-            "policy loss": ppo_math.policy_loss(t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], s.ratio_clip)[0],
-            "value loss": ppo_math.value_loss(t["new_values"], t["values"], t["returns"], t["mask"], s.value_clip)}
+    return {
+        "GAE advantages": advantages,
+        "GAE returns": returns,
+        "whitened advantages": ppo_math.masked_whiten(advantages, t["mask"]) * ((n - 1) / n).sqrt(),
+        "policy loss": ppo_math.policy_loss(t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], s.ratio_clip)[
+            0
+        ],
+        "value loss": ppo_math.value_loss(t["new_values"], t["values"], t["returns"], t["mask"], s.value_clip),
+    }
 
 
 # -- running them
 
+
 def commands(python, job_file):
     """The command of each side."""
-    return {"ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file],
-            "TRL": [python, peer.ROOT / "benchmarks" / "peers" / "trl_ppo.py", job_file]}
+    return {
+        "ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file],
+        "TRL": [python, peer.ROOT / "benchmarks" / "peers" / "trl_ppo.py", job_file],
+    }
 
 
 def measure(settings, sides, log=print):
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
-    environment = {**os.environ, **settings.environ(), "OMP_NUM_THREADS": str(settings.threads), "TRL_EXPERIMENTAL_SILENCE": "1",
-                   "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED),
-                   "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.PRIMITIVES}  # as in the worker
+    environment = {
+        **os.environ,
+        **settings.environ(),
+        "OMP_NUM_THREADS": str(settings.threads),
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED),
+        "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.PRIMITIVES,
+    }  # as in the worker
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):
         for side, command in sides.items():
             figures = json.loads(peer.run(command, environment).splitlines()[-1])
             found[side].append(figures)
             seconds = ", ".join(f"{s:.1f}" for s in figures["seconds"])
-            log(f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load {os.getloadavg()[0]:.1f}")
+            log(
+                f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load {os.getloadavg()[0]:.1f}"
+            )
     return found
 
 
 def rows_of(found, tensors, settings):
     """The table: medians over all iterations but each process's first; the highest peak."""
+
     def per_second(processes, clock):
         return median(n / s for p in processes for n, s in list(zip(p["tokens"], p[clock], strict=True))[1:])
 
@@ -139,7 +205,9 @@ def rows_of(found, tensors, settings):
     peak = {side: max(p["peak_mb"] for p in processes) for side, processes in found.items()}
     rows = [report.row(f"{side}: tokens of replies, rollout and update", speed[side], "tokens/s") for side in found]
     rows.append(report.row("speed, ours to TRL's", speed["ours"] / speed["TRL"], "×", "≥ 2"))
-    rows.append(report.row("the same by processor time, which a busy machine changes less", thrift["ours"] / thrift["TRL"], "×"))
+    rows.append(
+        report.row("the same by processor time, which a busy machine changes less", thrift["ours"] / thrift["TRL"], "×")
+    )
     rows += [report.row(f"{side}: peak memory", peak[side], "MB") for side in found]
     rows.append(report.row("peak memory, ours to TRL's", peak["ours"] / peak["TRL"], "×", "≤ 0.5"))
     theirs, ours = found["TRL"][0]["arithmetic"], our_arithmetic(tensors, settings)
@@ -154,7 +222,9 @@ def run(settings, log=print):
     python, settings = peer.python(settings, PEER, PINS, log), sizes(settings)
     tokenizer = loading.load_tokenizer(settings)
     seeds = rollout.seed_prompts("train", tokenizer, settings.rollout_context)
-    prompts = rollout.choose([], seeds, settings.ppo_episodes // settings.ppo_replies, rollout.generator(settings.seed, "ppo_step"))
+    prompts = rollout.choose(
+        [], seeds, settings.ppo_episodes // settings.ppo_replies, rollout.generator(settings.seed, "ppo_step")
+    )
     width = AutoConfig.from_pretrained(settings.model).hidden_size
     with tempfile.TemporaryDirectory() as folder:
         job_file = Path(folder) / "job.json"

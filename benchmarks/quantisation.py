@@ -1,7 +1,10 @@
-"""What the number format of the reward model's trunk costs: accuracy at 100 votes, memory and time, for nf4, int8 and none.
+"""What the number format of the reward model's trunk costs: accuracy at 100 votes, memory and time, for nf4, int8 and
+none.
 
-The accuracy is on held-out prompts, from the same simulated votes in each format, over annotators and seeds; replies and features are kept in
-`DATA/benchmarks/learning.db`. Memory and time are of a process of its own that loads the trunk and reads some of those replies.
+The accuracy is on held-out prompts, from the same simulated votes in each format, over annotators and seeds; replies
+and features are kept in
+`DATA/benchmarks/learning.db`. Memory and time are of a process of its own that loads the trunk and reads some of those
+replies.
 """
 
 import itertools
@@ -42,17 +45,26 @@ def read_replies(settings):
     torch.set_num_threads(settings.threads)
     replies = json.load(sys.stdin)
     trunk = scorer.FeatureTrunk(settings.model_copy(update={"reward_quantisation": settings.side}))
-    trunk.features(replies[:settings.reward_batch])
+    trunk.features(replies[: settings.reward_batch])
     start = time.monotonic()
     trunk.features(replies)
     tokens = sum(len(prompt) + len(completion) for prompt, completion in replies)
-    return {"tokens_per_second": tokens / (time.monotonic() - start), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "tokens_per_second": tokens / (time.monotonic() - start),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def measured(settings, quantisation, replies):
     """`read_replies` in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.quantisation", "--side", quantisation], cwd=ROOT, env={**os.environ, **settings.environ()},
-                          input=json.dumps(replies), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.quantisation", "--side", quantisation],
+        cwd=ROOT,
+        env={**os.environ, **settings.environ()},
+        input=json.dumps(replies),
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         sys.exit(f"{quantisation} could not be measured:\n{done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout)
@@ -66,11 +78,18 @@ def run(settings, log=print):
     for quantisation in FORMATS:
         own = settings.model_copy(update={"reward_quantisation": quantisation})
         pool = pools.make_pool(own, cache, prompts_each, log)
-        found = [learning.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
-                 for name, seed in itertools.product(annotators.SHIPPED, range(seeds))]
-        side = measured(settings, quantisation, pool.ids[:32 if settings.quick else 256])
+        found = [
+            learning.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
+            for name, seed in itertools.product(annotators.SHIPPED, range(seeds))
+        ]
+        side = measured(settings, quantisation, pool.ids[: 32 if settings.quick else 256])
         log(f"{quantisation}: accuracy {median(found):.3f}, {side['peak_mb']:.0f} MB")
-        rows.append(report.row(f"{quantisation}: accuracy on held-out prompts, {settings.votes} votes, median over annotators and seeds", median(found)))
+        rows.append(
+            report.row(
+                f"{quantisation}: accuracy on held-out prompts, {settings.votes} votes, median over annotators and seeds",
+                median(found),
+            )
+        )
         rows.append(report.row(f"{quantisation}: the same, mean", mean(found)))
         rows.append(report.row(f"{quantisation}: peak memory of a process that reads replies", side["peak_mb"], "MB"))
         rows.append(report.row(f"{quantisation}: tokens read", side["tokens_per_second"], "tokens/s"))

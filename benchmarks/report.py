@@ -20,11 +20,18 @@ def row(what, value, unit="", bar=None):
 
 def show(rows, json_file=""):
     """Print the rows, those that fall short and those not run included, and write them where a file is named."""
+
     def cell(value):
         return "not run" if value is None else f"{value:.3g}" if isinstance(value, float) else value
 
     verdict = {True: "yes", False: "NO", None: ""}
-    print(tabulate([[r["what"], cell(r["value"]), r["unit"], r["bar"] or "", verdict[r["ok"]]] for r in rows],
-                   headers=["what", "value", "unit", "bar", "holds"], tablefmt="github", disable_numparse=True))
+    print(
+        tabulate(
+            [[r["what"], cell(r["value"]), r["unit"], r["bar"] or "", verdict[r["ok"]]] for r in rows],
+            headers=["what", "value", "unit", "bar", "holds"],
+            tablefmt="github",
+            disable_numparse=True,
+        )
+    )
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=1, ensure_ascii=False))

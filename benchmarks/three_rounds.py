@@ -1,7 +1,8 @@
-"""Three rounds in a row, on 50 votes more each: does the version that answers ever fall back, started from the base or from the live version?
+"""Three rounds in a row, on 50 votes more each: does the version that answers ever fall back, started from the base or
+from the live version?
 
-The votes are on replies of the version that is live, as they would be; its true win rate is over the base's replies to the held-out prompts.
-Whole chains are cached by what they were made from, as in `learning.py`.
+The votes are on replies of the version that is live, as they would be; its true win rate is over the base's replies to
+the held-out prompts. Whole chains are cached by what they were made from, as in `learning.py`.
 """
 
 import gc
@@ -38,7 +39,9 @@ class ThreeRoundsSettings(learning.LearningSettings):
 
 
 def chain(pool, settings, annotator, votes, start_from, seed, log=print):
-    """[{state, reason, win_rate, interval, kl, cv_accuracy}] after each round; the win rate is that of whatever version is live then."""
+    """[{state, reason, win_rate, interval, kl, cv_accuracy}] after each round; the win rate is that of whatever version
+    is live then.
+    """
     folder = settings.data_dir / "benchmarks" / "three-rounds" / f"{annotator}-{start_from}"
     shutil.rmtree(folder, ignore_errors=True)
     names, score = set(Settings.model_fields), annotators.find(annotator)
@@ -46,15 +49,31 @@ def chain(pool, settings, annotator, votes, start_from, seed, log=print):
     store, tokenizer, found = Store(job.database), loading.load_tokenizer(job), []
     for n in range(ROUNDS):
         said = simulate.SimulateSettings(**{**job.model_dump(), "votes": votes, "annotator": annotator})
-        simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {annotator: Person(score)}, log, skip=n * votes)
+        simulate.make_duels(
+            store, said, loading.load_trunk(job), tokenizer, {annotator: Person(score)}, log, skip=n * votes
+        )
         gc.collect()
-        subprocess.run([sys.executable, "-m", "training.worker", "--once"], env={**os.environ, **job.environ()}, cwd=Path(__file__).parent.parent,
-                       stdout=sys.stderr, check=False)
+        subprocess.run(
+            [sys.executable, "-m", "training.worker", "--once"],
+            env={**os.environ, **job.environ()},
+            cwd=Path(__file__).parent.parent,
+            stdout=sys.stderr,
+            check=False,
+        )
         row, live = store.last_round(), store.live_policy()
         truth = rounds.truth(pool, job, score, live) if live["version"] else {"win_rate": 0.5, "interval": [0.5, 0.5]}
-        found.append({"state": row["state"], "reason": row["reason"], "live": live["version"], **{k: truth[k] for k in ("win_rate", "interval")},
-                      **{k: row["metrics"].get(k) for k in ("kl", "cv_accuracy")}})
-        log(f"{annotator}, from {start_from}, round {n + 1}: {row['state']}, v{live['version']} is live, true win rate {truth['win_rate']:.2f}")
+        found.append(
+            {
+                "state": row["state"],
+                "reason": row["reason"],
+                "live": live["version"],
+                **{k: truth[k] for k in ("win_rate", "interval")},
+                **{k: row["metrics"].get(k) for k in ("kl", "cv_accuracy")},
+            }
+        )
+        log(
+            f"{annotator}, from {start_from}, round {n + 1}: {row['state']}, v{live['version']} is live, true win rate {truth['win_rate']:.2f}"
+        )
     return found
 
 
@@ -63,16 +82,29 @@ def run(settings, log=print):
     torch.set_num_threads(settings.threads)
     cache, rows, prompts_each = pools.Cache(settings), [], 32 if settings.quick else None
     pool = pools.make_pool(settings, cache, prompts_each, log)
-    names = settings.annotator.split(",")[:1 if settings.quick else None]
+    names = settings.annotator.split(",")[: 1 if settings.quick else None]
     for annotator, start_from in itertools.product(names, ("base",) if settings.quick else ("base", "live")):
         key = {"annotator": annotator, "votes": settings.votes, "start_from": start_from, "seed": settings.seed}
-        found = cache.get(lambda key=key: chain(pool, settings, **key, log=log), *learning.ROUND_CODE, simulate, pool=len(pool.ids), kind="chain", **key)
+        found = cache.get(
+            lambda key=key: chain(pool, settings, **key, log=log),
+            *learning.ROUND_CODE,
+            simulate,
+            pool=len(pool.ids),
+            kind="chain",
+            **key,
+        )
         for n, cell in enumerate(found, 1):
             what = f"{annotator}, from {start_from}, after round {n} ({cell['state']}): true win rate over the base"
             rows.append(report.row(what, cell["win_rate"]))
         rates = [0.5, *(cell["win_rate"] for cell in found)]
-        rows.append(report.row(f"{annotator}, from {start_from}: largest fall of the win rate in one round",
-                               max(0.0, *(before - after for before, after in itertools.pairwise(rates))), "", "≤ 0"))
+        rows.append(
+            report.row(
+                f"{annotator}, from {start_from}: largest fall of the win rate in one round",
+                max(0.0, *(before - after for before, after in itertools.pairwise(rates))),
+                "",
+                "≤ 0",
+            )
+        )
     return rows
 
 

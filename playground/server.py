@@ -1,4 +1,5 @@
-"""The web server: health routes, the admin link, the visitor's cookie, the allowlist, and the Gradio page behind it; how it starts and ends.
+"""The web server: health routes, the admin link, the visitor's cookie, the allowlist, and the Gradio page behind it;
+how it starts and ends.
 
 What the page does is `ui/`'s; what a gesture means is `session.py`'s; what passes is `allowlist.py`'s.
 """
@@ -28,7 +29,11 @@ from playground.web.payload import Handler
 from playground.web.protocol import PatientProtocol
 from playground.web.proxies import Proxies, allowed_hosts
 
-EVENT_KEYS = {gr.LikeData: {"index", "value", "liked"}, gr.EditData: {"index", "value", "previous_value"}, gr.SelectData: {"index", "value"}}
+EVENT_KEYS = {
+    gr.LikeData: {"index", "value", "liked"},
+    gr.EditData: {"index", "value", "previous_value"},
+    gr.SelectData: {"index", "value"},
+}
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -52,18 +57,42 @@ def create(settings, store, engine, chat):
     states.use()
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=EVENTS, default_concurrency_limit=16)
-    blocks._queue.max_thread_count = EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
+    blocks._queue.max_thread_count = (
+        EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
+    )
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)
     app.add_middleware(OnePage)
     app.add_middleware(Cookies)
-    app.add_middleware(Allowlist, settings=settings, handlers=gradio.handlers(), limits=Limits(settings, gradio.forget), stop=gradio.stop, pending=gradio.pending,
-                       translate=lambda accepted, text: words.Words(words.language(accepted)).said(text), head=page.HEAD)
+    app.add_middleware(
+        Allowlist,
+        settings=settings,
+        handlers=gradio.handlers(),
+        limits=Limits(settings, gradio.forget),
+        stop=gradio.stop,
+        pending=gradio.pending,
+        translate=lambda accepted, text: words.Words(words.language(accepted)).said(text),
+        head=page.HEAD,
+    )
     # the middleware that is added last is the outermost
-    app.add_middleware(Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path, hosts=allowed_hosts(settings))
+    app.add_middleware(
+        Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path, hosts=allowed_hosts(settings)
+    )
     gr.mount_gradio_app(
-        app, blocks, path="/", theme=theme.nudge(), css_paths=page.STYLES, head=page.HEAD, i18n=words.translations(), favicon_path=str(ASSETS / "favicon.svg"),
-        footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False)
+        app,
+        blocks,
+        path="/",
+        theme=theme.nudge(),
+        css_paths=page.STYLES,
+        head=page.HEAD,
+        i18n=words.translations(),
+        favicon_path=str(ASSETS / "favicon.svg"),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+    )
     # so that the page calls the address it was loaded from: else it calls the one in the Host header, which behind a
     # proxy can be that of an inner machine
     blocks.config["is_colab"] = True
@@ -72,6 +101,7 @@ def create(settings, store, engine, chat):
 
 def open_to_admins(app, admins):
     """Add the admin link's route: it makes the browser's visitor the owner and shows the page, or says why not."""
+
     @app.get("/admin/{token}")
     def admin_link(token: str, request: Request):
         fresh = visitor.new_token()
@@ -91,6 +121,7 @@ def open_to_admins(app, admins):
 
 def open_to_leavers(app, store, chat):
     """Add the route that deletes everything of the person who asks, and lets the browser be somebody new."""
+
     @app.post("/forget")
     def forget(request: Request):
         w = words.of(request)
@@ -116,7 +147,9 @@ class Gradio:
         for number, fn in self.blocks.fns.items():
             if fn.fn is not None:
                 kinds = [type(component).__name__ for component in fn.inputs]
-                read = [EVENT_KEYS.get(parameter.annotation) for parameter in inspect.signature(fn.fn).parameters.values()]
+                read = [
+                    EVENT_KEYS.get(parameter.annotation) for parameter in inspect.signature(fn.fn).parameters.values()
+                ]
                 needs = frozenset().union(*filter(None, read))
                 found[number] = Handler.of(fn.queue, [target for target, _ in fn.targets], kinds, needs)
         return found
@@ -146,9 +179,19 @@ def readiness(settings, store, engine):
     nothing can be recorded."""
     trouble = store.trouble()
     return {
-        "ready": engine.healthy and not trouble, "database": trouble or "ok", "version": engine.live.version, "model": engine.identity["model"], "dtype": str(engine.base.dtype).removeprefix("torch."),
-        "decoding": {"format": engine.choice.number_format, "threads": engine.choice.threads, "step_ms": engine.choice.milliseconds},
-        "threads": settings.threads, "sqlite": store.sqlite_version()}
+        "ready": engine.healthy and not trouble,
+        "database": trouble or "ok",
+        "version": engine.live.version,
+        "model": engine.identity["model"],
+        "dtype": str(engine.base.dtype).removeprefix("torch."),
+        "decoding": {
+            "format": engine.choice.number_format,
+            "threads": engine.choice.threads,
+            "step_ms": engine.choice.milliseconds,
+        },
+        "threads": settings.threads,
+        "sqlite": store.sqlite_version(),
+    }
 
 
 class Web(uvicorn.Server):
@@ -159,9 +202,22 @@ class Web(uvicorn.Server):
 
     def __init__(self, app, before_shutdown, request_seconds=PatientProtocol.seconds):
         # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings
-        super().__init__(uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3, proxy_headers=False, server_header=False,
-            http=PatientProtocol.waiting(request_seconds), ws="none", backlog=128, h11_max_incomplete_event_size=16 << 10, limit_concurrency=2000))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=3,
+                proxy_headers=False,
+                server_header=False,
+                http=PatientProtocol.waiting(request_seconds),
+                ws="none",
+                backlog=128,
+                h11_max_incomplete_event_size=16 << 10,
+                limit_concurrency=2000,
+            )
+        )
         self.app, self.before_shutdown = app, before_shutdown
 
     async def startup(self, sockets=None):

@@ -1,7 +1,7 @@
 """Every knob in one frozen object, read from flags, then `NUDGE_…` in the environment, then `.env`, then the defaults.
 
-Each field's docstring gives its meaning and unit; its bounds are checked when the object is built. This module knows nothing about
-what the values do: each has exactly one reader elsewhere.
+Each field's docstring gives its meaning and unit; its bounds are checked when the object is built. This module knows
+nothing about what the values do: each has exactly one reader elsewhere.
 """
 
 import codecs
@@ -23,14 +23,26 @@ SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # and this where t
 SPACE_PROXIES = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 127.0.0.0/8, fc00::/7, ::1"
 
 
-# what an admin may change for the next rounds: the settings of training and of nothing else, from the first to the last of each section
-SECTIONS = {"When a round runs": ("round_votes", "auto_train"), "Preferences": ("heldout_fraction", "annotator_weight"), "Where a round starts": ("start_from", "start_from"),
-            "SFT": ("sft_epochs", "sft_lr"), "Reward model": ("reward_quantisation", "evidence_confidence"), "PPO": ("lora_rank", "missing_end_penalty"),
-            "Gate": ("gate_prompts", "canary_fall")}
+# what an admin may change for the next rounds: the settings of training and of nothing else, from the first to the last
+# of each section
+SECTIONS = {
+    "When a round runs": ("round_votes", "auto_train"),
+    "Preferences": ("heldout_fraction", "annotator_weight"),
+    "Where a round starts": ("start_from", "start_from"),
+    "SFT": ("sft_epochs", "sft_lr"),
+    "Reward model": ("reward_quantisation", "evidence_confidence"),
+    "PPO": ("lora_rank", "missing_end_penalty"),
+    "Gate": ("gate_prompts", "canary_fall"),
+}
 
 
-BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
-                    codecs.BOM_UTF16_BE: "utf-16"}  # UTF-32's begins with UTF-16's, so it comes first
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # UTF-32's begins with UTF-16's, so it comes first
 
 
 class SettingsError(Exception):
@@ -41,9 +53,17 @@ class Settings(BaseSettings):
     """Nudge: a chat playground whose model learns from the people who chat with it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NUDGE_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True,
-        cli_kebab_case=True, cli_implicit_flags=True, cli_prog_name="python app.py", cli_hide_none_type=True,
-        protected_namespaces=(), validate_default=True,
+        env_prefix="NUDGE_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_prog_name="python app.py",
+        cli_hide_none_type=True,
+        protected_namespaces=(),
+        validate_default=True,
     )
 
     def __init__(self, **values):
@@ -53,7 +73,9 @@ class Settings(BaseSettings):
 
     # -- model and machine
     model: str = ""
-    """Base model: a hub id, a folder or a GGUF file; a PEFT adapter is merged into its base. Empty: the embedded SmolLM2-135M-Instruct where `make setup` made it, else its hub id."""
+    """Base model: a hub id, a folder or a GGUF file; a PEFT adapter is merged into its base. Empty: the embedded
+    SmolLM2-135M-Instruct where `make setup` made it, else its hub id.
+    """
     models_dir: Path = Path("data/models")
     """Folder that holds the embedded model once it is converted."""
     data_dir: Path = Path("data")
@@ -66,9 +88,13 @@ class Settings(BaseSettings):
     """CPU threads of the chat, and of the worker beside it at the lowest priority; 0 takes one for each core."""
 
     decode_format: Literal["auto", "int8", "int4", "bfloat16", "float32", "plain"] = "auto"
-    """Number format of the weights that write replies on a CPU; auto measures, among those that stay close to the model. plain: transformers' own forward."""
+    """Number format of the weights that write replies on a CPU; auto measures, among those that stay close to the
+    model. plain: transformers' own forward.
+    """
     kv_cache_mb: int = Field(384, ge=1, le=1 << 20)
-    """Memory for keys and values, in MB; when it is full, new messages wait in line. What nobody uses keeps earlier turns for the next one."""
+    """Memory for keys and values, in MB; when it is full, new messages wait in line. What nobody uses keeps earlier
+    turns for the next one.
+    """
 
     # -- web
     host: str = "0.0.0.0" if ON_SPACE else "127.0.0.1"
@@ -78,24 +104,36 @@ class Settings(BaseSettings):
     worker: bool = True
     """Start the training worker beside the web process."""
     root_path: str = Field("", pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$")
-    """Path below which a reverse proxy shows the page, such as /nudge; empty where it has an address of its own. The proxy may cut it off or pass it on."""
+    """Path below which a reverse proxy shows the page, such as /nudge; empty where it has an address of its own. The
+    proxy may cut it off or pass it on.
+    """
     trusted_proxies: str = SPACE_PROXIES if ON_SPACE else ""
-    """Reverse proxies whose X-Forwarded headers are believed: addresses or networks such as 10.0.0.0/8, with commas between. Empty believes nobody."""
+    """Reverse proxies whose X-Forwarded headers are believed: addresses or networks such as 10.0.0.0/8, with commas
+    between. Empty believes nobody.
+    """
     allowed_hosts: str = ""
-    """Names by which browsers may call the app, with commas between; this machine's own always pass. Empty: every name, but only this machine's where
-    the app listens on it alone and no proxy is named."""
+    """Names by which browsers may call the app, with commas between; this machine's own always pass. Empty: every name,
+    but only this machine's where the app listens on it alone and no proxy is named."""
     admins: str = ""
-    """Who may start, pause and stop rounds and change their settings, besides whoever opened the admin link: names, with commas between."""
+    """Who may start, pause and stop rounds and change their settings, besides whoever opened the admin link: names,
+    with commas between.
+    """
     users_file: str = ""
-    """File of names and hashed passwords that admins sign in with; `python -m playground.people.admins --name NAME` writes it. On a Space they sign in with Hugging Face."""
+    """File of names and hashed passwords that admins sign in with; `python -m playground.people.admins --name NAME`
+    writes it. On a Space they sign in with Hugging Face.
+    """
     sign_in_tries: int = Field(5, ge=1, le=1000)
-    """Wrong passwords that one address may give for one name within a quarter of an hour; four times as many for all names together."""
+    """Wrong passwords that one address may give for one name within a quarter of an hour; four times as many for all
+    names together.
+    """
 
     # -- what a stranger can send
     request_kb: int = Field(256, ge=16, le=1 << 20)
     """Largest body of a request, in KB."""
     request_seconds: float = Field(20, gt=0, le=600)
-    """Longest time in which a request's head and body must have come, and in which a browser must have taken a part of an answer, in seconds."""
+    """Longest time in which a request's head and body must have come, and in which a browser must have taken a part of
+    an answer, in seconds.
+    """
     unread_seconds: float = Field(15, gt=0, le=600)
     """Replies that no page has begun to read for this long are stopped, in seconds."""
     requests_per_minute: int = Field(3000, ge=60, le=1_000_000)
@@ -123,9 +161,12 @@ class Settings(BaseSettings):
     stop: str = ""
     """A reply in the chat ends where this text begins; empty is off."""
     candidates: int = Field(2, ge=2, le=32)
-    """Replies sampled to each message. Of more than two, a person sees the two that `pick` picks, once all are written."""
+    """Replies sampled to each message. Of more than two, a person sees the two that `pick` picks, once all are written.
+    """
     pick: Literal["thompson", "best"] = "thompson"
-    """thompson: the two from which a vote says most, by double Thompson sampling; best: the best of each half, by the reward model."""
+    """thompson: the two from which a vote says most, by double Thompson sampling; best: the best of each half, by the
+    reward model.
+    """
     context_tokens: int = Field(1024, ge=64, le=131072)
     """Longest prompt, in tokens; the oldest turns are cut to fit."""
     message_chars: int = Field(4000, ge=1, le=100000)
@@ -151,13 +192,17 @@ class Settings(BaseSettings):
 
     # -- preferences
     heldout_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of votes, taken in whole conversations, on which the reward model's accuracy is reported and the gate compares; never rolled out on."""
+    """Share of votes, taken in whole conversations, on which the reward model's accuracy is reported and the gate
+    compares; never rolled out on.
+    """
     annotator_weight: float = Field(64.0, gt=0)
     """Largest total weight of one annotator's votes, in votes."""
 
     # -- where a round starts
     start_from: Literal["base", "live"] = "base"
-    """Every round trains from the base model on all votes, or goes on from the live version, scaled down to half the KL target."""
+    """Every round trains from the base model on all votes, or goes on from the live version, scaled down to half the KL
+    target.
+    """
 
     # -- SFT
     sft_epochs: int = Field(2, ge=0, le=100)
@@ -169,10 +214,12 @@ class Settings(BaseSettings):
     reward_quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """bitsandbytes format of the reward model's frozen trunk."""
     reward_layer: Fraction = 0.0
-    """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a tenth, a third and two thirds deep."""
+    """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a
+    tenth, a third and two thirds deep.
+    """
     reward_view: Literal["auto", "layers", "words", "style", "meaning", "length"] = "auto"
-    """What of the features the head reads: the layers' means, the shallowest's sum, counts of common tokens, the deep layers' means, or the length
-    alone (a control); auto chooses among the first four by cross-validation."""
+    """What of the features the head reads: the layers' means, the shallowest's sum, counts of common tokens, the deep
+    layers' means, or the length alone (a control); auto chooses among the first four by cross-validation."""
     reward_lora_rank: int = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     reward_lora_epochs: int = Field(3, ge=1, le=50)
@@ -182,7 +229,9 @@ class Settings(BaseSettings):
     reward_batch: Positive = 16
     """Replies scored at once."""
     evidence_confidence: float = Field(0.98, ge=0, lt=1)
-    """The reward model's cross-validated accuracy must clear chance at this two-sided confidence, or the round ends; 0 is off."""
+    """The reward model's cross-validated accuracy must clear chance at this two-sided confidence, or the round ends; 0
+    is off.
+    """
 
     # -- PPO
     lora_rank: int = Field(16, ge=1, le=256)
@@ -204,9 +253,12 @@ class Settings(BaseSettings):
     ppo_minibatch: Positive = 32
     """Episodes in each optimizer step."""
     ppo_microbatch: Positive = 8
-    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch. Changes memory, not PPO's update."""
+    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch. Changes memory, not PPO's update.
+    """
     ppo_share_prompts: bool = True
-    """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for each token."""
+    """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for
+    each token.
+    """
     ppo_lr: float = Field(5e-4, gt=0, le=1)
     """Adam learning rate of the policy's LoRA."""
     value_lr: float = Field(2e-3, gt=0, le=1)
@@ -256,7 +308,9 @@ class Settings(BaseSettings):
     ended_fall: Fraction = 0.25
     """The share of replies that end by themselves may fall by this much."""
     canary_fall: float = Field(1.0, gt=0)
-    """Plain replies to plain requests may become this much less likely than under the base, in nats a token at `temperature`."""
+    """Plain replies to plain requests may become this much less likely than under the base, in nats a token at
+    `temperature`.
+    """
 
     @field_validator("threads")
     @classmethod
@@ -294,11 +348,15 @@ class Settings(BaseSettings):
 
     def environ(self):
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""
-        return {f"NUDGE_{name.upper()}": str(value) for name, value in self.model_dump(include=set(Settings.model_fields)).items()}
+        return {
+            f"NUDGE_{name.upper()}": str(value)
+            for name, value in self.model_dump(include=set(Settings.model_fields)).items()
+        }
 
 
 def encoding_of(env_file: str | Path | None) -> str:
-    """The encoding of a `.env` file, as far as its first bytes settle it: PowerShell writes UTF-16, Notepad UTF-8 with a byte-order mark.
+    """The encoding of a `.env` file, as far as its first bytes settle it: PowerShell writes UTF-16, Notepad UTF-8 with
+    a byte-order mark.
 
     SettingsError where it is neither of these nor UTF-8, since then only its author knows what the letters are.
     """
@@ -318,7 +376,7 @@ def encoding_of(env_file: str | Path | None) -> str:
 def sections():
     """{section: names of its settings} of what an admin may change."""
     names = list(Settings.model_fields)
-    return {section: names[names.index(first):names.index(last) + 1] for section, (first, last) in SECTIONS.items()}
+    return {section: names[names.index(first) : names.index(last) + 1] for section, (first, last) in SECTIONS.items()}
 
 
 def overridden(settings, values):
@@ -360,5 +418,7 @@ def accepted(field):
         return " or ".join(map(str, get_args(kind)))
     words = {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "text")
     text = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "matching {}"}
-    bounds = [form.format(getattr(m, key)) for m in limits for key, form in text.items() if getattr(m, key, None) is not None]
+    bounds = [
+        form.format(getattr(m, key)) for m in limits for key, form in text.items() if getattr(m, key, None) is not None
+    ]
     return " ".join([words, " and ".join(bounds)]).strip()

@@ -1,7 +1,9 @@
-"""Model folders as people have them, in small: one for each architecture, and the odd ones. Random weights from a fixed seed, two blocks of width 32.
+"""Model folders as people have them, in small: one for each architecture, and the odd ones. Random weights from a fixed
+seed, two blocks of width 32.
 
-`ARCHITECTURES` maps a name to a function that makes a folder which must answer; `FOLDERS` maps a name to a folder or file that is out of the
-ordinary and to what is expected of it. Each function takes an empty folder that exists and returns what `--model` is to be given.
+`ARCHITECTURES` maps a name to a function that makes a folder which must answer; `FOLDERS` maps a name to a folder or
+file that is out of the ordinary and to what is expected of it. Each function takes an empty folder that exists and
+returns what `--model` is to be given.
 """
 
 import json
@@ -45,8 +47,8 @@ def chatml_on_endoftext():
 
 
 def gemma_tokenizer():
-    """Turns between `<start_of_turn>` and `<end_of_turn>`, which are added tokens and not eos; the template takes no system role and wants
-    roles that alternate. HTML tags are tokens too, as in Gemma's own."""
+    """Turns between `<start_of_turn>` and `<end_of_turn>`, which are added tokens and not eos; the template takes no
+    system role and wants roles that alternate. HTML tags are tokens too, as in Gemma's own."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"})
     tokenizer.add_tokens(["<start_of_turn>", "<end_of_turn>", "<code>", "</code>", "  "])
@@ -571,7 +573,9 @@ def damaged_gguf(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Folder:
-    """What `make` gives is to work, or where `refusal` is not None to be refused at start-up by one sentence that holds it."""
+    """What `make` gives is to work, or where `refusal` is not None to be refused at start-up by one sentence that holds
+    it.
+    """
 
     make: Callable[[Path], Path]
     refusal: str | None = None

@@ -18,11 +18,24 @@ from playground.settings import Settings
 from tests.tiny import tiny_folder
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 ROOT = Path(__file__).resolve().parent.parent
-MARKS = [pytest.mark.browser, pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"{CHROMIUM} is missing; `make test` as root installs it, or run `apt-get install chromium`")]
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not Path(CHROMIUM).exists(),
+        reason=f"{CHROMIUM} is missing; `make test` as root installs it, or run `apt-get install chromium`",
+    ),
+]
 TUNED = Path(tempfile.mkdtemp(prefix="nudge-tests-")) / "tuning.json"
 LEAVING = set()  # pages being left: what Gradio's code says of the streams it then breaks off is no complaint
 
@@ -37,7 +50,19 @@ class App:
         # a tiny model is so fast that it must write more
         model, usual = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)
         tokens = tokens or usual
-        command = [sys.executable, ROOT / "app.py", "--model", model, "--port", 0, "--reply-tokens", tokens, "--data-dir", folder / "data", *flags]
+        command = [
+            sys.executable,
+            ROOT / "app.py",
+            "--model",
+            model,
+            "--port",
+            0,
+            "--reply-tokens",
+            tokens,
+            "--data-dir",
+            folder / "data",
+            *flags,
+        ]
         self.command = list(map(str, command))
         self.admin_cookies = None  # of whoever opened the admin link
         # what this machine decodes fastest with is measured once, not for each module of tests
@@ -80,6 +105,7 @@ def app(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -99,7 +125,11 @@ def visit(app, browser, size):
 
     def open_page(width=size[0], height=size[1], path="", again=None, **options):
         """`again`: a page whose visitor opens another one."""
-        context = again.context if again else browser.new_context(viewport={"width": width, "height": height}, **{"locale": "en-US", **options})
+        context = (
+            again.context
+            if again
+            else browser.new_context(viewport={"width": width, "height": height}, **{"locale": "en-US", **options})
+        )
         context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
@@ -117,6 +147,7 @@ def visit(app, browser, size):
 
 
 # -- gestures and what is seen
+
 
 def send(page, text):
     page.fill("#message textarea", text)
@@ -158,12 +189,16 @@ def lengths(page):
 
 def growing(page):
     """Wait until both replies have words and still grow."""
-    page.wait_for_function("[...document.querySelectorAll('#chat-a .bot')].at(-1)?.innerText.length > 5 && "
-                           "[...document.querySelectorAll('#chat-b .bot')].at(-1)?.innerText.length > 5 && document.querySelector('#stop')?.offsetParent")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#chat-a .bot')].at(-1)?.innerText.length > 5 && "
+        "[...document.querySelectorAll('#chat-b .bot')].at(-1)?.innerText.length > 5 && document.querySelector('#stop')?.offsetParent"
+    )
 
 
 def become_admin(page, app):
-    """Make this page's visitor an admin: by the app's admin link, which works once, and later as the same visitor again."""
+    """Make this page's visitor an admin: by the app's admin link, which works once, and later as the same visitor
+    again.
+    """
     if app.admin_cookies:
         page.context.add_cookies(app.admin_cookies)
         return reload(page)

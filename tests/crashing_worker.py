@@ -1,4 +1,6 @@
-"""A worker that is killed (SIGKILL, by itself) inside the phase it is told: `python -m tests.crashing_worker PHASE --once`."""
+"""A worker that is killed (SIGKILL, by itself) inside the phase it is told: `python -m tests.crashing_worker PHASE
+--once`.
+"""
 
 import os
 import signal
@@ -23,6 +25,7 @@ def on_second_checkpoint(save):
         save(trainer, path)
         if trainer.iteration == 2:
             die()
+
     return saving
 
 

@@ -12,7 +12,8 @@ import pytest
 PROGRAM = "/usr/sbin/nginx"
 MISSING = pytest.mark.skipif(
     not Path(PROGRAM).exists(),
-    reason=f"{PROGRAM} is missing; `make test` as root installs it, or run `apt-get install nginx-light`")
+    reason=f"{PROGRAM} is missing; `make test` as root installs it, or run `apt-get install nginx-light`",
+)
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "deploying.md"
 # what surrounds the servers: everything that nginx writes stays in its folder
 MAIN = """daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; {user}
@@ -41,7 +42,9 @@ def free_port():
 
 
 class Nginx:
-    """One nginx that serves each of `servers`, {name: (server block, port of the app)}, on a port of its own: `ports[name]`."""
+    """One nginx that serves each of `servers`, {name: (server block, port of the app)}, on a port of its own:
+    `ports[name]`.
+    """
 
     def __init__(self, folder, servers):
         self.folder, self.ports, blocks = folder, {}, []
@@ -53,7 +56,9 @@ class Nginx:
             blocks.append(here)
         user = "user root;" if os.getuid() == 0 else ""
         (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user, servers="\n".join(blocks)))
-        self.process = subprocess.Popen([PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.PIPE, text=True
+        )
         self._wait()
 
     def _wait(self):

@@ -1,7 +1,10 @@
-"""Makes the pictures in `assets/`: somebody who likes short replies chats and votes in headless Chromium until a version that learned from it answers.
+"""Makes the pictures in `assets/`: somebody who likes short replies chats and votes in headless Chromium until a
+version that learned from it answers.
 
-`python -m tests.pictures FOLDER` keeps the app's data in FOLDER; where a version is live there already it only photographs the pages.
-`--film` plays the session anew. Real default model and settings, but for `--top-p 0.9`; a quarter of an hour on two cores, mostly the round.
+`python -m tests.pictures FOLDER` keeps the app's data in FOLDER; where a version is live there already it only
+photographs the pages.
+`--film` plays the session anew. Real default model and settings, but for `--top-p 0.9`; a quarter of an hour on two
+cores, mostly the round.
 """
 
 import argparse
@@ -32,8 +35,18 @@ class Film:
         self.milliseconds.append(round(1000 * seconds))
 
     def save(self, path):
-        self.frames[0].save(path, save_all=True, append_images=self.frames[1:], duration=self.milliseconds, loop=0, quality=QUALITY, method=4)
-        print(f"{path.name}: {sum(self.milliseconds) / 1000:.1f} s, {len(self.frames)} frames, {path.stat().st_size / 1e6:.2f} MB")
+        self.frames[0].save(
+            path,
+            save_all=True,
+            append_images=self.frames[1:],
+            duration=self.milliseconds,
+            loop=0,
+            quality=QUALITY,
+            method=4,
+        )
+        print(
+            f"{path.name}: {sum(self.milliseconds) / 1000:.1f} s, {len(self.frames)} frames, {path.stat().st_size / 1e6:.2f} MB"
+        )
 
 
 def question(number):
@@ -123,8 +136,15 @@ def portraits(app, browser, state):
             page.screenshot(path=ASSETS / f"{name}-{theme}.png")
             page.set_viewport_size(SIZE)
         context.close()
-        context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=theme, locale="zh-CN" if theme == "dark" else "en-US", storage_state=state,
-                                      has_touch=True, is_mobile=True, device_scale_factor=2)
+        context = browser.new_context(
+            viewport={"width": 390, "height": 844},
+            color_scheme=theme,
+            locale="zh-CN" if theme == "dark" else "en-US",
+            storage_state=state,
+            has_touch=True,
+            is_mobile=True,
+            device_scale_factor=2,
+        )
         page = context.new_page()
         page.goto(app.url)
         page.wait_for_selector("#badge-a .chosen, #badge-b .chosen")

@@ -6,16 +6,63 @@ import math
 from playground.store import REFUSED
 from tests.stores import cast, take
 
-CONFIG = {"kl_target": 6.0, "kl_budget": 12.0, "length_factor": 4.0, "length_drift": 1.75, "empty_replies": 0.1, "repetition_rise": 0.15, "distinct_share": 0.7,
-          "ended_fall": 0.25, "canary_fall": 1.0, "ppo_iterations": 12, "round_votes": 16, "seed": 0, "reward_quantisation": "nf4"}
-REPORT = {"prompts": 32, "reward_new": 1.2, "reward_live": 0.1, "gain": 1.1, "gain_interval": [0.7, 1.5], "kl": 5.6, "length_new": 60.0, "length_live": 72.0,
-          "length_votes": [-0.2, 0.1], "empty": 0.0, "ended_new": 0.9, "ended_live": 0.8, "repetition_new": 0.02, "repetition_live": 0.04, "distinct_new": 0.83,
-          "distinct_live": 0.85, "canary_new": -2.1, "canary_base": -1.9, "refused_because": []}
-SAMPLES = [{"prompt": f"system\nYou are helpful.\nuser\n{text}\nassistant\n", "live": f"A long reply about {text.lower()} <b>that</b> goes on & on.", "new": "A short one.", "shipped": True}
-           for text in ("How do I boil an egg?", "Name a river.", "What is a tide?")]
-METRICS = {"votes": 64, "heldout_accuracy": 0.83, "heldout_interval": [0.61, 0.94], "cv_accuracy": 0.78, "cv_interval": [0.67, 0.86], "cv_calibration_error": 0.07,
-           "cv_reliability": [[0.1, 0.15, 12], [0.35, 0.3, 13], [0.5, 0.55, 13], [0.7, 0.66, 13], [0.9, 0.95, 13]], "gate_gain": 1.1, "kl": 5.6,
-           "phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0, "gate": 22.0}}
+CONFIG = {
+    "kl_target": 6.0,
+    "kl_budget": 12.0,
+    "length_factor": 4.0,
+    "length_drift": 1.75,
+    "empty_replies": 0.1,
+    "repetition_rise": 0.15,
+    "distinct_share": 0.7,
+    "ended_fall": 0.25,
+    "canary_fall": 1.0,
+    "ppo_iterations": 12,
+    "round_votes": 16,
+    "seed": 0,
+    "reward_quantisation": "nf4",
+}
+REPORT = {
+    "prompts": 32,
+    "reward_new": 1.2,
+    "reward_live": 0.1,
+    "gain": 1.1,
+    "gain_interval": [0.7, 1.5],
+    "kl": 5.6,
+    "length_new": 60.0,
+    "length_live": 72.0,
+    "length_votes": [-0.2, 0.1],
+    "empty": 0.0,
+    "ended_new": 0.9,
+    "ended_live": 0.8,
+    "repetition_new": 0.02,
+    "repetition_live": 0.04,
+    "distinct_new": 0.83,
+    "distinct_live": 0.85,
+    "canary_new": -2.1,
+    "canary_base": -1.9,
+    "refused_because": [],
+}
+SAMPLES = [
+    {
+        "prompt": f"system\nYou are helpful.\nuser\n{text}\nassistant\n",
+        "live": f"A long reply about {text.lower()} <b>that</b> goes on & on.",
+        "new": "A short one.",
+        "shipped": True,
+    }
+    for text in ("How do I boil an egg?", "Name a river.", "What is a tide?")
+]
+METRICS = {
+    "votes": 64,
+    "heldout_accuracy": 0.83,
+    "heldout_interval": [0.61, 0.94],
+    "cv_accuracy": 0.78,
+    "cv_interval": [0.67, 0.86],
+    "cv_calibration_error": 0.07,
+    "cv_reliability": [[0.1, 0.15, 12], [0.35, 0.3, 13], [0.5, 0.55, 13], [0.7, 0.66, 13], [0.9, 0.95, 13]],
+    "gate_gain": 1.1,
+    "kl": 5.6,
+    "phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0, "gate": 22.0},
+}
 
 
 def begun(store, **config):
@@ -27,9 +74,19 @@ def begun(store, **config):
 def curves(store, row, steps=12):
     """PPO's curves up to an iteration."""
     for i in range(1, steps + 1):
-        store.add_metrics(row["id"], i, {
-            "reward": 1.2 * (1 - math.exp(-i / 4)), "kl": 0.5 * i, "beta": 0.05 + 0.002 * i, "entropy": 3.0 - 0.05 * i, "length": 72 - i,
-            "clip_fraction": 0.05 + 0.01 * (i % 3), "explained_variance": min(0.1 * i, 0.7)})
+        store.add_metrics(
+            row["id"],
+            i,
+            {
+                "reward": 1.2 * (1 - math.exp(-i / 4)),
+                "kl": 0.5 * i,
+                "beta": 0.05 + 0.002 * i,
+                "entropy": 3.0 - 0.05 * i,
+                "length": 72 - i,
+                "clip_fraction": 0.05 + 0.01 * (i % 3),
+                "explained_variance": min(0.1 * i, 0.7),
+            },
+        )
     store.update_round(row["id"], "w1", phase="ppo", step=steps, steps=12)
 
 
@@ -38,7 +95,9 @@ def files(settings, row):
     folder = settings.rounds_dir / f"{row['id']:04d}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gate.json").write_text(json.dumps({**REPORT, "samples": SAMPLES}))
-    (folder / "log.txt").write_text(f"2026-01-01 10:00:00 round {row['id']}: collect\n2026-01-01 10:04:00 round {row['id']} is over\n")
+    (folder / "log.txt").write_text(
+        f"2026-01-01 10:00:00 round {row['id']}: collect\n2026-01-01 10:04:00 round {row['id']} is over\n"
+    )
 
 
 def published(store, settings):
@@ -58,8 +117,15 @@ def refused(store, settings):
     store.update_round(row["id"], "w1", metrics={**METRICS, "kl": 13.2})
     version = store.add_policy(row["id"], "w1", parent=store.live_policy()["version"])
     because = "it moved too far from the base: 13.2 nats a reply, and the budget is 12"
-    store.refuse(row["id"], "w1", version, "nowhere", "abd", {**REPORT, "kl": 13.2, "refused_because": [because]},
-                 f"{REFUSED}{because}.")
+    store.refuse(
+        row["id"],
+        "w1",
+        version,
+        "nowhere",
+        "abd",
+        {**REPORT, "kl": 13.2, "refused_because": [because]},
+        f"{REFUSED}{because}.",
+    )
     return row
 
 
@@ -77,7 +143,14 @@ def failed(store):
 
 def running(store, steps=5):
     row = begun(store)
-    store.update_round(row["id"], "w1", metrics={key: METRICS[key] for key in ("votes", "heldout_accuracy", "heldout_interval", "cv_accuracy", "cv_interval", "cv_reliability")})
+    store.update_round(
+        row["id"],
+        "w1",
+        metrics={
+            key: METRICS[key]
+            for key in ("votes", "heldout_accuracy", "heldout_interval", "cv_accuracy", "cv_interval", "cv_reliability")
+        },
+    )
     curves(store, row, steps)
     return row
 

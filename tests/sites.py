@@ -11,7 +11,16 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 
-USUAL = {"threads": 1, "reply_tokens": 8, "dtype": "float32", "decode_format": "float32", "port": 0, "auto_train": False, "request_seconds": 3, "unread_seconds": 5}
+USUAL = {
+    "threads": 1,
+    "reply_tokens": 8,
+    "dtype": "float32",
+    "decode_format": "float32",
+    "port": 0,
+    "auto_train": False,
+    "request_seconds": 3,
+    "unread_seconds": 5,
+}
 
 
 class Site:
@@ -20,7 +29,9 @@ class Site:
     def __init__(self, folder, **changes):
         self.settings = Settings(**{"model": str(folder), "_env_file": None, **USUAL, **changes})
         self.store = Store()
-        self.engine = Engine(self.store, self.settings, loading.load_trunk(self.settings), loading.load_tokenizer(self.settings)).start()
+        self.engine = Engine(
+            self.store, self.settings, loading.load_trunk(self.settings), loading.load_tokenizer(self.settings)
+        ).start()
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -18,17 +18,34 @@ def file_store(tmp_path):
 
 
 def candidate(seed, policy=0, base_hash=BASE):
-    return {"policy": policy, "base_model": "tiny", "base_hash": base_hash, "template_hash": "t", "sampling": {"temperature": 1.0}, "seed": seed}
+    return {
+        "policy": policy,
+        "base_model": "tiny",
+        "base_hash": base_hash,
+        "template_hash": "t",
+        "sampling": {"temperature": 1.0},
+        "seed": seed,
+    }
 
 
 def outcome(text, ids, reason="end"):
-    return {"text": text, "seed": 7, "token_ids": ids, "logprobs": [-0.123456789] * len(ids), "finish_reason": reason, "first_token_ms": 5.0, "total_ms": 9.0}
+    return {
+        "text": text,
+        "seed": 7,
+        "token_ids": ids,
+        "logprobs": [-0.123456789] * len(ids),
+        "finish_reason": reason,
+        "first_token_ms": 5.0,
+        "total_ms": 9.0,
+    }
 
 
 def duel(store, who, conversation=None, text="Hello", base_hash=BASE):
     """A finished duel; returns its row."""
     conversation = conversation or store.new_conversation(who)
-    d = store.start_duel(conversation, text, [1, 2, 3], [candidate(1, base_hash=base_hash), candidate(2, base_hash=base_hash)])
+    d = store.start_duel(
+        conversation, text, [1, 2, 3], [candidate(1, base_hash=base_hash), candidate(2, base_hash=base_hash)]
+    )
     store.finish_duel(d, [outcome("left", [4, 2]), outcome("right", [5, 2])])
     return store.duel(d)
 

@@ -20,7 +20,8 @@ def generator(seed=0):
 
 
 def test_the_second_favourite_by_hand():
-    # given the first (share ½), the others' shares ¼ and ¼ go on in proportion, but for the one time in 2³⁰ that 30 heads like the first
+    # given the first (share ½), the others' shares ¼ and ¼ go on in proportion, but for the one time in 2³⁰ that 30
+    # heads like the first
     assert active.second_favourite(torch.tensor([0.5, 0.25, 0.25]), 0).tolist() == pytest.approx([0, 0.5, 0.5])
     assert active.second_favourite(torch.tensor([0.2, 0.6, 0.2]), 0).tolist() == pytest.approx([0, 0.75, 0.25])
 
@@ -28,7 +29,7 @@ def test_the_second_favourite_by_hand():
 def test_a_reply_that_every_head_likes_is_asked_about_against_any_other():
     assert active.second_favourite(torch.tensor([1.0, 0.0, 0.0]), 0).tolist() == [0, 0.5, 0.5]
     almost = active.second_favourite(torch.tensor([0.99, 0.01, 0.0]), 0).tolist()
-    assert almost[2] == pytest.approx(0.99 ** 30 / 2) and sum(almost) == pytest.approx(1)
+    assert almost[2] == pytest.approx(0.99**30 / 2) and sum(almost) == pytest.approx(1)
 
 
 def test_pairs_come_as_often_as_their_chances_say():
@@ -51,10 +52,13 @@ def test_favourites_are_certain_where_the_votes_have_settled_it():
 
 
 def test_two_replies_are_always_the_pair():
-    assert set(active.pair(torch.tensor([1.0, 0.0]), generator())[:2]) == {0, 1} and active.pair(torch.tensor([0.3, 0.7]), generator())[2] == pytest.approx(1)
+    assert set(active.pair(torch.tensor([1.0, 0.0]), generator())[:2]) == {0, 1} and active.pair(
+        torch.tensor([0.3, 0.7]), generator()
+    )[2] == pytest.approx(1)
 
 
 # -- by the head that the worker left
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -65,14 +69,25 @@ REPLIES = [[20, 2], [30, 31, 32, 33, 2], [40, 41, 2], [50, 51, 52, 53, 54, 55, 2
 
 
 def picker(folder, tmp_path, **changes):
-    return active.Picker(Settings(model=folder, data_dir=tmp_path, dtype="float32", threads=1, candidates=4, **changes), "abc" * 20)
+    return active.Picker(
+        Settings(model=folder, data_dir=tmp_path, dtype="float32", threads=1, candidates=4, **changes), "abc" * 20
+    )
 
 
 def leave_head(this, weight=1.0, **changes):
     """A head that likes long replies, and is sure of it."""
     parts = [*FeatureTrunk(this.settings).parts, 0]
-    model = RewardModel("length", parts, [], torch.zeros(1), torch.ones(1), torch.tensor([weight]), torch.ones(1, 1), torch.tensor([[1e-6]]),
-                        torch.zeros(1, 1))
+    model = RewardModel(
+        "length",
+        parts,
+        [],
+        torch.zeros(1),
+        torch.ones(1),
+        torch.tensor([weight]),
+        torch.ones(1, 1),
+        torch.tensor([[1e-6]]),
+        torch.zeros(1, 1),
+    )
     this.file.parent.mkdir(parents=True, exist_ok=True)
     replace(model, **changes).save(this.file)
 
@@ -94,7 +109,9 @@ def test_thompson_asks_about_the_favourite_and_keeps_the_chance(folder, tmp_path
     leave_head(this)
     picked = [this.pair([5, 6], REPLIES, seed) for seed in range(16)]
     assert all(3 in p[:2] and p.pairing == "active" and p.probability == pytest.approx(1 / 3) for p in picked)
-    assert {p[:2].index(3) for p in picked} == {0, 1} and len({sum(p[:2]) for p in picked}) > 1  # on either side, against any other
+    assert {p[:2].index(3) for p in picked} == {0, 1} and len(
+        {sum(p[:2]) for p in picked}
+    ) > 1  # on either side, against any other
     assert picked[0] == this.pair([5, 6], REPLIES, 0)
 
 

@@ -19,8 +19,18 @@ def tensors(**changes):
 
 
 def write(root, content=None, version=1):
-    return adapters.write(root, version, content or tensors(), rank=4, alpha=8, targets=["q_proj", "k_proj"], base=BASE, parent=0,
-                          round_id=3, scores={"gain": 1.5})
+    return adapters.write(
+        root,
+        version,
+        content or tensors(),
+        rank=4,
+        alpha=8,
+        targets=["q_proj", "k_proj"],
+        base=BASE,
+        parent=0,
+        round_id=3,
+        scores={"gain": 1.5},
+    )
 
 
 def read(folder, **expected):
@@ -44,18 +54,32 @@ def flip(path, where):
 
 # -- there and back
 
+
 def test_what_is_written_is_read(tmp_path):
     folder, sha256 = write(tmp_path)
     manifest, loaded = read(folder, expected_sha256=sha256)
     assert folder == tmp_path / "v0001"
     assert loaded.keys() == tensors().keys() and all(torch.equal(loaded[k], v) for k, v in tensors().items())
     assert {k: manifest[k] for k in ("version", "parent", "round", "rank", "alpha", "targets", "base", "scores")} == {
-        "version": 1, "parent": 0, "round": 3, "rank": 4, "alpha": 8, "targets": ["k_proj", "q_proj"], "base": BASE, "scores": {"gain": 1.5}}
+        "version": 1,
+        "parent": 0,
+        "round": 3,
+        "rank": 4,
+        "alpha": 8,
+        "targets": ["k_proj", "q_proj"],
+        "base": BASE,
+        "scores": {"gain": 1.5},
+    }
 
 
 def test_the_config_is_pefts_own(tmp_path):
     config = json.loads((write(tmp_path)[0] / CONFIG).read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"], config["target_modules"]) == ("LORA", 4, 8, ["k_proj", "q_proj"])
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["target_modules"]) == (
+        "LORA",
+        4,
+        8,
+        ["k_proj", "q_proj"],
+    )
 
 
 def test_tensors_that_are_not_contiguous_can_be_written(tmp_path):
@@ -90,6 +114,7 @@ def test_a_torn_write_is_replaced_by_the_next_one(tmp_path):
 
 # -- what is not accepted
 
+
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_a_flipped_byte_is_found(tmp_path, name):
     folder, _ = write(tmp_path)
@@ -111,7 +136,9 @@ def test_a_folder_that_is_not_there_is_incomplete(tmp_path):
         read(tmp_path / "v0007")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": {}}'], ids=["empty", "cut", "list", "bare", "no files"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"files": {}}'], ids=["empty", "cut", "list", "bare", "no files"]
+)
 def test_a_manifest_that_says_too_little_is_incomplete(tmp_path, text):
     folder, _ = write(tmp_path)
     (folder / MANIFEST).write_text(text)
@@ -132,7 +159,10 @@ def test_a_manifest_without_what_the_loader_needs_is_incomplete(tmp_path, key):
 
 def test_another_base_model_is_named(tmp_path):
     folder, _ = write(tmp_path)
-    with pytest.raises(BadAdapter, match=r"v0001 was trained on tiny \(0123456789ab\), not on the model that is running \(fedcba987654\)"):
+    with pytest.raises(
+        BadAdapter,
+        match=r"v0001 was trained on tiny \(0123456789ab\), not on the model that is running \(fedcba987654\)",
+    ):
         read(folder, base_hash="fedcba9876543210")
 
 
@@ -151,8 +181,11 @@ def test_a_value_that_is_not_finite_or_far_too_large_is_refused(tmp_path, value)
         read(folder)
 
 
-@pytest.mark.parametrize("content", [
-    {A: tensors()[A]}, tensors(extra=torch.zeros(1)), tensors(**{A: torch.zeros(5, 8)})], ids=["missing", "extra", "reshaped"])
+@pytest.mark.parametrize(
+    "content",
+    [{A: tensors()[A]}, tensors(extra=torch.zeros(1)), tensors(**{A: torch.zeros(5, 8)})],
+    ids=["missing", "extra", "reshaped"],
+)
 def test_other_tensors_than_the_manifest_lists_are_refused(tmp_path, content):
     folder, _ = write(tmp_path)
     save_file(content, folder / WEIGHTS)
@@ -168,6 +201,7 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
 
 
 # -- copying into a model
+
 
 def parameters():
     return {k: torch.zeros_like(v) for k, v in tensors().items()}

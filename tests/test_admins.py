@@ -37,7 +37,12 @@ def users(tmp_path):
 
 
 def admins_of(users, window=admins.WINDOW, **changes):
-    return Admins(Settings(host="0.0.0.0", **{"admins": "ada, bob", "users_file": str(users), "_env_file": None, **changes}), Store(), window, CHEAP)
+    return Admins(
+        Settings(host="0.0.0.0", **{"admins": "ada, bob", "users_file": str(users), "_env_file": None, **changes}),
+        Store(),
+        window,
+        CHEAP,
+    )
 
 
 @pytest.fixture
@@ -57,7 +62,11 @@ def guess(found, who, name="ada", client="10.0.0.7", times=1):
 
 # -- the owner
 
-@pytest.mark.parametrize("request_", [Request("127.0.0.1:7860", "127.0.0.1"), Request("localhost", "::1"), Request("nudge.example", "127.0.0.1")])
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request("127.0.0.1:7860", "127.0.0.1"), Request("localhost", "::1"), Request("nudge.example", "127.0.0.1")],
+)
 def test_nobody_is_an_admin_by_where_they_sit(request_):
     """Behind a proxy on the same machine everybody came from 127.0.0.1, and was the owner."""
     local = Admins(Settings(host="127.0.0.1", _env_file=None), Store())
@@ -133,6 +142,7 @@ def test_the_owners_name_is_nobody_elses(users, name, monkeypatch):
 
 # -- names and passwords
 
+
 def test_over_the_network_nobody_is_an_admin_before_signing_in(team):
     found, who = team
     assert not found.allowed(Request("127.0.0.1:7860", "127.0.0.1"), who)
@@ -149,7 +159,10 @@ def test_a_known_user_who_is_not_in_the_list_of_admins_is_none(team):
     assert found.name(Request(), who) == "eve" and not found.allowed(Request(), who)
 
 
-@pytest.mark.parametrize(("name", "password"), [("ada", "wrong"), ("ada", ""), ("ada", None), ("bob", PASSWORD), ("", ""), (None, None), ("ada:", PASSWORD)])
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("ada", "wrong"), ("ada", ""), ("ada", None), ("bob", PASSWORD), ("", ""), (None, None), ("ada:", PASSWORD)],
+)
 def test_a_wrong_name_or_password_is_no_sign_in(team, name, password):
     found, who = team
     with pytest.raises(WrongSignIn, match="wrong"):
@@ -158,6 +171,7 @@ def test_a_wrong_name_or_password_is_no_sign_in(team, name, password):
 
 
 # -- what strangers may try
+
 
 def test_after_five_wrong_passwords_even_the_right_one_waits_and_elsewhere_it_does_not(team):
     found, who = team
@@ -223,7 +237,12 @@ def test_a_name_or_password_that_is_too_long_is_neither_hashed_nor_kept(team, mo
     """A name of 100 MB was kept in memory."""
     monkeypatch.setattr(Admins, "_right", lambda *_: pytest.fail("a password was hashed"))
     found, who = team
-    for name, password in (("x" * 65, PASSWORD), ("x" * 100_000_000, PASSWORD), ("ada", "x" * 257), ("ada" + " " * 100 + "x", PASSWORD)):
+    for name, password in (
+        ("x" * 65, PASSWORD),
+        ("x" * 100_000_000, PASSWORD),
+        ("ada", "x" * 257),
+        ("ada" + " " * 100 + "x", PASSWORD),
+    ):
         with pytest.raises(WrongSignIn, match="at most 64 characters and a password at most 256"):
             found.sign_in(Request(), who, name, password)
     assert not found._by_both.storage.events
@@ -253,7 +272,10 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
     for thread in threads:
         thread.join()
     assert max(most) == 1
-    assert outcomes.count("Other people are signing in. Try again in a few seconds.") >= 30 and outcomes.count("The name or the password is wrong.") >= 4
+    assert (
+        outcomes.count("Other people are signing in. Try again in a few seconds.") >= 30
+        and outcomes.count("The name or the password is wrong.") >= 4
+    )
 
 
 def test_guesses_at_the_same_moment_count_like_any(users):
@@ -282,6 +304,7 @@ def test_a_users_file_that_cannot_be_read_is_no_traceback_for_who_signs_in(users
 
 # -- Hugging Face, and the file
 
+
 def test_off_a_space_a_hugging_face_sign_in_is_a_mock_and_counts_for_nothing(team, monkeypatch):
     found, who = team
     request = Request(session={"oauth_info": {"userinfo": {"preferred_username": "bob"}}})
@@ -304,8 +327,16 @@ def test_the_users_file_has_hashes_only_and_is_for_its_owner_alone(tmp_path):
     assert list(read_users(users)) == ["ada"]
     assert PASSWORD not in users.read_text() and "$argon2id$" in users.read_text()
     assert users.stat().st_mode & 0o077 == 0
-    for name, password in (("a:b", PASSWORD), ("", PASSWORD), (" ada", PASSWORD), ("#x", PASSWORD), ("a\nb", PASSWORD), ("ada", "short"),
-                           ("x" * 65, PASSWORD), ("ada", "x" * 257)):
+    for name, password in (
+        ("a:b", PASSWORD),
+        ("", PASSWORD),
+        (" ada", PASSWORD),
+        ("#x", PASSWORD),
+        ("a\nb", PASSWORD),
+        ("ada", "short"),
+        ("x" * 65, PASSWORD),
+        ("ada", "x" * 257),
+    ):
         with pytest.raises(WrongSignIn):
             write_user(users, name, password)
 
@@ -313,7 +344,9 @@ def test_the_users_file_has_hashes_only_and_is_for_its_owner_alone(tmp_path):
 def test_the_command_writes_a_password(tmp_path):
     users = tmp_path / "users"
     command = [sys.executable, "-m", "playground.people.admins", "--name", "ada", "--users-file", str(users)]
-    done = subprocess.run(command, input=PASSWORD + "\n", text=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        command, input=PASSWORD + "\n", text=True, capture_output=True, cwd=Path(__file__).parent.parent
+    )
     assert done.returncode == 0, done.stderr
     assert PasswordHasher().verify(read_users(users)["ada"], PASSWORD)
     done = subprocess.run(command[:5], text=True, capture_output=True, cwd=Path(__file__).parent.parent)

@@ -15,10 +15,16 @@ def shorter(prompt, reply):
     return -len(reply)
 
 
-@pytest.mark.parametrize(("name", "better", "worse"), [
-    ("brevity", "Yes.", "Yes, it is."), ("lists", "Two:\n1. one\n- two", "1. one and - two"),
-    ("second_person", "You can, if your friend can.", "One can; young people do."), ("question", "Why? When?", "Because."),
-    ("formality", "It is; however, it was not.", "It's great!")])
+@pytest.mark.parametrize(
+    ("name", "better", "worse"),
+    [
+        ("brevity", "Yes.", "Yes, it is."),
+        ("lists", "Two:\n1. one\n- two", "1. one and - two"),
+        ("second_person", "You can, if your friend can.", "One can; young people do."),
+        ("question", "Why? When?", "Because."),
+        ("formality", "It is; however, it was not.", "It's great!"),
+    ],
+)
 def test_an_annotator_prefers_what_its_name_says(name, better, worse):
     score = annotators.find(name)
     assert score("Is it?", better) > score("Is it?", worse)
@@ -35,6 +41,7 @@ def test_an_unknown_annotator_is_named(name):
 
 
 # -- people
+
 
 def shares(left, right, n=4000, **changes):
     """How often each choice falls."""
@@ -77,7 +84,9 @@ def test_two_bad_replies_are_both_bad_and_one_is_not():
 def test_people_are_named_with_commas_and_a_temperature_of_their_own():
     found = annotators.people("brevity, lists@0.5", temperature=2.0, flip=0.1)
     assert {name: (p.score, p.temperature, p.flip) for name, p in found.items()} == {
-        "brevity": (annotators.brevity, 2.0, 0.1), "lists@0.5": (annotators.lists, 0.5, 0.1)}
+        "brevity": (annotators.brevity, 2.0, 0.1),
+        "lists@0.5": (annotators.lists, 0.5, 0.1),
+    }
 
 
 def test_a_temperature_that_is_no_number_is_named():

@@ -26,8 +26,14 @@ def folder(tmp_path_factory):
 
 def start(cwd, *flags, **environ):
     """The app in a working directory of its own, so that no `.env` or data of the checkout is seen."""
-    return subprocess.Popen([sys.executable, ROOT / "app.py", *map(str, flags)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "HF_HUB_OFFLINE": "1", **environ})
+    return subprocess.Popen(
+        [sys.executable, ROOT / "app.py", *map(str, flags)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environ},
+    )
 
 
 def run(cwd, *flags, **environ):
@@ -73,7 +79,9 @@ def test_below_a_path_it_says_the_whole_address_and_the_admin_link_outlives_a_re
             process = start(tmp_path, *command)
             try:
                 url = re.fullmatch(r"Nudge is at (http://127\.0\.0\.1:\d+/nudge)\n", process.stdout.readline())[1]
-                link = re.fullmatch(rf"Admin link, for one browser: ({url}/admin/[\w-]{{43}})\n", process.stdout.readline())[1]
+                link = re.fullmatch(
+                    rf"Admin link, for one browser: ({url}/admin/[\w-]{{43}})\n", process.stdout.readline()
+                )[1]
                 if start_number == 1:
                     answer = browser.get(link)
                     assert answer.status_code == 303 and answer.headers["location"] == "/nudge/"
@@ -92,7 +100,9 @@ def test_a_worker_that_dies_is_started_again_and_the_chat_does_not_notice(folder
         first = psutil.Process(process.pid).children()[0]
         first.kill()
         until = time.monotonic() + 20
-        while time.monotonic() < until and not [c for c in psutil.Process(process.pid).children() if c.pid != first.pid]:
+        while time.monotonic() < until and not [
+            c for c in psutil.Process(process.pid).children() if c.pid != first.pid
+        ]:
             time.sleep(0.1)
         assert [c for c in psutil.Process(process.pid).children() if c.pid != first.pid]
         assert httpx.get(f"{url}/readyz").json()["ready"] is True

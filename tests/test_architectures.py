@@ -1,4 +1,6 @@
-"""Every architecture that people bring answers, with tiny random weights, and can be trained where a round is to run on it."""
+"""Every architecture that people bring answers, with tiny random weights, and can be trained where a round is to run on
+it.
+"""
 
 import pytest
 import torch
@@ -139,7 +141,9 @@ def test_a_reply_ends_at_the_last_learned_position(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "BLOOM", "Gemma 2", "Mamba"])
 def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, name, tmp_path, caplog):
-    """BLOOM, whose ALiBi takes no mask of its own for each token, failed the round instead of reading a prompt for each reply."""
+    """BLOOM, whose ALiBi takes no mask of its own for each token, failed the round instead of reading a prompt for each
+    reply.
+    """
     settings = settings_of(folder(name))
     tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings, training=True)
     bare = loading.shell(trunk)

@@ -17,11 +17,13 @@ def outputs(model):
     """Logits of a padded batch and their gradient by the embeddings, then of one step more with a cache."""
     embedded = model.get_input_embeddings()(IDS).detach().requires_grad_(True)
     logits = model(inputs_embeds=embedded, attention_mask=MASK).logits[MASK.bool()]
-    gradient, = torch.autograd.grad((logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum(), embedded)
+    (gradient,) = torch.autograd.grad((logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum(), embedded)
     cache = DynamicCache()
     with torch.no_grad():
         model(input_ids=IDS, attention_mask=MASK, past_key_values=cache)
-        step = model(input_ids=IDS[:, :1] + 20, attention_mask=torch.cat([MASK, MASK[:, -1:]], 1), past_key_values=cache).logits
+        step = model(
+            input_ids=IDS[:, :1] + 20, attention_mask=torch.cat([MASK, MASK[:, -1:]], 1), past_key_values=cache
+        ).logits
     return logits, gradient[MASK.bool()], step
 
 
@@ -38,8 +40,16 @@ def test_it_is_transformers_plain_attention():
 
 @pytest.mark.parametrize("softcap", [None, 50.0])
 def test_a_model_with_an_attention_of_its_own_keeps_it(softcap):
-    config = Gemma2Config(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-                          head_dim=16, attn_logit_softcapping=softcap)
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        attn_logit_softcapping=softcap,
+    )
     model = Gemma2ForCausalLM(config)
     model.set_attn_implementation("eager")
     attention.use_grouped(model)

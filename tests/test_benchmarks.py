@@ -20,25 +20,48 @@ PROMPTS = [f"prompt {i}" for i in range(12)]
 
 @pytest.fixture
 def pool():
-    """Four replies to each of twelve prompts, the last four held out; a reply's features are noise, its number of words, and the log of it."""
+    """Four replies to each of twelve prompts, the last four held out; a reply's features are noise, its number of
+    words, and the log of it.
+    """
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(1, 40, (48,), generator=generator).tolist()
     words = torch.tensor(counts).float()[:, None]
     features = torch.cat([torch.randn(48, 2, generator=generator), words, words.log()], -1)
-    return pools.Pool([p for p in PROMPTS for _ in range(4)], ["word " * n for n in counts], [([1], [i] * n) for i, n in enumerate(counts)],
-                      [True] * 48, [i >= 32 for i in range(48)], features, [2, 1, 1])
+    return pools.Pool(
+        [p for p in PROMPTS for _ in range(4)],
+        ["word " * n for n in counts],
+        [([1], [i] * n) for i, n in enumerate(counts)],
+        [True] * 48,
+        [i >= 32 for i in range(48)],
+        features,
+        [2, 1, 1],
+    )
 
 
 # -- the table
 
-@pytest.mark.parametrize(("value", "bar", "ok"), [(0.8, "≥ 0.8", True), (0.79, "≥ 0.8", False), (2.0, "≤ 2", True), (2.1, "≤ 2", False),
-                                                  (None, "≥ 0.8", None), (0.5, None, None)])
+
+@pytest.mark.parametrize(
+    ("value", "bar", "ok"),
+    [
+        (0.8, "≥ 0.8", True),
+        (0.79, "≥ 0.8", False),
+        (2.0, "≤ 2", True),
+        (2.1, "≤ 2", False),
+        (None, "≥ 0.8", None),
+        (0.5, None, None),
+    ],
+)
 def test_a_row_says_whether_it_holds(value, bar, ok):
     assert report.row("what", value, "s", bar) == {"what": "what", "value": value, "unit": "s", "bar": bar, "ok": ok}
 
 
 def test_rows_that_fall_short_or_were_not_run_stay_in_the_table(tmp_path, capsys):
-    rows = [report.row("good", 1.0, "", "≥ 0.5"), report.row("bad", 0.25, "", "≥ 0.5"), report.row("missing", None, "", "≥ 0.5")]
+    rows = [
+        report.row("good", 1.0, "", "≥ 0.5"),
+        report.row("bad", 0.25, "", "≥ 0.5"),
+        report.row("missing", None, "", "≥ 0.5"),
+    ]
     report.show(rows, str(tmp_path / "rows.json"))
     printed = capsys.readouterr().out.splitlines()[2:]
     assert [line.split("|")[2].strip() for line in printed] == ["1", "0.25", "not run"] and "NO" in printed[1]
@@ -46,6 +69,7 @@ def test_rows_that_fall_short_or_were_not_run_stay_in_the_table(tmp_path, capsys
 
 
 # -- the pool
+
 
 def test_votes_fall_on_prompts_that_are_not_held_out_one_each_before_a_second(pool):
     prefs, chosen = pools.vote(pool, Person(annotators.brevity), 8, 0)
@@ -60,7 +84,10 @@ def test_votes_are_the_annotators_and_shuffled_ones_are_not(pool):
     def agreement(**changes):
         prefs, chosen = pools.vote(pool, Person(annotators.brevity), 48, 0, **changes)
         gaps = [words[chosen[a]] - words[chosen[b]] for a, b, *_ in prefs.pairs]
-        return [outcome == (TIE if gap == 0 else A if gap < 0 else B) for gap, (_, _, outcome, *_) in zip(gaps, prefs.pairs, strict=True)]
+        return [
+            outcome == (TIE if gap == 0 else A if gap < 0 else B)
+            for gap, (_, _, outcome, *_) in zip(gaps, prefs.pairs, strict=True)
+        ]
 
     assert all(agreement()) and sum(agreement(shuffled=True)) < 36
 
@@ -79,20 +106,35 @@ def test_a_result_is_made_once_for_each_key_and_code(tmp_path):
 
 # -- cells, rows and pictures
 
+
 def test_a_reward_model_of_the_right_feature_is_found_to_be_right(pool, tmp_path):
     found = learning.reward_cell(pool, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
     assert found["accuracy"] > 0.9 and found["enough"] and found["cv"] > 0.8
-    assert sum(count for _, _, count in found["reliability"]) <= 24  # six pairs of each of four held-out prompts, ties aside
+    assert (
+        sum(count for _, _, count in found["reliability"]) <= 24
+    )  # six pairs of each of four held-out prompts, ties aside
 
 
 def test_the_best_of_several_by_the_right_feature_wins(pool, tmp_path):
-    candidates = replace(pool, texts=pool.texts[::-1], ids=pool.ids[::-1], features=pool.features.flip(0))  # held out are other replies
-    candidates.features[:, -2:] = torch.tensor([[float(len(text.split())), math.log(len(text.split()))] for text in candidates.texts])
+    candidates = replace(
+        pool, texts=pool.texts[::-1], ids=pool.ids[::-1], features=pool.features.flip(0)
+    )  # held out are other replies
+    candidates.features[:, -2:] = torch.tensor(
+        [[float(len(text.split())), math.log(len(text.split()))] for text in candidates.texts]
+    )
     found = learning.best_of_cell(pool, candidates, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
-    truth = [[len(text.split()) for text, held in zip(p.texts, p.heldout, strict=True) if held] for p in (candidates, pool)]
-    best = [min(truth[0][i:i + 4]) for i in range(0, 16, 4)]
-    wins = [sum((b < o) + 0.5 * (b == o) for o in truth[1][i:i + 4]) / 4 for b, i in zip(best, range(0, 16, 4), strict=True)]
-    assert found["win_rate"] == pytest.approx(sum(wins) / 4, abs=0.13) and found["interval"][0] <= found["win_rate"] <= found["interval"][1]
+    truth = [
+        [len(text.split()) for text, held in zip(p.texts, p.heldout, strict=True) if held] for p in (candidates, pool)
+    ]
+    best = [min(truth[0][i : i + 4]) for i in range(0, 16, 4)]
+    wins = [
+        sum((b < o) + 0.5 * (b == o) for o in truth[1][i : i + 4]) / 4
+        for b, i in zip(best, range(0, 16, 4), strict=True)
+    ]
+    assert (
+        found["win_rate"] == pytest.approx(sum(wins) / 4, abs=0.13)
+        and found["interval"][0] <= found["win_rate"] <= found["interval"][1]
+    )
 
 
 def test_a_lora_with_a_last_token_head_learns_a_token(tmp_path, monkeypatch):
@@ -100,13 +142,19 @@ def test_a_lora_with_a_last_token_head_learns_a_token(tmp_path, monkeypatch):
     monkeypatch.setattr(last_token, "LR", 1e-2)
     settings = settings_for(tmp_path)
     replies = [([3, 4, 5], [200 + i, 100 if i % 2 else 150]) for i in range(32)]
-    prefs = Preferences(replies, [(i, i + 1, B, 1.0, "x", i) if i % 4 else (i + 1, i, A, 1.0, "x", i) for i in range(0, 32, 2)])
+    prefs = Preferences(
+        replies, [(i, i + 1, B, 1.0, "x", i) if i % 4 else (i + 1, i, A, 1.0, "x", i) for i in range(0, 32, 2)]
+    )
     fresh = [([6, 7], [300 + i, 100 if i % 2 else 150]) for i in range(8)]
     found = last_token.accuracies(prefs, fresh, [(i, i + 1, B) for i in range(0, 8, 2)], settings, 0)
     assert len(found) == last_token.EPOCHS and found[-1] == 1
     model = last_token.LastToken(settings, 0)
-    torch.testing.assert_close(last_token.all_scores(model, [*replies[:3], ([9], [8] * 7)]),
-                               torch.cat([model([reply]) for reply in [*replies[:3], ([9], [8] * 7)]]).detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        last_token.all_scores(model, [*replies[:3], ([9], [8] * 7)]),
+        torch.cat([model([reply]) for reply in [*replies[:3], ([9], [8] * 7)]]).detach(),
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
 
 def test_rounds_that_were_not_run_are_shown_as_not_run(pool, tmp_path, monkeypatch):
@@ -119,13 +167,41 @@ def test_rounds_that_were_not_run_are_shown_as_not_run(pool, tmp_path, monkeypat
 
 def test_the_pictures_show_what_there_is(pool, tmp_path):
     settings = learning.LearningSettings(data_dir=tmp_path)
-    cells = [{"kind": "reward model", "shuffled": False, "annotator": "brevity", "n": n, "flip": 0.0, "seed": seed,
-              **learning.reward_cell(pool, settings, "brevity", n, 0.0, seed)} for n in (16, 32) for seed in (0, 1)]
+    cells = [
+        {
+            "kind": "reward model",
+            "shuffled": False,
+            "annotator": "brevity",
+            "n": n,
+            "flip": 0.0,
+            "seed": seed,
+            **learning.reward_cell(pool, settings, "brevity", n, 0.0, seed),
+        }
+        for n in (16, 32)
+        for seed in (0, 1)
+    ]
     assert [f.name for f in plots.draw(cells, tmp_path)] == ["learning-accuracy.svg", "learning-calibration.svg"]
-    done = {"kind": "round", "arm": "PPO", "annotator": "brevity", "n": 100, "flip": 0.0, "seed": 0, "win_rate": 0.8, "interval": [0.7, 0.9],
-            "state": "published", "curve": []}
-    far = {**done, "arm": "far beyond the KL target", "curve": [{"kl": k, "proxy": k, "true": -k} for k in (0.0, 1.0, 4.0)]}
-    assert [f.name for f in plots.draw([done, far], tmp_path)] == ["learning-win-rate.svg", "learning-over-optimisation.svg"]
+    done = {
+        "kind": "round",
+        "arm": "PPO",
+        "annotator": "brevity",
+        "n": 100,
+        "flip": 0.0,
+        "seed": 0,
+        "win_rate": 0.8,
+        "interval": [0.7, 0.9],
+        "state": "published",
+        "curve": [],
+    }
+    far = {
+        **done,
+        "arm": "far beyond the KL target",
+        "curve": [{"kl": k, "proxy": k, "true": -k} for k in (0.0, 1.0, 4.0)],
+    }
+    assert [f.name for f in plots.draw([done, far], tmp_path)] == [
+        "learning-win-rate.svg",
+        "learning-over-optimisation.svg",
+    ]
     assert "<svg" in (tmp_path / "learning-win-rate.svg").read_text()
 
 
@@ -138,14 +214,27 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
     trunk = loading.load_trunk(settings)
     base = rounds.Base(loading.base_identity(trunk, settings), loading.template_hash(loading.load_tokenizer(settings)))
     cell = rounds.round_cell(pool, base, settings, "brevity", 16, 0.0, 0, log=lambda text: None)
-    assert cell["state"] in ("published", "refused") and 0 <= cell["interval"][0] <= cell["win_rate"] <= cell["interval"][1] <= 1
+    assert (
+        cell["state"] in ("published", "refused")
+        and 0 <= cell["interval"][0] <= cell["win_rate"] <= cell["interval"][1] <= 1
+    )
     assert len(cell["curve"]) == 2 and cell["curve"][0]["kl"] == pytest.approx(0, abs=0.05) and cell["peak_mb"] > 100
-    assert pools.make_pool(settings, pools.Cache(settings), 16, pytest.fail).texts == pool.texts  # nothing is sampled twice
+    assert (
+        pools.make_pool(settings, pools.Cache(settings), 16, pytest.fail).texts == pool.texts
+    )  # nothing is sampled twice
 
 
 def test_three_rounds_in_a_row_are_real_ones(tmp_path):
     """On the tiny model: votes on the live version's replies, a worker each time, and the truth about whatever is live."""
-    tiny = settings_for(tmp_path, ppo_iterations=2, gate_prompts=4, evidence_confidence=0.0, gate_confidence=0.01, reply_tokens=8, rollout_tokens=8)
+    tiny = settings_for(
+        tmp_path,
+        ppo_iterations=2,
+        gate_prompts=4,
+        evidence_confidence=0.0,
+        gate_confidence=0.01,
+        reply_tokens=8,
+        rollout_tokens=8,
+    )
     settings = three_rounds.ThreeRoundsSettings(**{**tiny.model_dump(), "replies": 2})
     pool = pools.make_pool(settings, pools.Cache(settings), 8, lambda text: None)
     found = three_rounds.chain(pool, settings, "brevity", 12, "live", 0, log=lambda text: None)
@@ -165,13 +254,21 @@ def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_dow
     tokenizer, often = loading.load_tokenizer(settings), [i * 7 % 5 for i in range(80)]
     texts = [f"the story {'good answer ' * n}and the light number {i}" for i, n in enumerate(often)]
     ids = [([1], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    pool = pools.Pool([f"prompt {i // 2}" for i in range(80)], texts, ids, [True] * 80, [i >= 60 for i in range(80)], torch.zeros(80, 1), [1])
+    pool = pools.Pool(
+        [f"prompt {i // 2}" for i in range(80)],
+        texts,
+        ids,
+        [True] * 80,
+        [i >= 60 for i in range(80)],
+        torch.zeros(80, 1),
+        [1],
+    )
     monkeypatch.setattr(gold, "hidden_rule", lambda pool: often)
     gold.make(pool, pools.Cache(settings), settings, lambda text: None)
     for name, value in settings.environ().items():
         monkeypatch.setenv(name, value)
     said = pool.scores(annotators.find(gold.NAME))
-    decided = [(a, b) for (a, b), in pool.pairs(heldout=True) if often[a] != often[b]]
+    decided = [(a, b) for ((a, b),) in pool.pairs(heldout=True) if often[a] != often[b]]
     assert sum((said[a] > said[b]) == (often[a] > often[b]) for a, b in decided) >= 0.9 * len(decided) > 7
     gold.make(pool, pools.Cache(settings), settings, pytest.fail)  # made once
 

@@ -2,7 +2,23 @@
 
 import re
 
-from tests.browsing import MARKS, app, become_admin, browser, growing, lengths, messages, reload, reply, send, shot, size, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import (
+    MARKS,
+    app,
+    become_admin,
+    browser,
+    growing,
+    lengths,
+    messages,
+    reload,
+    reply,
+    send,
+    shot,
+    size,
+    tab,
+    visit,
+    wait_for_vote,
+)  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
 
@@ -48,7 +64,7 @@ def test_a_person_chats_votes_reloads_and_goes_on(app, visit):
     page.wait_for_selector("#badge-b .chosen")
     page.click("#vote-tie")
     page.wait_for_selector("#vote-tie.picked")
-    assert [c for c, in app.rows("select choice from vote where superseded_by is null order by id")] == ["a", "tie"]
+    assert [c for (c,) in app.rows("select choice from vote where superseded_by is null order by id")] == ["a", "tie"]
     shot(page, "two-turns")
 
 
@@ -105,7 +121,10 @@ def test_markup_is_shown_and_not_run(visit):
     page = visit()
     send(page, "<b>bold</b> <img src=x onerror=\"document.title='run'\"> <custom> & &lt;")
     wait_for_vote(page)
-    assert page.locator("#chat-a .user").last.inner_text().strip() == "<b>bold</b> <img src=x onerror=\"document.title='run'\"> <custom> & &lt;"
+    assert (
+        page.locator("#chat-a .user").last.inner_text().strip()
+        == "<b>bold</b> <img src=x onerror=\"document.title='run'\"> <custom> & &lt;"
+    )
     assert page.title() == "Nudge"
 
 

@@ -29,7 +29,11 @@ def test_an_admin_signs_in_starts_a_round_and_signs_out(app, visit):
     tab(page, "training")
     page.wait_for_selector("#sign-in")
     page.wait_for_timeout(2000)
-    assert page.locator("#train-now").is_hidden() and page.locator("#auto-train").is_hidden() and page.locator("#round-settings").is_hidden()
+    assert (
+        page.locator("#train-now").is_hidden()
+        and page.locator("#auto-train").is_hidden()
+        and page.locator("#round-settings").is_hidden()
+    )
     page.click("#sign-in > button")
     sign_in(page, "ann", "not the password")
     page.wait_for_selector("#notice .warning:has-text('The name or the password is wrong.')")

@@ -1,4 +1,6 @@
-"""One's own data in headless Chromium: a chat deleted, everything deleted, no training; and what another visitor sees meanwhile."""
+"""One's own data in headless Chromium: a chat deleted, everything deleted, no training; and what another visitor sees
+meanwhile.
+"""
 
 import pytest
 
@@ -17,7 +19,18 @@ MARK = "Ottokar's secret"
 def app(tmp_path_factory):
     """Admins are those who sign in: whoever comes by this address is a visitor."""
     folder = tmp_path_factory.mktemp("app")
-    app = App(folder, "--no-worker", "--host", "0.0.0.0", "--threads", 1, "--decode-format", "float32", model=tiny_folder(folder / "model"), tokens=20)
+    app = App(
+        folder,
+        "--no-worker",
+        "--host",
+        "0.0.0.0",
+        "--threads",
+        1,
+        "--decode-format",
+        "float32",
+        model=tiny_folder(folder / "model"),
+        tokens=20,
+    )
     yield app
     app.stop()
 
@@ -59,7 +72,9 @@ def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, 
     other = visit()
     tab(other, "training")
     other.wait_for_selector("#samples table")
-    assert MARK not in other.inner_text("body") and other.locator("#log").is_hidden(), "a stranger reads figures and shipped prompts"
+    assert MARK not in other.inner_text("body") and other.locator("#log").is_hidden(), (
+        "a stranger reads figures and shipped prompts"
+    )
 
     open_fold(page)
     shot(page, f"your-data-{size[0]}")
@@ -79,7 +94,9 @@ def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, 
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("#forget")
     page.wait_for_timeout(500)
-    assert app.rows("select count(*) from message where text like ?", f"%{MARK}%") != [(0,)], "who says no keeps everything"
+    assert app.rows("select count(*) from message where text like ?", f"%{MARK}%") != [(0,)], (
+        "who says no keeps everything"
+    )
     cookie = page.context.cookies()[0]["value"]
     page.once("dialog", lambda dialog: dialog.accept())
     # the browser is somebody else before it has left the page, whose looks are then refused

@@ -1,4 +1,6 @@
-"""Every gesture of the chat in headless Chromium, on a desktop and on a phone: keys, early votes, regenerate, undo, edit, thumbs, reasons, chats, share, settings."""
+"""Every gesture of the chat in headless Chromium, on a desktop and on a phone: keys, early votes, regenerate, undo,
+edit, thumbs, reasons, chats, share, settings.
+"""
 
 import re
 
@@ -6,7 +8,22 @@ import pytest
 
 from playground.store import Store
 from playground.ui.chats import STRETCH
-from tests.browsing import MARKS, app, browser, growing, lengths, messages, reload, reply, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import (
+    MARKS,
+    app,
+    browser,
+    growing,
+    lengths,
+    messages,
+    reload,
+    reply,
+    send,
+    shot,
+    tab,
+    turn,
+    visit,
+    wait_for_vote,
+)  # noqa: F401 (fixtures)
 
 pytestmark = MARKS
 
@@ -16,7 +33,10 @@ def size(request):
     return request.param
 
 
-@pytest.mark.parametrize(("key", "button", "choice"), [("1", "a", "a"), ("2", "b", "b"), ("3", "tie", "tie"), ("4", "both-bad", "both_bad"), ("0", "skip", "skip")])
+@pytest.mark.parametrize(
+    ("key", "button", "choice"),
+    [("1", "a", "a"), ("2", "b", "b"), ("3", "tie", "tie"), ("4", "both-bad", "both_bad"), ("0", "skip", "skip")],
+)
 def test_a_key_is_a_vote(app, visit, key, button, choice):
     page = visit()
     send(page, "Hello")
@@ -48,7 +68,9 @@ def test_shift_enter_is_a_new_line_and_escape_stops(app, visit):
     growing(page)
     page.keyboard.press("Escape")
     wait_for_vote(page)
-    assert app.rows("select distinct status from (select status from message order by id desc limit 2)") == [("stopped",)]
+    assert app.rows("select distinct status from (select status from message order by id desc limit 2)") == [
+        ("stopped",)
+    ]
 
 
 def test_a_vote_while_replies_stream_stops_the_other_one_and_the_pick_goes_on(app, visit):
@@ -57,8 +79,10 @@ def test_a_vote_while_replies_stream_stops_the_other_one_and_the_pick_goes_on(ap
     send(page, "Write a long story.")
     growing(page)
     # while both say the same there is nothing to compare
-    page.wait_for_function("[...document.querySelectorAll('#chat-a .bot')].at(-1).innerText.trim() != "
-                           "[...document.querySelectorAll('#chat-b .bot')].at(-1).innerText.trim()")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#chat-a .bot')].at(-1).innerText.trim() != "
+        "[...document.querySelectorAll('#chat-b .bot')].at(-1).innerText.trim()"
+    )
     page.click("#vote-b")
     page.wait_for_selector("#badge-b .chosen")
     assert app.rows("select choice from vote order by id desc limit 1") == [("b",)]
@@ -102,13 +126,17 @@ def test_undo_gives_the_message_back(visit):
 def test_an_edited_reply_becomes_a_demonstration_and_stays_after_a_reload(app, visit):
     page = visit()
     turn(page, "Hello", "a")
-    before = app.rows("select g.message, m.text from generation g join message m on m.id = g.message order by g.id desc limit 2")[-1]
+    before = app.rows(
+        "select g.message, m.text from generation g join message m on m.id = g.message order by g.id desc limit 2"
+    )[-1]
     page.locator("#chat-a .message-buttons-left button[title='Edit']").last.click()
     area = page.locator("#chat-a textarea").last
     area.fill("What I would <b>rather</b> read & keep.")
     page.locator("#chat-a button[title='Submit']").last.click()
     page.wait_for_selector("#badge-a :text('edited by you')")
-    assert app.rows("select message, before, after from demonstration order by id desc limit 1") == [(*before, "What I would <b>rather</b> read & keep.")]
+    assert app.rows("select message, before, after from demonstration order by id desc limit 1") == [
+        (*before, "What I would <b>rather</b> read & keep.")
+    ]
     reload(page)
     page.wait_for_selector("#badge-a :text('edited by you')")
     assert reply(page, "a").strip() == "What I would <b>rather</b> read & keep."
@@ -118,7 +146,9 @@ def test_an_edited_reply_becomes_a_demonstration_and_stays_after_a_reload(app, v
 def test_a_thumb_on_any_reply_is_kept_and_withdrawn(app, visit):
     page = visit()
     turn(page, "Hello", "a")
-    thumb = lambda: app.rows("select thumb, superseded_by is null from rating where message = (select max(message) from generation) order by id desc limit 1")
+    thumb = lambda: app.rows(
+        "select thumb, superseded_by is null from rating where message = (select max(message) from generation) order by id desc limit 1"
+    )
     page.locator("#chat-b button[title='Like']").last.click()
     page.wait_for_timeout(600)
     assert thumb() == [(1, 1)]
@@ -146,8 +176,13 @@ def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
     page.wait_for_timeout(300)
     page.click("#vote-b")  # another vote, which nobody has explained yet
     page.wait_for_selector("#vote-b.picked")
-    page.wait_for_function("!document.querySelector('#tags input:checked') && document.querySelector('#comment input, #comment textarea').value == ''")
-    assert app.rows("select tags, comment from vote order by id desc limit 2") == [(None, None), ('["clearer", "better tone"]', "short is good")]
+    page.wait_for_function(
+        "!document.querySelector('#tags input:checked') && document.querySelector('#comment input, #comment textarea').value == ''"
+    )
+    assert app.rows("select tags, comment from vote order by id desc limit 2") == [
+        (None, None),
+        ('["clearer", "better tone"]', "short is good"),
+    ]
 
 
 def test_what_a_vote_does_is_seen_beside_it_and_in_my_votes(visit):
@@ -179,7 +214,9 @@ def test_earlier_chats_are_listed_opened_and_deleted(app, visit):
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("#delete-chat")
     page.wait_for_timeout(1000)
-    assert page.locator("#chats label").count() == 2 and "About rivers" in page.inner_text("#chat-a"), "who says no keeps the chat"
+    assert page.locator("#chats label").count() == 2 and "About rivers" in page.inner_text("#chat-a"), (
+        "who says no keeps the chat"
+    )
     page.once("dialog", lambda dialog: dialog.accept())
     page.click("#delete-chat")
     page.wait_for_function("document.querySelectorAll('#chats label').length == 1")
@@ -195,7 +232,21 @@ def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):
         conversation = store.new_conversation(annotator)
         side = {"policy": 0, "base_model": "x", "base_hash": "x", "template_hash": "x", "sampling": {}, "seed": 0}
         duel = store.start_duel(conversation, f"Chat {i}", [1], [side, side])
-        store.finish_duel(duel, [{"text": "Yes", "seed": 0, "token_ids": [1], "logprobs": [0.0], "finish_reason": "end", "first_token_ms": 1, "total_ms": 2}] * 2)
+        store.finish_duel(
+            duel,
+            [
+                {
+                    "text": "Yes",
+                    "seed": 0,
+                    "token_ids": [1],
+                    "logprobs": [0.0],
+                    "finish_reason": "end",
+                    "first_token_ms": 1,
+                    "total_ms": 2,
+                }
+            ]
+            * 2,
+        )
     page.click("#sidebar .toggle-button")
     reload(page)
     page.click("#sidebar .toggle-button")
@@ -212,11 +263,17 @@ def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visi
     turn(page, "About the moon", "a")
     page.click("#sidebar .toggle-button")
     page.click("#share")
-    page.wait_for_function("document.querySelector('#share-link input, #share-link textarea')?.value.startsWith('http')")
+    page.wait_for_function(
+        "document.querySelector('#share-link input, #share-link textarea')?.value.startsWith('http')"
+    )
     link = page.input_value("#share-link input, #share-link textarea")
     other = visit(path=link.removeprefix(app.url))
     other.wait_for_selector("#chat-a .user:has-text('About the moon')")
-    assert other.locator("#message").is_hidden() and other.locator("#vote-a").is_hidden() and other.locator("#undo").is_hidden()
+    assert (
+        other.locator("#message").is_hidden()
+        and other.locator("#vote-a").is_hidden()
+        and other.locator("#undo").is_hidden()
+    )
     assert other.locator("button[title='Edit']:visible, button[title='Like']:visible").count() == 0
     shot(other, "shared")
     page.click("#unshare")
@@ -238,7 +295,9 @@ def test_a_chat_has_settings_of_its_own(app, visit):
     page.wait_for_timeout(800)
     page.click("#sidebar .toggle-button")
     turn(page, "Hello", "a")
-    assert app.rows("select system_prompt, sampling from conversation order by id desc limit 1") == [("Answer like a sailor.", '{"temperature": 1.1}')]
+    assert app.rows("select system_prompt, sampling from conversation order by id desc limit 1") == [
+        ("Answer like a sailor.", '{"temperature": 1.1}')
+    ]
     reload(page)
     page.wait_for_selector("#badge-a .chosen")
     page.click("#sidebar .toggle-button")
@@ -277,7 +336,10 @@ def test_two_people_chat_at_once_and_each_sees_their_own(app, visit):
     first, second = visit(), visit()
     send(first, "I am the first")
     send(second, "I am the second")
-    for page, mine, theirs in ((first, "I am the first", "I am the second"), (second, "I am the second", "I am the first")):
+    for page, mine, theirs in (
+        (first, "I am the first", "I am the second"),
+        (second, "I am the second", "I am the first"),
+    ):
         wait_for_vote(page)
         text = page.inner_text("#chat-a")
         assert mine in text and theirs not in text
@@ -288,7 +350,9 @@ def test_two_people_chat_at_once_and_each_sees_their_own(app, visit):
 
 def test_nothing_jumps_while_text_streams(visit):
     page = visit()
-    boxes = lambda: page.evaluate("['pane-a','pane-b','actions','composer','tools'].map(id => document.getElementById(id).getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height].map(Math.round))")
+    boxes = lambda: page.evaluate(
+        "['pane-a','pane-b','actions','composer','tools'].map(id => document.getElementById(id).getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height].map(Math.round))"
+    )
     before = boxes()
     send(page, "Write a long story.")
     growing(page)

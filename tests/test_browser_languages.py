@@ -11,13 +11,25 @@ pytestmark = MARKS
 
 TABS = ("chat", "votes", "training", "watch")
 # text that is the same in both languages: names, letters, figures, units
-SAME = re.compile(r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ ][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|log|[AB]\b|[a-z]+(_[a-z0-9]+)+", re.I)
+SAME = re.compile(
+    r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ ][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|log|[AB]\b|[a-z]+(_[a-z0-9]+)+",
+    re.I,
+)
 
 
 def findings(page):
     """Serious findings of axe-core: (rule, an element)."""
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}).response["violations"]
-    return [(v["id"], v["impact"], node["html"][:200]) for v in found if v["impact"] in ("serious", "critical") for node in v["nodes"]]
+    found = (
+        Axe()
+        .run(page, options={"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}})
+        .response["violations"]
+    )
+    return [
+        (v["id"], v["impact"], node["html"][:200])
+        for v in found
+        if v["impact"] in ("serious", "critical")
+        for node in v["nodes"]
+    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -46,7 +58,20 @@ def test_the_page_can_be_used_by_keyboard_alone(visit):
     for _ in range(80):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id || document.activeElement.closest('[id]')?.id || ''"))
-    wanted = {"tab-chat-button", "tab-training-button", "vote-a", "vote-b", "vote-tie", "vote-both-bad", "vote-skip", "message", "send", "new-chat", "regenerate", "undo"}
+    wanted = {
+        "tab-chat-button",
+        "tab-training-button",
+        "vote-a",
+        "vote-b",
+        "vote-tie",
+        "vote-both-bad",
+        "vote-skip",
+        "message",
+        "send",
+        "new-chat",
+        "regenerate",
+        "undo",
+    }
     assert wanted <= seen | {"message"}, wanted - seen
 
 
@@ -61,8 +86,16 @@ def test_everything_is_there_in_chinese(visit):
     page.wait_for_selector("#badge-a .chosen")
     page.wait_for_selector("#fate .chip")
     shot(page, "zh-voted")
-    english = left_in_english(page.inner_text("#actions"), page.inner_text("#reasons"), page.inner_text("#tools"), page.inner_text("#composer"),
-                              page.inner_text("#strip"), page.inner_text("#badge-a"), page.inner_text("#badge-b"), page.inner_text("#tabs [role=tablist]"))
+    english = left_in_english(
+        page.inner_text("#actions"),
+        page.inner_text("#reasons"),
+        page.inner_text("#tools"),
+        page.inner_text("#composer"),
+        page.inner_text("#strip"),
+        page.inner_text("#badge-a"),
+        page.inner_text("#badge-b"),
+        page.inner_text("#tabs [role=tablist]"),
+    )
     for name in TABS[1:]:
         tab(page, name)
         page.wait_for_timeout(800)

@@ -1,4 +1,6 @@
-"""The loop as people see it, twice round: a vote, a round that is asked for, its way through the phases in two browsers, the new version in the open chat."""
+"""The loop as people see it, twice round: a vote, a round that is asked for, its way through the phases in two
+browsers, the new version in the open chat.
+"""
 
 import re
 
@@ -19,12 +21,32 @@ OWN = {"model", "data_dir", "reply_tokens"}  # what App sets
 def app(tmp_path_factory):
     """The app with its worker, a tiny model, and 40 votes in the store."""
     folder = tmp_path_factory.mktemp("loop")
-    settings = settings_for(folder, round_votes=1000, gate_confidence=0.2, evidence_confidence=0, ppo_iterations=12,
-                            ppo_episodes=256, ppo_minibatch=64, ppo_lr=2e-3, kl_target=9.0, seed=2)  # PPO for long enough that both pages see it
+    settings = settings_for(
+        folder,
+        round_votes=1000,
+        gate_confidence=0.2,
+        evidence_confidence=0,
+        ppo_iterations=12,
+        ppo_episodes=256,
+        ppo_minibatch=64,
+        ppo_lr=2e-3,
+        kl_target=9.0,
+        seed=2,
+    )  # PPO for long enough that both pages see it
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
-    simulate.make_duels(Store(settings.database), votes, loading.load_trunk(settings), loading.load_tokenizer(settings),
-                        {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
-    flags = [part for name in sorted(settings.model_fields_set - OWN) for part in (f"--{name.replace('_', '-')}", getattr(settings, name))]
+    simulate.make_duels(
+        Store(settings.database),
+        votes,
+        loading.load_trunk(settings),
+        loading.load_tokenizer(settings),
+        {"liking": Person(lambda prompt, reply: liking(reply))},
+        log=lambda text: None,
+    )
+    flags = [
+        part
+        for name in sorted(settings.model_fields_set - OWN)
+        for part in (f"--{name.replace('_', '-')}", getattr(settings, name))
+    ]
     app = App(folder, *flags, model=settings.model, tokens=16)
     yield app
     app.stop()
@@ -78,8 +100,14 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     page.click("#stop-round")
     page.wait_for_selector("#timeline label:has-text('stopped')", timeout=120_000)
     page.click("#train-now")
-    page.wait_for_selector("#timeline label:has-text('Round 3'):is(:has-text('published'), :has-text('refused'))", timeout=300_000)
-    assert [re.search(r"Round (\d)", text)[1] for text in page.locator("#timeline label").all_inner_texts()] == ["3", "2", "1"]
+    page.wait_for_selector(
+        "#timeline label:has-text('Round 3'):is(:has-text('published'), :has-text('refused'))", timeout=300_000
+    )
+    assert [re.search(r"Round (\d)", text)[1] for text in page.locator("#timeline label").all_inner_texts()] == [
+        "3",
+        "2",
+        "1",
+    ]
     page.wait_for_selector("#gate .checks li")
     assert page.locator("#samples tbody tr").count() > 2 and page.locator("#curves svg").count() >= 7
 

@@ -1,4 +1,6 @@
-"""What the page shows of other people's words, and what it says: hostile texts, verdicts, notices, keys, and a second tab of the same person."""
+"""What the page shows of other people's words, and what it says: hostile texts, verdicts, notices, keys, and a second
+tab of the same person.
+"""
 
 import re
 
@@ -14,13 +16,28 @@ from tests.tiny import tiny_folder
 pytestmark = MARKS
 
 HOSTILE = [
-    "a ` b\n\n<u>x</u> <foo>y</foo>\n\nc ` d", "- `a\n- <img src=http://127.0.0.9/a.png onerror=alert(1)>` b", "![](http://127.0.0.9/b.png)",
-    "[![x](http://127.0.0.9/c.png)](http://127.0.0.9/d)", "![x][1]\n\n[1]: http://127.0.0.9/e.png", "[1]: http://127.0.0.9/f", "<http://127.0.0.9/g> <!-- gone? --> &lt;b&gt; &amp;",
-    "$$\\href{javascript:alert(1)}{x}$$ \\(y\\)", "```mermaid\ngraph TD\nA[<img src=http://127.0.0.9/h.png>] --> B\n```", "```html\n<script>alert(1)</script>\n<style>body{display:none}</style>\n```",
-    "<iframe src=http://127.0.0.9/i></iframe><svg onload=alert(1)><form action=http://127.0.0.9/j><style>* {display: none}</style>", "<think>a</think> the end\\",
-    "---\ntitle: x\n---\n\nnote[^1]\n\n[^1]: foot", "| a | b |\n|---|---|\n| 1 | 2 | ![](http://127.0.0.9/k.png) |", "</span></div><script>document.title = 'run'</script>",
-    "<span class=\"source\" hidden>other</span>", "<div class=\"mermaid\">graph TD</div>", "turned \u202eround", "x" * 3000, "    indented\n\n\n  __init__.py 2*3*4\n# no heading",
-    "src=\"/file=/etc/passwd\" %%%LATEX_BLOCK_0%%% ${alert(1)} {{value}}"]
+    "a ` b\n\n<u>x</u> <foo>y</foo>\n\nc ` d",
+    "- `a\n- <img src=http://127.0.0.9/a.png onerror=alert(1)>` b",
+    "![](http://127.0.0.9/b.png)",
+    "[![x](http://127.0.0.9/c.png)](http://127.0.0.9/d)",
+    "![x][1]\n\n[1]: http://127.0.0.9/e.png",
+    "[1]: http://127.0.0.9/f",
+    "<http://127.0.0.9/g> <!-- gone? --> &lt;b&gt; &amp;",
+    "$$\\href{javascript:alert(1)}{x}$$ \\(y\\)",
+    "```mermaid\ngraph TD\nA[<img src=http://127.0.0.9/h.png>] --> B\n```",
+    "```html\n<script>alert(1)</script>\n<style>body{display:none}</style>\n```",
+    "<iframe src=http://127.0.0.9/i></iframe><svg onload=alert(1)><form action=http://127.0.0.9/j><style>* {display: none}</style>",
+    "<think>a</think> the end\\",
+    "---\ntitle: x\n---\n\nnote[^1]\n\n[^1]: foot",
+    "| a | b |\n|---|---|\n| 1 | 2 | ![](http://127.0.0.9/k.png) |",
+    "</span></div><script>document.title = 'run'</script>",
+    '<span class="source" hidden>other</span>',
+    '<div class="mermaid">graph TD</div>',
+    "turned \u202eround",
+    "x" * 3000,
+    "    indented\n\n\n  __init__.py 2*3*4\n# no heading",
+    'src="/file=/etc/passwd" %%%LATEX_BLOCK_0%%% ${alert(1)} {{value}}',
+]
 FORBIDDEN = "img, iframe, script, svg, style, form, object, embed, video, audio, link, input, .mermaid, .katex"
 
 
@@ -33,7 +50,9 @@ def app(tmp_path_factory):
 
 
 def given(app, page, *texts, vote="a"):
-    """A chat of the page's visitor in the store, a turn for each text: typed, and answered by itself, on side B with a line more. The last is voted on where `vote` says so."""
+    """A chat of the page's visitor in the store, a turn for each text: typed, and answered by itself, on side B with a
+    line more. The last is voted on where `vote` says so.
+    """
     cookie = next(cookie["value"] for cookie in page.context.cookies() if cookie["name"] == COOKIE)
     store = Store(app.database)
     annotator = store.annotator(cookie)
@@ -51,7 +70,9 @@ def words(text):
 
 
 def test_hostile_texts_are_shown_and_neither_run_nor_load(app, visit):
-    """A picture in a reply told another server who reads; raw tags got through a code span; definitions of links were not shown."""
+    """A picture in a reply told another server who reads; raw tags got through a code span; definitions of links were
+    not shown.
+    """
     page = visit()
     given(app, page, *HOSTILE)
     requests = []
@@ -65,11 +86,15 @@ def test_hostile_texts_are_shown_and_neither_run_nor_load(app, visit):
     assert page.locator(f".message :is({FORBIDDEN})").count() == 0
     assert [url for url in requests if not url.startswith((app.url, "data:", "blob:"))] == []
     assert page.title() == "Nudge" and page.evaluate("document.documentElement.scrollWidth") <= 1280
-    assert page.locator(".pane [data-testid][aria-label]").count() == 0, "the label of a message would read its HTML out"
+    assert page.locator(".pane [data-testid][aria-label]").count() == 0, (
+        "the label of a message would read its HTML out"
+    )
     shot(page, "hostile")
 
 
-@pytest.mark.parametrize("text", ["2*3*4 <b>x</b> & `y`\n\n  __init__.py", "```py\nx = '\\n'\n```\n[a](http://e.example)"])
+@pytest.mark.parametrize(
+    "text", ["2*3*4 <b>x</b> & `y`\n\n  __init__.py", "```py\nx = '\\n'\n```\n[a](http://e.example)"]
+)
 def test_copying_and_editing_give_the_text_and_not_its_html(app, visit, text):
     page = visit()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -100,7 +125,11 @@ def test_titles_votes_and_notices_show_markup_as_text_and_keep_the_direction(app
 
 # -- verdicts
 
-@pytest.mark.parametrize(("key", "fitting", "other"), [("1", "clearer", "wrong"), ("3", "both good", "clearer"), ("4", "off-topic", "clearer")])
+
+@pytest.mark.parametrize(
+    ("key", "fitting", "other"),
+    [("1", "clearer", "wrong"), ("3", "both good", "clearer"), ("4", "off-topic", "clearer")],
+)
 def test_reasons_fit_the_verdict(app, visit, key, fitting, other):
     page = visit()
     given(app, page, "Hello", vote=None)
@@ -137,7 +166,9 @@ def test_after_both_bad_a_better_one_can_be_written(app, visit, width):
     reload(page)
     page.click("#better")
     page.wait_for_selector(".pane textarea:focus")
-    assert page.locator(".pane textarea").bounding_box()["width"] > 0.7 * page.locator("#pane-a").bounding_box()["width"]
+    assert (
+        page.locator(".pane textarea").bounding_box()["width"] > 0.7 * page.locator("#pane-a").bounding_box()["width"]
+    )
     page.keyboard.type("A better one.")
     shot(page, f"better-{width}")
     page.locator(".pane button[title='Submit']").click()
@@ -146,6 +177,7 @@ def test_after_both_bad_a_better_one_can_be_written(app, visit, width):
 
 
 # -- notices and keys
+
 
 def test_each_notice_is_seen_and_read_out(app, visit):
     """The animation never began again: the second notice on a page, and each after it, stayed invisible."""
@@ -158,7 +190,9 @@ def test_each_notice_is_seen_and_read_out(app, visit):
         seen.add(page.get_attribute("#notice .notice", "data-number"))
         page.wait_for_function(f"{read} == '1'")
         assert page.get_attribute("#notice .notice", "role") == "alert"
-        page.evaluate("document.querySelector('#notice .notice').getAnimations().forEach(animation => animation.finish())")
+        page.evaluate(
+            "document.querySelector('#notice .notice').getAnimations().forEach(animation => animation.finish())"
+        )
         page.wait_for_function(f"{read} == '0'")
     assert len(seen) == 3
 
@@ -209,14 +243,21 @@ def test_a_vote_is_not_changed_from_a_tab_that_does_not_know_of_it(app, visit):
 def test_a_gesture_of_a_tab_that_is_behind_is_not_done_to_another_chat(app, visit, gesture):
     first, second = two_tabs(app, visit, vote="a")
     given(app, first, "The second", vote="b")
-    before = app.rows("select (select count(*) from message), (select count(*) from vote), (select count(*) from conversation)")
+    before = app.rows(
+        "select (select count(*) from message), (select count(*) from vote), (select count(*) from conversation)"
+    )
     if gesture == "send":
         send(second, "For the first chat")
     else:
         second.click(gesture)
     second.wait_for_selector(STALE)
     second.wait_for_selector("#chat-a .user:has-text('The second')")
-    assert app.rows("select (select count(*) from message), (select count(*) from vote), (select count(*) from conversation)") == before
+    assert (
+        app.rows(
+            "select (select count(*) from message), (select count(*) from vote), (select count(*) from conversation)"
+        )
+        == before
+    )
     assert second.input_value("#message textarea") == ("For the first chat" if gesture == "send" else "")
 
 

@@ -40,7 +40,10 @@ def control():
 
 def values(control, **changes):
     """What the page sends: every field as it stands, with changes."""
-    return {control.fields[name]: value for name, value in {**{n: getattr(control.settings, n) for n in control.fields}, **changes}.items()}
+    return {
+        control.fields[name]: value
+        for name, value in {**{n: getattr(control.settings, n) for n in control.fields}, **changes}.items()
+    }
 
 
 def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(control):
@@ -51,7 +54,16 @@ def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(control):
     assert control.store.overrides() == {}, "what is as the app has it is no change"
 
 
-@pytest.mark.parametrize(("name", "value"), [("kl_target", -1), ("ppo_iterations", 2.5), ("start_from", "nowhere"), ("heldout_fraction", 1), ("lora_rank", 10_000)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kl_target", -1),
+        ("ppo_iterations", 2.5),
+        ("start_from", "nowhere"),
+        ("heldout_fraction", 1),
+        ("lora_rank", 10_000),
+    ],
+)
 def test_a_value_that_does_not_fit_saves_nothing(control, name, value):
     control.on_save(values(control, ppo_epochs=3, **{name: value}), Request())
     assert control.store.overrides() == {}
@@ -75,7 +87,13 @@ def test_automatic_or_not_is_kept(control):
 @pytest.mark.parametrize("request_", [Request(STRANGER), Request("forged")])
 def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
     wanted = values(control, kl_target=4)
-    for handler, data in ((control.on_save, [wanted]), (control.on_reset, []), (control.on_auto, [False]), (control.on_start, []), (control.wisher("stop"), [])):
+    for handler, data in (
+        (control.on_save, [wanted]),
+        (control.on_reset, []),
+        (control.on_auto, [False]),
+        (control.on_start, []),
+        (control.wisher("stop"), []),
+    ):
         with pytest.raises(gr.Error) as refused:
             handler(*data, request_)
         assert refused.value.title == "Not allowed"
@@ -89,6 +107,7 @@ def test_the_buttons_are_those_that_do_something_now(control):
         control.strip.changed()
         seen = control.on_tick(None, Request())
         return {button.elem_id for button in control.rounds if seen[button].visible}
+
     assert shown() == {"train-now", "auto-train"}
     control.on_start(Request())
     assert shown() == {"stop-round", "auto-train"}
@@ -119,6 +138,17 @@ def test_a_refusal_is_in_the_readers_language(control):
 def test_only_settings_of_training_can_be_changed():
     names = {name for names in sections().values() for name in names}
     assert {"kl_target", "round_votes", "gate_prompts", "reward_quantisation"} <= names
-    assert not names & {"host", "port", "data_dir", "model", "admins", "users_file", "threads", "device", "seed", "lease_seconds"}
+    assert not names & {
+        "host",
+        "port",
+        "data_dir",
+        "model",
+        "admins",
+        "users_file",
+        "threads",
+        "device",
+        "seed",
+        "lease_seconds",
+    }
     with pytest.raises(SettingsError, match="data_dir"):
         overridden(Settings(_env_file=None), {"data_dir": "/"})

@@ -75,16 +75,24 @@ def decode(forward, prompts, seeds, end_tokens=NEVER, n=1, **sampling):
 
 # -- greedy
 
+
 @pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["short", "long"])
 def test_greedy_decoding_equals_transformers_generate(model, transformer, prompt):
     ours = decode(model, [SHORT, LONG], [0, 0], temperature=0)[[SHORT, LONG].index(prompt)]
     # an eos id that the vocabulary lacks, so that both run to the token limit
-    theirs = transformer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=12,
-                            do_sample=False, eos_token_id=10**6, pad_token_id=0)[0, len(prompt):].tolist()
+    theirs = transformer.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=10**6,
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()
     assert ours.token_ids == theirs and ours.finish_reason == "length"
 
 
 # -- sampling
+
 
 def test_the_same_seed_gives_the_same_reply_whatever_else_is_in_the_batch(model):
     alone = decode(model, [SHORT], [7])[0]
@@ -117,7 +125,7 @@ def test_seeds_must_fit_the_replies(model):
 def test_logprobs_equal_a_full_forward_at_the_temperature(model, transformer, temperature):
     for prompt, reply in zip([SHORT, LONG], decode(model, [SHORT, LONG], [1, 2], temperature=temperature), strict=True):
         with torch.no_grad():
-            logits = transformer(torch.tensor([prompt + reply.token_ids])).logits[0, len(prompt) - 1:-1]
+            logits = transformer(torch.tensor([prompt + reply.token_ids])).logits[0, len(prompt) - 1 : -1]
         full = torch.log_softmax(logits / temperature, -1).gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0]
         assert reply.logprobs == pytest.approx(full.tolist(), abs=1e-4)
 
@@ -130,7 +138,9 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
 
 
 def test_temperature_sharpens_the_choice():
-    replies = decode(Fixed([0.0, math.log(3)]), [[1]], list(range(100)), n=100, max_tokens=10, temperature=0.5)  # odds 3² = 9
+    replies = decode(
+        Fixed([0.0, math.log(3)]), [[1]], list(range(100)), n=100, max_tokens=10, temperature=0.5
+    )  # odds 3² = 9
     assert sum(t for r in replies for t in r.token_ids) / 1000 == pytest.approx(0.9, abs=0.035)
 
 
@@ -157,6 +167,7 @@ def test_the_penalty_counts_the_prompt_and_the_reply():
 
 
 # -- truncation
+
 
 def test_top_k_keeps_the_k_largest():
     assert truncated(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), 1.0, 2).tolist() == [[-INF, 4.0, -INF, 3.0]]
@@ -196,6 +207,7 @@ def test_top_p_counts_what_top_k_left():
 
 # -- work done
 
+
 def test_two_rows_share_one_reading(model):
     counting = Counting(model)
     decode(counting, [LONG], [1, 2], n=2, max_tokens=4)
@@ -204,7 +216,10 @@ def test_two_rows_share_one_reading(model):
 
 def test_a_long_prompt_is_read_in_parts_and_the_replies_are_the_same(model, transformer):
     prompt = [3 + i % 400 for i in range(300)]
-    whole, parted = decode(model, [prompt], [1, 2], n=2), type(model)(transformer, *(["float32"] if isinstance(model, lean.Lean) else []))
+    whole, parted = (
+        decode(model, [prompt], [1, 2], n=2),
+        type(model)(transformer, *(["float32"] if isinstance(model, lean.Lean) else [])),
+    )
     parted.chunk = 64
     counting = Counting(parted)
     assert [r.token_ids for r in decode(counting, [prompt], [1, 2], n=2)] == [r.token_ids for r in whole]
@@ -220,6 +235,7 @@ def test_finished_replies_are_left_out_of_the_step(model):
 
 def test_prompts_join_and_leave_between_steps(model):
     """Continuous batching (Orca, Yu et al. 2022): each reply is what it is alone."""
+
     def begin(prompt, seeds):
         decoding = Decoding(model, prompt, seeds, Sampling(1.0, max_tokens=10), NEVER)
         decoding.read()
@@ -235,9 +251,15 @@ def test_prompts_join_and_leave_between_steps(model):
             late.stop()
         step([d for d in running if not d.done])
     assert early.done and last.done
-    assert [r.token_ids for r in early.replies] == [r.token_ids for r in decode(model, [SHORT], [1, 2], n=2, max_tokens=10)]
-    assert [r.token_ids for r in last.replies] == [r.token_ids for r in decode(model, [[9, 8]], [5, 6], n=2, max_tokens=10)]
-    assert [r.token_ids for r in late.replies] == [r.token_ids[:3] for r in decode(model, [LONG], [3, 4], n=2, max_tokens=10)]
+    assert [r.token_ids for r in early.replies] == [
+        r.token_ids for r in decode(model, [SHORT], [1, 2], n=2, max_tokens=10)
+    ]
+    assert [r.token_ids for r in last.replies] == [
+        r.token_ids for r in decode(model, [[9, 8]], [5, 6], n=2, max_tokens=10)
+    ]
+    assert [r.token_ids for r in late.replies] == [
+        r.token_ids[:3] for r in decode(model, [LONG], [3, 4], n=2, max_tokens=10)
+    ]
 
 
 def test_dropping_finished_rows_changes_nothing(model):
@@ -253,11 +275,12 @@ def test_dropping_finished_rows_changes_nothing(model):
 
 # -- ends
 
+
 def test_an_end_token_ends_the_reply_and_stays_in_it(model):
     whole = decode(model, [SHORT], [3])[0].token_ids
     end = whole[4]
     reply = decode(model, [SHORT], [3], {end})[0]
-    assert reply.finish_reason == "end" and reply.token_ids == whole[:whole.index(end) + 1]
+    assert reply.finish_reason == "end" and reply.token_ids == whole[: whole.index(end) + 1]
 
 
 def test_max_tokens_ends_the_reply(model):

@@ -1,4 +1,6 @@
-"""A vote before both replies have ended: the vote counts as it was cast, the pick goes on to its end, and training compares what both had said."""
+"""A vote before both replies have ended: the vote counts as it was cast, the pick goes on to its end, and training
+compares what both had said.
+"""
 
 import json
 import threading
@@ -22,8 +24,14 @@ class Streaming:
         def run():
             for view in chat.send(annotator, text):
                 self.views.append(view)
-                if view.phase == "streaming" and view.left.text and view.right.text and view.left.text != view.right.text:
+                if (
+                    view.phase == "streaming"
+                    and view.left.text
+                    and view.right.text
+                    and view.left.text != view.right.text
+                ):
                     begun.set()
+
         self.thread = threading.Thread(target=run)
         self.thread.start()
         assert begun.wait(20)
@@ -97,8 +105,10 @@ def test_training_compares_what_both_had_said_at_that_moment(chat, early):
     early.end()
     [row] = chat.store.votes_for_training(chat.engine.identity["hash"])
     assert (len(row["left_ids"]), len(row["right_ids"])) == cut
-    whole = chat.store.row("select token_ids from generation where id = ?", chat.store.duel(view.duel)["left_generation"])
-    assert row["left_ids"] == json.loads(whole["token_ids"])[:cut[0]]
+    whole = chat.store.row(
+        "select token_ids from generation where id = ?", chat.store.duel(view.duel)["left_generation"]
+    )
+    assert row["left_ids"] == json.loads(whole["token_ids"])[: cut[0]]
     assert chat.store.my_votes(early.annotator)[0]["early"] == 1
 
 
@@ -120,7 +130,11 @@ def test_a_vote_changed_while_the_pick_is_written_ends_it_where_nobody_wants_it(
     cut = cuts(chat, view.duel)
     assert early.vote("b").right.chosen
     last = early.end()
-    assert last.choice == "b" and chat.store.duel(view.duel)["left"]["finish_reason"] == "stopped" and cuts(chat, view.duel) == cut
+    assert (
+        last.choice == "b"
+        and chat.store.duel(view.duel)["left"]["finish_reason"] == "stopped"
+        and cuts(chat, view.duel) == cut
+    )
     assert [v["choice"] for v in chat.store.votes_for_training(chat.engine.identity["hash"])] == ["b"]
 
 
@@ -131,7 +145,10 @@ def test_stop_ends_the_pick_and_the_next_message_waits_until_then(chat, early):
     chat.stop(early.annotator)
     last = early.end()
     assert (last.phase, last.writing) == ("voted", None)
-    assert chat.store.duel(last.duel)["left"]["finish_reason"] == "stopped" and chat.store.duel(last.duel)["left"]["tokens"] < 24
+    assert (
+        chat.store.duel(last.duel)["left"]["finish_reason"] == "stopped"
+        and chat.store.duel(last.duel)["left"]["tokens"] < 24
+    )
     assert turn(chat, early.annotator, "Go on").phase == "voting"
 
 
@@ -162,7 +179,9 @@ def test_undo_and_regenerate_after_it(chat, early):
     assert again.phase == "voting" and again.pairs == (early.duel, again.duel)
     assert chat.show_pair(early.annotator, early.duel).choice == "a"
     view, text = chat.undo(early.annotator)
-    assert (view.phase, text) == ("idle", "Hello") and len(chat.store.votes_for_training(chat.engine.identity["hash"])) == 1
+    assert (view.phase, text) == ("idle", "Hello") and len(
+        chat.store.votes_for_training(chat.engine.identity["hash"])
+    ) == 1
 
 
 @pytest.mark.parametrize("gesture", ["new", "open", "delete"])
@@ -225,6 +244,7 @@ def test_of_more_than_two_there_is_no_early_vote(chat):
 
 # -- in the store
 
+
 def started(store, who):
     return store.start_duel(store.new_conversation(who), "Hello", [1], [candidate(1), candidate(2)])
 
@@ -234,7 +254,9 @@ def said(left, right):
 
 
 def test_a_crash_after_an_early_vote_keeps_the_vote_and_what_both_had_said(tmp_path):
-    """The rows of a pair that was still written became errors at the next start, the vote's among them, and the pair was shown no more."""
+    """The rows of a pair that was still written became errors at the next start, the vote's among them, and the pair
+    was shown no more.
+    """
     store = Store(tmp_path / "nudge.db")
     who = store.annotator("ann")
     duel = started(store, who)
@@ -243,11 +265,16 @@ def test_a_crash_after_an_early_vote_keeps_the_vote_and_what_both_had_said(tmp_p
     again = Store(tmp_path / "nudge.db")  # the server was killed here
     assert again.fail_streaming() == 2
     row = again.duel(duel)
-    assert [(row[s]["text"], row[s]["status"], row[s]["finish_reason"]) for s in ("left", "right")] == [("It is", "stopped", "stopped"), ("That", "stopped", "stopped")]
+    assert [(row[s]["text"], row[s]["status"], row[s]["finish_reason"]) for s in ("left", "right")] == [
+        ("It is", "stopped", "stopped"),
+        ("That", "stopped", "stopped"),
+    ]
     assert {again.duel(lost)[s]["status"] for s in ("left", "right")} == {"error"}
     [vote] = again.votes_for_training(BASE)
     assert (vote["choice"], vote["left_ids"], vote["right_ids"]) == ("b", [4, 5], [6])
-    assert [m["text"] for m in again.history(row["conversation"])] == ["Hello", "That"] and again.shown_duel(row["conversation"])["id"] == duel
+    assert [m["text"] for m in again.history(row["conversation"])] == ["Hello", "That"] and again.shown_duel(
+        row["conversation"]
+    )["id"] == duel
 
 
 def test_a_pair_that_had_ended_when_it_was_voted_on_has_no_cut(store):

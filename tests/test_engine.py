@@ -25,7 +25,15 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def site(folder, tmp_path):
     """An engine whose threads do not run: the test is both of them."""
-    settings = Settings(model=folder, data_dir=tmp_path, device="cpu", dtype="float32", threads=1, poll_seconds=0.05, decode_format="float32")
+    settings = Settings(
+        model=folder,
+        data_dir=tmp_path,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        poll_seconds=0.05,
+        decode_format="float32",
+    )
     return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
 
 
@@ -38,8 +46,18 @@ def publish(site, size=0.05, version_of=None, **tensors):
     peft_model = loading.with_lora(loading.shell(site.base), rank=4, alpha=8, targets=loading.linear_targets(site.base))
     noise = torch.Generator().manual_seed(version)
     weights = {k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(peft_model).items()}
-    path, sha256 = adapters.write(settings.adapters_dir, version, weights | tensors, rank=4, alpha=8, targets=loading.linear_targets(site.base),
-                                  base=version_of or site.identity, parent=0, round_id=round_id, scores={})
+    path, sha256 = adapters.write(
+        settings.adapters_dir,
+        version,
+        weights | tensors,
+        rank=4,
+        alpha=8,
+        targets=loading.linear_targets(site.base),
+        base=version_of or site.identity,
+        parent=0,
+        round_id=round_id,
+        scores={},
+    )
     store.publish(round_id, "worker", version, path, sha256, {})
     return version
 
@@ -53,11 +71,16 @@ def run(site, stream):
 
 def alone(site, version):
     """What a version says greedily, built afresh from disk, by transformers' own forward."""
-    model = adapters.load(site.settings.adapters_dir / f"v{version:04d}", site.base, base_hash=site.identity["hash"]) if version else site.base
+    model = (
+        adapters.load(site.settings.adapters_dir / f"v{version:04d}", site.base, base_hash=site.identity["hash"])
+        if version
+        else site.base
+    )
     return [r.token_ids for r in decoder.run(plain.Plain(model), [PROMPT], [0, 0], GREEDY, site.end_tokens, n=2)]
 
 
 # -- the swap
+
 
 def test_a_published_version_answers_the_next_turn_and_no_earlier_one(site):
     before = site.duel(PROMPT, [0, 0], GREEDY)
@@ -88,7 +111,11 @@ def test_a_roll_back_is_the_same_swap(site):
     site.store.roll_back(1)
     assert site.follow_store() and site.live.version == 1
     assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 1)
-    assert [r["status"] for r in site.store.rows("select status from policy order by version")] == ["retired", "live", "rolled_back"]
+    assert [r["status"] for r in site.store.rows("select status from policy order by version")] == [
+        "retired",
+        "live",
+        "rolled_back",
+    ]
 
 
 def test_going_back_to_the_version_before_builds_nothing(site, monkeypatch):
@@ -116,6 +143,7 @@ def test_the_threads_take_a_version_live_by_themselves(site):
 
 
 # -- what is refused
+
 
 def refused(site, bad, reason):
     """The bad version is rejected with the reason, the one before goes on."""
@@ -183,6 +211,7 @@ def test_after_a_restart_a_bad_version_gives_way_to_its_parent(site):
 
 # -- the end
 
+
 def test_closing_ends_what_streams_and_takes_nothing_more(site):
     site.start()
     stream = site.duel(PROMPT, [0, 0], Sampling(temperature=0, max_tokens=100_000))
@@ -194,9 +223,13 @@ def test_closing_ends_what_streams_and_takes_nothing_more(site):
 
 # -- many at once
 
+
 def test_people_who_talk_at_once_get_what_each_would_get_alone(site):
     prompts = [PROMPT, [1, *range(40, 60)], [1, 33]]
-    expected = [[r.token_ids for r in decoder.run(plain.Plain(site.base), [p], [3, 4], SAMPLED, site.end_tokens, n=2)] for p in prompts]
+    expected = [
+        [r.token_ids for r in decoder.run(plain.Plain(site.base), [p], [3, 4], SAMPLED, site.end_tokens, n=2)]
+        for p in prompts
+    ]
     streams = [site.duel(prompts[0], [3, 4], SAMPLED)]
     for later in prompts[1:]:
         site.step()
@@ -263,6 +296,7 @@ def test_stop_frees_the_room_at_the_next_step(site):
 
 # -- the next turn of a conversation
 
+
 def test_the_next_turn_reads_only_what_is_new(site):
     stream = site.duel([1, *range(30, 60)], [3, 4], SAMPLED)
     replies = run(site, stream)
@@ -271,7 +305,9 @@ def test_the_next_turn_reads_only_what_is_new(site):
     again = site.duel(nxt, [5, 6], SAMPLED)
     site.step()
     assert again.reused >= 31 + len(longest) - 1  # all but the last token, which was drawn and never read
-    assert run(site, again) == [r.token_ids for r in decoder.run(plain.Plain(site.base), [nxt], [5, 6], SAMPLED, site.end_tokens, n=2)]
+    assert run(site, again) == [
+        r.token_ids for r in decoder.run(plain.Plain(site.base), [nxt], [5, 6], SAMPLED, site.end_tokens, n=2)
+    ]
 
 
 def test_another_version_reads_the_whole_again(site):
@@ -296,19 +332,20 @@ def test_what_was_kept_goes_when_others_need_the_room(site):
 
 # -- where a reply ends
 
+
 def test_a_reply_ends_where_the_stop_text_begins(site):
     whole = site.duel(PROMPT, [3, 4], Sampling(1.0, max_tokens=40))
     run(site, whole)
     text = max(whole.texts(), key=len)
     at = len(text) // 2
-    stop = text[at:at + 3]
+    stop = text[at : at + 3]
     cut = site.duel(PROMPT, [3, 4], Sampling(1.0, max_tokens=40), stop)
     shown = []
     while not cut.finished.is_set():
         site.step()
         shown += cut.texts()
     side = whole.texts().index(text)
-    assert cut.texts()[side] == text[:text.index(stop)] and cut.results()[side]["finish_reason"] == "end"
+    assert cut.texts()[side] == text[: text.index(stop)] and cut.results()[side]["finish_reason"] == "end"
     assert not any(stop in t for t in shown)
 
 

@@ -11,7 +11,15 @@ from tests.tiny import tiny_folder
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
-    return benchmark.EngineSettings(model=str(tiny_folder(folder / "model")), data_dir=folder, device="cpu", dtype="float32", threads=1, quick=True, repeats=2)
+    return benchmark.EngineSettings(
+        model=str(tiny_folder(folder / "model")),
+        data_dir=folder,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        quick=True,
+        repeats=2,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""What people take back leaves every byte under the data folder, whenever the processes die, and a running round begins again without it."""
+"""What people take back leaves every byte under the data folder, whenever the processes die, and a running round begins
+again without it.
+"""
 
 import json
 import os
@@ -56,9 +58,20 @@ def round_over(store, settings, state="failed"):
     folder = erase.folder_of(settings, row["id"])
     folder.mkdir(parents=True)
     (folder / "preferences.json").write_text(json.dumps({"replies": [[IDS, IDS]]}))
-    (folder / "gate.json").write_text(json.dumps({"gain": 1.0, "samples": [
-        {"prompt": "Name a river.", "new": "a", "live": "b", "shipped": True}, {"prompt": MARK, "new": MARK, "live": MARK, "shipped": False}]}))
-    (folder / "log.txt").write_text(f"2026-01-01 10:00:00 round 1: collect\nTraceback (most recent call last):\nValueError: {MARK}\n")
+    (folder / "gate.json").write_text(
+        json.dumps(
+            {
+                "gain": 1.0,
+                "samples": [
+                    {"prompt": "Name a river.", "new": "a", "live": "b", "shipped": True},
+                    {"prompt": MARK, "new": MARK, "live": MARK, "shipped": False},
+                ],
+            }
+        )
+    )
+    (folder / "log.txt").write_text(
+        f"2026-01-01 10:00:00 round 1: collect\nTraceback (most recent call last):\nValueError: {MARK}\n"
+    )
     for name in ("ppo.pt", "reward.safetensors", "gate.json.partial"):
         (folder / name).write_text(MARK)
     if state == "published":
@@ -71,7 +84,9 @@ def round_over(store, settings, state="failed"):
 
 def caches(settings):
     """What the worker keeps of replies between rounds: theirs, and one of somebody else."""
-    names = {who: erase.reply_name(reply) for who, reply in (("theirs", ([*IDS, 7], IDS)), ("other", ([1, 2, 3], [4, 2])))}
+    names = {
+        who: erase.reply_name(reply) for who, reply in (("theirs", ([*IDS, 7], IDS)), ("other", ([1, 2, 3], [4, 2])))
+    }
     folder = settings.data_dir / "features" / "k"
     folder.mkdir(parents=True)
     for name in names.values():
@@ -89,7 +104,9 @@ def traces(settings):
 
 
 def test_a_deleted_chat_leaves_no_byte_in_any_file(store, settings):
-    """It stayed in preferences.json, in the gate's samples and in the database's pages; SQLite leaves copies where it had moved a row from."""
+    """It stayed in preferences.json, in the gate's samples and in the database's pages; SQLite leaves copies where it
+    had moved a row from.
+    """
     ann, bob = store.annotator("ann"), store.annotator("bob")
     rows = []
     for i in range(60):  # so many that pages are split and rows are moved
@@ -101,16 +118,28 @@ def test_a_deleted_chat_leaves_no_byte_in_any_file(store, settings):
     assert {name for name, _ in traces(settings)} >= {"preferences.json", "gate.json", "log.txt", "base.safetensors"}
     for conversation in rows:
         store.delete_conversation(conversation, ann)
-    assert not any(MARK in str(store.rows(f"select * from {table}")) for table in ("message", "prompt", "generation", "vote", "demonstration", "conversation"))
+    assert not any(
+        MARK in str(store.rows(f"select * from {table}"))
+        for table in ("message", "prompt", "generation", "vote", "demonstration", "conversation")
+    )
     assert Eraser(store, settings).step()
     assert traces(settings) == []
     assert store.unfinished_erasures() == []
     report = json.loads((erase.folder_of(settings, 1) / "gate.json").read_text())
-    assert report["gain"] == 1.0 and [s["prompt"] for s in report["samples"]] == ["Name a river."], "what is not theirs stays"
+    assert report["gain"] == 1.0 and [s["prompt"] for s in report["samples"]] == ["Name a river."], (
+        "what is not theirs stays"
+    )
     assert not cached["theirs"].exists() and cached["other"].exists()
-    assert len(store.votes_for_training(BASE)) == 60 and store.vote_totals(ann) == {"votes": 0, "published": 0, "waiting": 0, "listed": 60}
+    assert len(store.votes_for_training(BASE)) == 60 and store.vote_totals(ann) == {
+        "votes": 0,
+        "published": 0,
+        "waiting": 0,
+        "listed": 60,
+    }
     assert store.learned_versions(ann) == [1] and store.learned_versions(bob) == [1]
-    assert store.row("pragma integrity_check")["integrity_check"] == "ok" and store.rows("pragma foreign_key_check") == []
+    assert (
+        store.row("pragma integrity_check")["integrity_check"] == "ok" and store.rows("pragma foreign_key_check") == []
+    )
 
 
 def test_a_prompt_that_somebody_else_used_too_stays_theirs(store):
@@ -129,7 +158,9 @@ def test_a_reply_that_comes_in_behind_the_deletion_is_not_kept(store):
     duel = store.start_duel(conversation, MARK, IDS, [candidate(1), candidate(2)])
     store.delete_conversation(conversation, ann)
     store.finish_duel(duel, [outcome(MARK, IDS)] * 2)
-    assert MARK not in str(store.rows("select * from message")) and "90210" not in str(store.rows("select * from generation"))
+    assert MARK not in str(store.rows("select * from message")) and "90210" not in str(
+        store.rows("select * from generation")
+    )
     with pytest.raises(StoreError, match="deleted"):
         store.start_duel(conversation, MARK, IDS, [candidate(1), candidate(2)])
     assert store.conversation(ann) is None
@@ -165,7 +196,9 @@ def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(store, set
     store.allow_training(ann, False)
     assert store.votes_for_training(BASE) == [] and store.new_votes() == 0 and store.vote_totals(ann)["waiting"] == 0
     assert Eraser(store, settings).step()
-    assert {name for name, _ in traces(settings)} == {"nudge.db"} and store.last_round()["reason"] == "ValueError in phase reward."
+    assert {name for name, _ in traces(settings)} == {"nudge.db"} and store.last_round()[
+        "reason"
+    ] == "ValueError in phase reward."
     assert not cached["theirs"].exists(), "the chat itself is still there"
     store.allow_training(ann, True)
     assert len(store.votes_for_training(BASE)) == 1
@@ -176,6 +209,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     import sqlite_utils
 
     from playground.store.migrations import migrations
+
     settings = Settings(data_dir=tmp_path / "data", _env_file=None)
     store = Store(settings.database)
     row = say(store, store.annotator("ann"))
@@ -183,8 +217,13 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     file = erase.folder_of(settings, round_id) / "gate.json"
     file.write_text(json.dumps({"samples": [{"prompt": MARK, "new": "x", "live": "y"}]}))
     db = sqlite_utils.Database(str(settings.database))
-    for statement in ("drop table erasure", "drop table round_conversation", "drop index generation_prompt", f"update conversation set deleted = 'then' where id = {row['conversation']}",
-                      "delete from _sqlite_migrations where name = '0006_erasure'"):
+    for statement in (
+        "drop table erasure",
+        "drop table round_conversation",
+        "drop index generation_prompt",
+        f"update conversation set deleted = 'then' where id = {row['conversation']}",
+        "delete from _sqlite_migrations where name = '0006_erasure'",
+    ):
         db.execute(statement)
     db.conn.commit()
     migrations.apply(db)
@@ -195,14 +234,17 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
 
 # -- nothing is forgotten when a process dies
 
+
 @pytest.mark.parametrize("at", ["blank_deleted", "scrub", "finish_erasures"])
 def test_an_eraser_killed_anywhere_is_followed_by_one_that_finishes(store, settings, at):
     row = say(store, store.annotator("ann"))
     round_over(store, settings)
     store.delete_conversation(row["conversation"], row["annotator"])
-    script = (f"import os, signal; from playground.store import Store; from playground.settings import Settings; from training.erase import Eraser\n"
-              f"Store.{at} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-              f"s = Settings(data_dir={str(settings.data_dir)!r}, _env_file=None); Eraser(Store(s.database), s).step()")
+    script = (
+        f"import os, signal; from playground.store import Store; from playground.settings import Settings; from training.erase import Eraser\n"
+        f"Store.{at} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"s = Settings(data_dir={str(settings.data_dir)!r}, _env_file=None); Eraser(Store(s.database), s).step()"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL and len(store.unfinished_erasures()) == 1
     assert Eraser(store, settings).step() and traces(settings) == [] and store.unfinished_erasures() == []
@@ -235,6 +277,7 @@ def test_a_round_that_has_ended_keeps_no_votes_whatever_came_between(store, sett
 
 # -- a round that runs
 
+
 class Light(Round):
     """A round whose phases are quick: `script` is called in PPO."""
 
@@ -263,6 +306,7 @@ class Light(Round):
 
 def run_light(store, settings, script):
     from training.worker import run_once
+
     store.request_round()
     return run_once(store, settings, "w", kind=type("Scripted", (Light,), {"script": staticmethod(script)}))
 
@@ -271,7 +315,11 @@ def run_light(store, settings, script):
 def test_a_running_round_begins_again_without_a_chat_that_is_taken_back(store, settings, how):
     ann, bob = store.annotator("ann"), store.annotator("bob")
     mine, theirs = say(store, ann), say(store, bob, "Bob's own", [1, 2, 3])
-    gestures = {"delete": lambda: store.delete_conversation(mine["conversation"], ann), "refuse": lambda: store.allow_training(ann, False), "forget": lambda: store.forget(ann)}
+    gestures = {
+        "delete": lambda: store.delete_conversation(mine["conversation"], ann),
+        "refuse": lambda: store.allow_training(ann, False),
+        "forget": lambda: store.forget(ann),
+    }
     seen = []
 
     def script(this):
@@ -336,12 +384,18 @@ def test_a_paused_round_begins_again_at_once(store, settings):
 
 # -- what an error says
 
+
 def test_an_error_that_may_quote_a_person_is_said_by_its_place(caplog):
     try:
         int(MARK)
     except ValueError as error:
-        assert discreet.said(error).startswith("ValueError in test_erasure.py, line ") and MARK not in discreet.said(error)
-    assert discreet.said(FileNotFoundError(2, "No such file", "x.bin")) == "FileNotFoundError: [Errno 2] No such file: 'x.bin'"
+        assert discreet.said(error).startswith("ValueError in test_erasure.py, line ") and MARK not in discreet.said(
+            error
+        )
+    assert (
+        discreet.said(FileNotFoundError(2, "No such file", "x.bin"))
+        == "FileNotFoundError: [Errno 2] No such file: 'x.bin'"
+    )
     assert discreet.said(StoreError("This is ours.")) == "StoreError: This is ours."
 
 
@@ -355,6 +409,14 @@ def test_a_round_that_breaks_on_a_persons_text_quotes_it_nowhere(store, settings
             raise KeyError(MARK)  # noqa: B904 (the first one is to be told too)
 
     row = run_light(store, settings, script)
-    assert row["state"] == "failed" and row["reason"].startswith("KeyError in test_erasure.py, line ") and row["reason"].endswith(" in phase ppo.")
+    assert (
+        row["state"] == "failed"
+        and row["reason"].startswith("KeyError in test_erasure.py, line ")
+        and row["reason"].endswith(" in phase ppo.")
+    )
     log = (erase.folder_of(settings, row["id"]) / "log.txt").read_text()
-    assert "Traceback" in log and "JSONDecodeError in decoder.py" in log and MARK not in log.replace("raise KeyError(MARK)", "")
+    assert (
+        "Traceback" in log
+        and "JSONDecodeError in decoder.py" in log
+        and MARK not in log.replace("raise KeyError(MARK)", "")
+    )

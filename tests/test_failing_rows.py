@@ -64,7 +64,9 @@ def tokens(decodings):
 
 
 def break_layers(forward, when):
-    """Let the forward raise in its third block whenever `when(rows)` says so: two blocks have taken the step's keys in by then."""
+    """Let the forward raise in its third block whenever `when(rows)` says so: two blocks have taken the step's keys in
+    by then.
+    """
     if isinstance(forward, lean.Lean):
         block = forward.packed[2]
         whole, block.qkv = block.qkv, lambda x: _raise(when(len(x))) or whole(x)
@@ -85,6 +87,7 @@ def test_a_forward_that_has_no_room_for_all_serves_them_part_by_part(forward):
     def too_many(rows):
         tried.append(rows)
         return RuntimeError("out of memory") if rows > 4 else None
+
     break_layers(forward, too_many)
     assert go_on(decodings) == {}
     assert 8 in tried and 4 in tried and tokens(decodings) == expected
@@ -94,7 +97,9 @@ def test_a_failed_step_leaves_the_lines_as_they_were(forward):
     """A column that was made for a token which no forward took in stayed, and every later token saw it."""
     expected = alone(forward)
     decodings, calls = opened(forward), []
-    break_layers(forward, lambda rows: calls.append(rows) or (RuntimeError("once in a while") if len(calls) % 3 == 0 else None))
+    break_layers(
+        forward, lambda rows: calls.append(rows) or (RuntimeError("once in a while") if len(calls) % 3 == 0 else None)
+    )
     for _ in range(200):
         failures = []
         step(decodings, failures)  # whoever fails tries again with the same tokens
@@ -114,17 +119,29 @@ def test_one_line_that_makes_the_forward_raise_fails_alone(forward, bad):
         if marker in lines and any(len(fed) >= 3 for fed in marker.fed):
             raise ValueError("this line breaks the forward")
         return inner(lines, ids)
+
     forward.step = step_with
     failed = go_on(decodings)
     assert list(failed) == [bad] and "this line" in str(failed[bad])
-    assert all(found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != bad)
+    assert all(
+        found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != bad
+    )
 
 
-@pytest.mark.parametrize("sampling", [SAMPLED, Sampling(temperature=0, max_tokens=10), Sampling(1.0, top_p=0.9, top_k=7, max_tokens=10, repetition_penalty=1.2)],
-                         ids=["sampled", "greedy", "truncated"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SAMPLED,
+        Sampling(temperature=0, max_tokens=10),
+        Sampling(1.0, top_p=0.9, top_k=7, max_tokens=10, repetition_penalty=1.2),
+    ],
+    ids=["sampled", "greedy", "truncated"],
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_row_whose_logits_are_no_numbers_fails_alone_and_nothing_is_drawn_from_it(forward, value, sampling):
-    """Logits of NaN were drawn from: the last token of the vocabulary came, with a log-probability of NaN, to the end of the reply."""
+    """Logits of NaN were drawn from: the last token of the vocabulary came, with a log-probability of NaN, to the end
+    of the reply.
+    """
     expected = alone(forward, sampling)
     decodings = opened(forward, sampling)
     inner, steps = forward.step, []
@@ -136,11 +153,14 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone_and_nothing_is_drawn_from
             at = 2 * lines.index(decodings[1].line)
             logits[at + 1, 7] = value  # one of the turn's two rows
         return logits
+
     forward.step = step_with
     failed = go_on(decodings)
     assert list(failed) == [1] and isinstance(failed[1], NotFinite)
     assert len(decodings[1].replies[0].token_ids) == 4
-    assert all(found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != 1)
+    assert all(
+        found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != 1
+    )
 
 
 @pytest.mark.parametrize("bad", [{"top_k": 2.5}, {"top_p": "most"}, {"temperature": "hot"}])
@@ -151,7 +171,9 @@ def test_a_row_that_cannot_be_drawn_fails_alone(forward, bad):
     decodings[2].sampling = Sampling(**{"temperature": 1.0, "max_tokens": 10, **bad})
     failed = go_on(decodings)
     assert list(failed) == [2]
-    assert all(found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != 2)
+    assert all(
+        found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != 2
+    )
 
 
 def test_rows_of_one_kind_that_break_once_keep_their_draws(forward, monkeypatch):
@@ -162,6 +184,7 @@ def test_rows_of_one_kind_that_break_once_keep_their_draws(forward, monkeypatch)
     def fails_for_many(logits, sampling, rows, uniform):
         found = draw(logits, sampling, rows, uniform)
         return found if len(rows) == 1 else _raise(RuntimeError("no room for the draws"))
+
     monkeypatch.setattr(decoder, "draw", fails_for_many)
     assert go_on(decodings) == {} and tokens(decodings) == expected
 
@@ -175,10 +198,19 @@ def test_without_a_list_of_failures_the_step_raises(forward):
 
 # -- in the engine
 
+
 @pytest.fixture(params=["float32", "plain"])
 def site(request, tmp_path):
     """An engine whose threads do not run: the test is both of them."""
-    settings = Settings(model=str(tiny_folder(tmp_path / "model")), data_dir=tmp_path, device="cpu", dtype="float32", threads=1, decode_format=request.param, _env_file=None)
+    settings = Settings(
+        model=str(tiny_folder(tmp_path / "model")),
+        data_dir=tmp_path,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        decode_format=request.param,
+        _env_file=None,
+    )
     return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
 
 
@@ -193,6 +225,7 @@ def ends(site, streams):
 def test_a_turn_with_a_setting_that_cannot_be_ends_alone_and_gives_its_room_back(site):
     def duel(**more):
         return site.duel([1, 30, 31, 32], [3, 4], Sampling(**{"temperature": 1.0, "max_tokens": 12, **more}))
+
     [expected] = ends(site, [duel()])
     streams = [duel(), duel(top_k=2.5), duel(), duel(top_p="many"), duel(top_k=True)]
     found = ends(site, streams)
@@ -205,6 +238,7 @@ def test_a_turn_with_a_setting_that_cannot_be_ends_alone_and_gives_its_room_back
 def test_one_side_can_be_stopped_and_the_other_has_the_tokens_that_it_would_have_had(site):
     def duel():
         return site.duel([1, 30, 31, 32], [3, 5], Sampling(temperature=1.0, max_tokens=12))
+
     site.end_tokens = NEVER
     [(left, right)] = ends(site, [duel()])
     for side, whole, cut in ((1, left, right), (0, right, left)):
@@ -215,7 +249,10 @@ def test_one_side_can_be_stopped_and_the_other_has_the_tokens_that_it_would_have
         ends(site, [stream])
         results = stream.results()
         assert results[1 - side]["token_ids"] == whole and results[1 - side]["finish_reason"] == "length"
-        assert results[side]["token_ids"] == cut[:len(results[side]["token_ids"])] and 3 <= len(results[side]["token_ids"]) <= 5
+        assert (
+            results[side]["token_ids"] == cut[: len(results[side]["token_ids"])]
+            and 3 <= len(results[side]["token_ids"]) <= 5
+        )
         assert results[side]["finish_reason"] == "stopped" and results[side]["total_ms"] < results[1 - side]["total_ms"]
 
 
@@ -227,7 +264,11 @@ def test_a_side_that_is_stopped_before_its_turn_has_room_is_stopped_then(site):
     second.stop(0)
     assert second.growing(1) and not second.admitted.is_set()
     ends(site, [first, second])
-    assert [r["finish_reason"] for r in second.results()][0] == "stopped" and second.tokens()[1] > 1 and second.admitted.is_set()
+    assert (
+        [r["finish_reason"] for r in second.results()][0] == "stopped"
+        and second.tokens()[1] > 1
+        and second.admitted.is_set()
+    )
     assert not second.growing(1)
 
 

@@ -54,7 +54,9 @@ def test_votes_that_were_there_before_have_no_forecast_and_the_next_one_has(vote
     store = fill()
     forecaster = Forecaster(store, settings)
     assert forecaster.step() and not forecaster.step()
-    assert len(rows(store)) == 24 and all(r["probability"] is None for r in rows(store)) and store.forecasts(20) == (0, 0)
+    assert (
+        len(rows(store)) == 24 and all(r["probability"] is None for r in rows(store)) and store.forecasts(20) == (0, 0)
+    )
     vote = vote_again(store, store.row("select min(id) as id from duel")["id"], "a")
     assert forecaster.step() and not forecaster.step()
     [row] = [r for r in rows(store) if r["vote"] == vote]
@@ -62,7 +64,9 @@ def test_votes_that_were_there_before_have_no_forecast_and_the_next_one_has(vote
 
 
 def test_a_forecast_does_not_know_the_vote(voted):
-    """Probabilities of a, b and tie of one duel, each forecast in a world where that was the vote, are one distribution."""
+    """Probabilities of a, b and tie of one duel, each forecast in a world where that was the vote, are one
+    distribution.
+    """
     settings, fill = voted
     chance, hits = [], []
     for choice in ("a", "b", "tie"):

@@ -11,31 +11,72 @@ from training import gate
 from training.preferences import TIE, A, B, Preferences
 from training.rollout import Episode
 
-SETTINGS = Settings(kl_budget=10, length_factor=4, length_drift=2, empty_replies=0.1, gate_confidence=0.95, canary_fall=0.5,
-                    repetition_rise=0.15, distinct_share=0.7, ended_fall=0.25)
+SETTINGS = Settings(
+    kl_budget=10,
+    length_factor=4,
+    length_drift=2,
+    empty_replies=0.1,
+    gate_confidence=0.95,
+    canary_fall=0.5,
+    repetition_rise=0.15,
+    distinct_share=0.7,
+    ended_fall=0.25,
+)
 N = 32
 END = -1  # a token id that no reply holds
 
 
 def replies(tokens=20, ended=True, same=None):
     """Of distinct tokens, or of one."""
-    return [Episode([1, 2], [same] * tokens if same else list(range(1000 * k, 1000 * k + tokens)), ended) for k in range(N)]
+    return [
+        Episode([1, 2], [same] * tokens if same else list(range(1000 * k, 1000 * k + tokens)), ended) for k in range(N)
+    ]
 
 
-def decide(gain=1.0, spread=0.5, kl=5.0, tokens=20, empty=0, doubt=0.0, new=None, live=None, canary_new=-1.1, length_votes=(-0.1, 0.1)):
-    """The gate's report on a new version whose rewards lie `gain` above the live one's, give or take, and as much as the votes leave open."""
+def decide(
+    gain=1.0,
+    spread=0.5,
+    kl=5.0,
+    tokens=20,
+    empty=0,
+    doubt=0.0,
+    new=None,
+    live=None,
+    canary_new=-1.1,
+    length_votes=(-0.1, 0.1),
+):
+    """The gate's report on a new version whose rewards lie `gain` above the live one's, give or take, and as much as
+    the votes leave open.
+    """
     rewards = np.linspace(-1, 1, N)
     gains = gain + spread * np.where(np.arange(N) % 2, 1, -1)
     draws = gains + doubt * np.random.default_rng(1).normal(size=(gate.DRAWS, 1))
-    return gate.decide(new or replies(tokens), live or replies(), rewards + gains, rewards, draws, kl=[kl] * N,
-                       texts=[""] * empty + ["A reply."] * (N - empty), canary_new=canary_new, canary_base=-1.0, length_votes=length_votes,
-                       settings=SETTINGS)
+    return gate.decide(
+        new or replies(tokens),
+        live or replies(),
+        rewards + gains,
+        rewards,
+        draws,
+        kl=[kl] * N,
+        texts=[""] * empty + ["A reply."] * (N - empty),
+        canary_new=canary_new,
+        canary_base=-1.0,
+        length_votes=length_votes,
+        settings=SETTINGS,
+    )
 
 
 def test_a_better_version_passes():
     report = decide()
     assert report.passed and report.refused_because == []
-    assert (report.prompts, report.gain, report.kl, report.length_new, report.empty, report.ended_new) == (N, pytest.approx(1), 5, 20, 0, 1)
+    assert (report.prompts, report.gain, report.kl, report.length_new, report.empty, report.ended_new) == (
+        N,
+        pytest.approx(1),
+        5,
+        20,
+        0,
+        1,
+    )
     assert report.gain_interval[0] < 1 < report.gain_interval[1]
 
 
@@ -46,11 +87,16 @@ def test_a_report_survives_json():
 @pytest.mark.parametrize("gain", [0.0, -0.5, 0.1])
 def test_a_gain_that_may_be_chance_is_refused(gain):
     [reason] = decide(gain=gain, spread=1.0).refused_because
-    assert reason.startswith(f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations [") and "32 held-out prompts" in reason
+    assert (
+        reason.startswith(f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations [")
+        and "32 held-out prompts" in reason
+    )
 
 
 def test_a_policy_far_from_the_base_is_refused():
-    assert decide(kl=10.1).refused_because == ["it moved too far from the base: 10.1 nats a reply, and the budget is 10"]
+    assert decide(kl=10.1).refused_because == [
+        "it moved too far from the base: 10.1 nats a reply, and the budget is 10"
+    ]
     assert decide(kl=10.0).passed
 
 
@@ -59,11 +105,21 @@ def test_a_change_of_length_beyond_the_factor_is_refused(tokens, passes):
     report = decide(tokens=tokens)
     assert report.passed == passes
     assert passes or report.refused_because == [
-        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the votes do not favour that"]
+        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the votes do not favour that"
+    ]
 
 
-@pytest.mark.parametrize(("votes", "tokens", "passes"), [
-    ((-0.5, -0.1), 5, True), ((-0.5, -0.1), 4, False), ((-0.5, -0.1), 41, False), ((0.1, 0.5), 80, True), ((0.1, 0.5), 81, False), ((0.1, 0.5), 9, False)])
+@pytest.mark.parametrize(
+    ("votes", "tokens", "passes"),
+    [
+        ((-0.5, -0.1), 5, True),
+        ((-0.5, -0.1), 4, False),
+        ((-0.5, -0.1), 41, False),
+        ((0.1, 0.5), 80, True),
+        ((0.1, 0.5), 81, False),
+        ((0.1, 0.5), 9, False),
+    ],
+)
 def test_a_length_that_the_votes_favour_may_change_further(votes, tokens, passes):
     report = decide(tokens=tokens, length_votes=votes)
     assert report.passed == passes
@@ -77,16 +133,23 @@ def test_what_the_votes_leave_open_is_part_of_the_interval():
 
 
 def test_replies_that_repeat_themselves_are_refused():
-    looping = [Episode([1, 2], [k, k + 1, k + 2, k + 3] * 5 + [END], True) for k in range(0, 4 * N, 4)]  # 17 four-grams, 4 of them distinct
+    looping = [
+        Episode([1, 2], [k, k + 1, k + 2, k + 3] * 5 + [END], True) for k in range(0, 4 * N, 4)
+    ]  # 17 four-grams, 4 of them distinct
     report = decide(new=looping)
     assert report.repetition_new == pytest.approx(13 / 17)
-    assert report.refused_because[0] == ("it repeats itself: 76% of its four-token runs are repeats, 0% of the live version's, and 15% more is the limit")
+    assert report.refused_because[0] == (
+        "it repeats itself: 76% of its four-token runs are repeats, 0% of the live version's, and 15% more is the limit"
+    )
 
 
 def test_replies_that_are_all_alike_are_refused():
     alike = [Episode([1, 2], list(range(20)), True)] * N
     [reason] = decide(new=alike).refused_because
-    assert reason == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that must be left"
+    assert (
+        reason
+        == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that must be left"
+    )
 
 
 def test_shorter_replies_are_not_more_distinct_for_being_short():
@@ -113,7 +176,9 @@ def test_replies_that_no_longer_end_are_refused():
 def test_plain_replies_that_became_unlikely_are_refused():
     assert decide(canary_new=-1.5).passed and decide(canary_new=-0.8).passed
     assert (decide().canary_new, decide().canary_base) == (-1.1, -1.0)
-    assert decide(canary_new=-1.51).refused_because == ["plain replies became unlikely: by 0.51 nats a token, and 0.5 is the limit"]
+    assert decide(canary_new=-1.51).refused_because == [
+        "plain replies became unlikely: by 0.51 nats a token, and 0.5 is the limit"
+    ]
 
 
 def test_empty_replies_are_refused():
@@ -140,14 +205,18 @@ def test_the_interval_is_that_of_the_mean():
 
 
 def test_the_posterior_interval_adds_both_doubts():
-    gains = np.random.default_rng(0).normal(0.5, 1, 400) + np.random.default_rng(1).normal(0, 0.1, (4000, 1))  # deviations 0.05 and 0.1
+    gains = np.random.default_rng(0).normal(0.5, 1, 400) + np.random.default_rng(1).normal(
+        0, 0.1, (4000, 1)
+    )  # deviations 0.05 and 0.1
     low, high = gate.posterior_interval(gains, 0.95, 0)
-    assert high - low == pytest.approx(2 * 1.96 * (0.05 ** 2 + 0.1 ** 2) ** 0.5, rel=0.07)
+    assert high - low == pytest.approx(2 * 1.96 * (0.05**2 + 0.1**2) ** 0.5, rel=0.07)
 
 
 def test_the_length_that_votes_favour_by_hand():
-    prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20), ([1], [1] * 40)],
-                        pairs=[(0, 1, B, 1.0, "c", 1), (2, 1, A, 1.0, "c", 2), (0, 2, TIE, 1.0, "c", 3)] * 3)
+    prefs = Preferences(
+        replies=[([1], [1] * 10), ([1], [1] * 20), ([1], [1] * 40)],
+        pairs=[(0, 1, B, 1.0, "c", 1), (2, 1, A, 1.0, "c", 2), (0, 2, TIE, 1.0, "c", 3)] * 3,
+    )
     assert gate.favoured_length(prefs, 0.95, 0) == pytest.approx((np.log(2), np.log(2)))
     turned = replace(prefs, pairs=[(a, b, A + B - outcome, *rest) for a, b, outcome, *rest in prefs.pairs])
     assert gate.favoured_length(turned, 0.95, 0) == pytest.approx((-np.log(2), -np.log(2)))
@@ -162,7 +231,12 @@ def test_a_handful_of_votes_does_not_favour_a_length(n, favours):
 
 def test_one_eager_annotator_does_not_decide_what_length_is_favoured():
     longer, shorter = [(0, 1, B, 0.01, "c", k) for k in range(100)], [(0, 1, A, 1.0, "c", k) for k in range(10)]
-    assert gate.favoured_length(Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=longer + shorter), 0.95, 0)[1] < 0
+    assert (
+        gate.favoured_length(Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=longer + shorter), 0.95, 0)[
+            1
+        ]
+        < 0
+    )
 
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0), ([1, 1, 1, 1, 1, 1], 2 / 3), ([1, 2, 3], 0), ([], 0)])

@@ -24,18 +24,29 @@ def test_nothing_remote_may_be_loaded_and_only_a_space_is_framed():
 
 def test_no_other_origin_may_read_an_answer():
     """Gradio reflected any Origin with credentials."""
-    answer = MutableHeaders({"access-control-allow-origin": "http://evil.example", "access-control-allow-credentials": "true", "etag": "x"})
+    answer = MutableHeaders(
+        {"access-control-allow-origin": "http://evil.example", "access-control-allow-credentials": "true", "etag": "x"}
+    )
     headers.harden(answer, (), framed=False)
     assert not any(name.startswith("access-control") for name in answer) and answer["etag"] == "x"
     assert answer["x-content-type-options"] == "nosniff" and answer["referrer-policy"] == "same-origin"
 
 
-@pytest.mark.parametrize("sent, foreign", [
-    ({}, False), ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, False),
-    ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7861"}, True), ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, True),
-    ({"host": "nudge.example", "origin": "null"}, True), ({"host": "nudge.example", "origin": "https://NUDGE.example"}, False),
-    ({"host": "127.0.0.1:7860", "origin": "http://localhost:7860"}, True), ({"host": "x", "sec-fetch-site": "same-site"}, True),
-    ({"host": "x", "sec-fetch-site": "cross-site"}, True), ({"host": "x", "sec-fetch-site": "none"}, True),
-    ({"host": "127.0.0.1:7860", "origin": "https://nudge.example", "sec-fetch-site": "same-origin"}, False)])
+@pytest.mark.parametrize(
+    "sent, foreign",
+    [
+        ({}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7861"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, True),
+        ({"host": "nudge.example", "origin": "null"}, True),
+        ({"host": "nudge.example", "origin": "https://NUDGE.example"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://localhost:7860"}, True),
+        ({"host": "x", "sec-fetch-site": "same-site"}, True),
+        ({"host": "x", "sec-fetch-site": "cross-site"}, True),
+        ({"host": "x", "sec-fetch-site": "none"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "https://nudge.example", "sec-fetch-site": "same-origin"}, False),
+    ],
+)
 def test_a_page_of_another_origin_or_port_is_known(sent, foreign):
     assert headers.is_foreign(Headers(sent)) is foreign

@@ -9,8 +9,11 @@ ROOT = Path(__file__).parent.parent
 # from below to above: a room imports what stands before it, and itself
 ROOMS = ["system", "settings", "store", "models", "decoding", "serving", "chat", "people", "web", "ui", "server"]
 SHARED = ["system", "settings", "store", "models", "decoding"]  # by both halves
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
-           for part in ("playground", "training") for p in sorted((ROOT / part).rglob("*.py"))}
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for part in ("playground", "training")
+    for p in sorted((ROOT / part).rglob("*.py"))
+}
 
 
 def imports(path):
@@ -35,7 +38,9 @@ def of(package):
 
 
 def ours(name):
-    return {i for i in imports(MODULES[name]) if i.split(".")[0] in ("playground", "training", "app", "benchmarks", "tests")}
+    return {
+        i for i in imports(MODULES[name]) if i.split(".")[0] in ("playground", "training", "app", "benchmarks", "tests")
+    }
 
 
 def room(name):
@@ -74,7 +79,11 @@ def test_only_the_ui_and_the_server_that_mounts_it_import_gradio(name):
 def test_only_the_store_and_its_migrations_speak_sql(name):
     if not name.startswith("playground.store"):
         assert not packages(MODULES[name]) & {"sqlite3", "sqlite_utils"}
-        calls = {n.func.attr for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
+        calls = {
+            n.func.attr
+            for n in ast.walk(ast.parse(MODULES[name].read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+        }
         assert not calls & {"execute", "executemany", "executescript", "query"}
 
 

@@ -10,7 +10,14 @@ from playground.models import adapters, loading
 from tests.tiny import tiny_model
 
 IDS = [3 + 7 * i % 400 for i in range(40)]
-SIZES = {"vocab_size": 427, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "vocab_size": 427,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def made(config):
@@ -23,17 +30,34 @@ def made(config):
 
 def trained(size=0.1):
     """The tiny model with a LoRA that does something."""
-    shell = loading.with_lora(loading.shell(tiny_model()), rank=4, alpha=8, targets=loading.linear_targets(tiny_model()))
+    shell = loading.with_lora(
+        loading.shell(tiny_model()), rank=4, alpha=8, targets=loading.linear_targets(tiny_model())
+    )
     noise = torch.Generator().manual_seed(1)
-    adapters.copy_strictly({k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(shell).items()}, loading.lora_parameters(shell))
+    adapters.copy_strictly(
+        {k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(shell).items()},
+        loading.lora_parameters(shell),
+    )
     return shell.requires_grad_(False).get_base_model()
 
 
 MODELS = {
     "llama": tiny_model,
     "trained": trained,
-    "llama3 rotations": lambda: made(type(tiny_model().config)(**SIZES, tie_word_embeddings=False, rope_parameters={
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64})),
+    "llama3 rotations": lambda: made(
+        type(tiny_model().config)(
+            **SIZES,
+            tie_word_embeddings=False,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        )
+    ),
     "wide heads": lambda: made(type(tiny_model().config)(**SIZES, head_dim=32)),
     "qwen2 with biases": lambda: made(Qwen2Config(**SIZES)),
     "mistral": lambda: made(MistralConfig(**SIZES, sliding_window=None)),
@@ -58,32 +82,43 @@ def test_reading_and_stepping_give_the_models_logits(model):
     torch.testing.assert_close(forward.read(line, IDS[13:]), full(model, IDS), atol=1e-4, rtol=1e-4)
     for tokens in ([5, 9], [11, 2], [7, 7]):
         rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
-        torch.testing.assert_close(forward.step([line], tokens), torch.stack([full(model, row) for row in rows]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            forward.step([line], tokens), torch.stack([full(model, row) for row in rows]), atol=1e-4, rtol=1e-4
+        )
     line.drop(0)
     torch.testing.assert_close(forward.step([line], [8])[0], full(model, [*rows[1], 8]), atol=1e-4, rtol=1e-4)
 
 
 def test_greedy_replies_are_those_of_transformers(model):
     greedy, prompts = Sampling(temperature=0, max_tokens=24), [IDS, IDS[:5], [4]]
-    ours, theirs = (run(forward, prompts, [0] * 3, greedy, frozenset()) for forward in (lean.Lean(model, "float32"), plain.Plain(model)))
+    ours, theirs = (
+        run(forward, prompts, [0] * 3, greedy, frozenset())
+        for forward in (lean.Lean(model, "float32"), plain.Plain(model))
+    )
     assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
 
 
 @pytest.mark.parametrize(("number_format", "most"), [("bfloat16", 5e-4), ("int8", 5e-3), ("int4", 0.3)])
 def test_a_format_stays_near_the_model(number_format, most):
-    """KL(model ‖ format) of the next token, mean over positions; these random weights take rounding worse than trained ones."""
+    """KL(model ‖ format) of the next token, mean over positions; these random weights take rounding worse than trained
+    ones.
+    """
     model = trained()
     forward, total = lean.Lean(model, number_format), 0.0
     line = forward.open(1, 1, len(IDS))
     forward.read(line, IDS[:1])
     for at in range(1, len(IDS)):
-        truth, said = (torch.log_softmax(x, -1) for x in (full(model, IDS[:at + 1]), forward.step([line], [IDS[at]])[0]))
+        truth, said = (
+            torch.log_softmax(x, -1) for x in (full(model, IDS[: at + 1]), forward.step([line], [IDS[at]])[0])
+        )
         total += (truth.exp() * (truth - said)).sum().item()
     assert total / len(IDS) < most
 
 
 def test_a_row_is_the_same_whatever_else_is_in_the_batch():
-    """In int8 to the last bit, so that the same seed gives the same reply in a crowd; other formats go through libraries that do not promise it."""
+    """In int8 to the last bit, so that the same seed gives the same reply in a crowd; other formats go through
+    libraries that do not promise it.
+    """
     forward = lean.Lean(tiny_model(), "int8")
 
     def opened(ids):
@@ -123,4 +158,10 @@ def test_what_a_reply_read_is_found_again():
 def test_other_architectures_do_not_fit():
     assert not lean.fits(made(GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4)))
     assert not lean.fits(made(MistralConfig(**SIZES, sliding_window=16)))
-    assert not lean.fits(made(type(tiny_model().config)(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})))
+    assert not lean.fits(
+        made(
+            type(tiny_model().config)(
+                **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+            )
+        )
+    )

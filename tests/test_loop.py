@@ -1,4 +1,6 @@
-"""The whole path, twice round: chat, vote, train, publish, swap under a running stream, chat again with the new version."""
+"""The whole path, twice round: chat, vote, train, publish, swap under a running stream, chat again with the new
+version.
+"""
 
 import random
 import time
@@ -22,11 +24,33 @@ GREEDY = Sampling(temperature=0, max_tokens=600)
 
 def settings_for(folder, **changes):
     """Settings that take a round through every phase in seconds on the tiny model."""
-    return Settings(**{
-        "model": str(planted_folder(folder / "model")), "data_dir": folder / "data", "device": "cpu", "dtype": "float32", "threads": 1, "temperature": 1.0,
-        "reply_tokens": 16, "round_votes": VOTES, "stream_hz": 60, "ppo_iterations": 8, "ppo_episodes": 64, "ppo_minibatch": 16,
-        "rollout_tokens": 16, "ppo_lr": 4e-3, "kl_coefficient": 0.02, "kl_target": 3.0, "kl_budget": 40.0, "reward_layer": 0.25, "gate_prompts": 32,
-        "evidence_confidence": 0.5, "canary_fall": 100.0, "decode_format": "float32", **changes})  # to a random model no reply is plain
+    return Settings(
+        **{
+            "model": str(planted_folder(folder / "model")),
+            "data_dir": folder / "data",
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 1,
+            "temperature": 1.0,
+            "reply_tokens": 16,
+            "round_votes": VOTES,
+            "stream_hz": 60,
+            "ppo_iterations": 8,
+            "ppo_episodes": 64,
+            "ppo_minibatch": 16,
+            "rollout_tokens": 16,
+            "ppo_lr": 4e-3,
+            "kl_coefficient": 0.02,
+            "kl_target": 3.0,
+            "kl_budget": 40.0,
+            "reward_layer": 0.25,
+            "gate_prompts": 32,
+            "evidence_confidence": 0.5,
+            "canary_fall": 100.0,
+            "decode_format": "float32",
+            **changes,
+        }
+    )  # to a random model no reply is plain
 
 
 def liking(text):
@@ -35,7 +59,9 @@ def liking(text):
 
 
 def planted_folder(path):
-    """The tiny model, its random embeddings moved so that multi-letter tokens share a direction: something a linear head can find in 40 votes."""
+    """The tiny model, its random embeddings moved so that multi-letter tokens share a direction: something a linear
+    head can find in 40 votes.
+    """
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
     texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
@@ -65,7 +91,11 @@ def chat_and_vote(store, chat, n, name):
 def alone(engine, settings, version, prompt):
     """What a version, built afresh from disk, says greedily with nobody else around."""
     base = loading.load_trunk(settings)
-    model = adapters.load(settings.adapters_dir / f"v{version:04d}", base, base_hash=engine.identity["hash"]) if version else base
+    model = (
+        adapters.load(settings.adapters_dir / f"v{version:04d}", base, base_hash=engine.identity["hash"])
+        if version
+        else base
+    )
     return [r.token_ids for r in decoder.run(plain.Plain(model), [prompt], [0, 0], GREEDY, engine.end_tokens, n=2)]
 
 
@@ -83,14 +113,16 @@ def running(tmp_path):
 
 def test_votes_become_a_version_that_answers_the_next_message_twice_over(running):
     settings, store, engine, chat = running
-    prompt = engine.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False)
+    prompt = engine.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False
+    )
     tastes = []
     for version in (1, 2):
         tastes.append(chat_and_vote(store, chat, VOTES, f"round {version}"))
         assert engine.live.version == version - 1
 
         # every round starts from the base, so the second needs room to beat the first
-        row = run_once(store, settings.model_copy(update={"kl_target": 3.0 * version ** 2}), "test worker")
+        row = run_once(store, settings.model_copy(update={"kl_target": 3.0 * version**2}), "test worker")
         assert row["state"] == "published", row["reason"]
         assert row["id"] == version
         assert store.live_policy()["version"] == version

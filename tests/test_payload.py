@@ -19,12 +19,37 @@ def read(body, queued=False):
 
 def test_what_the_page_sends_is_read():
     call = read(GOOD)
-    assert (call.data, call.fn_index, call.trigger_id, call.session_hash, call.event_data) == (GOOD["data"], 0, 7, "abc", None)
+    assert (call.data, call.fn_index, call.trigger_id, call.session_hash, call.event_data) == (
+        GOOD["data"],
+        0,
+        7,
+        "abc",
+        None,
+    )
 
 
-@pytest.mark.parametrize("place, value", [
-    (0, 5), (0, ["a"]), (0, {}), (0, True), (1, "0.7"), (1, True), (1, [1]), (2, 1), (2, "true"), (3, "clearer"), (3, [1]), (3, [["a"]]),
-    (3, ["a"] * 51), (3, ["a" * 201]), (4, {"conversation": 1}), (4, 0), (4, False)])
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (0, 5),
+        (0, ["a"]),
+        (0, {}),
+        (0, True),
+        (1, "0.7"),
+        (1, True),
+        (1, [1]),
+        (2, 1),
+        (2, "true"),
+        (3, "clearer"),
+        (3, [1]),
+        (3, [["a"]]),
+        (3, ["a"] * 51),
+        (3, ["a" * 201]),
+        (4, {"conversation": 1}),
+        (4, 0),
+        (4, False),
+    ],
+)
 def test_a_value_of_another_type_is_refused(place, value):
     """`true` for a number and 2.5 for a whole one went through to the decoder and broke everybody's replies."""
     data = list(GOOD["data"])
@@ -40,9 +65,17 @@ def test_a_number_that_is_none_is_refused(number):
         read(body)
 
 
-@pytest.mark.parametrize("file", [
-    {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"path": ".env"}, {"url": "http://127.0.0.1:1/x"}, {"meta": {"_type": "gradio.FileData"}},
-    [{"path": "/etc/passwd"}], {"a": [{"b": {"path": "x"}}]}])
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": ".env"},
+        {"url": "http://127.0.0.1:1/x"},
+        {"meta": {"_type": "gradio.FileData"}},
+        [{"path": "/etc/passwd"}],
+        {"a": [{"b": {"path": "x"}}]},
+    ],
+)
 def test_a_file_object_is_refused_wherever_it_is(file):
     """Gradio copied the named file of the server into its cache, where anybody could fetch it."""
     for place in range(5):
@@ -54,19 +87,57 @@ def test_a_file_object_is_refused_wherever_it_is(file):
         read({**GOOD, "event_data": {"index": 0, "value": file}})
 
 
-@pytest.mark.parametrize("change", [
-    {"fn_index": 99}, {"fn_index": -1}, {"fn_index": "0"}, {"fn_index": True}, {"fn_index": 0.0}, {"fn_index": None}, {"fn_index": 10**30},
-    {"trigger_id": 8}, {"trigger_id": "7"}, {"trigger_id": -7}, {"session_hash": ""}, {"session_hash": None}, {"session_hash": "a" * 65},
-    {"session_hash": "a/../b"}, {"session_hash": "a\nb"}, {"data": {}}, {"data": []}, {"data": [None]}, {"data": [None] * 300},
-    {"event_id": "x"}, {"oauth_token": "x"}, {"simple_format": True}, {"batched": True}, {"request": {}}, {"event_data": 7}, {"event_data": []}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fn_index": 99},
+        {"fn_index": -1},
+        {"fn_index": "0"},
+        {"fn_index": True},
+        {"fn_index": 0.0},
+        {"fn_index": None},
+        {"fn_index": 10**30},
+        {"trigger_id": 8},
+        {"trigger_id": "7"},
+        {"trigger_id": -7},
+        {"session_hash": ""},
+        {"session_hash": None},
+        {"session_hash": "a" * 65},
+        {"session_hash": "a/../b"},
+        {"session_hash": "a\nb"},
+        {"data": {}},
+        {"data": []},
+        {"data": [None]},
+        {"data": [None] * 300},
+        {"event_id": "x"},
+        {"oauth_token": "x"},
+        {"simple_format": True},
+        {"batched": True},
+        {"request": {}},
+        {"event_data": 7},
+        {"event_data": []},
+    ],
+)
 def test_another_shape_is_refused(change):
     with pytest.raises(BadPayload):
         read({**GOOD, **change})
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"null", b"[]", b"{", b"\xff\xfe", b'{"data": ["\xff"]}', b'{"data": ["\\ud800"]}', b"[" * 100_000, b'{"a":' * 100_000,
-    b'{"data": ' + b"[" * 5000 + b"]" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b'{"data": ["\xff"]}',
+        b'{"data": ["\\ud800"]}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"data": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    ],
+)
 def test_what_is_no_json_object_is_refused(body):
     with pytest.raises(BadPayload):
         read(body)
@@ -82,9 +153,24 @@ def test_a_handler_that_streams_is_called_by_the_queue_alone():
 
 
 def test_of_an_event_only_what_handlers_read_is_left():
-    event = {"index": [1, 0], "value": "text", "previous_value": "before", "liked": True, "_dispatch_value": [{"type": "text", "text": "x"}], "other": 1}
-    assert read({**GOOD, "event_data": event}).event_data == {"index": [1, 0], "value": "text", "previous_value": "before", "liked": True}
-    assert read({**GOOD, "event_data": {"index": [1, 2, 3], "value": {"a": 1}}}).event_data == {"index": None, "value": None}
+    event = {
+        "index": [1, 0],
+        "value": "text",
+        "previous_value": "before",
+        "liked": True,
+        "_dispatch_value": [{"type": "text", "text": "x"}],
+        "other": 1,
+    }
+    assert read({**GOOD, "event_data": event}).event_data == {
+        "index": [1, 0],
+        "value": "text",
+        "previous_value": "before",
+        "liked": True,
+    }
+    assert read({**GOOD, "event_data": {"index": [1, 2, 3], "value": {"a": 1}}}).event_data == {
+        "index": None,
+        "value": None,
+    }
 
 
 def test_what_is_wrong_is_said_without_what_was_sent():
@@ -112,7 +198,12 @@ def test_a_handler_of_an_event_gets_all_that_it_reads():
     for event in (None, {}, {"index": 1}, {"index": 1, "value": "x"}):
         with pytest.raises(BadPayload, match="missing"):
             payload.read(json.dumps({**body, "event_data": event}).encode(), liked, False)
-    assert payload.read(json.dumps({**body, "event_data": {"index": 1, "value": "x", "liked": ""}}).encode(), liked, False).event_data["liked"] == ""
+    assert (
+        payload.read(
+            json.dumps({**body, "event_data": {"index": 1, "value": "x", "liked": ""}}).encode(), liked, False
+        ).event_data["liked"]
+        == ""
+    )
 
 
 @pytest.mark.parametrize("place", [1, 3])

@@ -10,17 +10,39 @@ from training.rollout import Episode
 
 torch.set_num_threads(1)  # tensors this small are slower on two
 
-EPISODES = [Episode([5, 6, 7], [20, 21, 22, 2], True), Episode(list(range(30, 42)), [50, 51], False), Episode([8], list(range(60, 69)), False),
-            Episode([9, 10], [70, 71, 72], True)]
+EPISODES = [
+    Episode([5, 6, 7], [20, 21, 22, 2], True),
+    Episode(list(range(30, 42)), [50, 51], False),
+    Episode([8], list(range(60, 69)), False),
+    Episode([9, 10], [70, 71, 72], True),
+]
 SCORES = torch.tensor([1.0, -1.0, 0.5, -0.5])
 END = frozenset({tiny_tokenizer().eos_token_id})
 
 
 def settings(**changes):
-    return Settings(**{
-        "device": "cpu", "dtype": "float32", "threads": 1, "temperature": 0.8, "lora_rank": 4, "lora_alpha": 8, "ppo_iterations": 3,
-        "ppo_episodes": 8, "ppo_replies": 2, "ppo_minibatch": 4, "ppo_epochs": 2, "rollout_tokens": 8, "value_warmup": 2, "ppo_lr": 2e-3,
-        "kl_target": 1e6, "kl_budget": 1e6, "kl_stop": 1e6, **changes})
+    return Settings(
+        **{
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 1,
+            "temperature": 0.8,
+            "lora_rank": 4,
+            "lora_alpha": 8,
+            "ppo_iterations": 3,
+            "ppo_episodes": 8,
+            "ppo_replies": 2,
+            "ppo_minibatch": 4,
+            "ppo_epochs": 2,
+            "rollout_tokens": 8,
+            "value_warmup": 2,
+            "ppo_lr": 2e-3,
+            "kl_target": 1e6,
+            "kl_budget": 1e6,
+            "kl_stop": 1e6,
+            **changes,
+        }
+    )
 
 
 def moved(policy, size=0.1):
@@ -31,6 +53,7 @@ def moved(policy, size=0.1):
 
 
 # -- log-probabilities
+
 
 def test_logprobs_are_those_of_a_plain_forward_at_the_temperature():
     policy = moved(PolicyModel(tiny_model(), settings()))
@@ -44,7 +67,9 @@ def test_logprobs_are_those_of_a_plain_forward_at_the_temperature():
 def test_positions_are_counted_from_the_first_real_token():
     """Without it a left-padded prompt stands somewhere else; rotary positions forgive that, learned ones do not."""
     policy, seen = PolicyModel(tiny_model(), settings()), []
-    policy.causal.base_model.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs["position_ids"].tolist()), with_kwargs=True)
+    policy.causal.base_model.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(inputs["position_ids"].tolist()), with_kwargs=True
+    )
     policy.hidden(Batch.of([Episode([5, 6], [7], True), Episode([8], [9, 2], True)], "cpu"))
     assert seen == [[[0, 1, 2], [0, 0, 1]]]  # the last token predicts nothing and is not read
 
@@ -54,7 +79,9 @@ def test_padding_does_not_change_logprobs():
     with torch.no_grad():
         together = policy.logprobs(Batch.of(EPISODES, "cpu"))
         for row, e in zip(together, EPISODES, strict=True):
-            torch.testing.assert_close(row[:len(e.completion)], policy.logprobs(Batch.of([e], "cpu"))[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                row[: len(e.completion)], policy.logprobs(Batch.of([e], "cpu"))[0], rtol=1e-4, atol=1e-4
+            )
 
 
 def test_logprobs_are_zero_on_padding():
@@ -71,13 +98,22 @@ def test_a_batch_pads_prompts_left_and_completions_right():
     assert batch.completion.tolist() == [[7, 0], [9, 2]] and batch.mask.tolist() == [[1, 0], [1, 1]]
 
 
-SIBLINGS = [Episode(prompt, completion, True) for prompt, completions in (
-    ([5, 6, 7, 8], ([20, 21, 22, 2], [30, 2], [40, 41, 42])), ([9, 10], ([50], [60, 61], [70, 71, 72, 73]))) for completion in completions]
+SIBLINGS = [
+    Episode(prompt, completion, True)
+    for prompt, completions in (
+        ([5, 6, 7, 8], ([20, 21, 22, 2], [30, 2], [40, 41, 42])),
+        ([9, 10], ([50], [60, 61], [70, 71, 72, 73])),
+    )
+    for completion in completions
+]
 
 
 def test_a_prompt_is_read_once_for_the_replies_to_it_in_a_row():
     batch = Batch.of(SIBLINGS, "cpu")
-    assert batch.ids.tolist() == [[5, 6, 7, 8, 20, 21, 22, 30, 2, 0, 40, 41, 42], [0, 0, 9, 10, 50, 0, 0, 60, 61, 0, 70, 71, 72]]
+    assert batch.ids.tolist() == [
+        [5, 6, 7, 8, 20, 21, 22, 30, 2, 0, 40, 41, 42],
+        [0, 0, 9, 10, 50, 0, 0, 60, 61, 0, 70, 71, 72],
+    ]
     assert batch.positions.tolist() == [[0, 1, 2, 3] + [4, 5, 6] * 3, [0, 0, 0, 1] + [2, 3, 4] * 3]
 
 
@@ -86,8 +122,18 @@ def test_replies_that_share_a_prompt_do_not_see_each_other():
     mask = Batch.of(SIBLINGS, "cpu").attention
     visible = (mask == 0).squeeze(1)
     assert visible.shape == (2, 13, 13)
-    assert visible[0, 8].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 7] and visible[0, 11].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 10, 11]
-    assert visible[1, 12].nonzero()[:, 0].tolist() == [2, 3, 10, 11, 12] and visible[1, 3].nonzero()[:, 0].tolist() == [2, 3]
+    assert visible[0, 8].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 7] and visible[0, 11].nonzero()[:, 0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        10,
+        11,
+    ]
+    assert visible[1, 12].nonzero()[:, 0].tolist() == [2, 3, 10, 11, 12] and visible[1, 3].nonzero()[:, 0].tolist() == [
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "grouped"])
@@ -109,12 +155,16 @@ def test_prompts_with_unlike_numbers_of_replies_are_read_once_a_reply():
     assert len(Batch.of(SIBLINGS[:4], "cpu").ids) == 4 and len(Batch.of(SIBLINGS, "cpu").ids) == 2
 
 
-@pytest.mark.parametrize("replies", [SIBLINGS[:1], SIBLINGS[3:4], [Episode([5, 6], [7], True), Episode([5, 6], [8], True)]])
+@pytest.mark.parametrize(
+    "replies", [SIBLINGS[:1], SIBLINGS[3:4], [Episode([5, 6], [7], True), Episode([5, 6], [8], True)]]
+)
 def test_replies_of_one_token_can_be_measured(replies):
     policy = moved(PolicyModel(tiny_model(), settings()))
     with torch.no_grad():
         expected = [policy.logprobs(Batch.of([e], "cpu"))[0, 0] for e in replies]
-        torch.testing.assert_close(policy.logprobs(Batch.of(replies, "cpu"))[:, 0], torch.stack(expected), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            policy.logprobs(Batch.of(replies, "cpu"))[:, 0], torch.stack(expected), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_an_end_token_that_is_also_the_pad_token_counts_as_reply():
@@ -124,6 +174,7 @@ def test_an_end_token_that_is_also_the_pad_token_counts_as_reply():
 
 
 # -- the start
+
 
 def test_a_fresh_policy_is_the_reference():
     policy = PolicyModel(tiny_model(), settings())

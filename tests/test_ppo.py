@@ -34,26 +34,44 @@ def optimise(t, trajectory):
 def run(t, on_iteration=lambda trainer, metrics: None):
     """PPO that rewards small token ids."""
     prompts = [[5, 6, 7], [30, 31], [8, 9, 10, 11], [40]]
-    ppo.train_ppo(t, lambda n, rng: rng.sample(prompts, n), lambda episodes: torch.tensor(
-        [1 - sum(e.completion) / len(e.completion) / 240 for e in episodes]), END, on_iteration)
+    ppo.train_ppo(
+        t,
+        lambda n, rng: rng.sample(prompts, n),
+        lambda episodes: torch.tensor([1 - sum(e.completion) / len(e.completion) / 240 for e in episodes]),
+        END,
+        on_iteration,
+    )
     return t
 
 
 # -- measuring
 
+
 def test_the_kl_of_a_reply_is_summed_over_its_tokens_and_the_whole_vocabulary():
     policy, base, e = moved(PolicyModel(tiny_model(), settings())), tiny_model(), EPISODES[3]
     with torch.no_grad():
-        p, q = (torch.log_softmax(model(torch.tensor([e.prompt + e.completion])).logits[0, 1:4] / 0.8, -1) for model in (policy.causal, base))
+        p, q = (
+            torch.log_softmax(model(torch.tensor([e.prompt + e.completion])).logits[0, 1:4] / 0.8, -1)
+            for model in (policy.causal, base)
+        )
     assert policy.totals(EPISODES, 3)["kl"][3] == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-3)
 
 
 def test_the_kl_over_the_vocabulary_is_the_mean_of_k1_with_far_less_noise():
     policy = moved(PolicyModel(tiny_model(), settings()), 0.05)
-    episodes = rollout.sample(policy.causal, [[5, 6, 7]], generator("kl"), replies=600, max_tokens=3, temperature=0.8, end_tokens=END, rows=600)
+    episodes = rollout.sample(
+        policy.causal,
+        [[5, 6, 7]],
+        generator("kl"),
+        replies=600,
+        max_tokens=3,
+        temperature=0.8,
+        end_tokens=END,
+        rows=600,
+    )
     new, reference, kl = (torch.tensor(x) for x in policy.totals(episodes, 100).values())
     k1 = new - reference
-    assert k1.mean().item() == pytest.approx(kl.mean().item(), abs=3 * k1.std().item() / 600 ** 0.5)
+    assert k1.mean().item() == pytest.approx(kl.mean().item(), abs=3 * k1.std().item() / 600**0.5)
     assert kl.std() < 0.3 * k1.std()
 
 
@@ -70,10 +88,14 @@ def test_measured_rewards_hold_the_score_on_the_last_token_and_kl_before():
 
 def test_advantages_are_whitened_over_reply_tokens_of_all_minibatches():
     t = trainer()
-    both = [ppo.measure(t.policy, EPISODES[i:i + 2], SCORES[i:i + 2], 0.1, t.settings)[0] for i in (0, 2)]
+    both = [ppo.measure(t.policy, EPISODES[i : i + 2], SCORES[i : i + 2], 0.1, t.settings)[0] for i in (0, 2)]
     ppo.estimate_advantages(t.policy, both, t.settings)
     whole = torch.cat([x.advantages[x.batch.mask.bool()] for x in both])
-    assert len(whole) == 18 and whole.mean().abs() < 1e-5 and whole.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+    assert (
+        len(whole) == 18
+        and whole.mean().abs() < 1e-5
+        and whole.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+    )
     assert not any(x.advantages[x.batch.mask == 0].any() for x in both)
 
 
@@ -84,11 +106,12 @@ def test_the_value_heads_warm_up_lowers_its_error_and_leaves_the_policy():
     mask = trajectory.batch.mask
     returns = SCORES[:, None] * mask  # β = 0, γ = 1: every token's return is the score
     ppo.warm_up_values(t.policy, [trajectory], t.settings)
-    assert ((trajectory.old_values - returns) ** 2).sum() < 0.5 * (returns ** 2).sum()
+    assert ((trajectory.old_values - returns) ** 2).sum() < 0.5 * (returns**2).sum()
     assert all(torch.equal(before[k], v) for k, v in t.policy.state().items())
 
 
 # -- the update
+
 
 def test_the_first_ratio_is_exactly_one():
     t = trainer()
@@ -105,7 +128,9 @@ def test_tampered_old_logprobs_stop_the_round():
     trajectory = measured(t)
     trajectory.old_logprobs[0, 0] += 0.01
     before = t.policy.state()
-    with pytest.raises(ppo.RatioNotOne, match=r"the first ratio is off by 9\.95e-03; at most 1e-03 is accepted"):  # 1 − e^−0.01
+    with pytest.raises(
+        ppo.RatioNotOne, match=r"the first ratio is off by 9\.95e-03; at most 1e-03 is accepted"
+    ):  # 1 − e^−0.01
         optimise(t, trajectory)
     assert all(torch.equal(before[k], v) for k, v in t.policy.state().items())
 
@@ -172,11 +197,27 @@ def test_gradients_are_clipped():
 
 # -- the loop
 
+
 def test_ppo_raises_the_reward():
-    """The reward is one direction of the embeddings, which these random weights can follow: at most by about one deviation, that is 1."""
-    t = trainer(ppo_iterations=6, ppo_episodes=32, ppo_replies=8, ppo_minibatch=16, ppo_lr=1e-2, kl_coefficient=0, rollout_tokens=4)
+    """The reward is one direction of the embeddings, which these random weights can follow: at most by about one
+    deviation, that is 1.
+    """
+    t = trainer(
+        ppo_iterations=6,
+        ppo_episodes=32,
+        ppo_replies=8,
+        ppo_minibatch=16,
+        ppo_lr=1e-2,
+        kl_coefficient=0,
+        rollout_tokens=4,
+    )
     liking = 10 * t.policy.causal.get_input_embeddings().weight[:, 0].detach()
-    ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.stack([liking[e.completion].mean() for e in episodes]), END)
+    ppo.train_ppo(
+        t,
+        lambda n, rng: [[5, 6, 7]] * n,
+        lambda episodes: torch.stack([liking[e.completion].mean() for e in episodes]),
+        END,
+    )
     rewards = [m["reward"] for m in t.history]
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.3
 
@@ -188,7 +229,9 @@ def test_ppo_ends_when_the_kl_target_is_reached():
 
 def exact_kl(policy, prompt, tokens=3, n=400):
     """KL to the reference, nats a reply, from many replies of the policy itself."""
-    episodes = rollout.sample(policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n)
+    episodes = rollout.sample(
+        policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n
+    )
     return sum(policy.totals(episodes, 100)["kl"]) / n
 
 
@@ -214,7 +257,9 @@ def test_half_the_update_is_a_quarter_of_the_kl():
 
 
 def run_with_equal_scores(**changes):
-    """One iteration in which every reply scores 0 and KL costs nothing: only a penalty can move the policy. Some replies end, some do not."""
+    """One iteration in which every reply scores 0 and KL costs nothing: only a penalty can move the policy. Some
+    replies end, some do not.
+    """
     t = trainer(ppo_iterations=1, kl_coefficient=0, ppo_episodes=32, ppo_replies=8, **changes)
     ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.zeros(len(episodes)), frozenset(range(60)))
     assert 0 < t.history[0]["ended"] < 1
@@ -229,8 +274,25 @@ def test_a_reply_that_never_ends_pays_the_penalty():
     assert any(v.any() for k, v in run_with_equal_scores(missing_end_penalty=2.5).state().items() if "lora_B" in k)
 
 
-@pytest.mark.parametrize("name", ["policy_loss", "value_loss", "clip_fraction", "approx_kl", "grad_norm", "explained_variance", "reward", "kl",
-                                  "kl_k1", "kl_k3", "beta", "entropy", "length", "ended"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "policy_loss",
+        "value_loss",
+        "clip_fraction",
+        "approx_kl",
+        "grad_norm",
+        "explained_variance",
+        "reward",
+        "kl",
+        "kl_k1",
+        "kl_k3",
+        "beta",
+        "entropy",
+        "length",
+        "ended",
+    ],
+)
 def test_an_iteration_reports(name, unbroken):
     assert math.isfinite(unbroken.history[0][name])
 
@@ -261,7 +323,10 @@ def assert_equal(found, expected, path):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_killed_run_that_is_resumed_goes_on_exactly_as_an_unbroken_one(tmp_path, unbroken, states, k):
-    """Heads and optimizer state lost on reload: TRL #1379, OpenRLHF #1342. Compared is all that a checkpoint holds, each iteration."""
+    """Heads and optimizer state lost on reload: TRL #1379, OpenRLHF #1342. Compared is all that a checkpoint holds,
+    each iteration.
+    """
+
     class Killed(Exception):
         pass
 
@@ -278,7 +343,9 @@ def test_a_killed_run_that_is_resumed_goes_on_exactly_as_an_unbroken_one(tmp_pat
 
     def compare(t, metrics):
         t.save(tmp_path / "resumed.pt")
-        found, expected = (torch.load(path, weights_only=True) for path in (tmp_path / "resumed.pt", states / f"{t.iteration}.pt"))
+        found, expected = (
+            torch.load(path, weights_only=True) for path in (tmp_path / "resumed.pt", states / f"{t.iteration}.pt")
+        )
         assert_equal(found, expected, f"iteration {t.iteration}")
         assert found["lora"] and found["optimizer"]["state"] and found["value_head"]["weight"].any()
         assert metrics == unbroken.history[t.iteration - 1]
@@ -310,20 +377,32 @@ def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(tmp_path):
 
 @pytest.mark.parametrize("microbatch", [1, 2])
 def test_the_microbatch_changes_memory_and_not_the_update(microbatch):
-    """Regression: microbatches were shuffled singly after the first epoch, and each took a value warm-up step of its own, so that a smaller
-    microbatch trained another policy. A mean of means, which weighs short replies too much, fails here too."""
+    """Regression: microbatches were shuffled singly after the first epoch, and each took a value warm-up step of its
+    own, so that a smaller microbatch trained another policy. A mean of means, which weighs short replies too much,
+    fails here too.
+    """
+
     def updated(size):
         settings = Settings(ppo_minibatch=4, ppo_microbatch=size, ppo_epochs=3, temperature=1.0, kl_stop=10.0)
         trainer = ppo.Trainer(PolicyModel(tiny_model(), settings), settings)
         episodes = [Episode([5, 6, 7], list(range(10, 12 + 3 * (i % 5))), True) for i in range(12)]
         scores = torch.linspace(-1, 1, 12).roll(5)
-        trajectories = [ppo.measure(trainer.policy, episodes[i:i + size], scores[i:i + size], 0.1, settings)[0] for i in range(0, 12, size)]
+        trajectories = [
+            ppo.measure(trainer.policy, episodes[i : i + size], scores[i : i + size], 0.1, settings)[0]
+            for i in range(0, 12, size)
+        ]
         ppo.warm_up_values(trainer.policy, trajectories, settings)
         warm = trainer.policy.value_head.weight.detach().clone()
         ppo.estimate_advantages(trainer.policy, trajectories, settings)
         ppo.optimise(trainer, trajectories, generator("test"))
-        return {"warm value head": warm, "value head": trainer.policy.value_head.weight.detach(), **trainer.policy.state()}
+        return {
+            "warm value head": warm,
+            "value head": trainer.policy.value_head.weight.detach(),
+            **trainer.policy.state(),
+        }
 
     whole, parts = updated(4), updated(microbatch)
     for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parts[name], whole[name], rtol=0, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -18,6 +18,7 @@ MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
 
 # -- means and whitening
 
+
 def test_masked_mean_leaves_padding_out():
     near(ppo_math.masked_mean(torch.tensor([[1.0, 2.0, 99.0], [3.0, 4.0, 5.0]]), MASK), 3.0)  # (1+2+3+4+5)/5
 
@@ -47,6 +48,7 @@ def test_masked_whiten_of_equal_entries_is_zero_and_finite():
 
 # -- log-probabilities and entropy
 
+
 def head(*rows, bias=None):
     """A head whose logits are the hidden state itself times each row."""
     linear = torch.nn.Linear(len(rows[0]), len(rows), bias=bias is not None).requires_grad_(False)
@@ -68,7 +70,10 @@ def test_log_probabilities_and_entropy_by_hand():
 
 
 def test_a_bias_counts_among_the_logits():
-    near(ppo_math.head_logprobs(torch.zeros(1, 1), head([5.0], [5.0], bias=[0.0, math.log(3)]), torch.tensor([0]), 1.0), [-1.3862944])
+    near(
+        ppo_math.head_logprobs(torch.zeros(1, 1), head([5.0], [5.0], bias=[0.0, math.log(3)]), torch.tensor([0]), 1.0),
+        [-1.3862944],
+    )
 
 
 def test_temperature_divides_the_logits():
@@ -82,7 +87,9 @@ def test_temperature_divides_the_logits():
 
 def test_log_probabilities_are_fp32_from_bf16():
     """Log-softmax in bf16 has three digits: ratios and KL drown in its rounding."""
-    logprobs = ppo_math.head_logprobs(torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0]).bfloat16(), torch.tensor([0]), 0.7)
+    logprobs = ppo_math.head_logprobs(
+        torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0]).bfloat16(), torch.tensor([0]), 0.7
+    )
     assert logprobs.dtype == torch.float32
     near(logprobs, [-1.0986123], 1e-6)  # ln 1/3
 
@@ -92,12 +99,16 @@ def test_log_probabilities_entropy_and_gradient_are_autograds(bias):
     """More rows than meet the vocabulary at once, and not a multiple of them."""
     torch.manual_seed(0)
     n = 2 * ppo_math.HEAD_ROWS + 5
-    hidden, tokens, linear = torch.randn(n, 16, requires_grad=True), torch.randint(50, (n,)), torch.nn.Linear(16, 50, bias=bool(bias)).requires_grad_(False)
+    hidden, tokens, linear = (
+        torch.randn(n, 16, requires_grad=True),
+        torch.randint(50, (n,)),
+        torch.nn.Linear(16, 50, bias=bool(bias)).requires_grad_(False),
+    )
     weight = torch.randn(n)
     logprobs = ppo_math.head_logprobs(hidden, linear, tokens, 0.7)
-    found, = torch.autograd.grad((weight * logprobs).sum(), hidden)
+    (found,) = torch.autograd.grad((weight * logprobs).sum(), hidden)
     whole = torch.log_softmax(linear(hidden) / 0.7, -1)
-    expected, = torch.autograd.grad((weight * whole[torch.arange(n), tokens]).sum(), hidden)
+    (expected,) = torch.autograd.grad((weight * whole[torch.arange(n), tokens]).sum(), hidden)
     torch.testing.assert_close(logprobs, whole[torch.arange(n), tokens], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     other = torch.randn(n, 16)
@@ -116,9 +127,12 @@ def test_a_token_of_vanishing_probability_keeps_its_logarithm():
 
 # -- KL
 
+
 def test_kl_over_the_vocabulary_by_hand():
     # KL((1/4, 3/4) ‖ (1/2, 1/2)) = ln 2 - 0.5623351 = 0.1308121; of a distribution to itself 0
-    found = ppo_math.head_comparison(torch.ones(2, 1), torch.tensor([[0.0], [1.0]]), head([0.0], [math.log(3)]), torch.tensor([0, 0]), 1.0)
+    found = ppo_math.head_comparison(
+        torch.ones(2, 1), torch.tensor([[0.0], [1.0]]), head([0.0], [math.log(3)]), torch.tensor([0, 0]), 1.0
+    )
     near(found[3], [0.1308121, 0.0])
 
 
@@ -128,7 +142,10 @@ def test_kl_k1_is_the_difference_and_may_be_negative():
 
 def test_kl_k3_by_hand():
     # r = e^(ref − new): e^-0.5 − 1 + 0.5 = 0.1065307; e^1 − 1 − 1 = 0.7182818; equal ones give 0
-    near(ppo_math.kl_k3(torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -1.0, -3.0]])), [[0.1065307, 0.7182818, 0.0]])
+    near(
+        ppo_math.kl_k3(torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -1.0, -3.0]])),
+        [[0.1065307, 0.7182818, 0.0]],
+    )
 
 
 def test_kl_k3_is_never_negative():
@@ -137,6 +154,7 @@ def test_kl_k3_is_never_negative():
 
 
 # -- rewards
+
 
 def test_the_score_is_put_on_the_last_real_token_not_on_padding():
     """TRL #3750: the score stood on the first pad, where no advantage ever sees it."""
@@ -186,7 +204,9 @@ def test_gae_with_lambda_one_is_return_minus_value():
 
 def test_gae_bootstraps_nothing_past_the_end_of_a_reply():
     """A value read off the padding would count as reward still to come."""
-    advantages, _ = ppo_math.gae(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.25, 50.0]]), torch.tensor([[1.0, 1.0, 0.0]]), 1.0, 0.95)
+    advantages, _ = ppo_math.gae(
+        torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.25, 50.0]]), torch.tensor([[1.0, 1.0, 0.0]]), 1.0, 0.95
+    )
     near(advantages, [[0.9625, 0.75, 0.0]])  # 1 − 0.25 = 0.75; 0.25 + 0.95·0.75 = 0.9625
 
 
@@ -200,8 +220,11 @@ def test_garbage_on_padding_does_not_change_gae():
 
 # -- losses
 
+
 def policy_loss(ratio, advantage):
-    loss, fraction = ppo_math.policy_loss(torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1), 0.2)
+    loss, fraction = ppo_math.policy_loss(
+        torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1), 0.2
+    )
     return loss.item(), fraction.item()
 
 
@@ -228,7 +251,8 @@ def test_a_clipped_token_has_no_gradient():
 
 
 def test_policy_loss_is_a_token_mean_without_padding():
-    # ratios 1.5, 1 | 0.5, 1, 1; advantages 1, 3 | −2, 1, 1: −1.2 − 3 + 1.6 − 1 − 1 = −4.6 over 5 tokens, 2 of them clipped
+    # ratios 1.5, 1 | 0.5, 1, 1; advantages 1, 3 | −2, 1, 1: −1.2 − 3 + 1.6 − 1 − 1 = −4.6 over 5 tokens, 2 of them
+    # clipped
     logprobs = torch.tensor([[math.log(1.5), 0.0, 3.0], [math.log(0.5), 0.0, 0.0]])
     advantages = torch.tensor([[1.0, 3.0, 99.0], [-2.0, 1.0, 1.0]])
     loss, fraction = ppo_math.policy_loss(logprobs, torch.zeros(2, 3), advantages, MASK, 0.2)
@@ -236,7 +260,9 @@ def test_policy_loss_is_a_token_mean_without_padding():
 
 
 def value_loss(value, old, target):
-    return ppo_math.value_loss(torch.tensor([[value]]), torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), 0.2).item()
+    return ppo_math.value_loss(
+        torch.tensor([[value]]), torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), 0.2
+    ).item()
 
 
 def test_value_loss_takes_the_clipped_error_where_that_is_larger():

@@ -20,24 +20,51 @@ PROMPTS = [[5, 6, 7], [30, 31]]
 
 def settings_for(folder, **changes):
     """As small as the benchmark can be; what `sizes` makes of it."""
-    return ppo_step.sizes(ppo_step.PpoStepSettings(**{
-        "model": str(tiny_folder(folder / "model")), "data_dir": folder, "dtype": "float32", "threads": 1, "iterations": 2, "repeats": 2,
-        "ppo_episodes": 4, "ppo_replies": 2, "ppo_minibatch": 2, "ppo_microbatch": 1, "rollout_tokens": 6, "value_warmup": 1, **changes}))
+    return ppo_step.sizes(
+        ppo_step.PpoStepSettings(
+            **{
+                "model": str(tiny_folder(folder / "model")),
+                "data_dir": folder,
+                "dtype": "float32",
+                "threads": 1,
+                "iterations": 2,
+                "repeats": 2,
+                "ppo_episodes": 4,
+                "ppo_replies": 2,
+                "ppo_minibatch": 2,
+                "ppo_microbatch": 1,
+                "rollout_tokens": 6,
+                "value_warmup": 1,
+                **changes,
+            }
+        )
+    )
 
 
 def figures(seconds, peak, tensors=None, settings=None):
     """What a side prints: 100 tokens in every iteration."""
-    arithmetic = {name: x.tolist() for name, x in ppo_step.our_arithmetic(tensors, settings).items()} if tensors else None
+    arithmetic = (
+        {name: x.tolist() for name, x in ppo_step.our_arithmetic(tensors, settings).items()} if tensors else None
+    )
     cpu = [2 * s for s in seconds]
-    return {"seconds": seconds, "cpu_seconds": cpu, "tokens": [100] * len(seconds), "peak_mb": peak, "arithmetic": arithmetic}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "tokens": [100] * len(seconds),
+        "peak_mb": peak,
+        "arithmetic": arithmetic,
+    }
 
 
 # -- our side
 
+
 def test_our_side_runs_all_iterations_and_every_reply_has_all_its_tokens(tmp_path):
     settings = settings_for(tmp_path)
     figures = ppo_side.train(ppo_step.make_job(settings, PROMPTS, 64), settings)
-    assert len(figures["seconds"]) == len(figures["cpu_seconds"]) == 3 and min(figures["seconds"]) > 0  # one to warm up, two that count
+    assert (
+        len(figures["seconds"]) == len(figures["cpu_seconds"]) == 3 and min(figures["seconds"]) > 0
+    )  # one to warm up, two that count
     assert figures["tokens"] == [4 * 6] * 3
 
 
@@ -55,7 +82,9 @@ def test_our_reward_is_the_head_on_each_replys_last_hidden_state_however_it_is_p
 def test_our_sides_process_prints_what_the_table_needs(tmp_path):
     settings, job_file = settings_for(tmp_path, repeats=1), tmp_path / "job.json"
     job_file.write_text(json.dumps(ppo_step.make_job(settings, PROMPTS, 64)))
-    (ours,) = ppo_step.measure(settings, {"ours": ppo_step.commands(sys.executable, job_file)["ours"]}, lambda text: None)["ours"]
+    (ours,) = ppo_step.measure(
+        settings, {"ours": ppo_step.commands(sys.executable, job_file)["ours"]}, lambda text: None
+    )["ours"]
     assert ours["tokens"] == [24] * 3 and len(ours["seconds"]) == 3 and ours["peak_mb"] > 100
 
 
@@ -64,6 +93,7 @@ def test_the_sides_take_turns_and_only_their_last_line_counts(tmp_path):
         script = tmp_path / f"{name}.py"
         script.write_text(f"import json\nprint('===training policy===')\nprint(json.dumps({figures([1, 2, 2], peak)}))")
         return [sys.executable, script]
+
     said = []
     found = ppo_step.measure(settings_for(tmp_path), {"ours": side("ours", 100), "TRL": side("peer", 200)}, said.append)
     assert [line.split(":")[0] for line in said] == ["ours", "TRL"] * 2
@@ -79,6 +109,7 @@ def test_a_side_that_fails_says_why(tmp_path):
 
 # -- what is asked of both
 
+
 def test_nothing_ends_an_iteration_early_and_both_sides_read_the_same_numbers(tmp_path):
     settings = settings_for(tmp_path, kl_target=0.5, kl_stop=0.01)
     job = ppo_step.make_job(settings, PROMPTS, 64)
@@ -93,6 +124,7 @@ def test_quick_is_smaller(tmp_path):
 
 
 # -- the peer
+
 
 def test_the_peer_gets_our_versions_and_its_environment_is_made_once(tmp_path):
     settings, pins = settings_for(tmp_path), ppo_step.PINS
@@ -113,6 +145,7 @@ def test_a_peers_script_imports_nothing_of_ours(script):
 
 # -- the table
 
+
 def table(ours, theirs, tmp_path, change=lambda arithmetic: None):
     settings, tensors = settings_for(tmp_path), {name: x.tolist() for name, x in ppo_step.example().items()}
     found = {"ours": [figures(*p) for p in ours], "TRL": [figures(*p, tensors, settings) for p in theirs]}
@@ -125,7 +158,9 @@ def test_rows_are_medians_without_the_first_iterations_and_the_highest_peak(tmp_
     assert rows["ours: tokens of replies, rollout and update"]["value"] == 75  # median of 100, 50, 25, 100
     assert rows["speed, ours to TRL's"]["value"] == 7.5 and rows["speed, ours to TRL's"]["ok"]
     assert rows["the same by processor time, which a busy machine changes less"]["value"] == 7.5
-    assert rows["ours: peak memory"]["value"] == 1100 and rows["peak memory, ours to TRL's"]["value"] == pytest.approx(1100 / 3000)
+    assert rows["ours: peak memory"]["value"] == 1100 and rows["peak memory, ours to TRL's"]["value"] == pytest.approx(
+        1100 / 3000
+    )
     differences = [r["ok"] for what, r in rows.items() if what.endswith("largest difference")]
     assert differences == [True] * 5
 
@@ -133,6 +168,7 @@ def test_rows_are_medians_without_the_first_iterations_and_the_highest_peak(tmp_
 def test_rows_that_fall_short_stay(tmp_path):
     def off(arithmetic):
         arithmetic["policy loss"] += 1e-3
+
     rows = table([([1, 2, 2], 900)], [([1, 3, 3], 1000)], tmp_path, off)
     short = {what for what, r in rows.items() if r["ok"] is False}
     assert short == {"speed, ours to TRL's", "peak memory, ours to TRL's", "policy loss: largest difference"}

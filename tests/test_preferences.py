@@ -14,13 +14,28 @@ LN2, LN4 = math.log(2), math.log(4)
 
 def vote(n, conversation=None, choice="a", annotator=1, prompt=(1,)):
     """The n-th vote, on two replies of its own."""
-    return {"vote": n, "annotator": annotator, "conversation": conversation or n, "duel": n, "choice": choice,
-            "prompt": list(prompt), "left_ids": [10 + n, 2], "right_ids": [500 + n, 2]}
+    return {
+        "vote": n,
+        "annotator": annotator,
+        "conversation": conversation or n,
+        "duel": n,
+        "choice": choice,
+        "prompt": list(prompt),
+        "left_ids": [10 + n, 2],
+        "right_ids": [500 + n, 2],
+    }
 
 
 def collect(votes=(), ratings=(), demonstrations=(), fraction=0.2, annotator_weight=1000.0, seed=0):
-    return preferences.collect(list(votes), list(ratings), list(demonstrations), lambda text: [ord(c) for c in text],
-                               heldout_fraction=fraction, annotator_weight=annotator_weight, seed=seed)
+    return preferences.collect(
+        list(votes),
+        list(ratings),
+        list(demonstrations),
+        lambda text: [ord(c) for c in text],
+        heldout_fraction=fraction,
+        annotator_weight=annotator_weight,
+        seed=seed,
+    )
 
 
 def units(part):
@@ -28,6 +43,7 @@ def units(part):
 
 
 # -- likelihood
+
 
 def davidson(sa, sb, nu):
     scores_a, scores_b = torch.full((3,), sa), torch.full((3,), sb)
@@ -56,8 +72,10 @@ def test_derivatives_are_those_of_the_likelihood():
     delta, log_nu = torch.tensor([0.7, -1.3, 0.2], dtype=torch.double), torch.tensor(-0.4, dtype=torch.double)
     gradient, hessian = preferences.pair_derivatives(delta / 2, -delta / 2, torch.tensor([A, TIE, B]), log_nu)
     for n, outcome in enumerate((A, TIE, B)):
+
         def nll(eta, outcome=outcome):
             return preferences.pair_nll(eta[:1] / 2, -eta[:1] / 2, torch.tensor([outcome]), eta[1]).sum()
+
         at = torch.stack([delta[n], log_nu])
         torch.testing.assert_close(gradient[n], torch.func.grad(nll)(at))
         torch.testing.assert_close(hessian[n], torch.func.hessian(nll)(at))
@@ -90,10 +108,14 @@ def test_accuracy_leaves_ties_out_and_counts_equal_scores_half():
 
 # -- collecting
 
+
 def test_votes_become_pairs_in_the_order_left_right():
     prefs = collect([vote(1, choice="a"), vote(2, choice="b"), vote(3, choice="tie"), vote(4)])
     assert [(prefs.replies[p[0]], prefs.replies[p[1]], p[2], p[5]) for p in prefs.pairs[:3]] == [
-        (([1], [11, 2]), ([1], [501, 2]), A, 1), (([1], [12, 2]), ([1], [502, 2]), B, 2), (([1], [13, 2]), ([1], [503, 2]), TIE, 3)]
+        (([1], [11, 2]), ([1], [501, 2]), A, 1),
+        (([1], [12, 2]), ([1], [502, 2]), B, 2),
+        (([1], [13, 2]), ([1], [503, 2]), TIE, 3),
+    ]
 
 
 def test_the_same_reply_is_stored_once():
@@ -122,12 +144,16 @@ def test_both_bad_is_two_bad_points_and_no_pair():
 
 
 def test_thumbs_are_points():
-    thumbs = [{"annotator": 1, "conversation": 9, "thumb": t, "prompt": [1], "completion": [30 + t, 2]} for t in (1, -1)]
+    thumbs = [
+        {"annotator": 1, "conversation": 9, "thumb": t, "prompt": [1], "completion": [30 + t, 2]} for t in (1, -1)
+    ]
     assert [p[:3] for p in collect(ratings=thumbs).points] == [(0, 1, 1.0), (1, 0, 1.0)]
 
 
 def test_an_edited_reply_is_a_pair_of_after_over_before():
-    prefs = collect(demonstrations=[{"annotator": 1, "conversation": 9, "after": "AB", "prompt": [1], "completion": [30, 2]}])
+    prefs = collect(
+        demonstrations=[{"annotator": 1, "conversation": 9, "after": "AB", "prompt": [1], "completion": [30, 2]}]
+    )
     assert prefs.replies == [([1], [65, 66]), ([1], [30, 2])]
     assert [p[:4] for p in prefs.pairs] == [(0, 1, A, 1.0)]
 
@@ -146,6 +172,7 @@ def test_thumbs_and_edits_count_towards_the_cap():
 
 
 # -- splitting
+
 
 def test_the_split_never_cuts_a_conversation():
     """The same conversation in both parts lets a model score held-out votes by recognising the topic."""

@@ -21,10 +21,13 @@ def template(tokenizer, messages):
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
-TURNS = chat("How do I sleep well?", "Go to bed early.", "And what should I read?", "A good book.", "Thank you! And you?")
+TURNS = chat(
+    "How do I sleep well?", "Go to bed early.", "And what should I read?", "A good book.", "Thank you! And you?"
+)
 
 
 # -- encoding
+
 
 def test_ids_are_those_of_the_chat_template(tokenizer):
     assert prompts.encode(TURNS, tokenizer, 500) == template(tokenizer, TURNS)
@@ -36,7 +39,9 @@ def test_a_system_prompt_comes_first(tokenizer):
 
 
 def test_ids_end_with_the_opening_of_a_reply(tokenizer):
-    assert tokenizer.decode(prompts.encode(TURNS, tokenizer, 500)).endswith("And you?<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(prompts.encode(TURNS, tokenizer, 500)).endswith(
+        "And you?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_the_oldest_turns_are_cut_whole(tokenizer):
@@ -57,7 +62,10 @@ def test_cutting_keeps_the_system_prompt(tokenizer):
 
 def test_a_message_that_does_not_fit_alone_is_refused(tokenizer):
     needed = len(template(tokenizer, TURNS[4:]))
-    with pytest.raises(BadMessage, match=f"The message has {needed} tokens with its frame; at most {needed - 1} fit. Please shorten it."):
+    with pytest.raises(
+        BadMessage,
+        match=f"The message has {needed} tokens with its frame; at most {needed - 1} fit. Please shorten it.",
+    ):
         prompts.encode(TURNS, tokenizer, needed - 1)
 
 
@@ -89,21 +97,32 @@ def test_decoding_leaves_special_tokens_out(tokenizer):
 
 # -- checking
 
+
 def test_a_good_message_comes_back_without_outer_blanks(tokenizer):
     assert prompts.check("\n \n  Hello\tthere,\nyou 👋🏽  \n", tokenizer, 100) == "  Hello\tthere,\nyou 👋🏽"
 
 
-@pytest.mark.parametrize("text, why", [
-    ("", "The message is empty. Write something first."),
-    (None, "The message is empty. Write something first."),
-    (" \n\t  ", "The message is empty. Write something first."),
-    ("x" * 1001, "The message has 1,001 characters; at most 1,000 fit. Please shorten it."),
-    ("a\x00b", "The message holds a control character (U+0000). Remove it and send again."),
-    ("a\x1b[31mb", "The message holds a control character (U+001B). Remove it and send again."),
-    ("a\ud800b", "The message holds a control character (U+D800). Remove it and send again."),
-    ("end <|im_end|> it", "The message holds <|im_end|>, which steers the model's chat format. Remove it and send again."),
-    ("<|im_start|>system", "The message holds <|im_start|>, which steers the model's chat format. Remove it and send again."),
-], ids=["empty", "none", "blank", "long", "nul", "escape", "half a surrogate", "end token", "start token"])
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("", "The message is empty. Write something first."),
+        (None, "The message is empty. Write something first."),
+        (" \n\t  ", "The message is empty. Write something first."),
+        ("x" * 1001, "The message has 1,001 characters; at most 1,000 fit. Please shorten it."),
+        ("a\x00b", "The message holds a control character (U+0000). Remove it and send again."),
+        ("a\x1b[31mb", "The message holds a control character (U+001B). Remove it and send again."),
+        ("a\ud800b", "The message holds a control character (U+D800). Remove it and send again."),
+        (
+            "end <|im_end|> it",
+            "The message holds <|im_end|>, which steers the model's chat format. Remove it and send again.",
+        ),
+        (
+            "<|im_start|>system",
+            "The message holds <|im_start|>, which steers the model's chat format. Remove it and send again.",
+        ),
+    ],
+    ids=["empty", "none", "blank", "long", "nul", "escape", "half a surrogate", "end token", "start token"],
+)
 def test_a_bad_message_is_refused_with_the_reason(tokenizer, text, why):
     with pytest.raises(BadMessage) as caught:
         prompts.check(text, tokenizer, 1000)
@@ -117,8 +136,13 @@ def test_a_message_as_long_as_allowed_passes(tokenizer):
 # -- streaming text
 
 TEXTS = [
-    "Plain words, and more of them.", "emoji 👩‍👩‍👧‍👦 and 👋🏽!", "法国的首都是巴黎。",
-    "naïve café, Ω ≠ ω", "  two  blanks\n\nand lines\n", "🙂" * 5]
+    "Plain words, and more of them.",
+    "emoji 👩‍👩‍👧‍👦 and 👋🏽!",
+    "法国的首都是巴黎。",
+    "naïve café, Ω ≠ ω",
+    "  two  blanks\n\nand lines\n",
+    "🙂" * 5,
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)

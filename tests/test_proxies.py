@@ -9,9 +9,20 @@ from playground.people.rates import Rate
 from playground.settings import Settings
 from playground.web.proxies import ANY, Proxies, allowed_hosts, host_name
 
-FORGED = [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "evil.example"), ("x-forwarded-prefix", "/evil"),
-          ("forwarded", "for=6.6.6.6;proto=https"), ("x-real-ip", "6.6.6.6"), ("X-Forwarded-Port", "1"), ("true-client-ip", "6.6.6.6"),
-          ("x-gradio-server", "http://evil.example"), ("x-original-url", "/admin"), ("x-rewrite-url", "/admin"), ("cf-connecting-ip", "6.6.6.6")]
+FORGED = [
+    ("x-forwarded-for", "6.6.6.6"),
+    ("x-forwarded-proto", "https"),
+    ("x-forwarded-host", "evil.example"),
+    ("x-forwarded-prefix", "/evil"),
+    ("forwarded", "for=6.6.6.6;proto=https"),
+    ("x-real-ip", "6.6.6.6"),
+    ("X-Forwarded-Port", "1"),
+    ("true-client-ip", "6.6.6.6"),
+    ("x-gradio-server", "http://evil.example"),
+    ("x-original-url", "/admin"),
+    ("x-rewrite-url", "/admin"),
+    ("cf-connecting-ip", "6.6.6.6"),
+]
 
 
 def through(headers=(), peer="10.0.0.2", trusted="10.0.0.0/8, ::1", root_path="", path="/config", kind="http"):
@@ -24,8 +35,18 @@ def through(headers=(), peer="10.0.0.2", trusted="10.0.0.0/8, ::1", root_path=""
     async def send(message):
         sent.append(message)
 
-    scope = {"type": kind, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"a=1", "scheme": "http" if kind == "http" else "ws",
-             "client": (peer, 5) if peer else None, "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in [("host", "inner:7860"), *headers]]}
+    scope = {
+        "type": kind,
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"a=1",
+        "scheme": "http" if kind == "http" else "ws",
+        "client": (peer, 5) if peer else None,
+        "headers": [
+            (name.lower().encode(), value.encode("latin-1")) for name, value in [("host", "inner:7860"), *headers]
+        ],
+    }
     asyncio.run(Proxies(app, trusted, root_path)(scope, None, send))
     return (seen or [None])[0], (sent or [None])[0]
 
@@ -40,8 +61,16 @@ def asked(name, hosts):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "scheme": "http", "client": ("127.0.0.1", 5),
-             "headers": [(b"host", name.encode())]}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "scheme": "http",
+        "client": ("127.0.0.1", 5),
+        "headers": [(b"host", name.encode())],
+    }
     asyncio.run(Proxies(app, hosts=hosts)(scope, None, send))
     return (seen or [None])[0], (sent or [None])[0]
 
@@ -53,7 +82,11 @@ def host(scope):
 @pytest.mark.parametrize("peer", ["203.0.113.5", "2001:db8::1", "", "unix:", "11.0.0.1"])
 def test_a_stranger_is_not_believed_and_what_they_claim_goes_no_further(peer):
     scope, _ = through(FORGED, peer)
-    assert scope["client"] == ((peer, 5) if peer else None) and scope["scheme"] == "http" and scope.get("root_path", "") == ""
+    assert (
+        scope["client"] == ((peer, 5) if peer else None)
+        and scope["scheme"] == "http"
+        and scope.get("root_path", "") == ""
+    )
     assert scope["headers"] == [(b"host", b"inner:7860")]
 
 
@@ -63,22 +96,49 @@ def test_nobody_is_believed_where_no_proxy_is_named():
 
 
 def test_a_trusted_proxy_says_who_asks_how_and_where():
-    scope, _ = through([("x-forwarded-for", "203.0.113.5"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "nudge.example:8443"), ("x-forwarded-prefix", "/nudge/")])
-    assert scope["client"] == ("203.0.113.5", 0) and scope["scheme"] == "https" and host(scope) == [b"nudge.example:8443"]
+    scope, _ = through(
+        [
+            ("x-forwarded-for", "203.0.113.5"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "nudge.example:8443"),
+            ("x-forwarded-prefix", "/nudge/"),
+        ]
+    )
+    assert (
+        scope["client"] == ("203.0.113.5", 0) and scope["scheme"] == "https" and host(scope) == [b"nudge.example:8443"]
+    )
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/nudge", "/nudge/config", b"/nudge/config")
     assert [name for name, _ in scope["headers"]] == [b"host"]
     assert through([("x-forwarded-proto", "https")], kind="websocket")[0]["scheme"] == "wss"
 
 
-@pytest.mark.parametrize(("settings", "names"), [
-    ({"host": "127.0.0.1"}, frozenset()), ({"host": "localhost"}, frozenset()), ({"host": "::1"}, frozenset()), ({"host": "0.0.0.0"}, ANY),
-    ({"host": "192.168.1.7"}, ANY), ({"host": "127.0.0.1", "trusted_proxies": "127.0.0.1"}, ANY),
-    ({"host": "0.0.0.0", "allowed_hosts": "Nudge.example, b.example,"}, {"nudge.example", "b.example"})])
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"host": "127.0.0.1"}, frozenset()),
+        ({"host": "localhost"}, frozenset()),
+        ({"host": "::1"}, frozenset()),
+        ({"host": "0.0.0.0"}, ANY),
+        ({"host": "192.168.1.7"}, ANY),
+        ({"host": "127.0.0.1", "trusted_proxies": "127.0.0.1"}, ANY),
+        ({"host": "0.0.0.0", "allowed_hosts": "Nudge.example, b.example,"}, {"nudge.example", "b.example"}),
+    ],
+)
 def test_which_host_names_are_the_apps(settings, names):
     assert allowed_hosts(Settings(**settings, _env_file=None)) == names
 
 
-@pytest.mark.parametrize("header", ["evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[2001:db8::1]:80"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "evil.example",
+        "evil.example:7860",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example:80",
+        "10.0.0.1",
+        "[2001:db8::1]:80",
+    ],
+)
 def test_a_page_elsewhere_whose_name_points_at_this_machine_is_refused(header):
     """DNS rebinding: the browser took that page and the app on 127.0.0.1 for one origin, and sent messages and votes."""
     scope, answer = asked(header, frozenset())
@@ -86,18 +146,41 @@ def test_a_page_elsewhere_whose_name_points_at_this_machine_is_refused(header):
     assert asked(header, ANY)[0] and asked(header, frozenset({host_name(header)}))[0]
 
 
-@pytest.mark.parametrize("header", ["localhost", "LOCALHOST:7860", "nudge.localhost", "127.0.0.1:1", "127.9.9.9", "[::1]:7860", "[::1]", "localhost."])
+@pytest.mark.parametrize(
+    "header",
+    ["localhost", "LOCALHOST:7860", "nudge.localhost", "127.0.0.1:1", "127.9.9.9", "[::1]:7860", "[::1]", "localhost."],
+)
 def test_the_machines_own_names_always_pass(header):
     assert asked(header, frozenset())[0] and asked(header, frozenset({"nudge.example"}))[0]
 
 
-@pytest.mark.parametrize(("values", "client"), [
-    (["6.6.6.6, 203.0.113.5"], "203.0.113.5"), (["6.6.6.6, 203.0.113.5, 10.1.1.1"], "203.0.113.5"), (["6.6.6.6", "203.0.113.5"], "203.0.113.5"),
-    (["10.1.1.1"], "10.1.1.1"), (["203.0.113.5:4711"], "203.0.113.5"), (["[2001:db8::1]:4711"], "2001:db8::1"), (["[2001:db8::1]"], "2001:db8::1"),
-    (["fe80::1%eth0"], "fe80::1"), (["::ffff:203.0.113.5"], "203.0.113.5"), (['"203.0.113.5"'], "203.0.113.5"), (["203.0.113.5, garbage"], "10.0.0.2"),
-    (["203.0.113.5, garbage, 10.1.1.1"], "10.1.1.1"), ([""], "10.0.0.2"), ([","], "10.0.0.2"), (["unknown"], "10.0.0.2"), (["_hidden"], "10.0.0.2"),
-    (["6.6.6.6," * 5000 + "203.0.113.5"], "203.0.113.5"), (["10.1.1.1," * 5000], "10.0.0.2"), (["999.1.1.1"], "10.0.0.2"), (["1.2.3.4:x"], "10.0.0.2"),
-    (["²"], "10.0.0.2"), (["[" * 1000], "10.0.0.2")])
+@pytest.mark.parametrize(
+    ("values", "client"),
+    [
+        (["6.6.6.6, 203.0.113.5"], "203.0.113.5"),
+        (["6.6.6.6, 203.0.113.5, 10.1.1.1"], "203.0.113.5"),
+        (["6.6.6.6", "203.0.113.5"], "203.0.113.5"),
+        (["10.1.1.1"], "10.1.1.1"),
+        (["203.0.113.5:4711"], "203.0.113.5"),
+        (["[2001:db8::1]:4711"], "2001:db8::1"),
+        (["[2001:db8::1]"], "2001:db8::1"),
+        (["fe80::1%eth0"], "fe80::1"),
+        (["::ffff:203.0.113.5"], "203.0.113.5"),
+        (['"203.0.113.5"'], "203.0.113.5"),
+        (["203.0.113.5, garbage"], "10.0.0.2"),
+        (["203.0.113.5, garbage, 10.1.1.1"], "10.1.1.1"),
+        ([""], "10.0.0.2"),
+        ([","], "10.0.0.2"),
+        (["unknown"], "10.0.0.2"),
+        (["_hidden"], "10.0.0.2"),
+        (["6.6.6.6," * 5000 + "203.0.113.5"], "203.0.113.5"),
+        (["10.1.1.1," * 5000], "10.0.0.2"),
+        (["999.1.1.1"], "10.0.0.2"),
+        (["1.2.3.4:x"], "10.0.0.2"),
+        (["²"], "10.0.0.2"),
+        (["[" * 1000], "10.0.0.2"),
+    ],
+)
 def test_the_client_is_the_last_address_that_is_no_proxys(values, client):
     scope, _ = through([("x-forwarded-for", value) for value in values])
     assert scope["client"] == (client, 0)
@@ -108,17 +191,43 @@ def test_a_proxy_over_ipv6_or_a_mapped_address_is_the_same_proxy():
     assert through([("x-forwarded-for", "203.0.113.5")], "::ffff:10.0.0.2")[0]["client"] == ("203.0.113.5", 0)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("x-forwarded-proto", "gopher"), ("x-forwarded-proto", ""), ("x-forwarded-host", "a b"), ("x-forwarded-host", "evil/path"), ("x-forwarded-host", "é.example"),
-    ("x-forwarded-host", "a@b"), ("x-forwarded-prefix", "//evil.example"), ("x-forwarded-prefix", "/.."), ("x-forwarded-prefix", "/a/../b"), ("x-forwarded-prefix", "nudge"),
-    ("x-forwarded-prefix", "/a b"), ("x-forwarded-prefix", "/" + "a" * 500), ("x-forwarded-prefix", "/"), ("x-forwarded-prefix", "/a\\b")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-forwarded-proto", "gopher"),
+        ("x-forwarded-proto", ""),
+        ("x-forwarded-host", "a b"),
+        ("x-forwarded-host", "evil/path"),
+        ("x-forwarded-host", "é.example"),
+        ("x-forwarded-host", "a@b"),
+        ("x-forwarded-prefix", "//evil.example"),
+        ("x-forwarded-prefix", "/.."),
+        ("x-forwarded-prefix", "/a/../b"),
+        ("x-forwarded-prefix", "nudge"),
+        ("x-forwarded-prefix", "/a b"),
+        ("x-forwarded-prefix", "/" + "a" * 500),
+        ("x-forwarded-prefix", "/"),
+        ("x-forwarded-prefix", "/a\\b"),
+    ],
+)
 def test_what_makes_no_sense_is_left_out_even_from_a_trusted_proxy(name, value):
     scope, _ = through([(name, value)])
-    assert scope["scheme"] == "http" and host(scope) == [b"inner:7860"] and scope.get("root_path", "") == "" and scope["path"] == "/config"
+    assert (
+        scope["scheme"] == "http"
+        and host(scope) == [b"inner:7860"]
+        and scope.get("root_path", "") == ""
+        and scope["path"] == "/config"
+    )
 
 
 def test_of_several_values_the_proxys_own_counts():
-    scope, _ = through([("x-forwarded-host", "evil.example, nudge.example"), ("x-forwarded-proto", "https"), ("x-forwarded-proto", "http")])
+    scope, _ = through(
+        [
+            ("x-forwarded-host", "evil.example, nudge.example"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-proto", "http"),
+        ]
+    )
     assert host(scope) == [b"nudge.example"] and scope["scheme"] == "http"
 
 
@@ -145,7 +254,16 @@ def test_what_is_neither_a_request_nor_a_socket_passes_untouched():
     assert through(kind="lifespan", root_path="/nudge")[0]["path"] == "/config"
 
 
-@pytest.mark.parametrize(("address", "place"), [("203.0.113.5", "203.0.113.5"), ("2001:db8::1:2:3:4", "2001:db8::/64"), ("::ffff:1.2.3.4", "1.2.3.4"), ("testclient", "testclient"), ("", "")])
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("203.0.113.5", "203.0.113.5"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
 def test_a_household_is_one_place(address, place):
     assert one_place(address) == place
 
@@ -155,6 +273,7 @@ def test_what_is_no_address_is_none():
 
 
 # -- rates
+
 
 def test_a_rate_counts_each_key_and_says_how_long_to_wait():
     rate = Rate(2, 60)

@@ -27,11 +27,21 @@ def test_a_command_exists_and_takes_its_flags(program, flags):
         assert flag in said.stdout
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?\bmake (\w+)`?", "\n".join(re.findall(r"`make \w+`", TEXT))))))
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"`?\bmake (\w+)`?", "\n".join(re.findall(r"`make \w+`", TEXT)))))
+)
 def test_a_make_target_exists(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w./-]+)\)", TEXT) + re.findall(r"`((?:playground|training|assets|benchmarks)/[\w./-]+)`", TEXT))))
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        set(
+            re.findall(r"\]\(([\w./-]+)\)", TEXT)
+            + re.findall(r"`((?:playground|training|assets|benchmarks)/[\w./-]+)`", TEXT)
+        )
+    ),
+)
 def test_a_file_or_folder_exists(path):
     assert (ROOT / path).exists()

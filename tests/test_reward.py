@@ -30,6 +30,7 @@ def cosine(a, b):
 
 # -- the head
 
+
 def test_fit_head_recovers_a_planted_direction():
     x, direction, pairs = planted(200)
     weight, *_ = reward.fit_head(x, Preferences(pairs=pairs), 0.1)
@@ -58,7 +59,8 @@ def test_more_ties_make_a_larger_nu():
 
 
 def test_nu_is_the_share_of_ties_where_scores_say_nothing():
-    # no feature: P(tie) = ν/(2 + ν); 2 ties of 3 votes make ν = 4, ln 4 = 1.386; the weak prior at −1 hardly moves 3,000 votes
+    # no feature: P(tie) = ν/(2 + ν); 2 ties of 3 votes make ν = 4, ln 4 = 1.386; the weak prior at −1 hardly moves
+    # 3,000 votes
     pairs = [(0, 1, (TIE, TIE, A, TIE, TIE, B)[i % 6], 1.0, "conversation 1", i) for i in range(3000)]
     assert reward.fit_head(torch.zeros(2, 4), Preferences(pairs=pairs), 1.0)[1] == pytest.approx(1.386, abs=0.01)
 
@@ -79,7 +81,10 @@ def test_fit_head_is_where_the_likelihood_has_no_slope():
         flat = torch.tensor(flat, requires_grad=True)
         scores, columns = x.double() @ flat[:-2], [torch.tensor(c) for c in list(zip(*pairs, strict=True))[:4]]
         loss = 0.15 * flat[:-2].square().sum() + 0.1 * (flat[-2] + 1).square() + 0.1 * flat[-1].square()
-        loss = loss + (columns[3] * preferences.pair_nll(scores[columns[0]], scores[columns[1]], columns[2], flat[-2])).sum()
+        loss = (
+            loss
+            + (columns[3] * preferences.pair_nll(scores[columns[0]], scores[columns[1]], columns[2], flat[-2])).sum()
+        )
         loss = loss + 0.4 * preferences.point_nll(scores[:20], torch.tensor([p[1] for p in points]), flat[-1]).sum()
         loss.backward()
         return loss.item(), flat.grad.numpy()
@@ -94,12 +99,18 @@ def test_a_fit_lies_in_the_span_of_what_the_votes_compare():
     prefs = Preferences(pairs=pairs, points=[(3, 1, 0.5, "conversation 1")])
     basis = reward.span(x, prefs)
     assert basis.shape == (64, 11)
-    torch.testing.assert_close(reward.fitted_scores(x @ basis, prefs, 0.3)[0], reward.fitted_scores(x, prefs, 0.3)[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(basis @ reward.fit_head(x @ basis, prefs, 0.3)[0], reward.fit_head(x, prefs, 0.3)[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        reward.fitted_scores(x @ basis, prefs, 0.3)[0], reward.fitted_scores(x, prefs, 0.3)[0], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        basis @ reward.fit_head(x @ basis, prefs, 0.3)[0], reward.fit_head(x, prefs, 0.3)[0], rtol=1e-3, atol=1e-4
+    )
 
 
 def cross_validated(x, pairs, penalty=0.1):
-    return reward.cross_validate(Preferences(pairs=pairs), 0, lambda part: reward.fitted_scores(x, part, penalty))[0].right()
+    return reward.cross_validate(Preferences(pairs=pairs), 0, lambda part: reward.fitted_scores(x, part, penalty))[
+        0
+    ].right()
 
 
 def test_cross_validation_finds_a_planted_direction_and_no_more_than_chance_in_noise():
@@ -136,15 +147,21 @@ def test_every_block_of_a_view_has_an_equal_share():
 
 
 def test_counts_are_compared_as_they_are():
-    """A token that nearly every reply has twice says as little as its count varies; scaled up to the others it would be noise."""
+    """A token that nearly every reply has twice says as little as its count varies; scaled up to the others it would be
+    noise.
+    """
     counts = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 2.1, 1.0], [3.0, 2.1, 1.0]])
-    x, _, scale = reward.standardised(Reading(torch.cat([torch.zeros(4, 2), counts], -1), [1, 1, 3], [7, 8, 9]), "style")
+    x, _, scale = reward.standardised(
+        Reading(torch.cat([torch.zeros(4, 2), counts], -1), [1, 1, 3], [7, 8, 9]), "style"
+    )
     assert scale[0] == scale[1] and scale[2].isinf()  # the last does not vary
     torch.testing.assert_close(x[:, 1].std() / x[:, 0].std(), torch.tensor(0.1 / 3))
 
 
 def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_replies():
-    """Replies all of one length: another length was millions of deviations away, and the doubt about it drowned everything."""
+    """Replies all of one length: another length was millions of deviations away, and the doubt about it drowned
+    everything.
+    """
     x, _, pairs = planted(20, d=4)
     features = torch.cat([x, torch.full((len(x), 1), 2.0)], -1)
     model = reward.fit_model(Reading(features, [4, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
@@ -154,6 +171,7 @@ def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_repl
 
 
 # -- the posterior
+
 
 def test_the_posterior_is_the_inverse_curvature():
     """Against autograd's Hessian of the objective, with log ν and θ marginalised."""
@@ -176,8 +194,14 @@ def test_the_influence_is_what_a_bootstrap_over_votes_finds():
     pairs = by_coin(pairs[:50]) + pairs[50:]
     influence = reward.fit_head(x, Preferences(pairs=pairs), 1.0).influence
     source = torch.Generator().manual_seed(0)
-    refits = torch.stack([reward.fit_head(x, Preferences(pairs=[pairs[i] for i in torch.randint(150, (150,), generator=source)]), 1.0).weight
-                          for _ in range(300)])
+    refits = torch.stack(
+        [
+            reward.fit_head(
+                x, Preferences(pairs=[pairs[i] for i in torch.randint(150, (150,), generator=source)]), 1.0
+            ).weight
+            for _ in range(300)
+        ]
+    )
     torch.testing.assert_close((influence @ influence.T).diag().sqrt(), refits.std(0), rtol=0.2, atol=0)
 
 
@@ -192,6 +216,7 @@ def test_more_votes_leave_less_doubt():
 
 
 # -- evidence
+
 
 def test_wilson_of_eight_in_ten():
     assert reward.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # Wilson 1927, z = 1.959964
@@ -208,13 +233,19 @@ def test_clear_agreement_is_enough():
 def test_too_little_evidence_says_so_with_numbers():
     enough, reason = reward.evidence(11, 20, 0.8)
     assert not enough
-    assert reason.startswith("Not enough evidence yet: 20 votes for A or B, cross-validated accuracy 0.55 [0.41, 0.68]; about ")
+    assert reason.startswith(
+        "Not enough evidence yet: 20 votes for A or B, cross-validated accuracy 0.55 [0.41, 0.68]; about "
+    )
 
 
 def test_the_votes_asked_for_would_have_been_enough():
     more = int(re.search(r"about (\d+) more", reward.evidence(11, 20, 0.8)[1])[1])
     # the rate 0.55 of 20 + more votes must clear chance, and of 40 fewer it must not
-    assert reward.wilson(0.55 * (20 + more), 20 + more, 0.8)[0] > 0.5 >= reward.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
+    assert (
+        reward.wilson(0.55 * (20 + more), 20 + more, 0.8)[0]
+        > 0.5
+        >= reward.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
+    )
 
 
 def test_votes_that_disagree_with_each_other_are_not_asked_for_more():
@@ -232,6 +263,7 @@ def test_confidence_zero_turns_the_check_off():
 
 
 # -- the whole fit, and the LoRA below the head
+
 
 def liked_token_preferences(n):
     """Votes for whichever reply holds token 100."""
@@ -252,7 +284,9 @@ def test_fit_learns_what_people_like(folder, trunks):
     model, report = reward.fit(prefs, trunks["nf4"], settings(folder))
     assert report.enough and report.cv_accuracy > 0.8 and (report.pairs, report.heldout_pairs) == (24, 6)
     assert 0.5 < report.cv_interval[0] < report.cv_accuracy <= report.cv_interval[1]
-    liked, plain = model.reward(model.features(trunks["nf4"], [([3, 4, 5], [200, 100, 100, 300]), ([3, 4, 5], [200, 201, 202, 300])]))
+    liked, plain = model.reward(
+        model.features(trunks["nf4"], [([3, 4, 5], [200, 100, 100, 300]), ([3, 4, 5], [200, 201, 202, 300])])
+    )
     assert liked > plain
 
 
@@ -268,7 +302,9 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
 
 
 def fit_lora(folder, sure, quantisation="nf4", epochs=2):
-    """Fit the LoRA against held-out predictions that are `sure` (score difference) and right: (trunk, features before, prefs, what it returns)."""
+    """Fit the LoRA against held-out predictions that are `sure` (score difference) and right: (trunk, features before,
+    prefs, what it returns).
+    """
     s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
     trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
     x, held = trunk.features(prefs.replies), prefs.held().pairs
@@ -299,7 +335,12 @@ def test_a_saved_lora_gives_the_same_rewards_on_a_fresh_trunk(folder, tmp_path):
     model.save(tmp_path / "reward.safetensors")
     loaded, fresh = RewardModel.load(tmp_path / "reward.safetensors"), FeatureTrunk(settings(folder))
     fresh.attach_lora(4, loaded.lora)
-    torch.testing.assert_close(loaded.reward(loaded.features(fresh, prefs.replies)), model.reward(model.features(trunk, prefs.replies)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        loaded.reward(loaded.features(fresh, prefs.replies)),
+        model.reward(model.features(trunk, prefs.replies)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_fit_reports_the_lora_epochs_it_kept(folder):

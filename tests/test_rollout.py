@@ -41,7 +41,7 @@ def test_a_context_is_half_as_likely_as_one_a_half_life_later():
     rng, counts = rollout.generator("recent"), {0: 0, rollout.HALF_LIFE: 0, 2 * rollout.HALF_LIFE: 0}
     items = list(range(2 * rollout.HALF_LIFE + 1))
     for _ in range(20_000):
-        chosen, = rollout.recent(items, 1, rng)
+        (chosen,) = rollout.recent(items, 1, rng)
         if chosen in counts:
             counts[chosen] += 1
     old, middle, new = counts.values()
@@ -49,7 +49,10 @@ def test_a_context_is_half_as_likely_as_one_a_half_life_later():
 
 
 def test_all_contexts_can_be_chosen_at_once():
-    assert sorted(rollout.recent(list("abcde"), 5, rollout.generator(0))) == list("abcde") and rollout.recent([], 0, rollout.generator(0)) == []
+    assert (
+        sorted(rollout.recent(list("abcde"), 5, rollout.generator(0))) == list("abcde")
+        and rollout.recent([], 0, rollout.generator(0)) == []
+    )
 
 
 def test_few_people_leave_the_rest_to_the_shipped_prompts():

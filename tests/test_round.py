@@ -30,8 +30,18 @@ def running(folder, tmp_path, live=None, **changes):
     this = Round(store, s, store.take_round("w", lease_seconds=60), "w")
     if live is not None:
         version = store.add_policy(first, "w", parent=0)
-        path, sha256 = adapters.write(s.adapters_dir, version, live, rank=s.lora_rank, alpha=s.lora_alpha, targets=this.policy.targets,
-                                      base=this.base, parent=0, round_id=first, scores={})
+        path, sha256 = adapters.write(
+            s.adapters_dir,
+            version,
+            live,
+            rank=s.lora_rank,
+            alpha=s.lora_alpha,
+            targets=this.policy.targets,
+            base=this.base,
+            parent=0,
+            round_id=first,
+            scores={},
+        )
         store.publish(first, "w", version, path, sha256, {})
         store.request_round()
         this = Round(store, s, store.take_round("w", lease_seconds=60), "w")

@@ -110,7 +110,9 @@ def test_an_older_database_learns_which_pairs_are_the_same_and_its_chats_go_on(t
     with sqlite3.connect(path) as db:  # as it was before the migration
         for column in ("left_cut", "right_cut", "same"):
             db.execute(f"alter table duel drop column {column}")
-        db.execute("update conversation set tail = (select m.id from message m where m.conversation = conversation.id and m.role = 'user') where 0")
+        db.execute(
+            "update conversation set tail = (select m.id from message m where m.conversation = conversation.id and m.role = 'user') where 0"
+        )
         db.execute("update conversation set tail = null")
     schema.early_votes(sqlite_utils.Database(connection := sqlite3.connect(path)))
     connection.commit()
@@ -121,6 +123,7 @@ def test_an_older_database_learns_which_pairs_are_the_same_and_its_chats_go_on(t
 
 
 # -- a number of votes is the same number everywhere
+
 
 def same_pair(store, who, choice):
     duel = store.start_duel(store.new_conversation(who), "Hello", [1], [candidate(1), candidate(2)])
@@ -146,15 +149,24 @@ def scripted(store, who):
 def test_a_mix_of_all_kinds_of_votes_is_one_number_in_all_places(store):
     """The strip said 6 new votes, My votes 8, the round's log 4 pairs and its table another number still."""
     from training import preferences
+
     who = store.annotator("ann")
     cast(store, "a", who, base_hash="an older base")
     scripted(store, who)
     base = store.last_base_hash()
-    prefs = preferences.collect(store.votes_for_training(base), [], [], None, heldout_fraction=0.2, annotator_weight=64, seed=0)
+    prefs = preferences.collect(
+        store.votes_for_training(base), [], [], None, heldout_fraction=0.2, annotator_weight=64, seed=0
+    )
     totals = store.vote_totals(who)
-    numbers = {"new": store.new_votes(), "mine": totals["votes"], "waiting": totals["waiting"], "trained on": len(store.votes_for_training(base)),
-               "the round's": len(prefs.votes), "to forecast": len(store.votes_to_forecast(base)),
-               "chips": sum(bool(row["counts"]) for row in store.my_votes(who, limit=100))}
+    numbers = {
+        "new": store.new_votes(),
+        "mine": totals["votes"],
+        "waiting": totals["waiting"],
+        "trained on": len(store.votes_for_training(base)),
+        "the round's": len(prefs.votes),
+        "to forecast": len(store.votes_to_forecast(base)),
+        "chips": sum(bool(row["counts"]) for row in store.my_votes(who, limit=100)),
+    }
     assert numbers == dict.fromkeys(numbers, 5)
     assert totals["listed"] == len(store.my_votes(who, limit=100)) == 9
     assert store.take_round("w", lease_seconds=30, auto_votes=6) is None

@@ -1,4 +1,6 @@
-"""The scorer: features that do not depend on their batch, views of them, and a head with its posterior that survives a reload."""
+"""The scorer: features that do not depend on their batch, views of them, and a head with its posterior that survives a
+reload.
+"""
 
 import math
 
@@ -26,16 +28,37 @@ def trunks(folder):
 
 
 def settings(folder, **changes):
-    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", "threads": 2, "reward_quantisation": "none", "reward_layer": 0.67, **changes})
+    return Settings(
+        **{
+            "model": folder,
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 2,
+            "reward_quantisation": "none",
+            "reward_layer": 0.67,
+            **changes,
+        }
+    )
 
 
 # -- the model
 
+
 def head(**changes):
     """Two features, of which votes have compared the first; penalty 4."""
-    return RewardModel("layers", [1, 1, 0], [], centre=torch.tensor([0.5, 0.0]), scale=torch.tensor([2.0, 1.0]), weight=torch.tensor([1.0, -2.0]),
-                       basis=torch.tensor([[1.0], [0.0]]), factor=torch.tensor([[0.1]]), influence=torch.tensor([[0.03, 0.04]]), penalty=4.0,
-                       **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes})
+    return RewardModel(
+        "layers",
+        [1, 1, 0],
+        [],
+        centre=torch.tensor([0.5, 0.0]),
+        scale=torch.tensor([2.0, 1.0]),
+        weight=torch.tensor([1.0, -2.0]),
+        basis=torch.tensor([[1.0], [0.0]]),
+        factor=torch.tensor([[0.1]]),
+        influence=torch.tensor([[0.03, 0.04]]),
+        penalty=4.0,
+        **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes},
+    )
 
 
 X = torch.tensor([[4.5, 1.0]])  # x = ((4.5 − 0.5)/2, 1) = (2, 1)
@@ -47,11 +70,11 @@ def test_raw_and_reward_by_hand():
 
 
 def test_deviation_by_hand_is_the_posteriors_where_votes_speak_and_the_priors_elsewhere():
-    torch.testing.assert_close(head().deviation(X), torch.tensor([0.29 ** 0.5]))  # (2·0.1)² + 1²/4
+    torch.testing.assert_close(head().deviation(X), torch.tensor([0.29**0.5]))  # (2·0.1)² + 1²/4
 
 
 def test_pessimism_takes_deviations_off_the_reward():
-    torch.testing.assert_close(head(pessimism=2.0).reward(X), torch.tensor([(-2 * 0.29 ** 0.5 - 1.5) / 2.5]))
+    torch.testing.assert_close(head(pessimism=2.0).reward(X), torch.tensor([(-2 * 0.29**0.5 - 1.5) / 2.5]))
 
 
 def test_drawn_heads_differ_as_the_votes_influence_says():
@@ -59,7 +82,9 @@ def test_drawn_heads_differ_as_the_votes_influence_says():
     drawn = head().draws(features, 40_000, seed=0)
     torch.testing.assert_close(drawn.mean(0), head().raw(features), atol=0.01, rtol=0)
     # 0.03² + 0.04² = 0.0025 along the first, nothing along the second: 0.0025·(2, 1)ᵀ(2, 1)
-    torch.testing.assert_close(torch.cov(drawn.T), 0.0025 * torch.tensor([[4.0, 2.0], [2.0, 1.0]]), rtol=0.05, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cov(drawn.T), 0.0025 * torch.tensor([[4.0, 2.0], [2.0, 1.0]]), rtol=0.05, atol=1e-5
+    )
     assert torch.equal(head().draws(features, 3, seed=1), head().draws(features, 3, seed=1))
 
 
@@ -89,14 +114,20 @@ def test_standardising_equal_scores_does_not_divide_by_zero():
 
 # -- views
 
+
 def test_views_by_hand():
     # four layers of one, a reply of 50 tokens, and counts of two
     features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0)), 8.0, 9.0]])
     blocks = {name: scorer.view(features, [1, 1, 1, 1, 1, 2], name) for name in scorer.VIEWS}
     assert all(torch.equal(last, features[:, 4:5]) for *_, last in blocks.values())
     shown = {name: torch.cat([torch.zeros(1, 0), *others], -1)[0].tolist() for name, (*others, _) in blocks.items()}
-    assert shown == {"layers": [2, 3, 4], "words": pytest.approx([0.5]), "meaning": [3, 4],
-                     "style": [8, 9], "length": []}
+    assert shown == {
+        "layers": [2, 3, 4],
+        "words": pytest.approx([0.5]),
+        "meaning": [3, 4],
+        "style": [8, 9],
+        "length": [],
+    }
 
 
 def test_views_of_one_layer_or_by_name():
@@ -110,6 +141,7 @@ def test_views_of_one_layer_or_by_name():
 
 # -- counts of common tokens
 
+
 def test_the_tokens_that_most_replies_have_are_counted(monkeypatch):
     replies = [([1], [7, 7, 7, 5]), ([1], [5, 8]), ([1], [8, 9, 5]), ([1], [6])]
     assert scorer.common_tokens(replies) == [5, 8, 6, 7, 9]
@@ -119,7 +151,9 @@ def test_the_tokens_that_most_replies_have_are_counted(monkeypatch):
 
 def test_counts_follow_the_features_in_logs():
     counted = scorer.with_counts(torch.tensor([[0.5], [0.25]]), [([7], [7, 7, 7, 5]), ([7], [6])], [7, 5])
-    torch.testing.assert_close(counted, torch.tensor([[0.5, math.log(4), math.log(2)], [0.25, 0.0, 0.0]]))  # the prompt's own 7 is not counted
+    torch.testing.assert_close(
+        counted, torch.tensor([[0.5, math.log(4), math.log(2)], [0.25, 0.0, 0.0]])
+    )  # the prompt's own 7 is not counted
 
 
 def test_nothing_to_count_leaves_the_features():
@@ -147,7 +181,9 @@ def test_a_reply_scores_the_same_alone_and_among_longer_ones(trunks, quantisatio
 
 def test_features_come_back_in_the_order_given(folder):
     small = FeatureTrunk(settings(folder, reward_batch=2))
-    torch.testing.assert_close(small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_long_conversations_are_read_a_few_at_a_time(folder, monkeypatch):
@@ -182,8 +218,12 @@ def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
 
 def test_the_layers_and_the_length_are_the_features(folder):
     trunk, replies = FeatureTrunk(settings(folder, reward_layer=0)), REPLIES[:2]
-    assert trunk.layers == [1, 3] and trunk.parts == [64, 64, 1]  # of four blocks the first, a tenth and a third are all the first
+    assert trunk.layers == [1, 3] and trunk.parts == [
+        64,
+        64,
+        1,
+    ]  # of four blocks the first, a tenth and a third are all the first
     for n, layer in enumerate(trunk.layers):
         one = FeatureTrunk(settings(folder, reward_layer=layer / 4)).features(replies)
-        torch.testing.assert_close(trunk.features(replies)[:, 64 * n: 64 * (n + 1)], one[:, :-1])
+        torch.testing.assert_close(trunk.features(replies)[:, 64 * n : 64 * (n + 1)], one[:, :-1])
     torch.testing.assert_close(trunk.features(replies)[:, -1], torch.tensor([2.0, 30.0]).log())

@@ -1,4 +1,6 @@
-"""The self-test: sound models pass it and are left alone; each property, broken for real, fails with its cause in the message."""
+"""The self-test: sound models pass it and are left alone; each property, broken for real, fails with its cause in the
+message.
+"""
 
 import json
 from contextlib import nullcontext
@@ -23,7 +25,10 @@ from training.worker import run_once
 torch.set_num_threads(1)  # tensors this small are slower on two
 
 REAL = Path(loading.resolve(Settings()))
-real = [pytest.mark.real, pytest.mark.skipif(not REAL.exists(), reason="the embedded model is not there; `make setup` converts it")]
+real = [
+    pytest.mark.real,
+    pytest.mark.skipif(not REAL.exists(), reason="the embedded model is not there; `make setup` converts it"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,7 @@ def message(check, *args, **options):
 
 # -- the policy
 
+
 @pytest.mark.parametrize("start", [lambda policy: policy, moved], ids=["fresh", "trained"])
 def test_a_sound_policy_passes_and_is_as_before(policy, start):
     def everything():
@@ -57,7 +63,9 @@ def test_a_sound_policy_passes_and_is_as_before(policy, start):
     start(policy)
     tensors, trainable = everything()
     selftest.check_policy(policy, settings())
-    assert all(torch.equal(a, b) for a, b in zip(everything()[0], tensors, strict=True)) and everything()[1] == trainable
+    assert (
+        all(torch.equal(a, b) for a, b in zip(everything()[0], tensors, strict=True)) and everything()[1] == trainable
+    )
     assert all(p.grad is None for p in [*policy.peft.parameters(), *policy.value_head.parameters()])
 
 
@@ -110,7 +118,9 @@ def test_a_layer_without_a_backward_is_not_hidden_by_its_lora(policy):
 
 def on_backward(module, act):
     """Call act(gradient) in every backward through the module's output."""
-    module.register_forward_hook(lambda module, args, output: output.register_hook(act) and None if output.requires_grad else None)
+    module.register_forward_hook(
+        lambda module, args, output: output.register_hook(act) and None if output.requires_grad else None
+    )
 
 
 def test_a_gradient_that_is_no_number_is_named(policy):
@@ -121,11 +131,14 @@ def test_a_gradient_that_is_no_number_is_named(policy):
 def test_a_reference_with_the_lora_on_is_named(policy):
     policy.reference = nullcontext
     text = message(selftest.check_policy, policy, settings())
-    assert "the reference's log-probabilities moved by" in text and "at most 1e-03" in text and "the LoRA stays on" in text
+    assert (
+        "the reference's log-probabilities moved by" in text and "at most 1e-03" in text and "the LoRA stays on" in text
+    )
 
 
 def test_a_trunk_that_changes_with_training_is_named(policy):
     """Each forward is as the one before; only a backward wears the weights."""
+
     def wear_embeddings(gradient):
         policy.causal.get_input_embeddings().weight.mul_(1.01)
 
@@ -148,7 +161,9 @@ def by_slot(module, args, inputs):
 def test_padding_that_changes_logprobs_is_named(policy, hook):
     policy.causal.base_model.register_forward_pre_hook(hook, with_kwargs=True)
     text = message(selftest.check_policy, policy, settings())
-    assert text.startswith("padding changes log-probabilities by") and "at most 1e-03 is accepted in torch.float32" in text
+    assert (
+        text.startswith("padding changes log-probabilities by") and "at most 1e-03 is accepted in torch.float32" in text
+    )
 
 
 def one_branch(module, args, inputs):
@@ -156,7 +171,10 @@ def one_branch(module, args, inputs):
     mask = inputs["attention_mask"]
     if mask.dim() == 4:
         causal = torch.full(mask.shape[-2:], torch.finfo(mask.dtype).min).triu(1)
-        inputs = {**inputs, "attention_mask": torch.where((mask == 0).any(-2, keepdim=True), causal, torch.finfo(mask.dtype).min)}
+        inputs = {
+            **inputs,
+            "attention_mask": torch.where((mask == 0).any(-2, keepdim=True), causal, torch.finfo(mask.dtype).min),
+        }
     return args, inputs
 
 
@@ -174,6 +192,7 @@ def test_sound_replies_go_on_sharing_their_prompt(policy, caplog):
 
 
 # -- the features
+
 
 def trunk(folder, quantisation="none", **changes):
     return scorer.FeatureTrunk(settings(model=folder, reward_quantisation=quantisation, **changes))
@@ -201,7 +220,8 @@ def pads(broken):
     whole = broken.batch_features
     longest = max(map(sum, selftest.LENGTHS))
     broken.batch_features = lambda replies: whole(
-        [(p, c + [0] * (longest - len(p) - len(c)) if len(replies) > 1 else c) for p, c in replies])
+        [(p, c + [0] * (longest - len(p) - len(c)) if len(replies) > 1 else c) for p, c in replies]
+    )
 
 
 def crowd(broken):
@@ -222,7 +242,11 @@ def test_features_that_hang_on_the_batch_are_named(folder, fault):
     broken = trunk(folder)
     fault(broken)
     text = message(selftest.check_features, broken)
-    assert text.startswith("read in a batch") and "at most 1e-03 is accepted in torch.float32" in text and "hang on its neighbours" in text
+    assert (
+        text.startswith("read in a batch")
+        and "at most 1e-03 is accepted in torch.float32" in text
+        and "hang on its neighbours" in text
+    )
 
 
 def test_one_token_too_many_in_the_mean_is_seen_in_every_format(folder):
@@ -248,9 +272,20 @@ def test_a_frozen_reward_lora_is_named(folder):
 
 # -- what is written
 
+
 def head(d=3, **changes):
-    return scorer.RewardModel("layers", [d, 1, 0], [], centre=torch.zeros(d + 1), scale=torch.ones(d + 1), weight=torch.arange(1.0, d + 2),
-                              basis=torch.eye(d + 1)[:, :2], factor=torch.eye(2), influence=torch.eye(2), **changes)
+    return scorer.RewardModel(
+        "layers",
+        [d, 1, 0],
+        [],
+        centre=torch.zeros(d + 1),
+        scale=torch.ones(d + 1),
+        weight=torch.arange(1.0, d + 2),
+        basis=torch.eye(d + 1)[:, :2],
+        factor=torch.eye(2),
+        influence=torch.eye(2),
+        **changes,
+    )
 
 
 def test_a_head_that_was_saved_whole_passes(tmp_path):
@@ -270,8 +305,18 @@ BASE = {"model": "tiny", "hash": "base"}
 
 
 def write(root, policy, tensors=None, alpha=8):
-    return adapters.write(root, 1, tensors or policy.state(), rank=4, alpha=alpha, targets=policy.targets, base=BASE, parent=0, round_id=1,
-                          scores={})
+    return adapters.write(
+        root,
+        1,
+        tensors or policy.state(),
+        rank=4,
+        alpha=alpha,
+        targets=policy.targets,
+        base=BASE,
+        parent=0,
+        round_id=1,
+        scores={},
+    )
 
 
 def check(policy, folder, sha256):
@@ -286,7 +331,10 @@ def test_a_version_of_another_policy_is_named(policy, tmp_path):
     tensors = {k: v.clone() for k, v in moved(policy).state().items()}
     tensors["model.layers.3.mlp.up_proj.lora_B.weight"][0, 0] += 1e-6
     text = message(check, policy, *write(tmp_path, policy, tensors))
-    assert text.startswith("1 of 56 tensors in v0001 are not those that the gate measured") and "layers.3.mlp.up_proj.lora_B" in text
+    assert (
+        text.startswith("1 of 56 tensors in v0001 are not those that the gate measured")
+        and "layers.3.mlp.up_proj.lora_B" in text
+    )
 
 
 def test_a_version_with_another_scale_is_named(policy, tmp_path):
@@ -303,6 +351,7 @@ def test_a_version_that_the_disk_spoiled_is_named(policy, tmp_path):
 
 
 # -- in a round
+
 
 @pytest.fixture
 def store(tmp_path):
@@ -355,13 +404,19 @@ def test_what_was_gated_is_published(store, folder, tmp_path):
 
 def test_something_else_than_what_was_gated_is_not_published(store, folder, tmp_path, monkeypatch):
     write = adapters.write
-    monkeypatch.setattr(adapters, "write", lambda root, version, tensors, **rest: write(
-        root, version, {name: tensor / 2 for name, tensor in tensors.items()}, **rest))
+    monkeypatch.setattr(
+        adapters,
+        "write",
+        lambda root, version, tensors, **rest: write(
+            root, version, {name: tensor / 2 for name, tensor in tensors.items()}, **rest
+        ),
+    )
     assert "not those that the gate measured" in message(gated(store, folder, tmp_path)._publish)
     assert store.live_policy()["version"] == 0
 
 
 # -- the default model
+
 
 class TestTheDefaultModel:
     pytestmark = real
@@ -378,8 +433,13 @@ class TestTheDefaultModel:
         """The loss looks right, and more than a third of the LoRA tensors learn nothing."""
         s = Settings(model=str(REAL), device="cpu", dtype="float32")
         text = message(selftest.check_policy, PolicyModel(as_they_come(loading.load_trunk(s, "nf4")), s), s)
-        assert text.startswith("150 of 420 LoRA tensors get no gradient")  # every B whose layer does not write to the residual stream
-        assert "bitsandbytes repacked 210 of its 4-bit layers for AVX512-BF16" in text and "set support_avx512bf16_for_cpu = False" in text
+        assert text.startswith(
+            "150 of 420 LoRA tensors get no gradient"
+        )  # every B whose layer does not write to the residual stream
+        assert (
+            "bitsandbytes repacked 210 of its 4-bit layers for AVX512-BF16" in text
+            and "set support_avx512bf16_for_cpu = False" in text
+        )
         features = scorer.FeatureTrunk(s)
         as_they_come(features.model)
         assert "bitsandbytes repacked" in message(selftest.check_features, features, lora_rank=2)

@@ -22,7 +22,7 @@ def test_another_version_is_as_far_as_its_probabilities_say():
     total = tokens = 0
     for e in EPISODES:
         ids = torch.tensor([e.prompt + e.completion])
-        p, q = (torch.log_softmax(m(ids).logits[0, len(e.prompt) - 1:-1], -1) for m in (model, other))
+        p, q = (torch.log_softmax(m(ids).logits[0, len(e.prompt) - 1 : -1], -1) for m in (model, other))
         total += (p.exp() * (p - q)).sum().item()
         tokens += len(e.completion)
     found = served.divergence(model, lean.Lean(other, "float32"), EPISODES)

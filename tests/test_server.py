@@ -27,14 +27,21 @@ class Page:
         self.config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", html, re.S)[1])
 
     def event(self, elem_id, data=(), event="click", queue=None):
-        """Fire one event of the component `elem_id`, without values where `data` is None, by the way that the page takes or as `queue` says;
-        every message of the server until it is done."""
+        """Fire one event of the component `elem_id`, without values where `data` is None, by the way that the page
+        takes or as `queue` says; every message of the server until it is done."""
         target = next(c["id"] for c in self.config["components"] if c["props"].get("elem_id") == elem_id)
         called = next(d for d in self.config["dependencies"] if [target, event] in [list(t) for t in d["targets"]])
-        body = {"data": [None] * len(called["inputs"]) if data is None else list(data), "fn_index": called["id"], "session_hash": self.session, "trigger_id": target}
+        body = {
+            "data": [None] * len(called["inputs"]) if data is None else list(data),
+            "fn_index": called["id"],
+            "session_hash": self.session,
+            "trigger_id": target,
+        }
         if not (called["queue"] if queue is None else queue):
             answer = self.client.post("/gradio_api/run/predict", json=body)
-            return [{"success": answer.status_code == 200, "output": answer.json(), "title": answer.json().get("title")}]
+            return [
+                {"success": answer.status_code == 200, "output": answer.json(), "title": answer.json().get("title")}
+            ]
         self.client.post("/gradio_api/queue/join", json=body).raise_for_status()
         messages = []
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
@@ -81,10 +88,14 @@ def page(site, request):
 
 def votes(site, page):
     annotator = site.store.annotator(page.client.cookies[visitor.COOKIE])
-    return [v["choice"] for v in site.store.rows("select choice from vote where annotator = ? and superseded_by is null", annotator)]
+    return [
+        v["choice"]
+        for v in site.store.rows("select choice from vote where annotator = ? and superseded_by is null", annotator)
+    ]
 
 
 # -- health
+
 
 def test_health_is_public_and_small(site):
     answer = httpx.get(f"{site.url}/healthz")
@@ -96,9 +107,20 @@ def test_readiness_says_what_answers(site):
     assert answer.status_code == 200
     found = answer.json()
     choice = site.engine.choice  # measured, so that it is another one from machine to machine
-    assert found.pop("decoding") == {"format": choice.number_format, "threads": choice.threads, "step_ms": choice.milliseconds}
-    assert found == {"ready": True, "database": "ok", "version": 0, "model": site.engine.identity["model"], "dtype": "float32", "threads": 1,
-                             "sqlite": site.store.sqlite_version()}
+    assert found.pop("decoding") == {
+        "format": choice.number_format,
+        "threads": choice.threads,
+        "step_ms": choice.milliseconds,
+    }
+    assert found == {
+        "ready": True,
+        "database": "ok",
+        "version": 0,
+        "model": site.engine.identity["model"],
+        "dtype": "float32",
+        "threads": 1,
+        "sqlite": site.store.sqlite_version(),
+    }
 
 
 def test_an_engine_that_does_not_run_is_not_ready(site, folder):
@@ -107,6 +129,7 @@ def test_an_engine_that_does_not_run_is_not_ready(site, folder):
 
 
 # -- the cookie
+
 
 def test_the_page_brings_a_cookie_that_scripts_cannot_read(site):
     cookie = httpx.get(site.url).headers["set-cookie"]
@@ -120,8 +143,15 @@ def test_a_visitor_who_claims_https_is_not_believed(site):
     assert "SameSite=Lax" in cookie and "Secure" not in cookie
 
 
-@pytest.mark.parametrize(("scheme", "on_space", "kind"), [
-    ("http", False, "SameSite=Lax"), ("http", True, "SameSite=Lax"), ("https", False, "SameSite=Lax; Secure"), ("https", True, "SameSite=None; Secure; Partitioned")])
+@pytest.mark.parametrize(
+    ("scheme", "on_space", "kind"),
+    [
+        ("http", False, "SameSite=Lax"),
+        ("http", True, "SameSite=Lax"),
+        ("https", False, "SameSite=Lax; Secure"),
+        ("https", True, "SameSite=None; Secure; Partitioned"),
+    ],
+)
 def test_over_https_the_cookie_is_for_https_and_works_in_the_frame_of_a_space(monkeypatch, scheme, on_space, kind):
     monkeypatch.setattr(settings_module, "ON_SPACE", on_space)
     assert visitor.cookie({"scheme": scheme}, "x").endswith(f"; Path=/; Max-Age={visitor.YEAR}; HttpOnly; {kind}")
@@ -153,6 +183,7 @@ def test_without_a_cookie_a_gesture_is_refused_with_advice(site):
 
 
 # -- gestures
+
 
 def test_a_person_sends_and_votes(site, page):
     assert page.send("Hello")[-1]["success"]
@@ -187,8 +218,13 @@ def test_two_people_have_two_conversations(site, page):
     other = Page(site.url, f"{page.session}-other")
     page.send("I am Ann")
     other.send("I am Bob")
-    texts = [site.store.rows("select m.text from message m join conversation c on c.id = m.conversation where c.annotator = ? and m.role = 'user'",
-                             site.store.annotator(p.client.cookies[visitor.COOKIE])) for p in (page, other)]
+    texts = [
+        site.store.rows(
+            "select m.text from message m join conversation c on c.id = m.conversation where c.annotator = ? and m.role = 'user'",
+            site.store.annotator(p.client.cookies[visitor.COOKIE]),
+        )
+        for p in (page, other)
+    ]
     assert texts == [[{"text": "I am Ann"}], [{"text": "I am Bob"}]]
 
 
@@ -201,6 +237,7 @@ def test_a_bad_message_gets_a_notice_and_is_not_recorded(site, page):
 
 # -- one's data
 
+
 def test_everything_of_a_person_is_deleted_at_their_word_and_the_browser_is_somebody_new(site, page):
     page.send("Ottokar's secret")
     page.vote("a")
@@ -212,7 +249,9 @@ def test_everything_of_a_person_is_deleted_at_their_word_and_the_browser_is_some
     assert site.store.conversations(site.store.annotator(before)) == []
 
 
-@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}])
+@pytest.mark.parametrize(
+    "headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}]
+)
 def test_another_site_cannot_have_a_visitors_data_deleted(site, page, headers):
     page.send("Hello")
     answer = page.client.post("/forget", headers=headers)
@@ -232,14 +271,25 @@ def test_no_to_training_is_kept_and_can_be_taken_back(site, page):
         assert site.store.person(who)["allow_training"] == (not refused)
 
 
-CONTROLS = [("train-now", "click", []), ("pause", "click", []), ("resume", "click", []), ("stop-round", "click", []), ("auto-train", "input", [True]),
-            ("save-settings", "click", None), ("reset-settings", "click", [])]
+CONTROLS = [
+    ("train-now", "click", []),
+    ("pause", "click", []),
+    ("resume", "click", []),
+    ("stop-round", "click", []),
+    ("auto-train", "input", [True]),
+    ("save-settings", "click", None),
+    ("reset-settings", "click", []),
+]
 
 
 @pytest.mark.parametrize(("button", "event", "data"), CONTROLS)
 def test_a_control_that_is_not_shown_can_be_pressed_by_hand_and_answers_not_allowed(site, page, button, event, data):
     last = page.event(button, data, event)[-1]
-    assert last["success"] is False and "Only admins can do this." in last["output"]["error"] and last["title"] == "Not allowed"
+    assert (
+        last["success"] is False
+        and "Only admins can do this." in last["output"]["error"]
+        and last["title"] == "Not allowed"
+    )
     assert site.store.last_round() is None and site.store.overrides() == {}
 
 
@@ -264,6 +314,7 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
 
 # -- the admin link
 
+
 def is_admin(site, page):
     return site.store.signed_in(site.store.annotator(page.client.cookies[visitor.COOKIE])) == "owner"
 
@@ -272,7 +323,11 @@ def test_the_admin_link_makes_one_browser_the_owners_and_keeps_its_chats(site, p
     page.send("Hello")
     before = site.store.annotator(page.client.cookies[visitor.COOKIE])
     answer = page.client.get(site.admin_path())
-    assert answer.status_code == 303 and answer.headers["location"] == "/" and answer.headers["cache-control"] == "no-store"
+    assert (
+        answer.status_code == 303
+        and answer.headers["location"] == "/"
+        and answer.headers["cache-control"] == "no-store"
+    )
     assert is_admin(site, page) and site.store.annotator(page.client.cookies[visitor.COOKIE]) == before
 
 
@@ -295,8 +350,16 @@ def test_who_put_a_cookie_into_the_owners_browser_is_no_admin_by_it(site, page):
 def test_a_wrong_admin_link_says_what_to_do_and_changes_nothing(site, page, wrong):
     site.admin_path()
     answer = page.client.get(f"/admin/{wrong}")
-    assert answer.status_code == 403 and answer.headers["content-type"] == "text/plain; charset=utf-8" and "set-cookie" not in answer.headers
-    assert "Restart the app" in answer.text and "python -m playground.people.admins" in answer.text and "\n" not in answer.text
+    assert (
+        answer.status_code == 403
+        and answer.headers["content-type"] == "text/plain; charset=utf-8"
+        and "set-cookie" not in answer.headers
+    )
+    assert (
+        "Restart the app" in answer.text
+        and "python -m playground.people.admins" in answer.text
+        and "\n" not in answer.text
+    )
     assert "重新启动" in page.client.get(f"/admin/{wrong}", headers={"accept-language": "zh-CN"}).text
     assert not is_admin(site, page)
 
@@ -330,6 +393,7 @@ def test_signing_out_ends_what_the_link_began(site, page):
 
 # -- how it is wired
 
+
 @pytest.mark.parametrize("host", ["ex ample", "[::1", "a/b", "a@b", "x:99999999"])
 def test_a_host_that_is_none_is_refused(site, host):
     """Gradio builds addresses from it, and answered 500 to some."""
@@ -338,13 +402,21 @@ def test_a_host_that_is_none_is_refused(site, host):
 
 
 def test_only_what_streams_goes_by_the_queue(site, page):
-    """In the browser the result of a queued event is lost that begins just as another one ends: a vote in eight, cast the moment both replies were complete."""
-    queued = {tuple(d["targets"][0])[1]: d["types"]["generator"] for d in page.config["dependencies"] if d["backend_fn"] and d["queue"]}
+    """In the browser the result of a queued event is lost that begins just as another one ends: a vote in eight, cast
+    the moment both replies were complete.
+    """
+    queued = {
+        tuple(d["targets"][0])[1]: d["types"]["generator"]
+        for d in page.config["dependencies"]
+        if d["backend_fn"] and d["queue"]
+    }
     assert queued and all(queued.values()), queued
 
 
 def test_gradio_keeps_no_second_copy_of_the_page_for_each_session(site, page):
-    """It took half a megabyte a session, and worked out a component's JSON schema at each change, on everybody's event loop."""
+    """It took half a megabyte a session, and worked out a component's JSON schema at each change, on everybody's event
+    loop.
+    """
     page.send("Hello")
     page.vote("a")
     state = site.blocks.state_holder.session_data[page.session]

@@ -45,9 +45,18 @@ def test_the_prompt_of_the_next_turn_holds_the_picked_reply_and_not_the_other(ch
     view = turn(chat, ann, "Hello", "a")
     following = turn(chat, ann, "Go on")
     duel = chat.store.duel(following.duel)
-    row = chat.store.row("select p.token_ids from generation g join prompt p on p.id = g.prompt where g.id = ?", duel["left_generation"])
-    expected = prompts.encode([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": view.left.text},
-                               {"role": "user", "content": "Go on"}], chat.engine.tokenizer, 1024)
+    row = chat.store.row(
+        "select p.token_ids from generation g join prompt p on p.id = g.prompt where g.id = ?", duel["left_generation"]
+    )
+    expected = prompts.encode(
+        [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": view.left.text},
+            {"role": "user", "content": "Go on"},
+        ],
+        chat.engine.tokenizer,
+        1024,
+    )
     assert row["token_ids"] == str(expected).replace(" ", "")
 
 
@@ -160,7 +169,10 @@ def test_another_page_of_the_same_person_sees_the_replies_stream(chat):
 def test_two_people_have_two_conversations_and_stream_at_once(chat):
     slow(chat)
     ends = {}
-    threads = [threading.Thread(target=lambda n=n: ends.update({n: turn(chat, person(chat, n), f"I am {n}")})) for n in ("ann", "bob")]
+    threads = [
+        threading.Thread(target=lambda n=n: ends.update({n: turn(chat, person(chat, n), f"I am {n}")}))
+        for n in ("ann", "bob")
+    ]
     [t.start() for t in threads]
     [t.join(30) for t in threads]
     assert {n: v.message for n, v in ends.items()} == {"ann": "I am ann", "bob": "I am bob"}
@@ -199,6 +211,7 @@ def test_replies_that_a_crash_cut_off_do_not_block_the_conversation(chat):
 
 # -- more than two candidates
 
+
 def of_four(chat):
     """The same chat with four candidates to a message, and their streams as they were started."""
     chat.settings = chat.settings.model_copy(update={"candidates": 4})
@@ -215,7 +228,11 @@ def test_of_four_candidates_the_picked_pair_is_shown_once_all_are_written(chat):
     assert all(v.left.text == v.right.text == "" and "4 replies are being written" in v.progress for v in views[:-1])
     assert [v.progress for v in views[:-1]] != [views[0].progress] * len(views[:-1])
     texts = [text.strip() for text in streams[0].texts()]
-    assert len(texts) == 4 and (views[-1].left.text, views[-1].right.text) == (texts[3], texts[1]) and views[-1].progress is None
+    assert (
+        len(texts) == 4
+        and (views[-1].left.text, views[-1].right.text) == (texts[3], texts[1])
+        and views[-1].progress is None
+    )
     row = chat.store.row("select * from duel where id = ?", views[-1].duel)
     assert (row["pairing"], row["probability"]) == ("active", 0.125)
     left = chat.store.row("select * from generation where id = ?", row["left_generation"])

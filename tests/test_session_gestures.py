@@ -1,4 +1,6 @@
-"""What a person may do besides sending and voting: regenerate, undo, edit, rate, explain, share, come back to a chat, set it up."""
+"""What a person may do besides sending and voting: regenerate, undo, edit, rate, explain, share, come back to a chat,
+set it up.
+"""
 
 import json
 import threading
@@ -12,7 +14,9 @@ from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures
 
 
 def streaming(chat, annotator, text="Hello"):
-    """A turn that goes on in a thread, as in the server, caught once both replies have words: (thread, the Views it gave)."""
+    """A turn that goes on in a thread, as in the server, caught once both replies have words: (thread, the Views it
+    gave).
+    """
     seen, begun = [], threading.Event()
 
     def run():
@@ -20,6 +24,7 @@ def streaming(chat, annotator, text="Hello"):
             seen.append(view)
             if view.phase == "streaming" and view.left.text and view.right.text:
                 begun.set()
+
     thread = threading.Thread(target=run)
     thread.start()
     assert begun.wait(20)
@@ -27,6 +32,7 @@ def streaming(chat, annotator, text="Hello"):
 
 
 # -- voting early, and why
+
 
 def test_a_vote_while_replies_stream_stops_them_and_counts(chat):
     slow(chat, 0.05)
@@ -79,7 +85,12 @@ def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_non
             if who is ann:
                 chat.view(who)
             thread.join(0.1)
-    assert [row["finish_reason"] for row in chat.store.rows("select finish_reason from generation order by id")] == ["length", "length", "stopped", "stopped"]
+    assert [row["finish_reason"] for row in chat.store.rows("select finish_reason from generation order by id")] == [
+        "length",
+        "length",
+        "stopped",
+        "stopped",
+    ]
     assert chat.view(bob).phase == "voting"
 
 
@@ -134,6 +145,7 @@ def test_a_thumb_is_kept_changed_and_withdrawn(chat):
 
 # -- regenerate and undo
 
+
 def test_regenerate_keeps_the_old_pair_and_its_vote(chat):
     ann = person(chat)
     old = turn(chat, ann, "Hello", "a")
@@ -145,7 +157,9 @@ def test_regenerate_keeps_the_old_pair_and_its_vote(chat):
     assert chat.vote(ann, old.duel, "b").choice == "b"
     chat.show_pair(ann, new.duel)
     assert chat.vote(ann, new.duel, "tie").choice == "tie"
-    assert [v["choice"] for v in chat.store.rows("select choice from vote where superseded_by is null order by id")] == ["b", "tie"]
+    assert [
+        v["choice"] for v in chat.store.rows("select choice from vote where superseded_by is null order by id")
+    ] == ["b", "tie"]
 
 
 def test_the_next_message_goes_on_from_the_pair_on_screen(chat):
@@ -194,6 +208,7 @@ def test_after_undo_the_vote_before_it_can_be_changed(chat):
 
 # -- edits
 
+
 def test_an_edited_reply_is_a_demonstration_and_the_chat_goes_on_with_it(chat):
     ann = person(chat)
     view = turn(chat, ann, "Hello", "a")
@@ -204,7 +219,9 @@ def test_an_edited_reply_is_a_demonstration_and_the_chat_goes_on_with_it(chat):
     following = turn(chat, ann, "Go on")
     assert following.history[-1].text == "What I would rather read." and following.history[-1].edited
     duel = chat.store.duel(following.duel)
-    prompt = chat.store.row("select p.token_ids from generation g join prompt p on p.id = g.prompt where g.id = ?", duel["left_generation"])
+    prompt = chat.store.row(
+        "select p.token_ids from generation g join prompt p on p.id = g.prompt where g.id = ?", duel["left_generation"]
+    )
     assert "What I would rather read." in prompts.decode(json.loads(prompt["token_ids"]), chat.engine.tokenizer)
 
 
@@ -218,6 +235,7 @@ def test_an_edit_of_what_is_not_mine_or_of_nothing_is_refused(chat):
 
 
 # -- chats, links, settings
+
 
 def test_an_earlier_chat_can_be_opened_and_goes_on(chat):
     ann = person(chat)
@@ -240,8 +258,11 @@ def test_a_deleted_chat_is_gone_from_the_page_and_from_training(chat):
     assert chat.store.conversations(ann) == [] and chat.store.new_votes() == 0 and chat.shared(token) is None
 
 
-@pytest.mark.parametrize("gesture", [lambda chat, ann, conversation: chat.delete(ann, conversation), lambda chat, ann, conversation: chat.forget(ann)],
-                         ids=["delete", "forget"])
+@pytest.mark.parametrize(
+    "gesture",
+    [lambda chat, ann, conversation: chat.delete(ann, conversation), lambda chat, ann, conversation: chat.forget(ann)],
+    ids=["delete", "forget"],
+)
 def test_a_chat_whose_replies_still_stream_is_stopped_first_and_then_deleted(chat, gesture):
     """Deleting was refused while replies streamed, and a reply that ended afterwards was written into the deleted chat."""
     slow(chat)
@@ -267,7 +288,11 @@ def test_a_shared_chat_does_not_tell_what_its_owner_said_of_it(chat):
     chat.explain(ann, chat.view(ann).vote, ["clearer"], "Ottokar's secret")
     read = chat.shared(chat.share(ann))
     assert [m.text for m in read.history] == ["Hello", view.left.text] and read.message == "And then?"
-    assert (read.choice, read.vote, read.tags, read.comment) == (None, None, (), "") and not read.left.chosen and not read.right.chosen
+    assert (
+        (read.choice, read.vote, read.tags, read.comment) == (None, None, (), "")
+        and not read.left.chosen
+        and not read.right.chosen
+    )
     assert [m.thumb for m in read.history] == [None, None] and "Ottokar" not in str(read)
 
 
@@ -294,13 +319,25 @@ def test_a_chat_has_settings_of_its_own_and_the_next_chat_keeps_them(chat):
     assert (sampling["temperature"], sampling["max_tokens"], duel["left"]["tokens"] <= 8) == (1.3, 8, True)
     prompt = chat.store.row("select token_ids from prompt where id = ?", generation["prompt"])
     assert "pirate" in prompts.decode(json.loads(prompt["token_ids"]), chat.engine.tokenizer)
-    assert chat.store.conversation(ann)["sampling"] == {"temperature": 1.3, "reply_tokens": 8}, "what equals the app's own is not kept"
+    assert chat.store.conversation(ann)["sampling"] == {"temperature": 1.3, "reply_tokens": 8}, (
+        "what equals the app's own is not kept"
+    )
     chat.new_chat(ann)
     assert chat.sampling(ann)[0] == "Speak like a pirate." and chat.sampling(ann)[1]["temperature"] == 1.3
     assert chat.sampling(person(chat, "bob"))[1]["temperature"] == 0.7, "nobody else has them"
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("temperature", 9), ("reply_tokens", 25), ("top_k", "many"), ("port", 1), ("temperature", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0),
+        ("temperature", 9),
+        ("reply_tokens", 25),
+        ("top_k", "many"),
+        ("port", 1),
+        ("temperature", None),
+    ],
+)
 def test_a_setting_out_of_its_limits_is_refused(chat, name, value):
     with pytest.raises(Refused, match=name):
         chat.configure(person(chat), "", {name: value})
@@ -312,8 +349,13 @@ def test_the_gestures_wait_for_the_replies(chat):
     view = turn(chat, ann, "Hello", "a")
     stream = chat.send(ann, "Go on")
     next(stream)
-    for gesture in (lambda: chat.undo(ann), lambda: chat.edit(ann, view.left.message, "x"), lambda: chat.open(ann, view.conversation),
-                    lambda: chat.show_pair(ann, view.duel), lambda: chat.configure(ann, "", {})):
+    for gesture in (
+        lambda: chat.undo(ann),
+        lambda: chat.edit(ann, view.left.message, "x"),
+        lambda: chat.open(ann, view.conversation),
+        lambda: chat.show_pair(ann, view.duel),
+        lambda: chat.configure(ann, "", {}),
+    ):
         with pytest.raises(Refused, match="still streaming"):
             gesture()
     stream.close()

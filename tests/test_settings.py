@@ -22,6 +22,7 @@ def bare(tmp_path, monkeypatch):
 
 # -- sources
 
+
 def test_a_default_is_used_where_nothing_is_said():
     assert read([]).port == 7860
 
@@ -79,11 +80,17 @@ def test_an_unknown_flag_stops_with_its_name(capsys):
 # -- values that do not fit
 
 BAD = {
-    "port": ("99999", "an integer at least 0 and at most 65535"), "temperature": ("0", "a number at least 0.05 and at most 2"),
-    "heldout_fraction": ("1", "a number above 0 and below 1"), "dtype": ("float16", "auto or float32 or bfloat16"),
-    "device": ("gpu", "text matching ^(auto|cpu|mps|cuda(:\\d+)?)$"), "reward_layer": ("1.5", "a number at least 0 and at most 1"),
-    "worker": ("maybe", "true or false"), "reward_batch": ("0", "an integer at least 1"), "ppo_lr": ("fast", "a number above 0 and at most 1"),
-    "reward_quantisation": ("nf8", "nf4 or int8 or none"), "threads": ("-1", "an integer at least 0 and at most 256"),
+    "port": ("99999", "an integer at least 0 and at most 65535"),
+    "temperature": ("0", "a number at least 0.05 and at most 2"),
+    "heldout_fraction": ("1", "a number above 0 and below 1"),
+    "dtype": ("float16", "auto or float32 or bfloat16"),
+    "device": ("gpu", "text matching ^(auto|cpu|mps|cuda(:\\d+)?)$"),
+    "reward_layer": ("1.5", "a number at least 0 and at most 1"),
+    "worker": ("maybe", "true or false"),
+    "reward_batch": ("0", "an integer at least 1"),
+    "ppo_lr": ("fast", "a number above 0 and at most 1"),
+    "reward_quantisation": ("nf8", "nf4 or int8 or none"),
+    "threads": ("-1", "an integer at least 0 and at most 256"),
 }
 
 
@@ -93,11 +100,16 @@ def test_a_bad_value_is_named_with_its_flag_variable_value_and_what_is_accepted(
     monkeypatch.setenv(f"NUDGE_{name.upper()}", value)
     with pytest.raises(SettingsError) as caught:
         read([])
-    assert str(caught.value).startswith(f"--{name.replace('_', '-')} (NUDGE_{name.upper()}): got {value!r}; accepted: {accepted}. ")
+    assert str(caught.value).startswith(
+        f"--{name.replace('_', '-')} (NUDGE_{name.upper()}): got {value!r}; accepted: {accepted}. "
+    )
 
 
 def test_a_bad_flag_is_explained_like_a_bad_variable():
-    with pytest.raises(SettingsError, match=r"^--heldout-fraction \(NUDGE_HELDOUT_FRACTION\): got '2'; accepted: a number above 0 and below 1\. "):
+    with pytest.raises(
+        SettingsError,
+        match=r"^--heldout-fraction \(NUDGE_HELDOUT_FRACTION\): got '2'; accepted: a number above 0 and below 1\. ",
+    ):
         read(["--heldout-fraction", "2"])
 
 
@@ -107,17 +119,30 @@ def test_all_bad_values_are_told_at_once():
     assert [line.split()[0] for line in str(caught.value).splitlines()] == ["--port", "--top-k"]
 
 
-@pytest.mark.parametrize("name, value", [("port", 65535), ("port", 0), ("temperature", 0.05), ("temperature", 2), ("gae_lambda", 1), ("top_p", 1)])
+@pytest.mark.parametrize(
+    "name, value",
+    [("port", 65535), ("port", 0), ("temperature", 0.05), ("temperature", 2), ("gae_lambda", 1), ("top_p", 1)],
+)
 def test_a_bound_itself_is_accepted(name, value):
     assert getattr(Settings(**{name: value}), name) == value
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_what_a_setting_accepts_can_be_said_in_words(name):
-    assert settings.accepted(Settings.model_fields[name]).split()[0] in ("an", "a", "true", "text", "auto", "nf4", "thompson", "base")
+    assert settings.accepted(Settings.model_fields[name]).split()[0] in (
+        "an",
+        "a",
+        "true",
+        "text",
+        "auto",
+        "nf4",
+        "thompson",
+        "base",
+    )
 
 
 # -- the object
+
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_has_a_docstring(name):
@@ -128,7 +153,9 @@ def test_every_setting_has_a_docstring(name):
 def test_every_setting_is_read_somewhere():
     """A setting that nothing reads is a promise that nothing keeps."""
     folder = Path(settings.__file__).parent.parent
-    sources = [p for part in ("playground", "training") for p in (folder / part).rglob("*.py") if p.name != "settings.py"] + [folder / "app.py"]
+    sources = [
+        p for part in ("playground", "training") for p in (folder / part).rglob("*.py") if p.name != "settings.py"
+    ] + [folder / "app.py"]
     # besides attributes, the derived folders inside Settings itself
     trees = [ast.parse(p.read_text()) for p in sources if p.exists()] + [ast.parse(inspect.getsource(Settings))]
     read_somewhere = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -155,7 +182,21 @@ def test_settings_are_frozen():
 
 
 def test_a_child_process_reads_the_same_settings(monkeypatch):
-    here = read(["--port", "1003", "--no-worker", "--data-dir", "other data", "--dtype", "float32", "--ppo-lr", "3e-5", "--threads", "3"])
+    here = read(
+        [
+            "--port",
+            "1003",
+            "--no-worker",
+            "--data-dir",
+            "other data",
+            "--dtype",
+            "float32",
+            "--ppo-lr",
+            "3e-5",
+            "--threads",
+            "3",
+        ]
+    )
     for name, value in here.environ().items():
         monkeypatch.setenv(name, value)
     assert read([]) == here

@@ -30,10 +30,15 @@ def test_history_runs_from_the_first_message_to_the_tail_without_rejected_siblin
     cast(store, "b", who, conversation)
     cast(store, "a", who, conversation)
     assert [(m["role"], m["text"]) for m in store.history(conversation)] == [
-        ("user", "Hello"), ("assistant", "right"), ("user", "Hello"), ("assistant", "left")]
+        ("user", "Hello"),
+        ("assistant", "right"),
+        ("user", "Hello"),
+        ("assistant", "left"),
+    ]
 
 
 # -- duels
+
 
 def test_both_candidates_share_one_prompt(store):
     duel(store, store.annotator("somebody"))
@@ -46,12 +51,22 @@ def test_a_duel_is_recorded_before_its_first_token(store):
     who = store.annotator("somebody")
     d = store.start_duel(store.new_conversation(who), "Hello", [1], [candidate(1), candidate(2)])
     row = store.duel(d)
-    assert (row["left"]["status"], row["right"]["status"], row["user_text"], row["annotator"]) == ("streaming", "streaming", "Hello", who)
+    assert (row["left"]["status"], row["right"]["status"], row["user_text"], row["annotator"]) == (
+        "streaming",
+        "streaming",
+        "Hello",
+        who,
+    )
 
 
 def test_a_finished_duel_keeps_its_sides_apart(store):
     row = duel(store, store.annotator("somebody"))
-    assert (row["left"]["text"], row["right"]["text"], row["left"]["status"], row["left"]["tokens"]) == ("left", "right", "complete", 2)
+    assert (row["left"]["text"], row["right"]["text"], row["left"]["status"], row["left"]["tokens"]) == (
+        "left",
+        "right",
+        "complete",
+        2,
+    )
 
 
 def test_replies_that_still_stream_after_a_restart_are_errors(store):
@@ -71,17 +86,28 @@ def test_an_unknown_duel_is_none(store):
 def test_a_pair_of_more_than_two_is_recorded_as_it_was_picked(store):
     who = store.annotator("ann")
     d = store.start_duel(store.new_conversation(who), "Hello", [1], [candidate(1), candidate(2)])
-    store.finish_duel(d, [{**outcome("left", [4, 2]), "seed": 3}, {**outcome("right", [5, 2]), "seed": 4}], pairing="active", probability=0.25)
+    store.finish_duel(
+        d,
+        [{**outcome("left", [4, 2]), "seed": 3}, {**outcome("right", [5, 2]), "seed": 4}],
+        pairing="active",
+        probability=0.25,
+    )
     row = store.row("select * from duel where id = ?", d)
     assert (row["pairing"], row["probability"]) == ("active", 0.25)
-    assert [store.row("select seed from generation where id = ?", row[side])["seed"] for side in ("left_generation", "right_generation")] == [3, 4]
+    assert [
+        store.row("select seed from generation where id = ?", row[side])["seed"]
+        for side in ("left_generation", "right_generation")
+    ] == [3, 4]
 
 
 # -- what is shown
 
+
 def again(store, row, ids=(6, 2)):
     """Another pair for the same message; its row."""
-    new = store.start_duel(row["conversation"], row["user_text"], [1, 2, 3], [candidate(3), candidate(4)], row["user_message"])
+    new = store.start_duel(
+        row["conversation"], row["user_text"], [1, 2, 3], [candidate(3), candidate(4)], row["user_message"]
+    )
     store.finish_duel(new, [outcome("new left", list(ids)), outcome("new right", [7, 2])])
     return store.duel(new)
 
@@ -111,7 +137,11 @@ def test_only_a_pair_for_the_message_on_screen_can_be_shown_and_only_by_its_owne
     first = cast(store)
     second = cast(store, who=first["annotator"], conversation=first["conversation"])
     other = again(store, second)
-    for duel_, who in ((first["id"], first["annotator"]), (second["id"], store.annotator("other")), (99, first["annotator"])):
+    for duel_, who in (
+        (first["id"], first["annotator"]),
+        (second["id"], store.annotator("other")),
+        (99, first["annotator"]),
+    ):
         with pytest.raises(StoreError, match="not in your chat"):
             store.show_duel(duel_, who)
     assert store.shown_duel(first["conversation"])["id"] == other["id"]
@@ -121,19 +151,26 @@ def test_undo_takes_back_turn_by_turn_and_deletes_nothing(store):
     first = cast(store)
     cast(store, "b", first["annotator"], first["conversation"])
     assert store.undo(first["conversation"]) == "Hello"
-    assert store.shown_duel(first["conversation"])["id"] == first["id"] and tail(store, first) == first["left"]["message"]
+    assert (
+        store.shown_duel(first["conversation"])["id"] == first["id"] and tail(store, first) == first["left"]["message"]
+    )
     store.undo(first["conversation"])
     assert store.shown_duel(first["conversation"]) is None and tail(store, first) is None
     with pytest.raises(StoreError, match="nothing to undo"):
         store.undo(first["conversation"])
-    assert len(store.rows("select * from vote where superseded_by is null")) == 2 and len(store.rows("select * from message")) == 6
+    assert (
+        len(store.rows("select * from vote where superseded_by is null")) == 2
+        and len(store.rows("select * from message")) == 6
+    )
 
 
 def test_a_pair_without_text_gives_way_to_the_other_answer_or_to_the_turn_before(store):
     first = cast(store)
     broken = store.start_duel(first["conversation"], "Hello", [1], [candidate(1)] * 2, first["user_message"])
     store.finish_duel(broken, [outcome("", [], "error")] * 2)
-    assert store.shown_duel(first["conversation"])["id"] == first["id"] and tail(store, first) == first["left"]["message"]
+    assert (
+        store.shown_duel(first["conversation"])["id"] == first["id"] and tail(store, first) == first["left"]["message"]
+    )
     broken = store.start_duel(first["conversation"], "More", [1], [candidate(1)] * 2)
     store.finish_duel(broken, [outcome("", [], "error")] * 2)
     assert store.shown_duel(first["conversation"])["id"] == first["id"]
@@ -154,10 +191,16 @@ def test_an_edit_is_shown_in_the_history_and_only_the_owners_counts(store):
     store.demonstrate(row["left"]["message"], row["annotator"], "Best")
     assert [(m["text"], m["edited"]) for m in store.history(row["conversation"])] == [("Hello", False), ("Best", True)]
     shown = store.duel(row["id"])
-    assert (shown["left"]["shown"], shown["left"]["text"], shown["left"]["edited"], shown["right"]["edited"]) == ("Best", "left", True, False)
+    assert (shown["left"]["shown"], shown["left"]["text"], shown["left"]["edited"], shown["right"]["edited"]) == (
+        "Best",
+        "left",
+        True,
+        False,
+    )
 
 
 # -- chats to come back to
+
 
 def test_chats_are_listed_by_when_they_were_opened_and_empty_ones_not(store):
     first = cast(store)
@@ -166,7 +209,10 @@ def test_chats_are_listed_by_when_they_were_opened_and_empty_ones_not(store):
     store.new_conversation(who)
     time.sleep(0.002)  # a moment has milliseconds
     store.open_conversation(first["conversation"], who)
-    assert [(c["title"], c["turns"], c["shared"]) for c in store.conversations(who)] == [("Hello", 1, False), ("Second", 1, False)]
+    assert [(c["title"], c["turns"], c["shared"]) for c in store.conversations(who)] == [
+        ("Hello", 1, False),
+        ("Second", 1, False),
+    ]
     assert store.conversation(who)["id"] == first["conversation"]
     time.sleep(0.002)
     store.open_conversation(second["conversation"], who)
@@ -205,12 +251,16 @@ def test_a_share_link_is_the_same_each_time_and_ends_when_told(store):
 def test_a_chat_keeps_its_own_settings(store):
     who = store.annotator("somebody")
     conversation = store.new_conversation(who, "Be brief.", {"temperature": 1.2})
-    assert (store.conversation(who)["system_prompt"], store.conversation(who)["sampling"]) == ("Be brief.", {"temperature": 1.2})
+    assert (store.conversation(who)["system_prompt"], store.conversation(who)["sampling"]) == (
+        "Be brief.",
+        {"temperature": 1.2},
+    )
     store.configure(conversation, None, None)
     assert (store.conversation(who)["system_prompt"], store.conversation(who)["sampling"]) == (None, None)
 
 
 # -- a clock that is set back
+
 
 def test_a_new_chat_is_shown_though_the_clock_was_set_back(store, monkeypatch):
     """The chat with the latest time of opening was shown: after an hour back, the old one for an hour."""

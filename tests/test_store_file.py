@@ -16,7 +16,13 @@ from tests.stores import BASE, cast, file_store, store, take  # noqa: F401 (fixt
 def test_migrations_are_applied_once_and_recorded(file_store):
     recorded = file_store.rows("select name, applied_at from _sqlite_migrations")
     assert [r["name"] for r in recorded] == [
-        "0001_initial", "0002_forecast", "0003_gestures", "0004_beat", "0005_early_votes", "0006_erasure"]
+        "0001_initial",
+        "0002_forecast",
+        "0003_gestures",
+        "0004_beat",
+        "0005_early_votes",
+        "0006_erasure",
+    ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 
 
@@ -64,6 +70,7 @@ def test_the_store_can_write_again_after_a_failed_write(store):
 
 
 # -- several writers at once
+
 
 def test_threads_that_write_at_once_lose_nothing(file_store):
     """A deferred transaction that reads and then writes fails at once when another wrote in between."""
@@ -116,11 +123,14 @@ def open_and_write(path, name, start, answers):
 
 @pytest.mark.parametrize("attempt", range(5))  # one start in three failed while the switch to WAL was not locked
 def test_processes_that_open_a_new_file_and_write_at_once_do_not_fail(tmp_path, attempt):
-    """The server and the worker both migrate at start-up: unlocked, more than half of such starts died of 'table annotator already
-    exists' or 'database is locked'."""
+    """The server and the worker both migrate at start-up: unlocked, more than half of such starts died of 'table
+    annotator already exists' or 'database is locked'."""
     fork = multiprocessing.get_context("fork")
     start, answers = fork.Barrier(4), fork.Queue()
-    processes = [fork.Process(target=open_and_write, args=(tmp_path / "nudge.db", f"person {i}", start, answers)) for i in range(4)]
+    processes = [
+        fork.Process(target=open_and_write, args=(tmp_path / "nudge.db", f"person {i}", start, answers))
+        for i in range(4)
+    ]
     for process in processes:
         process.start()
     assert [answers.get(timeout=60) for _ in processes] == [None] * 4
@@ -132,7 +142,9 @@ def test_processes_that_open_a_new_file_and_write_at_once_do_not_fail(tmp_path, 
 def test_one_of_two_workers_gets_the_round(file_store):
     file_store.request_round()
     taken = []
-    threads = [threading.Thread(target=lambda name=name: taken.append(take(file_store, name))) for name in ("w1", "w2", "w3")]
+    threads = [
+        threading.Thread(target=lambda name=name: taken.append(take(file_store, name))) for name in ("w1", "w2", "w3")
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -150,13 +162,47 @@ def test_a_file_of_before_the_gestures_shows_what_it_showed(tmp_path):
     old["prompt"].insert({"id": 1, "sha256": "p", "token_ids": "[1]"})
     for n, status in ((0, "complete"), (1, "error")):
         user, left, right = (3 * n + i for i in (1, 2, 3))
-        old["message"].insert({"id": user, "conversation": 1, "role": "user", "text": f"Turn {n}", "status": "complete", "created": "x"})
+        old["message"].insert(
+            {"id": user, "conversation": 1, "role": "user", "text": f"Turn {n}", "status": "complete", "created": "x"}
+        )
         for reply in (left, right):
-            old["message"].insert({"id": reply, "conversation": 1, "parent": user, "role": "assistant", "text": "r", "status": status, "created": "x"})
-            old["generation"].insert({"id": reply, "message": reply, "prompt": 1, "policy": 0, "base_model": "m", "base_hash": BASE, "template_hash": "t",
-                                      "sampling": "{}", "seed": 1, "token_ids": "[1]"})
-        old["duel"].insert({"id": n + 1, "conversation": 1, "user_message": user, "left_generation": left, "right_generation": right,
-                            "pairing": "same_policy", "probability": 1.0, "created": "x"})
+            old["message"].insert(
+                {
+                    "id": reply,
+                    "conversation": 1,
+                    "parent": user,
+                    "role": "assistant",
+                    "text": "r",
+                    "status": status,
+                    "created": "x",
+                }
+            )
+            old["generation"].insert(
+                {
+                    "id": reply,
+                    "message": reply,
+                    "prompt": 1,
+                    "policy": 0,
+                    "base_model": "m",
+                    "base_hash": BASE,
+                    "template_hash": "t",
+                    "sampling": "{}",
+                    "seed": 1,
+                    "token_ids": "[1]",
+                }
+            )
+        old["duel"].insert(
+            {
+                "id": n + 1,
+                "conversation": 1,
+                "user_message": user,
+                "left_generation": left,
+                "right_generation": right,
+                "pairing": "same_policy",
+                "probability": 1.0,
+                "created": "x",
+            }
+        )
     old.close()
     store = Store(path)
     assert store.shown_duel(1)["id"] == 1

@@ -29,7 +29,9 @@ def test_publishing_is_one_transaction(store):
     take(store)
     version = store.add_policy(asked, "w1", parent=0)
     with store.writing() as db:
-        db.execute("create trigger fail before update of state on round when new.state = 'published' begin select raise(abort, 'crash'); end")
+        db.execute(
+            "create trigger fail before update of state on round when new.state = 'published' begin select raise(abort, 'crash'); end"
+        )
     with pytest.raises(sqlite3.IntegrityError, match="crash"):
         store.publish(asked, "w1", version, "path", "abc", {})
     assert store.live_policy()["version"] == 0
@@ -55,7 +57,11 @@ def test_a_refused_version_is_kept_with_the_reason_and_the_live_one_stays(store)
     take(store)
     version = store.add_policy(asked, "w1", parent=0)
     store.refuse(asked, "w1", version, "path", "abc", {"gain": -1}, "worse")
-    assert (store.policy(version)["status"], store.policy(version)["reason"], store.policy(version)["path"]) == ("rejected", "worse", "path")
+    assert (store.policy(version)["status"], store.policy(version)["reason"], store.policy(version)["path"]) == (
+        "rejected",
+        "worse",
+        "path",
+    )
     assert store.live_policy()["version"] == 0
     assert (store.last_round()["state"], store.last_round()["reason"]) == ("refused", "worse")
 
@@ -63,7 +69,11 @@ def test_a_refused_version_is_kept_with_the_reason_and_the_live_one_stays(store)
 def test_a_live_version_that_cannot_be_loaded_is_rejected_and_the_fallback_goes_on(store):
     version = published(store)
     store.reject_live(version, "bad file", fallback=0)
-    assert (store.policy(version)["status"], store.policy(version)["reason"], store.live_policy()["version"]) == ("rejected", "bad file", 0)
+    assert (store.policy(version)["status"], store.policy(version)["reason"], store.live_policy()["version"]) == (
+        "rejected",
+        "bad file",
+        0,
+    )
 
 
 def test_rejecting_a_version_that_is_no_longer_live_changes_nothing(store):
@@ -108,7 +118,9 @@ def test_weights_of_versions_that_a_server_rejected_before_hashes_covered_all_ar
     old = sqlite_utils.Database(tmp_path / "nudge.db")
     migrations.apply(old, stop_before="0004_beat")
     old["round"].insert({"id": 1, "state": "published", "created": "x"})
-    old["policy"].insert({"version": 1, "status": "rejected", "round": 1, "sha256": "weights", "reason": "bad", "created": "x"})
+    old["policy"].insert(
+        {"version": 1, "status": "rejected", "round": 1, "sha256": "weights", "reason": "bad", "created": "x"}
+    )
     old.close()
     store = Store(tmp_path / "nudge.db")
     assert store.quarantined(2, "weights") == {"version": 1, "reason": "bad"}

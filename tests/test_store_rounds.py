@@ -35,6 +35,7 @@ def test_the_same_votes_start_no_second_round(store):
 
 # -- rounds
 
+
 def test_asking_for_a_round_twice_asks_once(store):
     assert store.request_round() == store.request_round()
 
@@ -59,7 +60,14 @@ def test_nothing_to_do_is_none(store):
 def test_taking_a_round_records_its_config_and_seed(store):
     store.request_round()
     row = take(store, config={"port": 1}, seed=7)
-    assert (row["state"], row["owner"], row["phase"], row["config"], row["seed"], row["attempts"]) == ("running", "w1", "collect", {"port": 1}, 7, 1)
+    assert (row["state"], row["owner"], row["phase"], row["config"], row["seed"], row["attempts"]) == (
+        "running",
+        "w1",
+        "collect",
+        {"port": 1},
+        7,
+        1,
+    )
 
 
 def test_a_round_that_is_held_is_not_taken_twice(store):
@@ -124,6 +132,7 @@ def test_every_update_is_a_beat(store):
 
 
 # -- a lease knows nothing of the time of day
+
 
 class Clock:
     """A monotonic clock that the test moves on."""
@@ -230,10 +239,13 @@ def test_a_round_remembers_which_votes_it_used(store):
     for _ in range(2):  # a resumed round collects again
         store.use_votes(asked, [(1, False), (2, True)])
     assert store.rows("select * from vote_use order by vote") == [
-        {"round": asked, "vote": 1, "heldout": 0}, {"round": asked, "vote": 2, "heldout": 1}]
+        {"round": asked, "vote": 1, "heldout": 0},
+        {"round": asked, "vote": 2, "heldout": 1},
+    ]
 
 
 # -- what an admin wishes
+
 
 def test_a_wish_waits_for_the_round_to_obey(store):
     store.request_round()
@@ -269,5 +281,7 @@ def test_rounds_are_listed_newest_first_with_the_version_they_made(store):
     version = published(store)
     store.request_round()
     assert [(r["id"], r["state"], r["version"], r["policy_status"]) for r in store.rounds()] == [
-        (2, "requested", None, None), (1, "published", version, "live")]
+        (2, "requested", None, None),
+        (1, "published", version, "live"),
+    ]
     assert store.rounds(limit=1)[0]["metrics"] == {}

@@ -14,7 +14,9 @@ def test_a_changed_vote_supersedes_the_earlier_one_and_keeps_both_rows(store):
     first = store.vote(row["id"], who, "a", row["left"]["message"])
     second = store.vote(row["id"], who, "b", row["right"]["message"])
     assert [(v["id"], v["choice"], v["superseded_by"]) for v in store.rows("select * from vote order by id")] == [
-        (first, "a", second), (second, "b", None)]
+        (first, "a", second),
+        (second, "b", None),
+    ]
     assert store.current_vote(row["id"], who)["id"] == second
 
 
@@ -65,8 +67,14 @@ def test_votes_on_another_base_model_are_left_out(store):
     assert store.votes_for_training(BASE) == []
 
 
-@pytest.mark.parametrize("change", [
-    "update annotator set allow_training = 0", "update annotator set banned = 1", "update conversation set deleted = 'now'"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update annotator set allow_training = 0",
+        "update annotator set banned = 1",
+        "update conversation set deleted = 'now'",
+    ],
+)
 def test_votes_that_may_not_be_used_are_left_out(store, change):
     cast(store)
     with store.writing() as db:
@@ -108,10 +116,16 @@ def test_a_withdrawn_thumb_teaches_nothing_and_stays_in_the_file(store):
     assert store.duel(row["id"])["left"]["thumb"] == -1
 
 
-@pytest.mark.parametrize("gesture", [lambda s, m, who: s.rate(m, who, 1), lambda s, m, who: s.demonstrate(m, who, "after")])
+@pytest.mark.parametrize(
+    "gesture", [lambda s, m, who: s.rate(m, who, 1), lambda s, m, who: s.demonstrate(m, who, "after")]
+)
 def test_only_replies_of_ones_own_chats_can_be_rated_or_edited(store, gesture):
     row = cast(store)
-    for message, who in ((row["left"]["message"], store.annotator("other")), (row["user_message"], row["annotator"]), (99, row["annotator"])):
+    for message, who in (
+        (row["left"]["message"], store.annotator("other")),
+        (row["user_message"], row["annotator"]),
+        (99, row["annotator"]),
+    ):
         with pytest.raises(StoreError, match="not yours"):
             gesture(store, message, who)
     assert store.rows("select 1 from rating union all select 1 from demonstration") == []
@@ -127,7 +141,10 @@ def test_reasons_stand_on_the_current_vote_of_their_voter(store):
     store.vote(row["id"], row["annotator"], "b", row["right"]["message"])
     with pytest.raises(StoreError, match="replaced"):
         store.explain(vote["id"], row["annotator"], ["late"], "")
-    assert store.row("select tags, comment from vote where id = ?", vote["id"]) == {"tags": '["clearer"]', "comment": "yes"}
+    assert store.row("select tags, comment from vote where id = ?", vote["id"]) == {
+        "tags": '["clearer"]',
+        "comment": "yes",
+    }
     assert store.current_vote(row["id"], row["annotator"])["tags"] == [], "a new vote has reasons of its own"
 
 
@@ -152,7 +169,9 @@ def test_the_way_of_a_vote_into_a_version_is_told_step_by_step(store):
     store.use_votes(held["id"], [(votes[0], True), (votes[2], False)])
     assert told() == [(2, 1, "running", 1), (1, 1, "published", None), (2, 0, "running", None)]
     assert store.vote_fate(votes[0]) == store.my_votes(who)[2]
-    assert store.my_votes(who, limit=1, offset=1)[0]["vote"] == votes[1] and store.my_votes(store.annotator("other")) == []
+    assert (
+        store.my_votes(who, limit=1, offset=1)[0]["vote"] == votes[1] and store.my_votes(store.annotator("other")) == []
+    )
 
 
 def test_a_refused_round_gives_its_votes_no_version(store):
@@ -175,7 +194,12 @@ def test_what_ones_votes_did_is_counted(store):
         row = take(store)
         store.use_votes(row["id"], [(ids[0], False), (ids[1], True), (ids[2], False)])
         store.end_round(row["id"], row["owner"], state, "")
-        assert store.vote_totals(who) == {"votes": 4, "published": 2 * (state == "published"), "waiting": 0, "listed": 5}, "a held-out vote taught nothing"
+        assert store.vote_totals(who) == {
+            "votes": 4,
+            "published": 2 * (state == "published"),
+            "waiting": 0,
+            "listed": 5,
+        }, "a held-out vote taught nothing"
     assert store.vote_totals(store.annotator("nobody")) == {"votes": 0, "published": 0, "waiting": 0, "listed": 0}
 
 

@@ -10,7 +10,10 @@ def test_lengths_are_of_finished_pairs(store):
     long = store.start_duel(store.new_conversation(who), "Hi", [1], [candidate(1)] * 2)
     store.finish_duel(long, [outcome("x", [1, 2, 3, 4]), outcome("y", [1])])
     short = duel(store, who)
-    assert [(r["duel"], r["policy"], r["tokens"]) for r in store.reply_lengths()] == [(long, 0, 2.5), (short["id"], 0, 2.0)]
+    assert [(r["duel"], r["policy"], r["tokens"]) for r in store.reply_lengths()] == [
+        (long, 0, 2.5),
+        (short["id"], 0, 2.0),
+    ]
     assert [r["duel"] for r in store.reply_lengths(last=1)] == [short["id"]]
 
 
@@ -19,13 +22,18 @@ def test_kl_is_of_rounds_whose_gate_measured_it(store):
     store.request_round()
     row = take(store, config={"kl_target": 6.0})
     store.update_round(row["id"], "w1", metrics={"kl": 5.5})
-    assert version == 1 and [(r["round"], r["version"], r["kl"], r["config"]) for r in store.round_kls()] == [(2, None, 5.5, {"kl_target": 6.0})]
+    assert version == 1 and [(r["round"], r["version"], r["kl"], r["config"]) for r in store.round_kls()] == [
+        (2, None, 5.5, {"kl_target": 6.0})
+    ]
 
 
 def test_foreseen_votes_are_those_with_an_opinion(store):
     votes = [cast(store) and store.row("select max(id) as id from vote")["id"] for _ in range(3)]
     store.add_forecasts([(votes[0], 0.7, True), (votes[1], None, None), (votes[2], 0.4, False)])
-    assert [(r["vote"], r["probability"], r["hit"]) for r in store.forecast_history()] == [(votes[0], 0.7, 1), (votes[2], 0.4, 0)]
+    assert [(r["vote"], r["probability"], r["hit"]) for r in store.forecast_history()] == [
+        (votes[0], 0.7, 1),
+        (votes[2], 0.4, 0),
+    ]
 
 
 def test_sides_are_of_current_votes_for_a_or_b(store):

@@ -1,4 +1,6 @@
-"""Versions that somebody has changed on disk: each is rejected in words, at start-up and while the app runs, and never more than that version."""
+"""Versions that somebody has changed on disk: each is rejected in words, at start-up and while the app runs, and never
+more than that version.
+"""
 
 import json
 import os
@@ -61,7 +63,9 @@ def good(app, tensors, tmp_path_factory):
 
 
 def restarted(app, *ready):
-    """Nothing answers but the base, as in a new process; the Policies `ready` need not be built again, which takes time."""
+    """Nothing answers but the base, as in a new process; the Policies `ready` need not be built again, which takes
+    time.
+    """
     app.live = Policy(0, app.base, app.live.forward.sibling(app.base))
     app._resident = {policy.version: policy for policy in (app.live, *ready)}
     return app

@@ -1,4 +1,6 @@
-"""Chat templates of every kind: which is used, what it takes, how a reply ends, which tokens may not come from a message."""
+"""Chat templates of every kind: which is used, what it takes, how a reply ends, which tokens may not come from a
+message.
+"""
 
 import time
 
@@ -35,7 +37,9 @@ def text(tokenizer, messages, system=None):
     [(gemma_tokenizer, "<end_of_turn>"), (chatml_on_endoftext, "<|im_end|>"), (tiny_tokenizer, "<|im_end|>")],
 )
 def test_a_reply_ends_as_the_template_ends_it_and_not_at_eos(make, end):
-    """Gemma's eos is <eos>, and ChatML on a base model has <|endoftext|>: replies ran on, and demonstrations ended with a token that no chat has."""
+    """Gemma's eos is <eos>, and ChatML on a base model has <|endoftext|>: replies ran on, and demonstrations ended with
+    a token that no chat has.
+    """
     tokenizer = make()
     assert prompts.encode_reply("Paris.", tokenizer)[-1:] == [ids_of(tokenizer, end)]
     assert (

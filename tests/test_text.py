@@ -10,12 +10,83 @@ from hypothesis import strategies as st
 
 from playground.ui.text import LONGEST, as_markdown, as_typed, line, original, visible
 
-MADE = {"div", "span", "p", "br", "hr", "em", "strong", "s", "code", "pre", "button", "ul", "ol", "li", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "a",
-        "table", "thead", "tbody", "tr", "th", "td"}  # of HTML, nothing else is ever made
+MADE = {
+    "div",
+    "span",
+    "p",
+    "br",
+    "hr",
+    "em",
+    "strong",
+    "s",
+    "code",
+    "pre",
+    "button",
+    "ul",
+    "ol",
+    "li",
+    "blockquote",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "a",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+}  # of HTML, nothing else is ever made
 ATTRIBUTES = {"class", "dir", "hidden", "title", "href", "value", "start", "style"}
-PIECES = ["`", "``", "```", "\n", "\n\n", "- ", "1. ", "> ", "# ", "*", "**", "_", "~~", "![", "[", "](", ")", "][1]", "[1]: http://e/x", "<img src=http://e/x>", "<b>",
-          "</b>", "<!--", "-->", "<http://e/x>", "&lt;", "&#60;", "$$", "\\", "|", "|---|", "\t", "    ", "```mermaid\n", "---", "<think>", "a", "b ", "http://e/x.png", "\"",
-          "\u202e", "\x00", "é", "x"]
+PIECES = [
+    "`",
+    "``",
+    "```",
+    "\n",
+    "\n\n",
+    "- ",
+    "1. ",
+    "> ",
+    "# ",
+    "*",
+    "**",
+    "_",
+    "~~",
+    "![",
+    "[",
+    "](",
+    ")",
+    "][1]",
+    "[1]: http://e/x",
+    "<img src=http://e/x>",
+    "<b>",
+    "</b>",
+    "<!--",
+    "-->",
+    "<http://e/x>",
+    "&lt;",
+    "&#60;",
+    "$$",
+    "\\",
+    "|",
+    "|---|",
+    "\t",
+    "    ",
+    "```mermaid\n",
+    "---",
+    "<think>",
+    "a",
+    "b ",
+    "http://e/x.png",
+    '"',
+    "\u202e",
+    "\x00",
+    "é",
+    "x",
+]
 markdown = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
 
 
@@ -69,30 +140,51 @@ def test_what_a_person_typed_shows_as_typed(text):
     assert original(html) == text
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("a ` b\n\n<u>x</u> <foo>y</foo>\n\nc ` d", ["a ` b", "<u>x</u> <foo>y</foo>", "c ` d"]),
-    ("- `a\n- <img src=x onerror=alert(1)>` b", ["<img src=x onerror=alert(1)>` b"]),
-    ("![](http://elsewhere/x.png)", ["![](http://elsewhere/x.png)"]),
-    ("[![a](http://elsewhere/x.png)](http://b.c)", ["![a](http://elsewhere/x.png)", "(http://b.c)"]),
-    ("![a][1]\n\n[1]: http://elsewhere/x.png", ["![a][1]", "[1]: http://elsewhere/x.png"]),
-    ("<http://elsewhere/x>", ["<http://elsewhere/x>"]), ("a <!-- b --> c", ["a <!-- b --> c"]), ("&amp; &lt; &#60;", ["&amp; &lt; &#60;"]),
-    ("$$x^2$$ and \\(y\\)", ["$$x^2$$ and \\(y\\)"]), ("```mermaid\ngraph TD\n```", ["mermaid", "graph TD"]), ("a[^1]\n\n[^1]: note", ["a[^1]", "[^1]: note"]),
-    ("---\ntitle: x\n---\nb", ["title: x"]), ("<think>a</think>", ["<think>a</think>"]), ("the end\\", ["the end\\"]), ("C:\\new\\", ["C:\\new\\"]),
-    ("| a | b |\n|---|---|\n| 1 | 2 | and this |", ["| 1 | 2 | and this |"]), ("[x](javascript:alert(1))", ["[x](javascript:alert(1))"]),
-    ("[x](http://e/y \"a title\")", ["x", "(http://e/y \"a title\")"]), ("3. a\n7. b", ["3a", "7b"])])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a ` b\n\n<u>x</u> <foo>y</foo>\n\nc ` d", ["a ` b", "<u>x</u> <foo>y</foo>", "c ` d"]),
+        ("- `a\n- <img src=x onerror=alert(1)>` b", ["<img src=x onerror=alert(1)>` b"]),
+        ("![](http://elsewhere/x.png)", ["![](http://elsewhere/x.png)"]),
+        ("[![a](http://elsewhere/x.png)](http://b.c)", ["![a](http://elsewhere/x.png)", "(http://b.c)"]),
+        ("![a][1]\n\n[1]: http://elsewhere/x.png", ["![a][1]", "[1]: http://elsewhere/x.png"]),
+        ("<http://elsewhere/x>", ["<http://elsewhere/x>"]),
+        ("a <!-- b --> c", ["a <!-- b --> c"]),
+        ("&amp; &lt; &#60;", ["&amp; &lt; &#60;"]),
+        ("$$x^2$$ and \\(y\\)", ["$$x^2$$ and \\(y\\)"]),
+        ("```mermaid\ngraph TD\n```", ["mermaid", "graph TD"]),
+        ("a[^1]\n\n[^1]: note", ["a[^1]", "[^1]: note"]),
+        ("---\ntitle: x\n---\nb", ["title: x"]),
+        ("<think>a</think>", ["<think>a</think>"]),
+        ("the end\\", ["the end\\"]),
+        ("C:\\new\\", ["C:\\new\\"]),
+        ("| a | b |\n|---|---|\n| 1 | 2 | and this |", ["| 1 | 2 | and this |"]),
+        ("[x](javascript:alert(1))", ["[x](javascript:alert(1))"]),
+        ('[x](http://e/y "a title")', ["x", '(http://e/y "a title")']),
+        ("3. a\n7. b", ["3a", "7b"]),
+    ],
+)
 def test_nothing_of_a_reply_vanishes(text, shown):
-    """A regular expression decided what is code: tags between two lone backticks, definitions of links and images fetched from elsewhere were not shown."""
+    """A regular expression decided what is code: tags between two lone backticks, definitions of links and images
+    fetched from elsewhere were not shown.
+    """
     seen = Seen(as_markdown(text))
     assert all(part in seen.text for part in shown), seen.text
     assert "img" not in seen.tags
 
 
 def test_a_reply_is_markdown():
-    seen = Seen(as_markdown("# Head\n\n**bold** `<code>` ~~s~~\n\n- one\n  1. two\n\n> quote\n\n```python\nx = 1\n```\n\n| a |\n|---|\n| b |\n\nline\nbreak"))
+    seen = Seen(
+        as_markdown(
+            "# Head\n\n**bold** `<code>` ~~s~~\n\n- one\n  1. two\n\n> quote\n\n```python\nx = 1\n```\n\n| a |\n|---|\n| b |\n\nline\nbreak"
+        )
+    )
     assert {"h1", "strong", "code", "s", "ul", "ol", "blockquote", "pre", "table", "br"} <= seen.tags
 
 
-@pytest.mark.parametrize("text", ["2*3*4", "__init__.py", "    indented\n\n\n  twice", "# not a heading", "1. a", "a  b\tc"])
+@pytest.mark.parametrize(
+    "text", ["2*3*4", "__init__.py", "    indented\n\n\n  twice", "# not a heading", "1. a", "a  b\tc"]
+)
 def test_a_message_is_no_markdown(text):
     assert Seen(as_typed(text)).text == text
 
@@ -107,13 +199,18 @@ def test_an_edited_text_is_no_html_and_stays():
     assert original("<b>mine</b>") == "<b>mine</b>"
 
 
-@pytest.mark.parametrize("text", ["![" * 4000, "[a](" * 2000, "*a " * 3000, ">" * 8000, "`x``y```z" * 900, "x" * (LONGEST + 1)])
+@pytest.mark.parametrize(
+    "text", ["![" * 4000, "[a](" * 2000, "*a " * 3000, ">" * 8000, "`x``y```z" * 900, "x" * (LONGEST + 1)]
+)
 def test_no_text_takes_the_parser_long(text):
     assert original(as_markdown(text)) == text
 
 
-@pytest.mark.parametrize("text", [
-    "|a" * 31 + "|\n" + "|-" * 31 + "|\n" + "|\n" * 1900, "[" * 4000, "![" * 4000, "`" * 4001 + "x", "*a" * 4000], ids=["table", "[", "![", "`", "*"])
+@pytest.mark.parametrize(
+    "text",
+    ["|a" * 31 + "|\n" + "|-" * 31 + "|\n" + "|\n" * 1900, "[" * 4000, "![" * 4000, "`" * 4001 + "x", "*a" * 4000],
+    ids=["table", "[", "![", "`", "*"],
+)
 def test_a_text_that_would_take_long_is_shown_as_typed(text):
     """A table of 4,000 characters came out as 700,000 and took seconds, on everybody's time."""
     began = time.process_time()

@@ -1,4 +1,6 @@
-"""The training and watch tabs in words and figures: every state of a round, the gate's checks, curves, samples, log, limits."""
+"""The training and watch tabs in words and figures: every state of a round, the gate's checks, curves, samples, log,
+limits.
+"""
 
 import json
 
@@ -53,6 +55,7 @@ def now(store, settings, version=0, **more):
 
 # -- the strip
 
+
 def test_the_strip_counts_votes_before_the_first_round(store, settings):
     rounds.votes(store, 5)
     html = strip(now(store, settings), W)
@@ -78,11 +81,15 @@ def test_a_round_is_told_step_by_step(store, settings):
     assert "reward model" in strip(now(store, settings), W) and ">62%<" in strip(now(store, settings), W)
     rounds.curves(store, row, 6)
     html = strip(now(store, settings), W)
-    assert "PPO" in html and "6 of 12 · reward 0.93 ↑ · KL 3.00" in html and "width:50%" in html and "min left" not in html
+    assert (
+        "PPO" in html and "6 of 12 · reward 0.93 ↑ · KL 3.00" in html and "width:50%" in html and "min left" not in html
+    )
     store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "phase_from": 0})
     assert "about 5 min left" in strip(now(store, settings, at=1300.0), W)
     store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "phase_from": 3})
-    assert "about 10 min left" in strip(now(store, settings, at=1300.0), W), "a round that was resumed has its pace from where it resumed"
+    assert "about 10 min left" in strip(now(store, settings, at=1300.0), W), (
+        "a round that was resumed has its pace from where it resumed"
+    )
     store.wish(row["id"], "pause")
     html = strip(now(store, settings, at=1300.0), W)
     assert "Paused: PPO" in html and "min left" not in html
@@ -95,10 +102,14 @@ def test_the_end_of_a_round_is_told_with_its_reason(store, settings):
     store.reject_live(1, "<NaN>", 0)
     assert "v1 could not be loaded: &lt;NaN&gt;" in strip(now(store, settings), W)
     rounds.refused(store, settings)
-    assert "over" not in strip(now(store, settings), W) and "it moved too far from the base" in strip(now(store, settings), W)
+    assert "over" not in strip(now(store, settings), W) and "it moved too far from the base" in strip(
+        now(store, settings), W
+    )
     assert "离基础模型太远" in strip(now(store, settings), ZH) and "13.2" in strip(now(store, settings), ZH)
     rounds.failed(store)
-    assert "ValueError in phase reward." in strip(now(store, settings), W) and "odd" not in strip(now(store, settings), W), "an error may quote a person"
+    assert "ValueError in phase reward." in strip(now(store, settings), W) and "odd" not in strip(
+        now(store, settings), W
+    ), "an error may quote a person"
 
 
 def test_everybody_who_looks_within_a_second_is_served_by_one_read(store, settings):
@@ -118,14 +129,21 @@ def test_everybody_who_looks_within_a_second_is_served_by_one_read(store, settin
 
 # -- the timeline and a round
 
+
 def test_every_round_has_its_line_the_newest_first(tab, store, settings):
     rounds.not_enough(store), rounds.failed(store), rounds.refused(store, settings), rounds.published(store, settings)
     stopped = rounds.begun(store)
     store.end_round(stopped["id"], "w1", "failed", STOPPED)
     rounds.running(store)
     lines = [page.entry(row, W).rsplit(" · ", 1)[0] for row in store.rounds()]
-    assert lines == ["● Round 6 · running · 64 votes", "■ Round 5 · stopped", "✓ Round 4 · v2 published · 64 votes", "✗ Round 3 · v1 refused · 64 votes",
-                     "! Round 2 · failed", "– Round 1 · not enough evidence"]
+    assert lines == [
+        "● Round 6 · running · 64 votes",
+        "■ Round 5 · stopped",
+        "✓ Round 4 · v2 published · 64 votes",
+        "✗ Round 3 · v1 refused · 64 votes",
+        "! Round 2 · failed",
+        "– Round 1 · not enough evidence",
+    ]
     assert "An admin stopped this round." in page.summary(store.rounds()[1], now(store, settings), W)
 
 
@@ -133,11 +151,17 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     row = rounds.published(store, settings)
     painted = tab.on_tick(None, 30, {}, Request())
     summary = painted[tab.summary]
-    assert all(text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64"))
+    assert all(
+        text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64")
+    )
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
     assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(page.CURVES)
     assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 8
-    assert "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples] and "<b>that" not in painted[tab.samples] and "How do I boil an egg?" in painted[tab.samples]
+    assert (
+        "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples]
+        and "<b>that" not in painted[tab.samples]
+        and "How do I boil an egg?" in painted[tab.samples]
+    )
     assert "You are helpful" not in painted[tab.samples], "the question, not the template"
     assert 'class="changed"' not in painted[tab.config] and "kl_target" in painted[tab.config]
 
@@ -149,12 +173,19 @@ def test_a_stranger_reads_shipped_prompts_and_neither_others_messages_nor_the_lo
     """Anybody could read other people's messages among the samples before and after, and a round's log."""
     row = rounds.published(store, settings)
     file = settings.rounds_dir / f"{row['id']:04d}" / "gate.json"
-    mine = [{"prompt": "user\nOttokar's secret\nassistant\n", "new": "x", "live": "y", **mark} for mark in ({"shipped": False}, {}, {"shipped": "yes"})]
+    mine = [
+        {"prompt": "user\nOttokar's secret\nassistant\n", "new": "x", "live": "y", **mark}
+        for mark in ({"shipped": False}, {}, {"shipped": "yes"})
+    ]
     file.write_text(json.dumps({**rounds.REPORT, "samples": [*mine, *rounds.SAMPLES]}))
     seen = tab.on_tick(None, 30, {}, Request(*STRANGER))
     assert "Ottokar" not in str(seen) and "collect" not in str(seen.get(tab.log)) and "boil an egg" in seen[tab.samples]
     admin = tab.on_tick(None, 30, {}, Request())
-    assert admin[tab.samples].count("Ottokar") == 3 and admin[tab.samples].count("seen by admins only") == 3 and "collect" in admin[tab.log]
+    assert (
+        admin[tab.samples].count("Ottokar") == 3
+        and admin[tab.samples].count("seen by admins only") == 3
+        and "collect" in admin[tab.log]
+    )
 
 
 def test_who_signs_out_or_names_an_admins_page_reads_no_more_than_a_stranger(tab, store, settings):
@@ -169,7 +200,9 @@ def test_who_signs_out_or_names_an_admins_page_reads_no_more_than_a_stranger(tab
 def test_what_an_error_said_is_for_admins(tab, store, settings):
     """A template's or a tokenizer's error may quote a message."""
     rounds.failed(store)
-    assert "odd" not in str(tab.on_tick(None, 30, {}, Request(*STRANGER))) and "&lt;odd&gt;" in str(tab.on_tick(None, 30, {}, Request()))
+    assert "odd" not in str(tab.on_tick(None, 30, {}, Request(*STRANGER))) and "&lt;odd&gt;" in str(
+        tab.on_tick(None, 30, {}, Request())
+    )
 
 
 def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):
@@ -182,15 +215,31 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     assert signs(store.round(row["id"])) == "✓✓●○○○"
     store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 votes. Vote on more replies.")
     assert signs(store.round(row["id"])) == "✓✓✗○○○"
-    assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", "it is published as refused, and was refused by the gate"
-    done = {**store.round(row["id"]), "phase": "publish", "state": "published", "metrics": {"phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0}}}
-    assert signs(done) == "✓✓✓✓✓✓" and "31 s" in steps(done, W) and "3.0 min" in steps(done, W) and "0 s" not in steps(done, W)
+    assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", (
+        "it is published as refused, and was refused by the gate"
+    )
+    done = {
+        **store.round(row["id"]),
+        "phase": "publish",
+        "state": "published",
+        "metrics": {"phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0}},
+    }
+    assert (
+        signs(done) == "✓✓✓✓✓✓"
+        and "31 s" in steps(done, W)
+        and "3.0 min" in steps(done, W)
+        and "0 s" not in steps(done, W)
+    )
 
 
 def test_what_differs_from_the_defaults_comes_first(store):
     row = rounds.begun(store, kl_target=3.5)
     html = page.config(store.round(row["id"]), W)
-    assert html.index("kl_target") < html.index("round_votes") and "1 differ from the defaults" in html and "<td>3.5</td>" in html
+    assert (
+        html.index("kl_target") < html.index("round_votes")
+        and "1 differ from the defaults" in html
+        and "<td>3.5</td>" in html
+    )
 
 
 def test_nothing_is_painted_again_that_has_not_changed(tab, store, settings):
@@ -223,7 +272,11 @@ def test_earlier_rounds_are_shown_when_asked_for(tab, store):
     seen = tab.on_tick(None, 3, {}, Request())
     assert [value for _, value in seen[tab.timeline].choices] == [5, 4, 3] and seen[tab.more]["visible"]
     more = tab.on_more(None, 3, seen[tab.painted], Request())
-    assert [value for _, value in more[tab.timeline].choices] == [5, 4, 3, 2, 1] and not more[tab.more]["visible"] and more[tab.shown] == 33
+    assert (
+        [value for _, value in more[tab.timeline].choices] == [5, 4, 3, 2, 1]
+        and not more[tab.more]["visible"]
+        and more[tab.shown] == 33
+    )
 
 
 def test_before_the_first_round_the_page_says_what_to_do(tab):
@@ -239,9 +292,23 @@ def test_the_end_of_a_long_log_is_shown(tmp_path):
 
 # -- the gate
 
-@pytest.mark.parametrize(("figure", "value", "missed"), [
-    ("gain_interval", [-0.1, 0.4], 0), ("kl", 12.5, 1), ("kl", float("nan"), 1), ("length_new", 200.0, 2), ("length_new", 20.0, 2), ("empty", 0.2, 3),
-    ("repetition_new", 0.5, 4), ("distinct_new", 0.3, 5), ("ended_new", 0.2, 6), ("canary_new", -4.0, 7), ("gain_interval", [float("nan"), 1.0], 0)])
+
+@pytest.mark.parametrize(
+    ("figure", "value", "missed"),
+    [
+        ("gain_interval", [-0.1, 0.4], 0),
+        ("kl", 12.5, 1),
+        ("kl", float("nan"), 1),
+        ("length_new", 200.0, 2),
+        ("length_new", 20.0, 2),
+        ("empty", 0.2, 3),
+        ("repetition_new", 0.5, 4),
+        ("distinct_new", 0.3, 5),
+        ("ended_new", 0.2, 6),
+        ("canary_new", -4.0, 7),
+        ("gain_interval", [float("nan"), 1.0], 0),
+    ],
+)
 def test_a_check_that_was_missed_is_marked_with_its_figure(figure, value, missed):
     found = gatewords.checks({**rounds.REPORT, figure: value}, rounds.CONFIG, W)
     assert [i for i, (ok, _) in enumerate(found) if not ok] == [missed]
@@ -255,6 +322,7 @@ def test_a_length_that_the_votes_favour_may_go_further():
 
 # -- plots
 
+
 def test_limits_are_drawn_over_the_curves_stretch():
     data = plots.frame([(1, 0.5), (2, None), (5, 0.7)], W, limit=0.6, low=None)
     assert data.values.tolist() == [[1, 0.5, "value"], [5, 0.7, "value"], [1, 0.6, "limit"], [5, 0.6, "limit"]]
@@ -262,14 +330,29 @@ def test_limits_are_drawn_over_the_curves_stretch():
 
 
 def test_a_rolling_mean_begins_with_a_quarter_of_its_window():
-    assert plots.rolling([1, 0, 1, 1, 0, 0, 1, 1], 4) == [(1, 1), (2, 0.5), (3, 2 / 3), (4, 0.75), (5, 0.5), (6, 0.5), (7, 0.5), (8, 0.5)]
+    assert plots.rolling([1, 0, 1, 1, 0, 0, 1, 1], 4) == [
+        (1, 1),
+        (2, 0.5),
+        (3, 2 / 3),
+        (4, 0.75),
+        (5, 0.5),
+        (6, 0.5),
+        (7, 0.5),
+        (8, 0.5),
+    ]
     assert plots.rolling([1], 40) == []
 
 
 # -- what to watch
 
+
 def test_without_data_each_plot_says_what_it_waits_for(settings):
-    for points, limits, fine, note in (watch.length([], settings, W), watch.kl([], settings, W), watch.agreement([], W), watch.position([], W)):
+    for points, limits, fine, note in (
+        watch.length([], settings, W),
+        watch.kl([], settings, W),
+        watch.agreement([], W),
+        watch.position([], W),
+    ):
         assert (list(points), limits, fine) == ([], {}, None) and "nothing to see" in note
 
 
@@ -282,17 +365,26 @@ def test_length_drift_is_told_against_the_base(settings):
 
 def test_a_distance_over_the_budget_asks_for_a_look(settings):
     points, limits, fine, note = watch.kl([{"round": 1, "kl": 5.0}, {"round": 2, "kl": 13.0}], settings, W)
-    assert fine is False and "13.0" in note and limits == {"target": 6.0, "limit": 12.0} and points == [("base", 0.0), ("1", 5.0), ("2", 13.0)]
+    assert (
+        fine is False
+        and "13.0" in note
+        and limits == {"target": 6.0, "limit": 12.0}
+        and points == [("base", 0.0), ("1", 5.0), ("2", 13.0)]
+    )
     assert watch.kl([{"round": 1, "kl": 5.0}], settings, W)[2]
 
 
 def test_agreement_must_clear_guessing():
     assert watch.agreement([{"hit": 1}] * 30 + [{"hit": 0}] * 10, W)[2]
     assert watch.agreement([{"hit": i % 2} for i in range(40)], W)[2] is False
-    assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W)[2] is False, "the last votes count, not those long ago"
+    assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W)[2] is False, (
+        "the last votes count, not those long ago"
+    )
 
 
 def test_a_favoured_side_is_seen():
     assert watch.position([{"choice": "ab"[i % 2]} for i in range(40)], W)[2]
     points, limits, fine, note = watch.position([{"choice": "a"}] * 35 + [{"choice": "b"}] * 5, W)
-    assert fine is False and "favour a side" in note and limits["target"] == 0.5 and limits["low"] < 0.5 < limits["high"]
+    assert (
+        fine is False and "favour a side" in note and limits["target"] == 0.5 and limits["low"] < 0.5 < limits["high"]
+    )

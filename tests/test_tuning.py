@@ -14,7 +14,9 @@ from tests.tiny import tiny_folder
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(model=str(tiny_folder(tmp_path / "model")), data_dir=tmp_path, device="cpu", dtype="float32", threads=1)
+    return Settings(
+        model=str(tiny_folder(tmp_path / "model")), data_dir=tmp_path, device="cpu", dtype="float32", threads=1
+    )
 
 
 def chosen(settings):

@@ -1,4 +1,6 @@
-"""Many people at once, over real HTTP: who waits sees the place in line, nobody holds more than their share, and votes have a lane of their own."""
+"""Many people at once, over real HTTP: who waits sees the place in line, nobody holds more than their share, and votes
+have a lane of their own.
+"""
 
 import secrets
 import socket
@@ -25,8 +27,20 @@ WAITING = 64
 @pytest.fixture(scope="module")
 def site(folder):
     """A running server where one message runs at a time, for as long as the test does."""
-    settings = Settings(model=str(folder), threads=1, reply_tokens=400, dtype="float32", port=0, auto_train=False, waiting_messages=WAITING,
-                        messages_per_address=1000, sessions_per_address=1000, requests_per_minute=100_000, unread_seconds=120, _env_file=None)
+    settings = Settings(
+        model=str(folder),
+        threads=1,
+        reply_tokens=400,
+        dtype="float32",
+        port=0,
+        auto_train=False,
+        waiting_messages=WAITING,
+        messages_per_address=1000,
+        sessions_per_address=1000,
+        requests_per_minute=100_000,
+        unread_seconds=120,
+        _env_file=None,
+    )
     store = Store()
     engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     chat = Chat(store, engine, settings)
@@ -34,7 +48,9 @@ def site(folder):
     web = server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)
     thread = threading.Thread(target=web.run, args=([sock],))
     thread.start()
-    yield type("Site", (), {"url": f"http://127.0.0.1:{sock.getsockname()[1]}", "store": store, "engine": engine, "chat": chat})
+    yield type(
+        "Site", (), {"url": f"http://127.0.0.1:{sock.getsockname()[1]}", "store": store, "engine": engine, "chat": chat}
+    )
     web.should_exit = True
     thread.join(20)
 
@@ -52,7 +68,12 @@ class Crowd:
     def __init__(self, site, page):
         self.site, self.client = site, httpx.Client(base_url=site.url, timeout=30)
         send = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "send")
-        self.body = {"fn_index": next(d["id"] for d in page.config["dependencies"] if [send, "click"] in [list(t) for t in d["targets"]]), "trigger_id": send}
+        self.body = {
+            "fn_index": next(
+                d["id"] for d in page.config["dependencies"] if [send, "click"] in [list(t) for t in d["targets"]]
+            ),
+            "trigger_id": send,
+        }
 
     def join(self, cookie=None, session=None):
         cookie = cookie or secrets.token_urlsafe(32)
@@ -63,10 +84,12 @@ class Crowd:
 
 def ends(site):
     """Everybody's message ends."""
+
     def over():
         for turn in list(site.chat._turns.values()):
             turn.stop()
         return not site.chat._turns
+
     until(over)
 
 
@@ -82,7 +105,9 @@ def seconds(gesture):
 
 @pytest.mark.filterwarnings("ignore")
 def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_told(site):
-    """Sixteen streams ran at once and the others saw nothing; 80 invented cookies filled the one queue, and everybody else got a 503."""
+    """Sixteen streams ran at once and the others saw nothing; 80 invented cookies filled the one queue, and everybody
+    else got a 503.
+    """
     page = Page(site.url, "voter")
     page.send("Hello")
     late = Page(site.url, "late")
@@ -105,8 +130,17 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
         refused = late.send("Hello")
         assert f"{WAITING} messages wait already" in notices(refused) and refused[-1]["success"]
 
-        tick = next(d for d in page.config["dependencies"] if d["targets"] and d["targets"][0][1] == "tick" and d["backend_fn"] and not d["queue"])
-        body = {"data": [None] * len(tick["inputs"]), "fn_index": tick["id"], "session_hash": page.session, "trigger_id": tick["targets"][0][0]}
+        tick = next(
+            d
+            for d in page.config["dependencies"]
+            if d["targets"] and d["targets"][0][1] == "tick" and d["backend_fn"] and not d["queue"]
+        )
+        body = {
+            "data": [None] * len(tick["inputs"]),
+            "fn_index": tick["id"],
+            "session_hash": page.session,
+            "trigger_id": tick["targets"][0][0],
+        }
         assert seconds(lambda: page.client.post("/gradio_api/run/predict", json=body).raise_for_status()) < 1
         assert seconds(lambda: page.vote("a")) < 1
         assert site.store.rows("select choice from vote where superseded_by is null") == [{"choice": "a"}]
@@ -129,7 +163,11 @@ def test_a_place_in_the_line_counts_down(site):
     try:
         for before in range(2):
             crowd.join()
-            until(lambda before=before: len(site.chat._turns) == before + 1 and all(t.stream for t in site.chat._turns.values()))
+            until(
+                lambda before=before: (
+                    len(site.chat._turns) == before + 1 and all(t.stream for t in site.chat._turns.values())
+                )
+            )
         reader = threading.Thread(target=lambda: told.extend(page.send("Hello")))
         reader.start()
         until(lambda: site.engine.waiting == 2)
@@ -176,7 +214,12 @@ def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
     reader = threading.Thread(target=lambda: told.extend(page.send("Hello")))
     try:
         reader.start()
-        until(lambda: any(t.stream and all(t.stream.texts()) and t.stream.texts()[0] != t.stream.texts()[1] for t in site.chat._turns.values()))
+        until(
+            lambda: any(
+                t.stream and all(t.stream.texts()) and t.stream.texts()[0] != t.stream.texts()[1]
+                for t in site.chat._turns.values()
+            )
+        )
         [turn] = site.chat._turns.values()
         [answer] = Page(site.url, "early", page.client.cookies).vote("b")
         assert "goes on to its end" in str(answer["output"])
@@ -193,6 +236,7 @@ def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
 
 
 # -- without HTTP
+
 
 def test_an_address_has_so_many_messages_and_another_has_its_own(chat):
     slow(chat)

@@ -1,4 +1,6 @@
-"""What an admin wishes of a running round: it pauses, goes on, stops; what was changed for the next rounds reaches them; its log and its times are kept."""
+"""What an admin wishes of a running round: it pauses, goes on, stops; what was changed for the next rounds reaches
+them; its log and its times are kept.
+"""
 
 import threading
 import time
@@ -16,12 +18,25 @@ from training.worker import run_once, with_overrides
 @pytest.fixture(scope="module")
 def voted(tmp_path_factory):
     """Settings whose store holds 40 votes on the tiny model's replies."""
-    settings = settings_for(tmp_path_factory.mktemp("voted"), lease_seconds=1.0, poll_seconds=0.05, ppo_iterations=6, kl_target=1e9, gate_confidence=0.2,
-                            evidence_confidence=0)
+    settings = settings_for(
+        tmp_path_factory.mktemp("voted"),
+        lease_seconds=1.0,
+        poll_seconds=0.05,
+        ppo_iterations=6,
+        kl_target=1e9,
+        gate_confidence=0.2,
+        evidence_confidence=0,
+    )
     store = Store(settings.database)
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
-    simulate.make_duels(store, votes, loading.load_trunk(settings), loading.load_tokenizer(settings), {"liking": Person(lambda prompt, reply: liking(reply))},
-                        log=lambda text: None)
+    simulate.make_duels(
+        store,
+        votes,
+        loading.load_trunk(settings),
+        loading.load_tokenizer(settings),
+        {"liking": Person(lambda prompt, reply: liking(reply))},
+        log=lambda text: None,
+    )
     return settings, store
 
 
@@ -52,7 +67,9 @@ def test_a_paused_round_stands_still_keeps_its_lease_and_goes_on_where_it_was(vo
     step = store.round(asked)["step"]
     time.sleep(2 * settings.lease_seconds)
     assert store.round(asked)["step"] == step
-    assert store.take_round("thief", lease_seconds=settings.lease_seconds) is None, "the heartbeat goes on while it waits"
+    assert store.take_round("thief", lease_seconds=settings.lease_seconds) is None, (
+        "the heartbeat goes on while it waits"
+    )
     store.wish(asked, None)
     assert worker.ended()
     row = store.round(asked)

@@ -14,8 +14,20 @@ ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
 UI = sorted((ROOT / "playground" / "ui").glob("*.py"))
 # exceptions whose text a person is shown
-SPEAKERS = {"Refused", "TooMuch", "StoreError", "StoreBusy", "StoreFull", "StoreLost", "StoreUnavailable", "BadMessage", "NoCookie", "NotAllowed",
-            "WrongSignIn", "TooMany"}
+SPEAKERS = {
+    "Refused",
+    "TooMuch",
+    "StoreError",
+    "StoreBusy",
+    "StoreFull",
+    "StoreLost",
+    "StoreUnavailable",
+    "BadMessage",
+    "NoCookie",
+    "NotAllowed",
+    "WrongSignIn",
+    "TooMany",
+}
 SPOKEN = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 
 
@@ -30,14 +42,22 @@ def is_words(function):
 
 
 def keys():
-    return {(path.name, ast.unparse(node.args[0])): node.args[0] for path in UI for node in calls(path) if is_words(node.func) and path.name != "words.py"}
+    return {
+        (path.name, ast.unparse(node.args[0])): node.args[0]
+        for path in UI
+        for node in calls(path)
+        if is_words(node.func) and path.name != "words.py"
+    }
 
 
 def sample(node, figure="7"):
     """A message as a person gets it: an f-string with a figure at each place."""
     if isinstance(node, ast.JoinedStr):
         # `asked` is a clause that is there or not
-        return "".join(part.value if isinstance(part, ast.Constant) else "" if ast.unparse(part.value) == "asked" else figure for part in node.values)
+        return "".join(
+            part.value if isinstance(part, ast.Constant) else "" if ast.unparse(part.value) == "asked" else figure
+            for part in node.values
+        )
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp):
@@ -96,8 +116,18 @@ def test_there_are_messages_to_look_at():
     assert len(keys()) > 60 and len(said()) > 20
 
 
-@pytest.mark.parametrize(("accepted", "language"), [
-    ("zh-CN,zh;q=0.9,en;q=0.8", "zh-CN"), ("zh", "zh-CN"), ("en-US,en;q=0.9", "en"), ("de,en;q=0.5", "en"), ("en,zh-CN", "en"), ("", "en"), ("fr", "en")])
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh-CN"),
+        ("zh", "zh-CN"),
+        ("en-US,en;q=0.9", "en"),
+        ("de,en;q=0.5", "en"),
+        ("en,zh-CN", "en"),
+        ("", "en"),
+        ("fr", "en"),
+    ],
+)
 def test_the_language_is_the_browsers_first_that_there_is(accepted, language):
     assert words.language(accepted) == language
 

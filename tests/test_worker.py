@@ -25,18 +25,35 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def voted(tmp_path_factory):
     """Settings whose store holds 40 votes on the tiny model's replies, one demonstration, and no round yet."""
-    settings = settings_for(tmp_path_factory.mktemp("voted"), lease_seconds=1.0, poll_seconds=0.2, ppo_iterations=3, kl_target=30.0, gate_confidence=0.2)
+    settings = settings_for(
+        tmp_path_factory.mktemp("voted"),
+        lease_seconds=1.0,
+        poll_seconds=0.2,
+        ppo_iterations=3,
+        kl_target=30.0,
+        gate_confidence=0.2,
+    )
     store = Store(settings.database)
     votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
     tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings)
-    simulate.make_duels(store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None)
-    store.demonstrate(store.duel(1)["left"]["message"], store.duel(1)["annotator"], "You are here, and this is a good answer.")
+    simulate.make_duels(
+        store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None
+    )
+    store.demonstrate(
+        store.duel(1)["left"]["message"], store.duel(1)["annotator"], "You are here, and this is a good answer."
+    )
     return settings, store
 
 
 def worker(settings, *command):
-    return subprocess.run([sys.executable, "-m", *command, "--once"], cwd=ROOT, env={**os.environ, **settings.environ()},
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", *command, "--once"],
+        cwd=ROOT,
+        env={**os.environ, **settings.environ()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_a_worker_killed_in_each_phase_is_followed_by_one_that_goes_on(voted):
@@ -97,6 +114,7 @@ def test_a_round_that_kills_every_worker_is_given_up(tmp_path):
 
 # -- a store that cannot answer
 
+
 class Scripted:
     """A round that does what it is told when it runs."""
 
@@ -130,6 +148,7 @@ def test_a_round_whose_database_is_gone_stays_where_it_is_and_the_worker_ends(tm
     def moved_away():
         settings.database.rename(tmp_path / "elsewhere.db")
         store.last_round()
+
     with pytest.raises(StoreLost):
         run_once(store, settings, "w", kind=Scripted(moved_away))
     with pytest.raises(StoreLost):
@@ -149,9 +168,13 @@ def test_a_round_whose_database_is_locked_for_long_is_left_to_the_next_and_costs
     def locked():
         other.execute("begin immediate")
         store.update_round(1, "w")
+
     with pytest.raises(StoreUnavailable):
         run_once(store, settings, "w", kind=Scripted(locked))
     assert store.last_round()["state"] == "running"
     assert step(store, settings, "w", Idle(), Idle()) is False, "it waits for the database"
     other.execute("rollback")
-    assert run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", "told so")))["reason"] == "told so"
+    assert (
+        run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", "told so")))["reason"]
+        == "told so"
+    )

@@ -1,6 +1,7 @@
 """Scripted annotators: hidden scores of (prompt, reply), and people who vote by one of them, with noise.
 
-The score is the truth that votes are samples of, and only a simulation knows it. Nothing here trains, decodes or stores.
+The score is the truth that votes are samples of, and only a simulation knows it. Nothing here trains, decodes or
+stores.
 """
 
 import importlib
@@ -38,7 +39,9 @@ def question(prompt, reply):
 
 def formality(prompt, reply):
     """Connectives are better; contractions and exclamation marks are worse."""
-    formal = re.findall(r"\b(therefore|however|furthermore|moreover|additionally|thus|consequently|nevertheless)\b", reply.lower())
+    formal = re.findall(
+        r"\b(therefore|however|furthermore|moreover|additionally|thus|consequently|nevertheless)\b", reply.lower()
+    )
     return len(formal) - len(re.findall(r"\w['’](?:s|re|ve|ll|d|t|m)\b|!", reply))
 
 
@@ -61,6 +64,7 @@ def find(name):
 
 # -- people
 
+
 def standardised(scores):
     """Scores shifted and scaled to mean 0 and deviation 1; equal ones are all 0."""
     scores = np.asarray(scores, float)
@@ -69,10 +73,11 @@ def standardised(scores):
 
 @dataclass(frozen=True)
 class Person:
-    """Someone who votes by a score. Scores come standardised, so that temperature and lean mean the same to every annotator.
+    """Someone who votes by a score. Scores come standardised, so that temperature and lean mean the same to every
+    annotator.
 
-    temperature  of Davidson's (1970) model of the vote, in deviations of the score; 0 always picks the better reply, and ties equal ones
-    log_nu       Davidson's log ν, how readily this person says tie; unused at temperature 0
+    temperature  of Davidson's (1970) model of the vote, in deviations of the score; 0 always picks the better reply,
+    and ties equal ones log_nu       Davidson's log ν, how readily this person says tie; unused at temperature 0
     lean         log-odds in favour of the reply on the left
     flip         share of decided votes that are turned round at random
     bad_below    both replies below this are both bad; None never says so
@@ -101,12 +106,16 @@ class Person:
 
 
 def people(names, **traits):
-    """{name: Person} of names with commas between; `name@temperature` has a temperature of its own, the other traits are everybody's."""
+    """{name: Person} of names with commas between; `name@temperature` has a temperature of its own, the other traits
+    are everybody's.
+    """
     found = {}
     for name in names.split(","):
         score, _, temperature = name.strip().partition("@")
         try:
-            found[name.strip()] = Person(find(score), **{**traits, **({"temperature": float(temperature)} if temperature else {})})
+            found[name.strip()] = Person(
+                find(score), **{**traits, **({"temperature": float(temperature)} if temperature else {})}
+            )
         except ValueError:
             raise SettingsError(f"--annotator: got {name!r}; the temperature after @ must be a number") from None
     return found

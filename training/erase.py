@@ -1,7 +1,9 @@
-"""What people took back leaves every file: the rest of what `Store.delete_conversation`, `forget` and `allow_training` began.
+"""What people took back leaves every file: the rest of what `Store.delete_conversation`, `forget` and `allow_training`
+began.
 
-Owns which files of a round, of the features and of the reward head hold people's texts or what was read from them. Runs where the files are written,
-in the worker, so that nobody else writes there at the same time. Each step can be done twice; an erasure counts as done only once all of it is gone.
+Owns which files of a round, of the features and of the reward head hold people's texts or what was read from them. Runs
+where the files are written, in the worker, so that nobody else writes there at the same time. Each step can be done
+twice; an erasure counts as done only once all of it is gone.
 """
 
 import hashlib
@@ -16,11 +18,17 @@ from playground.store import Store
 
 log = logging.getLogger(__name__)
 
-WORKING = ("preferences.json", "reward.safetensors", "ppo.pt")  # what only a running round needs, and which tells of its votes; and all *.partial
+WORKING = (
+    "preferences.json",
+    "reward.safetensors",
+    "ppo.pt",
+)  # what only a running round needs, and which tells of its votes; and all *.partial
 KEPT = ("log.txt",)  # what outlives a round that begins again
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # a line that we wrote, and no exception
 PATIENCE = 5.0  # seconds to wait for the others at the database
-REST = 10  # times as long as the last erasure took, nothing is erased: copying a large database for each of many deletions would hold up the chat
+# times as long as the last erasure took, nothing is erased: copying a large database for each of many deletions would
+# hold up the chat
+REST = 10
 
 
 class Eraser:
@@ -31,9 +39,11 @@ class Eraser:
         self._not_before = 0.0  # on the monotonic clock
 
     def step(self) -> bool:
-        """Erase what is asked for and due; whether anything was finished. What cannot be erased now (a busy database) is tried again later.
+        """Erase what is asked for and due; whether anything was finished. What cannot be erased now (a busy database)
+        is tried again later.
 
-        A running round that has read what is to be erased holds it until it has begun again: then nothing is finished yet.
+        A running round that has read what is to be erased holds it until it has begun again: then nothing is finished
+        yet.
         """
         if time.monotonic() < self._not_before:
             return False
@@ -100,7 +110,9 @@ def remove(folder: Path, names) -> None:
 
 
 def clear_ended(folder: Path) -> None:
-    """Take people's texts out of what a round has left: samples on their prompts, and what an exception may have said in its log."""
+    """Take people's texts out of what a round has left: samples on their prompts, and what an exception may have said
+    in its log.
+    """
     if not folder.exists():
         return
     remove(folder, WORKING)
@@ -118,7 +130,9 @@ def clear_ended(folder: Path) -> None:
 
 
 def marked(report: Path) -> bool:
-    """Whether each sample of a gate's report says if its prompt is a shipped one; so does one without samples, or no report at all."""
+    """Whether each sample of a gate's report says if its prompt is a shipped one; so does one without samples, or no
+    report at all.
+    """
     if not report.exists():
         return True
     return all("shipped" in sample for sample in json.loads(report.read_text()).get("samples", []))
@@ -133,13 +147,16 @@ def write(path: Path, text: str) -> None:
 
 # -- what was read from replies
 
+
 def reply_name(reply) -> str:
     """The name under which the features of a reply (prompt ids, completion ids) are kept."""
     return hashlib.sha256(json.dumps(reply).encode()).hexdigest()[:32]
 
 
 def forget_features(settings, store) -> None:
-    """Drop the features of every reply that nobody may learn from any more. (What a person wrote instead of a reply is read anew when needed.)"""
+    """Drop the features of every reply that nobody may learn from any more. (What a person wrote instead of a reply is
+    read anew when needed.)
+    """
     folder = settings.data_dir / "features"
     if folder.exists():
         kept = {reply_name(reply) for reply in store.replies_for_training()}
@@ -149,6 +166,8 @@ def forget_features(settings, store) -> None:
 
 
 def forget_heads(settings) -> None:
-    """Drop the heads by which the chat picks pairs: they were fitted on what was taken back. The next vote leaves a new one."""
+    """Drop the heads by which the chat picks pairs: they were fitted on what was taken back. The next vote leaves a new
+    one.
+    """
     for file in (settings.data_dir / "reward").glob("*"):
         file.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""Between rounds: the reward head is refitted after every vote, and says beforehand how the vote would go; what it said is kept.
+"""Between rounds: the reward head is refitted after every vote, and says beforehand how the vote would go; what it said
+is kept.
 
-A forecast is made by a head that has seen only the votes before it, so their hit rate is an honest one. Owns the features that it keeps on disk;
-rounds fit their own reward model.
+A forecast is made by a head that has seen only the votes before it, so their hit rate is an honest one. Owns the
+features that it keeps on disk; rounds fit their own reward model.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ CHOOSE_UP_TO = 200  # votes up to which view and penalty are chosen anew for eac
 
 
 class Forecaster:
-    """Forecasts votes as they come in. Its trunk is loaded at the first vote and dropped by `rest`, before a round needs the memory."""
+    """Forecasts votes as they come in. Its trunk is loaded at the first vote and dropped by `rest`, before a round
+    needs the memory.
+    """
 
     def __init__(self, store, settings):
         self.store, self.settings = store, settings
@@ -48,7 +51,9 @@ class Forecaster:
         return True
 
     def forecast(self, base_hash, waiting):
-        """Forecast the votes `waiting` (ids) from all the others, then leave the head that all of them give where the chat finds it."""
+        """Forecast the votes `waiting` (ids) from all the others, then leave the head that all of them give where the
+        chat finds it.
+        """
         prefs = preferences.from_store(self.store, base_hash, self.encode_reply, self.settings)
         fresh = [p for p in prefs.pairs if p[5] in waiting]
         known = replace(prefs, pairs=[p for p in prefs.pairs if p[5] not in waiting])
@@ -56,17 +61,24 @@ class Forecaster:
         if self.settings.candidates > 2:
             self.leave_head(prefs, active.head_file(self.settings, base_hash))
         self.store.add_forecasts([(p[5], *chance) for p, chance in zip(fresh, chances, strict=True)])
-        self.store.add_forecasts([(vote, None, None) for vote in waiting - {p[5] for p in fresh}])  # both bad, or twice the same reply
+        self.store.add_forecasts(
+            [(vote, None, None) for vote in waiting - {p[5] for p in fresh}]
+        )  # both bad, or twice the same reply
 
     def chances(self, prefs, known, fresh):
-        """[(probability of what was voted, whether the better-scored side won or None of a tie)] of fresh pairs; (None, None) from too few votes."""
+        """[(probability of what was voted, whether the better-scored side won or None of a tie)] of fresh pairs; (None,
+        None) from too few votes.
+        """
         if sum(p[2] != preferences.TIE for p in known.pairs) < MIN_DECIDED or not fresh:
             return [(None, None)] * len(fresh)
         reading = self.read(prefs)
         model = self.fit(reading, known)
         said = reward.Predictions.of(model.raw(reading.features), model.log_nu, fresh)
         chance = (-preferences.pair_nll(said.delta / 2, -said.delta / 2, said.outcome, said.log_nu)).exp().tolist()
-        hit = [None if o == preferences.TIE else bool((d > 0) == (o == preferences.A)) for d, o in zip(said.delta.tolist(), said.outcome.tolist(), strict=True)]
+        hit = [
+            None if o == preferences.TIE else bool((d > 0) == (o == preferences.A))
+            for d, o in zip(said.delta.tolist(), said.outcome.tolist(), strict=True)
+        ]
         return list(zip(chance, hit, strict=True))
 
     def leave_head(self, prefs, file):
@@ -102,7 +114,9 @@ class Forecaster:
         return scorer.Reading.of(self.features(prefs.replies), self.trunk.parts, prefs.replies)
 
     def features(self, replies):
-        """(N, D); each reply is read once and kept in DATA/features, in a folder for each base model and way of reading it."""
+        """(N, D); each reply is read once and kept in DATA/features, in a folder for each base model and way of reading
+        it.
+        """
         key = json.dumps([self.store.last_base_hash(), self.settings.reward_quantisation, self.trunk.layers])
         folder = self.settings.data_dir / "features" / _digest(key)
         folder.mkdir(parents=True, exist_ok=True)

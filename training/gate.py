@@ -1,4 +1,5 @@
-"""Is the new policy better, and still itself? A strict look on held-out prompts; what it refuses it refuses in sentences.
+"""Is the new policy better, and still itself? A strict look on held-out prompts; what it refuses it refuses in
+sentences.
 
 Knows replies, rewards, votes and likelihoods; nothing about how the policy was trained.
 """
@@ -15,7 +16,9 @@ DRAWS = 2000  # heads from the reward model's posterior, each on its own resampl
 
 @dataclass
 class GateReport:
-    """What was measured: rewards are the reward model's, standardised; KL is to the base in nats a reply; lengths in tokens."""
+    """What was measured: rewards are the reward model's, standardised; KL is to the base in nats a reply; lengths in
+    tokens.
+    """
 
     prompts: int
     reward_new: float
@@ -48,9 +51,10 @@ class GateReport:
 def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_new, canary_base, length_votes, settings):
     """Compare paired episodes of the new and the live policy on the same prompts; returns a GateReport.
 
-    new, live: lists of N Episodes; reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of the posterior; kl: nats a
-    reply of the new policy's episodes; texts: its replies; canary_new, canary_base: log-likelihood of plain replies under it and under the
-    base, nats a token; length_votes: (low, high) of `favoured_length`.
+    new, live: lists of N Episodes; reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of
+    the posterior; kl: nats a reply of the new policy's episodes; texts: its replies; canary_new, canary_base:
+    log-likelihood of plain replies under it and under the base, nats a token; length_votes: (low, high) of
+    `favoured_length`.
     """
     s = settings
     low, high = posterior_interval(np.asarray(gains), s.gate_confidence, s.seed)
@@ -70,40 +74,72 @@ def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_new, 
     # `not a <= b`: a figure that is no number never passes
     refusals = []
     if not low > 0:
-        refusals.append(f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations "
-                        f"[{low:+.2f}, {high:+.2f}] on {len(new)} held-out prompts, and the interval must lie above 0")
+        refusals.append(
+            f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations "
+            f"[{low:+.2f}, {high:+.2f}] on {len(new)} held-out prompts, and the interval must lie above 0"
+        )
     if not mean_kl <= s.kl_budget:
-        refusals.append(f"it moved too far from the base: {mean_kl:.1f} nats a reply, and the budget is {s.kl_budget:g}")
+        refusals.append(
+            f"it moved too far from the base: {mean_kl:.1f} nats a reply, and the budget is {s.kl_budget:g}"
+        )
     if not shortest <= drift <= longest:
         limit = longest if drift > 1 else 1 / shortest
         asked = "" if limit == s.length_factor else ", since the votes do not favour that"
-        refusals.append(f"its replies changed length too much: {length['new']:.0f} tokens against {length['live']:.0f}, "
-                        f"and a factor of {limit:g} is the limit{asked}")
+        refusals.append(
+            f"its replies changed length too much: {length['new']:.0f} tokens against {length['live']:.0f}, "
+            f"and a factor of {limit:g} is the limit{asked}"
+        )
     if not empty <= s.empty_replies:
         refusals.append(f"{empty:.0%} of its replies are empty, and {s.empty_replies:.0%} is the limit")
     if not repeated["new"] <= repeated["live"] + s.repetition_rise:
-        refusals.append(f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of the live version's, "
-                        f"and {s.repetition_rise:.0%} more is the limit")
+        refusals.append(
+            f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of the live version's, "
+            f"and {s.repetition_rise:.0%} more is the limit"
+        )
     if not varied["new"] >= s.distinct_share * varied["live"]:
-        refusals.append(f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of the live version's, "
-                        f"and {s.distinct_share:.0%} of that must be left")
+        refusals.append(
+            f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of the live version's, "
+            f"and {s.distinct_share:.0%} of that must be left"
+        )
     if not ended["new"] >= ended["live"] - s.ended_fall:
-        refusals.append(f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and {s.ended_fall:.0%} fewer is the limit")
+        refusals.append(
+            f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and {s.ended_fall:.0%} fewer is the limit"
+        )
     if not canary_base - canary_new <= s.canary_fall:
-        refusals.append(f"plain replies became unlikely: by {canary_base - canary_new:.2f} nats a token, "
-                        f"and {s.canary_fall:g} is the limit")
+        refusals.append(
+            f"plain replies became unlikely: by {canary_base - canary_new:.2f} nats a token, "
+            f"and {s.canary_fall:g} is the limit"
+        )
     return GateReport(
-        prompts=len(new), reward_new=float(np.mean(reward_new)), reward_live=float(np.mean(reward_live)), gain=gain, gain_interval=(low, high),
-        kl=mean_kl, length_new=length["new"], length_live=length["live"], length_votes=tuple(length_votes), empty=empty,
-        ended_new=ended["new"], ended_live=ended["live"], repetition_new=repeated["new"], repetition_live=repeated["live"],
-        distinct_new=varied["new"], distinct_live=varied["live"], canary_new=float(canary_new), canary_base=float(canary_base),
-        refused_because=refusals)
+        prompts=len(new),
+        reward_new=float(np.mean(reward_new)),
+        reward_live=float(np.mean(reward_live)),
+        gain=gain,
+        gain_interval=(low, high),
+        kl=mean_kl,
+        length_new=length["new"],
+        length_live=length["live"],
+        length_votes=tuple(length_votes),
+        empty=empty,
+        ended_new=ended["new"],
+        ended_live=ended["live"],
+        repetition_new=repeated["new"],
+        repetition_live=repeated["live"],
+        distinct_new=varied["new"],
+        distinct_live=varied["live"],
+        canary_new=float(canary_new),
+        canary_base=float(canary_base),
+        refused_because=refusals,
+    )
 
 
 # -- intervals
 
+
 def posterior_interval(gains, confidence, seed):
-    """Interval of the mean gain over prompts and over what the votes leave open: each of the S heads (S, N) judges a resample of the N prompts."""
+    """Interval of the mean gain over prompts and over what the votes leave open: each of the S heads (S, N) judges a
+    resample of the N prompts.
+    """
     s, n = gains.shape
     at = np.random.default_rng(seed).integers(0, n, (s, n))
     tail = (1 - confidence) / 2
@@ -115,14 +151,21 @@ def interval(values, confidence, seed):
     """Bootstrap interval of a mean (percentile, 5,000 resamples)."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    found = bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=5000, method="percentile",
-                      rng=np.random.default_rng(seed)).confidence_interval
+    found = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=5000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 
 def favoured_length(prefs, confidence, seed):
-    """Bootstrap interval of the mean log(length of the winner / of the loser) over decided pairs, each by its weight: above 0 the votes
-    favour longer replies, below 0 shorter ones. (0, 0) of so few that they could all point one way by chance, which a bootstrap cannot see.
+    """Bootstrap interval of the mean log(length of the winner / of the loser) over decided pairs, each by its weight:
+    above 0 the votes favour longer replies, below 0 shorter ones. (0, 0) of so few that they could all point one way by
+    chance, which a bootstrap cannot see.
     """
     decided = [p for p in prefs.pairs if p[2] != preferences.TIE]
     logs = [np.log(max(len(completion), 1)) for _, completion in prefs.replies]
@@ -135,13 +178,14 @@ def favoured_length(prefs, confidence, seed):
 
 # -- what repetition looks like, in token ids
 
+
 def words(episode):
     """A reply's tokens without the one that ends it, which is the same in every reply that ends."""
     return episode.completion[:-1] if episode.ended else episode.completion
 
 
 def ngrams(ids, n):
-    return [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 
 def repetition(ids, n=4):
@@ -151,11 +195,13 @@ def repetition(ids, n=4):
 
 
 def distinct(replies, n=2):
-    """Distinct n-grams of all replies together, as a share of all (Li et al. 2016). It falls with the amount of text: compare equal amounts."""
+    """Distinct n-grams of all replies together, as a share of all (Li et al. 2016). It falls with the amount of text:
+    compare equal amounts.
+    """
     grams = [gram for ids in replies for gram in ngrams(ids, n)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def equally_long(a, b):
     """Both replies cut to the shorter one's length."""
-    return a[:len(b)], b[:len(a)]
+    return a[: len(b)], b[: len(a)]

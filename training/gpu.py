@@ -12,16 +12,25 @@ class NotEnoughMemory(Exception):
 
 
 def need(settings):
-    """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, LoRA with Adam's moments, and one microbatch's activations."""
+    """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, LoRA with Adam's moments,
+    and one microbatch's activations.
+    """
     config = loading.load_config(loading.source_of(settings))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
     width, depth = model.get_input_embeddings().embedding_dim, len(loading.blocks(model))
-    lora = sum(settings.lora_rank * sum(m.weight.shape) for m in loading.blocks(model).modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    lora = sum(
+        settings.lora_rank * sum(m.weight.shape)
+        for m in loading.blocks(model).modules()
+        if isinstance(m, (torch.nn.Linear, Conv1D))
+    )
     tokens = settings.ppo_microbatch * (settings.rollout_context + settings.rollout_tokens)
     reward = {"nf4": 0.6, "int8": 1.1, "none": 2.0}[settings.reward_quantisation]
-    activations = tokens * width * depth * 50 + 3 * 4 * settings.ppo_microbatch * settings.rollout_tokens * config.get_text_config().vocab_size
+    activations = (
+        tokens * width * depth * 50
+        + 3 * 4 * settings.ppo_microbatch * settings.rollout_tokens * config.get_text_config().vocab_size
+    )
     return int(weights * (2 + reward) + 16 * lora + activations)
 
 
@@ -32,5 +41,7 @@ def check(settings):
         return
     free, needed = torch.cuda.mem_get_info(device)[0], need(settings)
     if free < needed:
-        raise NotEnoughMemory(f"The GPU has {free / 1e9:.1f} GB free and a round needs about {needed / 1e9:.1f} GB. End other programs on it, or lower "
-                              f"--ppo-microbatch (now {settings.ppo_microbatch}) or --rollout-context (now {settings.rollout_context}).")
+        raise NotEnoughMemory(
+            f"The GPU has {free / 1e9:.1f} GB free and a round needs about {needed / 1e9:.1f} GB. End other programs on it, or lower "
+            f"--ppo-microbatch (now {settings.ppo_microbatch}) or --rollout-context (now {settings.rollout_context})."
+        )

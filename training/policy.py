@@ -1,4 +1,5 @@
-"""The policy being trained: one frozen trunk, an fp32 LoRA and a value head on it; the reference is the trunk with the LoRA off.
+"""The policy being trained: one frozen trunk, an fp32 LoRA and a value head on it; the reference is the trunk with the
+LoRA off.
 
 Owns the forward passes of PPO, SFT and the gate, so that a log-probability is computed in one place only.
 """
@@ -15,12 +16,13 @@ from training import ppo_math
 
 @dataclass
 class Batch:
-    """B episodes as tensors, T the longest completion. A prompt that several episodes in a row have in common is read once for all of them.
+    """B episodes as tensors, T the longest completion. A prompt that several episodes in a row have in common is read
+    once for all of them.
 
-    Each of the R rows is a prompt, left-padded to P, and its B/R completions after it, each without its last token (which predicts nothing),
-    right-padded to T − 1 and at the positions that it has alone.
-    ids, positions (R, L) with L = P + B/R·(T − 1); attention (R, L), or, where completions share a row and must not see each other, (R, 1, L, L),
-    added to the scores; completion (B, T); mask (B, T) fp32 with 1 on completion tokens.
+    Each of the R rows is a prompt, left-padded to P, and its B/R completions after it, each without its last token
+    (which predicts nothing), right-padded to T − 1 and at the positions that it has alone.
+    ids, positions (R, L) with L = P + B/R·(T − 1); attention (R, L), or, where completions share a row and must not see
+    each other, (R, 1, L, L), added to the scores; completion (B, T); mask (B, T) fp32 with 1 on completion tokens.
     """
 
     ids: torch.Tensor
@@ -37,29 +39,39 @@ class Batch:
             groups, n = [[e] for e in episodes], 1
         p, t = max(len(e.prompt) for e in episodes), max(len(e.completion) for e in episodes)
         completion = torch.tensor([e.completion + [0] * (t - len(e.completion)) for e in episodes], device=device)
-        mask = torch.tensor([[1.0] * len(e.completion) + [0.0] * (t - len(e.completion)) for e in episodes], device=device)
+        mask = torch.tensor(
+            [[1.0] * len(e.completion) + [0.0] * (t - len(e.completion)) for e in episodes], device=device
+        )
         prompt = torch.tensor([[0] * (p - len(g[0].prompt)) + g[0].prompt for g in groups], device=device)  # (R, P)
         real = torch.tensor([[0] * (p - len(g[0].prompt)) + [1] * len(g[0].prompt) for g in groups], device=device)
 
-        after, after_real = completion[:, :-1], mask[:, 1:].long()  # (B, T-1): a token is read where it has one to predict
+        after, after_real = (
+            completion[:, :-1],
+            mask[:, 1:].long(),
+        )  # (B, T-1): a token is read where it has one to predict
         ids = torch.cat([prompt, after.reshape(len(groups), -1)], 1)
         present = torch.cat([real, after_real.reshape(len(groups), -1)], 1)
         start = real.sum(-1).repeat_interleave(n)[:, None]  # (B, 1)
-        positions = torch.cat([(real.cumsum(-1) - 1).clamp(min=0), (start + torch.arange(t - 1, device=device)).reshape(len(groups), -1)], 1)
+        positions = torch.cat(
+            [(real.cumsum(-1) - 1).clamp(min=0), (start + torch.arange(t - 1, device=device)).reshape(len(groups), -1)],
+            1,
+        )
         attention = present if n == 1 else branching(present, p, n)
         return cls(ids, positions, attention, completion, mask)
 
     def predicting(self, hidden):
-        """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the prompt's last, then the completion's own."""
+        """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the prompt's last, then the
+        completion's own.
+        """
         (b, t), (r, length), d = self.completion.shape, self.ids.shape, hidden.shape[-1]
         p, n = length - b // r * (t - 1), b // r
-        last = hidden[:, p - 1:p].expand(r, n, d).reshape(b, 1, d)
+        last = hidden[:, p - 1 : p].expand(r, n, d).reshape(b, 1, d)
         return torch.cat([last, hidden[:, p:].reshape(b, t - 1, d)], 1)
 
 
 class Comparison(NamedTuple):
-    """The policy's last hidden states (B, T, d); of each completion token log π, log π_ref, π's entropy and KL(π ‖ π_ref), all (B, T) at the sampling
-    temperature and 0 on padding."""
+    """The policy's last hidden states (B, T, d); of each completion token log π, log π_ref, π's entropy and KL(π ‖
+    π_ref), all (B, T) at the sampling temperature and 0 on padding."""
 
     hidden: torch.Tensor
     logprob: torch.Tensor
@@ -69,10 +81,19 @@ class Comparison(NamedTuple):
 
 
 def branching(present, p, n):
-    """A mask (R, 1, L, L) to add to attention scores, for n branches of one length after a prompt of P: each sees the prompt and itself."""
+    """A mask (R, 1, L, L) to add to attention scores, for n branches of one length after a prompt of P: each sees the
+    prompt and itself.
+    """
     length = present.shape[1]
-    branch = torch.arange(length, device=present.device).sub(p).div((length - p) // n or 1, rounding_mode="floor").clamp(min=-1)  # (L,), −1 the prompt
-    seen = torch.ones(length, length, dtype=torch.bool, device=present.device).tril() & ((branch == -1) | (branch == branch[:, None]))
+    branch = (
+        torch.arange(length, device=present.device)
+        .sub(p)
+        .div((length - p) // n or 1, rounding_mode="floor")
+        .clamp(min=-1)
+    )  # (L,), −1 the prompt
+    seen = torch.ones(length, length, dtype=torch.bool, device=present.device).tril() & (
+        (branch == -1) | (branch == branch[:, None])
+    )
     return torch.where(seen & present[:, None, None].bool(), 0.0, torch.finfo(torch.float32).min)
 
 
@@ -120,13 +141,19 @@ class PolicyModel:
         if attention.dim() == 4:
             dtype = self.causal.get_input_embeddings().weight.dtype
             attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
-        inputs = loading.inputs(self.causal.base_model, input_ids=batch.ids, attention_mask=attention, position_ids=batch.positions, use_cache=False)
+        inputs = loading.inputs(
+            self.causal.base_model,
+            input_ids=batch.ids,
+            attention_mask=attention,
+            position_ids=batch.positions,
+            use_cache=False,
+        )
         out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
 
     def token_logprobs(self, hidden, batch, temperature=None):
-        """log π of the completion tokens, (B, T), by default at the sampling temperature; 0 on padding. hidden (B, T, d) as `hidden` gives it: only
-        completion tokens meet the head, which is a fifth of the trunk's work."""
+        """log π of the completion tokens, (B, T), by default at the sampling temperature; 0 on padding. hidden (B, T,
+        d) as `hidden` gives it: only completion tokens meet the head, which is a fifth of the trunk's work."""
         head = self.causal.get_output_embeddings()
         return ppo_math.head_logprobs(hidden, head, batch.completion, temperature or self.temperature) * batch.mask
 
@@ -149,11 +176,11 @@ class PolicyModel:
         return self.value_head(hidden.float())[..., 0]
 
     def totals(self, episodes, microbatch):
-        """Of each reply the totals over its tokens, in nats: {"logprob", "ref_logprob", "kl"}, lists of floats. Over the policy's own samples the mean
-        KL is that of whole replies."""
+        """Of each reply the totals over its tokens, in nats: {"logprob", "ref_logprob", "kl"}, lists of floats. Over
+        the policy's own samples the mean KL is that of whole replies."""
         totals = {"logprob": [], "ref_logprob": [], "kl": []}
         for start in range(0, len(episodes), microbatch):
-            found = self.compare(self.batch(episodes[start:start + microbatch]))
+            found = self.compare(self.batch(episodes[start : start + microbatch]))
             for name, total in totals.items():
                 total += getattr(found, name).sum(-1).tolist()
         return totals

@@ -1,7 +1,8 @@
 """The mathematics of PPO for language models as pure tensor functions: no models, no settings, no state.
 
-B replies of at most T tokens; `mask` (B, T) is 1 on reply tokens and 0 on padding after them. All tensors are fp32. Names follow Schulman et al.
-2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et al. 2019 (adaptive KL) and Huang et al. 2024 (the N implementation details).
+B replies of at most T tokens; `mask` (B, T) is 1 on reply tokens and 0 on padding after them. All tensors are fp32.
+Names follow Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et al. 2019 (adaptive KL) and Huang et al.
+2024 (the N implementation details).
 """
 
 import torch
@@ -22,8 +23,8 @@ def masked_whiten(x, mask, eps=1e-8):
 
 
 class _Vocabulary:
-    """softmax(head(hidden) / temperature) of at most HEAD_ROWS hidden states at once, in buffers that are filled again: fresh pages for tensors of
-    this size cost more than the arithmetic on them."""
+    """softmax(head(hidden) / temperature) of at most HEAD_ROWS hidden states at once, in buffers that are filled again:
+    fresh pages for tensors of this size cost more than the arithmetic on them."""
 
     def __init__(self, hidden, weight, bias, temperature):
         self.weight, self.bias, self.temperature = weight, bias, temperature
@@ -31,8 +32,10 @@ class _Vocabulary:
         self.logits, self.p = (torch.empty_like(self.product, dtype=torch.float32) for _ in range(2))
 
     def __call__(self, hidden):
-        """hidden (k, d) -> logits (k, V), of largest 0; their exponentials (k, V); and the sums of these (k,). Good until the next call."""
-        product, logits, p = (x[:len(hidden)] for x in (self.product, self.logits, self.p))
+        """hidden (k, d) -> logits (k, V), of largest 0; their exponentials (k, V); and the sums of these (k,). Good
+        until the next call.
+        """
+        product, logits, p = (x[: len(hidden)] for x in (self.product, self.logits, self.p))
         torch.mm(hidden, self.weight.T, out=product)
         logits.copy_(product if self.bias is None else product.add_(self.bias)).div_(self.temperature)
         logits.sub_(logits.amax(-1, keepdim=True))
@@ -59,26 +62,31 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        slope, = ctx.saved_tensors
+        (slope,) = ctx.saved_tensors
         return (gradient[:, None] * slope).to(slope.dtype), None, None, None, None
 
 
 def head_logprobs(hidden, head, tokens, temperature):
-    """log π(token) under softmax(head(hidden) / temperature); hidden (..., d), tokens (...) -> (...) fp32. `head` is linear and frozen.
+    """log π(token) under softmax(head(hidden) / temperature); hidden (..., d), tokens (...) -> (...) fp32. `head` is
+    linear and frozen.
 
-    A token's log-probability hangs on its own hidden state alone, so its gradient is worked out at once: nothing of the vocabulary's size outlives
-    a few rows, where autograd would keep several of (..., V).
+    A token's log-probability hangs on its own hidden state alone, so its gradient is worked out at once: nothing of the
+    vocabulary's size outlives a few rows, where autograd would keep several of (..., V).
     """
-    flat = _HeadLogprobs.apply(hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, tokens.reshape(-1), temperature)
+    flat = _HeadLogprobs.apply(
+        hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, tokens.reshape(-1), temperature
+    )
     return flat.view(tokens.shape)
 
 
 @torch.no_grad()
 def head_comparison(hidden, ref_hidden, head, tokens, temperature):
-    """log π(token), log π_ref(token), π's entropy and KL(π ‖ π_ref), both in nats and over the whole vocabulary; four (...) fp32, no gradients.
+    """log π(token), log π_ref(token), π's entropy and KL(π ‖ π_ref), both in nats and over the whole vocabulary; four
+    (...) fp32, no gradients.
 
-    Summed over the tokens of the policy's own replies, that KL estimates the one between whole replies as k1 does, with the chance of each token
-    averaged out (Amini et al. 2025). hidden, ref_hidden (..., d) of the same positions, tokens (...); the rest as in `head_logprobs`.
+    Summed over the tokens of the policy's own replies, that KL estimates the one between whole replies as k1 does, with
+    the chance of each token averaged out (Amini et al. 2025). hidden, ref_hidden (..., d) of the same positions, tokens
+    (...); the rest as in `head_logprobs`.
     """
     new, ref, flat = (x.reshape(-1, x.shape[-1]) for x in (hidden, ref_hidden, tokens[..., None]))
     of_new, of_ref = (_Vocabulary(x, head.weight, head.bias, temperature) for x in (new, ref))
@@ -86,7 +94,10 @@ def head_comparison(hidden, ref_hidden, head, tokens, temperature):
     for h, h_ref, token in zip(new.split(HEAD_ROWS), ref.split(HEAD_ROWS), flat.split(HEAD_ROWS), strict=True):
         (logits, p, total), (ref_logits, _, ref_total) = of_new(h), of_ref(h_ref)
         log_total, log_ref_total = total.log(), ref_total.log()
-        logprobs, ref_logprobs = logits.gather(-1, token)[:, 0] - log_total, ref_logits.gather(-1, token)[:, 0] - log_ref_total
+        logprobs, ref_logprobs = (
+            logits.gather(-1, token)[:, 0] - log_total,
+            ref_logits.gather(-1, token)[:, 0] - log_ref_total,
+        )
         entropy = log_total - torch.linalg.vecdot(p, logits) / total
         kl = torch.linalg.vecdot(p, logits.sub_(ref_logits)) / total - log_total + log_ref_total
         columns.append((logprobs, ref_logprobs, entropy, kl))
@@ -99,7 +110,9 @@ def kl_k1(logprobs, ref_logprobs):
 
 
 def kl_k3(logprobs, ref_logprobs):
-    """k3 estimate of KL(π ‖ π_ref) per token, r − 1 − log r with r = π_ref/π: never negative, for plots (Schulman 2020). (B, T)."""
+    """k3 estimate of KL(π ‖ π_ref) per token, r − 1 − log r with r = π_ref/π: never negative, for plots (Schulman
+    2020). (B, T).
+    """
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - 1 - log_ratio
 
@@ -113,8 +126,10 @@ def token_rewards(scores, kl, mask, beta):
 
 
 def leave_one_out(scores, n):
-    """Each score minus the mean of the other scores of its prompt, where n replies in a row answer one (Kool et al. 2019; RLOO, Ahmadian et al.
-    2024): what a prompt is worth to every reply is no reply's merit, and a value head learns it late. (B,) -> (B,), as it was for n = 1."""
+    """Each score minus the mean of the other scores of its prompt, where n replies in a row answer one (Kool et al.
+    2019; RLOO, Ahmadian et al. 2024): what a prompt is worth to every reply is no reply's merit, and a value head
+    learns it late. (B,) -> (B,), as it was for n = 1.
+    """
     if n == 1:
         return scores
     of_prompt = scores.view(-1, n)
@@ -122,7 +137,8 @@ def leave_one_out(scores, n):
 
 
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over replies that end: nothing is bootstrapped past the last token.
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over replies that end: nothing is bootstrapped
+    past the last token.
 
     rewards, values, mask (B, T) -> advantages, returns (B, T), zero on padding.
     """
@@ -138,7 +154,9 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip):
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), token mean, to be minimised. Returns (loss, clip fraction)."""
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), token mean, to be minimised. Returns (loss, clip
+    fraction).
+    """
     ratio = torch.exp(logprobs - old_logprobs)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)

@@ -1,7 +1,8 @@
 """Votes to preference examples, their split, and the likelihood of a vote given scores.
 
-Pairs follow Davidson (1970): P(a) = e^sa / Z, P(b) = e^sb / Z, P(tie) = ν·e^((sa+sb)/2) / Z, with ν learned, so that a tie is information.
-Thumbs and both-bad are pointwise: P(good) = σ(s − θ) against a learned threshold θ. What a score is made of is `reward.py`'s.
+Pairs follow Davidson (1970): P(a) = e^sa / Z, P(b) = e^sb / Z, P(tie) = ν·e^((sa+sb)/2) / Z, with ν learned, so that a
+tie is information. Thumbs and both-bad are pointwise: P(good) = σ(s − θ) against a learned threshold θ. What a score is
+made of is `reward.py`'s.
 """
 
 import hashlib
@@ -20,8 +21,10 @@ class Preferences:
     replies   [(prompt ids, completion ids)]
     pairs     [(index a, index b, outcome, weight, unit, vote id or None)]
     points    [(index, 1 good or 0 bad, weight, unit)]
-    votes     [(vote id, unit)] of every vote among them, both-bad included: as many as everybody else who counts votes tells
-    `unit` is what the split keeps whole: the conversation, or, with too few conversations, the context that was replied to.
+    votes     [(vote id, unit)] of every vote among them, both-bad included: as many as everybody else who counts votes
+    tells
+    `unit` is what the split keeps whole: the conversation, or, with too few conversations, the context that was replied
+    to.
     """
 
     replies: list = field(default_factory=list)
@@ -33,7 +36,9 @@ class Preferences:
 
     def part(self, units_in):
         """The same with only the pairs and points whose unit satisfies `units_in`."""
-        return replace(self, pairs=[p for p in self.pairs if units_in(p[4])], points=[p for p in self.points if units_in(p[3])])
+        return replace(
+            self, pairs=[p for p in self.pairs if units_in(p[4])], points=[p for p in self.points if units_in(p[3])]
+        )
 
     def train(self):
         return self.part(lambda unit: unit not in self.heldout)
@@ -48,8 +53,9 @@ MIN_CONVERSATIONS = 4
 def collect(votes, ratings, demonstrations, encode_reply, *, heldout_fraction, annotator_weight, seed):
     """Build Preferences from the store's rows (see `Store.votes_for_training` and its neighbours).
 
-    An edited reply is a pair that its author decided: after over before. With fewer than four conversations the split is by context (what was
-    replied to), since no part of one conversation could be held out otherwise; `split_by` says so.
+    An edited reply is a pair that its author decided: after over before. With fewer than four conversations the split
+    is by context (what was replied to), since no part of one conversation could be held out otherwise; `split_by` says
+    so.
     """
     few = len({row["conversation"] for row in [*votes, *ratings, *demonstrations]}) < MIN_CONVERSATIONS
     prefs, index = Preferences(split_by="context" if few else "conversation"), {}
@@ -87,12 +93,21 @@ def collect(votes, ratings, demonstrations, encode_reply, *, heldout_fraction, a
 
 def from_store(store, base_hash, encode_reply, settings):
     """Preferences of all that people said about replies of this base model."""
-    return collect(store.votes_for_training(base_hash), store.ratings_for_training(base_hash), store.demonstrations(base_hash), encode_reply,
-                   heldout_fraction=settings.heldout_fraction, annotator_weight=settings.annotator_weight, seed=settings.seed)
+    return collect(
+        store.votes_for_training(base_hash),
+        store.ratings_for_training(base_hash),
+        store.demonstrations(base_hash),
+        encode_reply,
+        heldout_fraction=settings.heldout_fraction,
+        annotator_weight=settings.annotator_weight,
+        seed=settings.seed,
+    )
 
 
 def held_out(units, fraction, seed):
-    """Whole units that hold about `fraction` of the entries of `units`; which ones depends on their names and the seed alone."""
+    """Whole units that hold about `fraction` of the entries of `units`; which ones depends on their names and the seed
+    alone.
+    """
     distinct = sorted(set(units), key=lambda unit: _digest(seed, unit))
     chosen, size = set(), 0
     for unit in distinct[:-1]:
@@ -116,7 +131,9 @@ def _digest(*key):
 
 
 def pair_nll(score_a, score_b, outcome, log_nu):
-    """Davidson's negative log-likelihood of each pair. score_a, score_b (N,), outcome (N,) in {A, TIE, B}, log_nu scalar -> (N,)."""
+    """Davidson's negative log-likelihood of each pair. score_a, score_b (N,), outcome (N,) in {A, TIE, B}, log_nu
+    scalar -> (N,).
+    """
     return torch.nn.functional.cross_entropy(_pair_logits(score_a, score_b, log_nu), outcome, reduction="none")
 
 
@@ -127,7 +144,8 @@ def _pair_logits(score_a, score_b, log_nu):
 def pair_derivatives(score_a, score_b, outcome, log_nu):
     """Gradient (N, 2) and Hessian (N, 2, 2) of `pair_nll` by (score_a − score_b, log ν).
 
-    Davidson's model is an exponential family in these two, so the Hessian is the covariance of its statistics, (½, 0), (0, 1), (−½, 0) for a, tie, b.
+    Davidson's model is an exponential family in these two, so the Hessian is the covariance of its statistics, (½, 0),
+    (0, 1), (−½, 0) for a, tie, b.
     """
     statistics = torch.tensor([[0.5, 0.0], [0.0, 1.0], [-0.5, 0.0]], dtype=score_a.dtype)
     p = _pair_logits(score_a, score_b, log_nu).softmax(-1)
@@ -142,7 +160,9 @@ def point_nll(score, good, threshold):
 
 
 def accuracy(score_a, score_b, outcome):
-    """(right, decided): how many pairs that were not ties the scores put in the right order; equal scores count half. Arrays (N,)."""
+    """(right, decided): how many pairs that were not ties the scores put in the right order; equal scores count half.
+    Arrays (N,).
+    """
     decided = outcome != TIE
     sign = np.where(outcome == A, 1, -1)[decided] * np.sign(score_a - score_b)[decided]
     return float((sign > 0).sum() + 0.5 * (sign == 0).sum()), int(decided.sum())

@@ -1,7 +1,9 @@
-"""Preferences to a reward model: a penalised linear head on a quantised trunk's features, and, as a setting, an fp32 LoRA below it.
+"""Preferences to a reward model: a penalised linear head on a quantised trunk's features, and, as a setting, an fp32
+LoRA below it.
 
-Which view of the features the head reads, and how strongly its weights are penalised, cross-validation decides in every round.
-Owns the fit and what may be said of it; how a reply is scored is `playground/models/scorer.py`'s. Knows nothing about policies or PPO.
+Which view of the features the head reads, and how strongly its weights are penalised, cross-validation decides in every
+round. Owns the fit and what may be said of it; how a reply is scored is `playground/models/scorer.py`'s. Knows nothing
+about policies or PPO.
 """
 
 from contextlib import contextmanager
@@ -24,7 +26,9 @@ LENGTH_MATCHED = 0.1  # largest difference of log lengths of a pair that counts 
 
 @dataclass
 class Report:
-    """What a fit is worth. Cross-validated figures are over all votes, held-out ones over the split; intervals are Wilson's."""
+    """What a fit is worth. Cross-validated figures are over all votes, held-out ones over the split; intervals are
+    Wilson's.
+    """
 
     pairs: int
     view: str
@@ -47,9 +51,12 @@ class Report:
 
 # -- the head
 
+
 class Fit(NamedTuple):
-    """A fitted head: weight (d,), Davidson's log ν, the threshold θ of thumbs; factor (d, d), factor·factorᵀ being w's posterior covariance; and
-    influence (d, votes), how far each vote moved w, influence·influenceᵀ being its sampling covariance."""
+    """A fitted head: weight (d,), Davidson's log ν, the threshold θ of thumbs; factor (d, d), factor·factorᵀ being w's
+    posterior covariance; and influence (d, votes), how far each vote moved w, influence·influenceᵀ being its sampling
+    covariance.
+    """
 
     weight: torch.Tensor
     log_nu: float
@@ -59,16 +66,21 @@ class Fit(NamedTuple):
 
 
 def fit_head(x, prefs, penalty, start=None):
-    """Minimise weighted NLL + penalty/2·|w|² by Newton's method, from another Fit if given; the objective is convex. x (N, d) standardised -> Fit.
+    """Minimise weighted NLL + penalty/2·|w|² by Newton's method, from another Fit if given; the objective is convex. x
+    (N, d) standardised -> Fit.
 
-    The posterior is Laplace's approximation: Gaussian, with the objective's curvature at its minimum as inverse covariance (MacKay 1992). The
-    influence is the infinitesimal jackknife's (Jaeckel 1972): what a bootstrap over votes would find, without the refits.
+    The posterior is Laplace's approximation: Gaussian, with the objective's curvature at its minimum as inverse
+    covariance (MacKay 1992). The influence is the infinitesimal jackknife's (Jaeckel 1972): what a bootstrap over votes
+    would find, without the refits.
     """
     x, d = x.double(), x.shape[1]
     a, b, outcome, pair_weight = columns(prefs.pairs, torch.long, torch.long, torch.long, x.dtype)
     i, good, point_weight = columns(prefs.points, torch.long, x.dtype, x.dtype)
     # linear predictors of φ = (w, log ν, θ): δ of each pair and s − θ of each point
-    pair_design, point_design = torch.zeros(len(prefs.pairs), d + 2, dtype=x.dtype), torch.zeros(len(prefs.points), d + 2, dtype=x.dtype)
+    pair_design, point_design = (
+        torch.zeros(len(prefs.pairs), d + 2, dtype=x.dtype),
+        torch.zeros(len(prefs.points), d + 2, dtype=x.dtype),
+    )
     pair_design[:, :d] = x[a] - x[b]
     point_design[:, :d], point_design[:, d + 1] = x[i], -1
     # weak priors keep ν and θ finite where no tie or no thumb speaks of them
@@ -90,7 +102,9 @@ def fit_head(x, prefs, penalty, start=None):
         by_pair = pair_design * slope[:, 0, None]
         by_pair[:, d] = slope[:, 1]
         by_vote = torch.cat([by_pair, point_design * (point_weight * (good_p - good))[:, None]])
-        hessian = torch.diag(precision) + point_design.T @ (point_design * (point_weight * good_p * (1 - good_p))[:, None])
+        hessian = torch.diag(precision) + point_design.T @ (
+            point_design * (point_weight * good_p * (1 - good_p))[:, None]
+        )
         hessian += pair_design.T @ (pair_design * curvature[:, 0, 0, None])
         mixed = pair_design.T @ curvature[:, 0, 1]
         hessian[d] += mixed
@@ -119,22 +133,28 @@ def columns(rows, *dtypes):
 
 
 def standardised(reading, view):
-    """(x (N, d), centre (d,), scale (d,)): one view of a Reading, with rows of about unit norm in which every block has an equal share."""
+    """(x (N, d), centre (d,), scale (d,)): one view of a Reading, with rows of about unit norm in which every block has
+    an equal share.
+    """
     blocks = scorer.view(reading.features, reading.parts, view)
     share = torch.cat([torch.full((block.shape[1],), float(block.shape[1] * len(blocks))) for block in blocks]).sqrt()
     raw = torch.cat(blocks, -1)
     centre, deviation = raw.mean(0), raw.std(0)
     if view in scorer.ON_ONE_SCALE:
-        common = [part.square().mean().sqrt().expand_as(part) for part in deviation.split([block.shape[1] for block in blocks])]
+        common = [
+            part.square().mean().sqrt().expand_as(part)
+            for part in deviation.split([block.shape[1] for block in blocks])
+        ]
         deviation = torch.where(deviation > CONSTANT, torch.cat(common), deviation)
-    # what does not vary among these replies says nothing here, and must say nothing of others: infinitely wide, it is always 0
+    # what does not vary among these replies says nothing here, and must say nothing of others: infinitely wide, it is
+    # always 0
     scale = torch.where(deviation > CONSTANT, deviation, torch.inf) * share
     return (raw - centre) / scale, centre, scale
 
 
 def span(x, prefs):
-    """Orthonormal basis (d, r) of what the votes compare, r at most their number. Every ridge-penalised fit lies in it, so a fit on x @ basis
-    gives the same scores, and costs less where votes are few."""
+    """Orthonormal basis (d, r) of what the votes compare, r at most their number. Every ridge-penalised fit lies in it,
+    so a fit on x @ basis gives the same scores, and costs less where votes are few."""
     a, b, i = *columns(prefs.pairs, torch.long, torch.long), *columns(prefs.points, torch.long)
     return torch.linalg.svd(torch.cat([x[a] - x[b], x[i]]), full_matrices=False).Vh.T
 
@@ -146,18 +166,36 @@ def designs(reading, prefs, settings):
 
 
 def fit_model(reading, prefs, view, penalty, pessimism=0.0):
-    """A RewardModel with the head that all of `prefs` give on one view of a Reading of their replies; not yet standardised."""
+    """A RewardModel with the head that all of `prefs` give on one view of a Reading of their replies; not yet
+    standardised.
+    """
     x, centre, scale = standardised(reading, view)
     basis = span(x, prefs)
     head = fit_head(x @ basis, prefs, penalty)
-    return scorer.RewardModel(view, reading.parts, reading.tokens, centre, scale, basis @ head.weight, basis, head.factor, head.influence, penalty,
-                              head.log_nu, head.threshold, pessimism)
+    return scorer.RewardModel(
+        view,
+        reading.parts,
+        reading.tokens,
+        centre,
+        scale,
+        basis @ head.weight,
+        basis,
+        head.factor,
+        head.influence,
+        penalty,
+        head.log_nu,
+        head.threshold,
+        pessimism,
+    )
 
 
 # -- what may be said of it
 
+
 class Predictions(NamedTuple):
-    """Scores' say on n pairs that they were not fitted on: score differences a − b, the fit's log ν, and the outcomes, each (n,)."""
+    """Scores' say on n pairs that they were not fitted on: score differences a − b, the fit's log ν, and the outcomes,
+    each (n,).
+    """
 
     delta: torch.Tensor
     log_nu: torch.Tensor
@@ -195,7 +233,11 @@ class Predictions(NamedTuple):
         decided = self.outcome != preferences.TIE
         p, order = torch.sigmoid(self.delta[decided]).numpy(), torch.argsort(self.delta[decided]).numpy()
         y = (self.outcome[decided] == preferences.A).numpy()
-        return [(float(p[part].mean()), float(y[part].mean()), len(part)) for part in np.array_split(order, bins) if len(part)]
+        return [
+            (float(p[part].mean()), float(y[part].mean()), len(part))
+            for part in np.array_split(order, bins)
+            if len(part)
+        ]
 
     def calibration_error(self, bins=10):
         """Expected calibration error (Naeini et al. 2015) over these bins; None where no pair is decided."""
@@ -204,9 +246,14 @@ class Predictions(NamedTuple):
 
 
 def split(prefs, seed):
-    """[(training part, indices of the pairs to predict)], folds of whole units; those on which nothing can be fitted or predicted are left out."""
+    """[(training part, indices of the pairs to predict)], folds of whole units; those on which nothing can be fitted or
+    predicted are left out.
+    """
     fold = preferences.folds([p[4] for p in prefs.pairs], FOLDS, seed)
-    parts = [(prefs.part(lambda unit, k=k: fold.get(unit) != k), [i for i, p in enumerate(prefs.pairs) if fold[p[4]] == k]) for k in range(FOLDS)]
+    parts = [
+        (prefs.part(lambda unit, k=k: fold.get(unit) != k), [i for i, p in enumerate(prefs.pairs) if fold[p[4]] == k])
+        for k in range(FOLDS)
+    ]
     return [(train, at) for train, at in parts if train.pairs and at]
 
 
@@ -226,20 +273,26 @@ def fitted_scores(x, prefs, penalty):
 
 
 def choose(x_by_view, prefs, seed):
-    """(view, penalty) of least cross-validated NLL; the first and strongest where no fold can be held out. x_by_view as `designs` gives it."""
+    """(view, penalty) of least cross-validated NLL; the first and strongest where no fold can be held out. x_by_view as
+    `designs` gives it.
+    """
     nll = {(view, penalty): 0.0 for view in x_by_view for penalty in PENALTIES}
     for view, x in x_by_view.items():
         for train, at in split(prefs, seed):
             head = None
             for penalty in PENALTIES:  # each fit starts where the stronger penalty's ended
                 head = fit_head(x, train, penalty, head)
-                nll[view, penalty] += len(at) * Predictions.of(x @ head.weight, head.log_nu, [prefs.pairs[i] for i in at]).nll()
+                nll[view, penalty] += (
+                    len(at) * Predictions.of(x @ head.weight, head.log_nu, [prefs.pairs[i] for i in at]).nll()
+                )
     return min(nll, key=nll.get)
 
 
 @contextmanager
 def one_thread():
-    """Torch on one thread: a fit is thousands of small solves, for which a second thread does little, and much harm beside a chat."""
+    """Torch on one thread: a fit is thousands of small solves, for which a second thread does little, and much harm
+    beside a chat.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -257,7 +310,9 @@ def wilson(right, n, confidence=0.95):
 
 
 def evidence(right, decided, confidence):
-    """(enough, reason): whether the accuracy's interval clears chance; else a sentence with about how many more votes it would take."""
+    """(enough, reason): whether the accuracy's interval clears chance; else a sentence with about how many more votes
+    it would take.
+    """
     if decided == 0:
         return False, "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
     if not confidence:
@@ -265,18 +320,29 @@ def evidence(right, decided, confidence):
     accuracy, (low, high) = right / decided, wilson(right, decided, confidence)
     if low > 0.5:
         return True, None
-    needed = next((n for n in range(decided + 1, 20 * decided + 200) if wilson(accuracy * n, n, confidence)[0] > 0.5), None)
-    more = f"about {needed - decided} more at this agreement rate" if needed else "the votes do not agree with each other so far"
-    return False, f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}."
+    needed = next(
+        (n for n in range(decided + 1, 20 * decided + 200) if wilson(accuracy * n, n, confidence)[0] > 0.5), None
+    )
+    more = (
+        f"about {needed - decided} more at this agreement rate"
+        if needed
+        else "the votes do not agree with each other so far"
+    )
+    return (
+        False,
+        f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}.",
+    )
 
 
 # -- the whole fit
 
+
 def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
     """Fit the reward model; returns (RewardModel, Report).
 
-    View and penalty are chosen by cross-validated NLL. The reported figures choose again without the votes that they are measured on, so that
-    what the choice overfits does not count as learning. The model returned is fitted on all votes, so that none is wasted.
+    View and penalty are chosen by cross-validated NLL. The reported figures choose again without the votes that they
+    are measured on, so that what the choice overfits does not count as learning. The model returned is fitted on all
+    votes, so that none is wasted.
     """
     reading = scorer.Reading.of(trunk.features(prefs.replies, on_batch), trunk.parts, prefs.replies)
     x = designs(reading, prefs, settings)
@@ -305,25 +371,40 @@ def fit(prefs, trunk, settings, on_batch=lambda done, total: None):
     right, decided = cv.right()
     enough, reason = evidence(right, decided, settings.evidence_confidence)
     report = Report(
-        pairs=len(prefs.pairs), view=view, penalty=penalty,
-        cv_accuracy=right / max(decided, 1), cv_interval=wilson(right, decided), cv_nll=cv.nll(), cv_calibration_error=cv.calibration_error(), cv_reliability=cv.reliability(),
-        cv_length_matched=matched.accuracy(), cv_length_matched_pairs=matched.right()[1],
-        heldout_pairs=len(held.outcome), heldout_accuracy=held.accuracy(), heldout_interval=wilson(*held.right()) if held.right()[1] else None,
-        heldout_nll=held.nll(), enough=enough, reason=reason, lora_epochs=epochs)
+        pairs=len(prefs.pairs),
+        view=view,
+        penalty=penalty,
+        cv_accuracy=right / max(decided, 1),
+        cv_interval=wilson(right, decided),
+        cv_nll=cv.nll(),
+        cv_calibration_error=cv.calibration_error(),
+        cv_reliability=cv.reliability(),
+        cv_length_matched=matched.accuracy(),
+        cv_length_matched_pairs=matched.right()[1],
+        heldout_pairs=len(held.outcome),
+        heldout_accuracy=held.accuracy(),
+        heldout_interval=wilson(*held.right()) if held.right()[1] else None,
+        heldout_nll=held.nll(),
+        enough=enough,
+        reason=reason,
+        lora_epochs=epochs,
+    )
     return model, report
 
 
 def fit_lora(model, prefs, trunk, settings, held):
     """Train an fp32 LoRA below the head's features on the training units, keeping the epoch with the best held-out NLL.
 
-    `held` are the frozen features' Predictions of the held-out pairs, to be beaten. Returns (epochs kept, LoRA tensors, Predictions);
-    0 epochs means that the frozen features were better, and the LoRA is left at zero.
+    `held` are the frozen features' Predictions of the held-out pairs, to be beaten. Returns (epochs kept, LoRA tensors,
+    Predictions); 0 epochs means that the frozen features were better, and the LoRA is left at zero.
     """
     pairs = prefs.train().pairs
     parameters = trunk.attach_lora(settings.reward_lora_rank)
     weight = model.weight.clone().requires_grad_(True)
     log_nu = torch.tensor(model.log_nu)
-    optimizer = torch.optim.AdamW([{"params": list(parameters.values()), "lr": 1e-4}, {"params": [weight], "lr": 1e-3}], eps=1e-5)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(parameters.values()), "lr": 1e-4}, {"params": [weight], "lr": 1e-3}], eps=1e-5
+    )
 
     def kept():
         return {k: v.detach().clone() for k, v in parameters.items()}
@@ -334,7 +415,9 @@ def fit_lora(model, prefs, trunk, settings, held):
         for rows in torch.randperm(len(pairs), generator=order).split(max(1, settings.reward_batch // 2)):
             chosen = [pairs[i] for i in rows]
             replies = [prefs.replies[p[side]] for p in chosen for side in (0, 1)]
-            scores = model.design(scorer.with_counts(trunk.batch_features(replies).cpu(), replies, model.tokens)) @ weight
+            scores = (
+                model.design(scorer.with_counts(trunk.batch_features(replies).cpu(), replies, model.tokens)) @ weight
+            )
             outcome, case_weight = torch.tensor([p[2] for p in chosen]), torch.tensor([p[3] for p in chosen])
             loss = (case_weight * preferences.pair_nll(scores[0::2], scores[1::2], outcome, log_nu)).mean()
             optimizer.zero_grad()

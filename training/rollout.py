@@ -15,7 +15,9 @@ HALF_LIFE = 100  # contexts
 
 @dataclass
 class Episode:
-    """One reply of the policy: prompt ids, completion ids (with the end token where it ended), and whether it ended by itself."""
+    """One reply of the policy: prompt ids, completion ids (with the end token where it ended), and whether it ended by
+    itself.
+    """
 
     prompt: list
     completion: list
@@ -29,8 +31,10 @@ def seed_prompts(part, tokenizer, budget):
 
 
 def canaries(tokenizer, budget, most=None):
-    """The shipped plain requests with a plain reply each, as Episodes; what a sound policy still finds likely. Without the end of the
-    reply, which becomes unlikely where the votes favour longer ones. Cut to the `most` tokens that the model takes."""
+    """The shipped plain requests with a plain reply each, as Episodes; what a sound policy still finds likely. Without
+    the end of the reply, which becomes unlikely where the votes favour longer ones. Cut to the `most` tokens that the
+    model takes.
+    """
     found = []
     for request, reply in prompts.canaries():
         prompt = prompts.encode([{"role": "user", "content": request}], tokenizer, budget)
@@ -39,31 +43,39 @@ def canaries(tokenizer, budget, most=None):
 
 
 def choose(people, seeds, n, rng):
-    """`n` distinct prompts, or as many as there are: up to half of them contexts that people had, given from the oldest to the latest, and likelier the
-    later; the rest shipped ones."""
+    """`n` distinct prompts, or as many as there are: up to half of them contexts that people had, given from the oldest
+    to the latest, and likelier the later; the rest shipped ones."""
     own = recent(people, min(len(people), n // 2), rng)
     return own + rng.sample(seeds, min(len(seeds), n - len(own)))
 
 
 def recent(items, n, rng):
-    """`n` distinct ones of `items`, ordered from the oldest; one is half as likely as another HALF_LIFE places after it (Gumbel's top n)."""
+    """`n` distinct ones of `items`, ordered from the oldest; one is half as likely as another HALF_LIFE places after it
+    (Gumbel's top n).
+    """
     keys = [place * math.log(2) / HALF_LIFE - math.log(rng.expovariate(1)) for place in range(len(items))]
     return [items[place] for place in sorted(range(len(items)), key=keys.__getitem__, reverse=True)[:n]]
 
 
 def generator(*key):
-    """A random source that depends on the key alone, so that a resumed round draws what an unbroken one would have drawn."""
+    """A random source that depends on the key alone, so that a resumed round draws what an unbroken one would have
+    drawn.
+    """
     return random.Random(hashlib.sha256("/".join(map(str, key)).encode()).digest())
 
 
 def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_tokens, rows=32):
-    """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or the KL estimate is biased."""
+    """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or
+    the KL estimate is biased.
+    """
     sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
     forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.of(model)
     at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), at_once):
-        chunk = prompt_ids[start:start + at_once]
+        chunk = prompt_ids[start : start + at_once]
         seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
         done = decoder.run(forward, chunk, seeds, sampling, end_tokens, n=replies)
-        episodes += [Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end") for i, reply in enumerate(done)]
+        episodes += [
+            Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end") for i, reply in enumerate(done)
+        ]
     return episodes

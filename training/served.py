@@ -1,4 +1,6 @@
-"""Is what is served what was trained? The chat runs a version in a number format of its own; how far that is from the policy, on its own replies."""
+"""Is what is served what was trained? The chat runs a version in a number format of its own; how far that is from the
+policy, on its own replies.
+"""
 
 import torch
 
@@ -7,15 +9,17 @@ EPISODES = 8  # of the gate's; logits of the whole vocabulary are compared
 
 @torch.no_grad()
 def divergence(model, forward, episodes):
-    """Mean KL(trained ‖ served) in nats a token: `model` as it was trained against `forward`, which decodes it, both at temperature 1."""
+    """Mean KL(trained ‖ served) in nats a token: `model` as it was trained against `forward`, which decodes it, both at
+    temperature 1.
+    """
     total = tokens = 0
     for episode in episodes[:EPISODES]:
         prompt, reply = episode.prompt, episode.completion
         ids = torch.tensor([prompt + reply], device=next(model.parameters()).device)
-        trained = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1].float(), -1)
+        trained = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float(), -1)
         line = forward.open(1, len(prompt), len(reply))
         while len(line.prompt) < len(prompt):
-            logits = forward.read(line, prompt[len(line.prompt):][:forward.chunk])[None]
+            logits = forward.read(line, prompt[len(line.prompt) :][: forward.chunk])[None]
         for at, token in enumerate(reply):
             served = torch.log_softmax(logits, -1)[0]
             total += (trained[at].exp() * (trained[at] - served)).sum().item()

@@ -1,4 +1,6 @@
-"""Demonstrations to a warm start: supervised fine-tuning of the policy's LoRA on replies that people wrote (an edited reply is one)."""
+"""Demonstrations to a warm start: supervised fine-tuning of the policy's LoRA on replies that people wrote (an edited
+reply is one).
+"""
 
 import torch
 
@@ -8,7 +10,9 @@ from training.rollout import Episode, generator
 
 
 def examples(rows, encode_reply, context, most=None):
-    """Episodes of the store's demonstration rows whose prompt fits into `context` tokens, cut to the `most` tokens that the model takes."""
+    """Episodes of the store's demonstration rows whose prompt fits into `context` tokens, cut to the `most` tokens that
+    the model takes.
+    """
     found = []
     for row in rows:
         if len(row["prompt"]) <= context:
@@ -29,7 +33,7 @@ def train(policy, demonstrations, settings, on_step=lambda step, steps, loss: No
     for epoch in range(settings.sft_epochs):
         order = generator(settings.seed, "sft", epoch).sample(range(len(demonstrations)), len(demonstrations))
         for start in range(0, len(order), settings.ppo_microbatch):
-            batch = policy.batch([demonstrations[i] for i in order[start:start + settings.ppo_microbatch]])
+            batch = policy.batch([demonstrations[i] for i in order[start : start + settings.ppo_microbatch]])
             logprobs = policy.token_logprobs(policy.hidden(batch), batch, temperature=1.0)
             loss = -ppo_math.masked_mean(logprobs, batch.mask)
             optimizer.zero_grad()

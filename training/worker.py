@@ -1,7 +1,9 @@
 """The worker process: decides when a round runs, holds its lease, and survives being killed.
 
-`run_once(store, settings, owner)` is the unit of work; sleeping, signals and priority stand outside it. `python -m training.worker` loops,
-`--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without enough evidence, 1 when it failed.
+`run_once(store, settings, owner)` is the unit of work; sleeping, signals and priority stand outside it. `python -m
+training.worker` loops,
+`--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without enough evidence, 1 when
+it failed.
 """
 
 import gc
@@ -42,16 +44,21 @@ class WorkerSettings(Settings):
 
 
 def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None):
-    """Run or resume one round (of a `kind` of Round) if there is one to run, calling `before` first; returns its final row, or None when there
-    was nothing to do.
+    """Run or resume one round (of a `kind` of Round) if there is one to run, calling `before` first; returns its final
+    row, or None when there was nothing to do.
 
     Whatever goes wrong in a round ends that round with the reason; only losing the lease, a store that cannot answer
     (StoreUnavailable), or being told to stop leaves it to the next worker.
     """
     settings = with_overrides(store, settings)
     auto_votes = settings.round_votes if auto and settings.auto_train else None
-    row = store.take_round(owner, lease_seconds=settings.lease_seconds, auto_votes=auto_votes,
-                           config=settings.model_dump(mode="json", include=set(Settings.model_fields)), seed=settings.seed)
+    row = store.take_round(
+        owner,
+        lease_seconds=settings.lease_seconds,
+        auto_votes=auto_votes,
+        config=settings.model_dump(mode="json", include=set(Settings.model_fields)),
+        seed=settings.seed,
+    )
     if row is None:
         return None
     before()
@@ -59,7 +66,12 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     try:
         with heartbeat(store, settings, row["id"], owner), logged(settings.rounds_dir / f"{row['id']:04d}" / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
-                store.end_round(row["id"], owner, "failed", f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.")
+                store.end_round(
+                    row["id"],
+                    owner,
+                    "failed",
+                    f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.",
+                )
             else:
                 run_logged(kind(store, settings, row, owner))
     except RoundEnded:
@@ -105,7 +117,9 @@ def why_failed(error, phase):
 
 
 def with_overrides(store, settings):
-    """The settings with what an admin changed; where that does not fit (any more), as they were, with a line in the log."""
+    """The settings with what an admin changed; where that does not fit (any more), as they were, with a line in the
+    log.
+    """
     try:
         return overridden(settings, store.overrides())
     except SettingsError as error:
@@ -184,8 +198,8 @@ def main(argv=None):
 
 
 def step(store, settings, owner, forecaster, eraser):
-    """Erase what people took back, and run a round or forecast some votes; whether there was anything to do. Where the store cannot answer it waits;
-    StoreLost where that is in vain."""
+    """Erase what people took back, and run a round or forecast some votes; whether there was anything to do. Where the
+    store cannot answer it waits; StoreLost where that is in vain."""
     try:
         eraser.step()
         return run_once(store, settings, owner, before=forecaster.rest) is not None or forecaster.step()
@@ -208,7 +222,9 @@ def wait_for_round(store, settings, owner):
 
 
 def be_quiet(settings):
-    """Train at the lowest priority: beside a chat, `nice 19` with all threads leaves it more speed than equal shares of threads do."""
+    """Train at the lowest priority: beside a chat, `nice 19` with all threads leaves it more speed than equal shares of
+    threads do.
+    """
     torch.set_num_threads(settings.threads)
     psutil.Process().nice(19 if os.name == "posix" else psutil.IDLE_PRIORITY_CLASS)
 

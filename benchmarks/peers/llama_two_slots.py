@@ -1,5 +1,7 @@
-"""The peer of llama.cpp: `python llama_two_slots.py JOB` in the peer's environment. The embedded GGUF (Q4_1) as it is, two sequences in one batch, each
-with the prompt of its own, as two slots of llama-server have; sampled at the chat's temperature. Prints what each repetition took."""
+"""The peer of llama.cpp: `python llama_two_slots.py JOB` in the peer's environment. The embedded GGUF (Q4_1) as it is,
+two sequences in one batch, each with the prompt of its own, as two slots of llama-server have; sampled at the chat's
+temperature. Prints what each repetition took.
+"""
 
 import ctypes
 import json
@@ -46,7 +48,7 @@ def main(job):
         last = {}
         for sequence in (0, 1):
             for at in range(0, len(prompt), 512):
-                part = prompt[at:at + 512]
+                part = prompt[at : at + 512]
                 fill(batch, [(t, at + i, sequence, at + i == len(prompt) - 1) for i, t in enumerate(part)])
                 assert llama.llama_decode(context, batch) == 0
             last[sequence] = sampled(-1)

@@ -1,4 +1,6 @@
-"""Gradio's own chat page, as its documentation has it: what a page takes before anything is added to it. The port is the one argument."""
+"""Gradio's own chat page, as its documentation has it: what a page takes before anything is added to it. The port is
+the one argument.
+"""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""PPO iterations of TRL's `PPOTrainer`, and its arithmetic on given tensors; run by TRL's own Python, knows nothing of Nudge.
+"""PPO iterations of TRL's `PPOTrainer`, and its arithmetic on given tensors; run by TRL's own Python, knows nothing of
+Nudge.
 
-`python trl_ppo.py JOB` reads a job (JSON) and prints, as its last line, what `ppo_step` asks of a side: seconds and tokens of each
-iteration, the peak memory, and the advantages and losses that TRL's code makes of the job's tensors.
+`python trl_ppo.py JOB` reads a job (JSON) and prints, as its last line, what `ppo_step` asks of a side: seconds and
+tokens of each iteration, the peak memory, and the advantages and losses that TRL's code makes of the job's tensors.
 """
 
 import inspect
@@ -52,36 +53,72 @@ class Clock(TrainerCallback):
 
     def figures(self):
         """{"seconds", "cpu_seconds"}: a list each, one entry an iteration."""
-        return {name: [b - a for a, b in itertools.pairwise(times)] for name, times in (("seconds", self.wall), ("cpu_seconds", self.cpu))}
+        return {
+            name: [b - a for a, b in itertools.pairwise(times)]
+            for name, times in (("seconds", self.wall), ("cpu_seconds", self.cpu))
+        }
 
 
 def counted(generate, tokens):
     """`batch_generation`, noting how many tokens it made."""
+
     def call(model, queries, *args):
         sequences, scores = generate(model, queries, *args)
         tokens.append(len(queries) * (sequences.shape[1] - queries.shape[1]))
         return sequences, scores
+
     return call
 
 
 def train(job, output_dir):
     """`job["ppo_iterations"]` PPO iterations; returns the seconds, the processor's seconds and the tokens of each."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job["pad"])  # TRL masks whatever equals the pad; the model's own also ends turns
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(
+        job["pad"]
+    )  # TRL masks whatever equals the pad; the model's own also ends turns
     dtype, episodes = getattr(torch, job["dtype"]), job["ppo_episodes"]
     policy = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     frozen = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype).base_model.requires_grad_(False)
-    reward, value = Scored(frozen, job["reward_head"]).requires_grad_(False), Scored(frozen, [0.0] * len(job["reward_head"]))
+    reward, value = (
+        Scored(frozen, job["reward_head"]).requires_grad_(False),
+        Scored(frozen, [0.0] * len(job["reward_head"])),
+    )
     config = PPOConfig(
-        output_dir=output_dir, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no",
-        disable_tqdm=True, num_sample_generations=0, seed=job["seed"], learning_rate=job["ppo_lr"], adam_epsilon=1e-5,
+        output_dir=output_dir,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        num_sample_generations=0,
+        seed=job["seed"],
+        learning_rate=job["ppo_lr"],
+        adam_epsilon=1e-5,
         total_episodes=job["ppo_iterations"] * episodes,
-        per_device_train_batch_size=episodes, gradient_accumulation_steps=1, num_mini_batches=episodes // job["ppo_minibatch"],
-        num_ppo_epochs=job["ppo_epochs"], local_rollout_forward_batch_size=episodes, response_length=job["rollout_tokens"],
-        temperature=job["temperature"], stop_token_id=None, kl_coef=job["kl_coefficient"], cliprange=job["ratio_clip"],
-        cliprange_value=job["value_clip"], vf_coef=job["value_coefficient"], gamma=1.0, lam=job["gae_lambda"])
-    lora = LoraConfig(r=job["lora_rank"], lora_alpha=job["lora_alpha"], lora_dropout=0.0, target_modules="all-linear", bias="none",
-                      task_type="CAUSAL_LM")
+        per_device_train_batch_size=episodes,
+        gradient_accumulation_steps=1,
+        num_mini_batches=episodes // job["ppo_minibatch"],
+        num_ppo_epochs=job["ppo_epochs"],
+        local_rollout_forward_batch_size=episodes,
+        response_length=job["rollout_tokens"],
+        temperature=job["temperature"],
+        stop_token_id=None,
+        kl_coef=job["kl_coefficient"],
+        cliprange=job["ratio_clip"],
+        cliprange_value=job["value_clip"],
+        vf_coef=job["value_coefficient"],
+        gamma=1.0,
+        lam=job["gae_lambda"],
+    )
+    lora = LoraConfig(
+        r=job["lora_rank"],
+        lora_alpha=job["lora_alpha"],
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     prompts = Dataset.from_dict({"input_ids": [p for p in job["prompts"] for _ in range(job["ppo_replies"])]})
     clock, tokens = Clock(), []
     ppo_trainer.batch_generation = counted(ppo_trainer.batch_generation, tokens)
@@ -91,8 +128,11 @@ def train(job, output_dir):
 
 # -- its arithmetic
 
+
 def passage(first, until):
-    """Code of the lines of `PPOTrainer.train` from the first that starts with `first` up to the next that starts with `until`."""
+    """Code of the lines of `PPOTrainer.train` from the first that starts with `first` up to the next that starts with
+    `until`.
+    """
     lines = inspect.getsource(PPOTrainer.train).splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
     end = next(i for i, line in enumerate(lines) if i > start and line.strip().startswith(until))
@@ -100,20 +140,42 @@ def passage(first, until):
 
 
 def arithmetic(job):
-    """TRL's advantages, returns and losses of the job's tensors: its own text, run in a namespace that gives its variables their values."""
+    """TRL's advantages, returns and losses of the job's tensors: its own text, run in a namespace that gives its
+    variables their values.
+    """
     t = {name: torch.tensor(x) for name, x in job["tensors"].items()}
     ended = t["mask"] == 0
-    scope = {**vars(ppo_trainer), "args": SimpleNamespace(gamma=1.0, lam=job["gae_lambda"], cliprange=job["ratio_clip"],
-                                                          cliprange_value=job["value_clip"], vf_coef=job["value_coefficient"]),
-             "padding_mask": ended, "padding_mask_p1": ended, "rewards": t["rewards"], "values": t["values"], "responses": t["mask"]}
+    scope = {
+        **vars(ppo_trainer),
+        "args": SimpleNamespace(
+            gamma=1.0,
+            lam=job["gae_lambda"],
+            cliprange=job["ratio_clip"],
+            cliprange_value=job["value_clip"],
+            vf_coef=job["value_coefficient"],
+        ),
+        "padding_mask": ended,
+        "padding_mask_p1": ended,
+        "rewards": t["rewards"],
+        "values": t["values"],
+        "responses": t["mask"],
+    }
     exec(passage("lastgaelam = 0", "advantages = masked_whiten"), scope)
     found = {"GAE advantages": scope["advantages"], "GAE returns": scope["returns"]}
     exec(passage("advantages = masked_whiten", "empty_cache()"), scope)
     found["whitened advantages"] = scope["advantages"]
 
     values = torch.nn.functional.pad(t["new_values"], (0, 1))[..., None]  # a prompt of one token before the reply
-    scope |= {"context_length": 1, "micro_batch_inds": slice(None), "vpred_temp": values, "new_logprobs": t["logprobs"],
-              "mb_logprobs": t["old_logprobs"], "mb_advantage": t["advantages"], "mb_return": t["returns"], "mb_values": t["values"]}
+    scope |= {
+        "context_length": 1,
+        "micro_batch_inds": slice(None),
+        "vpred_temp": values,
+        "new_logprobs": t["logprobs"],
+        "mb_logprobs": t["old_logprobs"],
+        "mb_advantage": t["advantages"],
+        "mb_return": t["returns"],
+        "mb_values": t["values"],
+    }
     exec(passage("new_logprobs = torch.masked_fill(", "accelerator.backward(loss)"), scope)
     found |= {"policy loss": scope["pg_loss"], "value loss": scope["vf_loss"]}
     return {name: x.tolist() for name, x in found.items()}

@@ -1,5 +1,5 @@
-"""The peer of two `generate` calls: `python two_generates.py JOB` in the peer's environment. transformers alone, bf16, one call a reply, as a page
-without an engine does. Prints what each repetition took."""
+"""The peer of two `generate` calls: `python two_generates.py JOB` in the peer's environment. transformers alone, bf16,
+one call a reply, as a page without an engine does. Prints what each repetition took."""
 
 import json
 import sys
@@ -35,8 +35,17 @@ def main(job):
         start, firsts = time.perf_counter(), []
         for _ in range(2):
             first = First()
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=job["tokens"], min_new_tokens=job["tokens"], do_sample=True,
-                                 temperature=0.7, top_k=0, top_p=1.0, streamer=first)
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=job["tokens"],
+                min_new_tokens=job["tokens"],
+                do_sample=True,
+                temperature=0.7,
+                top_k=0,
+                top_p=1.0,
+                streamer=first,
+            )
             assert out.shape[1] == len(job["prompt"]) + job["tokens"]
             firsts.append(first.at - start)
         runs.append({"seconds": time.perf_counter() - start, "first": firsts[0], "both": firsts[1]})

@@ -1,6 +1,7 @@
 """What a page may send with a gesture, checked by type where it enters `session.Chat`.
 
-Nothing is converted: true is no number, 2.5 no whole number, "3" no id. What an older database row holds is read through the same models.
+Nothing is converted: true is no number, 2.5 no whole number, "3" no id. What an older database row holds is read
+through the same models.
 """
 
 from typing import Annotated, Literal
@@ -9,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]  # of a row
 
-KNOBS = {"temperature": (0.05, 2.0), "top_p": (0.05, 1.0), "top_k": (0, 1000), "repetition_penalty": (1.0, 2.0)}  # what a chat may set for itself
+KNOBS = {
+    "temperature": (0.05, 2.0),
+    "top_p": (0.05, 1.0),
+    "top_k": (0, 1000),
+    "repetition_penalty": (1.0, 2.0),
+}  # what a chat may set for itself
 SHOWN_CHARS = 60  # of a value that is refused
 
 
@@ -88,11 +94,15 @@ def checked(kind, **values):
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else kind.__name__
-        raise NotUsable(f"The page sent something that cannot be used: {name} is {brief(values.get(name))}. Reload the page and try again.") from None
+        raise NotUsable(
+            f"The page sent something that cannot be used: {name} is {brief(values.get(name))}. Reload the page and try again."
+        ) from None
 
 
 def usable_sampling(values, limits):
-    """Of what a chat's row holds as sampling settings (anything), those that can be used: {name: value}. `limits` is {name: (least, most)}."""
+    """Of what a chat's row holds as sampling settings (anything), those that can be used: {name: value}. `limits` is
+    {name: (least, most)}.
+    """
     if not isinstance(values, dict):
         return {}
     return {name: value for name, value in values.items() if isinstance(name, str) and fits(name, value, limits)}
@@ -111,4 +121,4 @@ def fits(name, value, limits):
 def brief(value):
     """A refused value as it is told: short, whatever it is."""
     text = repr(value)
-    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS - 1] + "…"
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"

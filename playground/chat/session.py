@@ -1,7 +1,8 @@
-"""Conversations as a state machine: what a gesture of a person does. No Gradio here, and nothing about a conversation comes from the browser.
+"""Conversations as a state machine: what a gesture of a person does. No Gradio here, and nothing about a conversation
+comes from the browser.
 
-idle → streaming → voting → voted → streaming …; every state can be rebuilt from the store, so a reload shows what was there. What a page shows
-is `views.py`'s.
+idle → streaming → voting → voted → streaming …; every state can be rebuilt from the store, so a reload shows what was
+there. What a page shows is `views.py`'s.
 """
 
 import random
@@ -28,8 +29,13 @@ STOP_SECONDS = 30  # within which the engine ends replies that are told to stop
 LINGER = 5  # seconds for which replies go on while nobody looks: a page that reloads is back by then
 # the reasons that fit a vote, by its choice
 PRAISE = ("more helpful", "more correct", "clearer", "better length", "better tone", "follows my request")
-REASONS = {"a": PRAISE, "b": PRAISE, "tie": ("both good", "the same in other words", "each better in its way"),
-           "both_bad": ("wrong", "too long", "off-topic", "unsafe"), "skip": ()}
+REASONS = {
+    "a": PRAISE,
+    "b": PRAISE,
+    "tie": ("both good", "the same in other words", "each better in its way"),
+    "both_bad": ("wrong", "too long", "off-topic", "unsafe"),
+    "skip": (),
+}
 
 
 class Refused(Exception):
@@ -94,7 +100,9 @@ class Chat:
         return view
 
     def shared(self, token):
-        """A shared conversation's View to read, without what only its owner may do; None for a link that leads nowhere (any more)."""
+        """A shared conversation's View to read, without what only its owner may do; None for a link that leads nowhere
+        (any more).
+        """
         conversation = self.store.shared(token)
         return conversation and views.to_read(views.settled(self.store, conversation, conversation["annotator"]))
 
@@ -104,11 +112,14 @@ class Chat:
     # -- a turn
 
     def send(self, annotator, text, address=""):
-        """Send a message: a generator of Views, from the first update to both replies complete. Closing it stops the replies.
+        """Send a message: a generator of Views, from the first update to both replies complete. Closing it stops the
+        replies.
 
         BadMessage or Refused before anything is recorded. `address` is the network address that the message came from.
         """
-        text = prompts.check(self._checked(gestures.Message, text=text).text, self.engine.tokenizer, self.settings.message_chars)
+        text = prompts.check(
+            self._checked(gestures.Message, text=text).text, self.engine.tokenizer, self.settings.message_chars
+        )
         with self._turn(annotator, address) as turn:
             if self.view(annotator).phase == "voting":
                 raise Refused("Pick a reply first: A, B, tie, both bad, or skip.")
@@ -125,10 +136,14 @@ class Chat:
                 raise Refused("There are no replies here to write again. Send a message first.")
             duel = self.store.duel(before.duel)
             history = [{"role": m.role, "content": m.text} for m in before.history]
-            yield from self._write(turn, self.store.conversation(annotator), history, before.message, duel["user_message"])
+            yield from self._write(
+                turn, self.store.conversation(annotator), history, before.message, duel["user_message"]
+            )
 
     def linger(self, annotator, views):
-        """Go on with `views` (of `send` or `regenerate`), whose page went away, for as long as a page of this person asks for them or may come back to."""
+        """Go on with `views` (of `send` or `regenerate`), whose page went away, for as long as a page of this person
+        asks for them or may come back to.
+        """
         left, turn = time.monotonic(), self._turns.get(annotator)
         try:
             for _ in views:
@@ -146,8 +161,10 @@ class Chat:
     # -- judging
 
     def vote(self, annotator, duel_id, choice, shown_at=None, dwell_ms=None):
-        """Record a vote on a pair that was shown to this person and go on with the pick; returns the new View. While both replies are still being
-        written, the other one ends and the pick goes on to its end; the vote is on what both had said. Refused otherwise."""
+        """Record a vote on a pair that was shown to this person and go on with the pick; returns the new View. While
+        both replies are still being written, the other one ends and the pick goes on to its end; the vote is on what
+        both had said. Refused otherwise.
+        """
         duel = self._own_duel(annotator, duel_id)
         if choice not in CHOICES:
             raise Refused(f"A vote is one of {', '.join(CHOICES)}; got {gestures.brief(choice)}.")
@@ -186,8 +203,8 @@ class Chat:
         turn.stream.stop(1 if pick == duel["left"]["message"] else 0)
 
     def _pick(self, duel, choice):
-        """The message that the conversation goes on with. Where nobody won it is drawn by lot, but for a pair that was picked early: there the one that
-        went on to its end goes on."""
+        """The message that the conversation goes on with. Where nobody won it is drawn by lot, but for a pair that was
+        picked early: there the one that went on to its end goes on."""
         if choice in ("a", "b"):
             return duel["left" if choice == "a" else "right"]["message"]
         before = self.store.current_vote(duel["id"], duel["annotator"])
@@ -196,10 +213,14 @@ class Chat:
         return self._rng.choice([duel["left"], duel["right"]])["message"]
 
     def explain(self, annotator, vote, tags=None, comment=None):
-        """Reasons for one's vote: tags (of `REASONS`) or a comment, or both; what is None stays as it was. Refused where a tag does not fit the vote."""
+        """Reasons for one's vote: tags (of `REASONS`) or a comment, or both; what is None stays as it was. Refused
+        where a tag does not fit the vote.
+        """
         self._checked(gestures.Reason, vote=vote, tags=tags, comment=comment)
         if comment is not None and len(comment := comment.strip()) > COMMENT_CHARS:
-            raise Refused(f"The comment has {len(comment):,} characters; at most {COMMENT_CHARS:,} fit. Please shorten it.")
+            raise Refused(
+                f"The comment has {len(comment):,} characters; at most {COMMENT_CHARS:,} fit. Please shorten it."
+            )
         if tags:
             tags = self._fitting(vote, tags)
         with refusing():
@@ -212,10 +233,14 @@ class Chat:
             self.store.rate(message, annotator, thumb)
 
     def edit(self, annotator, message, after):
-        """What one would rather have read: a demonstration, and what the conversation goes on with. Returns the new View."""
+        """What one would rather have read: a demonstration, and what the conversation goes on with. Returns the new
+        View.
+        """
         self._idle(annotator)
         self._checked(gestures.Row, id=message)
-        after = prompts.check(self._checked(gestures.Message, text=after).text, self.engine.tokenizer, self.settings.message_chars)
+        after = prompts.check(
+            self._checked(gestures.Message, text=after).text, self.engine.tokenizer, self.settings.message_chars
+        )
         with refusing():
             self.store.demonstrate(message, annotator, after)
         return self.view(annotator)
@@ -241,7 +266,9 @@ class Chat:
         return self.view(annotator)
 
     def new_chat(self, annotator):
-        """Begin a new conversation with the same settings; the old one is kept. A reply that goes on after an early vote ends where it is."""
+        """Begin a new conversation with the same settings; the old one is kept. A reply that goes on after an early
+        vote ends where it is.
+        """
         self._let_go(annotator)
         old = self.store.conversation(annotator)
         if old and self.view(annotator).started:
@@ -286,11 +313,17 @@ class Chat:
             self.store.unshare(conversation["id"], annotator)
 
     def configure(self, annotator, system_prompt, sampling):
-        """This conversation's system prompt and sampling from the next message on; what equals the app's own setting is not kept."""
+        """This conversation's system prompt and sampling from the next message on; what equals the app's own setting is
+        not kept.
+        """
         self._idle(annotator)
-        system_prompt = (self._checked(gestures.SystemPrompt, system_prompt=system_prompt).system_prompt or "").strip() or None
+        system_prompt = (
+            self._checked(gestures.SystemPrompt, system_prompt=system_prompt).system_prompt or ""
+        ).strip() or None
         if system_prompt:
-            prompts.check_system(system_prompt, self.engine.tokenizer, self.settings.message_chars, self.settings.context_tokens)
+            prompts.check_system(
+                system_prompt, self.engine.tokenizer, self.settings.message_chars, self.settings.context_tokens
+            )
         limits = self._limits()
         for name, value in sampling.items():
             if name not in limits:
@@ -308,23 +341,31 @@ class Chat:
         """(system prompt or "", {name: value}) of the conversation that is open."""
         row = self.store.conversation(annotator) or {"system_prompt": None, "sampling": None}
         own = gestures.usable_sampling(row["sampling"], self._limits())
-        return row["system_prompt"] or "", {name: own.get(name, getattr(self.settings, name)) for name in (*KNOBS, "reply_tokens")}
+        return row["system_prompt"] or "", {
+            name: own.get(name, getattr(self.settings, name)) for name in (*KNOBS, "reply_tokens")
+        }
 
     # -- one turn
 
     @contextmanager
     def _turn(self, annotator, address):
-        """A Turn of this person; Refused where there is one already, or where too many messages wait or come from this address."""
+        """A Turn of this person; Refused where there is one already, or where too many messages wait or come from this
+        address.
+        """
         with self._lock:
             if annotator in self._turns:
                 raise Refused(BUSY)
             others = list(self._turns.values())
             waiting, nearby = sum(turn.waiting for turn in others), sum(turn.address == address for turn in others)
             if waiting >= self.settings.waiting_messages:
-                raise Refused(f"Too many people are chatting: {waiting:,} messages wait already. Your message is back in the box; send it again in a moment.")
+                raise Refused(
+                    f"Too many people are chatting: {waiting:,} messages wait already. Your message is back in the box; send it again in a moment."
+                )
             if address and nearby >= self.settings.messages_per_address:
-                raise Refused(f"From your network address {nearby:,} messages are being answered already. Your message is back in the box; "
-                              "send it again in a moment.")
+                raise Refused(
+                    f"From your network address {nearby:,} messages are being answered already. Your message is back in the box; "
+                    "send it again in a moment."
+                )
             turn = self._turns[annotator] = Turn(annotator, address)
         try:
             yield turn
@@ -340,8 +381,12 @@ class Chat:
 
     def _write(self, turn, conversation, history, text, user_message=None):
         """Two replies to `text` after `history`; yields Views until both are in the store."""
-        prompt = prompts.encode([*history, {"role": "user", "content": text}], self.engine.tokenizer, self.settings.context_tokens,
-                                conversation["system_prompt"])
+        prompt = prompts.encode(
+            [*history, {"role": "user", "content": text}],
+            self.engine.tokenizer,
+            self.settings.context_tokens,
+            conversation["system_prompt"],
+        )
         sampling = self._sampling(conversation)
         seeds = [self._rng.getrandbits(48) for _ in range(self.settings.candidates)]
         try:
@@ -350,10 +395,17 @@ class Chat:
             raise Refused(str(error)) from None
         turn.conversation, pair = conversation["id"], active.Pair()
         try:
-            side = {"policy": stream.policy.version, "base_model": self.engine.identity["model"], "base_hash": self.engine.identity["hash"],
-                    "template_hash": self.engine.template_hash, "sampling": {**sampling.as_dict(), **self._picking()}}
+            side = {
+                "policy": stream.policy.version,
+                "base_model": self.engine.identity["model"],
+                "base_hash": self.engine.identity["hash"],
+                "template_hash": self.engine.template_hash,
+                "sampling": {**sampling.as_dict(), **self._picking()},
+            }
             with refusing():
-                turn.duel = self.store.start_duel(conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message)
+                turn.duel = self.store.start_duel(
+                    conversation["id"], text, prompt, [{**side, "seed": seed} for seed in seeds[:2]], user_message
+                )
             yield self.view(turn.annotator)
             yield from self._grow(turn, stream)
             if len(seeds) > 2 and not stream.error:
@@ -389,15 +441,19 @@ class Chat:
             raise
 
     def _grow(self, turn, stream):
-        """Views while `stream` goes on, at the page's pace. Of one that waits in the line only where its place has changed, and now and then, or a
-        crowd that waits would keep the server busy with telling them so; a page that went away is found out at an update."""
+        """Views while `stream` goes on, at the page's pace. Of one that waits in the line only where its place has
+        changed, and now and then, or a crowd that waits would keep the server busy with telling them so; a page that
+        went away is found out at an update.
+        """
         due, told = time.monotonic() + 1 / self.settings.stream_hz, None
         while not stream.wait(max(due - time.monotonic(), 0)):
             waits = stream.place if time.monotonic() - stream.started > PATIENCE else 0
             if not waits or waits != told or time.monotonic() - due > SIGN_OF_LIFE:
                 yield self._written(turn)
                 told = waits
-                due = max(due + 1 / self.settings.stream_hz, time.monotonic())  # what an update takes is part of its period
+                due = max(
+                    due + 1 / self.settings.stream_hz, time.monotonic()
+                )  # what an update takes is part of its period
             if waits:
                 stream.admitted.wait(WAITING_SECONDS)
 
@@ -409,7 +465,9 @@ class Chat:
             if left != right or stream.error or turn.judged or turn.stopped:
                 return
             try:
-                other = self.engine.duel(prompt, [self._rng.getrandbits(48)], sampling, self.settings.stop, stream.policy)
+                other = self.engine.duel(
+                    prompt, [self._rng.getrandbits(48)], sampling, self.settings.stop, stream.policy
+                )
             except (EngineStopped, VersionGone):
                 return
             turn.other = other
@@ -431,7 +489,10 @@ class Chat:
             if right["token_ids"]:
                 results[1] = right
         if turn.judged:  # what was voted on stays, whatever broke after it
-            return [{**r, "finish_reason": "stopped" if r["finish_reason"] == "error" else r["finish_reason"]} for r in results]
+            return [
+                {**r, "finish_reason": "stopped" if r["finish_reason"] == "error" else r["finish_reason"]}
+                for r in results
+            ]
         if not all(r["token_ids"] for r in results):  # stopped before the first token: nothing to vote on
             return [{**r, "finish_reason": "error"} for r in results]
         return results
@@ -443,12 +504,27 @@ class Chat:
     def _going_on(self, turn):
         """After an early vote: the reply that was picked as it grows, and the other where it ended."""
         judged, (left, right) = turn.judged, turn.stream.texts()
-        return replace(judged, left=replace(judged.left, text=left), right=replace(judged.right, text=right), writing="a" if judged.left.chosen else "b")
+        return replace(
+            judged,
+            left=replace(judged.left, text=left),
+            right=replace(judged.right, text=right),
+            writing="a" if judged.left.chosen else "b",
+        )
 
     def _streaming(self, turn):
         """Both replies as they grow; of more than two, how far they are."""
         n, stream, before = self.settings.candidates, turn.stream, turn.before
-        view = View("streaming", before.history, before.message, Side(""), Side(""), turn.duel, pairs=before.pairs, conversation=turn.conversation, progress="")
+        view = View(
+            "streaming",
+            before.history,
+            before.message,
+            Side(""),
+            Side(""),
+            turn.duel,
+            pairs=before.pairs,
+            conversation=turn.conversation,
+            progress="",
+        )
         if turn.other:
             view = replace(view, left=Side(stream.texts()[0]), right=Side(turn.other.texts()[0]))
             return replace(view, progress="Both gave the same answer. Another one is being written for side B.")
@@ -467,10 +543,14 @@ class Chat:
 
     def _picking(self):
         """What is recorded with a reply's sampling settings where it is one of more than two."""
-        return {"candidates": self.settings.candidates, "pick": self.settings.pick} if self.settings.candidates > 2 else {}
+        return (
+            {"candidates": self.settings.candidates, "pick": self.settings.pick} if self.settings.candidates > 2 else {}
+        )
 
     def _limits(self):
-        """{name: (least, most)} of what a chat may set for itself; the owner's longest reply is the most that it may ask for."""
+        """{name: (least, most)} of what a chat may set for itself; the owner's longest reply is the most that it may
+        ask for.
+        """
         return {**KNOBS, "reply_tokens": (1, self.settings.reply_tokens)}
 
     @staticmethod
@@ -481,7 +561,9 @@ class Chat:
             raise Refused(str(error)) from None
 
     def _end_turn(self, annotator, conversation=None):
-        """Stop what this person's model is writing (in `conversation`, where one is given) and wait until it is in the store."""
+        """Stop what this person's model is writing (in `conversation`, where one is given) and wait until it is in the
+        store.
+        """
         turn = self._turns.get(annotator)
         if turn is None or (conversation is not None and turn.conversation not in (None, conversation)):
             return

@@ -1,11 +1,15 @@
-"""What a page shows of a conversation, as plain values, built from the store's rows. No Gradio here, and nothing that changes anything."""
+"""What a page shows of a conversation, as plain values, built from the store's rows. No Gradio here, and nothing that
+changes anything.
+"""
 
 from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message before the pair on screen. `text` is as its owner last edited it; `version` is the policy that wrote a reply."""
+    """One message before the pair on screen. `text` is as its owner last edited it; `version` is the policy that wrote
+    a reply.
+    """
 
     id: int
     role: str
@@ -41,7 +45,9 @@ class Side:
     def revealed(cls, row, chosen):
         """A candidate after the vote: who wrote it, and how fast."""
         tokens, total, first = row["tokens"], row["total_ms"], row["first_token_ms"]
-        timed = tokens > 1 and total is not None and first is not None and total > first  # not while it is still being written
+        timed = (
+            tokens > 1 and total is not None and first is not None and total > first
+        )  # not while it is still being written
         rate = 1e3 * (tokens - 1) / (total - first) if timed else None
         return cls(row["shown"], row["message"], row["edited"], row["thumb"], row["policy"], chosen, first, rate)
 
@@ -50,8 +56,9 @@ class Side:
 class View:
     """All that the page shows of a conversation.
 
-    `phase` is idle, streaming, voting, voted, or same (both replies are one text: there is nothing to vote on); `history` are the Messages before the pair on screen; `message` is what the pair answers; `pairs`
-    are the duels that answer it, this one among them, oldest first.
+    `phase` is idle, streaming, voting, voted, or same (both replies are one text: there is nothing to vote on);
+    `history` are the Messages before the pair on screen; `message` is what the pair answers; `pairs` are the duels that
+    answer it, this one among them, oldest first.
     """
 
     phase: str
@@ -75,28 +82,51 @@ class View:
 
     @property
     def versions(self):
-        """Versions that wrote what is shown, as far as they may be known: of the history and, after the vote, of the pair."""
+        """Versions that wrote what is shown, as far as they may be known: of the history and, after the vote, of the
+        pair.
+        """
         return [m.version for m in (*self.history, self.left, self.right) if m and m.version is not None]
 
 
 def settled(store, conversation, annotator):
-    """The View of a conversation (its row) as the store has it; a pair that still streams is `voting` with what is there."""
+    """The View of a conversation (its row) as the store has it; a pair that still streams is `voting` with what is
+    there.
+    """
     rows, duel = store.history(conversation["id"]), store.shown_duel(conversation["id"])
     if duel is None:
         return View("idle", [Message.of(row) for row in rows], conversation=conversation["id"])
     left, right = duel["left"], duel["right"]
     own = {duel["user_message"], left["message"], right["message"]}  # the history ends before the duel's own message
-    shown = {"history": [Message.of(row) for row in rows if row["id"] not in own], "message": duel["user_text"], "duel": duel["id"],
-             "pairs": tuple(duel["pairs"]), "conversation": conversation["id"]}
+    shown = {
+        "history": [Message.of(row) for row in rows if row["id"] not in own],
+        "message": duel["user_text"],
+        "duel": duel["id"],
+        "pairs": tuple(duel["pairs"]),
+        "conversation": conversation["id"],
+    }
     vote = store.current_vote(duel["id"], annotator)
     if vote is None:
         return View("same" if duel["same"] else "voting", left=Side.blind(left), right=Side.blind(right), **shown)
-    sides = {name: Side.revealed(row, row["message"] == vote["continued_with"]) for name, row in (("left", left), ("right", right))}
-    return View("voted", **sides, choice=vote["choice"], vote=vote["id"], tags=tuple(vote["tags"] or ()), comment=vote["comment"] or "", **shown)
+    sides = {
+        name: Side.revealed(row, row["message"] == vote["continued_with"])
+        for name, row in (("left", left), ("right", right))
+    }
+    return View(
+        "voted",
+        **sides,
+        choice=vote["choice"],
+        vote=vote["id"],
+        tags=tuple(vote["tags"] or ()),
+        comment=vote["comment"] or "",
+        **shown,
+    )
 
 
 def to_read(view):
     """A View for somebody else: what was written, without what its owner said of it (the vote and its reasons, thumbs)."""
-    sides = {name: side and Side(side.text, side.message, side.edited) for name, side in (("left", view.left), ("right", view.right))}
+    sides = {
+        name: side and Side(side.text, side.message, side.edited)
+        for name, side in (("left", view.left), ("right", view.right))
+    }
     history = [replace(message, thumb=None) for message in view.history]
     return replace(view, history=history, choice=None, vote=None, tags=(), comment="", **sides)

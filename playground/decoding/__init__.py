@@ -1,1 +1,3 @@
-"""How replies are written, token by token: the decoder, its two forwards, the key/value caches, the choice of a number format."""
+"""How replies are written, token by token: the decoder, its two forwards, the key/value caches, the choice of a number
+format.
+"""

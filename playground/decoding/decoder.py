@@ -1,7 +1,8 @@
 """Replies as they are drawn, token by token: prompts read in parts, many replies a step, sampling, log-probabilities.
 
-Used by the chat (several people's duels) and by training (many prompts, several replies each). `forward` is a version that can run: `lean.Lean`
-or `plain.Plain`. A `Decoding` owns the replies to one prompt; it knows nothing about text, conversations or time.
+Used by the chat (several people's duels) and by training (many prompts, several replies each). `forward` is a version
+that can run: `lean.Lean` or `plain.Plain`. A `Decoding` owns the replies to one prompt; it knows nothing about text,
+conversations or time.
 """
 
 import math
@@ -13,7 +14,9 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn. `temperature` divides the logits; 0 is greedy. `top_p` 1, `top_k` 0 and `repetition_penalty` 1 are off."""
+    """How replies are drawn. `temperature` divides the logits; 0 is greedy. `top_p` 1, `top_k` 0 and
+    `repetition_penalty` 1 are off.
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
@@ -27,8 +30,8 @@ class Sampling:
 
 @dataclass(eq=False)
 class Reply:
-    """One candidate as it grows: completion ids with the end token, the log-probability each was drawn with, and why it ended
-    (`end`, `length`, `stopped`, or None while it grows)."""
+    """One candidate as it grows: completion ids with the end token, the log-probability each was drawn with, and why it
+    ended (`end`, `length`, `stopped`, or None while it grows)."""
 
     seed: int
     token_ids: list
@@ -40,9 +43,9 @@ class Reply:
 
 
 class Decoding:
-    """Replies to `prompt` (token ids), one for each seed. The prompt is read once, `forward.chunk` tokens at a time, and its keys and values are
-    shared by all of them. A reply depends on its own seed, not on who else is decoded. `end_tokens` are ids that end a reply, and tuples of ids
-    that do so together."""
+    """Replies to `prompt` (token ids), one for each seed. The prompt is read once, `forward.chunk` tokens at a time,
+    and its keys and values are shared by all of them. A reply depends on its own seed, not on who else is decoded.
+    `end_tokens` are ids that end a reply, and tuples of ids that do so together."""
 
     def __init__(self, forward, prompt, seeds, sampling, end_tokens, line=None):
         self.forward, self.prompt, self.sampling, self.end_tokens = forward, prompt, sampling, end_tokens
@@ -63,7 +66,7 @@ class Decoding:
     def read(self):
         """Read the prompt's next part; the parts are the same whoever waits, so that the reply is."""
         done = len(self.line.prompt)
-        self.logits = self.forward.read(self.line, self.prompt[done:done + self.forward.chunk])
+        self.logits = self.forward.read(self.line, self.prompt[done : done + self.forward.chunk])
 
     def growing(self):
         """The replies that have not ended."""
@@ -78,7 +81,7 @@ class Decoding:
         """Take one token in."""
         reply.token_ids.append(token)
         reply.logprobs.append(logprob)
-        if token in self.end_tokens or any(reply.token_ids[-len(run):] == run for run in self.end_runs):
+        if token in self.end_tokens or any(reply.token_ids[-len(run) :] == run for run in self.end_runs):
             self.end(reply, "end")
         elif len(reply.token_ids) >= self.sampling.max_tokens:
             self.end(reply, "length")
@@ -104,10 +107,11 @@ class NotFinite(Exception):
 
 
 def step(decodings, failures=None):
-    """One token more for each growing reply of those `decodings` (of one forward) whose prompt is read; returns [(decoding, reply index, token id)].
+    """One token more for each growing reply of those `decodings` (of one forward) whose prompt is read; returns
+    [(decoding, reply index, token id)].
 
-    A turn that makes the step fail gets no token and is appended to `failures` (a list of Failure); the others get the tokens that they would
-    have had without it. Without `failures` the exception is raised.
+    A turn that makes the step fail gets no token and is appended to `failures` (a list of Failure); the others get the
+    tokens that they would have had without it. Without `failures` the exception is raised.
     """
     first = [d for d in decodings if d.logits is not None and not d.reading and not d.done]
     later = [d for d in decodings if d.logits is None and not d.reading and not d.done]
@@ -127,12 +131,18 @@ def step(decodings, failures=None):
 
 
 def _forward(decodings, logits, failures):
-    """Append the logits (replies, vocabulary) of those `decodings` that the forward takes to `logits`, and return these decodings, in their order.
+    """Append the logits (replies, vocabulary) of those `decodings` that the forward takes to `logits`, and return these
+    decodings, in their order.
 
-    Where it raises, each half is tried for itself, down to the turn that is the cause: of many turns that only together have no room, all go on.
+    Where it raises, each half is tried for itself, down to the turn that is the cause: of many turns that only together
+    have no room, all go on.
     """
     try:
-        logits.append(decodings[0].forward.step([d.line for d in decodings], [r.token_ids[-1] for d in decodings for r in d.growing()]))
+        logits.append(
+            decodings[0].forward.step(
+                [d.line for d in decodings], [r.token_ids[-1] for d in decodings for r in d.growing()]
+            )
+        )
         return decodings
     except Exception as error:
         if len(decodings) == 1:
@@ -143,17 +153,21 @@ def _forward(decodings, logits, failures):
 
 
 def _draw_all(logits, rows, failures):
-    """Draw a token for each of `rows` [(decoding, reply)] from logits (rows, vocabulary) and add it to its reply; returns as `step`."""
+    """Draw a token for each of `rows` [(decoding, reply)] from logits (rows, vocabulary) and add it to its reply;
+    returns as `step`.
+    """
     drawn, at = [], 0
     for sampling, same in groupby(rows, key=lambda row: row[0].sampling):
         same = list(same)
-        drawn += _drawn(logits[at:at + len(same)], sampling, same)
+        drawn += _drawn(logits[at : at + len(same)], sampling, same)
         at += len(same)
     broken = {}
     if not all(math.isfinite(logprob) for _, logprob in drawn):
         for (d, _), (token, logprob) in zip(rows, drawn, strict=True):
             if not math.isfinite(logprob):
-                error = token if isinstance(token, Exception) else NotFinite("the model gave logits that are not finite")
+                error = (
+                    token if isinstance(token, Exception) else NotFinite("the model gave logits that are not finite")
+                )
                 broken.setdefault(d, error)
         failures += [Failure(d, error) for d, error in broken.items()]
     added = []
@@ -169,7 +183,9 @@ def _draw_all(logits, rows, failures):
 
 
 def _drawn(logits, sampling, rows):
-    """[(token, log-probability)] for rows of one sampling. A row that cannot be drawn has its exception for a token, and NaN."""
+    """[(token, log-probability)] for rows of one sampling. A row that cannot be drawn has its exception for a token,
+    and NaN.
+    """
     uniform = None
     if sampling.temperature != 0:  # once a step and reply, whatever is tried again after it
         uniform = torch.cat([torch.rand(1, generator=r.rng) for _, r in rows])
@@ -180,19 +196,25 @@ def _drawn(logits, sampling, rows):
             return [(error, math.nan)]
     found = []
     for i in range(len(rows)):
-        own = None if uniform is None else uniform[i:i + 1]
+        own = None if uniform is None else uniform[i : i + 1]
         try:
-            found += zip(*draw(logits[i:i + 1], rows[i][0].sampling, rows[i:i + 1], own), strict=True)  # True is equal to 1, and no number
+            found += zip(
+                *draw(logits[i : i + 1], rows[i][0].sampling, rows[i : i + 1], own), strict=True
+            )  # True is equal to 1, and no number
         except Exception as error:
             found.append((error, math.nan))
     return found
 
 
 def run(forward, prompts, seeds, sampling, end_tokens, n=1):
-    """Replies to `prompts`, `n` to each, prompt by prompt, decoded together to their end; `seeds` has one entry a reply."""
+    """Replies to `prompts`, `n` to each, prompt by prompt, decoded together to their end; `seeds` has one entry a
+    reply.
+    """
     if len(seeds) != len(prompts) * n:
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts of {n} replies")
-    decodings = [Decoding(forward, prompt, seeds[n * i:n * i + n], sampling, end_tokens) for i, prompt in enumerate(prompts)]
+    decodings = [
+        Decoding(forward, prompt, seeds[n * i : n * i + n], sampling, end_tokens) for i, prompt in enumerate(prompts)
+    ]
     for decoding in decodings:
         while decoding.reading:
             decoding.read()
@@ -203,8 +225,10 @@ def run(forward, prompts, seeds, sampling, end_tokens, n=1):
 
 @torch.inference_mode()
 def draw(logits, sampling, rows, uniform):
-    """A token for each of `rows` [(decoding, reply)] from logits (R, V), by `uniform` (R,) in [0, 1) or None where it is greedy: (token ids,
-    log-probabilities under the distribution drawn from). The log-probability is NaN where the row's logits are not finite."""
+    """A token for each of `rows` [(decoding, reply)] from logits (R, V), by `uniform` (R,) in [0, 1) or None where it
+    is greedy: (token ids, log-probabilities under the distribution drawn from). The log-probability is NaN where the
+    row's logits are not finite.
+    """
     if sampling.repetition_penalty != 1:
         logits = penalised(logits, [d.prompt + r.token_ids for d, r in rows], sampling.repetition_penalty)
     if sampling.temperature == 0:
@@ -212,12 +236,16 @@ def draw(logits, sampling, rows, uniform):
         return tokens.tolist(), (highest - highest).tolist()  # 0, and NaN where the highest is NaN or infinite
     logprobs = torch.log_softmax(truncated(logits / sampling.temperature, sampling.top_p, sampling.top_k), -1)
     cumulative = logprobs.exp().cumsum(-1)  # (R, V)
-    tokens = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    tokens = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True).clamp(
+        max=logits.shape[-1] - 1
+    )
     return tokens[:, 0].tolist(), logprobs.gather(-1, tokens)[:, 0].tolist()
 
 
 def penalised(logits, seen, penalty):
-    """`logits` (R, V) with those of the tokens in `seen` (a list a row) divided by `penalty`, or multiplied where negative (Keskar et al. 2019)."""
+    """`logits` (R, V) with those of the tokens in `seen` (a list a row) divided by `penalty`, or multiplied where
+    negative (Keskar et al. 2019).
+    """
     logits = logits.clone()
     for row, tokens in zip(logits, seen, strict=True):
         at = torch.tensor(sorted(set(tokens)), device=row.device)

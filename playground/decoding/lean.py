@@ -1,8 +1,10 @@
-"""The Llama family's forward with little around it: fused weights in a format that decodes fast, keys and values that are never concatenated.
+"""The Llama family's forward with little around it: fused weights in a format that decodes fast, keys and values that
+are never concatenated.
 
-`Lean` runs one version: `read` takes in a prompt, `step` adds a token to every growing reply. A prompt is read through the model's own layers,
-LoRA included, many tokens at a time; a step goes through weights merged in fp32 and packed for few rows. Rotary pairs lie side by side here, so
-that a rotation is one complex product (Su et al. 2021). Both are row by row the same whatever else is in the batch.
+`Lean` runs one version: `read` takes in a prompt, `step` adds a token to every growing reply. A prompt is read through
+the model's own layers, LoRA included, many tokens at a time; a step goes through weights merged in fp32 and packed for
+few rows. Rotary pairs lie side by side here, so that a rotation is one complex product (Su et al. 2021). Both are row
+by row the same whatever else is in the batch.
 """
 
 import torch
@@ -17,16 +19,26 @@ CHUNK = 192  # tokens of a prompt that are read at once, so that growing replies
 
 
 def fits(model):
-    """Whether this is the forward of `model`: Llama's block, full attention in every layer, fixed rotations, unquantised weights, on the CPU."""
+    """Whether this is the forward of `model`: Llama's block, full attention in every layer, fixed rotations,
+    unquantised weights, on the CPU.
+    """
     c = model.config
-    if type(model).__name__ not in FAMILY or c.hidden_act != "silu" or getattr(c, "mlp_bias", False) or getattr(c, "sliding_window", None):
+    if (
+        type(model).__name__ not in FAMILY
+        or c.hidden_act != "silu"
+        or getattr(c, "mlp_bias", False)
+        or getattr(c, "sliding_window", None)
+    ):
         return False
-    weights = [_base(module).weight for module in loading.blocks(model).modules() if isinstance(_base(module), torch.nn.Linear)]
+    weights = [
+        _base(module).weight for module in loading.blocks(model).modules() if isinstance(_base(module), torch.nn.Linear)
+    ]
     fixed = (getattr(c, "rope_parameters", None) or {}).get("rope_type", "default") in ("default", "linear", "llama3")
     return fixed and all(w.is_floating_point() and w.device.type == "cpu" for w in weights)
 
 
 # -- weights
+
 
 class Int8:
     """int8 weights (rows, columns) with one scale a row, bf16 activations."""
@@ -34,7 +46,10 @@ class Int8:
     dtype = torch.bfloat16
 
     def __init__(self, weight):
-        self.weight, self.scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=self.dtype)
+        self.weight, self.scale = (
+            torch.empty_like(weight, dtype=torch.int8),
+            weight.new_empty(len(weight), dtype=self.dtype),
+        )
         for rows, codes, scale in zip(*(x.split(4096) for x in (weight, self.weight, self.scale)), strict=True):
             scale.copy_((rows.abs().amax(1).float() / 127).clamp(min=1e-8))
             codes.copy_((rows / scale.float()[:, None]).round().clamp(-128, 127))
@@ -77,7 +92,12 @@ class Float32(Dense):
     dtype = torch.float32
 
 
-FORMATS = {"int8": (Int8, Int8), "int4": (Int4, Int8), "bfloat16": (Dense, Dense), "float32": (Float32, Float32)}  # of the blocks, of the head
+FORMATS = {
+    "int8": (Int8, Int8),
+    "int4": (Int4, Int8),
+    "bfloat16": (Dense, Dense),
+    "float32": (Float32, Float32),
+}  # of the blocks, of the head
 
 
 def _base(module):
@@ -89,7 +109,9 @@ def _merged(module):
     weight = _base(module).weight.detach().float()
     if isinstance(module, LoraLayer) and not module.disable_adapters:
         for name, scale in module.scaling.items():
-            weight = weight + scale * (module.lora_B[name].weight.detach().float() @ module.lora_A[name].weight.detach().float())
+            weight = weight + scale * (
+                module.lora_B[name].weight.detach().float() @ module.lora_A[name].weight.detach().float()
+            )
     return weight
 
 
@@ -109,7 +131,12 @@ class _Wide(_Block):
 
     def __init__(self, block, head_dim):
         super().__init__(block)
-        self.attention, self.ffn, self.head_dim, self.dtype = block.self_attn, block.mlp, head_dim, _base(block.mlp.up_proj).weight.dtype
+        self.attention, self.ffn, self.head_dim, self.dtype = (
+            block.self_attn,
+            block.mlp,
+            head_dim,
+            _base(block.mlp.up_proj).weight.dtype,
+        )
 
     def qkv(self, x):
         q, k, v = (getattr(self.attention, f"{name}_proj")(x) for name in "qkv")
@@ -142,7 +169,10 @@ class _Packed(_Block):
             biases.append(torch.zeros(len(weight)) if bias is None else bias.detach().float()[order])
         self.bias = bias.to(self.dtype) if (bias := torch.cat(biases)).any() else None
         self.fused, self.out = kind(torch.cat(parts)), kind(_merged(attention.o_proj))
-        self.gate_up, self.down = kind(torch.cat([_merged(ffn.gate_proj), _merged(ffn.up_proj)])), kind(_merged(ffn.down_proj))
+        self.gate_up, self.down = (
+            kind(torch.cat([_merged(ffn.gate_proj), _merged(ffn.up_proj)])),
+            kind(_merged(ffn.down_proj)),
+        )
 
     def qkv(self, x):
         y = self.fused(x)
@@ -155,10 +185,12 @@ class _Packed(_Block):
 
 # -- keys and values
 
+
 class Line:
     """Keys and values (layers, 2, heads, capacity, head dim) of one prompt and of the `n` replies that grow from it.
 
-    The prompt's columns are there once; after them come, step by step, one column for each reply that grows, which that reply alone sees.
+    The prompt's columns are there once; after them come, step by step, one column for each reply that grows, which that
+    reply alone sees.
     """
 
     def __init__(self, shape, n, prompt_tokens, new_tokens):
@@ -167,7 +199,11 @@ class Line:
         self.kv = torch.empty(layers, 2, heads, capacity, head_dim)
         self.mask = torch.full((n, group, capacity), -torch.inf)
         self.mask[..., :prompt_tokens] = 0
-        self.prompt, self.columns, self.fed = [], prompt_tokens, [[] for _ in range(n)]  # fed: [(token, column)] of each reply
+        self.prompt, self.columns, self.fed = (
+            [],
+            prompt_tokens,
+            [[] for _ in range(n)],
+        )  # fed: [(token, column)] of each reply
         self.active, self.steps = list(range(n)), 0
 
     @property
@@ -187,11 +223,15 @@ class Line:
         self.columns += len(tokens)
         self.steps += 1
         all_grow = len(self.active) == len(self.mask)
-        self.seen = (self.mask if all_grow else self.mask[self.active])[..., :self.columns].flatten(0, 1)  # (rows·group, columns)
+        self.seen = (self.mask if all_grow else self.mask[self.active])[..., : self.columns].flatten(
+            0, 1
+        )  # (rows·group, columns)
         return len(self.prompt) + self.steps - 1
 
     def unfeed(self, columns, steps):
-        """Be as before a `feed` whose forward failed, when there were so many `columns` and `steps`; what the forward wrote after them is written over."""
+        """Be as before a `feed` whose forward failed, when there were so many `columns` and `steps`; what the forward
+        wrote after them is written over.
+        """
         self.mask[..., columns:] = -torch.inf
         for fed in self.fed:
             while fed and fed[-1][1] >= columns:
@@ -199,12 +239,14 @@ class Line:
         self.columns, self.steps = columns, steps
 
     def attend(self, layer, q, kv):
-        """One token of each growing reply: q (rows, heads·group, head dim), kv (rows, 2·heads, head dim) -> (rows, heads·group·head dim)."""
+        """One token of each growing reply: q (rows, heads·group, head dim), kv (rows, 2·heads, head dim) -> (rows,
+        heads·group·head dim).
+        """
         rows, heads, head_dim = len(q), kv.shape[1] // 2, q.shape[-1]
-        self.kv[layer, :, :, self.columns - rows:self.columns] = kv.view(rows, 2, heads, head_dim).permute(1, 2, 0, 3)
-        keys, values = self.kv[layer, :, :, :self.columns]
+        self.kv[layer, :, :, self.columns - rows : self.columns] = kv.view(rows, 2, heads, head_dim).permute(1, 2, 0, 3)
+        keys, values = self.kv[layer, :, :, : self.columns]
         q = q.reshape(rows, heads, -1, head_dim).transpose(0, 1).flatten(1, 2)  # (heads, rows·group, head dim)
-        scores = torch.baddbmm(self.seen, q, keys.transpose(1, 2), alpha=head_dim ** -0.5)
+        scores = torch.baddbmm(self.seen, q, keys.transpose(1, 2), alpha=head_dim**-0.5)
         return (scores.softmax(-1) @ values).view(heads, rows, -1, head_dim).transpose(0, 1).flatten(1)
 
     def attend_prompt(self, layer, q, kv, start):
@@ -213,10 +255,16 @@ class Line:
         self.kv[layer, :, :, start:end] = kv.view(len(q), 2, heads // 2, head_dim).permute(1, 2, 0, 3)
         keys, values = self.kv[layer, :, None, :, :end]
         seen = torch.ones(len(q), end, dtype=torch.bool).tril(start)
-        return scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1).flatten(1)
+        return (
+            scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, attn_mask=seen, enable_gqa=True)[0]
+            .transpose(0, 1)
+            .flatten(1)
+        )
 
     def shared(self, ids):
-        """(reply or None, tokens): the longest beginning of `ids` whose keys are here, in the prompt or on into a reply."""
+        """(reply or None, tokens): the longest beginning of `ids` whose keys are here, in the prompt or on into a
+        reply.
+        """
         prompt = common(self.prompt, ids)
         if prompt < len(self.prompt):
             return None, prompt
@@ -227,7 +275,7 @@ class Line:
     def take(self, other, reply, tokens, ids):
         """Begin with the keys and values of `ids[:tokens]`, which `other.shared(ids)` has found."""
         prompt = min(tokens, len(other.prompt))
-        columns = [*range(prompt), *(column for _, column in other.fed[reply or 0][:tokens - prompt])]
+        columns = [*range(prompt), *(column for _, column in other.fed[reply or 0][: tokens - prompt])]
         self.kv[..., :tokens, :] = other.kv[..., columns, :]
         self.prompt = list(ids[:tokens])
 
@@ -239,6 +287,7 @@ def common(a, b):
 
 # -- the forward
 
+
 class Lean:
     """One version of a model of the family, ready to decode in one of FORMATS; `float32` is exact where the model is."""
 
@@ -247,12 +296,20 @@ class Lean:
     def __init__(self, model, number_format, head=None):
         config, kinds, self.number_format = model.config, FORMATS[number_format], number_format
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, head_dim)
+        self.shape = (
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.num_attention_heads // config.num_key_value_heads,
+            head_dim,
+        )
         self.heads = config.num_attention_heads, config.num_key_value_heads
         blocks = loading.blocks(model)
         self.wide = [_Wide(block, head_dim) for block in blocks]
         self.packed = [_Packed(block, head_dim, kinds[0]) for block in blocks]
-        self.embedding, self.head = model.get_input_embeddings().weight, head or kinds[1](model.get_output_embeddings().weight.detach())
+        self.embedding, self.head = (
+            model.get_input_embeddings().weight,
+            head or kinds[1](model.get_output_embeddings().weight.detach()),
+        )
         self.norm, self.eps = model.base_model.norm.weight.detach().float(), model.base_model.norm.variance_epsilon
         rotary = model.base_model.rotary_emb
         self.frequencies, self.rotation_scale = rotary.inv_freq.float(), rotary.attention_scaling
@@ -276,13 +333,20 @@ class Lean:
     def read(self, line, ids):
         """Take the prompt's next tokens in; returns the logits (vocabulary,) after the last."""
         start = len(line.prompt)
-        x = self._blocks(self.wide, ids, torch.arange(start, start + len(ids)), lambda layer, q, kv: line.attend_prompt(layer, q, kv, start))
+        x = self._blocks(
+            self.wide,
+            ids,
+            torch.arange(start, start + len(ids)),
+            lambda layer, q, kv: line.attend_prompt(layer, q, kv, start),
+        )
         line.prompt += ids
         return self._logits(x[-1:])[0]
 
     @torch.inference_mode()
     def step(self, lines, tokens):
-        """The next token of every growing reply, line by line -> logits (replies, vocabulary). Where it raises, the lines are as they were."""
+        """The next token of every growing reply, line by line -> logits (replies, vocabulary). Where it raises, the
+        lines are as they were.
+        """
         before = [(line.columns, line.steps) for line in lines]
         try:
             return self._step(lines, tokens)
@@ -312,7 +376,9 @@ class Lean:
         heads, kv_heads = self.heads
         angles = (positions[:, None] * self.frequencies)[:, None].expand(-1, heads + kv_heads, -1)
         rotation = torch.polar(torch.full_like(angles, self.rotation_scale), angles)
-        rotation = torch.cat([rotation, torch.ones_like(rotation[:, :kv_heads])], 1)  # (T, heads + 2·kv, head dim / 2): values are not turned
+        rotation = torch.cat(
+            [rotation, torch.ones_like(rotation[:, :kv_heads])], 1
+        )  # (T, heads + 2·kv, head dim / 2): values are not turned
         for layer, block in enumerate(blocks):
             pairs = block.qkv(block.normed(x, 0)).float().view(*rotation.shape, 2)
             qkv = torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(2)

@@ -1,7 +1,8 @@
 """Any causal language model's own transformers forward behind the same few methods as `lean.Lean`.
 
-`of` takes the first of three that says what the model itself says: `Plain` has rows of several prompts in one left-padded batch, and needs a cache
-of keys and values; `OwnCache` runs each reply alone with whatever cache the model has (states, convolutions); `Reread` has none.
+`of` takes the first of three that says what the model itself says: `Plain` has rows of several prompts in one
+left-padded batch, and needs a cache of keys and values; `OwnCache` runs each reply alone with whatever cache the model
+has (states, convolutions); `Reread` has none.
 """
 
 import copy
@@ -24,7 +25,8 @@ FAITHFUL_16_BIT = 0.1
 
 
 class Line:
-    """One prompt and the `n` replies that grow from it; `kept` holds [(keys, values)] of each layer, (1 or n, heads, columns, head dim).
+    """One prompt and the `n` replies that grow from it; `kept` holds [(keys, values)] of each layer, (1 or n, heads,
+    columns, head dim).
 
     A reply that has ended stays in the batch until the last one of its line has.
     """
@@ -52,7 +54,7 @@ class Line:
     def take(self, other, reply, tokens, ids):
         """Begin with the keys and values of `ids[:tokens]`, which `other.shared(ids)` has found."""
         row = reply if len(other.kept[0][0]) > 1 else 0
-        self.kept = [tuple(part[row:row + 1, :, :tokens] for part in layer) for layer in other.kept]
+        self.kept = [tuple(part[row : row + 1, :, :tokens] for part in layer) for layer in other.kept]
         self.prompt = list(ids[:tokens])
 
 
@@ -88,18 +90,31 @@ class Plain:
         """Take the prompt's next tokens in; returns the logits (vocabulary,) after the last."""
         cache = _cache(line.kept)
         positions = torch.arange(len(line.prompt), len(line.prompt) + len(ids), device=self.device)[None]
-        out = self.model(input_ids=torch.tensor([ids], device=self.device), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         line.kept = _layers(cache)
         line.prompt += ids
         return out.logits[0, -1].float()
 
     @torch.inference_mode()
     def step(self, lines, tokens):
-        """The next token of every growing reply, line by line -> logits (replies, vocabulary). Where it raises, the lines are as they were."""
+        """The next token of every growing reply, line by line -> logits (replies, vocabulary). Where it raises, the
+        lines are as they were.
+        """
         if lines != self._lines:
             self._regroup(lines)
         mask, fed = self._mask, []
-        ids, growing, start, given = torch.zeros(sum(line.n for line in lines), 1, dtype=torch.long), [], 0, iter(tokens)
+        ids, growing, start, given = (
+            torch.zeros(sum(line.n for line in lines), 1, dtype=torch.long),
+            [],
+            0,
+            iter(tokens),
+        )
         try:
             for line in lines:
                 for reply in line.active:
@@ -110,23 +125,33 @@ class Plain:
                 start += line.n
             ids = ids.to(self.device)
             self._mask = torch.cat([mask, torch.ones_like(ids)], 1)
-            out = self.model(input_ids=ids, attention_mask=self._mask, position_ids=self._mask.sum(-1, keepdim=True) - 1,
-                             past_key_values=self._cache, use_cache=True)
+            out = self.model(
+                input_ids=ids,
+                attention_mask=self._mask,
+                position_ids=self._mask.sum(-1, keepdim=True) - 1,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
             return out.logits[growing, -1].float()
         except Exception:
             for tokens_of_reply in fed:
                 tokens_of_reply.pop()
             self._mask = mask
             for layer in self._cache.layers:  # some have taken the token in and some have not
-                layer.keys, layer.values = layer.keys[:, :, :mask.shape[1]], layer.values[:, :, :mask.shape[1]]
+                layer.keys, layer.values = layer.keys[:, :, : mask.shape[1]], layer.values[:, :, : mask.shape[1]]
             raise
 
     def _regroup(self, lines):
-        """Give each line of the batch its own keys and values back, without padding, and make the batch of `lines`; they keep theirs until it is made."""
+        """Give each line of the batch its own keys and values back, without padding, and make the batch of `lines`;
+        they keep theirs until it is made.
+        """
         self._ungroup()
         lengths = [line.kept[0][0].shape[2] for line in lines]
         longest = max(lengths)
-        mask = [torch.tensor([[0] * (longest - length) + [1] * length] * line.n) for line, length in zip(lines, lengths, strict=True)]
+        mask = [
+            torch.tensor([[0] * (longest - length) + [1] * length] * line.n)
+            for line, length in zip(lines, lengths, strict=True)
+        ]
         merged = []
         for layer in range(len(lines[0].kept)):
             both = []
@@ -143,7 +168,10 @@ class Plain:
         start = 0
         for line in self._lines:
             length = int(self._mask[start].sum())
-            line.kept = [tuple(part[start:start + line.n, :, -length:].clone() for part in layer) for layer in _layers(self._cache)]
+            line.kept = [
+                tuple(part[start : start + line.n, :, -length:].clone() for part in layer)
+                for layer in _layers(self._cache)
+            ]
             start += line.n
         self._lines, self._cache = [], None
 
@@ -167,8 +195,11 @@ def _layers(cache):
 
 # -- models without a cache of keys and values alone
 
+
 class Single:
-    """One prompt and the `n` replies that grow from it, each with a cache of its own; nothing of it can be shared with a later turn."""
+    """One prompt and the `n` replies that grow from it, each with a cache of its own; nothing of it can be shared with
+    a later turn.
+    """
 
     nbytes = 0  # that a later turn could begin with
 
@@ -185,7 +216,9 @@ class Single:
 
 
 class OwnCache:
-    """One version of a model with a cache of any kind: every reply is a batch of its own, slower than `Plain` and right."""
+    """One version of a model with a cache of any kind: every reply is a batch of its own, slower than `Plain` and
+    right.
+    """
 
     chunk = WHOLE
 
@@ -320,15 +353,20 @@ def _first_faithful(model):
         error = distance(kind(model))
         if error <= FAITHFUL.get(model.dtype, FAITHFUL_16_BIT):
             if kind is not Plain:
-                log.warning("%s has a cache of its own kind: replies are decoded one by one, which is slower", type(model).__name__)
+                log.warning(
+                    "%s has a cache of its own kind: replies are decoded one by one, which is slower",
+                    type(model).__name__,
+                )
             return kind
-    log.warning("no cache serves %s: each token of a reply reads the whole text again, which is slow", type(model).__name__)
+    log.warning(
+        "no cache serves %s: each token of a reply reads the whole text again, which is slow", type(model).__name__
+    )
     return Reread
 
 
 def distance(forward) -> float:
-    """Largest KL, in nats, of what the model says without a cache to what `forward` says, over a few steps of two prompts with two replies each;
-    infinite where it cannot run the model."""
+    """Largest KL, in nats, of what the model says without a cache to what `forward` says, over a few steps of two
+    prompts with two replies each; infinite where it cannot run the model."""
     try:
         lines = [forward.open(2, len(prompt), 3) for prompt in PROBE]
         said = [(prompt, forward.read(line, list(prompt))) for prompt, line in zip(PROBE, lines, strict=True)]
@@ -346,6 +384,8 @@ def distance(forward) -> float:
 def _divergence(model, ids, logits):
     """KL of what the model says after `ids` to `logits` (vocabulary,), in nats; infinite where either is no number."""
     ids = torch.tensor([ids], device=next(model.parameters()).device)
-    truth, said = (torch.log_softmax(x, -1) for x in (model(input_ids=ids, use_cache=False).logits[0, -1].float(), logits))
+    truth, said = (
+        torch.log_softmax(x, -1) for x in (model(input_ids=ids, use_cache=False).logits[0, -1].float(), logits)
+    )
     found = (truth.exp() * (truth - said)).sum().item()
     return found if found == found else float("inf")

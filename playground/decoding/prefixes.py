@@ -1,4 +1,6 @@
-"""The memory of keys and values: what running turns hold, and lines of ended turns, which the next turn of a conversation begins with."""
+"""The memory of keys and values: what running turns hold, and lines of ended turns, which the next turn of a
+conversation begins with.
+"""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +9,9 @@ WORTH = 16  # tokens; a shorter common beginning is read again
 
 @dataclass
 class Memory:
-    """At most `budget` bytes for all lines. Ended lines are kept as long as nobody else needs their room, and let go of from the oldest."""
+    """At most `budget` bytes for all lines. Ended lines are kept as long as nobody else needs their room, and let go of
+    from the oldest.
+    """
 
     budget: int
     used: int = 0  # bytes of running lines
@@ -23,7 +27,9 @@ class Memory:
         return True
 
     def give_back(self, nbytes, forward, line):
-        """A line has ended; it is kept where it fits, if its prompt was read and it has keys that others can begin with."""
+        """A line has ended; it is kept where it fits, if its prompt was read and it has keys that others can begin
+        with.
+        """
         self.used -= nbytes
         if line and line.prompt and line.nbytes:
             self.kept.append((forward, line))
@@ -35,7 +41,9 @@ class Memory:
         self.kept = [(f, line) for f, line in self.kept if f is not forward]
 
     def begin(self, forward, line, prompt):
-        """Copy into `line` the longest beginning of `prompt` that a kept line of this version has; at least one token is left to read."""
+        """Copy into `line` the longest beginning of `prompt` that a kept line of this version has; at least one token
+        is left to read.
+        """
         ids, best = prompt[:-1], (0, None, None)
         for owner, other in self.kept:
             if owner is forward:

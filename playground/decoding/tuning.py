@@ -1,4 +1,6 @@
-"""Which number format and how many threads decode fastest here: measured in a few seconds at the first start, remembered for this machine and model."""
+"""Which number format and how many threads decode fastest here: measured in a few seconds at the first start,
+remembered for this machine and model.
+"""
 
 import json
 import logging
@@ -37,7 +39,16 @@ def choose(settings, model, identity):
     if settings.decode_format == "plain" or not lean.fits(model):
         return Choice("plain", settings.threads)
     file = settings.data_dir / "tuning.json"
-    machine = " ".join([platform.machine(), _cpu(), str(settings.threads), torch.__version__, identity["hash"][:16], settings.decode_format])
+    machine = " ".join(
+        [
+            platform.machine(),
+            _cpu(),
+            str(settings.threads),
+            torch.__version__,
+            identity["hash"][:16],
+            settings.decode_format,
+        ]
+    )
     known = _known(file)
     if machine not in known:
         formats = ["int8", "bfloat16", "float32"] if settings.decode_format == "auto" else [settings.decode_format]
@@ -45,7 +56,12 @@ def choose(settings, model, identity):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known, indent=1))
     choice = Choice(**known[machine])
-    log.info("decoding in %s on %d threads, %.1f ms a step of two replies", choice.number_format, choice.threads, choice.milliseconds)
+    log.info(
+        "decoding in %s on %d threads, %.1f ms a step of two replies",
+        choice.number_format,
+        choice.threads,
+        choice.milliseconds,
+    )
     return choice
 
 
@@ -69,7 +85,13 @@ def _measure(settings, model, formats):
                         said = torch.log_softmax(logits[0], -1)
                         distance = (truth.exp() * (truth - said)).sum().item()
                 milliseconds = 1e3 * median(times[1:])
-                log.info("%s on %d threads: %.1f ms a step, %.4f nats from the model", number_format, threads, milliseconds, distance)
+                log.info(
+                    "%s on %d threads: %.1f ms a step, %.4f nats from the model",
+                    number_format,
+                    threads,
+                    milliseconds,
+                    distance,
+                )
                 if len(formats) == 1 or distance < FAITHFUL or number_format == "float32":
                     found.append(Choice(number_format, threads, round(milliseconds, 2), round(distance, 6)))
             del forward
@@ -87,6 +109,9 @@ def _known(file):
 
 def _cpu():
     try:
-        return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")) + f" x{os.cpu_count()}"
+        return (
+            next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+            + f" x{os.cpu_count()}"
+        )
     except (OSError, StopIteration):
         return f"{platform.processor()} x{os.cpu_count()}"

@@ -1,8 +1,11 @@
 """Which two of several replies a person is asked about, by the reward head as the last votes left it.
 
-thompson  double Thompson sampling (Dwaracherla et al. 2024): two heads are drawn from the posterior, and each shows the reply that it likes best.
-          Pairs that might both be the best are asked about, and what the votes have settled is not. The chance of the pair is kept with it.
-best      the best of the first half of the candidates against the best of the second: best-of-n, until PPO has caught up.
+thompson  double Thompson sampling (Dwaracherla et al. 2024): two heads are drawn from the posterior, and each shows the
+reply that it likes best.
+          Pairs that might both be the best are asked about, and what the votes have settled is not. The chance of the
+          pair is kept with it.
+best      the best of the first half of the candidates against the best of the second: best-of-n, until PPO has caught
+up.
 
 The worker leaves the head in a file after every vote; without one the first two candidates are the pair.
 """
@@ -23,7 +26,9 @@ DRAWS = 1000  # heads that the favourites' shares are counted over
 
 
 class Pair(NamedTuple):
-    """Indices of the left and the right reply, how they were picked (as `Store.start_duel` has it), and the chance with which this pair was."""
+    """Indices of the left and the right reply, how they were picked (as `Store.start_duel` has it), and the chance with
+    which this pair was.
+    """
 
     first: int = 0
     second: int = 1
@@ -45,12 +50,16 @@ class Picker:
         self._lock = threading.Lock()
 
     def pair(self, prompt, completions, seed):
-        """The Pair among these replies (token ids). A reply that could not be read costs the choice and never the replies."""
+        """The Pair among these replies (token ids). A reply that could not be read costs the choice and never the
+        replies.
+        """
         if all(completions):
             try:
                 with self._lock:
                     replies = [(prompt, completion) for completion in completions]
-                    return apart(self.settings.threads, lambda: self._pair(replies, torch.Generator().manual_seed(seed)))
+                    return apart(
+                        self.settings.threads, lambda: self._pair(replies, torch.Generator().manual_seed(seed))
+                    )
             except Exception:
                 log.exception("the pair could not be picked; the first two are shown")
         return Pair()
@@ -78,7 +87,9 @@ class Picker:
 
 
 def favourites(model, features, generator):
-    """Share of heads drawn from a RewardModel's posterior that each of n replies (features (n, D)) is the favourite of: (n,), sums to 1."""
+    """Share of heads drawn from a RewardModel's posterior that each of n replies (features (n, D)) is the favourite of:
+    (n,), sums to 1.
+    """
     x = model.design(features)
     noise = torch.randn(model.factor.shape[1], DRAWS, generator=generator)
     scores = (x @ model.weight)[:, None] + x @ model.basis @ model.factor @ noise  # (n, DRAWS)
@@ -86,7 +97,9 @@ def favourites(model, features, generator):
 
 
 def pair(shares, generator):
-    """(first, second, probability that these two are picked, in either order) for the favourites' shares (n,), n at least 2."""
+    """(first, second, probability that these two are picked, in either order) for the favourites' shares (n,), n at
+    least 2.
+    """
     first = torch.multinomial(shares, 1, generator=generator).item()
     second = torch.multinomial(second_favourite(shares, first), 1, generator=generator).item()
     chance = sum(shares[i] * second_favourite(shares, i)[j] for i, j in ((first, second), (second, first)))
@@ -94,7 +107,9 @@ def pair(shares, generator):
 
 
 def second_favourite(shares, first):
-    """Chances (n,) of the second reply given the first: the shares of the others, or evenly any of them after TRIES heads that like the first."""
+    """Chances (n,) of the second reply given the first: the shares of the others, or evenly any of them after TRIES
+    heads that like the first.
+    """
     others = shares.double().clone()
     others[first] = 0
     evenly = torch.ones_like(others) / (len(shares) - 1)

@@ -88,13 +88,30 @@ def write(root, version, tensors, *, rank, alpha, targets, base, parent, round_i
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / WEIGHTS)
-    peft_config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base["model"], "r": rank,
-                   "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(targets)}
+    peft_config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base["model"],
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(targets),
+    }
     (partial / CONFIG).write_text(json.dumps(peft_config, indent=1))
     files = {name: {"sha256": _sha256(partial / name)} for name in (WEIGHTS, CONFIG)}
     files[WEIGHTS]["shapes"] = {k: list(v.shape) for k, v in tensors.items()}
-    manifest = {"version": version, "parent": parent, "round": round_id, "base": base, "rank": rank, "alpha": alpha,
-                "targets": sorted(targets), "scores": scores, "files": files}
+    manifest = {
+        "version": version,
+        "parent": parent,
+        "round": round_id,
+        "base": base,
+        "rank": rank,
+        "alpha": alpha,
+        "targets": sorted(targets),
+        "scores": scores,
+        "files": files,
+    }
     for name in files:
         _fsync(partial / name)
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -138,8 +155,10 @@ def _read(folder, base_hash, expected_sha256):
         raise BadAdapter(f"{folder.name}/{CONFIG} does not match the hash in its manifest")
     weights = _checked_bytes(folder / WEIGHTS, files.weights)
     if manifest.base.hash != base_hash:
-        raise BadAdapter(f"{folder.name} was trained on {manifest.base.model[:200]} ({manifest.base.hash[:12]}), "
-                         f"not on the model that is running ({base_hash[:12]})")
+        raise BadAdapter(
+            f"{folder.name} was trained on {manifest.base.model[:200]} ({manifest.base.hash[:12]}), "
+            f"not on the model that is running ({base_hash[:12]})"
+        )
     _check_config(folder, manifest, _parsed(folder / CONFIG, config_text))
     try:
         tensors = load_tensors(weights)
@@ -221,8 +240,10 @@ def _check_tensor(folder, manifest, name, tensor):
     axis = {"A.weight": 0, "B.weight": 1}.get(part)
     is_lora = axis is not None and tensor.dim() == 2 and tensor.shape[axis] == manifest.rank
     if not is_lora or module.rpartition(".")[2] not in manifest.targets:
-        raise BadAdapter(f"{folder.name}: {name[:200]} of shape {tuple(tensor.shape)} does not fit the model: "
-                         f"rank {manifest.rank} on {str(manifest.targets)[:200]}")
+        raise BadAdapter(
+            f"{folder.name}: {name[:200]} of shape {tuple(tensor.shape)} does not fit the model: "
+            f"rank {manifest.rank} on {str(manifest.targets)[:200]}"
+        )
     if tensor.dtype != torch.float32:
         raise BadAdapter(f"{folder.name}: {name[:200]} is {tensor.dtype}; torch.float32 is needed")
     norm = torch.linalg.vector_norm(tensor).item()
@@ -241,7 +262,8 @@ def _first_problem(error):
 
 
 def load(folder, base, *, base_hash, expected_sha256=None, forms=None):
-    """A version as a frozen model of its own over the tensors of `base` (a bare trunk), which it leaves as it is. BadAdapter as `read`.
+    """A version as a frozen model of its own over the tensors of `base` (a bare trunk), which it leaves as it is.
+    BadAdapter as `read`.
 
     `forms` are Forms over the same base, where versions come and go.
     """
@@ -262,8 +284,10 @@ def build(manifest, tensors, forms):
 
 
 class Forms:
-    """Layers with a LoRA over the tensors of `base`, ready to take a version's. To make them is a tenth of a second of nothing but Python, during
-    which a decoder in the same process gets on ten times as slowly; so some are made ahead, and those of a version that is gone serve the next."""
+    """Layers with a LoRA over the tensors of `base`, ready to take a version's. To make them is a tenth of a second of
+    nothing but Python, during which a decoder in the same process gets on ten times as slowly; so some are made ahead,
+    and those of a version that is gone serve the next.
+    """
 
     def __init__(self, base):
         self.base, self._first, self._spare, self._taken = base, {}, defaultdict(list), weakref.WeakKeyDictionary()
@@ -285,7 +309,9 @@ class Forms:
     def _make(self, shape):
         if shape not in self._first:
             rank, alpha, targets = shape
-            self._first[shape] = loading.with_lora(loading.shell(self.base), rank=rank, alpha=alpha, targets=targets).get_base_model()
+            self._first[shape] = loading.with_lora(
+                loading.shell(self.base), rank=rank, alpha=alpha, targets=targets
+            ).get_base_model()
         return loading.shell(self._first[shape])
 
 

@@ -1,5 +1,7 @@
-"""Plain attention without copies: the query heads that share keys and values are one batch of rows against them (grouped-query attention, Ainslie
-et al. 2023), where transformers' plain attention copies keys and values for every head, at each step of the decoding and of its backward."""
+"""Plain attention without copies: the query heads that share keys and values are one batch of rows against them
+(grouped-query attention, Ainslie et al. 2023), where transformers' plain attention copies keys and values for every
+head, at each step of the decoding and of its backward.
+"""
 
 import inspect
 import sys
@@ -14,7 +16,8 @@ NAME = "grouped"
 
 
 def grouped(module, query, key, value, attention_mask, scaling, **_unused):
-    """query (B, H, Q, D), key and value (B, H/G, L, D), attention_mask (B, 1, Q, L) added to the scores -> (B, Q, H, D), and no weights.
+    """query (B, H, Q, D), key and value (B, H/G, L, D), attention_mask (B, 1, Q, L) added to the scores -> (B, Q, H,
+    D), and no weights.
 
     The weights, which grow with the square of the length, are worked out again for the backward.
     """
@@ -35,8 +38,14 @@ def _attend(query, key, value, attention_mask, scaling):
 
 
 def use_grouped(model):
-    """Let a model with plain attention compute it so. One whose plain attention is not Llama's word for word (capped scores, sinks) keeps its own."""
-    plain = {sys.modules[type(module).__module__] for module in model.modules() if type(module).__module__.startswith("transformers.models.")}
+    """Let a model with plain attention compute it so. One whose plain attention is not Llama's word for word (capped
+    scores, sinks) keeps its own.
+    """
+    plain = {
+        sys.modules[type(module).__module__]
+        for module in model.modules()
+        if type(module).__module__.startswith("transformers.models.")
+    }
     text = inspect.getsource(modeling_llama.eager_attention_forward)
     theirs = [module.eager_attention_forward for module in plain if hasattr(module, "eager_attention_forward")]
     if theirs and all(inspect.getsource(function) == text for function in theirs):

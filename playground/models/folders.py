@@ -1,7 +1,7 @@
 """What people give as `--model`, made into what transformers can load, or refused in one sentence that says what to do.
 
-Looks into folders and files before anything is loaded; turns a GGUF file and a PEFT adapter into an ordinary folder, once, under the models'
-folder. Which model is meant, and how it runs, is `models.py`'s.
+Looks into folders and files before anything is loaded; turns a GGUF file and a PEFT adapter into an ordinary folder,
+once, under the models' folder. Which model is meant, and how it runs, is `models.py`'s.
 """
 
 import hashlib
@@ -49,7 +49,9 @@ class ModelUnavailable(Exception):
 
 
 def usable(source: str, models_dir: Path) -> str:
-    """The hub id or folder that transformers loads for what a person gave: itself, or a folder converted from it. ModelUnavailable where none can."""
+    """The hub id or folder that transformers loads for what a person gave: itself, or a folder converted from it.
+    ModelUnavailable where none can.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return str(_usable_folder(path, models_dir))
@@ -233,7 +235,9 @@ def _converted(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def convert_gguf(file: Path, folder: Path) -> Path:
-    """The model and tokenizer of a GGUF file, dequantised to bf16, as a folder of transformers'. ModelUnavailable where transformers cannot read it."""
+    """The model and tokenizer of a GGUF file, dequantised to bf16, as a folder of transformers'. ModelUnavailable where
+    transformers cannot read it.
+    """
 
     def make(partial):
         try:
@@ -266,7 +270,9 @@ def _from_gguf(file, models_dir):
 
 
 def _merged(adapter, models_dir):
-    """The base of a PEFT adapter with the adapter merged into it, in fp32 and then in the base's own format; named and hashed by both."""
+    """The base of a PEFT adapter with the adapter merged into it, in fp32 and then in the base's own format; named and
+    hashed by both.
+    """
     try:
         config = PeftConfig.from_pretrained(adapter)
     except Exception as error:
@@ -335,7 +341,9 @@ def _tensor_names(adapter):
 
 
 def _fingerprint(base):
-    """A text that tells one base from another without reading all of its weights: sizes, beginnings and ends of its files; a hub id is its own."""
+    """A text that tells one base from another without reading all of its weights: sizes, beginnings and ends of its
+    files; a hub id is its own.
+    """
     folder = Path(base)
     if not folder.is_dir():
         return base

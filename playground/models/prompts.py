@@ -18,7 +18,9 @@ class BadMessage(Exception):
 
 
 def check(text, tokenizer, max_chars):
-    """Return the message without blank lines before it and blanks after it; its first line keeps its indentation. BadMessage when it is empty, too long or holds characters that are no text."""
+    """Return the message without blank lines before it and blanks after it; its first line keeps its indentation.
+    BadMessage when it is empty, too long or holds characters that are no text.
+    """
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", (text or "").rstrip())
     if not text:
         raise BadMessage("The message is empty. Write something first.")
@@ -35,14 +37,18 @@ def check(text, tokenizer, max_chars):
 
 
 def _encoded_control(text, tokenizer, control):
-    """A control token that the text becomes though it does not hold it letter by letter: tokenizers may normalise a text first."""
+    """A control token that the text becomes though it does not hold it letter by letter: tokenizers may normalise a
+    text first.
+    """
     ids = set(tokenizer(text, add_special_tokens=False)["input_ids"])
     found = (ids & control.ids) - {tokenizer.unk_token_id}
     return tokenizer.convert_ids_to_tokens(min(found)) if found else None
 
 
 def check_system(system_prompt: str, tokenizer, max_chars: int, budget: int) -> str:
-    """Return a system prompt as `check` does; BadMessage also where the chat template refuses it or it leaves no room for a message."""
+    """Return a system prompt as `check` does; BadMessage also where the chat template refuses it or it leaves no room
+    for a message.
+    """
     system_prompt = check(system_prompt, tokenizer, max_chars)
     encode([{"role": "user", "content": "Hello"}], tokenizer, budget, system_prompt)
     return system_prompt
@@ -51,8 +57,9 @@ def check_system(system_prompt: str, tokenizer, max_chars: int, budget: int) -> 
 def encode(messages, tokenizer, budget, system_prompt=None):
     """Token ids of a chat that ends with the user's message, generation prompt included, at most `budget` of them.
 
-    `messages` are {"role", "content"} dicts. The oldest turns are left out whole until the rest fits, so that the template is never cut;
-    the system prompt and the last message always stay. BadMessage when those two alone are too long.
+    `messages` are {"role", "content"} dicts. The oldest turns are left out whole until the rest fits, so that the
+    template is never cut; the system prompt and the last message always stay. BadMessage when those two alone are too
+    long.
     """
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = [{**m, "content": without_special_tokens(m["content"], tokenizer)} for m in messages]
@@ -60,7 +67,9 @@ def encode(messages, tokenizer, budget, system_prompt=None):
         try:
             ids = templates.encode(system + messages[start:], tokenizer)
         except templates.BadTemplate as error:
-            raise BadMessage(f"The model's chat template does not take this conversation: {error}. Change the system prompt or the message.") from None
+            raise BadMessage(
+                f"The model's chat template does not take this conversation: {error}. Change the system prompt or the message."
+            ) from None
         if len(ids) <= budget:
             return ids
     raise BadMessage(f"The message has {len(ids):,} tokens with its frame; at most {budget:,} fit. Please shorten it.")
@@ -91,7 +100,9 @@ def without_special_tokens(text, tokenizer):
 
 
 def canaries():
-    """The shipped plain requests, each with a plain reply: [(request, reply)]. A version that cannot take these any more is broken."""
+    """The shipped plain requests, each with a plain reply: [(request, reply)]. A version that cannot take these any
+    more is broken.
+    """
     rows = map(json.loads, (SHIPPED / "canaries.jsonl").read_text(encoding="utf-8").splitlines())
     return [(row["request"], row["reply"]) for row in rows]
 
@@ -114,8 +125,8 @@ def stops_of(tokenizer, *stops):
 
 
 def before(text, stops, growing):
-    """What of a text may be shown that ends where one of `stops` (a text or several) begins: all before it and, while it grows, not what may be
-    its beginning."""
+    """What of a text may be shown that ends where one of `stops` (a text or several) begins: all before it and, while
+    it grows, not what may be its beginning."""
     for stop in [stops] if isinstance(stops, str) else stops:
         text = _before(text, stop, growing)
     return text
@@ -126,11 +137,13 @@ def _before(text, stop, growing):
         return text
     shown, found, _ = text.partition(stop)
     begun = next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
-    return shown if found or not growing else text[:len(text) - begun]
+    return shown if found or not growing else text[: len(text) - begun]
 
 
 class Detokeniser:
-    """Text of a growing reply, without ever showing half a character or decoding the whole again (the offsets of vLLM's detokenizer)."""
+    """Text of a growing reply, without ever showing half a character or decoding the whole again (the offsets of vLLM's
+    detokenizer).
+    """
 
     def __init__(self, tokenizer):
         self.tokenizer, self.text = tokenizer, ""
@@ -139,9 +152,9 @@ class Detokeniser:
     def add(self, token_id):
         """Take one token and return the text so far; an unfinished character is held back."""
         self._ids.append(token_id)
-        before = decode(self._ids[self._prefix:self._read], self.tokenizer)
-        after = decode(self._ids[self._prefix:], self.tokenizer)
+        before = decode(self._ids[self._prefix : self._read], self.tokenizer)
+        after = decode(self._ids[self._prefix :], self.tokenizer)
         if len(after) > len(before) and not after.endswith("\ufffd"):
-            self.text += after[len(before):]
+            self.text += after[len(before) :]
             self._prefix, self._read = self._read, len(self._ids)
         return self.text

@@ -1,8 +1,10 @@
-"""Scorer: a reply to features, features to a score, and how sure of it the votes make us; the chat and the training share it.
+"""Scorer: a reply to features, features to a score, and how sure of it the votes make us; the chat and the training
+share it.
 
-Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first to two thirds deep, the
-log of the reply's length, and how often it has the tokens that are common among the replies voted on. Owns them, the views of them that a head may
-read, and the head's file. Fitting a head is `training/reward.py`'s.
+Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first
+to two thirds deep, the log of the reply's length, and how often it has the tokens that are common among the replies
+voted on. Owns them, the views of them that a head may read, and the head's file. Fitting a head is
+`training/reward.py`'s.
 """
 
 import json
@@ -18,13 +20,17 @@ from safetensors.torch import save_file
 from playground.models import adapters, loading
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
-BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
+BATCH_TOKENS = (
+    4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
+)
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
 COMMON_TOKENS = 200  # tokens that are counted
 
 
 class FeatureTrunk:
-    """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and a last one of its length."""
+    """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and
+    a last one of its length.
+    """
 
     def __init__(self, settings):
         self.model = loading.load_trunk(settings, settings.reward_quantisation)
@@ -34,7 +40,7 @@ class FeatureTrunk:
         self._hidden = {}
         for layer in self.layers:
             stack[layer - 1].register_forward_hook(partial(self._keep, layer))
-        del stack[self.layers[-1]:]
+        del stack[self.layers[-1] :]
         self.batch, self.most = settings.reward_batch, loading.positions(self.model.config)
         self.targets = loading.linear_targets(self.model)
         self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
@@ -44,18 +50,32 @@ class FeatureTrunk:
         self._hidden[layer] = output[0] if isinstance(output, tuple) else output
 
     def batch_features(self, replies):
-        """Features of [(prompt ids, completion ids)], cut to what the model takes: (N, D) fp32, with gradients where enabled."""
+        """Features of [(prompt ids, completion ids)], cut to what the model takes: (N, D) fp32, with gradients where
+        enabled.
+        """
         replies = [loading.cut(prompt, completion, self.most) for prompt, completion in replies]
         device = next(self.model.parameters()).device
         longest = max(len(p) + len(c) for p, c in replies)
-        ids = torch.tensor([[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)  # (N, L), right-padded
-        mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
-        pool = torch.tensor([[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device)
+        ids = torch.tensor(
+            [[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device
+        )  # (N, L), right-padded
+        mask = torch.tensor(
+            [[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device
+        )
+        pool = torch.tensor(
+            [[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device
+        )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.model.base_model(**loading.inputs(self.model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False))
+        self.model.base_model(
+            **loading.inputs(
+                self.model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+            )
+        )
         pool = pool[..., None].float()  # (N, L, 1)
         length = pool.sum(1).clamp(min=1)  # (N, 1)
-        return torch.cat([*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1)
+        return torch.cat(
+            [*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1
+        )
 
     @torch.no_grad()
     def features(self, replies, on_batch=lambda done, total: None):
@@ -64,7 +84,7 @@ class FeatureTrunk:
         order = sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
         done = 0
         while done < len(order):
-            rows = order[done:done + self.batch]
+            rows = order[done : done + self.batch]
             while len(rows) > 1 and len(rows) * sum(map(len, replies[rows[-1]])) > BATCH_TOKENS:
                 rows.pop()
             out[rows] = self.batch_features([replies[i] for i in rows]).cpu()
@@ -83,6 +103,7 @@ class FeatureTrunk:
 
 
 # -- counts of common tokens: style shows in them, whatever the language (Burrows 2002)
+
 
 def common_tokens(replies):
     """The tokens that most of these replies [(prompt ids, completion ids)] have, at most COMMON_TOKENS."""
@@ -113,6 +134,7 @@ class Reading(NamedTuple):
 
 # -- views: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
 
+
 def _layers(layers, log_length, _counts):
     """The means of all layers but the shallowest."""
     return [*(layers[1:] or layers), log_length]
@@ -125,7 +147,7 @@ def _words(layers, log_length, _counts):
 
 def _meaning(layers, log_length, _counts):
     """The means of the deep half."""
-    return [*layers[(len(layers) + 1) // 2:], log_length]
+    return [*layers[(len(layers) + 1) // 2 :], log_length]
 
 
 def _length(layers, log_length, _counts):
@@ -143,7 +165,9 @@ ON_ONE_SCALE = {"style"}  # views whose features can be compared as they are: on
 
 
 def views(parts, setting="auto"):
-    """Names of the views to choose among: those that differ on features of these parts, or the one that the setting names."""
+    """Names of the views to choose among: those that differ on features of these parts, or the one that the setting
+    names.
+    """
     if setting != "auto":
         return [setting]
     return ["layers", "words", "style"] + ["meaning"] * (len(parts) > 4)
@@ -157,12 +181,14 @@ def view(features, parts, name):
 
 # -- the head
 
+
 @dataclass
 class RewardModel:
-    """A fitted linear head on one view, with the Gaussian (Laplace) posterior of its weights. Its features (N, D) are those that `features` gives.
+    """A fitted linear head on one view, with the Gaussian (Laplace) posterior of its weights. Its features (N, D) are
+    those that `features` gives.
 
-    x = (view − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² + |x off the basis|²/penalty:
-    inverse curvature of the likelihood where votes speak, the prior elsewhere.
+    x = (view − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² + |x off
+    the basis|²/penalty: inverse curvature of the likelihood where votes speak, the prior elsewhere.
     reward = (raw − pessimism·deviation − shift)/spread, of mean 0 and deviation 1 on the reference's replies.
     """
 
@@ -174,7 +200,9 @@ class RewardModel:
     weight: torch.Tensor  # (d,)
     basis: torch.Tensor  # (d, r), orthonormal
     factor: torch.Tensor  # (r, r)
-    influence: torch.Tensor  # (r, votes): how far each vote moved the weights; its square is what a bootstrap over votes would find
+    influence: (
+        torch.Tensor
+    )  # (r, votes): how far each vote moved the weights; its square is what a bootstrap over votes would find
     penalty: float = 1.0
     log_nu: float = -1.0
     threshold: float = 0.0
@@ -203,7 +231,9 @@ class RewardModel:
         return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
 
     def draws(self, features, n, seed):
-        """Raw scores (n, N) under n heads as other votes from the same people would have given; the same heads for the same seed."""
+        """Raw scores (n, N) under n heads as other votes from the same people would have given; the same heads for the
+        same seed.
+        """
         noise = torch.randn(self.influence.shape[1], n, generator=torch.Generator().manual_seed(seed))
         heads = self.weight[:, None] + self.basis @ (self.influence @ noise)  # (d, n)
         return (self.design(features) @ heads).T
@@ -221,9 +251,18 @@ class RewardModel:
         self.shift, self.spread = scores.mean().item(), max(scores.std().item(), 1e-6)
 
     def save(self, path):
-        numbers = {k: getattr(self, k) for k in ("view", "parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")}
-        tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor", "influence")} | {f"lora/{k}": v for k, v in self.lora.items()}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"numbers": json.dumps(numbers)})
+        numbers = {
+            k: getattr(self, k)
+            for k in ("view", "parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")
+        }
+        tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor", "influence")} | {
+            f"lora/{k}": v for k, v in self.lora.items()
+        }
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            path,
+            metadata={"numbers": json.dumps(numbers)},
+        )
 
     @classmethod
     def load(cls, path):

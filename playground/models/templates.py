@@ -1,6 +1,8 @@
-"""A tokenizer's chat template, made fit for use: which one it is, what it takes, how it ends a reply, and which tokens steer it.
+"""A tokenizer's chat template, made fit for use: which one it is, what it takes, how it ends a reply, and which tokens
+steer it.
 
-`prepare` settles once what a tokenizer's template is; `of` says what that template is like, found out by rendering short conversations;
+`prepare` settles once what a tokenizer's template is; `of` says what that template is like, found out by rendering
+short conversations;
 `encode` renders any. Messages and budgets are `prompts.py`'s.
 """
 
@@ -35,7 +37,8 @@ class BadTemplate(Exception):
 
 
 class ControlTokens:
-    """Tokens that must not come from a message: those that the tokenizer calls special, and added ones that look or serve like them.
+    """Tokens that must not come from a message: those that the tokenizer calls special, and added ones that look or
+    serve like them.
 
     A plain word or blanks may be an added token too, and steer nothing.
     """
@@ -133,7 +136,9 @@ def prepare(tokenizer) -> None:
 
 
 def encode(messages: list[dict], tokenizer) -> list[int]:
-    """Token ids of a conversation ({"role", "content"} dicts) and of the beginning of the next reply. BadTemplate where the template refuses it."""
+    """Token ids of a conversation ({"role", "content"} dicts) and of the beginning of the next reply. BadTemplate where
+    the template refuses it.
+    """
     form = of(tokenizer)
     if not form.takes_system:
         messages = _system_folded(messages)
@@ -188,7 +193,9 @@ class _Study:
             return False
 
     def _end(self):
-        """(token ids, text) that end a reply: the first control token after one, else the words before the next question, else eos."""
+        """(token ids, text) that end a reply: the first control token after one, else the words before the next
+        question, else eos.
+        """
         after = _render(self.tokenizer, [_user(QUESTION), _assistant(ANSWER)]).rpartition(ANSWER)[2]
         more = _render(self.tokenizer, [_user(QUESTION), _assistant(ANSWER), _user(ANOTHER)])
         between = more.rpartition(ANSWER)[2].partition(ANOTHER)[0]

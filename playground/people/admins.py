@@ -1,9 +1,10 @@
-"""Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS that have signed in.
+"""Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS that have
+signed in.
 
-The app prints the link at each start; it serves one browser once. The others sign in against a file of `name:argon2 hash`
-lines, which `python -m playground.people.admins --name NAME` writes, or on a Space with Hugging Face. No address makes anybody an
-admin, since a proxy may stand before any. A sign-in belongs to the visitor's cookie and is kept in the store. Knows
-nothing of pages.
+The app prints the link at each start; it serves one browser once. The others sign in against a file of `name:argon2
+hash` lines, which `python -m playground.people.admins --name NAME` writes, or on a Space with Hugging Face. No address
+makes anybody an admin, since a proxy may stand before any. A sign-in belongs to the visitor's cookie and is kept in the
+store. Knows nothing of pages.
 """
 
 import getpass
@@ -75,8 +76,10 @@ class AdminLink:
                 return
         if not self._wrong.count(one_place(address)):
             raise TooMany(f"Too many wrong links. Try again in {self._wrong.wait(one_place(address)):.0f} s.")
-        raise WrongSignIn("This admin link is wrong or was used before. Restart the app for a new one, "
-                          "or let an admin sign in with a password that python -m playground.people.admins keeps.")
+        raise WrongSignIn(
+            "This admin link is wrong or was used before. Restart the app for a new one, "
+            "or let an admin sign in with a password that python -m playground.people.admins keeps."
+        )
 
 
 class Admins:
@@ -108,7 +111,9 @@ class Admins:
         return bool(self.names and self.settings.users_file)
 
     def sign_in(self, request, annotator, name, password):
-        """WrongSignIn unless it is this name's password; TooMany after too many wrong ones, or while many people sign in."""
+        """WrongSignIn unless it is this name's password; TooMany after too many wrong ones, or while many people sign
+        in.
+        """
         if not self.takes_passwords():
             raise WrongSignIn("Nobody can sign in with a password here.")
         name, password = str(name or "").strip(), str(password or "")
@@ -128,7 +133,9 @@ class Admins:
         self.store.sign_in(annotator, name, time.time() + SIGNED_IN)
 
     def sign_in_owner(self, annotator, token):
-        """Make this person the owner, for 30 days. Their cookie becomes `token`: who had planted the old one has nothing."""
+        """Make this person the owner, for 30 days. Their cookie becomes `token`: who had planted the old one has
+        nothing.
+        """
         self.store.renew(annotator, token)
         self.store.sign_in(annotator, OWNER, time.time() + OWNER_SIGNED_IN)
 
@@ -185,11 +192,14 @@ class Admins:
         except (OSError, UnicodeError):
             log.exception("the users file %s cannot be read", self.settings.users_file)
             raise WrongSignIn(
-                "The passwords of this app cannot be read. Its owner finds the reason in the log.") from None
+                "The passwords of this app cannot be read. Its owner finds the reason in the log."
+            ) from None
 
 
 def space_user(request):
-    """The Hugging Face user of a request, or None. Only on a Space: elsewhere Gradio's sign-in is a mock that makes anybody the owner."""
+    """The Hugging Face user of a request, or None. Only on a Space: elsewhere Gradio's sign-in is a mock that makes
+    anybody the owner.
+    """
     if not settings_module.ON_SPACE:
         return None
     session = getattr(request, "request", request).scope.get("session") or {}
@@ -206,7 +216,9 @@ def read_users(path):
 def write_user(path, name, password, hasher=HASHER):
     """Add a name to a users file, or change its password; WrongSignIn where one of them cannot be used."""
     if not name or ":" in name or name != name.strip() or name.startswith("#") or len(name.splitlines()) > 1:
-        raise WrongSignIn(f"{name!r} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #.")
+        raise WrongSignIn(
+            f"{name!r} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #."
+        )
     if name.casefold() == OWNER:
         raise WrongSignIn(f"{name!r} cannot be a name: it stands for whoever opened the admin link.")
     if len(name) > NAME_CHARS:
@@ -235,7 +247,13 @@ def main(argv=None):
         settings = settings_module.read(argv, AdminSettings, "python -m playground.people.admins")
         if not settings.users_file or not settings.name:
             raise WrongSignIn("Pass --users-file FILE and --name NAME.")
-        write_user(settings.users_file, settings.name, getpass.getpass(f"Password of {settings.name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n"))
+        write_user(
+            settings.users_file,
+            settings.name,
+            getpass.getpass(f"Password of {settings.name}: ")
+            if sys.stdin.isatty()
+            else sys.stdin.readline().rstrip("\n"),
+        )
     except (settings_module.SettingsError, WrongSignIn) as error:
         sys.exit(str(error))
     print(f"{settings.name} can sign in once it is one of NUDGE_ADMINS.")

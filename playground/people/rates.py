@@ -35,5 +35,5 @@ class Rate:
     def _forget(self):
         """`limits` keeps the keys of events long past: only the newest half of the keys is kept."""
         newest = {key: events[0].atime if events else 0.0 for key, events in list(self.storage.events.items())}
-        for key in sorted(newest, key=newest.get)[:len(newest) - self.most_keys // 2]:
+        for key in sorted(newest, key=newest.get)[: len(newest) - self.most_keys // 2]:
             self.storage.clear(key)

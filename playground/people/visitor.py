@@ -1,7 +1,8 @@
 """Who is asking: the cookie that makes a browser an annotator.
 
-An identity is a random token in an HttpOnly cookie; scripts on the page cannot read it and nothing that a page sends can replace it.
-What an annotator may do is decided where it is done, not here. Whether a request came over https is what `proxies.py` put into its scope.
+An identity is a random token in an HttpOnly cookie; scripts on the page cannot read it and nothing that a page sends
+can replace it. What an annotator may do is decided where it is done, not here. Whether a request came over https is
+what `proxies.py` put into its scope.
 """
 
 import re
@@ -22,11 +23,15 @@ class NoCookie(Exception):
 
 
 def token(cookies):
-    """The visitor's token from a request's cookies; NoCookie when the browser keeps none (a blocked third-party frame, mostly)."""
+    """The visitor's token from a request's cookies; NoCookie when the browser keeps none (a blocked third-party frame,
+    mostly).
+    """
     value = given(cookies)
     if not value:
-        raise NoCookie("Your browser keeps no cookie for this page, so nobody could tell your votes from another's. "
-                       "Open the page in a tab of its own, or reload it.")
+        raise NoCookie(
+            "Your browser keeps no cookie for this page, so nobody could tell your votes from another's. "
+            "Open the page in a tab of its own, or reload it."
+        )
     return value
 
 
@@ -37,7 +42,9 @@ def given(cookies):
 
 
 class Cookies:
-    """ASGI middleware: a page (an HTML answer) to a browser without a cookie brings one. It passes bodies on untouched, so streams stay streams."""
+    """ASGI middleware: a page (an HTML answer) to a browser without a cookie brings one. It passes bodies on untouched,
+    so streams stay streams.
+    """
 
     def __init__(self, app):
         self.app = app
@@ -66,7 +73,8 @@ def cookie(scope, value):
     if scope.get("scheme") != "https":
         kind = "SameSite=Lax"
     elif settings.ON_SPACE:
-        # shown in a frame on another site: there a cookie must be SameSite=None, Secure, and is best kept apart for each site
+        # shown in a frame on another site: there a cookie must be SameSite=None, Secure, and is best kept apart for
+        # each site
         kind = "SameSite=None; Secure; Partitioned"
     else:
         kind = "SameSite=Lax; Secure"

@@ -1,9 +1,9 @@
 """Owns the base model, the versions that can answer, and the one thread that decodes.
 
-A version is a `Policy`: a module tree of its own over the base's tensors, with its LoRA copied in before anyone sees it and never written to
-again. Taking a version live is one pointer; a turn keeps the version it started with. A second thread watches the store for another live
-version, builds and checks it, and flips the pointer; at most two versions are resident, so a third waits until the one before has no streams.
-The engine knows nothing about conversations or pages.
+A version is a `Policy`: a module tree of its own over the base's tensors, with its LoRA copied in before anyone sees it
+and never written to again. Taking a version live is one pointer; a turn keeps the version it started with. A second
+thread watches the store for another live version, builds and checks it, and flips the pointer; at most two versions are
+resident, so a third waits until the one before has no streams. The engine knows nothing about conversations or pages.
 """
 
 import gc
@@ -53,7 +53,9 @@ class Policy:
 
 @dataclass(eq=False)
 class Stream:
-    """One duel's replies as they grow, one for each seed. The engine's thread writes; anyone may read, `wait` or `stop`."""
+    """One duel's replies as they grow, one for each seed. The engine's thread writes; anyone may read, `wait` or
+    `stop`.
+    """
 
     policy: Policy
     prompt: list
@@ -81,7 +83,10 @@ class Stream:
         """The texts so far."""
         if not self.decoding:
             return [""] * len(self.seeds)
-        return [prompts.before(d.text, self.stops, not r.finish_reason) for d, r in zip(self.detokenisers, self.decoding.replies, strict=True)]
+        return [
+            prompts.before(d.text, self.stops, not r.finish_reason)
+            for d, r in zip(self.detokenisers, self.decoding.replies, strict=True)
+        ]
 
     def tokens(self):
         """How many tokens each reply has so far."""
@@ -105,10 +110,21 @@ class Stream:
     def so_far(self):
         """What both replies have said by now, as `results` has it; the finish_reason of one that grows is None."""
         sides = []
-        for text, seed, reply, first in zip(self.texts(), self.seeds, self.decoding.replies, self.first_token_ms, strict=True):
+        for text, seed, reply, first in zip(
+            self.texts(), self.seeds, self.decoding.replies, self.first_token_ms, strict=True
+        ):
             n = min(len(reply.token_ids), len(reply.logprobs))  # the engine's thread may be between the two
-            sides.append({"text": text.strip(), "seed": seed, "token_ids": reply.token_ids[:n], "logprobs": reply.logprobs[:n],
-                          "finish_reason": reply.finish_reason, "first_token_ms": first, "total_ms": None})
+            sides.append(
+                {
+                    "text": text.strip(),
+                    "seed": seed,
+                    "token_ids": reply.token_ids[:n],
+                    "logprobs": reply.logprobs[:n],
+                    "finish_reason": reply.finish_reason,
+                    "first_token_ms": first,
+                    "total_ms": None,
+                }
+            )
         return sides
 
     def results(self, shown=(0, 1)):
@@ -116,15 +132,24 @@ class Stream:
         sides = []
         for i in shown:
             reply = self.decoding.replies[i] if self.decoding else None
-            sides.append({
-                "text": self.texts()[i].strip(), "seed": self.seeds[i], "token_ids": reply.token_ids if reply else [], "logprobs": reply.logprobs if reply else [],
-                "finish_reason": "error" if self.error else reply.finish_reason if reply else "stopped",
-                "first_token_ms": self.first_token_ms[i], "total_ms": self.total_ms[i]})
+            sides.append(
+                {
+                    "text": self.texts()[i].strip(),
+                    "seed": self.seeds[i],
+                    "token_ids": reply.token_ids if reply else [],
+                    "logprobs": reply.logprobs if reply else [],
+                    "finish_reason": "error" if self.error else reply.finish_reason if reply else "stopped",
+                    "first_token_ms": self.first_token_ms[i],
+                    "total_ms": self.total_ms[i],
+                }
+            )
         return sides
 
 
 class Engine:
-    """Decodes duels over `base` (the frozen trunk) with the store's live version; `start()` and `close()` run its threads."""
+    """Decodes duels over `base` (the frozen trunk) with the store's live version; `start()` and `close()` run its
+    threads.
+    """
 
     def __init__(self, store, settings, base, tokenizer):
         self.store, self.settings, self.base, self.tokenizer = store, settings, base, tokenizer
@@ -139,7 +164,9 @@ class Engine:
         self.neighbour = None  # a Child that stands still while someone waits for a first token
         self._running = []  # streams that the engine's thread decodes
         self._waiting = []  # streams without room yet, the longest waiting first; changed under the lock
-        self._building = False  # another version, on a core that the decoder then leaves to it: a team that shares a core waits at every product
+        # another version, on a core that the decoder then leaves to it: a team that shares a core waits at every
+        # product
+        self._building = False
         self._stepping = threading.Lock()  # held during a step
         self._work = threading.Event()
         self._closing = threading.Event()
@@ -150,7 +177,8 @@ class Engine:
         sys.setswitchinterval(SWITCH_SECONDS)
         threads.apart(self.settings.threads, self.follow_store)
         memory.trim()  # building left as much freed as it kept
-        gc.freeze()  # what is here stays; to look through all of it again would hold every stream for a quarter of a second
+        # what is here stays; to look through all of it again would hold every stream for a quarter of a second
+        gc.freeze()
         for target, name in ((self._decode, "decode"), (self._watch, "versions")):
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
@@ -158,7 +186,9 @@ class Engine:
         return self
 
     def _first(self):
-        """The base as a policy, layers for versions with the usual LoRA, and what the base says next to each canary: [(token ids, log-probabilities)]."""
+        """The base as a policy, layers for versions with the usual LoRA, and what the base says next to each canary:
+        [(token ids, log-probabilities)].
+        """
         base = Policy(0, self.base, self.choice.forward(self.base))
         requests = prompts.encode_those_that_fit(CANARIES, self.tokenizer, self.settings.context_tokens)
         shape = self.settings.lora_rank, self.settings.lora_alpha, tuple(loading.linear_targets(self.base))
@@ -185,8 +215,8 @@ class Engine:
     # -- duels
 
     def duel(self, prompt, seeds, sampling, stop_text="", policy=None):
-        """Start a reply for each seed to one prompt (token ids) with the live version, or with `policy` while it is there (else VersionGone);
-        returns their Stream at once."""
+        """Start a reply for each seed to one prompt (token ids) with the live version, or with `policy` while it is
+        there (else VersionGone); returns their Stream at once."""
         if self._closing.is_set():
             raise EngineStopped("The server is shutting down. Send your message again in a moment.")
         if self.positions:
@@ -219,8 +249,8 @@ class Engine:
             self._finish(stream)
 
     def step(self):
-        """One pass of the engine's thread: let waiting duels in where there is room, read a part of one prompt, give every growing reply a token.
-        Returns whether any duel is running."""
+        """One pass of the engine's thread: let waiting duels in where there is room, read a part of one prompt, give
+        every growing reply a token. Returns whether any duel is running."""
         self._admit()
         if self.neighbour:
             waits = any(None in stream.first_token_ms for stream in self._running)
@@ -245,7 +275,10 @@ class Engine:
             if full:
                 continue  # whoever stops leaves the line, and nobody overtakes
             try:  # one broken turn must not end the thread that serves everyone
-                forward, nbytes = stream.policy.forward, stream.policy.forward.line_bytes(len(stream.seeds), len(stream.prompt), stream.sampling.max_tokens)
+                forward, nbytes = (
+                    stream.policy.forward,
+                    stream.policy.forward.line_bytes(len(stream.seeds), len(stream.prompt), stream.sampling.max_tokens),
+                )
                 full = not self._memory.take(nbytes)
             except Exception as error:
                 self._leave_line(stream)
@@ -285,7 +318,9 @@ class Engine:
             self._fail(stream, error)
 
     def _advance(self, running):
-        """Read a part of the prompt that has waited longest, then add one token to every reply that grows, version by version."""
+        """Read a part of the prompt that has waited longest, then add one token to every reply that grows, version by
+        version.
+        """
         if reading := next((stream for stream in running if stream.decoding.reading), None):
             try:
                 reading.decoding.read()
@@ -335,7 +370,11 @@ class Engine:
         for side, total in enumerate(stream.total_ms):
             stream.total_ms[side] = total or 1e3 * (time.monotonic() - stream.started)
         if stream.nbytes:
-            self._memory.give_back(stream.nbytes, stream.policy.forward, None if stream.error or not stream.decoding else stream.decoding.line)
+            self._memory.give_back(
+                stream.nbytes,
+                stream.policy.forward,
+                None if stream.error or not stream.decoding else stream.decoding.line,
+            )
         with self._lock:
             stream.policy.streams -= 1
         stream.admitted.set()
@@ -407,7 +446,9 @@ class Engine:
         return self.store.last_good_before(bad)
 
     def _make_room(self):
-        """Let go of the version before the live one, which stays until then, so that going back to it takes no time; False while it has streams."""
+        """Let go of the version before the live one, which stays until then, so that going back to it takes no time;
+        False while it has streams.
+        """
         with self._lock:
             gone = [p for p in self._resident.values() if p is not self.live and not p.streams]
             for policy in gone:
@@ -422,7 +463,9 @@ class Engine:
         manifest, tensors = adapters.read(row["path"], base_hash=self.identity["hash"], expected_sha256=row["sha256"])
         weights = manifest["files"][adapters.WEIGHTS]["sha256"]
         if before := self.store.quarantined(row["version"], weights):
-            raise adapters.BadAdapter(f"v{row['version']} has the very weights of v{before['version']}, which was rejected: {before['reason']}")
+            raise adapters.BadAdapter(
+                f"v{row['version']} has the very weights of v{before['version']}, which was rejected: {before['reason']}"
+            )
         model = adapters.build(manifest, tensors, self._forms)
         return Policy(row["version"], model, self.live.forward.sibling(model), weights)
 
@@ -438,7 +481,9 @@ class Engine:
         if instant_ends == len(self._canaries):
             raise adapters.BadAdapter(f"v{policy.version} ends its reply at once on every plain request")
         if (mean := sum(divergences) / len(divergences)) > CANARY_KL:
-            raise adapters.BadAdapter(f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {CANARY_KL} is accepted")
+            raise adapters.BadAdapter(
+                f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {CANARY_KL} is accepted"
+            )
 
 
 def _next_token(forward, ids):

@@ -1,6 +1,7 @@
 """The store: owns the SQLite file, and is the only package that speaks SQL.
 
-Nothing is overwritten: a replaced vote is superseded, a retired policy stays. What rows mean to a chat is `session.py`'s; to a round, `round.py`'s.
+Nothing is overwritten: a replaced vote is superseded, a retired policy stays. What rows mean to a chat is
+`session.py`'s; to a round, `round.py`'s.
 """
 
 from playground.store.chats import Chats
@@ -17,4 +18,6 @@ __all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", 
 
 
 class Store(People, Chats, Votes, Erasures, Rounds, Policies, Watch, File):
-    """The database at a path, one method for each thing that is recorded or asked; each module of the package has its own."""
+    """The database at a path, one method for each thing that is recorded or asked; each module of the package has its
+    own.
+    """

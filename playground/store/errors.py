@@ -42,19 +42,26 @@ def in_words(error: sqlite3.Error) -> StoreUnavailable:
     # the higher bits tell which of several system calls failed
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code in (BUSY, LOCKED, PROTOCOL):
-        return StoreBusy("The database is busy, so nothing was recorded. What you see here is kept: "
-                         "try again in a moment.")
+        return StoreBusy(
+            "The database is busy, so nothing was recorded. What you see here is kept: try again in a moment."
+        )
     if code == FULL:
-        return StoreFull("The disk is full, so nothing could be recorded. Please tell the owner of this app; "
-                         "then try again.")
+        return StoreFull(
+            "The disk is full, so nothing could be recorded. Please tell the owner of this app; then try again."
+        )
     if code in (READONLY, CANNOT_OPEN):
-        return StoreUnavailable("The database cannot be written, so nothing was recorded. "
-                                "Please tell the owner of this app; then try again.")
-    return StoreUnavailable("The database is damaged or its disk fails, so nothing could be recorded. "
-                            "Please tell the owner of this app.")
+        return StoreUnavailable(
+            "The database cannot be written, so nothing was recorded. "
+            "Please tell the owner of this app; then try again."
+        )
+    return StoreUnavailable(
+        "The database is damaged or its disk fails, so nothing could be recorded. Please tell the owner of this app."
+    )
 
 
 def lost() -> StoreLost:
     """What a person reads once the files are gone."""
-    return StoreLost("The database was moved, deleted or replaced while the app was running, so nothing can be recorded. "
-                     "Please tell the owner to restart the app.")
+    return StoreLost(
+        "The database was moved, deleted or replaced while the app was running, so nothing can be recorded. "
+        "Please tell the owner to restart the app."
+    )

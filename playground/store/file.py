@@ -1,7 +1,8 @@
 """The SQLite file: connections, transactions, and the moment. What the rows mean is the other modules' of this package.
 
-One connection a thread; WAL with `synchronous=FULL`, so that a vote that was shown as accepted is on disk; every write takes the write
-lock first (`begin immediate`), because a deferred transaction that reads and then writes fails at once when another process wrote in between.
+One connection a thread; WAL with `synchronous=FULL`, so that a vote that was shown as accepted is on disk; every write
+takes the write lock first (`begin immediate`), because a deferred transaction that reads and then writes fails at once
+when another process wrote in between.
 
 This is the one place where SQLite's errors become sentences (`errors.py`), and where a transaction asks whether the
 files are still there (`disk.py`).
@@ -64,7 +65,8 @@ class File:
         files = Files(self.path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            # SQLite's busy timeout does not cover the switch to WAL, and server and worker may open a new file at the same moment
+            # SQLite's busy timeout does not cover the switch to WAL, and server and worker may open a new file at the
+            # same moment
             with FileLock(f"{self.path}.lock", timeout=OPENING, mode=PRIVATE), self._in_words():
                 files.make()
                 self._execute("pragma journal_mode=wal")
@@ -93,7 +95,8 @@ class File:
     def _connect(self):
         memory = self.path == ":memory:"
         connection = sqlite3.connect(
-            self.path, timeout=self.patience, isolation_level=None, check_same_thread=not memory)
+            self.path, timeout=self.patience, isolation_level=None, check_same_thread=not memory
+        )
         for pragma in ("foreign_keys=on", "synchronous=full", "secure_delete=on"):
             connection.execute(f"pragma {pragma}")
         return sqlite_utils.Database(connection)
@@ -173,8 +176,12 @@ class File:
             return
         if not self._lost and (what := self._files.changed()):
             self._lost = True
-            log.error("%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
-                      "and restart the app.", self.path, what)
+            log.error(
+                "%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
+                "and restart the app.",
+                self.path,
+                what,
+            )
         if self._lost:
             raise errors.lost()
 
@@ -209,10 +216,11 @@ class File:
         return sqlite3.sqlite_version
 
     def scrub(self, patience: float, rewrite: bool = False) -> bool:
-        """Bring what is deleted out of the write-ahead log, and with `rewrite` out of every corner of the file; False where others were at it for
-        longer than `patience` seconds, and it is to be tried again.
+        """Bring what is deleted out of the write-ahead log, and with `rewrite` out of every corner of the file; False
+        where others were at it for longer than `patience` seconds, and it is to be tried again.
 
-        `secure_delete` overwrites a row where it is deleted, but not the copies that SQLite left where it had moved a row from (seen): only
+        `secure_delete` overwrites a row where it is deleted, but not the copies that SQLite left where it had moved a
+        row from (seen): only
         `vacuum` is rid of them. It holds the write lock for about as long as it takes to copy the file.
         """
         if self.path == ":memory:":

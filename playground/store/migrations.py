@@ -13,8 +13,12 @@ def initial(db):
 
 @migrations(name="0002_forecast")
 def forecast(db):
-    """What a reward model fitted on the votes before said of a vote: the probability of the choice, and whether it named the winner."""
-    db.execute("create table forecast (vote integer primary key references vote(id), probability real, hit integer, created text not null)")
+    """What a reward model fitted on the votes before said of a vote: the probability of the choice, and whether it
+    named the winner.
+    """
+    db.execute(
+        "create table forecast (vote integer primary key references vote(id), probability real, hit integer, created text not null)"
+    )
 
 
 @migrations(name="0003_gestures")
@@ -26,11 +30,21 @@ def gestures(db):
         db.execute(f"alter table conversation add column {column}")
     db.execute("create unique index conversation_share_token on conversation (share_token)")
     db.execute("alter table round add column wish text")
-    db.execute("create table override (name text primary key, value text not null, annotator integer references annotator(id), created text not null)")
+    db.execute(
+        "create table override (name text primary key, value text not null, annotator integer references annotator(id), created text not null)"
+    )
     db.execute("update conversation set opened = created")
     # what a page asks for at each gesture; without these it takes longer with every vote
-    for table, columns in (("vote", "annotator"), ("vote_use", "vote, heldout"), ("duel", "user_message"), ("duel", "left_generation"), ("duel", "right_generation"),
-                           ("rating", "message"), ("demonstration", "message"), ("policy", "round")):
+    for table, columns in (
+        ("vote", "annotator"),
+        ("vote_use", "vote, heldout"),
+        ("duel", "user_message"),
+        ("duel", "left_generation"),
+        ("duel", "right_generation"),
+        ("rating", "message"),
+        ("demonstration", "message"),
+        ("policy", "round"),
+    ):
         db.execute(f"create index {table}_{columns.split(',')[0]} on {table} ({columns})")
     # what a page showed before: the newest pair with texts
     db.execute("""update conversation set shown_duel = (
@@ -61,8 +75,10 @@ def beat(db):
 
 @migrations(name="0005_early_votes")
 def early_votes(db):
-    """How many tokens each side had when its pair was picked before the end: training compares these. And pairs whose replies are the same text:
-    nobody can vote on them, so that they count nowhere and the conversation goes on from the left one."""
+    """How many tokens each side had when its pair was picked before the end: training compares these. And pairs whose
+    replies are the same text: nobody can vote on them, so that they count nowhere and the conversation goes on from the
+    left one.
+    """
     for column in ("left_cut integer", "right_cut integer", "same integer not null default 0"):
         db.execute(f"alter table duel add column {column}")
     db.execute("""update duel set same = 1 where 1 = (
@@ -77,7 +93,9 @@ def early_votes(db):
 
 @migrations(name="0006_erasure")
 def erasure(db):
-    """What people take back, until nothing of it is left in any file; and which chats a round has read. Chats that were deleted before are erased too."""
+    """What people take back, until nothing of it is left in any file; and which chats a round has read. Chats that were
+    deleted before are erased too.
+    """
     db.execute("""create table erasure (
                     id integer primary key, annotator integer not null references annotator(id),
                     conversation integer references conversation(id),  -- null: all chats of the annotator

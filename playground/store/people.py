@@ -16,7 +16,9 @@ class People:
         if found:
             return found["id"]
         with self.writing() as db:
-            db.execute("insert or ignore into annotator (token_hash, kind, created) values (?, ?, ?)", [digest, kind, now()])
+            db.execute(
+                "insert or ignore into annotator (token_hash, kind, created) values (?, ?, ?)", [digest, kind, now()]
+            )
         return self.row("select id from annotator where token_hash = ?", digest)["id"]
 
     def person(self, annotator):

@@ -24,14 +24,18 @@ class Policies:
         return self.row("select * from policy where round = ?", round_id)
 
     def add_policy(self, round_id, owner, parent):
-        """Reserve the next version number for a round; the number is never used again. Repeating it for the same round gives the same one."""
+        """Reserve the next version number for a round; the number is never used again. Repeating it for the same round
+        gives the same one.
+        """
         with self.writing() as db:
             self._held(db, round_id, owner)
             row = db.execute("select version from policy where round = ?", [round_id]).fetchone()
             if row:
                 return row[0]
             version = db.execute("select max(version) + 1 from policy").fetchone()[0]
-            db["policy"].insert({"version": version, "parent": parent, "status": "candidate", "round": round_id, "created": now()})
+            db["policy"].insert(
+                {"version": version, "parent": parent, "status": "candidate", "round": round_id, "created": now()}
+            )
             return version
 
     def publish(self, round_id, owner, version, path, sha256, report):
@@ -50,8 +54,16 @@ class Policies:
         """The gate said no: the version is kept, marked rejected, and the round ends with the reason."""
         with self.writing() as db:
             self._held(db, round_id, owner)
-            db["policy"].update(version, {"status": "rejected", "path": str(path), "sha256": sha256,
-                                          "gate_report": json.dumps(report), "reason": reason})
+            db["policy"].update(
+                version,
+                {
+                    "status": "rejected",
+                    "path": str(path),
+                    "sha256": sha256,
+                    "gate_report": json.dumps(report),
+                    "reason": reason,
+                },
+            )
             db["round"].update(round_id, {"state": "refused", "reason": reason, "ended": now()})
 
     def reject_live(self, version, reason, fallback, weights_sha256=None):
@@ -63,10 +75,16 @@ class Policies:
                 db["policy"].update(version, {"reason": reason, "weights_sha256": weights_sha256})
 
     def quarantined(self, version, weights_sha256):
-        """The earlier version with the same weights that a server has rejected, or None. One that the gate refused may come again."""
-        return self.row("""select p.version, p.reason from policy p join round r on r.id = p.round
+        """The earlier version with the same weights that a server has rejected, or None. One that the gate refused may
+        come again.
+        """
+        return self.row(
+            """select p.version, p.reason from policy p join round r on r.id = p.round
                            where p.weights_sha256 = ? and p.version != ? and p.status = 'rejected'
-                             and r.state = 'published'""", weights_sha256, version)
+                             and r.state = 'published'""",
+            weights_sha256,
+            version,
+        )
 
     def last_good_before(self, version):
         """The nearest of the versions that `version` descends from which no server has rejected; at last the base,

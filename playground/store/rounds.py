@@ -10,7 +10,11 @@ from playground.store.file import now
 
 STOPPED = "An admin stopped this round."
 REFUSED = "The new version was not published: "  # and why
-WISHES = {"pause": "There is no round to pause.", "stop": "There is no round to stop.", None: "There is no round to resume."}
+WISHES = {
+    "pause": "There is no round to pause.",
+    "stop": "There is no round to stop.",
+    None: "There is no round to resume.",
+}
 
 
 class LeaseLost(StoreError):
@@ -24,7 +28,9 @@ class Rounds:
     _last_beat, _first_seen = None, 0.0  # the newest (round, owner, beat) that this store saw, and since when
 
     def request_round(self):
-        """Ask for a round now. Returns the active round's id: the new one, or the one that is already asked for or running."""
+        """Ask for a round now. Returns the active round's id: the new one, or the one that is already asked for or
+        running.
+        """
         with self.writing() as db:
             active = db.execute("select id from round where state in ('requested', 'running')").fetchone()
             return active[0] if active else db["round"].insert({"state": "requested", "created": now()}).last_pk
@@ -42,11 +48,22 @@ class Rounds:
                 row = db["round"].get(db["round"].insert({"state": "requested", "created": now()}).last_pk)
             if row is None or self._held_by_another(row, owner, lease_seconds):
                 return None
-            change = {"state": "running", "owner": owner, "beat": row["beat"] + 1, "heartbeat": time.time(),
-                      "attempts": row["attempts"] + 1}
+            change = {
+                "state": "running",
+                "owner": owner,
+                "beat": row["beat"] + 1,
+                "heartbeat": time.time(),
+                "attempts": row["attempts"] + 1,
+            }
             if row["state"] == "requested":
                 last = db.execute("select coalesce(max(id), 0) from vote").fetchone()[0]
-                change |= {"phase": "collect", "started": now(), "config": json.dumps(config or {}), "seed": seed, "last_vote": last}
+                change |= {
+                    "phase": "collect",
+                    "started": now(),
+                    "config": json.dumps(config or {}),
+                    "seed": seed,
+                    "last_vote": last,
+                }
             db["round"].update(row["id"], change)
         taken = self.round(row["id"])
         self._unchanged_for(taken)
@@ -75,7 +92,9 @@ class Rounds:
         return row and self.round(row["id"])
 
     def update_round(self, round_id, owner, metrics=None, **columns):
-        """Change a running round and renew its lease; `metrics` are merged into what it has. LeaseLost when `owner` no longer holds it."""
+        """Change a running round and renew its lease; `metrics` are merged into what it has. LeaseLost when `owner` no
+        longer holds it.
+        """
         with self.writing() as db:
             self._held(db, round_id, owner)
             row = db["round"].get(round_id)
@@ -89,10 +108,15 @@ class Rounds:
         self.update_round(round_id, owner, state=state, reason=reason, ended=now())
 
     def release_round(self, round_id, owner):
-        """Give the lease up without ending the round, so that the next worker goes on at once. That is no failed attempt."""
+        """Give the lease up without ending the round, so that the next worker goes on at once. That is no failed
+        attempt.
+        """
         with self.writing() as db:
-            db.execute("""update round set owner = null, attempts = attempts - 1
-                          where id = ? and owner = ? and state = 'running'""", [round_id, owner])
+            db.execute(
+                """update round set owner = null, attempts = attempts - 1
+                          where id = ? and owner = ? and state = 'running'""",
+                [round_id, owner],
+            )
 
     def _held(self, db, round_id, owner):
         try:
@@ -105,12 +129,16 @@ class Rounds:
     def use_votes(self, round_id, uses):
         """Record which votes a round used, as (vote, heldout) pairs."""
         with self.writing() as db:
-            db["vote_use"].insert_all(({"round": round_id, "vote": v, "heldout": int(h)} for v, h in uses), replace=True)
+            db["vote_use"].insert_all(
+                ({"round": round_id, "vote": v, "heldout": int(h)} for v, h in uses), replace=True
+            )
 
     def add_metrics(self, round_id, step, values):
         """Append one point to each named curve of a round; a repeated step (after a resume) replaces its point."""
         with self.writing() as db:
-            db["metric"].insert_all(({"round": round_id, "step": step, "name": k, "value": v} for k, v in values.items()), replace=True)
+            db["metric"].insert_all(
+                ({"round": round_id, "step": step, "name": k, "value": v} for k, v in values.items()), replace=True
+            )
 
     def metrics(self, round_id):
         """The curves of a round: {name: [(step, value), ...]}."""
@@ -121,9 +149,14 @@ class Rounds:
 
     def rounds(self, limit=200):
         """Rounds, newest first, each with the `version` it made and that one's `policy_status`, or None."""
-        return [self._decoded_round(row) for row in self.rows(
-            """select r.*, p.version, p.status as policy_status from round r left join policy p on p.round = r.id
-               order by r.id desc limit ?""", limit)]
+        return [
+            self._decoded_round(row)
+            for row in self.rows(
+                """select r.*, p.version, p.status as policy_status from round r left join policy p on p.round = r.id
+               order by r.id desc limit ?""",
+                limit,
+            )
+        ]
 
     @staticmethod
     def _decoded_round(row):
@@ -132,12 +165,20 @@ class Rounds:
     # -- what an admin wishes
 
     def wish(self, round_id, wish):
-        """"pause", "stop", or None to go on: the round obeys at its next step. One that nobody has begun stops at once."""
+        """ "pause", "stop", or None to go on: the round obeys at its next step. One that nobody has begun stops at
+        once.
+        """
         with self.writing() as db:
-            row = db.execute("select state from round where id = ? and state in ('requested', 'running')", [round_id]).fetchone()
+            row = db.execute(
+                "select state from round where id = ? and state in ('requested', 'running')", [round_id]
+            ).fetchone()
             if row is None:
                 raise StoreError(WISHES[wish])
-            ended = {"state": "failed", "reason": STOPPED, "ended": now()} if (wish, row[0]) == ("stop", "requested") else {}
+            ended = (
+                {"state": "failed", "reason": STOPPED, "ended": now()}
+                if (wish, row[0]) == ("stop", "requested")
+                else {}
+            )
             db["round"].update(round_id, {"wish": wish, **ended})
 
     def wish_of(self, round_id):
@@ -146,7 +187,9 @@ class Rounds:
 
     def overrides(self):
         """Settings of the next rounds that an admin has changed: {name: value}."""
-        return {row["name"]: json.loads(row["value"]) for row in self.rows("select name, value from override order by name")}
+        return {
+            row["name"]: json.loads(row["value"]) for row in self.rows("select name, value from override order by name")
+        }
 
     def override(self, values, annotator):
         """Set each of `values` for the next rounds; None takes the change back."""
@@ -155,4 +198,6 @@ class Rounds:
                 if value is None:
                     db.execute("delete from override where name = ?", [name])
                 else:
-                    db["override"].upsert({"name": name, "value": json.dumps(value), "annotator": annotator, "created": now()}, pk="name")
+                    db["override"].upsert(
+                        {"name": name, "value": json.dumps(value), "annotator": annotator, "created": now()}, pk="name"
+                    )

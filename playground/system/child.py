@@ -1,4 +1,6 @@
-"""A child process that is kept alive: started, restarted with growing pauses when it dies, ended with its parent. What it does is its own affair."""
+"""A child process that is kept alive: started, restarted with growing pauses when it dies, ended with its parent. What
+it does is its own affair.
+"""
 
 import logging
 import os
@@ -29,9 +31,16 @@ class Child:
         return self
 
     def hold(self):
-        """Let the child stand still until `release`, or for a few seconds at most. It does not notice; its lease is longer."""
+        """Let the child stand still until `release`, or for a few seconds at most. It does not notice; its lease is
+        longer.
+        """
         with self._lock:
-            if self._timer is None and time.monotonic() > self._rest_until and not self._stopping.is_set() and os.name == "posix":
+            if (
+                self._timer is None
+                and time.monotonic() > self._rest_until
+                and not self._stopping.is_set()
+                and os.name == "posix"
+            ):
                 self._send(signal.SIGSTOP)
                 self._timer = threading.Timer(LONGEST_HOLD, self._release_for_long)
                 self._timer.daemon = True
@@ -75,7 +84,8 @@ class Child:
             with self._lock:
                 if self._stopping.is_set():
                     return
-                # a group of its own, so that Ctrl-C in the terminal reaches the parent alone, which then ends the child in order
+                # a group of its own, so that Ctrl-C in the terminal reaches the parent alone, which then ends the child
+                # in order
                 self.process = subprocess.Popen(self.command, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
             began = time.monotonic()
             code = self.process.wait()

@@ -1,7 +1,8 @@
 """What may be said of an exception where others read it: its message may quote what a person wrote.
 
-Errors of this project and of the system (files, memory, torch) are written without people's texts, and are said whole. Of every other one (a template, a
-tokenizer, a conversion that failed) only the kind and the place are said. Used for the reason of a failed round and by everything that logs.
+Errors of this project and of the system (files, memory, torch) are written without people's texts, and are said whole.
+Of every other one (a template, a tokenizer, a conversion that failed) only the kind and the place are said. Used for
+the reason of a failed round and by everything that logs.
 """
 
 import logging
@@ -27,7 +28,10 @@ class Formatter(logging.Formatter):
     """As `logging.Formatter`, with exceptions as `said` says them; the frames of a traceback are code and stay."""
 
     def format(self, record):
-        cached, record.exc_text = record.exc_text, None  # as another handler's formatter says it; logging would take that
+        cached, record.exc_text = (
+            record.exc_text,
+            None,
+        )  # as another handler's formatter says it; logging would take that
         try:
             return super().format(record)
         finally:

@@ -1,6 +1,8 @@
-"""The chat tab: two panes, the vote, and the message box. It shows a `views.View` and hands each gesture to `session.Chat`.
+"""The chat tab: two panes, the vote, and the message box. It shows a `views.View` and hands each gesture to
+`session.Chat`.
 
-Nothing about a conversation is read back from the page: who asks is the cookie, and what is on screen is kept on the server in `gr.State`.
+Nothing about a conversation is read back from the page: who asks is the cookie, and what is on screen is kept on the
+server in `gr.State`.
 """
 
 import time
@@ -22,20 +24,37 @@ from playground.ui.reasons import Reasons
 from playground.ui.strip import name
 from playground.ui.text import original
 
-CHOICES = {"a": words.mark("A better"), "b": words.mark("B better"), "tie": words.mark("Tie"), "both_bad": words.mark("Both bad"), "skip": words.mark("Skip")}
-STARTERS = (words.mark("Give me three tips for a good night's sleep."), words.mark("Explain why the sky is blue to a child."),
-            words.mark("Write a short poem about the sea."))
-HINTS = {
-    "idle": words.mark("Try one of these, or write your own."), "streaming": words.mark("Both are writing. Vote as soon as you know, or let them end."),
-    "voting": words.mark("Which reply is better?"), "voted": words.mark("Thanks! You can still change your vote."),
-    "shared": words.mark("A shared chat, to read."), "same": words.mark("Both gave the same answer."),
+CHOICES = {
+    "a": words.mark("A better"),
+    "b": words.mark("B better"),
+    "tie": words.mark("Tie"),
+    "both_bad": words.mark("Both bad"),
+    "skip": words.mark("Skip"),
 }
-GOING_ON = words.mark("Thanks! The reply that you picked goes on to its end."), words.mark("Thanks! One of them, drawn by lot, goes on to its end.")
+STARTERS = (
+    words.mark("Give me three tips for a good night's sleep."),
+    words.mark("Explain why the sky is blue to a child."),
+    words.mark("Write a short poem about the sea."),
+)
+HINTS = {
+    "idle": words.mark("Try one of these, or write your own."),
+    "streaming": words.mark("Both are writing. Vote as soon as you know, or let them end."),
+    "voting": words.mark("Which reply is better?"),
+    "voted": words.mark("Thanks! You can still change your vote."),
+    "shared": words.mark("A shared chat, to read."),
+    "same": words.mark("Both gave the same answer."),
+}
+GOING_ON = (
+    words.mark("Thanks! The reply that you picked goes on to its end."),
+    words.mark("Thanks! One of them, drawn by lot, goes on to its end."),
+)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page shows, and since when its pair can be voted on. Kept on the server; `dwell_ms` runs on the monotonic clock."""
+    """What a page shows, and since when its pair can be voted on. Kept on the server; `dwell_ms` runs on the monotonic
+    clock.
+    """
 
     conversation: int | None
     duel: int | None
@@ -46,7 +65,9 @@ class Shown:
     painted: dict = field(default_factory=dict, repr=False)  # component id: what `paint` last sent there
 
     def behind(self, view):
-        """Whether the person has gone on elsewhere, so that a gesture here was meant for something that is no more: another chat, pair or vote."""
+        """Whether the person has gone on elsewhere, so that a gesture here was meant for something that is no more:
+        another chat, pair or vote.
+        """
         if self.conversation is None and not view.started:
             return False  # nothing was there, and what is there now is empty
         return (self.conversation, self.duel, self.vote) != (view.conversation, view.duel, view.vote)
@@ -68,15 +89,33 @@ class ChatTab:
         with gr.Row(elem_id="actions"):
             self.hint = gr.HTML(elem_id="hint", padding=False)
             self.starters = [gr.Button(words.label(text), size="sm", elem_classes="starter") for text in STARTERS]
-            self.votes = {choice: gr.Button(words.label(text), size="sm", visible="hidden", elem_id=f"vote-{choice.replace('_', '-')}", elem_classes="vote")
-                          for choice, text in CHOICES.items()}
+            self.votes = {
+                choice: gr.Button(
+                    words.label(text),
+                    size="sm",
+                    visible="hidden",
+                    elem_id=f"vote-{choice.replace('_', '-')}",
+                    elem_classes="vote",
+                )
+                for choice, text in CHOICES.items()
+            }
         self.reasons = Reasons(store, chat, notice)
         with gr.Row(elem_id="composer", equal_height=True):
             self.new = gr.Button(words.label("New chat"), elem_id="new-chat", scale=0, min_width=100)
-            self.box = gr.Textbox(placeholder=words.label("Write a message…"), label=words.label("Message"), lines=1, max_lines=6, show_label=False,
-                                  container=False, elem_id="message", scale=1)
+            self.box = gr.Textbox(
+                placeholder=words.label("Write a message…"),
+                label=words.label("Message"),
+                lines=1,
+                max_lines=6,
+                show_label=False,
+                container=False,
+                elem_id="message",
+                scale=1,
+            )
             self.send = gr.Button(words.label("Send"), variant="primary", elem_id="send", scale=0, min_width=100)
-            self.stop = gr.Button(words.label("Stop"), variant="stop", elem_id="stop", scale=0, min_width=100, visible="hidden")
+            self.stop = gr.Button(
+                words.label("Stop"), variant="stop", elem_id="stop", scale=0, min_width=100, visible="hidden"
+            )
         with gr.Row(elem_id="tools"):
             self.again = gr.Button(words.label("↻ Regenerate"), size="sm", elem_id="regenerate", visible="hidden")
             self.undo = gr.Button(words.label("↩ Undo"), size="sm", elem_id="undo", visible="hidden")
@@ -84,16 +123,38 @@ class ChatTab:
             self.place = gr.HTML(elem_id="pair-place", padding=False)
             self.later = gr.Button("›", size="sm", elem_id="pair-after", visible="hidden")
             self.swap = gr.HTML(elem_id="swap", padding=False)
-            self.catch_up = gr.Button(visible="hidden", elem_id="catch-up")  # pressed by the page itself when it is looked at again
+            self.catch_up = gr.Button(
+                visible="hidden", elem_id="catch-up"
+            )  # pressed by the page itself when it is looked at again
 
     @property
     def outputs(self):
         """Every component that `paint` updates."""
-        return [self.shown, self.poll, self.hint, *(c for pane in self.panes.values() for c in (pane.chatbot, pane.badge)), *self.starters, *self.votes.values(),
-                *self.reasons.outputs, self.new, self.box, self.send, self.stop, self.again, self.undo, self.earlier, self.place, self.later, self.swap, self.notice.html]
+        return [
+            self.shown,
+            self.poll,
+            self.hint,
+            *(c for pane in self.panes.values() for c in (pane.chatbot, pane.badge)),
+            *self.starters,
+            *self.votes.values(),
+            *self.reasons.outputs,
+            self.new,
+            self.box,
+            self.send,
+            self.stop,
+            self.again,
+            self.undo,
+            self.earlier,
+            self.place,
+            self.later,
+            self.swap,
+            self.notice.html,
+        ]
 
     def wire(self, page, moments):
-        """Attach every handler; none is part of a public API, and each finds out for itself who asks. Returns the event of a finished turn."""
+        """Attach every handler; none is part of a public API, and each finds out for itself who asks. Returns the event
+        of a finished turn.
+        """
         outputs = self.outputs
         page.load(self.restore, None, outputs, **GESTURE)
         gr.on([self.poll.tick, self.catch_up.click], self.on_poll, [self.shown], outputs, **GESTURE)
@@ -136,14 +197,18 @@ class ChatTab:
 
     async def on_send(self, text, on_page, request: gr.Request):
         """Send a message and stream both candidates. What cannot be sent stays in the box."""
-        updates = self.stream(lambda annotator: self.chat.send(annotator, text, address(request)), text, on_page, request)
+        updates = self.stream(
+            lambda annotator: self.chat.send(annotator, text, address(request)), text, on_page, request
+        )
         async with aclosing(self.lane.drive(updates)) as driven:
             async for update in driven:
                 yield update
 
     async def on_again(self, on_page, request: gr.Request):
         """Two new replies to the same message."""
-        updates = self.stream(lambda annotator: self.chat.regenerate(annotator, address(request)), None, on_page, request)
+        updates = self.stream(
+            lambda annotator: self.chat.regenerate(annotator, address(request)), None, on_page, request
+        )
         async with aclosing(self.lane.drive(updates)) as driven:
             async for update in driven:
                 yield update
@@ -184,15 +249,22 @@ class ChatTab:
 
     def voter(self, choice):
         """The handler of one vote button."""
+
         def on_vote(on_page, request: gr.Request):
             annotator, w = self.annotator(request), words.of(request)
             try:
                 if on_page is None or on_page.duel is None:
                     raise Refused("There is no pair of replies to vote on here. Reload the page.")
                 self.check_current(annotator, on_page)
-                return self.repaint(self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page)
+                return self.repaint(
+                    self.chat.vote(annotator, on_page.duel, choice, on_page.at, on_page.dwell_ms()), w, on_page
+                )
             except Refused as error:
-                return {**self.paint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), w("Vote not recorded"))}
+                return {
+                    **self.paint(self.chat.view(annotator), w, on_page),
+                    **self.notice.warn(w.said(str(error)), w("Vote not recorded")),
+                }
+
         return on_vote
 
     # -- handlers: what is said of a reply
@@ -206,7 +278,11 @@ class ChatTab:
                 self.chat.rate(annotator, line.id, {True: 1, False: -1}.get(data.liked) if data.liked != "" else None)
                 return gr.skip()
             except Refused as error:
-                return {**self.panes[side].paint(self.chat.view(annotator), w), **self.notice.warn(w.said(str(error)), w("Not recorded"))}
+                return {
+                    **self.panes[side].paint(self.chat.view(annotator), w),
+                    **self.notice.warn(w.said(str(error)), w("Not recorded")),
+                }
+
         return on_thumb
 
     def editor(self, side):
@@ -221,6 +297,7 @@ class ChatTab:
                 said = self.notice.warn(w.said(str(error)), w("Edit not kept"))
                 view = self.chat.view(annotator)
             return {**self.paint(view, w, on_page), **said}
+
         return on_edit
 
     def line(self, annotator, on_page, side, index):
@@ -234,10 +311,14 @@ class ChatTab:
         return lines[index]
 
     def check_current(self, annotator, on_page):
-        """The View as it is now; Refused when the page shows another (`on_page` is None where nobody knows what it shows)."""
+        """The View as it is now; Refused when the page shows another (`on_page` is None where nobody knows what it
+        shows).
+        """
         view = self.chat.view(annotator)
         if on_page is not None and on_page.behind(view):
-            raise Refused("You went on in another tab or window. Here is the chat as it is now; what you pressed was not done.")
+            raise Refused(
+                "You went on in another tab or window. Here is the chat as it is now; what you pressed was not done."
+            )
         return view
 
     # -- handlers: the conversation
@@ -275,7 +356,11 @@ class ChatTab:
         if on_page is None:
             return gr.skip()
         w, version = words.of(request), self.engine.live.version
-        note = "" if version == on_page.version else f'<span role="status">{escape(w("now answering: {version}", version=name(version, w)))}</span>'
+        note = (
+            ""
+            if version == on_page.version
+            else f'<span role="status">{escape(w("now answering: {version}", version=name(version, w)))}</span>'
+        )
         return {self.swap: note, **self.reasons.follow(on_page.duel, self.annotator(request), w)}
 
     def annotator(self, request):
@@ -288,38 +373,69 @@ class ChatTab:
     # -- a View as component updates
 
     def paint(self, view, w, on_page=None):
-        """Every component of the tab as `view` has it. `on_page` is what the page already shows, so that its clock goes on."""
-        if on_page is None or (on_page.conversation, on_page.duel) != (view.conversation, view.duel) or view.phase == "streaming":
+        """Every component of the tab as `view` has it. `on_page` is what the page already shows, so that its clock goes
+        on.
+        """
+        if (
+            on_page is None
+            or (on_page.conversation, on_page.duel) != (view.conversation, view.duel)
+            or view.phase == "streaming"
+        ):
             on_page = Shown(view.conversation, view.duel, self.engine.live.version, now(), time.monotonic())
         on_page = replace(on_page, vote=view.vote)
-        reading, streaming, judged = view.phase == "shared", view.phase == "streaming", view.phase in ("streaming", "voting", "voted")
+        reading, streaming, judged = (
+            view.phase == "shared",
+            view.phase == "streaming",
+            view.phase in ("streaming", "voting", "voted"),
+        )
         writing = written(view)
         several = len(view.pairs) > 1 and not writing
         at = view.pairs.index(view.duel) if view.duel in view.pairs else 0
         updates = {
-            **self.paint_panes(view, w), self.hint: _hint(view, w), self.swap: "",
-            self.send: gr.update(visible=seen(not writing and not reading)), self.stop: gr.update(visible=seen(writing)),
-            self.new: gr.update(interactive=view.started and not streaming, visible=not reading), self.box: gr.update(visible=not reading),
+            **self.paint_panes(view, w),
+            self.hint: _hint(view, w),
+            self.swap: "",
+            self.send: gr.update(visible=seen(not writing and not reading)),
+            self.stop: gr.update(visible=seen(writing)),
+            self.new: gr.update(interactive=view.started and not streaming, visible=not reading),
+            self.box: gr.update(visible=not reading),
             self.again: gr.update(visible=seen(view.phase in ("voting", "voted", "same") and not writing)),
             self.undo: gr.update(visible=seen(view.started and not writing and not reading)),
-            self.earlier: gr.update(visible=seen(several), interactive=at > 0), self.later: gr.update(visible=seen(several), interactive=at + 1 < len(view.pairs)),
-            self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "", **self.reasons.paint(view, w)}
+            self.earlier: gr.update(visible=seen(several), interactive=at > 0),
+            self.later: gr.update(visible=seen(several), interactive=at + 1 < len(view.pairs)),
+            self.place: w("pair {n} of {total}", n=at + 1, total=len(view.pairs)) if several else "",
+            **self.reasons.paint(view, w),
+        }
         if not streaming:
             updates |= {c: update for side in self.panes.values() for c, update in side.paint(view, w).items()}
         updates |= {button: gr.update(visible=seen(not view.started)) for button in self.starters}
         for choice, button in self.votes.items():
             picked = view.choice == choice
-            updates[button] = gr.update(visible=seen(judged and not (streaming and view.progress)), interactive=not picked,
-                                        elem_classes=["vote", "picked"] if picked else ["vote"])
-        return {**updates, self.shown: None if reading else replace(on_page, painted={c._id: update for c, update in updates.items()})}
+            updates[button] = gr.update(
+                visible=seen(judged and not (streaming and view.progress)),
+                interactive=not picked,
+                elem_classes=["vote", "picked"] if picked else ["vote"],
+            )
+        return {
+            **updates,
+            self.shown: None if reading else replace(on_page, painted={c._id: update for c, update in updates.items()}),
+        }
 
     def repaint(self, view, w, on_page):
-        """What of `paint` is not on the page yet; always what changes there without it, by the person's own hand or a tick."""
+        """What of `paint` is not on the page yet; always what changes there without it, by the person's own hand or a
+        tick.
+        """
         painted, always = on_page.painted if on_page else {}, {self.shown, self.swap, *self.reasons.outputs}
-        return {c: update for c, update in self.paint(view, w, on_page).items() if c in always or painted.get(c._id) != update}
+        return {
+            c: update
+            for c, update in self.paint(view, w, on_page).items()
+            if c in always or painted.get(c._id) != update
+        }
 
     def painted_again(self, view, before, w):
-        """`paint` in the middle of a stream; without the reasons where they were there before, since somebody may be typing there."""
+        """`paint` in the middle of a stream; without the reasons where they were there before, since somebody may be
+        typing there.
+        """
         updates = self.paint(view, w)
         if before.phase == view.phase == "voted":
             for component in self.reasons.outputs:
@@ -349,8 +465,10 @@ def address(request):
 
 def starter(text):
     """The handler of one starter: its text, in the reader's language, into the box."""
+
     def on_starter(request: gr.Request):
         return words.of(request).said(text)
+
     return on_starter
 
 

@@ -11,8 +11,11 @@ from playground.ui.text import line
 from playground.ui.yours import YourData, learned_from
 
 KNOB_LABELS = {
-    "temperature": words.mark("Temperature: higher is more varied"), "top_p": words.mark("Top-p: 1 is off"), "top_k": words.mark("Top-k: 0 is off"),
-    "repetition_penalty": words.mark("Repetition penalty: 1 is off"), "reply_tokens": words.mark("Longest reply, in tokens"),
+    "temperature": words.mark("Temperature: higher is more varied"),
+    "top_p": words.mark("Top-p: 1 is off"),
+    "top_k": words.mark("Top-k: 0 is off"),
+    "repetition_penalty": words.mark("Repetition penalty: 1 is off"),
+    "reply_tokens": words.mark("Longest reply, in tokens"),
 }
 STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05, "reply_tokens": 1}
 TITLE_CHARS = 44
@@ -25,7 +28,9 @@ class Sidebar:
     def __init__(self, settings, store, chat, notice):
         self.store, self.chat, self.notice = store, chat, notice
         self.stretch = gr.State(STRETCH)
-        self.sure = gr.Checkbox(visible=False)  # what the browser's question was answered with: a gr.State keeps what the server has, whatever `js` gives
+        self.sure = gr.Checkbox(
+            visible=False
+        )  # what the browser's question was answered with: a gr.State keeps what the server has, whatever `js` gives
         with gr.Sidebar(open=False, elem_id="sidebar", width=300):
             self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
             self.list = inputs.Radio([], label=words.label("Your chats"), elem_id="chats", container=False)
@@ -34,13 +39,32 @@ class Sidebar:
             with gr.Row(elem_id="chat-tools"):
                 self.share = gr.Button(words.label("Share this chat"), size="sm", elem_id="share")
                 self.delete = gr.Button(words.label("Delete this chat"), size="sm", elem_id="delete-chat")
-            self.link = gr.Textbox(label=words.label("Anyone with this link can read this chat"), buttons=["copy"], interactive=False, visible=False, elem_id="share-link")
+            self.link = gr.Textbox(
+                label=words.label("Anyone with this link can read this chat"),
+                buttons=["copy"],
+                interactive=False,
+                visible=False,
+                elem_id="share-link",
+            )
             self.unshare = gr.Button(words.label("End the link"), size="sm", visible=False, elem_id="unshare")
             with gr.Accordion(words.label("Settings of this chat"), open=False, elem_id="chat-settings"):
-                self.system = gr.Textbox(label=words.label("System prompt"), lines=3, max_lines=8, elem_id="system-prompt",
-                                         placeholder=words.label("How the model should behave in this chat"))
-                self.knobs = {name: inputs.Slider(*self._range(name, settings), value=getattr(settings, name), step=STEPS[name], label=words.label(text),
-                                              elem_id=f"knob-{name.replace('_', '-')}") for name, text in KNOB_LABELS.items()}
+                self.system = gr.Textbox(
+                    label=words.label("System prompt"),
+                    lines=3,
+                    max_lines=8,
+                    elem_id="system-prompt",
+                    placeholder=words.label("How the model should behave in this chat"),
+                )
+                self.knobs = {
+                    name: inputs.Slider(
+                        *self._range(name, settings),
+                        value=getattr(settings, name),
+                        step=STEPS[name],
+                        label=words.label(text),
+                        elem_id=f"knob-{name.replace('_', '-')}",
+                    )
+                    for name, text in KNOB_LABELS.items()
+                }
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
             self.yours = YourData(store, chat)
 
@@ -49,22 +73,53 @@ class Sidebar:
         return KNOBS.get(name) or (1, settings.reply_tokens)
 
     def wire(self, page, tab, sent):
-        """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list has changed."""
+        """`tab` is the ChatTab, whose components a change of chat paints anew; `sent` the event after which the list
+        has changed.
+        """
         self.tab = tab
-        mine = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare, self.system, *self.knobs.values(), *self.yours.outputs]
+        mine = [
+            self.list,
+            self.more,
+            self.none,
+            self.share,
+            self.delete,
+            self.link,
+            self.unshare,
+            self.system,
+            *self.knobs.values(),
+            *self.yours.outputs,
+        ]
         both = [*tab.outputs, *mine]
         page.load(self.refresh, [self.stretch], mine, **GESTURE)
         sent.then(self.refresh, [self.stretch], mine, **GESTURE)
         gr.on([self.new.click, tab.new.click], self.on_new, [tab.shown, self.stretch], both, **GESTURE)
         self.list.input(self.on_open, [self.list, tab.shown, self.stretch], both, **GESTURE)
         self.more.click(self.on_more, [self.stretch], [self.stretch, *mine], **GESTURE)
-        self.delete.click(self.on_delete, [self.sure, tab.shown, self.stretch], both, js="(_, page, stretch) => [window.nudge.sure(), page, stretch]", **GESTURE)
+        self.delete.click(
+            self.on_delete,
+            [self.sure, tab.shown, self.stretch],
+            both,
+            js="(_, page, stretch) => [window.nudge.sure(), page, stretch]",
+            **GESTURE,
+        )
         # the link is the page's own address, which behind a proxy only the browser knows
         self.share.click(self.on_share, [tab.shown, self.stretch], both, **GESTURE)
-        self.link.change(None, [self.link], [self.link], js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path")
+        self.link.change(
+            None,
+            [self.link],
+            [self.link],
+            js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path",
+        )
         self.unshare.click(self.on_unshare, [tab.shown, self.stretch], both, **GESTURE)
         kept = [self.system, *self.knobs.values()]
-        gr.on([self.system.blur, *(knob.input for knob in self.knobs.values())], self.on_configure, {*kept, tab.shown}, [self.notice.html], trigger_mode="always_last", **GESTURE)
+        gr.on(
+            [self.system.blur, *(knob.input for knob in self.knobs.values())],
+            self.on_configure,
+            {*kept, tab.shown},
+            [self.notice.html],
+            trigger_mode="always_last",
+            **GESTURE,
+        )
         self.reset.click(self.on_reset, [tab.shown], [*kept, self.notice.html], **GESTURE)
         self.yours.wire(tab.annotator, self.notice)
 
@@ -78,11 +133,20 @@ class Sidebar:
         chosen = current["id"] if current and any(row["id"] == current["id"] for row in rows) else None
         token = current and current["share_token"]
         system, sampling = self.chat.sampling(annotator)
-        return {self.list: gr.Radio(choices=[(_title(row, w), row["id"]) for row in rows], value=chosen, visible=bool(rows)),
-                self.more: gr.update(visible=more), self.none: gr.Markdown(visible=not rows),
-                self.share: gr.Button(visible=not token, interactive=chosen is not None), self.delete: gr.Button(interactive=chosen is not None),
-                self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)), self.unshare: gr.Button(visible=bool(token)),
-                self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}, **self.yours.paint(annotator, w)}
+        return {
+            self.list: gr.Radio(
+                choices=[(_title(row, w), row["id"]) for row in rows], value=chosen, visible=bool(rows)
+            ),
+            self.more: gr.update(visible=more),
+            self.none: gr.Markdown(visible=not rows),
+            self.share: gr.Button(visible=not token, interactive=chosen is not None),
+            self.delete: gr.Button(interactive=chosen is not None),
+            self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)),
+            self.unshare: gr.Button(visible=bool(token)),
+            self.system: system,
+            **{knob: sampling[name] for name, knob in self.knobs.items()},
+            **self.yours.paint(annotator, w),
+        }
 
     def on_more(self, stretch, request: gr.Request):
         return {self.stretch: stretch + STRETCH, **self.refresh(stretch + STRETCH, request)}
@@ -98,9 +162,18 @@ class Sidebar:
             return gr.skip()
         annotator, w = self.tab.annotator(request), words.of(request)
         learned = learned_from(self.store.learned_versions(annotator, on_page.conversation), w)
-        updates = self._change(lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request)
+        updates = self._change(
+            lambda annotator: self.chat.delete(annotator, on_page.conversation), on_page, stretch, request
+        )
         refused = self.notice.html in updates
-        return updates if refused else {**updates, **self.notice.say(w("Deleted: this chat's texts are gone.") + (f" {learned}" if learned else ""))}
+        return (
+            updates
+            if refused
+            else {
+                **updates,
+                **self.notice.say(w("Deleted: this chat's texts are gone.") + (f" {learned}" if learned else "")),
+            }
+        )
 
     def on_share(self, on_page, stretch, request: gr.Request):
         return self._on_this(self.chat.share, words.of(request)("Not shared"), on_page, stretch, request)
@@ -116,7 +189,10 @@ class Sidebar:
             gesture(annotator)
         except Refused as error:
             w = words.of(request)
-            said = {**self.tab.repaint(self.chat.view(annotator), w, on_page), **self.notice.warn(w.said(str(error)), title)}
+            said = {
+                **self.tab.repaint(self.chat.view(annotator), w, on_page),
+                **self.notice.warn(w.said(str(error)), title),
+            }
         return {**self.refresh(stretch, request), **said}
 
     def on_configure(self, values, request: gr.Request):
@@ -124,7 +200,11 @@ class Sidebar:
         w = words.of(request)
         try:
             self.tab.check_current(self.tab.annotator(request), values[self.tab.shown])
-            self.chat.configure(self.tab.annotator(request), values[self.system], {name: values[knob] for name, knob in self.knobs.items()})
+            self.chat.configure(
+                self.tab.annotator(request),
+                values[self.system],
+                {name: values[knob] for name, knob in self.knobs.items()},
+            )
             return gr.skip()
         except (BadMessage, Refused) as error:
             return self.notice.warn(w.said(str(error)), w("Setting not kept"))
@@ -151,5 +231,5 @@ class Sidebar:
 
 def _title(row, w):
     title = line(row["title"])
-    title = title if len(title) <= TITLE_CHARS else title[:TITLE_CHARS - 1].rstrip() + "…"
+    title = title if len(title) <= TITLE_CHARS else title[: TITLE_CHARS - 1].rstrip() + "…"
     return title + (w(" · shared") if row["shared"] else "")

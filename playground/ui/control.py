@@ -1,4 +1,5 @@
-"""What an admin does with rounds: start, pause, resume, stop, automatic or not, settings of the next ones; and the sign-in.
+"""What an admin does with rounds: start, pause, resume, stop, automatic or not, settings of the next ones; and the
+sign-in.
 
 Whether somebody may is asked in each handler, not of the page: a button that is not shown can still be pressed by hand.
 """
@@ -14,8 +15,15 @@ from playground.store import StoreError
 from playground.ui import inputs, words
 from playground.ui.notice import GESTURE
 
-TITLES = {"When a round runs": words.mark("When a round runs"), "Preferences": words.mark("Preferences"), "Where a round starts": words.mark("Where a round starts"),
-          "SFT": words.mark("SFT"), "Reward model": words.mark("Reward model"), "PPO": words.mark("PPO"), "Gate": words.mark("Gate")}
+TITLES = {
+    "When a round runs": words.mark("When a round runs"),
+    "Preferences": words.mark("Preferences"),
+    "Where a round starts": words.mark("Where a round starts"),
+    "SFT": words.mark("SFT"),
+    "Reward model": words.mark("Reward model"),
+    "PPO": words.mark("PPO"),
+    "Gate": words.mark("Gate"),
+}
 
 
 class Control:
@@ -29,7 +37,13 @@ class Control:
             self.pause = self._button(words.label("Pause"), "pause")
             self.resume = self._button(words.label("Resume"), "resume", variant="primary")
             self.stop = self._button(words.label("Stop the round"), "stop-round", variant="stop")
-            self.auto = gr.Checkbox(label=words.label("Start rounds by themselves"), elem_id="auto-train", visible=False, container=False, min_width=200)
+            self.auto = gr.Checkbox(
+                label=words.label("Start rounds by themselves"),
+                elem_id="auto-train",
+                visible=False,
+                container=False,
+                min_width=200,
+            )
         self.rounds = [self.start, self.pause, self.resume, self.stop, self.auto]
 
     @staticmethod
@@ -38,17 +52,30 @@ class Control:
 
     def more(self):
         """The folds: settings of the next rounds, and the sign-in."""
-        with gr.Accordion(words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings") as self.fold:
+        with gr.Accordion(
+            words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings"
+        ) as self.fold:
             self.fields = {}
             for section, names in sections().items():
                 with gr.Accordion(words.label(TITLES[section]), open=False, elem_classes="section"), gr.Row():
                     self.fields |= {name: field(name) for name in names if name != "auto_train"}
             with gr.Row():
-                self.save = gr.Button(words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings")
+                self.save = gr.Button(
+                    words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
+                )
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="reset-settings")
-        with gr.Accordion(words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in") as self.door, gr.Row():
+        with (
+            gr.Accordion(words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in") as self.door,
+            gr.Row(),
+        ):
             self.who = gr.Textbox(label=words.label("Name"), max_lines=1, max_length=NAME_CHARS, elem_id="admin-name")
-            self.password = gr.Textbox(label=words.label("Password"), type="password", max_lines=1, max_length=PASSWORD_CHARS, elem_id="admin-password")
+            self.password = gr.Textbox(
+                label=words.label("Password"),
+                type="password",
+                max_lines=1,
+                max_length=PASSWORD_CHARS,
+                elem_id="admin-password",
+            )
             self.enter = gr.Button(words.label("Sign in"), elem_id="admin-enter", scale=0, min_width=110)
         if SPACE_SIGN_IN:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")
@@ -67,7 +94,13 @@ class Control:
         self.auto.input(self.on_auto, [self.auto], self.outputs, **GESTURE)
         self.save.click(self.on_save, set(self.fields.values()), [*self.fields.values(), self.notice.html], **GESTURE)
         self.reset.click(self.on_reset, None, list(self.fields.values()), **GESTURE)
-        gr.on([self.enter.click, self.password.submit], self.on_enter, [self.who, self.password], [self.password, *self.outputs], **GESTURE)
+        gr.on(
+            [self.enter.click, self.password.submit],
+            self.on_enter,
+            [self.who, self.password],
+            [self.password, *self.outputs],
+            **GESTURE,
+        )
         self.leave.click(self.on_leave, None, self.outputs, **GESTURE)
 
     # -- handlers
@@ -77,7 +110,14 @@ class Control:
         now, annotator = self.strip.now(), self.annotator(request)
         admin = annotator is not None and self.admins.allowed(request, annotator)
         name = self.admins.name(request, annotator) if annotator is not None else None
-        state = (now.state, now.paused, bool(now.round and now.round["wish"] == "stop" and now.active), now.settings.auto_train, admin, name)
+        state = (
+            now.state,
+            now.paused,
+            bool(now.round and now.round["wish"] == "stop" and now.active),
+            now.settings.auto_train,
+            admin,
+            name,
+        )
         if state == painted:
             return gr.skip()
         updates = self.paint(*state)
@@ -95,6 +135,7 @@ class Control:
 
     def wisher(self, wish):
         """The handler of pause, resume and stop."""
+
         def on_wish(request: gr.Request):
             self.check(request)
             last, said = self.store.last_round(), {}
@@ -103,6 +144,7 @@ class Control:
             except StoreError as error:
                 said = self.notice.warn(words.of(request).said(str(error)))
             return {**self.again(request), **said}
+
         return on_wish
 
     def on_auto(self, auto, request: gr.Request):
@@ -118,7 +160,10 @@ class Control:
             checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
         except SettingsError as error:
             return self.notice.warn(w.said(str(error)), w("Nothing was saved"))
-        self.store.override({name: new if (new := getattr(checked, name)) != getattr(self.settings, name) else None for name in wanted}, annotator)
+        self.store.override(
+            {name: new if (new := getattr(checked, name)) != getattr(self.settings, name) else None for name in wanted},
+            annotator,
+        )
         return {**self.shown(), **self.notice.say(w("The next round takes these settings."))}
 
     def on_reset(self, request: gr.Request):
@@ -128,12 +173,18 @@ class Control:
     def on_enter(self, name, password, request: gr.Request):
         w, annotator = words.of(request), self.annotator(request)
         if annotator is None:
-            raise gr.Error(w("Your browser keeps no cookie for this page."), title=w("Not signed in"), print_exception=False)
+            raise gr.Error(
+                w("Your browser keeps no cookie for this page."), title=w("Not signed in"), print_exception=False
+            )
         try:
             self.admins.sign_in(request, annotator, name, password)
         except WrongSignIn as error:
             return {self.password: "", **self.notice.warn(w.said(str(error)), w("Not signed in"))}
-        said = {} if self.is_admin(request) else self.notice.warn(w("You are signed in, but you are no admin of this app."))
+        said = (
+            {}
+            if self.is_admin(request)
+            else self.notice.warn(w("You are signed in, but you are no admin of this app."))
+        )
         return {self.password: "", **self.again(request, who=True), **said}
 
     def on_leave(self, request: gr.Request):
@@ -161,7 +212,9 @@ class Control:
         return self.annotator(request)
 
     def again(self, request, who=False):
-        """The buttons after a gesture, whatever the page showed; all that depends on `who` asks after a sign-in or -out."""
+        """The buttons after a gesture, whatever the page showed; all that depends on `who` asks after a sign-in or
+        -out.
+        """
         self.strip.changed()
         updates = self.on_tick(None, request)
         return updates if who else self.of_rounds(updates)
@@ -177,16 +230,27 @@ class Control:
 
     def paint(self, state, paused, stopping, auto, admin, name):
         running, active = state == "running", state in ("requested", "running")
-        return {self.start: gr.Button(visible=admin and not active), self.pause: gr.Button(visible=admin and running and not paused and not stopping),
-                self.resume: gr.Button(visible=admin and paused), self.stop: gr.Button(visible=admin and active, interactive=not stopping),
-                self.auto: gr.Checkbox(auto, visible=admin), self.fold: gr.Accordion(visible=admin),
-                self.door: gr.Accordion(visible=not admin and self.admins.takes_passwords()), self.leave: gr.Button(visible=name is not None)}
+        return {
+            self.start: gr.Button(visible=admin and not active),
+            self.pause: gr.Button(visible=admin and running and not paused and not stopping),
+            self.resume: gr.Button(visible=admin and paused),
+            self.stop: gr.Button(visible=admin and active, interactive=not stopping),
+            self.auto: gr.Checkbox(auto, visible=admin),
+            self.fold: gr.Accordion(visible=admin),
+            self.door: gr.Accordion(visible=not admin and self.admins.takes_passwords()),
+            self.leave: gr.Button(visible=name is not None),
+        }
 
 
 def field(name):
     """The component of one setting, with its meaning below."""
     info = Settings.model_fields[name]
-    common = {"label": name, "info": words.label(" ".join(info.description.split())), "elem_id": f"set-{name.replace('_', '-')}", "min_width": 260}
+    common = {
+        "label": name,
+        "info": words.label(" ".join(info.description.split())),
+        "elem_id": f"set-{name.replace('_', '-')}",
+        "min_width": 260,
+    }
     kind = info.annotation
     if get_origin(kind) is Literal:
         return inputs.Dropdown(list(get_args(kind)), **common)

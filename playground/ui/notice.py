@@ -1,8 +1,8 @@
 """What the page says once and then takes away: why a gesture was refused, or that something was kept.
 
-Gradio's toasts come through the queue, whose stream in the browser loses the result of an event that begins just as another one ends (measured on 6.31:
-a vote in eight, cast the moment both replies were complete, was recorded and never shown). So gestures go by the queue only where they stream, and what
-they say is a part of their answer.
+Gradio's toasts come through the queue, whose stream in the browser loses the result of an event that begins just as
+another one ends (measured on 6.31: a vote in eight, cast the moment both replies were complete, was recorded and never
+shown). So gestures go by the queue only where they stream, and what they say is a part of their answer.
 """
 
 import inspect
@@ -18,11 +18,17 @@ from playground.ui import words
 from playground.ui.text import visible
 
 GESTURE = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # how every listener is attached
-STREAM = {**GESTURE, "queue": True, "concurrency_limit": None}  # one that yields; who has to wait is told by `session.Chat`, so all start at once
+STREAM = {
+    **GESTURE,
+    "queue": True,
+    "concurrency_limit": None,
+}  # one that yields; who has to wait is told by `session.Chat`, so all start at once
 
 
 def seen(shown):
-    """`visible` of a component that comes and goes at each turn: it stays in the page, since making it anew takes longer than what it shows."""
+    """`visible` of a component that comes and goes at each turn: it stays in the page, since making it anew takes
+    longer than what it shows.
+    """
     return True if shown else "hidden"
 
 
@@ -31,7 +37,8 @@ class Notice:
 
     def __init__(self):
         self.html = gr.HTML(elem_id="notice", padding=False)
-        # in each notice: at a new number assets/page.js puts a new element in its place, which is seen and read out even where the words are the same
+        # in each notice: at a new number assets/page.js puts a new element in its place, which is seen and read out
+        # even where the words are the same
         self._number = itertools.count()
 
     def warn(self, text, title=""):
@@ -57,6 +64,7 @@ class Notice:
 
     def _saying(self, fn):
         """`fn`, a handler that has the notice among its outputs, which warns when the store cannot answer."""
+
         def warning(error, arguments):
             request = next((a for a in arguments if isinstance(a, gr.Request)), None)
             return self.warn(words.of(request).said(str(error)))
@@ -83,28 +91,34 @@ class Notice:
                         yield update
             except StoreError as error:
                 yield warning(error, arguments)
+
         if inspect.isasyncgenfunction(fn):
             return lane
         return stream if inspect.isgeneratorfunction(fn) else handle
 
     def _update(self, kind, role, text, title):
         head = f"<b>{escape(title)}</b> " if title else ""
-        return {self.html: f'<div class="notice {kind}" role="{role}" data-number="{next(self._number)}">{head}{escape(visible(text))}</div>'}
+        return {
+            self.html: f'<div class="notice {kind}" role="{role}" data-number="{next(self._number)}">{head}{escape(visible(text))}</div>'
+        }
 
 
 def _silent(fn):
     """A timer's handler, which changes nothing when the store cannot answer."""
+
     @wraps(fn)
     def handle(*arguments):
         try:
             return fn(*arguments)
         except StoreError:
             return gr.skip()
+
     return handle
 
 
 def _with_one_more(fn, outputs):
     """`fn`, a handler that returns values for so many outputs, with one more output that it leaves as it is."""
+
     @wraps(fn)
     def handle(*arguments):
         found = fn(*arguments)
@@ -113,6 +127,7 @@ def _with_one_more(fn, outputs):
         if isinstance(found, dict):  # by component, or a skip of all
             return found
         return (*((found,) if outputs == 1 else found), gr.skip())
+
     streams = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
     assert not streams, f"{fn.__name__} streams: give it the notice as an output"
     return handle

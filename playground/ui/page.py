@@ -47,5 +47,7 @@ def build(settings, store, engine, chat):
 
 
 def looked_at(tab):
-    """The events at which a tab is painted: it is opened, and every moment while it is open. A timer in a tab stands still while the tab is hidden."""
+    """The events at which a tab is painted: it is opened, and every moment while it is open. A timer in a tab stands
+    still while the tab is hidden.
+    """
     return [tab.select, gr.Timer(TICK).tick]

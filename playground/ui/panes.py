@@ -1,4 +1,6 @@
-"""The two panes: what each side's Chatbot shows of a `views.View`, thumbs and edited replies on it, and the line below with who wrote it."""
+"""The two panes: what each side's Chatbot shows of a `views.View`, thumbs and edited replies on it, and the line below
+with who wrote it.
+"""
 
 from html import escape
 
@@ -24,10 +26,22 @@ class Pane:
         self.side = side
         with gr.Column(elem_id=f"pane-{side}", elem_classes="pane", min_width=300):
             self.chatbot = gr.Chatbot(
-                label=words.label(LABELS[side]), show_label=False, container=False, elem_id=f"chat-{side}", height="100%",
-                placeholder=words.label(PLACEHOLDERS[side]), layout="bubble", buttons=["copy"], sanitize_html=True, allow_tags=False,
-                render_markdown=False, latex_delimiters=[],  # `ui/text.py` makes the HTML
-                group_consecutive_messages=False, feedback_options=tuple(THUMBS.values()), editable="all")
+                label=words.label(LABELS[side]),
+                show_label=False,
+                container=False,
+                elem_id=f"chat-{side}",
+                height="100%",
+                placeholder=words.label(PLACEHOLDERS[side]),
+                layout="bubble",
+                buttons=["copy"],
+                sanitize_html=True,
+                allow_tags=False,
+                render_markdown=False,
+                latex_delimiters=[],  # `ui/text.py` makes the HTML
+                group_consecutive_messages=False,
+                feedback_options=tuple(THUMBS.values()),
+                editable="all",
+            )
             self.badge = gr.HTML(badge(side, None, words.Words()), elem_id=f"badge-{side}", padding=False)
 
     def stream(self, view, w):
@@ -36,7 +50,10 @@ class Pane:
 
     def paint(self, view, w):
         thumbs = [THUMBS.get(m.thumb) for m in shown(view, self.side) if m.role == "assistant"]
-        return {self.chatbot: gr.update(value=messages(view, self.side), feedback_value=thumbs), self.badge: badge(self.side, view, w)}
+        return {
+            self.chatbot: gr.update(value=messages(view, self.side), feedback_value=thumbs),
+            self.badge: badge(self.side, view, w),
+        }
 
 
 class Line:
@@ -51,7 +68,10 @@ def shown(view, side):
     lines = [Line(m.role, m.text, m.id if m.role == "assistant" else None, m.thumb) for m in view.history]
     if view.message is not None:
         candidate = _candidate(view, side)
-        lines += [Line("user", view.message), Line("assistant", candidate.text or "…", candidate.message, candidate.thumb)]
+        lines += [
+            Line("user", view.message),
+            Line("assistant", candidate.text or "…", candidate.message, candidate.thumb),
+        ]
     return lines
 
 
@@ -60,7 +80,9 @@ def messages(view, side):
 
 
 def message(line):
-    """A Line for the Chatbot, as HTML. It goes as a part of type "text": Gradio takes the indentation from a plain string."""
+    """A Line for the Chatbot, as HTML. It goes as a part of type "text": Gradio takes the indentation from a plain
+    string.
+    """
     html = as_typed(line.text) if line.role == "user" else as_markdown(line.text)
     return {"role": line.role, "content": [{"type": "text", "text": html}]}
 
@@ -89,7 +111,9 @@ def badge(side, view, w):
 
 
 def _standing(view, candidate):
-    """The class of a side's badge after the vote. Without a winner no side looks like one; the one that goes on was drawn."""
+    """The class of a side's badge after the vote. Without a winner no side looks like one; the one that goes on was
+    drawn.
+    """
     if view.choice in SIDES:
         return "chosen" if candidate.chosen else "passed"
     return "drawn" if candidate.chosen else ""

@@ -9,7 +9,9 @@ from playground.ui import inputs, words
 from playground.ui.notice import GESTURE, seen
 from playground.ui.strip import name
 
-TAGS = list(dict.fromkeys(tag for tags in REASONS.values() for tag in tags))  # all there are; a vote shows those that fit it
+TAGS = list(
+    dict.fromkeys(tag for tags in REASONS.values() for tag in tags)
+)  # all there are; a vote shows those that fit it
 
 
 class Reasons:
@@ -19,10 +21,26 @@ class Reasons:
         self.store, self.chat, self.notice = store, chat, notice
         with gr.Row(elem_id="reasons"):
             self.better = gr.Button(words.label("✎ Write a better one"), size="sm", elem_id="better", visible="hidden")
-            self.tags = inputs.CheckboxGroup([(words.label(tag), tag) for tag in TAGS], label=words.label("Why? (optional)"), show_label=False, container=False,
-                                         elem_id="tags", visible="hidden", min_width=100)
-            self.comment = gr.Textbox(placeholder=words.label("Add a comment"), label=words.label("Comment"), show_label=False, container=False, lines=1, max_lines=1,
-                                      elem_id="comment", visible="hidden", min_width=100)
+            self.tags = inputs.CheckboxGroup(
+                [(words.label(tag), tag) for tag in TAGS],
+                label=words.label("Why? (optional)"),
+                show_label=False,
+                container=False,
+                elem_id="tags",
+                visible="hidden",
+                min_width=100,
+            )
+            self.comment = gr.Textbox(
+                placeholder=words.label("Add a comment"),
+                label=words.label("Comment"),
+                show_label=False,
+                container=False,
+                lines=1,
+                max_lines=1,
+                elem_id="comment",
+                visible="hidden",
+                min_width=100,
+            )
             self.fate = gr.HTML(elem_id="fate", padding=False)
 
     @property
@@ -31,31 +49,53 @@ class Reasons:
 
     def wire(self, shown, annotator):
         """`shown` is the page's state, `annotator` tells who asks."""
+
         def explainer(reason):
-            """The handler of "tags" or "comment": each says its own and nothing of the other, whose answer may be on its way."""
+            """The handler of "tags" or "comment": each says its own and nothing of the other, whose answer may be on
+            its way.
+            """
+
             def on_explain(on_page, value, request: gr.Request):
                 w = words.of(request)
                 try:
-                    vote = self.store.current_vote(on_page.duel, annotator(request)) if on_page and on_page.duel else None
+                    vote = (
+                        self.store.current_vote(on_page.duel, annotator(request)) if on_page and on_page.duel else None
+                    )
                     if vote is None:
                         raise Refused("Vote first, then say why.")
                     self.chat.explain(annotator(request), vote["id"], **{reason: value})
                     return gr.skip()
                 except Refused as error:
                     return self.notice.warn(w.said(str(error)), w("Not recorded"))
+
             return on_explain
-        self.better.click(None, None, None, js="() => window.nudge.better()", show_progress="hidden", api_visibility="private")
+
+        self.better.click(
+            None, None, None, js="() => window.nudge.better()", show_progress="hidden", api_visibility="private"
+        )
         latest = {"trigger_mode": "always_last", **GESTURE}
         self.tags.input(explainer("tags"), [shown, self.tags], [self.notice.html], **latest)
-        gr.on([self.comment.submit, self.comment.blur], explainer("comment"), [shown, self.comment], [self.notice.html], **latest)
+        gr.on(
+            [self.comment.submit, self.comment.blur],
+            explainer("comment"),
+            [shown, self.comment],
+            [self.notice.html],
+            **latest,
+        )
 
     def paint(self, view, w):
         voted = view.phase == "voted"
         tags = REASONS.get(view.choice, ()) if voted else ()
-        return {self.better: gr.update(visible=seen(voted and view.choice == "both_bad")),
-                self.tags: gr.update(choices=[(w(tag), tag) for tag in tags or TAGS], value=[tag for tag in view.tags if tag in tags], visible=seen(bool(tags))),
-                self.comment: gr.update(value=view.comment, visible=seen(voted and view.choice != "skip")),
-                self.fate: self._fate(view.vote, w) if voted else ""}
+        return {
+            self.better: gr.update(visible=seen(voted and view.choice == "both_bad")),
+            self.tags: gr.update(
+                choices=[(w(tag), tag) for tag in tags or TAGS],
+                value=[tag for tag in view.tags if tag in tags],
+                visible=seen(bool(tags)),
+            ),
+            self.comment: gr.update(value=view.comment, visible=seen(voted and view.choice != "skip")),
+            self.fate: self._fate(view.vote, w) if voted else "",
+        }
 
     def follow(self, duel, annotator, w):
         """The line alone, on a tick."""
@@ -64,7 +104,7 @@ class Reasons:
 
     def _fate(self, vote, w):
         row = self.store.vote_fate(vote)
-        counts = f'<b>{escape(w("Your vote counts:"))}</b> ' if row["counts"] else ""
+        counts = f"<b>{escape(w('Your vote counts:'))}</b> " if row["counts"] else ""
         return f'<span class="fate">{counts}{fate(row, w)}</span>'
 
 

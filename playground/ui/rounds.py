@@ -1,7 +1,8 @@
-"""The training tab: rounds as a timeline, and all that is known of the one that is picked, live while it runs. It reads the store and trains nothing.
+"""The training tab: rounds as a timeline, and all that is known of the one that is picked, live while it runs. It reads
+the store and trains nothing.
 
-Everybody reads figures, and samples on shipped prompts. A round's log, an error's own words and samples on people's prompts are for admins; who asks is
-found out in each handler.
+Everybody reads figures, and samples on shipped prompts. A round's log, an error's own words and samples on people's
+prompts are for admins; who asks is found out in each handler.
 """
 
 import json
@@ -19,12 +20,32 @@ from playground.ui.strip import ENDED, PHASES, invitation, name, public_reason
 from playground.ui.text import visible
 
 CURVES = {
-    "reward": words.mark("Reward of the replies"), "kl": words.mark("KL to the base, nats"), "beta": words.mark("β, weight of the KL"),
-    "entropy": words.mark("Entropy, nats a token"), "length": words.mark("Length of a reply, tokens"), "clip_fraction": words.mark("Share of clipped ratios"),
-    "explained_variance": words.mark("Explained variance")}
-STATES = {"requested": words.mark("asked for"), "running": words.mark("running"), "published": words.mark("published"), "refused": words.mark("refused"),
-          "not_enough": words.mark("not enough evidence"), "failed": words.mark("failed"), "stopped": words.mark("stopped")}
-SIGNS = {"requested": "○", "running": "●", "published": "✓", "refused": "✗", "not_enough": "–", "failed": "!", "stopped": "■"}
+    "reward": words.mark("Reward of the replies"),
+    "kl": words.mark("KL to the base, nats"),
+    "beta": words.mark("β, weight of the KL"),
+    "entropy": words.mark("Entropy, nats a token"),
+    "length": words.mark("Length of a reply, tokens"),
+    "clip_fraction": words.mark("Share of clipped ratios"),
+    "explained_variance": words.mark("Explained variance"),
+}
+STATES = {
+    "requested": words.mark("asked for"),
+    "running": words.mark("running"),
+    "published": words.mark("published"),
+    "refused": words.mark("refused"),
+    "not_enough": words.mark("not enough evidence"),
+    "failed": words.mark("failed"),
+    "stopped": words.mark("stopped"),
+}
+SIGNS = {
+    "requested": "○",
+    "running": "●",
+    "published": "✓",
+    "refused": "✗",
+    "not_enough": "–",
+    "failed": "!",
+    "stopped": "■",
+}
 STRETCH = 30  # rounds in the timeline at first, and more at each press
 LOG_CHARS = 20_000
 SAMPLES = 8
@@ -40,20 +61,49 @@ class TrainingTab:
         with gr.Row(elem_id="rounds"):
             with gr.Column(scale=1, min_width=220, elem_id="timeline-side"):
                 self.timeline = inputs.Radio([], label=words.label("Rounds"), elem_id="timeline", visible=False)
-                self.more = gr.Button(words.label("Show earlier rounds"), size="sm", elem_id="earlier-rounds", visible=False)
+                self.more = gr.Button(
+                    words.label("Show earlier rounds"), size="sm", elem_id="earlier-rounds", visible=False
+                )
             with gr.Column(scale=4, min_width=300):
                 self.summary = gr.HTML(elem_id="round-summary", padding=False)
                 with gr.Row(elem_id="curves"):
-                    self.curves = {key: plots.plot(f"curve-{key.replace('_', '-')}", title, limits=key == "kl") for key, title in CURVES.items()}
+                    self.curves = {
+                        key: plots.plot(f"curve-{key.replace('_', '-')}", title, limits=key == "kl")
+                        for key, title in CURVES.items()
+                    }
                     self.calibration = plots.plot("calibration", words.mark("Calibration: said, seen"), limits=True)
                 self.gate = gr.HTML(elem_id="gate", padding=False)
                 self.samples = gr.HTML(elem_id="samples", padding=False)
-                with gr.Accordion(words.label("Settings of this round"), open=False, visible=False, elem_id="config") as self.config_fold:
+                with gr.Accordion(
+                    words.label("Settings of this round"), open=False, visible=False, elem_id="config"
+                ) as self.config_fold:
                     self.config = gr.HTML(padding=False)
-                with gr.Accordion(words.label("Log of this round"), open=False, visible=False, elem_id="log") as self.log_fold:
-                    self.log = gr.Textbox(label=words.label("Log of this round"), show_label=False, container=False, lines=12, max_lines=12, interactive=False, autoscroll=True)
-        self.parts = {"intro": self.intro, "timeline": self.timeline, "more": self.more, "summary": self.summary, **self.curves, "calibration": self.calibration, "gate": self.gate,
-                      "samples": self.samples, "config": self.config, "config_fold": self.config_fold, "log": self.log, "log_fold": self.log_fold}
+                with gr.Accordion(
+                    words.label("Log of this round"), open=False, visible=False, elem_id="log"
+                ) as self.log_fold:
+                    self.log = gr.Textbox(
+                        label=words.label("Log of this round"),
+                        show_label=False,
+                        container=False,
+                        lines=12,
+                        max_lines=12,
+                        interactive=False,
+                        autoscroll=True,
+                    )
+        self.parts = {
+            "intro": self.intro,
+            "timeline": self.timeline,
+            "more": self.more,
+            "summary": self.summary,
+            **self.curves,
+            "calibration": self.calibration,
+            "gate": self.gate,
+            "samples": self.samples,
+            "config": self.config,
+            "config_fold": self.config_fold,
+            "log": self.log,
+            "log_fold": self.log_fold,
+        }
         control.more()
 
     def wire(self, moments):
@@ -69,15 +119,28 @@ class TrainingTab:
         w, now, admin = words.of(request), self.strip.now(), self.control.is_admin(request)
         rounds = now.rounds
         row = next((r for r in rounds if r["id"] == picked), now.round)
-        stamp = (row and row["id"], shown, [(r["id"], r["state"], r["policy_status"], r["step"], r["beat"], r["wish"]) for r in rounds], now.forecasts, now.settings,
-                 admin)
+        stamp = (
+            row and row["id"],
+            shown,
+            [(r["id"], r["state"], r["policy_status"], r["step"], r["beat"], r["wish"]) for r in rounds],
+            now.forecasts,
+            now.settings,
+            admin,
+        )
         if painted.get("stamp") == stamp:
             return gr.skip()
-        contents = {"intro": agreement(now, w), "timeline": ([(entry(r, w), r["id"]) for r in rounds[:shown]], row and row["id"]),
-                    "more": len(rounds) > shown, **self.contents(row, now, w, admin)}
+        contents = {
+            "intro": agreement(now, w),
+            "timeline": ([(entry(r, w), r["id"]) for r in rounds[:shown]], row and row["id"]),
+            "more": len(rounds) > shown,
+            **self.contents(row, now, w, admin),
+        }
         contents |= {"config_fold": bool(contents["config"]), "log_fold": bool(contents["log"])}
         fresh = {key: content for key, content in contents.items() if painted.get(key) != content}
-        return {self.painted: {**contents, "stamp": stamp}, **{self.parts[key]: self.update(key, content, w) for key, content in fresh.items()}}
+        return {
+            self.painted: {**contents, "stamp": stamp},
+            **{self.parts[key]: self.update(key, content, w) for key, content in fresh.items()},
+        }
 
     def on_more(self, picked, shown, painted, request: gr.Request):
         """A longer timeline: not all at once, since every line on a page makes each of its gestures slower."""
@@ -93,14 +156,38 @@ class TrainingTab:
     def contents(self, row, now, w, admin):
         """What each part shows of a round to an admin or to somebody else, as plain values that can be compared."""
         if row is None:
-            return {"summary": nothing_yet(now, w), **dict.fromkeys(CURVES, [[], {}]), "calibration": [], "gate": "", "samples": "", "config": "", "log": ""}
+            return {
+                "summary": nothing_yet(now, w),
+                **dict.fromkeys(CURVES, [[], {}]),
+                "calibration": [],
+                "gate": "",
+                "samples": "",
+                "config": "",
+                "log": "",
+            }
         folder, curves = self.settings.rounds_dir / f"{row['id']:04d}", self.store.metrics(row["id"])
         policy = self.store.round_policy(row["id"])
         report = json.loads(policy["gate_report"]) if policy and policy["gate_report"] else None
-        shown = {key: [curves.get(key, []), {"target": row["config"].get("kl_target"), "limit": row["config"].get("kl_budget")} if key == "kl" else {}] for key in CURVES}
-        return {"summary": summary(row, now, w, admin), **shown, "calibration": row["metrics"].get("cv_reliability", []),
-                "gate": f"<h2>{escape(w('The gate'))}</h2>{gatewords.listed(report, row['config'], w)}" if report and "gain_interval" in report else "",
-                "samples": samples(folder / "gate.json", w, admin), "config": config(row, w), "log": tail(folder / "log.txt") if admin else ""}
+        shown = {
+            key: [
+                curves.get(key, []),
+                {"target": row["config"].get("kl_target"), "limit": row["config"].get("kl_budget")}
+                if key == "kl"
+                else {},
+            ]
+            for key in CURVES
+        }
+        return {
+            "summary": summary(row, now, w, admin),
+            **shown,
+            "calibration": row["metrics"].get("cv_reliability", []),
+            "gate": f"<h2>{escape(w('The gate'))}</h2>{gatewords.listed(report, row['config'], w)}"
+            if report and "gain_interval" in report
+            else "",
+            "samples": samples(folder / "gate.json", w, admin),
+            "config": config(row, w),
+            "log": tail(folder / "log.txt") if admin else "",
+        }
 
     def update(self, key, content, w):
         """A part's component update."""
@@ -117,6 +204,7 @@ class TrainingTab:
 
 # -- a round in words
 
+
 def state(row):
     """A round's state as people know it: one that an admin stopped did not fail."""
     return "stopped" if row["state"] == "failed" and row["reason"] == STOPPED else row["state"]
@@ -124,7 +212,11 @@ def state(row):
 
 def entry(row, w):
     """A round's line in the timeline."""
-    ended = f"{w.said(STATES[state(row)])}" if row["version"] is None else f"{name(row['version'], w)} {w.said(STATES[state(row)])}"
+    ended = (
+        f"{w.said(STATES[state(row)])}"
+        if row["version"] is None
+        else f"{name(row['version'], w)} {w.said(STATES[state(row)])}"
+    )
     parts = [f"{SIGNS[state(row)]} " + w("Round {n}", n=row["id"]), ended]
     if row["metrics"].get("votes"):
         parts.append(w("{n} votes", n=row["metrics"]["votes"]))
@@ -134,8 +226,10 @@ def entry(row, w):
 def nothing_yet(now, w):
     """What stands in the place of the first round."""
     heading, advice = w("No training round yet"), invitation(now.settings, w)
-    what = w("A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live only if it is better on prompts that "
-             "it has not seen.")
+    what = w(
+        "A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live only if it is better on prompts that "
+        "it has not seen."
+    )
     return f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>{steps(None, w)}<p>{escape(what)}</p></div>'
 
 
@@ -160,8 +254,12 @@ def agreement(now, w):
     hits, calls = now.forecasts
     if not calls:
         return ""
-    text = w("The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing gives 50%.",
-             n=hits, calls=calls, share=f"{hits / calls:.0%}")
+    text = w(
+        "The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing gives 50%.",
+        n=hits,
+        calls=calls,
+        share=f"{hits / calls:.0%}",
+    )
     return f'<p class="agreement">{escape(text)}</p>'
 
 
@@ -174,16 +272,23 @@ def _facts(row, w):
             return None
         low, high = m.get(interval) or (None, None)
         return f"{m[key]:.0%}" + (f" [{low:.0%}, {high:.0%}]" if low is not None else "")
+
     figures = (
-        (w("votes used"), m.get("votes") and str(m["votes"])), (w("reward model on held-out votes"), share("heldout_accuracy", "heldout_interval")),
-        (w("cross-validated"), share("cv_accuracy", "cv_interval")), (w("calibration error"), m.get("cv_calibration_error") is not None and f"{m['cv_calibration_error']:.2f}"),
-        (w("gain in reward, deviations"), m.get("gate_gain") is not None and f"{m['gate_gain']:+.2f}"), (w("KL to the base, nats"), m.get("kl") is not None and f"{m['kl']:.1f}"),
-        (w("minutes"), bool(m.get("phase_seconds")) and f"{sum(m['phase_seconds'].values()) / 60:.1f}"))
+        (w("votes used"), m.get("votes") and str(m["votes"])),
+        (w("reward model on held-out votes"), share("heldout_accuracy", "heldout_interval")),
+        (w("cross-validated"), share("cv_accuracy", "cv_interval")),
+        (w("calibration error"), m.get("cv_calibration_error") is not None and f"{m['cv_calibration_error']:.2f}"),
+        (w("gain in reward, deviations"), m.get("gate_gain") is not None and f"{m['gate_gain']:+.2f}"),
+        (w("KL to the base, nats"), m.get("kl") is not None and f"{m['kl']:.1f}"),
+        (w("minutes"), bool(m.get("phase_seconds")) and f"{sum(m['phase_seconds'].values()) / 60:.1f}"),
+    )
     return [(label, value) for label, value in figures if value]
 
 
 def samples(file, w, admin=False):
-    """The gate's sample replies, those of the live version and of the new one side by side: on shipped prompts, and for admins on people's own."""
+    """The gate's sample replies, those of the live version and of the new one side by side: on shipped prompts, and for
+    admins on people's own.
+    """
     if not file.exists():
         return ""
     found = json.loads(file.read_text())["samples"]
@@ -193,8 +298,11 @@ def samples(file, w, admin=False):
     if not rows:
         return ""
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("Before"), w("After")))
-    body = "".join(f'<tr><th scope="row" colspan="2">{escape(visible(_question(s["prompt"])))}{_private(s, w)}</th></tr>'
-                   f'<tr><td>{escape(visible(s["live"].strip()))}</td><td>{escape(visible(s["new"].strip()))}</td></tr>' for s in rows)
+    body = "".join(
+        f'<tr><th scope="row" colspan="2">{escape(visible(_question(s["prompt"])))}{_private(s, w)}</th></tr>'
+        f"<tr><td>{escape(visible(s['live'].strip()))}</td><td>{escape(visible(s['new'].strip()))}</td></tr>"
+        for s in rows
+    )
     heading = escape(w("The same held-out prompts, before and after"))
     return f'<h2>{heading}</h2><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -219,7 +327,10 @@ def config(row, w):
     names = [name for names in sections().values() for name in names if name in row["config"]]
     changed = [name for name in names if row["config"][name] != Settings.model_fields[name].default]
     ordered = [*changed, *(name for name in names if name not in changed)]
-    rows = "".join(f'<tr class="{"changed" if name in changed else ""}"><th scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>' for name in ordered)
+    rows = "".join(
+        f'<tr class="{"changed" if name in changed else ""}"><th scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>'
+        for name in ordered
+    )
     return f'<table class="config"><caption>{escape(w("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"]))}</caption><tbody>{rows}</tbody></table>'
 
 

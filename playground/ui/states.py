@@ -1,7 +1,9 @@
-"""What Gradio keeps of one page between gestures: the values of its `gr.State`s and of components that a handler has changed.
+"""What Gradio keeps of one page between gestures: the values of its `gr.State`s and of components that a handler has
+changed.
 
-Gradio 6.31 also keeps a second copy of the page's whole config, half a megabyte a page, from which a deep link could recreate it, and works out
-a component's JSON schema each time that the component changes, on the event loop that everybody shares. This page has no deep links.
+Gradio 6.31 also keeps a second copy of the page's whole config, half a megabyte a page, from which a deep link could
+recreate it, and works out a component's JSON schema each time that the component changes, on the event loop that
+everybody shares. This page has no deep links.
 """
 
 from copy import copy

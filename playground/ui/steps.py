@@ -1,13 +1,26 @@
-"""A round as six steps in a row: what is done and how long it took, what runs now, where it ended. Told by a sign as well as by a colour."""
+"""A round as six steps in a row: what is done and how long it took, what runs now, where it ended. Told by a sign as
+well as by a colour.
+"""
 
 from html import escape
 
 from playground.ui import words
 
-STEPS = {"collect": words.mark("votes"), "sft": words.mark("edited replies"), "reward": words.mark("reward model"), "ppo": words.mark("PPO"), "gate": words.mark("gate"),
-         "publish": words.mark("live")}
+STEPS = {
+    "collect": words.mark("votes"),
+    "sft": words.mark("edited replies"),
+    "reward": words.mark("reward model"),
+    "ppo": words.mark("PPO"),
+    "gate": words.mark("gate"),
+    "publish": words.mark("live"),
+}
 SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
-KINDS = {"done": words.mark("done"), "now": words.mark("running"), "ended": words.mark("ended here"), "to-come": words.mark("to come")}
+KINDS = {
+    "done": words.mark("done"),
+    "now": words.mark("running"),
+    "ended": words.mark("ended here"),
+    "to-come": words.mark("to come"),
+}
 
 
 def steps(row, w):

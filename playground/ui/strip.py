@@ -14,10 +14,18 @@ from playground.ui.notice import GESTURE
 from playground.ui.text import line
 
 PHASES = {
-    "collect": words.mark("reading the votes"), "sft": words.mark("warming up on edited replies"), "reward": words.mark("reward model"),
-    "ppo": words.mark("PPO"), "gate": words.mark("gate: comparing with the version that answers now"), "publish": words.mark("publishing")}
-ENDED = {"refused": words.mark("Refused: the new version did not pass; the old one stays."), "not_enough": words.mark("Not enough evidence yet."),
-         "failed": words.mark("The round failed.")}
+    "collect": words.mark("reading the votes"),
+    "sft": words.mark("warming up on edited replies"),
+    "reward": words.mark("reward model"),
+    "ppo": words.mark("PPO"),
+    "gate": words.mark("gate: comparing with the version that answers now"),
+    "publish": words.mark("publishing"),
+}
+ENDED = {
+    "refused": words.mark("Refused: the new version did not pass; the old one stays."),
+    "not_enough": words.mark("Not enough evidence yet."),
+    "failed": words.mark("The round failed."),
+}
 _ERROR = re.compile(r"(\w.{0,80}? in phase \w+): .*", re.S)  # as the worker writes it
 LAST_VOTES = 20  # over which the reward model's hit rate is told
 TICK = 1.5  # seconds between two looks of an open page
@@ -26,8 +34,10 @@ FRESH = 1.0  # seconds for which what was read serves everybody
 
 @dataclass(frozen=True)
 class Now:
-    """Training at one moment: the settings with what an admin changed, the rounds (newest first), the last one's row and curves, the version it made
-    (a policy row), the new votes, the version that answers, and (hits, calls) of the reward model's forecasts of the last votes."""
+    """Training at one moment: the settings with what an admin changed, the rounds (newest first), the last one's row
+    and curves, the version it made (a policy row), the new votes, the version that answers, and (hits, calls) of the
+    reward model's forecasts of the last votes.
+    """
 
     settings: object
     rounds: list
@@ -42,8 +52,15 @@ class Now:
     def read(cls, settings, store, engine):
         rounds = store.rounds()
         last = rounds[0] if rounds else None
-        return cls(settings.model_copy(update=store.overrides()), rounds, store.metrics(last["id"]) if last else {},
-                   store.round_policy(last["id"]) if last else None, store.new_votes(), engine.live.version, store.forecasts(LAST_VOTES))
+        return cls(
+            settings.model_copy(update=store.overrides()),
+            rounds,
+            store.metrics(last["id"]) if last else {},
+            store.round_policy(last["id"]) if last else None,
+            store.new_votes(),
+            engine.live.version,
+            store.forecasts(LAST_VOTES),
+        )
 
     @property
     def round(self):
@@ -134,7 +151,11 @@ def strip(now, w):
 def outcome(now, w):
     """How the last round ended, in one sentence."""
     if now.state == "refused":
-        return w("{version} was refused: {reason}", version=name(now.policy["version"], w), reason=w.said(now.round["reason"].removeprefix(REFUSED).rstrip(".")))
+        return w(
+            "{version} was refused: {reason}",
+            version=name(now.policy["version"], w),
+            reason=w.said(now.round["reason"].removeprefix(REFUSED).rstrip(".")),
+        )
     if now.state != "published":
         return w.said(public_reason(now.round) or ENDED[now.state])
     version = name(now.policy["version"], w)
@@ -148,7 +169,9 @@ def outcome(now, w):
 
 
 def public_reason(row):
-    """Why a round ended, as everybody may read it: of one that broke, without what the error itself said, which may quote a person."""
+    """Why a round ended, as everybody may read it: of one that broke, without what the error itself said, which may
+    quote a person.
+    """
     return _ERROR.sub(r"\1.", row["reason"]) if row["reason"] and row["state"] == "failed" else row["reason"]
 
 
@@ -159,7 +182,11 @@ def name(version, w):
 
 def invitation(settings, w):
     """What a visitor can do for the next round."""
-    return w("Vote on {n} replies and I start learning", n=settings.round_votes) if settings.auto_train else w("Training is on demand here")
+    return (
+        w("Vote on {n} replies and I start learning", n=settings.round_votes)
+        if settings.auto_train
+        else w("Training is on demand here")
+    )
 
 
 def _phase(now, w):
@@ -168,12 +195,16 @@ def _phase(now, w):
 
 def _votes(now, w):
     if now.settings.auto_train:
-        return w("{n} of {total} new votes", n=now.votes, total=now.settings.round_votes), min(now.votes / now.settings.round_votes, 1.0)
+        return w("{n} of {total} new votes", n=now.votes, total=now.settings.round_votes), min(
+            now.votes / now.settings.round_votes, 1.0
+        )
     return w("{n} new votes", n=now.votes), None
 
 
 def _steps(now, w):
-    """How far a running round is: steps, a share where steps mean nothing to people, what PPO has reached, and the time left."""
+    """How far a running round is: steps, a share where steps mean nothing to people, what PPO has reached, and the time
+    left.
+    """
     parts = []
     if now.round["phase"] == "reward" and now.share is not None:
         parts.append(f"{now.share:.0%}")

@@ -1,8 +1,10 @@
-"""Untrusted text as HTML that shows every character: markup in it is something to read, never something that runs, loads or vanishes.
+"""Untrusted text as HTML that shows every character: markup in it is something to read, never something that runs,
+loads or vanishes.
 
-What a person typed is shown as typed. A reply is Markdown: one parser, here, decides what is code, a list or plain text, and the page gets its HTML
-(the Chatbots do not parse Markdown themselves, so that no second parser can read a text in another way; they still sanitise what they get).
-Of HTML only what is written below is ever made: no images, no raw tags, links to http, https and mailto alone, each with its target in sight.
+What a person typed is shown as typed. A reply is Markdown: one parser, here, decides what is code, a list or plain
+text, and the page gets its HTML (the Chatbots do not parse Markdown themselves, so that no second parser can read a
+text in another way; they still sanitise what they get). Of HTML only what is written below is ever made: no images, no
+raw tags, links to http, https and mailto alone, each with its target in sight.
 """
 
 import re
@@ -15,19 +17,24 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import image, link
 
 MOST_CELLS, MOST_MARKS = 2000, 1000  # of a table, and of one kind of bracket or mark
-LONGEST = 20_000  # characters that are parsed; what is longer is shown as typed, since some texts take the parser time that grows with their square
+# characters that are parsed; what is longer is shown as typed, since some texts take the parser time that grows with
+# their square
+LONGEST = 20_000
 # a backslash before one of these is Markdown's and is not shown; before others (as in LaTeX, or in a path) it is text
 ESCAPED_BY_BACKSLASH = frozenset("*_`~#|")
 # characters that Markdown may take as markup, so that they need not show; all others must
 MARKS = frozenset("*_`~#>|\\-+=:[]")
 LINKED = re.compile(r"(?:https?://|mailto:)", re.I)
-# characters that change the direction of what follows; text of either direction needs none of them here, since each text has a block of its own
+# characters that change the direction of what follows; text of either direction needs none of them here, since each
+# text has a block of its own
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 SOURCE = re.compile(r'<div class="said"><span class="source" hidden>(.*?)</span>', re.S)
 
 
 def visible(text: str) -> str:
-    """`text` with each character that would act, or break what carries it, as a sign that can be read: U+202E as ⟨U+202E⟩."""
+    """`text` with each character that would act, or break what carries it, as a sign that can be read: U+202E as
+    ⟨U+202E⟩.
+    """
     if text.isprintable():
         return text
     return "".join(_sign(char) if _acts(char) else char for char in text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -52,7 +59,9 @@ def is_costly(text: str) -> bool:
 
 @lru_cache(maxsize=128)
 def as_markdown(text: str) -> str:
-    """A reply as HTML. Where Markdown would swallow a part of it (a table's row with too many cells), it is shown as typed."""
+    """A reply as HTML. Where Markdown would swallow a part of it (a table's row with too many cells), it is shown as
+    typed.
+    """
     if is_costly(text):
         return as_typed(text)
     tokens = PARSER.parse(visible(text))
@@ -84,6 +93,7 @@ def _sign(char):
 
 # -- does all of it show?
 
+
 def _letters(text):
     return [char for char in text if not char.isspace() and char not in MARKS]
 
@@ -105,9 +115,10 @@ def _text_of(tokens):
 
 # -- the parser
 
+
 def _backslash(state, silent):
     """A backslash with what it escapes: neither is markup. It is shown itself, too, where Markdown has no use for it."""
-    following = state.src[state.pos + 1:state.pos + 2]
+    following = state.src[state.pos + 1 : state.pos + 2]
     if state.src[state.pos] != "\\" or not following or following not in string.punctuation:
         return False
     if not silent:
@@ -122,7 +133,7 @@ def _image_as_text(state, silent):
     if not image(state, True):
         return False
     if not silent:
-        state.pending += state.src[start:state.pos]
+        state.pending += state.src[start : state.pos]
     return True
 
 
@@ -136,7 +147,7 @@ def _link_and_target(state, silent):
         label_end = state.md.helpers.parseLinkLabel(state, start, True)
         state.pos = end
         token = state.push("link_target", "", 0)
-        token.content = state.src[label_end + 1:state.pos]
+        token.content = state.src[label_end + 1 : state.pos]
     return True
 
 
@@ -169,8 +180,14 @@ def _parser():
     parser.inline.ruler.at("image", _image_as_text)
     parser.inline.ruler.at("link", _link_and_target)
     parser.validateLink = lambda url: LINKED.match(url) is not None
-    for kind, rule in (("link_target", _render_target), ("fence", _render_code), ("code_block", _render_code), ("list_item_open", _render_item),
-                       ("table_open", _render_table), ("table_close", _render_table)):
+    for kind, rule in (
+        ("link_target", _render_target),
+        ("fence", _render_code),
+        ("code_block", _render_code),
+        ("list_item_open", _render_item),
+        ("table_open", _render_table),
+        ("table_close", _render_table),
+    ):
         parser.add_render_rule(kind, rule)
     return parser
 

@@ -1,4 +1,6 @@
-"""The "My votes" tab: every vote of the person who looks, and what became of it: waiting, in a reward model, in a version."""
+"""The "My votes" tab: every vote of the person who looks, and what became of it: waiting, in a reward model, in a
+version.
+"""
 
 from datetime import datetime
 from html import escape
@@ -49,7 +51,11 @@ def totals(found, w):
     """What one's votes did so far, as figures: of those that count, and no others."""
     if not found["listed"]:
         return ""
-    figures = ((found["votes"], w("votes of yours that count")), (found["published"], w("in a version that was published")), (found["waiting"], w("waiting for the next round")))
+    figures = (
+        (found["votes"], w("votes of yours that count")),
+        (found["published"], w("in a version that was published")),
+        (found["waiting"], w("waiting for the next round")),
+    )
     return f'<div class="facts">{"".join(f"<div><b>{n}</b><span>{escape(label)}</span></div>" for n, label in figures)}</div>'
 
 
@@ -57,7 +63,10 @@ def table(votes, w):
     """The votes, newest first, as a table."""
     if not votes:
         return f'<p class="empty">{escape(w("You have not voted yet. Pick the better of two replies, and follow here what your vote does."))}</p>'
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("When"), w("Message"), w("Vote"), w("Foreseen"), w("What became of it")))
+    heads = "".join(
+        f'<th scope="col">{escape(head)}</th>'
+        for head in (w("When"), w("Message"), w("Vote"), w("Foreseen"), w("What became of it"))
+    )
     return f'<table class="votes"><thead><tr>{heads}</tr></thead><tbody>{"".join(_row(vote, w) for vote in votes)}</tbody></table>'
 
 
@@ -67,5 +76,11 @@ def _row(vote, w):
     text = text if len(text) <= 90 else text[:89] + "…"
     foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
     side = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
-    cells = (f"<time>{when}</time>", escape(text), f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>", escape(foreseen), fate(vote, w))
+    cells = (
+        f"<time>{when}</time>",
+        escape(text),
+        f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>",
+        escape(foreseen),
+        fate(vote, w),
+    )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

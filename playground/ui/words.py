@@ -1,7 +1,9 @@
-"""Every word that a person reads, in the reader's language. English is the key; `assets/words/zh-CN.json` has the Chinese.
+"""Every word that a person reads, in the reader's language. English is the key; `assets/words/zh-CN.json` has the
+Chinese.
 
-`label` is for what stands on a component when the page is built (Gradio translates it in the browser); `of(request)` gives a reader's `Words`
-for what a handler forms; `Words.said` is for sentences that other modules formed in English: refusals, reasons that a round ended with.
+`label` is for what stands on a component when the page is built (Gradio translates it in the browser); `of(request)`
+gives a reader's `Words` for what a handler forms; `Words.said` is for sentences that other modules formed in English:
+refusals, reasons that a round ended with.
 """
 
 import json
@@ -13,9 +15,26 @@ import gradio as gr
 
 CHINESE = "zh-CN"
 ALIASES = (CHINESE, "zh", "zh-SG", "zh-Hans")
-CATALOGUES = {CHINESE: json.loads((Path(__file__).resolve().parents[2] / "assets" / "words" / f"{CHINESE}.json").read_text())}
-TEXTUAL = {"name", "reason", "phase", "setting", "what", "model", "path", "error", "accepted", "version", "hits"}  # other places take figures alone
-LONGEST, MOST_PARTS = 500, 20  # of a sentence that is looked up, since a pattern with several places takes time that grows with the cube
+CATALOGUES = {
+    CHINESE: json.loads((Path(__file__).resolve().parents[2] / "assets" / "words" / f"{CHINESE}.json").read_text())
+}
+TEXTUAL = {
+    "name",
+    "reason",
+    "phase",
+    "setting",
+    "what",
+    "model",
+    "path",
+    "error",
+    "accepted",
+    "version",
+    "hits",
+}  # other places take figures alone
+LONGEST, MOST_PARTS = (
+    500,
+    20,
+)  # of a sentence that is looked up, since a pattern with several places takes time that grows with the cube
 _FIGURE = r"[+\-−]?\d[\d.,:/]*\s?(?:%|ms|s|MB|GB)?"
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -32,7 +51,9 @@ class Words:
         return self.catalogue.get(english, english).format(**values)
 
     def said(self, text):
-        """A sentence that was formed in English elsewhere, in this language where the catalogue has it or its pattern; part by part where it was joined."""
+        """A sentence that was formed in English elsewhere, in this language where the catalogue has it or its pattern;
+        part by part where it was joined.
+        """
         if not text or self.language == "en":
             return text
         if text in self.catalogue:
@@ -47,7 +68,9 @@ class Words:
 
 @cache
 def _patterns(language):
-    """(pattern, translation) of every template with places, the one with most literal text first, so that a general one never takes a special one's text."""
+    """(pattern, translation) of every template with places, the one with most literal text first, so that a general one
+    never takes a special one's text.
+    """
     templates = [(key, value) for key, value in CATALOGUES[language].items() if _PLACE.search(key)]
     templates.sort(key=lambda pair: -len(_PLACE.sub("", pair[0])))
     return [(_pattern(key), value) for key, value in templates]

@@ -1,9 +1,10 @@
 """The door in front of Gradio: what is not named here does not exist.
 
-A mounted Gradio app has none of the checks that Gradio ties to `launch()`, and serves uploads, files, proxies and editors that this page has
-no use for. So a request passes only if its route and method are in ROUTES, its body is one that the page could send (`payload.py`), it comes
-from the page's own origin (`headers.py`) and within the visitor's limits (`limits.py`). Everything else is 404. It must be the outermost
-middleware but for the one that believes a trusted proxy.
+A mounted Gradio app has none of the checks that Gradio ties to `launch()`, and serves uploads, files, proxies and
+editors that this page has no use for. So a request passes only if its route and method are in ROUTES, its body is one
+that the page could send (`payload.py`), it comes from the page's own origin (`headers.py`) and within the visitor's
+limits (`limits.py`). Everything else is 404. It must be the outermost middleware but for the one that believes a
+trusted proxy.
 """
 
 import asyncio
@@ -91,12 +92,22 @@ class Refusal(Exception):
 
 
 class Allowlist:
-    """ASGI middleware. `handlers` are Gradio's, by their number; `stop` ends what a session has asked for, and `pending` says whether it has asked for anything; `translate` puts a sentence into the
-    language of an Accept-Language header; `head` is the HTML that Gradio puts into the page's head once it runs."""
+    """ASGI middleware. `handlers` are Gradio's, by their number; `stop` ends what a session has asked for, and
+    `pending` says whether it has asked for anything; `translate` puts a sentence into the language of an
+    Accept-Language header; `head` is the HTML that Gradio puts into the page's head once it runs.
+    """
 
-    def __init__(self, app: Callable, settings: Settings, handlers: dict[int, Handler], limits: Limits,
-                 stop: Callable[[str], Awaitable[None]], pending: Callable[[str], bool], translate: Callable[[str, str], str] = lambda _, text: text,
-                 head: str = "") -> None:
+    def __init__(
+        self,
+        app: Callable,
+        settings: Settings,
+        handlers: dict[int, Handler],
+        limits: Limits,
+        stop: Callable[[str], Awaitable[None]],
+        pending: Callable[[str], bool],
+        translate: Callable[[str, str], str] = lambda _, text: text,
+        head: str = "",
+    ) -> None:
         self.app, self.settings, self.handlers, self.limits = app, settings, handlers, limits
         self.stop, self.pending, self.translate = stop, pending, translate
         self.scripts = answer_headers.sources(head.encode())
@@ -125,10 +136,17 @@ class Allowlist:
             await JSONResponse(body, refusal.status, retry)(scope, receive, answer.send)
             await answer.end()
         except TimeoutError:
-            log.info("a browser took no part of its answer for %.0f s; the connection is closed", self.settings.request_seconds)
+            log.info(
+                "a browser took no part of its answer for %.0f s; the connection is closed",
+                self.settings.request_seconds,
+            )
 
-    async def _checked(self, scope: Scope, receive: Receive, answer: "Answer", held: ExitStack) -> tuple[Scope, Receive]:
-        """The request as Gradio gets it, its share of the limits held until it is answered; Refusal where it does not pass."""
+    async def _checked(
+        self, scope: Scope, receive: Receive, answer: "Answer", held: ExitStack
+    ) -> tuple[Scope, Receive]:
+        """The request as Gradio gets it, its share of the limits held until it is answered; Refusal where it does not
+        pass.
+        """
         path, way = self._way(scope)
         headers, visitor_ = Headers(scope=scope), who(scope)
         changes = scope["method"] == "POST" or way in (Way.READ, Way.BEAT)  # a stream that ends, ends what it shows
@@ -150,7 +168,8 @@ class Allowlist:
                 session = self.limits.session(visitor_, call.session_hash)
                 if way is Way.JOIN:
                     asyncio.get_running_loop().call_later(
-                        self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened)
+                        self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened
+                    )
         except TooMuch as error:
             raise Refusal(429, str(error)) from None
         except NotTheirs as error:
@@ -207,7 +226,9 @@ def who(scope: Scope) -> Visitor:
 
 
 def page_scope(scope: Scope) -> Scope:
-    """The request for the page with nothing of its address but what the page reads, and for an answer that is not packed yet."""
+    """The request for the page with nothing of its address but what the page reads, and for an answer that is not
+    packed yet.
+    """
     pairs = parse_qsl(scope["query_string"].decode("latin-1"))
     kept = [(key, value) for key, value in pairs if key in KEPT_QUERY and len(value) <= KEPT_QUERY[key]]
     # the page calls the address that it was loaded from, whatever the Host header says; so one page serves all
@@ -249,7 +270,9 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 class Answer:
-    """What goes back to the browser: our headers on it, a page with the hashes of its scripts, no part of it waiting for ever to be read."""
+    """What goes back to the browser: our headers on it, a page with the hashes of its scripts, no part of it waiting
+    for ever to be read.
+    """
 
     def __init__(self, send: Send, seconds: float, scripts: tuple[str, ...]) -> None:
         self._send, self._seconds, self._scripts = send, seconds, scripts
@@ -306,7 +329,9 @@ class Answer:
 
 
 def is_sentence(headers: Headers, body: bytes) -> bool:
-    """Whether a failed gesture was refused by its handler in words (`gr.Error`), for which Gradio knows no status but 500."""
+    """Whether a failed gesture was refused by its handler in words (`gr.Error`), for which Gradio knows no status but
+    500.
+    """
     if headers.get("content-encoding"):
         return False
     try:

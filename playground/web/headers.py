@@ -1,7 +1,9 @@
-"""What browsers are told with every answer: what a page may load, who may frame it, and that no other origin may read it.
+"""What browsers are told with every answer: what a page may load, who may frame it, and that no other origin may read
+it.
 
-The page's own scripts are inline and differ from start to start, so a page's policy names the hash of each; text that got into a page past
-every sanitiser would still not run. `unsafe-eval` stays, since Gradio makes functions of its handlers' JavaScript and Vega of its plots'.
+The page's own scripts are inline and differ from start to start, so a page's policy names the hash of each; text that
+got into a page past every sanitiser would still not run. `unsafe-eval` stays, since Gradio makes functions of its
+handlers' JavaScript and Vega of its plots'.
 """
 
 import base64
@@ -14,7 +16,10 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
-FRAMED_BY = {False: "'self'", True: "'self' https://huggingface.co https://*.hf.space"}  # on a Space the hub shows the page in a frame
+FRAMED_BY = {
+    False: "'self'",
+    True: "'self' https://huggingface.co https://*.hf.space",
+}  # on a Space the hub shows the page in a frame
 INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.S)
 FIXED = {
     "x-content-type-options": "nosniff",
@@ -45,17 +50,32 @@ def sources(html: bytes) -> tuple[str, ...]:
 
 
 def source(script: bytes) -> str:
-    """The CSP source of an inline script: browsers hash the text between its tags, with line ends as the parser reads them."""
+    """The CSP source of an inline script: browsers hash the text between its tags, with line ends as the parser reads
+    them.
+    """
     script = script.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
 
 def policy(scripts: tuple[str, ...], framed: bool) -> str:
     """The Content-Security-Policy of a page with these inline scripts; `framed` where the app is a Space."""
-    return "; ".join([
-        "default-src 'self'", f"script-src 'self' 'unsafe-eval' {' '.join(scripts)}".strip(), "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self'", "worker-src 'self' blob:", "media-src 'none'",
-        "object-src 'none'", "frame-src 'none'", "base-uri 'self'", "form-action 'self'", f"frame-ancestors {FRAMED_BY[framed]}"])
+    return "; ".join(
+        [
+            "default-src 'self'",
+            f"script-src 'self' 'unsafe-eval' {' '.join(scripts)}".strip(),
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "font-src 'self' data:",
+            "connect-src 'self'",
+            "worker-src 'self' blob:",
+            "media-src 'none'",
+            "object-src 'none'",
+            "frame-src 'none'",
+            "base-uri 'self'",
+            "form-action 'self'",
+            f"frame-ancestors {FRAMED_BY[framed]}",
+        ]
+    )
 
 
 def harden(headers: MutableHeaders, scripts: tuple[str, ...], framed: bool) -> None:
@@ -70,8 +90,8 @@ def harden(headers: MutableHeaders, scripts: tuple[str, ...], framed: bool) -> N
 def is_foreign(headers: Headers) -> bool:
     """Whether a page of another origin, or another port of this machine, made the browser send this request.
 
-    Browsers set `Sec-Fetch-Site` on https and on localhost, and `Origin` with every POST; no script can change them. What sends neither is
-    no browser and has nobody's cookie but its own.
+    Browsers set `Sec-Fetch-Site` on https and on localhost, and `Origin` with every POST; no script can change them.
+    What sends neither is no browser and has nobody's cookie but its own.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

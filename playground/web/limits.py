@@ -1,7 +1,9 @@
-"""How much one browser, one address and all of them together may ask of the server at once. Nothing here knows what is asked.
+"""How much one browser, one address and all of them together may ask of the server at once. Nothing here knows what is
+asked.
 
-Owns the page sessions (Gradio keeps half a megabyte for each name that a browser thinks of) and who each belongs to, the requests and event
-streams that are open, and the rate of requests. Everything runs on the server's event loop, so nothing is locked.
+Owns the page sessions (Gradio keeps half a megabyte for each name that a browser thinks of) and who each belongs to,
+the requests and event streams that are open, and the rate of requests. Everything runs on the server's event loop, so
+nothing is locked.
 """
 
 import hashlib
@@ -77,21 +79,25 @@ class Limits:
 
     @contextmanager
     def request(self, visitor: Visitor, cost: int = 1) -> Iterator[None]:
-        """Count a request while it is answered, as `cost` of those of a minute. TooMuch where its address asks too often or
-        for too much at once."""
+        """Count a request while it is answered, as `cost` of those of a minute. TooMuch where its address asks too
+        often or for too much at once."""
         if not self._rate.hit(self._per_minute, visitor.address, cost=cost):
             raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
         with self._counted(self._requests, visitor, self.settings.requests_at_once):
             yield
 
     def asset(self, visitor: Visitor) -> None:
-        """Count a file of the page, of which a browser asks for eighty at once over HTTP/2. TooMuch where its address asks too often."""
+        """Count a file of the page, of which a browser asks for eighty at once over HTTP/2. TooMuch where its address
+        asks too often.
+        """
         if not self._rate.hit(self._assets_per_minute, "assets", visitor.address):
             raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
 
     @contextmanager
     def stream(self, visitor: Visitor, name: str, reads: bool) -> Iterator[None]:
-        """Count an event stream of the session `name` while it is open; `reads` where it reads replies. TooMuch as `session`."""
+        """Count an event stream of the session `name` while it is open; `reads` where it reads replies. TooMuch as
+        `session`.
+        """
         session = self.session(visitor, name)
         with self._counted(self._streams, visitor, 2 * self.settings.sessions_per_person):
             session.heartbeats += not reads
@@ -122,8 +128,8 @@ class Limits:
     # -- sessions
 
     def session(self, visitor: Visitor, name: str) -> Session:
-        """The visitor's session of this name, made where there is none. NotTheirs where it is another's, TooMuch where every other
-        one is open."""
+        """The visitor's session of this name, made where there is none. NotTheirs where it is another's, TooMuch where
+        every other one is open."""
         session = self.sessions.get(name)
         if session is None:
             self._make_room(visitor)
@@ -136,16 +142,22 @@ class Limits:
     def _make_room(self, visitor: Visitor) -> None:
         """Drop what nobody uses, then as many of the visitor's own idle sessions as it takes for one more."""
         self._drop(name for name, s in list(self.sessions.items()) if not s.open and s.used < self.clock() - IDLE)
-        bounds = [(self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person),
-                  (self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address),
-                  (self.settings.sessions, lambda s: True)]
+        bounds = [
+            (self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person),
+            (self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address),
+            (self.settings.sessions, lambda s: True),
+        ]
         for most, counts in bounds:
             mine = [name for name, s in self.sessions.items() if counts(s)]
-            idle = sorted((name for name in mine if not self.sessions[name].open), key=lambda name: self.sessions[name].used)
+            idle = sorted(
+                (name for name in mine if not self.sessions[name].open), key=lambda name: self.sessions[name].used
+            )
             surplus = len(mine) - most + 1
             if surplus > len(idle):
-                raise TooMuch("Too many pages or requests are open in your browser or network. Close some and try again.")
-            self._drop(idle[:max(surplus, 0)])
+                raise TooMuch(
+                    "Too many pages or requests are open in your browser or network. Close some and try again."
+                )
+            self._drop(idle[: max(surplus, 0)])
 
     def _drop(self, names) -> None:
         for name in list(names):

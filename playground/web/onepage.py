@@ -1,4 +1,6 @@
-"""The page, written once for each place it is shown at: Gradio takes 30 ms to write the same half a megabyte anew for every visitor."""
+"""The page, written once for each place it is shown at: Gradio takes 30 ms to write the same half a megabyte anew for
+every visitor.
+"""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -16,8 +18,14 @@ class OnePage:
         self.app = app
         self._kept: dict[tuple[str, str], list[Message]] = {}
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable[[Message], Awaitable[None]]) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or (scope["path"].removeprefix(scope.get("root_path", "")) or "/") != "/":
+    async def __call__(
+        self, scope: MutableMapping[str, Any], receive: Callable, send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        if (
+            scope["type"] != "http"
+            or scope["method"] != "GET"
+            or (scope["path"].removeprefix(scope.get("root_path", "")) or "/") != "/"
+        ):
             return await self.app(scope, receive, send)
         place = (scope["scheme"], scope.get("root_path", ""))
         if place not in self._kept:

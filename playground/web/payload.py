@@ -1,8 +1,8 @@
 """What a page may send with a gesture: the shape of the body and the type of each value, checked before Gradio sees it.
 
-Gradio believes its own page: it takes a file object wherever a component has a value, a handler's number from anybody, and any type in any
-place. Here a body is read strictly, and what Gradio gets is written anew from what was read. Whether a value makes sense (a message too long,
-a temperature out of range) is the handler's to say, in words.
+Gradio believes its own page: it takes a file object wherever a component has a value, a handler's number from anybody,
+and any type in any place. Here a body is read strictly, and what Gradio gets is written anew from what was read.
+Whether a value makes sense (a message too long, a temperature out of range) is the handler's to say, in words.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,9 @@ class Handler:
 
 
 def read(body: bytes, handlers: dict[int, Handler], queued: bool) -> Call:
-    """The Call in `body`, which a page sent to the way that is `queued` or not. BadPayload unless it is one that the page could send."""
+    """The Call in `body`, which a page sent to the way that is `queued` or not. BadPayload unless it is one that the
+    page could send.
+    """
     try:
         call = Call.model_validate_json(body)
     except ValidationError as error:

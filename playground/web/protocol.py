@@ -1,7 +1,8 @@
 """HTTP over one connection, for uvicorn, which by itself waits for ever for the head of a request.
 
-It also sends each part of an answer at once. asyncio does so only on sockets that name their protocol, which those that a
-listening socket accepts do not: the kernel then kept the end of every short answer back for 40 ms (Nagle's algorithm).
+It also sends each part of an answer at once. asyncio does so only on sockets that name their protocol, which those that
+a listening socket accepts do not: the kernel then kept the end of every short answer back for 40 ms (Nagle's
+algorithm).
 """
 
 import asyncio
@@ -15,7 +16,10 @@ class PatientProtocol(H11Protocol):
     """Closes a connection where the head of a request takes longer than `seconds` to arrive."""
 
     seconds = 20.0
-    most, most_of_one = 1500, 200  # connections in all, and of one address that is not on this machine, where a proxy may be
+    most, most_of_one = (
+        1500,
+        200,
+    )  # connections in all, and of one address that is not on this machine, where a proxy may be
     open: Counter = Counter()  # connections by address
 
     @classmethod
@@ -39,7 +43,9 @@ class PatientProtocol(H11Protocol):
         if self._deadline is None:
             self._deadline = self.loop.call_later(self.seconds, self._close_late)
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:  # the head has come, and its request is being answered
+        if (
+            self.cycle is not None and not self.cycle.response_complete
+        ):  # the head has come, and its request is being answered
             self._deadline.cancel()
             self._deadline = None
 

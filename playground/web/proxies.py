@@ -1,8 +1,8 @@
 """What reverse proxies say of a request, and whom to believe: the client's address, scheme, host, and the path prefix.
 
-An ASGI middleware, the outermost. A proxy named in `trusted_proxies` is believed, by the last value of each header, which
-is the one it wrote itself. From anybody else every forwarding header is taken away, so that nothing downstream can believe
-it. Who is an admin never depends on an address.
+An ASGI middleware, the outermost. A proxy named in `trusted_proxies` is believed, by the last value of each header,
+which is the one it wrote itself. From anybody else every forwarding header is taken away, so that nothing downstream
+can believe it. Who is an admin never depends on an address.
 
 It also refuses a host name that is not the app's: a page elsewhere may have its own name point at this machine (DNS
 rebinding), and then a browser takes it and the app for one origin.
@@ -18,15 +18,18 @@ from playground.people.addresses import parsed
 
 FORWARDING = re.compile(
     r"forwarded|x-forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|"
-    r"true-client-ip|cf-connecting-ip|fastly-client-ip|x-scheme|x-url-scheme|x-gradio-server")
+    r"true-client-ip|cf-connecting-ip|fastly-client-ip|x-scheme|x-url-scheme|x-gradio-server"
+)
 HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 # the identity, and the session of Hugging Face's sign-in
 COOKIES = {b"nudge_id": re.compile(rb"[\w-]{43}"), b"session": re.compile(rb"[\w.=+/-]{1,3500}")}
 ANY = None  # any host name is the app's
 LONGEST_COOKIES = 16 << 10  # bytes
-NOT_OURS = ("This app answers to the names of its own machine, such as localhost, and not to {0}. Behind a proxy, start it with "
-            "--trusted-proxies; for this name alone, with --allowed-hosts {0}\n")
+NOT_OURS = (
+    "This app answers to the names of its own machine, such as localhost, and not to {0}. Behind a proxy, start it with "
+    "--trusted-proxies; for this name alone, with --allowed-hosts {0}\n"
+)
 LONGEST_PREFIX = 200  # characters
 SCHEMES = {"http": "ws", "https": "wss"}  # what a forwarded scheme is called on a WebSocket
 
@@ -126,9 +129,11 @@ def forwarding(name):
 
 
 def known_cookies(headers):
-    """The Cookie header with the cookies that this app sets and no other, the last of each name; [] where there is none of them.
+    """The Cookie header with the cookies that this app sets and no other, the last of each name; [] where there is none
+    of them.
 
-    Cookies are parsed several times a request, and Python's parser takes time that grows with the square of what it gets (CVE-2024-7592).
+    Cookies are parsed several times a request, and Python's parser takes time that grows with the square of what it
+    gets (CVE-2024-7592).
     """
     found = {}
     for name, value in headers:
