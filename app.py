@@ -119,7 +119,8 @@ def open_store(settings):
         store.fail_streaming()
     except (OSError, sqlite3.Error, StoreError) as error:
         raise CannotStart(
-            f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written to."
+            f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written "
+            "to."
         ) from None
     return store
 

@@ -175,7 +175,8 @@ def peers(settings, prompt, log):
                 ).splitlines()[-1]
             )
         log(
-            f"{name}: {2 * TOKENS / median(r['seconds'] for r in found[name]):.1f} tokens/s, first token after {median(r['first'] for r in found[name]):.2f} s"
+            f"{name}: {2 * TOKENS / median(r['seconds'] for r in found[name]):.1f} tokens/s, first token after "
+            f"{median(r['first'] for r in found[name]):.2f} s"
         )
     return found
 
@@ -472,7 +473,8 @@ def run(settings, log=print):
     choice = apart(settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings)))
     rows = [
         report.row(
-            f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two replies",
+            f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two "
+            "replies",
             choice.milliseconds,
             "ms",
         )

@@ -243,7 +243,8 @@ def reward_rows(cells, sizes, seeds):
         rows.append(report.row(f"{what}: calibration error", median(c["ece"] for c in found), ""))
         rows.append(report.row(f"{what}: called enough evidence", sum(c["enough"] for c in found), f"of {len(found)}"))
         log(
-            f"{what}: accuracy {rows[-5]['value']:.2f}, pairs of one length {rows[-4]['value']:.2f}, enough {rows[-1]['value']} of {len(found)}"
+            f"{what}: accuracy {rows[-5]['value']:.2f}, pairs of one length {rows[-4]['value']:.2f}, enough "
+            f"{rows[-1]['value']} of {len(found)}"
         )
     names, n = list(annotators.SHIPPED), max(n for n in sizes if n <= 100)
     keys = [

@@ -28,8 +28,8 @@ REPORT = {
     "canary_base": -1.9,
 }
 WORDS = (
-    "The tide rises and falls twice a day because the moon pulls on the sea, and on a coast with a narrow bay the water comes in faster than a person can walk. "
-    * 3
+    "The tide rises and falls twice a day because the moon pulls on the sea, and on a coast with a narrow bay the "
+    "water comes in faster than a person can walk. " * 3
 )
 
 

@@ -189,7 +189,8 @@ def measure(settings, sides, log=print):
             found[side].append(figures)
             seconds = ", ".join(f"{s:.1f}" for s in figures["seconds"])
             log(
-                f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load {os.getloadavg()[0]:.1f}"
+                f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load "
+                f"{os.getloadavg()[0]:.1f}"
             )
     return found
 

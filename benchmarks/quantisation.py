@@ -86,7 +86,8 @@ def run(settings, log=print):
         log(f"{quantisation}: accuracy {median(found):.3f}, {side['peak_mb']:.0f} MB")
         rows.append(
             report.row(
-                f"{quantisation}: accuracy on held-out prompts, {settings.votes} votes, median over annotators and seeds",
+                f"{quantisation}: accuracy on held-out prompts, {settings.votes} votes, median over annotators and "
+                "seeds",
                 median(found),
             )
         )

@@ -72,7 +72,8 @@ def chain(pool, settings, annotator, votes, start_from, seed, log=print):
             }
         )
         log(
-            f"{annotator}, from {start_from}, round {n + 1}: {row['state']}, v{live['version']} is live, true win rate {truth['win_rate']:.2f}"
+            f"{annotator}, from {start_from}, round {n + 1}: {row['state']}, v{live['version']} is live, true win rate "
+            f"{truth['win_rate']:.2f}"
         )
     return found
 

@@ -191,7 +191,8 @@ def growing(page):
     """Wait until both replies have words and still grow."""
     page.wait_for_function(
         "[...document.querySelectorAll('#chat-a .bot')].at(-1)?.innerText.length > 5 && "
-        "[...document.querySelectorAll('#chat-b .bot')].at(-1)?.innerText.length > 5 && document.querySelector('#stop')?.offsetParent"
+        "[...document.querySelectorAll('#chat-b .bot')].at(-1)?.innerText.length > 5 && "
+        "document.querySelector('#stop')?.offsetParent"
     )
 
 

@@ -45,7 +45,8 @@ class Film:
             method=4,
         )
         print(
-            f"{path.name}: {sum(self.milliseconds) / 1000:.1f} s, {len(self.frames)} frames, {path.stat().st_size / 1e6:.2f} MB"
+            f"{path.name}: {sum(self.milliseconds) / 1000:.1f} s, {len(self.frames)} frames, "
+            f"{path.stat().st_size / 1e6:.2f} MB"
         )
 
 

@@ -238,7 +238,8 @@ def test_a_body_that_never_ends_is_not_waited_for(site):  # noqa: F811
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as sock:
         sock.sendall(
-            b"POST /gradio_api/run/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            b"POST /gradio_api/run/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            b"application/json\r\nContent-Length: 100\r\n\r\n{"
         )
         assert b" 408 " in sock.recv(100)
 

@@ -147,7 +147,8 @@ def test_a_thumb_on_any_reply_is_kept_and_withdrawn(app, visit):
     page = visit()
     turn(page, "Hello", "a")
     thumb = lambda: app.rows(
-        "select thumb, superseded_by is null from rating where message = (select max(message) from generation) order by id desc limit 1"
+        "select thumb, superseded_by is null from rating where message = (select max(message) from generation) order "
+        "by id desc limit 1"
     )
     page.locator("#chat-b button[title='Like']").last.click()
     page.wait_for_timeout(600)
@@ -177,7 +178,8 @@ def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
     page.click("#vote-b")  # another vote, which nobody has explained yet
     page.wait_for_selector("#vote-b.picked")
     page.wait_for_function(
-        "!document.querySelector('#tags input:checked') && document.querySelector('#comment input, #comment textarea').value == ''"
+        "!document.querySelector('#tags input:checked') && document.querySelector('#comment input, #comment "
+        "textarea').value == ''"
     )
     assert app.rows("select tags, comment from vote order by id desc limit 2") == [
         (None, None),
@@ -351,7 +353,8 @@ def test_two_people_chat_at_once_and_each_sees_their_own(app, visit):
 def test_nothing_jumps_while_text_streams(visit):
     page = visit()
     boxes = lambda: page.evaluate(
-        "['pane-a','pane-b','actions','composer','tools'].map(id => document.getElementById(id).getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height].map(Math.round))"
+        "['pane-a','pane-b','actions','composer','tools'].map(id => "
+        "document.getElementById(id).getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height].map(Math.round))"
     )
     before = boxes()
     send(page, "Write a long story.")

@@ -12,7 +12,8 @@ pytestmark = MARKS
 TABS = ("chat", "votes", "training", "watch")
 # text that is the same in both languages: names, letters, figures, units
 SAME = re.compile(
-    r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ ][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|log|[AB]\b|[a-z]+(_[a-z0-9]+)+",
+    r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ "
+    r"][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|log|[AB]\b|[a-z]+(_[a-z0-9]+)+",
     re.I,
 )
 

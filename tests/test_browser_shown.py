@@ -26,7 +26,8 @@ HOSTILE = [
     "$$\\href{javascript:alert(1)}{x}$$ \\(y\\)",
     "```mermaid\ngraph TD\nA[<img src=http://127.0.0.9/h.png>] --> B\n```",
     "```html\n<script>alert(1)</script>\n<style>body{display:none}</style>\n```",
-    "<iframe src=http://127.0.0.9/i></iframe><svg onload=alert(1)><form action=http://127.0.0.9/j><style>* {display: none}</style>",
+    "<iframe src=http://127.0.0.9/i></iframe><svg onload=alert(1)><form action=http://127.0.0.9/j><style>* {display: "
+    "none}</style>",
     "<think>a</think> the end\\",
     "---\ntitle: x\n---\n\nnote[^1]\n\n[^1]: foot",
     "| a | b |\n|---|---|\n| 1 | 2 | ![](http://127.0.0.9/k.png) |",

@@ -241,7 +241,8 @@ def test_an_eraser_killed_anywhere_is_followed_by_one_that_finishes(store, setti
     round_over(store, settings)
     store.delete_conversation(row["conversation"], row["annotator"])
     script = (
-        f"import os, signal; from playground.store import Store; from playground.settings import Settings; from training.erase import Eraser\n"
+        "import os, signal; from playground.store import Store; from playground.settings import Settings; from "
+        "training.erase import Eraser\n"
         f"Store.{at} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"s = Settings(data_dir={str(settings.data_dir)!r}, _env_file=None); Eraser(Store(s.database), s).step()"
     )

@@ -105,7 +105,8 @@ def test_a_change_of_length_beyond_the_factor_is_refused(tokens, passes):
     report = decide(tokens=tokens)
     assert report.passed == passes
     assert passes or report.refused_because == [
-        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the votes do not favour that"
+        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the "
+        "votes do not favour that"
     ]
 
 
@@ -148,7 +149,8 @@ def test_replies_that_are_all_alike_are_refused():
     [reason] = decide(new=alike).refused_because
     assert (
         reason
-        == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that must be left"
+        == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that "
+        "must be left"
     )
 
 

@@ -111,7 +111,8 @@ def test_an_older_database_learns_which_pairs_are_the_same_and_its_chats_go_on(t
         for column in ("left_cut", "right_cut", "same"):
             db.execute(f"alter table duel drop column {column}")
         db.execute(
-            "update conversation set tail = (select m.id from message m where m.conversation = conversation.id and m.role = 'user') where 0"
+            "update conversation set tail = (select m.id from message m where m.conversation = conversation.id and "
+            "m.role = 'user') where 0"
         )
         db.execute("update conversation set tail = null")
     schema.early_votes(sqlite_utils.Database(connection := sqlite3.connect(path)))

@@ -220,7 +220,8 @@ def test_two_people_have_two_conversations(site, page):
     other.send("I am Bob")
     texts = [
         site.store.rows(
-            "select m.text from message m join conversation c on c.id = m.conversation where c.annotator = ? and m.role = 'user'",
+            "select m.text from message m join conversation c on c.id = m.conversation where c.annotator = ? and "
+            "m.role = 'user'",
             site.store.annotator(p.client.cookies[visitor.COOKIE]),
         )
         for p in (page, other)

@@ -30,7 +30,8 @@ def test_publishing_is_one_transaction(store):
     version = store.add_policy(asked, "w1", parent=0)
     with store.writing() as db:
         db.execute(
-            "create trigger fail before update of state on round when new.state = 'published' begin select raise(abort, 'crash'); end"
+            "create trigger fail before update of state on round when new.state = 'published' begin select "
+            "raise(abort, 'crash'); end"
         )
     with pytest.raises(sqlite3.IntegrityError, match="crash"):
         store.publish(asked, "w1", version, "path", "abc", {})

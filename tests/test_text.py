@@ -176,7 +176,8 @@ def test_nothing_of_a_reply_vanishes(text, shown):
 def test_a_reply_is_markdown():
     seen = Seen(
         as_markdown(
-            "# Head\n\n**bold** `<code>` ~~s~~\n\n- one\n  1. two\n\n> quote\n\n```python\nx = 1\n```\n\n| a |\n|---|\n| b |\n\nline\nbreak"
+            "# Head\n\n**bold** `<code>` ~~s~~\n\n- one\n  1. two\n\n> quote\n\n```python\nx = 1\n```\n\n| a "
+            "|\n|---|\n| b |\n\nline\nbreak"
         )
     )
     assert {"h1", "strong", "code", "s", "ul", "ol", "blockquote", "pre", "table", "br"} <= seen.tags

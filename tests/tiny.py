@@ -14,9 +14,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CORPUS = (
-    "You are a helpful assistant. What is the capital of France? The capital of France is Paris. Please write a short story about you and me. "
-    "How do I sleep well? Here are three things that you can do: read a book, go to bed early, and turn the light off. I think that this is a "
-    "good answer, and the other one is not as good, because it is long and says nothing. user assistant system Hello there, how are you today? "
+    "You are a helpful assistant. What is the capital of France? The capital of France is Paris. Please write a short "
+    "story about you and me. "
+    "How do I sleep well? Here are three things that you can do: read a book, go to bed early, and turn the light off. "
+    "I think that this is a "
+    "good answer, and the other one is not as good, because it is long and says nothing. user assistant system Hello "
+    "there, how are you today? "
 )
 
 

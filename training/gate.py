@@ -93,17 +93,20 @@ def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_new, 
         refusals.append(f"{empty:.0%} of its replies are empty, and {s.empty_replies:.0%} is the limit")
     if not repeated["new"] <= repeated["live"] + s.repetition_rise:
         refusals.append(
-            f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of the live version's, "
+            f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of "
+            "the live version's, "
             f"and {s.repetition_rise:.0%} more is the limit"
         )
     if not varied["new"] >= s.distinct_share * varied["live"]:
         refusals.append(
-            f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of the live version's, "
+            f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of "
+            "the live version's, "
             f"and {s.distinct_share:.0%} of that must be left"
         )
     if not ended["new"] >= ended["live"] - s.ended_fall:
         refusals.append(
-            f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and {s.ended_fall:.0%} fewer is the limit"
+            f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and "
+            f"{s.ended_fall:.0%} fewer is the limit"
         )
     if not canary_base - canary_new <= s.canary_fall:
         refusals.append(

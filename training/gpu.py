@@ -42,6 +42,7 @@ def check(settings):
     free, needed = torch.cuda.mem_get_info(device)[0], need(settings)
     if free < needed:
         raise NotEnoughMemory(
-            f"The GPU has {free / 1e9:.1f} GB free and a round needs about {needed / 1e9:.1f} GB. End other programs on it, or lower "
+            f"The GPU has {free / 1e9:.1f} GB free and a round needs about {needed / 1e9:.1f} GB. End other programs "
+            "on it, or lower "
             f"--ppo-microbatch (now {settings.ppo_microbatch}) or --rollout-context (now {settings.rollout_context})."
         )

@@ -330,7 +330,8 @@ def evidence(right, decided, confidence):
     )
     return (
         False,
-        f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]; {more}.",
+        f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, "
+        f"{high:.2f}]; {more}.",
     )
 
 

@@ -250,7 +250,8 @@ class Round:
             metrics={"votes": len(prefs.votes), "split_by": prefs.split_by, "heldout_units": len(prefs.heldout)},
         )
         log.info(
-            "%d votes: %d pairs to compare, edited replies among them, and %d replies judged alone; held out: %d of the %ss",
+            "%d votes: %d pairs to compare, edited replies among them, and %d replies judged alone; held out: %d of "
+            "the %ss",
             len(prefs.votes),
             len(prefs.pairs),
             len(prefs.points),
@@ -288,7 +289,8 @@ class Round:
         manifest, tensors = adapters.read(live["path"], base_hash=self.base["hash"], expected_sha256=live["sha256"])
         if (manifest["rank"], manifest["alpha"]) != (s.lora_rank, s.lora_alpha):
             raise adapters.BadAdapter(
-                f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start with "
+                f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start "
+                "with "
                 f"--lora-rank {manifest['rank']} --lora-alpha {manifest['alpha']}, or with --start-from base"
             )
         self.policy.load(tensors)

@@ -89,11 +89,13 @@ def check_ratio(model, old, new, tolerance):
     cause = (
         f"{training} modules are in training mode, where dropout is random; call eval() on the model"
         if training
-        else "the forward is random, changes the model, or takes another path with gradients than without; remove the hook or kernel "
+        else "the forward is random, changes the model, or takes another path with gradients than without; remove the "
+        "hook or kernel "
         "that does"
     )
     raise SelfTestFailed(
-        f"two forwards of the same replies give a ratio that is off from 1 by {error:.2e}, and at most {tolerance:.0e} is accepted: "
+        f"two forwards of the same replies give a ratio that is off from 1 by {error:.2e}, and at most {tolerance:.0e} "
+        "is accepted: "
         f"{cause}."
     )
 
@@ -102,8 +104,10 @@ def check_drift(drift, tolerance):
     """The reference's log-probabilities moved by no more than rounding, `drift` in nats, in a step of the LoRA."""
     if not drift <= tolerance:
         raise SelfTestFailed(
-            f"the reference's log-probabilities moved by {drift:.2e} nats in a step of the LoRA, and at most {tolerance:.0e} is accepted: "
-            "the LoRA stays on in PolicyModel.reference(), or the trunk changes with training, and the KL would be measured against a "
+            f"the reference's log-probabilities moved by {drift:.2e} nats in a step of the LoRA, and at most "
+            f"{tolerance:.0e} is accepted: "
+            "the LoRA stays on in PolicyModel.reference(), or the trunk changes with training, and the KL would be "
+            "measured against a "
             "moving target. Switch off every LoRA layer there, and let nothing write into the trunk."
         )
 
@@ -113,8 +117,10 @@ def check_padding(policy, episodes):
     error, accepted = change(policy, policy.batch(episodes), episodes)
     if not error <= accepted:
         raise SelfTestFailed(
-            f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in {policy.causal.dtype}: the "
-            "model does not heed the attention mask or the positions of a left-padded batch. If --dtype float32 does not cure it, this "
+            f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in "
+            f"{policy.causal.dtype}: the "
+            "model does not heed the attention mask or the positions of a left-padded batch. If --dtype float32 does "
+            "not cure it, this "
             "--model cannot be trained."
         )
 
@@ -132,14 +138,16 @@ def share_prompts_if_sound(policy, episodes):
         fault = (
             None
             if error <= accepted
-            else f"their log-probabilities are then {error:.2e} nats a token off, and at most {accepted:.0e} is accepted"
+            else f"their log-probabilities are then {error:.2e} nats a token off, and at most {accepted:.0e} is "
+            "accepted"
         )
     except Exception as error:  # a model of any kind: what it raises on a mask that it does not know is its own affair
         fault = f"it refuses such a mask: {type(error).__name__}"
     if fault:
         policy.share_prompts = False
         log.warning(
-            "each reply reads its prompt for itself, which takes longer: %s does not keep replies apart that share one reading of their prompt (%s)",
+            "each reply reads its prompt for itself, which takes longer: %s does not keep replies apart that share one "
+            "reading of their prompt (%s)",
             type(policy.causal).__name__,
             fault,
         )
@@ -179,7 +187,8 @@ def check_features(trunk, lora_rank=0):
                 "--reward-quantisation none or another --model"
             )
             raise SelfTestFailed(
-                f"read in {where}, a reply has features that are {error:.2e} deviations off from those it has alone, and at most "
+                f"read in {where}, a reply has features that are {error:.2e} deviations off from those it has alone, "
+                "and at most "
                 f"{FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would hang on its neighbours: {cause}."
             )
     if lora_rank:
@@ -218,7 +227,8 @@ def check_gradients(model, parameters, loss):
         "switched off, or NaN"
     )
     raise SelfTestFailed(
-        f"{len(dead)} of {len(parameters)} LoRA tensors get no gradient that is finite and not zero, the first is {dead[0]}: {cause}."
+        f"{len(dead)} of {len(parameters)} LoRA tensors get no gradient that is finite and not zero, the first is "
+        f"{dead[0]}: {cause}."
     )
 
 
@@ -227,7 +237,8 @@ def repacked(model):
     layers = sum(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters())
     return (
         (
-            f"bitsandbytes repacked {layers} of its 4-bit layers for AVX512-BF16, and what it repacked has no backward; set "
+            f"bitsandbytes repacked {layers} of its 4-bit layers for AVX512-BF16, and what it repacked has no "
+            "backward; set "
             "support_avx512bf16_for_cpu = False on every layer right after loading, as loading.load_trunk does"
         )
         if layers
@@ -251,8 +262,10 @@ def check_head(model, path, features):
     ]
     if odd or not error <= HEAD:
         raise SelfTestFailed(
-            f"read back from {path.name}, the reward head scores a reply by {error:.2e} deviations otherwise, and at most {HEAD:.0e} is "
-            f"accepted, and {len(odd)} tensors of its LoRA differ: RewardModel.save leaves out or changes what the score needs, or the "
+            f"read back from {path.name}, the reward head scores a reply by {error:.2e} deviations otherwise, and at "
+            f"most {HEAD:.0e} is "
+            f"accepted, and {len(odd)} tensors of its LoRA differ: RewardModel.save leaves out or changes what the "
+            "score needs, or the "
             "disk is faulty."
         )
 
@@ -273,8 +286,10 @@ def check_adapter(policy, settings, folder, bare, **expected):
     odd = [name for name, p in policy.parameters.items() if name not in on_disk or not torch.equal(p, on_disk[name])]
     if odd:
         raise SelfTestFailed(
-            f"{len(odd)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate measured, the first is {odd[0]}: "
-            f"another policy was written, or the folder is left from another round. Delete {folder.name}, and start the round anew."
+            f"{len(odd)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate measured, "
+            f"the first is {odd[0]}: "
+            f"another policy was written, or the folder is left from another round. Delete {folder.name}, and start "
+            "the round anew."
         )
     reader, batch = copy.copy(policy), policy.batch(fixed_episodes(bare))
     reader.causal = served
@@ -282,8 +297,10 @@ def check_adapter(policy, settings, folder, bare, **expected):
         error = (reader.logprobs(batch) - policy.logprobs(batch)).abs().max().item()
     if not error <= settings.ratio_tolerance:
         raise SelfTestFailed(
-            f"loaded from {folder.name}, the version gives log-probabilities that are {error:.2e} nats off from those of the policy that "
-            f"the gate measured, and at most {settings.ratio_tolerance:.0e} is accepted: its tensors are right, so rank, alpha or targets "
+            f"loaded from {folder.name}, the version gives log-probabilities that are {error:.2e} nats off from those "
+            "of the policy that "
+            f"the gate measured, and at most {settings.ratio_tolerance:.0e} is accepted: its tensors are right, so "
+            "rank, alpha or targets "
             "in its manifest are not."
         )
 

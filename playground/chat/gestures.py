@@ -95,7 +95,8 @@ def checked(kind, **values):
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else kind.__name__
         raise NotUsable(
-            f"The page sent something that cannot be used: {name} is {brief(values.get(name))}. Reload the page and try again."
+            f"The page sent something that cannot be used: {name} is {brief(values.get(name))}. Reload the page and "
+            "try again."
         ) from None
 
 

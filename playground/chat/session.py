@@ -359,11 +359,13 @@ class Chat:
             waiting, nearby = sum(turn.waiting for turn in others), sum(turn.address == address for turn in others)
             if waiting >= self.settings.waiting_messages:
                 raise Refused(
-                    f"Too many people are chatting: {waiting:,} messages wait already. Your message is back in the box; send it again in a moment."
+                    f"Too many people are chatting: {waiting:,} messages wait already. Your message is back in the "
+                    "box; send it again in a moment."
                 )
             if address and nearby >= self.settings.messages_per_address:
                 raise Refused(
-                    f"From your network address {nearby:,} messages are being answered already. Your message is back in the box; "
+                    f"From your network address {nearby:,} messages are being answered already. Your message is back "
+                    "in the box; "
                     "send it again in a moment."
                 )
             turn = self._turns[annotator] = Turn(annotator, address)

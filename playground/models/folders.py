@@ -59,7 +59,8 @@ def usable(source: str, models_dir: Path) -> str:
         return str(_usable_file(path, models_dir))
     if not HUB_ID.fullmatch(source):
         raise ModelUnavailable(
-            f"{path} does not exist: pass --model a folder, a GGUF file or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct."
+            f"{path} does not exist: pass --model a folder, a GGUF file or a hub id such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct."
         )
     if _is_adapter_on_hub(source):
         return str(_merged(Path(snapshot_download(source)), models_dir))
@@ -96,13 +97,15 @@ def check_config(source: str, config: dict) -> None:
                 "pass --model one of an architecture that transformers has itself."
             )
         raise ModelUnavailable(
-            f"{source} is a {kind} model, which transformers {transformers.__version__} does not know: pass --model another one."
+            f"{source} is a {kind} model, which transformers {transformers.__version__} does not know: pass --model "
+            "another one."
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(
         NO_LANGUAGE_MODEL.search(architecture) for architecture in architectures
     ):
         raise ModelUnavailable(
-            f"{source} is a {name}, which writes no replies: pass --model a causal language model, such as a chat (instruct) model."
+            f"{source} is a {name}, which writes no replies: pass --model a causal language model, such as a chat "
+            "(instruct) model."
         )
 
 
@@ -127,7 +130,8 @@ def _usable_folder(folder, models_dir):
     if ggufs and not (folder / "config.json").exists():
         if len(ggufs) > 1:
             raise ModelUnavailable(
-                f"{folder} holds several GGUF files: pass --model one of {', '.join(file.name for file in ggufs)}, with its folder."
+                f"{folder} holds several GGUF files: pass --model one of {', '.join(file.name for file in ggufs)}, "
+                "with its folder."
             )
         return _from_gguf(ggufs[0], models_dir)
     check_config(str(folder), _config_of(folder))
@@ -143,7 +147,8 @@ def _check_downloaded(file):
     """Git leaves a pointer where Git LFS did not fetch a file."""
     if file.stat().st_size < LFS_BYTES and file.read_bytes().startswith(LFS):
         raise ModelUnavailable(
-            f"{file} is a Git LFS pointer and not the file itself: run `git lfs pull` in its folder, or download the model again."
+            f"{file} is a Git LFS pointer and not the file itself: run `git lfs pull` in its folder, or download the "
+            "model again."
         )
 
 
@@ -229,7 +234,8 @@ def _converted(folder: Path, make: Callable[[Path], None]) -> Path:
                 partial.rename(folder)
     except OSError as error:
         raise ModelUnavailable(
-            f"{folder} cannot be written ({error.strerror or error}): pass --models-dir a folder with room that can be written to."
+            f"{folder} cannot be written ({error.strerror or error}): pass --models-dir a folder with room that can be "
+            "written to."
         ) from None
     return folder
 
@@ -250,7 +256,8 @@ def convert_gguf(file: Path, folder: Path) -> Path:
             )
         except Exception as error:  # its reader raises whatever it stumbles over
             raise ModelUnavailable(
-                f"{file} cannot be read as GGUF ({_first_line(error)}): download it again, or pass --model a folder with "
+                f"{file} cannot be read as GGUF ({_first_line(error)}): download it again, or pass --model a folder "
+                "with "
                 "safetensors weights."
             ) from None
         tokenizer.save_pretrained(partial)
@@ -282,11 +289,13 @@ def _merged(adapter, models_dir):
     base_name = config.base_model_name_or_path
     if not base_name:
         raise ModelUnavailable(
-            f"{adapter}/adapter_config.json names no base_model_name_or_path: write the folder or hub id of its base there."
+            f"{adapter}/adapter_config.json names no base_model_name_or_path: write the folder or hub id of its base "
+            "there."
         )
     if config.is_prompt_learning:
         raise ModelUnavailable(
-            f"{adapter} is a {config.peft_type.value} adapter, which cannot be merged into its base: pass --model a LoRA or a whole model."
+            f"{adapter} is a {config.peft_type.value} adapter, which cannot be merged into its base: pass --model a "
+            "LoRA or a whole model."
         )
     try:
         base = usable(base_name, models_dir)
@@ -308,7 +317,8 @@ def _merge(adapter, base, partial):
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if getattr(config, "quantization_config", None):
             raise ModelUnavailable(
-                f"{adapter} names {base} as its base, which is quantised, and merging would lose most of it: write the base's "
+                f"{adapter} names {base} as its base, which is quantised, and merging would lose most of it: write the "
+                "base's "
                 "unquantised original into its adapter_config.json."
             )
         tokenizer = AutoTokenizer.from_pretrained(adapter if _has_tokenizer(adapter) else base, trust_remote_code=False)
@@ -323,7 +333,8 @@ def _merge(adapter, base, partial):
         raise
     except Exception as error:
         raise ModelUnavailable(
-            f"{adapter} cannot be merged into its base {base} ({_first_line(error)}): check that this is the base it was trained on, "
+            f"{adapter} cannot be merged into its base {base} ({_first_line(error)}): check that this is the base it "
+            "was trained on, "
             "or pass --model a whole model."
         ) from None
     own_format = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

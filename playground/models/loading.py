@@ -154,7 +154,8 @@ def load_tokenizer(settings):
         templates.prepare(tokenizer)
     except templates.BadTemplate as error:
         raise ModelUnavailable(
-            f"The chat template of {source} cannot be used ({error}): mend chat_template in its tokenizer_config.json or "
+            f"The chat template of {source} cannot be used ({error}): mend chat_template in its tokenizer_config.json "
+            "or "
             "chat_template.jinja, or pass --model another one."
         ) from None
     _check_vocabulary(tokenizer, config, source)
@@ -173,7 +174,8 @@ def _check_vocabulary(tokenizer, config, source):
     harmful = [text for text in beyond if text not in control or text in written or text in tokenizer.chat_template]
     if harmful:
         raise ModelUnavailable(
-            f"The tokenizer of {source} has {len(beyond)} tokens more than the model has embeddings ({size:,}), such as {harmful[0]!r}: call "
+            f"The tokenizer of {source} has {len(beyond)} tokens more than the model has embeddings ({size:,}), such "
+            f"as {harmful[0]!r}: call "
             "resize_token_embeddings and train the model on them, or take the tokenizer that the model came with."
         )
     if beyond:
@@ -189,7 +191,8 @@ def load_config(source: str):
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelUnavailable(
-                f"{source} brings code of its own (trust_remote_code), which is never run here: pass --model one of an architecture "
+                f"{source} brings code of its own (trust_remote_code), which is never run here: pass --model one of an "
+                "architecture "
                 "that transformers has itself."
             ) from None
         raise ModelUnavailable(_advice(source, error)) from None
@@ -224,7 +227,8 @@ def load_trunk(settings, quantisation="none", training=False):
     missing = sorted(set(found["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if missing:
         raise ModelUnavailable(
-            f"The weights of {source} lack {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which would be "
+            f"The weights of {source} lack {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, "
+            "which would be "
             "random: pass --model a whole language model, or download it again."
         )
     if "attn_implementation" in options:
@@ -248,7 +252,8 @@ def _advice(source, error):
         return f"The pickled weights in {source} hold more than tensors and might run code: pass --model a folder with safetensors weights."
     reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     return (
-        f"The base model {source!r} could not be loaded ({reason}): run `make setup` to fetch the embedded model, or pass --model a folder or a hub id "
+        f"The base model {source!r} could not be loaded ({reason}): run `make setup` to fetch the embedded model, or "
+        "pass --model a folder or a hub id "
         "that this machine can reach."
     )
 
@@ -275,7 +280,8 @@ def bounded(settings):
         return settings
     if most < LEAST_POSITIONS:
         raise ModelUnavailable(
-            f"{source} takes {most} tokens, which is too little for a conversation: pass --model one that takes {LEAST_POSITIONS} or more."
+            f"{source} takes {most} tokens, which is too little for a conversation: pass --model one that takes "
+            f"{LEAST_POSITIONS} or more."
         )
     changed = {}
     for context, reply in (("context_tokens", "reply_tokens"), ("rollout_context", "rollout_tokens")):

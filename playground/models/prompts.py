@@ -68,7 +68,8 @@ def encode(messages, tokenizer, budget, system_prompt=None):
             ids = templates.encode(system + messages[start:], tokenizer)
         except templates.BadTemplate as error:
             raise BadMessage(
-                f"The model's chat template does not take this conversation: {error}. Change the system prompt or the message."
+                f"The model's chat template does not take this conversation: {error}. Change the system prompt or the "
+                "message."
             ) from None
         if len(ids) <= budget:
             return ids

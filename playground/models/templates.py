@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 PLAIN = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
-    "{% else %}{{ {'user': 'User', 'assistant': 'Assistant'}[message['role']] + ':\n' + message['content'] + '\n' }}{% endif %}"
+    "{% else %}{{ {'user': 'User', 'assistant': 'Assistant'}[message['role']] + ':\n' + message['content'] + '\n' }}{% "
+    "endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 
@@ -122,7 +123,8 @@ def prepare(tokenizer) -> None:
     if isinstance(template, dict):
         if "default" not in template:
             raise BadTemplate(
-                f"there are several, {', '.join(sorted(template))}, and none of them is called default; rename the one to use"
+                f"there are several, {', '.join(sorted(template))}, and none of them is called default; rename the one "
+                "to use"
             )
         template = template["default"]
     if not template:

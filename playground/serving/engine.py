@@ -464,7 +464,8 @@ class Engine:
         weights = manifest["files"][adapters.WEIGHTS]["sha256"]
         if before := self.store.quarantined(row["version"], weights):
             raise adapters.BadAdapter(
-                f"v{row['version']} has the very weights of v{before['version']}, which was rejected: {before['reason']}"
+                f"v{row['version']} has the very weights of v{before['version']}, which was rejected: "
+                f"{before['reason']}"
             )
         model = adapters.build(manifest, tensors, self._forms)
         return Policy(row["version"], model, self.live.forward.sibling(model), weights)

@@ -16,7 +16,8 @@ from playground.store.file import now
 TITLE = "(select m.text from message m where m.conversation = c.id and m.role = 'user' order by m.id limit 1)"
 # a message as its owner last edited it
 SHOWN = (
-    "coalesce((select x.after from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator "
+    "coalesce((select x.after from demonstration x join conversation o on o.id = m.conversation and o.annotator = "
+    "x.annotator "
     "where x.message = m.id order by x.id desc limit 1), m.text)"
 )
 EDITED = "exists (select 1 from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator where x.message = m.id)"
@@ -27,7 +28,8 @@ THUMB = (
 # counted, since a clock that is set back would hide a new chat behind an old one
 OPENED_LAST = "(select max(opened_as) + 1 from conversation)"
 VOTED_REPLIES = (
-    "select g.message from vote v join duel d on d.id = v.duel join generation g on g.id in (d.left_generation, d.right_generation) "
+    "select g.message from vote v join duel d on d.id = v.duel join generation g on g.id in (d.left_generation, "
+    "d.right_generation) "
     "where v.superseded_by is null"
 )
 WHOLE = (
@@ -78,7 +80,8 @@ class Chats:
         rows = self.rows(
             f"""select c.id, {TITLE} as title, c.created, c.opened, c.share_token is not null as shared,
                   (select count(distinct d.user_message) from duel d where d.conversation = c.id) as turns
-                from conversation c where c.annotator = ? and c.deleted is null and title is not null order by c.opened_as desc limit ?""",
+                from conversation c where c.annotator = ? and c.deleted is null and title is not null
+                order by c.opened_as desc limit ?""",
             annotator,
             limit,
         )
@@ -145,7 +148,8 @@ class Chats:
                  select m.id, m.parent, 0 from message m join conversation c on c.tail = m.id where c.id = ?
                  union all select m.id, m.parent, depth + 1 from message m join path on m.id = path.parent)
                select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy
-               from path join message m on m.id = path.id left join generation g on g.message = m.id order by depth desc""",
+               from path join message m on m.id = path.id left join generation g on g.message = m.id
+               order by depth desc""",
             conversation,
         )
         return [{**row, "edited": bool(row["edited"])} for row in rows]
@@ -238,7 +242,8 @@ class Chats:
         with self.writing() as db:
             voted = f"status = 'streaming' and text != '' and id in ({VOTED_REPLIES})"
             db.execute(
-                f"update generation set finish_reason = 'stopped' where message in (select id from message where {voted})"
+                "update generation set finish_reason = 'stopped' where message in (select id from message where "
+                f"{voted})"
             )
             db.execute(f"update message set status = 'stopped' where {voted}")
             failed = db.execute("update message set status = 'error' where status = 'streaming'").rowcount
@@ -250,7 +255,8 @@ class Chats:
         message, else the pair that the message followed.
         """
         broken = db.execute(
-            f"select c.id, d.user_message from conversation c join duel d on d.id = c.shown_duel where not {WHOLE} and {where}",
+            f"select c.id, d.user_message from conversation c join duel d on d.id = c.shown_duel where not {WHOLE} and "
+            f"{where}",
             list(values),
         ).fetchall()
         for conversation, user_message in broken:
@@ -266,7 +272,8 @@ class Chats:
     def _duel_before(db, user_message):
         """The duel whose reply a user's message follows, or None."""
         row = db.execute(
-            """select d.id from message u join generation g on g.message = u.parent join duel d on g.id in (d.left_generation, d.right_generation)
+            """select d.id from message u join generation g on g.message = u.parent
+                join duel d on g.id in (d.left_generation, d.right_generation)
                             where u.id = ?""",
             [user_message],
         ).fetchone()
@@ -278,9 +285,12 @@ class Chats:
         before its message.
         """
         tail = db.execute(
-            """select coalesce((select v.continued_with from vote v join conversation c on c.annotator = v.annotator and c.id = d.conversation
-                               where v.duel = d.id and v.superseded_by is null), case when d.same then l.message end, m.parent)
-                             from duel d join message m on m.id = d.user_message join generation l on l.id = d.left_generation where d.id = ?""",
+            """select coalesce((select v.continued_with from vote v
+                join conversation c on c.annotator = v.annotator and c.id = d.conversation
+                               where v.duel = d.id and v.superseded_by is null), case when d.same then l.message end,
+                               m.parent)
+                             from duel d join message m on m.id = d.user_message
+                             join generation l on l.id = d.left_generation where d.id = ?""",
             [duel],
         ).fetchone()[0]
         db["conversation"].update(conversation, {"shown_duel": duel, "tail": tail})
@@ -289,8 +299,10 @@ class Chats:
         """Show another pair that answers the same message as the one shown."""
         with self.writing() as db:
             row = db.execute(
-                f"""select c.id from duel d join conversation c on c.id = d.conversation join duel s on s.id = c.shown_duel
-                                 where d.id = ? and c.annotator = ? and c.deleted is null and s.user_message = d.user_message and {WHOLE}""",
+                f"""select c.id from duel d join conversation c on c.id = d.conversation
+                    join duel s on s.id = c.shown_duel
+                                 where d.id = ? and c.annotator = ? and c.deleted is null
+                                 and s.user_message = d.user_message and {WHOLE}""",
                 [duel, annotator],
             ).fetchone()
             if row is None:
@@ -301,7 +313,8 @@ class Chats:
         """Take the last turn back, with its votes kept; returns its message's text."""
         with self.writing() as db:
             row = db.execute(
-                """select u.id, u.text, u.parent from conversation c join duel d on d.id = c.shown_duel join message u on u.id = d.user_message
+                """select u.id, u.text, u.parent from conversation c join duel d on d.id = c.shown_duel
+                    join message u on u.id = d.user_message
                                 where c.id = ?""",
                 [conversation],
             ).fetchone()
@@ -328,7 +341,8 @@ class Chats:
             ]
             for side in ("left", "right"):
                 found = self.row(
-                    f"""select g.id, g.message, m.text, {SHOWN} as shown, {EDITED} as edited, {THUMB} as thumb, m.status, g.policy, g.first_token_ms,
+                    f"""select g.id, g.message, m.text, {SHOWN} as shown, {EDITED} as edited, {THUMB} as thumb,
+                        m.status, g.policy, g.first_token_ms,
                          g.total_ms, g.finish_reason, coalesce(json_array_length(g.token_ids), 0) as tokens
                        from generation g join message m on m.id = g.message where g.id = ?""",
                     row[f"{side}_generation"],

@@ -13,10 +13,12 @@ from playground.store.file import now
 NOT_YOURS = "This chat is not yours, or it was deleted."
 # of an annotator a and a conversation c: rounds may learn from it
 ALLOWED = "a.allow_training and not a.banned and c.deleted is null"
-UNFINISHED = """in (select c.id from conversation c join erasure e on c.id = e.conversation or (e.conversation is null and c.annotator = e.annotator)
+UNFINISHED = """in (select c.id from conversation c join erasure e on c.id = e.conversation
+                 or (e.conversation is null and c.annotator = e.annotator)
                     where e.done is null and c.deleted is not null)"""  # deleted chats of which something may be left
 # the round r has read a chat that it may not learn from (any more)
-WITHDRAWN = f"""exists (select 1 from round_conversation k join conversation c on c.id = k.conversation join annotator a on a.id = c.annotator
+WITHDRAWN = f"""exists (select 1 from round_conversation k join conversation c on c.id = k.conversation
+                join annotator a on a.id = c.annotator
                         where k.round = r.id and not ({ALLOWED}))"""
 
 
@@ -80,15 +82,18 @@ class Erasures:
         messages = f"select id from message where conversation {which}"
         execute(f"update demonstration set before = '', after = '' where message in ({messages})")
         execute(
-            f"update vote set tags = null, comment = null where duel in (select id from duel where conversation {which})"
+            "update vote set tags = null, comment = null where duel in (select id from duel where conversation "
+            f"{which})"
         )
         execute(f"""update prompt set token_ids = '', sha256 = 'erased ' || id
                     where id in (select prompt from generation where message in ({messages}))
-                      and not exists (select 1 from generation g join message m on m.id = g.message join conversation c on c.id = m.conversation
+                      and not exists (select 1 from generation g join message m on m.id = g.message
+                      join conversation c on c.id = m.conversation
                                       where g.prompt = prompt.id and c.deleted is null)""")
         execute(f"update generation set token_ids = null, logprobs = null where message in ({messages})")
         execute(f"update message set text = '' where conversation {which}")
-        execute(f"""update conversation set system_prompt = null, sampling = null, share_token = null, shown_duel = null, tail = null
+        execute(f"""update conversation set system_prompt = null, sampling = null, share_token = null, shown_duel =
+                    null, tail = null
                     where id {which}""")
 
     # -- what is left to do of it
@@ -122,8 +127,10 @@ class Erasures:
     def replies_for_training(self) -> list:
         """(prompt ids, completion ids) of every reply that a round may learn from."""
         rows = self.rows(
-            f"""select p.token_ids as prompt, g.token_ids as completion from generation g join prompt p on p.id = g.prompt
-                join message m on m.id = g.message join conversation c on c.id = m.conversation join annotator a on a.id = c.annotator
+            f"""select p.token_ids as prompt, g.token_ids as completion from generation g
+                join prompt p on p.id = g.prompt
+                join message m on m.id = g.message join conversation c on c.id = m.conversation
+                join annotator a on a.id = c.annotator
                 where g.token_ids is not null and {ALLOWED}"""
         )
         return [(json.loads(row["prompt"]), json.loads(row["completion"])) for row in rows]
@@ -136,10 +143,13 @@ class Erasures:
             db.execute("delete from round_conversation where round = ?", [round_id])
             db.execute(
                 f"""insert into round_conversation (round, conversation)
-                           select ?, c.id from conversation c join annotator a on a.id = c.annotator where {ALLOWED} and (
+                           select ?, c.id from conversation c join annotator a on a.id = c.annotator
+                           where {ALLOWED} and (
                              exists (select 1 from duel d join vote v on v.duel = d.id where d.conversation = c.id)
-                             or exists (select 1 from message m join rating t on t.message = m.id where m.conversation = c.id)
-                             or exists (select 1 from message m join demonstration x on x.message = m.id where m.conversation = c.id))""",
+                             or exists (select 1 from message m join rating t on t.message = m.id
+                             where m.conversation = c.id)
+                             or exists (select 1 from message m join demonstration x on x.message = m.id
+                             where m.conversation = c.id))""",
                 [round_id],
             )
 

@@ -17,7 +17,8 @@ def forecast(db):
     named the winner.
     """
     db.execute(
-        "create table forecast (vote integer primary key references vote(id), probability real, hit integer, created text not null)"
+        "create table forecast (vote integer primary key references vote(id), probability real, hit integer, created "
+        "text not null)"
     )
 
 
@@ -31,7 +32,8 @@ def gestures(db):
     db.execute("create unique index conversation_share_token on conversation (share_token)")
     db.execute("alter table round add column wish text")
     db.execute(
-        "create table override (name text primary key, value text not null, annotator integer references annotator(id), created text not null)"
+        "create table override (name text primary key, value text not null, annotator integer references "
+        "annotator(id), created text not null)"
     )
     db.execute("update conversation set opened = created")
     # what a page asks for at each gesture; without these it takes longer with every vote
@@ -85,8 +87,10 @@ def early_votes(db):
                     select count(distinct m.text) from generation g join message m on m.id = g.message
                     where g.id in (duel.left_generation, duel.right_generation)) and not exists (
                     select 1 from generation g join message m on m.id = g.message
-                    where g.id in (duel.left_generation, duel.right_generation) and (m.status in ('error', 'streaming') or m.text = ''))""")
-    db.execute("""update conversation set tail = (select g.message from duel d join generation g on g.id = d.left_generation where d.id = shown_duel)
+                    where g.id in (duel.left_generation, duel.right_generation)
+                    and (m.status in ('error', 'streaming') or m.text = ''))""")
+    db.execute("""update conversation set tail = (select g.message from duel d
+                   join generation g on g.id = d.left_generation where d.id = shown_duel)
                   where exists (select 1 from duel d where d.id = shown_duel and d.same
                     and not exists (select 1 from vote v where v.duel = d.id and v.superseded_by is null))""")
 
@@ -102,12 +106,14 @@ def erasure(db):
                     requested text not null, done text)""")
     db.execute("create index erasure_unfinished on erasure (id) where done is null")
     db.execute("""create table round_conversation (
-                    round integer not null references round(id), conversation integer not null references conversation(id),
+                    round integer not null references round(id), conversation integer not null references
+                    conversation(id),
                     primary key (round, conversation)) without rowid""")
     db.execute("create index round_conversation_conversation on round_conversation (conversation)")
     db.execute("create index generation_prompt on generation (prompt)")
     db.execute("""insert into round_conversation (round, conversation)
-                  select distinct u.round, d.conversation from vote_use u join vote v on v.id = u.vote join duel d on d.id = v.duel""")
+                  select distinct u.round, d.conversation from vote_use u join vote v on v.id = u.vote
+                  join duel d on d.id = v.duel""")
     db.execute("""insert into erasure (annotator, conversation, requested)
                   select annotator, id, strftime('%Y-%m-%dT%H:%M:%fZ') from conversation where deleted is not null""")
 

@@ -14,13 +14,16 @@ GONE_ON = "The conversation has gone on since; this vote can no longer be change
 # there, of people who let training have them, and on the base model that was used last. What counts less (votes for A
 # or B, say) is named so.
 COUNTS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
-VOTES = """vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation join annotator a on a.id = v.annotator
+VOTES = """vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
+            join annotator a on a.id = v.annotator
            join generation l on l.id = d.left_generation"""
 LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 
-FATE = f"""select v.id as vote, v.created, v.choice, d.conversation, m.text, c.deleted, a.allow_training as allowed, d.left_cut is not null as early, {COUNTED} as counts, u.round, u.heldout, r.state as round_state, r.phase as round_phase,
+FATE = f"""select v.id as vote, v.created, v.choice, d.conversation, m.text, c.deleted, a.allow_training as allowed,
+           d.left_cut is not null as early, {COUNTED} as counts, u.round, u.heldout, r.state as round_state, r.phase as
+           round_phase,
             (select max(p.version) from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
              where w.vote = v.id and w.heldout = 0 and q.state = 'published') as version,
             f.probability, f.hit
@@ -103,7 +106,8 @@ class Votes:
         with self.writing() as db:
             if not db.execute(
                 """select 1 from vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
-                                 where v.id = ? and v.annotator = ? and v.superseded_by is null and c.deleted is null""",
+                                 where v.id = ? and v.annotator = ? and v.superseded_by is null
+                                 and c.deleted is null""",
                 [vote, annotator],
             ).fetchone():
                 raise StoreError("This vote is not yours, or it was replaced. Reload the page.")
@@ -123,7 +127,8 @@ class Votes:
                 else None
             )
             db.execute(
-                "update rating set superseded_by = coalesce(?, id) where message = ? and annotator = ? and superseded_by is null and id is not ?",
+                "update rating set superseded_by = coalesce(?, id) where message = ? and annotator = ? and "
+                "superseded_by is null and id is not ?",
                 [new, message, annotator, new],
             )
 
@@ -176,7 +181,8 @@ class Votes:
         return self.row(
             f"""select coalesce(sum({COUNTED}), 0) as votes,
                  coalesce(sum({COUNTED} and exists (
-                   select 1 from vote_use u join round r on r.id = u.round where u.vote = v.id and u.heldout = 0 and r.state = 'published')), 0) as published,
+                   select 1 from vote_use u join round r on r.id = u.round where u.vote = v.id and u.heldout = 0
+                   and r.state = 'published')), 0) as published,
                  coalesce(sum({COUNTED} and {NEW}), 0) as waiting, count(*) as listed
                from {VOTES} where v.annotator = ? and v.superseded_by is null""",
             annotator,
@@ -193,7 +199,8 @@ class Votes:
         prompt and completion ids. The completions of a pair that was picked early are what both had said by then."""
         rows = self._decoded(
             self.rows(
-                f"""select v.id as vote, v.annotator, d.conversation, d.id as duel, v.choice, p.token_ids as prompt, d.left_cut, d.right_cut,
+                f"""select v.id as vote, v.annotator, d.conversation, d.id as duel, v.choice, p.token_ids as prompt,
+                    d.left_cut, d.right_cut,
                   l.token_ids as left_ids, r.token_ids as right_ids
                 from {VOTES} join generation r on r.id = d.right_generation join prompt p on p.id = l.prompt
                 where {COUNTS} and l.base_hash = ? order by v.id""",
@@ -210,7 +217,8 @@ class Votes:
             self.rows(
                 f"""select t.annotator, m.conversation, t.thumb, p.token_ids as prompt, g.token_ids as completion
                 from rating t join message m on m.id = t.message join conversation c on c.id = m.conversation
-                join annotator a on a.id = t.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
+                join annotator a on a.id = t.annotator join generation g on g.message = m.id
+                join prompt p on p.id = g.prompt
                 where t.superseded_by is null and g.base_hash = ? and {ALLOWED} order by t.id""",
                 base_hash,
             )
@@ -224,7 +232,8 @@ class Votes:
             self.rows(
                 f"""select x.annotator, m.conversation, x.after, p.token_ids as prompt, g.token_ids as completion
                 from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
-                join annotator a on a.id = x.annotator join generation g on g.message = m.id join prompt p on p.id = g.prompt
+                join annotator a on a.id = x.annotator join generation g on g.message = m.id
+                join prompt p on p.id = g.prompt
                 where g.base_hash = ? and {ALLOWED} order by x.id""",
                 base_hash,
             )

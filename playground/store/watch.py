@@ -11,9 +11,11 @@ class Watch:
     def reply_lengths(self, last=400):
         """The newest finished duels: duel, created, policy, and the replies' mean tokens."""
         return self._oldest_first(
-            """select d.id as duel, d.created, l.policy, (json_array_length(l.token_ids) + json_array_length(r.token_ids)) / 2.0 as tokens
+            """select d.id as duel, d.created, l.policy, (json_array_length(l.token_ids) +
+                json_array_length(r.token_ids)) / 2.0 as tokens
                from duel d join generation l on l.id = d.left_generation join generation r on r.id = d.right_generation
-               where l.finish_reason in ('end', 'length') and r.finish_reason in ('end', 'length') and l.token_ids is not null and r.token_ids is not null
+               where l.finish_reason in ('end', 'length') and r.finish_reason in ('end', 'length')
+               and l.token_ids is not null and r.token_ids is not null
                order by d.id desc limit ?""",
             last,
         )
@@ -21,7 +23,8 @@ class Watch:
     def round_kls(self):
         """Rounds whose gate measured a KL: round, version, kl, config."""
         rows = self.rows(
-            "select r.id as round, p.version, r.metrics, r.config from round r left join policy p on p.round = r.id order by r.id"
+            "select r.id as round, p.version, r.metrics, r.config from round r left join policy p on p.round = r.id "
+            "order by r.id"
         )
         rows = [
             {
@@ -47,7 +50,8 @@ class Watch:
     def position_votes(self, last=400):
         """Of the votes that count those for A or B: vote, created, choice."""
         return self._oldest_first(
-            f"select v.id as vote, v.created, v.choice from {VOTES} where {COUNTED} and v.choice in ('a', 'b') order by v.id desc limit ?",
+            f"select v.id as vote, v.created, v.choice from {VOTES} where {COUNTED} and v.choice in ('a', 'b') order "
+            "by v.id desc limit ?",
             last,
         )
 

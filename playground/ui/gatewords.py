@@ -19,7 +19,8 @@ def checks(report, config, w):
         (
             low > 0,
             w(
-                "Better: the reward rises by {gain} deviations [{low}, {high}] on {n} held-out prompts; the interval must lie above 0.",
+                "Better: the reward rises by {gain} deviations [{low}, {high}] on {n} held-out prompts; the interval "
+                "must lie above 0.",
                 gain=f"{r['gain']:+.2f}",
                 low=f"{low:+.2f}",
                 high=f"{high:+.2f}",
@@ -55,7 +56,8 @@ def checks(report, config, w):
         (
             r["repetition_new"] <= r["repetition_live"] + c["repetition_rise"],
             w(
-                "No loops: {new} of its four-token runs are repeats, {live} of the live version's; at most {limit} more.",
+                "No loops: {new} of its four-token runs are repeats, {live} of the live version's; at most {limit} "
+                "more.",
                 new=f"{r['repetition_new']:.0%}",
                 live=f"{r['repetition_live']:.0%}",
                 limit=f"{c['repetition_rise']:.0%}",
@@ -64,7 +66,8 @@ def checks(report, config, w):
         (
             r["distinct_new"] >= c["distinct_share"] * r["distinct_live"],
             w(
-                "Varied: {new} of its word pairs are distinct, {live} of the live version's; {limit} of that must be left.",
+                "Varied: {new} of its word pairs are distinct, {live} of the live version's; {limit} of that must be "
+                "left.",
                 new=f"{r['distinct_new']:.0%}",
                 live=f"{r['distinct_live']:.0%}",
                 limit=f"{c['distinct_share']:.0%}",
@@ -93,7 +96,8 @@ def checks(report, config, w):
 def listed(report, config, w):
     """The checks as a list."""
     items = "".join(
-        f'<li class="{"passed" if ok else "missed"}"><b aria-label="{escape(w("passed") if ok else w("not passed"))}">{"✓" if ok else "✗"}</b> {escape(text)}</li>'
+        f'<li class="{"passed" if ok else "missed"}"><b '
+        f'aria-label="{escape(w("passed") if ok else w("not passed"))}">{"✓" if ok else "✗"}</b> {escape(text)}</li>'
         for ok, text in checks(report, config, w)
     )
     return f'<ul class="checks">{items}</ul>'

@@ -99,7 +99,8 @@ class Notice:
     def _update(self, kind, role, text, title):
         head = f"<b>{escape(title)}</b> " if title else ""
         return {
-            self.html: f'<div class="notice {kind}" role="{role}" data-number="{next(self._number)}">{head}{escape(visible(text))}</div>'
+            self.html: f'<div class="notice {kind}" role="{role}" '
+            f'data-number="{next(self._number)}">{head}{escape(visible(text))}</div>'
         }
 
 

@@ -227,7 +227,8 @@ def nothing_yet(now, w):
     """What stands in the place of the first round."""
     heading, advice = w("No training round yet"), invitation(now.settings, w)
     what = w(
-        "A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live only if it is better on prompts that "
+        "A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live "
+        "only if it is better on prompts that "
         "it has not seen."
     )
     return f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>{steps(None, w)}<p>{escape(what)}</p></div>'
@@ -255,7 +256,8 @@ def agreement(now, w):
     if not calls:
         return ""
     text = w(
-        "The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing gives 50%.",
+        "The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
+        "gives 50%.",
         n=hits,
         calls=calls,
         share=f"{hits / calls:.0%}",
@@ -328,7 +330,8 @@ def config(row, w):
     changed = [name for name in names if row["config"][name] != Settings.model_fields[name].default]
     ordered = [*changed, *(name for name in names if name not in changed)]
     rows = "".join(
-        f'<tr class="{"changed" if name in changed else ""}"><th scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>'
+        f'<tr class="{"changed" if name in changed else ""}"><th '
+        f'scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>'
         for name in ordered
     )
     return f'<table class="config"><caption>{escape(w("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"]))}</caption><tbody>{rows}</tbody></table>'

@@ -146,7 +146,8 @@ def position(rows, w):
         w("Side A won {share} of the last {n} votes for A or B [{low}, {high}]: no side is favoured.", **said)
         if fine
         else w(
-            "Look here: side A won {share} of the last {n} votes for A or B [{low}, {high}]. People seem to favour a side.",
+            "Look here: side A won {share} of the last {n} votes for A or B [{low}, {high}]. People seem to favour a "
+            "side.",
             **said,
         )
     )

@@ -52,7 +52,8 @@ class YourData:
     def paint(self, annotator, w):
         """The fold as it is for one person."""
         kept = w(
-            "Your chats, votes and comments are kept on this server, and your votes train the model. A chat that you delete leaves every file."
+            "Your chats, votes and comments are kept on this server, and your votes train the model. A chat that you "
+            "delete leaves every file."
         )
         learned = learned_from(self.store.learned_versions(annotator), w)
         html = "".join(f"<p>{escape(text)}</p>" for text in (kept, learned) if text)

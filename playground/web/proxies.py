@@ -27,7 +27,8 @@ COOKIES = {b"nudge_id": re.compile(rb"[\w-]{43}"), b"session": re.compile(rb"[\w
 ANY = None  # any host name is the app's
 LONGEST_COOKIES = 16 << 10  # bytes
 NOT_OURS = (
-    "This app answers to the names of its own machine, such as localhost, and not to {0}. Behind a proxy, start it with "
+    "This app answers to the names of its own machine, such as localhost, and not to {0}. Behind a proxy, start it "
+    "with "
     "--trusted-proxies; for this name alone, with --allowed-hosts {0}\n"
 )
 LONGEST_PREFIX = 200  # characters
