@@ -266,12 +266,12 @@ def crowd_rows(settings, site, tokenizer):
     rows, totals = [], {}
     for people in (1, 2, 4, 8):
         times = []
-        for repeat in range(max(1, settings.repeats // 2)):
+        for _ in range(max(1, settings.repeats // 2)):
             site.engine._memory.kept.clear()
             found = [None] * people
             threads = [
                 threading.Thread(
-                    target=lambda i=i: found.__setitem__(
+                    target=lambda i=i, found=found: found.__setitem__(
                         i, site.duel(text_prompt(tokenizer, 100 + 10 * i, i), 128, seed=2 * i)
                     )
                 )

@@ -39,7 +39,10 @@ FLAGS = [
     "--disable-sync",
 ]
 TOKEN = "x" * 43
-PICKED = "document.querySelector('#timeline label:nth-child({})').innerText.includes(' ' + document.querySelector('#round-summary h2').innerText + ' ')"
+PICKED = (
+    "document.querySelector('#timeline label:nth-child({})').innerText"
+    ".includes(' ' + document.querySelector('#round-summary h2').innerText + ' ')"
+)
 # gesture: what is clicked, and what is on screen once it is painted
 GESTURES = {
     "vote": ("#vote-b", "document.querySelector('#badge-b .chosen')"),
@@ -58,7 +61,10 @@ GESTURES = {
 PAINTED = """async ([target, done]) => {
   const element = document.querySelector(target), began = performance.now(), seen = new Function('return ' + done);
   element.click();
-  while (!seen()) { if (performance.now() - began > 20000) throw Error('never painted: ' + done); await new Promise(requestAnimationFrame); }
+  while (!seen()) {
+    if (performance.now() - began > 20000) throw Error('never painted: ' + done);
+    await new Promise(requestAnimationFrame);
+  }
   await new Promise(requestAnimationFrame);
   return performance.now() - began;
 }"""

@@ -19,7 +19,9 @@ def pins_of(*names):
 
 
 def python(settings, name, pins, log=print):
-    """The interpreter of DATA/benchmarks/NAME; made anew where the stamp does not say that just these pins are in it."""
+    """The interpreter of DATA/benchmarks/NAME; made anew where the stamp does not say that just these pins
+    are in it.
+    """
     folder = (settings.data_dir / "benchmarks" / name).absolute()
     interpreter, stamp = folder / "bin" / "python", folder / "pins.txt"
     if not stamp.exists() or stamp.read_text() != "\n".join(pins):

@@ -119,7 +119,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
                     temperature=settings.temperature,
                     end_tokens=end,
                 )
-                log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")
+                log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")  # noqa: B023, called in this turn
                 return [e.completion for e in episodes]
 
             completions = cache.get(sample, kind="replies", prompts=chunk, **key)

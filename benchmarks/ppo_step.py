@@ -75,7 +75,9 @@ class PpoStepSettings(Settings):
 
 
 def sizes(settings):
-    """The settings as both sides read them: one number format, the CPU, and nothing that would end an iteration early."""
+    """The settings as both sides read them: one number format, the CPU, and nothing that would end an
+    iteration early.
+    """
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
     settings = settings.model_copy(
         update={**small, "model": loading.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}

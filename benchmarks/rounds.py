@@ -140,7 +140,9 @@ def truth(pool, settings, score, policy):
 
 
 class Observed(Round):
-    """A round that also notes, of each batch of replies it scores, the KL so far, the proxy reward and the true score."""
+    """A round that also notes, of each batch of replies it scores, the KL so far, the proxy reward and the
+    true score.
+    """
 
     annotator = None
     curve = []

@@ -142,7 +142,9 @@ class Gradio:
         self.blocks = blocks
 
     def handlers(self) -> dict[int, Handler]:
-        """The handlers that run on the server, by their number; those that run in the browser alone cannot be called."""
+        """The handlers that run on the server, by their number; those that run in the browser alone cannot be
+        called.
+        """
         found = {}
         for number, fn in self.blocks.fns.items():
             if fn.fn is not None:

@@ -391,7 +391,9 @@ def overridden(settings, values):
 
 
 def read(argv=None, kind=Settings, prog="python app.py"):
-    """Build a `kind` of settings from flags, environment and `.env`; SettingsError names every value that does not fit."""
+    """Build a `kind` of settings from flags, environment and `.env`; SettingsError names every value that
+    does not fit.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         return kind(_cli_parse_args=argv, _cli_prog_name=prog)

@@ -102,7 +102,7 @@ def test_an_admin_link_that_the_store_could_not_keep_works_again():
     link, opened = AdminLink(), []
     token = link.issue()
     with pytest.raises(OSError):
-        link.open(token, "", lambda: open("/nowhere/at/all"))
+        link.open(token, "", Path("/nowhere/at/all").read_text)
     link.open(token, "", lambda: opened.append(1))
     assert opened == [1]
 

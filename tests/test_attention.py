@@ -1,4 +1,6 @@
-"""Attention without copies gives what transformers' plain attention gives, and keeps off models whose own is another."""
+"""Attention without copies gives what transformers' plain attention gives, and keeps off models whose own is
+another.
+"""
 
 import pytest
 import torch

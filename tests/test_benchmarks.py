@@ -225,7 +225,9 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
 
 
 def test_three_rounds_in_a_row_are_real_ones(tmp_path):
-    """On the tiny model: votes on the live version's replies, a worker each time, and the truth about whatever is live."""
+    """On the tiny model: votes on the live version's replies, a worker each time, and the truth about
+    whatever is live.
+    """
     tiny = settings_for(
         tmp_path,
         ppo_iterations=2,

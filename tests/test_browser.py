@@ -4,9 +4,7 @@ import re
 
 from tests.browsing import (
     MARKS,
-    app,
     become_admin,
-    browser,
     growing,
     lengths,
     messages,
@@ -14,11 +12,9 @@ from tests.browsing import (
     reply,
     send,
     shot,
-    size,
     tab,
-    visit,
     wait_for_vote,
-)  # noqa: F401 (fixtures)
+)
 
 pytestmark = MARKS
 

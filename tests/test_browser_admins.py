@@ -3,7 +3,7 @@
 import pytest
 
 from playground.people.admins import write_user
-from tests.browsing import MARKS, App, become_admin, browser, reload, shot, size, tab, visit  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, App, become_admin, reload, shot, tab
 
 pytestmark = MARKS
 

@@ -7,7 +7,7 @@ import pytest
 from playground.settings import Settings
 from playground.store import Store
 from tests import rounds
-from tests.browsing import LEAVING, MARKS, App, browser, send, shot, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import LEAVING, MARKS, App, shot, tab, turn
 from tests.tiny import tiny_folder
 from training.erase import Eraser
 

@@ -8,22 +8,7 @@ import pytest
 
 from playground.store import Store
 from playground.ui.chats import STRETCH
-from tests.browsing import (
-    MARKS,
-    app,
-    browser,
-    growing,
-    lengths,
-    messages,
-    reload,
-    reply,
-    send,
-    shot,
-    tab,
-    turn,
-    visit,
-    wait_for_vote,
-)  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, growing, lengths, messages, reload, reply, send, shot, tab, turn, wait_for_vote
 
 pytestmark = MARKS
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.browsing import MARKS, app, browser, send, shot, size, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, send, shot, tab, turn, wait_for_vote
 
 pytestmark = MARKS
 

@@ -8,7 +8,7 @@ import pytest
 
 from playground.models import loading
 from playground.store import Store
-from tests.browsing import MARKS, App, become_admin, browser, reload, send, shot, size, tab, turn, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, App, become_admin, reload, shot, tab, turn
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person

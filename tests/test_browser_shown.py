@@ -9,7 +9,7 @@ import pytest
 from playground.people.visitor import COOKIE
 from playground.store import Store
 from playground.ui.text import visible
-from tests.browsing import MARKS, App, browser, reload, send, shot, size, tab, visit, wait_for_vote  # noqa: F401 (fixtures)
+from tests.browsing import MARKS, App, reload, send, shot, tab, wait_for_vote
 from tests.stores import candidate, outcome
 from tests.tiny import tiny_folder
 

@@ -315,7 +315,8 @@ def run_light(store, settings, script):
 @pytest.mark.parametrize("how", ["delete", "refuse", "forget"])
 def test_a_running_round_begins_again_without_a_chat_that_is_taken_back(store, settings, how):
     ann, bob = store.annotator("ann"), store.annotator("bob")
-    mine, theirs = say(store, ann), say(store, bob, "Bob's own", [1, 2, 3])
+    mine = say(store, ann)
+    say(store, bob, "Bob's own", [1, 2, 3])
     gestures = {
         "delete": lambda: store.delete_conversation(mine["conversation"], ann),
         "refuse": lambda: store.allow_training(ann, False),

@@ -78,8 +78,7 @@ def chat_and_vote(store, chat, n, name):
     seen = []
     for i in range(n):
         who = store.annotator(f"{name} {i}")
-        for view in chat.send(who, f"Tell me about the thing number {i}"):
-            pass
+        *_, view = chat.send(who, f"Tell me about the thing number {i}")
         assert view.phase == "voting"
         left, right = liking(view.left.text), liking(view.right.text)
         view = chat.vote(who, view.duel, "tie" if left == right else "a" if left > right else "b")
@@ -130,7 +129,7 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
         # a stream of the version before is in flight while the new one takes over
         stream = engine.duel(prompt, [0, 0], GREEDY)
         if stream.policy.version == version - 1:
-            wait_until(lambda: engine.live.version == version)
+            wait_until(lambda version=version: engine.live.version == version)
         assert stream.wait(60)
         assert stream.error is None
         assert [r.token_ids for r in stream.decoding.replies] == alone(engine, settings, stream.policy.version, prompt)

@@ -12,7 +12,6 @@ from argon2 import PasswordHasher
 from playground.people import visitor
 from playground.people.admins import write_user
 from tests.browsing import MARKS as BROWSER
-from tests.browsing import browser  # noqa: F401 (fixture)
 from tests.nginx import MISSING, Nginx, bare, documented
 from tests.sites import Site
 from tests.test_server import Page, notices, votes

@@ -123,7 +123,9 @@ def test_the_first_ratio_is_exactly_one():
 
 
 def test_tampered_old_logprobs_stop_the_round():
-    """Old log-probabilities from generation, or from another temperature, look almost right and train almost nothing."""
+    """Old log-probabilities from generation, or from another temperature, look almost right and train almost
+    nothing.
+    """
     t = trainer()
     trajectory = measured(t)
     trajectory.old_logprobs[0, 0] += 0.01

@@ -140,7 +140,9 @@ def test_which_host_names_are_the_apps(settings, names):
     ],
 )
 def test_a_page_elsewhere_whose_name_points_at_this_machine_is_refused(header):
-    """DNS rebinding: the browser took that page and the app on 127.0.0.1 for one origin, and sent messages and votes."""
+    """DNS rebinding: the browser took that page and the app on 127.0.0.1 for one origin, and sent messages
+    and votes.
+    """
     scope, answer = asked(header, frozenset())
     assert scope is None and answer["status"] == 421
     assert asked(header, ANY)[0] and asked(header, frozenset({host_name(header)}))[0]

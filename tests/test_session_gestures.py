@@ -264,7 +264,9 @@ def test_a_deleted_chat_is_gone_from_the_page_and_from_training(chat):
     ids=["delete", "forget"],
 )
 def test_a_chat_whose_replies_still_stream_is_stopped_first_and_then_deleted(chat, gesture):
-    """Deleting was refused while replies streamed, and a reply that ended afterwards was written into the deleted chat."""
+    """Deleting was refused while replies streamed, and a reply that ended afterwards was written into the
+    deleted chat.
+    """
     slow(chat)
     ann, seen = person(chat), []
     views = chat.send(ann, "Ottokar's secret")

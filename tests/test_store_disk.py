@@ -16,7 +16,8 @@ from playground.store import Store, StoreError, StoreLost
 from tests.stores import cast, file_store  # noqa: F401 (fixture)
 
 ROOT = Path(__file__).parent.parent
-OPEN_AND_CLOSE = "import sys; from pathlib import Path; from playground.store import Store; Store(Path(sys.argv[1])).annotator('the worker')"
+OPEN_AND_CLOSE = """import sys; from pathlib import Path; from playground.store import Store
+Store(Path(sys.argv[1])).annotator('the worker')"""
 
 
 def another_process(path):

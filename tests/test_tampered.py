@@ -218,7 +218,9 @@ TAMPERED = {
 def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_start(
     app, good, tensors, name, row, caplog
 ):
-    """TypeError, ValueError, RuntimeError and RecursionError from a manifest, which no hash covered, stopped the app."""
+    """TypeError, ValueError, RuntimeError and RecursionError from a manifest, which no hash covered, stopped
+    the app.
+    """
     app.store, app.settings, policy = good
     app.live = policy
     adapters_dir = app.settings.adapters_dir

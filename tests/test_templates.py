@@ -114,7 +114,10 @@ def test_a_system_prompt_goes_into_the_first_message_where_the_template_takes_no
 
 def test_a_system_prompt_that_a_template_drops_in_silence_is_folded_too():
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] + ':' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] != 'system' %}"
+        "{{ m['role'] + ':' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
     assert "Be brief.\n\nWhich river?" in text(tokenizer, ASKED, "Be brief.")
 
 

@@ -72,9 +72,7 @@ def said():
         for node in calls(path):
             name = ast.unparse(node.func)
             argument = None
-            if name.split(".")[-1] in SPEAKERS and node.args:
-                argument = node.args[0]
-            elif name in ("refusals.append",) and path.name == "gate.py":
+            if name.split(".")[-1] in SPEAKERS and node.args or name in ("refusals.append",) and path.name == "gate.py":
                 argument = node.args[0]
             elif name in ("self.end", "store.end_round", "self.store.end_round"):
                 argument = node.args[-1]
@@ -133,7 +131,10 @@ def test_the_language_is_the_browsers_first_that_there_is(accepted, language):
 
 
 def test_a_sentence_that_others_joined_is_translated_part_by_part():
-    text = "it moved too far from the base: 13.2 nats a reply, and the budget is 12; 10% of its replies are empty, and 5% is the limit"
+    text = (
+        "it moved too far from the base: 13.2 nats a reply, and the budget is 12; "
+        "10% of its replies are empty, and 5% is the limit"
+    )
     chinese = Words(CHINESE).said(text)
     assert all(figure in chinese for figure in ("13.2", "12", "10%", "5%")) and "；" in chinese
     assert not re.search(r"[a-z]{4,}", chinese)

@@ -70,7 +70,9 @@ class Eraser:
         return gone
 
     def tidy(self) -> None:
-        """Take away what rounds left that have ended, whichever way: also one that was killed between its end and this."""
+        """Take away what rounds left that have ended, whichever way: also one that was killed between its end
+        and this.
+        """
         active = self._active_round()
         for folder in self._folders():
             if int(folder.name) != active:
@@ -96,7 +98,9 @@ def folder_of(settings, round_id: int) -> Path:
 
 
 def begin_anew(folder: Path) -> None:
-    """Leave nothing in a round's folder but its log: whatever is there comes from votes that may have been taken back."""
+    """Leave nothing in a round's folder but its log: whatever is there comes from votes that may have been
+    taken back.
+    """
     if folder.exists():
         for file in folder.iterdir():
             if file.name not in KEPT:

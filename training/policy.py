@@ -128,7 +128,9 @@ class PolicyModel:
                     tensor.mul_(factor)
 
     def reference(self):
-        """Context in which the LoRA is off. True to the policy's start only while training starts from the bare base."""
+        """Context in which the LoRA is off. True to the policy's start only while training starts from the
+        bare base.
+        """
         return self.peft.disable_adapter()
 
     def batch(self, episodes):

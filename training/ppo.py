@@ -191,7 +191,9 @@ def measure(policy, episodes, scores, beta, s):
 
 
 def minibatches(trajectories, s):
-    """Trajectories in runs of one optimizer step each; how they are cut into microbatches leaves the steps as they are."""
+    """Trajectories in runs of one optimizer step each; how they are cut into microbatches leaves the steps as
+    they are.
+    """
     per_step = max(1, s.ppo_minibatch // s.ppo_microbatch)
     return [trajectories[i : i + per_step] for i in range(0, len(trajectories), per_step)]
 

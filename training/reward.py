@@ -229,7 +229,9 @@ class Predictions(NamedTuple):
         return preferences.pair_nll(self.delta / 2, -self.delta / 2, self.outcome, self.log_nu).mean().item()
 
     def reliability(self, bins=10):
-        """[(mean P(a | no tie), share that chose a, votes)] over decided pairs, in at most `bins` bins of equal count."""
+        """[(mean P(a | no tie), share that chose a, votes)] over decided pairs, in at most `bins` bins of
+        equal count.
+        """
         decided = self.outcome != preferences.TIE
         p, order = torch.sigmoid(self.delta[decided]).numpy(), torch.argsort(self.delta[decided]).numpy()
         y = (self.outcome[decided] == preferences.A).numpy()

@@ -74,7 +74,7 @@ class Round:
     @property
     def base(self):
         """{"model", "hash"} of the base; measured before the LoRA is attached."""
-        self.policy
+        _ = self.policy  # which loads the base
         return self._cache["base"]
 
     @property
@@ -92,7 +92,9 @@ class Round:
 
     @property
     def trained(self):
-        """The policy as PPO left it, read once, so that what is published can be compared with what the gate measured."""
+        """The policy as PPO left it, read once, so that what is published can be compared with what the gate
+        measured.
+        """
 
         def load():
             self.policy.load(load_file(self.folder / "policy.safetensors"))
@@ -107,7 +109,7 @@ class Round:
 
     @property
     def end_tokens(self):
-        self.policy
+        _ = self.policy  # which loads the base
         return self._cache["end_tokens"]
 
     @property
@@ -225,7 +227,9 @@ class Round:
             )
 
     def _begin(self, moment, step=None):
-        """The running phase counts from `moment` and, where it resumed, from `step`: how the page knows what is left."""
+        """The running phase counts from `moment` and, where it resumed, from `step`: how the page knows what
+        is left.
+        """
         self._began = moment
         self.store.update_round(
             self.id, self.owner, metrics={"phase_began": moment, **({} if step is None else {"phase_from": step})}

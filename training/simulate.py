@@ -55,7 +55,9 @@ class SimulateSettings(Settings):
 
 @dataclass
 class Vote:
-    """One voted duel: the message, its prompt ids, left and right reply as episodes and as texts, and who chose what."""
+    """One voted duel: the message, its prompt ids, left and right reply as episodes and as texts, and who
+    chose what.
+    """
 
     line: str
     prompt: list

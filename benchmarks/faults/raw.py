@@ -1,5 +1,6 @@
 """HTTP as bytes on a socket: what no client library would send. Only to 127.0.0.1."""
 
+import contextlib
 import gzip
 import http.client
 import socket
@@ -99,10 +100,9 @@ def fetch(port: int, request: Request, timeout: float = 20, address: str = "127.
 
 
 def _send(sock: socket.socket, request: Request) -> None:
-    try:
+    # refused before it was all there; the answer may be waiting
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sock.sendall(request.encode())
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # refused before it was all there; the answer may be waiting
     if request.unfinished:
         sock.settimeout(2)
 

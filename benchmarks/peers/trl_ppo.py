@@ -24,7 +24,9 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 
 class Scored(torch.nn.Module):
-    """A backbone and an fp32 linear score of each hidden state: the form in which TRL takes a reward or a value model."""
+    """A backbone and an fp32 linear score of each hidden state: the form in which TRL takes a reward or a
+    value model.
+    """
 
     base_model_prefix = "model"
 

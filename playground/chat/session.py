@@ -284,7 +284,9 @@ class Chat:
         return self.view(annotator)
 
     def delete(self, annotator, conversation):
-        """Delete a conversation of one's own and all its texts: its share link ends, and no later round trains on it."""
+        """Delete a conversation of one's own and all its texts: its share link ends, and no later round
+        trains on it.
+        """
         self._checked(gestures.Row, id=conversation)
         self._end_turn(annotator, conversation)
         with refusing():

@@ -123,7 +123,9 @@ def settled(store, conversation, annotator):
 
 
 def to_read(view):
-    """A View for somebody else: what was written, without what its owner said of it (the vote and its reasons, thumbs)."""
+    """A View for somebody else: what was written, without what its owner said of it (the vote and its
+    reasons, thumbs).
+    """
     sides = {
         name: side and Side(side.text, side.message, side.edited)
         for name, side in (("left", view.left), ("right", view.right))

@@ -289,7 +289,9 @@ def common(a, b):
 
 
 class Lean:
-    """One version of a model of the family, ready to decode in one of FORMATS; `float32` is exact where the model is."""
+    """One version of a model of the family, ready to decode in one of FORMATS; `float32` is exact where the
+    model is.
+    """
 
     chunk = CHUNK
 

@@ -177,7 +177,9 @@ class Plain:
 
 
 def _padded(part, columns, n):
-    """Keys or values (1 or n, heads, fewer columns, head dim) with zeros before them and a row for each of n replies."""
+    """Keys or values (1 or n, heads, fewer columns, head dim) with zeros before them and a row for each of n
+    replies.
+    """
     part = torch.nn.functional.pad(part, (0, 0, columns - part.shape[2], 0))
     return part if len(part) == n else part.repeat(n, 1, 1, 1)
 
@@ -268,7 +270,9 @@ class OwnCache:
 
     @torch.inference_mode()
     def _forward(self, ids, position, cache):
-        """(logits (vocabulary,) after the last of `ids`, which begin at `position`, the cache that goes on from there)."""
+        """(logits (vocabulary,) after the last of `ids`, which begin at `position`, the cache that goes on
+        from there).
+        """
         positions = torch.arange(position, position + len(ids), device=self.device)[None]
         options = loading.inputs(self.model, position_ids=positions)
         if cache is not None:
@@ -342,7 +346,9 @@ _kinds = WeakKeyDictionary()  # model: the class that serves it
 
 
 def of(model):
-    """The forward of `model`: the first of Plain, OwnCache and Reread that says what the model says without any cache."""
+    """The forward of `model`: the first of Plain, OwnCache and Reread that says what the model says without
+    any cache.
+    """
     if model not in _kinds:
         _kinds[model] = _first_faithful(model)
     return _kinds[model](model)

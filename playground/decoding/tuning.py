@@ -22,7 +22,9 @@ FAITHFUL = 0.01  # nats; a format further from the model than this is not chosen
 
 @dataclass(frozen=True)
 class Choice:
-    """How versions decode: `number_format` is one of lean.FORMATS, or `plain` for the unmodified transformers forward."""
+    """How versions decode: `number_format` is one of lean.FORMATS, or `plain` for the unmodified transformers
+    forward.
+    """
 
     number_format: str
     threads: int

@@ -176,9 +176,9 @@ def _check_names(folder):
     if folder.is_symlink():
         raise BadAdapter(f"{folder.name} is a link, not a folder")
     names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    if odd := sorted(names - {WEIGHTS, CONFIG, MANIFEST}):
-        if MANIFEST in names:
-            raise BadAdapter(f"{folder.name} holds {odd[0][:100]!r}, which is no part of a version")
+    odd = sorted(names - {WEIGHTS, CONFIG, MANIFEST})
+    if odd and MANIFEST in names:
+        raise BadAdapter(f"{folder.name} holds {odd[0][:100]!r}, which is no part of a version")
     for name in (MANIFEST, WEIGHTS, CONFIG):
         try:
             mode = os.lstat(folder / name).st_mode

@@ -172,7 +172,9 @@ def _has_tokenizer(folder):
 
 
 def _check_weights(folder):
-    """ModelUnavailable unless the weights that transformers would load are there, whole as far as their headers tell."""
+    """ModelUnavailable unless the weights that transformers would load are there, whole as far as their
+    headers tell.
+    """
     if (folder / "model.safetensors").exists():
         _check_safetensors(folder / "model.safetensors")
     elif (folder / "model.safetensors.index.json").exists():

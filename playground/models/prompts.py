@@ -90,7 +90,9 @@ def encode_those_that_fit(texts: list[str], tokenizer, budget: int) -> list[list
 
 
 def encode_reply(text, tokenizer, ended=True):
-    """Token ids of a reply that a person wrote, with what ends a reply in the chat template unless it is not `ended`."""
+    """Token ids of a reply that a person wrote, with what ends a reply in the chat template unless it is not
+    `ended`.
+    """
     ids = tokenizer(without_special_tokens(text, tokenizer), add_special_tokens=False)["input_ids"]
     return [*ids, *(templates.of(tokenizer).end if ended else ())]
 

@@ -79,7 +79,9 @@ class FeatureTrunk:
 
     @torch.no_grad()
     def features(self, replies, on_batch=lambda done, total: None):
-        """(N, D) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but the time."""
+        """(N, D) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but
+        the time.
+        """
         out = torch.zeros(len(replies), sum(self.parts))
         order = sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
         done = 0
@@ -267,7 +269,7 @@ class RewardModel:
     @classmethod
     def load(cls, path):
         with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             numbers = json.loads(file.metadata()["numbers"])
         lora = {k.removeprefix("lora/"): tensors.pop(k) for k in list(tensors) if k.startswith("lora/")}
         return cls(**tensors, **numbers, lora=lora)

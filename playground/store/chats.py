@@ -20,7 +20,10 @@ SHOWN = (
     "x.annotator "
     "where x.message = m.id order by x.id desc limit 1), m.text)"
 )
-EDITED = "exists (select 1 from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator where x.message = m.id)"
+EDITED = (
+    "exists (select 1 from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator "
+    "where x.message = m.id)"
+)
 THUMB = (
     "(select t.thumb from rating t join conversation o on o.id = m.conversation and o.annotator = t.annotator "
     "where t.message = m.id and t.superseded_by is null)"

@@ -44,14 +44,17 @@ class Erasures:
         self.scrub(patience=0.2)
 
     def forget(self, annotator: int) -> None:
-        """Delete all chats of this person, and who they are: the cookie leads to nobody any more, and a sign-in ends."""
+        """Delete all chats of this person, and who they are: the cookie leads to nobody any more, and a
+        sign-in ends.
+        """
         with self.writing() as db:
             db.execute(
                 "update conversation set deleted = ? where annotator = ? and deleted is null", [now(), annotator]
             )
             self._blank(db, "in (select id from conversation where annotator = ?)", annotator)
             db.execute(
-                """update annotator set token_hash = null, name = null, signed_in_until = null, role = 'annotator', allow_training = 0 where id = ?""",
+                """update annotator set token_hash = null, name = null, signed_in_until = null, role = 'annotator',
+                     allow_training = 0 where id = ?""",
                 [annotator],
             )
             self._request(db, annotator)
@@ -138,7 +141,9 @@ class Erasures:
     # -- rounds and versions
 
     def read_conversations(self, round_id: int) -> None:
-        """Record which chats a round has read; what is taken back later is looked for here. Repeating it begins anew."""
+        """Record which chats a round has read; what is taken back later is looked for here. Repeating it
+        begins anew.
+        """
         with self.writing() as db:
             db.execute("delete from round_conversation where round = ?", [round_id])
             db.execute(

@@ -1,4 +1,6 @@
-"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils. Only `file.py` runs them."""
+"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils. Only `file.py`
+runs them.
+"""
 
 from sqlite_utils import Migrations
 

@@ -1,4 +1,6 @@
-"""Training rounds: who asks for one, who holds it, how far it is, what it measured; and the settings of the next ones."""
+"""Training rounds: who asks for one, who holds it, how far it is, what it measured; and the settings of the
+next ones.
+"""
 
 import json
 import time

@@ -17,7 +17,9 @@ STEADY = 60.0  # seconds after which a run counts as good and the pause is short
 
 
 class Child:
-    """Runs `command` in the environment `env` until `stop()`; `grace` is the time in seconds it has to end by itself."""
+    """Runs `command` in the environment `env` until `stop()`; `grace` is the time in seconds it has to end by
+    itself.
+    """
 
     def __init__(self, command, env, grace=10.0):
         self.command, self.env, self.grace = command, env, grace

@@ -220,7 +220,9 @@ class Control:
         return updates if who else self.of_rounds(updates)
 
     def of_rounds(self, updates):
-        """Those of `updates` that are for the same person: a fold that is painted again forgets what was typed in it."""
+        """Those of `updates` that are for the same person: a fold that is painted again forgets what was
+        typed in it.
+        """
         return {part: update for part, update in updates.items() if part in (*self.rounds, self.painted)}
 
     def shown(self):

@@ -106,8 +106,10 @@ def badge(side, view, w):
         if candidate.edited:
             facts.append(w("edited by you"))
         if candidate.chosen:
-            mark = f'<b class="mark">{escape(w("✓ your pick") if view.choice in SIDES else w("goes on from here, drawn by lot"))}</b>'
-    return f'<div class="badge {state}"><b class="letter">{side.upper()}</b><span>{escape(" · ".join(facts))}</span>{mark}</div>'
+            said = w("✓ your pick") if view.choice in SIDES else w("goes on from here, drawn by lot")
+            mark = f'<b class="mark">{escape(said)}</b>'
+    text = escape(" · ".join(facts))
+    return f'<div class="badge {state}"><b class="letter">{side.upper()}</b><span>{text}</span>{mark}</div>'
 
 
 def _standing(view, candidate):

@@ -231,7 +231,10 @@ def nothing_yet(now, w):
         "only if it is better on prompts that "
         "it has not seen."
     )
-    return f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>{steps(None, w)}<p>{escape(what)}</p></div>'
+    return (
+        f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>'
+        f"{steps(None, w)}<p>{escape(what)}</p></div>"
+    )
 
 
 def summary(row, now, w, admin=False):
@@ -247,7 +250,10 @@ def summary(row, now, w, admin=False):
     text = row["reason"] if admin else public_reason(row)
     reason = f"<p>{escape(visible(w.said(text)))}</p>" if text and kind != "stopped" else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, w))
-    return f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>{reason}{steps(row, w)}<div class="facts">{facts}</div>'
+    return (
+        f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>'
+        f'{reason}{steps(row, w)}<div class="facts">{facts}</div>'
+    )
 
 
 def agreement(now, w):
@@ -334,7 +340,8 @@ def config(row, w):
         f'scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>'
         for name in ordered
     )
-    return f'<table class="config"><caption>{escape(w("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"]))}</caption><tbody>{rows}</tbody></table>'
+    caption = escape(w("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"]))
+    return f'<table class="config"><caption>{caption}</caption><tbody>{rows}</tbody></table>'
 
 
 def tail(file):

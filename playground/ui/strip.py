@@ -145,7 +145,8 @@ def strip(now, w):
     else:
         ended = now.round and outcome(now, w)
         parts = _line(ended or invitation(now.settings, w), *_votes(now, w))
-    return f'<div class="strip {kind}" role="status"><span class="version">{escape(name(now.version, w))}</span>{parts}</div>'
+    version = f'<span class="version">{escape(name(now.version, w))}</span>'
+    return f'<div class="strip {kind}" role="status">{version}{parts}</div>'
 
 
 def outcome(now, w):
@@ -225,4 +226,5 @@ def _line(text, detail, share=None):
     """A sentence, a bar where a share from 0 to 1 is known, and a detail."""
     text = line(text)
     bar = "" if share is None else f'<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>'
-    return f'<span class="what" title="{escape(text)}">{escape(text)}</span>{bar}<span class="detail">{escape(detail)}</span>'
+    what = f'<span class="what" title="{escape(text)}">{escape(text)}</span>'
+    return f'{what}{bar}<span class="detail">{escape(detail)}</span>'

@@ -117,7 +117,9 @@ def _text_of(tokens):
 
 
 def _backslash(state, silent):
-    """A backslash with what it escapes: neither is markup. It is shown itself, too, where Markdown has no use for it."""
+    """A backslash with what it escapes: neither is markup. It is shown itself, too, where Markdown has no use
+    for it.
+    """
     following = state.src[state.pos + 1 : state.pos + 2]
     if state.src[state.pos] != "\\" or not following or following not in string.punctuation:
         return False
@@ -156,10 +158,15 @@ def _render_target(self, tokens, i, options, env):
 
 
 def _render_code(self, tokens, i, options, env):
-    """A block of code, never a drawing made of it, below the name of its language; with Gradio's button that copies it."""
+    """A block of code, never a drawing made of it, below the name of its language; with Gradio's button that
+    copies it.
+    """
     language = tokens[i].info.strip()
     caption = f'<div class="language">{escape(language)}</div>' if language else ""
-    button = '<button title="copy" class="copy_code_button"><span class="copy-text"></span><span class="check"></span></button>'
+    button = (
+        '<button title="copy" class="copy_code_button">'
+        '<span class="copy-text"></span><span class="check"></span></button>'
+    )
     return f'{caption}<div class="code_wrap">{button}<pre><code>{escape(tokens[i].content)}</code></pre></div>\n'
 
 

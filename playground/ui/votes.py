@@ -56,18 +56,21 @@ def totals(found, w):
         (found["published"], w("in a version that was published")),
         (found["waiting"], w("waiting for the next round")),
     )
-    return f'<div class="facts">{"".join(f"<div><b>{n}</b><span>{escape(label)}</span></div>" for n, label in figures)}</div>'
+    items = "".join(f"<div><b>{n}</b><span>{escape(label)}</span></div>" for n, label in figures)
+    return f'<div class="facts">{items}</div>'
 
 
 def table(votes, w):
     """The votes, newest first, as a table."""
     if not votes:
-        return f'<p class="empty">{escape(w("You have not voted yet. Pick the better of two replies, and follow here what your vote does."))}</p>'
+        said = w("You have not voted yet. Pick the better of two replies, and follow here what your vote does.")
+        return f'<p class="empty">{escape(said)}</p>'
     heads = "".join(
         f'<th scope="col">{escape(head)}</th>'
         for head in (w("When"), w("Message"), w("Vote"), w("Foreseen"), w("What became of it"))
     )
-    return f'<table class="votes"><thead><tr>{heads}</tr></thead><tbody>{"".join(_row(vote, w) for vote in votes)}</tbody></table>'
+    rows = "".join(_row(vote, w) for vote in votes)
+    return f'<table class="votes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _row(vote, w):

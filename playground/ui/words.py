@@ -117,4 +117,4 @@ def translations():
     return TRANSLATIONS
 
 
-TRANSLATIONS = gr.I18n(en={key: key for key in CATALOGUES[CHINESE]}, **{code: CATALOGUES[CHINESE] for code in ALIASES})
+TRANSLATIONS = gr.I18n(en={key: key for key in CATALOGUES[CHINESE]}, **dict.fromkeys(ALIASES, CATALOGUES[CHINESE]))

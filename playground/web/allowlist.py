@@ -280,7 +280,9 @@ class Answer:
         self._start, self._parts = None, []
 
     def expects(self, way: Way, request: Headers) -> None:
-        """The answer to this kind of request: a page, and a gesture's answer, are gathered whole before they are sent."""
+        """The answer to this kind of request: a page, and a gesture's answer, are gathered whole before they
+        are sent.
+        """
         self._whole = way in (Way.PAGE, Way.CALL)
         self._packed = "gzip" in request.get("accept-encoding", "")
 

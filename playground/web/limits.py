@@ -112,7 +112,9 @@ class Limits:
 
     @contextmanager
     def _counted(self, counts: Counter, visitor: Visitor, most_of_person: int) -> Iterator[None]:
-        """One more for the visitor. An address, which several people may share, may have four times what a person may."""
+        """One more for the visitor. An address, which several people may share, may have four times what a
+        person may.
+        """
         keys = {f"person {visitor.person}": most_of_person, f"address {visitor.address}": 4 * most_of_person}
         if any(counts[key] >= most for key, most in keys.items()):
             raise TooMuch("Too many pages or requests are open in your browser or network. Close some and try again.")
