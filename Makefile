@@ -12,6 +12,7 @@ setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
 
 test: .venv/requirements-dev.stamp setup debian
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/python -m pytest $(ARGS)
 
 .venv/requirements.stamp: requirements.txt

@@ -203,12 +203,13 @@ class Web(uvicorn.Server):
     """
 
     def __init__(self, app, before_shutdown, request_seconds=PatientProtocol.seconds):
-        # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings
+        # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings.
+        # Its warnings are of what strangers send that is no HTTP: they could fill the log, so errors alone are logged
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
-                log_level="warning",
+                log_level="error",
                 access_log=False,
                 timeout_graceful_shutdown=3,
                 proxy_headers=False,
