@@ -38,7 +38,8 @@ class LearningSettings(Settings):
     quick: bool = False
     """A few prompts, seeds and votes, and one round, in minutes."""
     rounds: Literal["run", "known", "none"] = "run"
-    """Rounds take minutes each: run those that are missing, show what is known and compute nothing, or leave them out.
+    """Rounds take minutes each: run those that are missing, show what is known and compute nothing,
+    or leave them out.
     """
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""

@@ -161,7 +161,8 @@ class Settings(BaseSettings):
     stop: str = ""
     """A reply in the chat ends where this text begins; empty is off."""
     candidates: int = Field(2, ge=2, le=32)
-    """Replies sampled to each message. Of more than two, a person sees the two that `pick` picks, once all are written.
+    """Replies sampled to each message. Of more than two, a person sees the two that `pick` picks,
+    once all are written.
     """
     pick: Literal["thompson", "best"] = "thompson"
     """thompson: the two from which a vote says most, by double Thompson sampling; best: the best of each half, by the
@@ -253,7 +254,8 @@ class Settings(BaseSettings):
     ppo_minibatch: Positive = 32
     """Episodes in each optimizer step."""
     ppo_microbatch: Positive = 8
-    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch. Changes memory, not PPO's update.
+    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch.
+    Changes memory, not PPO's update.
     """
     ppo_share_prompts: bool = True
     """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for
@@ -407,7 +409,8 @@ def _explain(kind, problem):
     if field is None:
         return f"{name}: {problem['msg']}"
     flag, given = name.replace("_", "-"), problem["input"]
-    return f"--{flag} (NUDGE_{name.upper()}): got {given!r}; accepted: {accepted(field)}. {field.description}"
+    meaning = " ".join(field.description.split())
+    return f"--{flag} (NUDGE_{name.upper()}): got {given!r}; accepted: {accepted(field)}. {meaning}"
 
 
 def accepted(field):
