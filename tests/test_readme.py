@@ -1,4 +1,4 @@
-"""What the README names is there: commands, flags, files and pictures."""
+"""What the README and the other documents name is there: commands, flags, files and pictures."""
 
 import importlib.util
 import re
@@ -9,22 +9,43 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"`python (-m [\w.]+|app\.py)((?: --?[\w-]+(?: [\w@,./]+)?)*)`", TEXT)))
+NAMES = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
+DOCUMENTS = [ROOT / name for name in NAMES] + sorted((ROOT / "docs").glob("*.md"))
+TEXT = "\n".join(document.read_text() for document in DOCUMENTS)
+
+
+def commands():
+    """{what is run: every flag that a document gives it}."""
+    found = {}
+    for program, flags in re.findall(r"`python\s(-m [\w.]+|app\.py)((?: --?[\w-]+(?: [\w@,./]+)?)*)`", TEXT):
+        found.setdefault(program, set()).update(re.findall(r"--[\w-]+", flags))
+    return sorted(found.items())
+
+
+def links():
+    """(document, where it leads) of each link and picture that stays in this repository."""
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", document.read_text()):
+            yield pytest.param(document, target, id=f"{document.name}-{target}")
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) > 3
+    assert len(commands()) > 3
 
 
-@pytest.mark.parametrize(("program", "flags"), COMMANDS)
+@pytest.mark.parametrize(("program", "flags"), commands())
 def test_a_command_exists_and_takes_its_flags(program, flags):
     if program.startswith("-m"):
         assert importlib.util.find_spec(program[3:])
     said = subprocess.run([sys.executable, *program.split(), "--help"], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    for flag in re.findall(r"--[\w-]+", flags):
+    for flag in flags:
         assert flag in said.stdout
+
+
+@pytest.mark.parametrize(("document", "target"), list(links()))
+def test_a_link_leads_somewhere(document, target):
+    assert (document.parent / target).exists()
 
 
 @pytest.mark.parametrize(
@@ -35,13 +56,7 @@ def test_a_make_target_exists(target):
 
 
 @pytest.mark.parametrize(
-    "path",
-    sorted(
-        set(
-            re.findall(r"\]\(([\w./-]+)\)", TEXT)
-            + re.findall(r"`((?:playground|training|assets|benchmarks)/[\w./-]+)`", TEXT)
-        )
-    ),
+    "path", sorted(set(re.findall(r"`((?:playground|training|tests|assets|benchmarks)/[\w./-]+)`", TEXT)))
 )
 def test_a_file_or_folder_exists(path):
     assert (ROOT / path).exists()
