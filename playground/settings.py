@@ -1,7 +1,7 @@
 """Every knob in one frozen object, read from flags, then `NUDGE_…` in the environment, then `.env`, then the defaults.
 
 Each field's docstring gives its meaning and unit; its bounds are checked when the object is built. This module knows
-nothing about what the values do: each has exactly one reader elsewhere.
+nothing about what the values do: each has its readers elsewhere.
 """
 
 import codecs
@@ -294,7 +294,7 @@ class Settings(BaseSettings):
     gate_prompts: int = Field(32, ge=4, le=4096)
     """Held-out prompts on which a new version is compared with the live one."""
     gate_confidence: float = Field(0.95, gt=0, lt=1)
-    """Two-sided confidence of the gate's bootstrap interval, which must lie above 0."""
+    """Two-sided confidence of the gate's interval of the gain, which must lie above 0."""
     kl_budget: float = Field(12.0, gt=0)
     """Largest KL to the base, in nats a reply, that the gate lets through."""
     length_factor: float = Field(4.0, gt=1)

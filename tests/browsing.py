@@ -41,10 +41,15 @@ LEAVING = set()  # pages being left: what Gradio's code says of the streams it t
 
 
 class App:
-    """`python app.py` with a data folder of its own; `url`, `admin_url` for one browser, and `rows` of its database."""
+    """`python app.py` with a data folder of its own; `url`, `admin_url` for one browser, and `rows` of its database.
 
-    def __init__(self, folder, *flags, model=None, tokens=None):
+    `pace`: seconds that each token takes longer, so that a tiny model streams as slowly as a real one.
+    """
+
+    def __init__(self, folder, *flags, model=None, tokens=None, pace=None):
         self.folder = folder
+        program = ROOT / "tests" / "paced_app.py" if pace else ROOT / "app.py"
+        self.environ = {**os.environ, "PACE": str(pace)}
         found = loading.resolve(Settings())
         self.real = model is None and Path(found).exists()
         # a tiny model is so fast that it must write more
@@ -52,7 +57,7 @@ class App:
         tokens = tokens or usual
         command = [
             sys.executable,
-            ROOT / "app.py",
+            program,
             "--model",
             model,
             "--port",
@@ -74,7 +79,9 @@ class App:
             shutil.copy(folder / "data" / TUNED.name, TUNED)
 
     def start(self):
-        self.process = subprocess.Popen(self.command, cwd=self.folder, text=True, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            self.command, cwd=self.folder, env=self.environ, text=True, stdout=subprocess.PIPE
+        )
         line = self.process.stdout.readline()
         assert line.startswith("Nudge is at "), line
         self.url = line.split()[-1]
@@ -98,6 +105,16 @@ class App:
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     app = App(tmp_path_factory.mktemp("app"), "--no-worker")
+    yield app
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory):
+    """The app with a tiny model that writes 50 tokens a second on every machine."""
+    folder = tmp_path_factory.mktemp("paced")
+    plain = ("--no-worker", "--threads", 1, "--dtype", "float32", "--decode-format", "float32")
+    app = App(folder, *plain, model=tiny_folder(folder / "model"), tokens=40, pace=0.02)
     yield app
     app.stop()
 

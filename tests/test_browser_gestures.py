@@ -13,6 +13,11 @@ from tests.browsing import MARKS, growing, lengths, messages, reload, reply, sen
 pytestmark = MARKS
 
 
+@pytest.fixture(scope="module")
+def app(paced):
+    return paced
+
+
 @pytest.fixture(params=[(1280, 800), (390, 844)], ids=["desktop", "phone"])
 def size(request):
     return request.param

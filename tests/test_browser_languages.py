@@ -9,6 +9,12 @@ from tests.browsing import MARKS, send, shot, tab, turn, wait_for_vote
 
 pytestmark = MARKS
 
+
+@pytest.fixture(scope="module")
+def app(paced):
+    return paced
+
+
 TABS = ("chat", "votes", "training", "watch")
 # text that is the same in both languages: names, letters, figures, units
 SAME = re.compile(

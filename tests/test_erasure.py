@@ -205,7 +205,9 @@ def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(store, set
 
 
 def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
-    """Deletion hid a chat and left its texts; the samples of old rounds do not say whose they are."""
+    """Deletion hid a chat and left its texts; the samples of old rounds do not say whose they are, and stood in the
+    database too, in the report of the version.
+    """
     import sqlite_utils
 
     from playground.store.migrations import migrations
@@ -213,16 +215,19 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     settings = Settings(data_dir=tmp_path / "data", _env_file=None)
     store = Store(settings.database)
     row = say(store, store.annotator("ann"))
-    round_id = round_over(store, settings)
+    round_id = round_over(store, settings, "")
+    samples = {"samples": [{"prompt": MARK, "new": "x", "live": "y"}]}
+    version = store.add_policy(round_id, "w1", parent=0)
+    store.publish(round_id, "w1", version, "nowhere", "abc", {"gain": 1.0, **samples})
     file = erase.folder_of(settings, round_id) / "gate.json"
-    file.write_text(json.dumps({"samples": [{"prompt": MARK, "new": "x", "live": "y"}]}))
+    file.write_text(json.dumps(samples))
     db = sqlite_utils.Database(str(settings.database))
     for statement in (
         "drop table erasure",
         "drop table round_conversation",
         "drop index generation_prompt",
         f"update conversation set deleted = 'then' where id = {row['conversation']}",
-        "delete from _sqlite_migrations where name = '0006_erasure'",
+        "delete from _sqlite_migrations where name >= '0006_erasure'",
     ):
         db.execute(statement)
     db.conn.commit()
@@ -230,6 +235,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     db.conn.commit()
     assert Eraser(store, settings).step()
     assert traces(settings) == [] and json.loads(file.read_text()) == {"samples": []}
+    assert json.loads(store.live_policy()["gate_report"]) == {"gain": 1.0}
 
 
 # -- nothing is forgotten when a process dies

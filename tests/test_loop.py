@@ -2,6 +2,7 @@
 version.
 """
 
+import json
 import random
 import time
 
@@ -125,6 +126,7 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
         assert row["state"] == "published", row["reason"]
         assert row["id"] == version
         assert store.live_policy()["version"] == version
+        assert "samples" not in json.loads(store.live_policy()["gate_report"]), "people's words are in the file alone"
 
         # a stream of the version before is in flight while the new one takes over
         stream = engine.duel(prompt, [0, 0], GREEDY)

@@ -22,6 +22,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0004_beat",
         "0005_early_votes",
         "0006_erasure",
+        "0007_report",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

@@ -1,7 +1,7 @@
 """One training round, resumable by phase: collect → sft → reward → ppo → gate → publish.
 
-Owns the round's folder, its checkpoints and its progress row. Each phase leaves a file and is skipped when a restarted
-round has it; PPO resumes at its last iteration. When rounds run is `worker.py`'s affair.
+Owns the round's folder, its checkpoints and its progress row. Each phase leaves its files; a restarted
+round goes on at the phase that its row names, and PPO resumes at its last iteration. When rounds run is `worker.py`'s affair.
 """
 
 import json
@@ -453,6 +453,8 @@ class Round:
 
     def _publish(self):
         report, s = json.loads((self.folder / "gate.json").read_text()), self.settings
+        # the samples hold people's words; they stay in the file, which an erasure clears
+        report.pop("samples", None)
         live = self.store.live_policy()
         version = self.store.add_policy(self.id, self.owner, parent=live["version"])
         path, sha256 = adapters.write(

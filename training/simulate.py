@@ -225,7 +225,7 @@ def run(settings, log=print):
     minutes, peak = (time.monotonic() - start) / 60, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
     row = store.last_round()
-    policy = store.row("select * from policy where round = ?", row["id"])
+    policy = store.round_policy(row["id"])
     figures = {
         "annotator": settings.annotator,
         "votes": settings.votes,

@@ -26,7 +26,7 @@ DRAWS = 1000  # heads that the favourites' shares are counted over
 
 
 class Pair(NamedTuple):
-    """Indices of the left and the right reply, how they were picked (as `Store.start_duel` has it), and the chance with
+    """Indices of the left and the right reply, how they were picked (as `Store.finish_duel` has it), and the chance with
     which this pair was.
     """
 

@@ -1,7 +1,7 @@
 """What people give as `--model`, made into what transformers can load, or refused in one sentence that says what to do.
 
 Looks into folders and files before anything is loaded; turns a GGUF file and a PEFT adapter into an ordinary folder,
-once, under the models' folder. Which model is meant, and how it runs, is `models.py`'s.
+once, under the models' folder. Which model is meant, and how it runs, is `loading.py`'s.
 """
 
 import hashlib

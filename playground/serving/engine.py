@@ -26,7 +26,7 @@ from playground.system import discreet, memory, threads
 log = logging.getLogger(__name__)
 
 CANARIES = [request for request, _ in prompts.canaries()[:3]]  # read by every new version while people wait for it
-RESIDENT = 2  # versions in memory besides one that is being built
+RESIDENT = 2  # versions in memory, the one that is being built included
 STORE_PAUSE = 5.0  # seconds until the next look where the store cannot answer
 SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
 CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions

@@ -120,6 +120,12 @@ def erasure(db):
                   select annotator, id, strftime('%Y-%m-%dT%H:%M:%fZ') from conversation where deleted is not null""")
 
 
+@migrations(name="0007_report")
+def report(db):
+    """A policy's report no longer holds the samples, which are people's words and outlived the deletion of a chat."""
+    db.execute("update policy set gate_report = json_remove(gate_report, '$.samples') where json_valid(gate_report)")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,
