@@ -1,7 +1,8 @@
 """One training round, resumable by phase: collect → sft → reward → ppo → gate → publish.
 
 Owns the round's folder, its checkpoints and its progress row. Each phase leaves its files; a restarted
-round goes on at the phase that its row names, and PPO resumes at its last iteration. When rounds run is `worker.py`'s affair.
+round goes on at the phase that its row names, and PPO resumes at its last iteration. When rounds run is `worker.py`'s
+affair.
 """
 
 import json

@@ -26,8 +26,8 @@ DRAWS = 1000  # heads that the favourites' shares are counted over
 
 
 class Pair(NamedTuple):
-    """Indices of the left and the right reply, how they were picked (as `Store.finish_duel` has it), and the chance with
-    which this pair was.
+    """Indices of the left and the right reply, how they were picked (as `Store.finish_duel` has it),
+    and the chance with which this pair was.
     """
 
     first: int = 0
