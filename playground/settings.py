@@ -176,7 +176,7 @@ class Settings(BaseSettings):
     """Updates of the page a second while replies stream."""
     waiting_messages: int = Field(64, ge=1, le=10000)
     """Messages that may wait for room at once, of all people together; who sends one more gets it back and is told."""
-    messages_per_address: int = Field(16, ge=1, le=10000)
+    messages_per_address: int = Field(8, ge=1, le=10000)
     """Messages from one network address that may run and wait at once; of each person it is one."""
 
     # -- when a round runs

@@ -394,6 +394,7 @@ def test_of_what_is_wrong_with_a_gesture_no_traceback_is_printed(page, capfd):
                 None,
                 {},
                 {"index": [1, 0]},
+                {"index": [], "value": "x", "liked": True, "previous_value": "y"},
                 {"index": "x", "value": [], "liked": "maybe", "previous_value": {}},
             ):
                 for value in (None, "nothing", 10**12, -1, ["nothing"], True):

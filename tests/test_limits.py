@@ -67,6 +67,22 @@ def test_an_open_page_is_not_forgotten_for_another():
     assert "c" in held.sessions and len(held.sessions) == 2
 
 
+def test_many_open_pages_of_one_address_do_not_keep_another_out():
+    """A thousand open streams of eleven addresses, which read nothing, kept every new visitor out."""
+    held = limits(sessions=10)
+    with ExitStack() as pages:
+        for n in range(8):
+            held.clock.now += 1
+            pages.enter_context(held.stream(Visitor(f"invented {n // 4}", "10.0.0.3"), f"s{n}", reads=False))
+        pages.enter_context(held.stream(ANN, "anns", reads=False))
+        pages.enter_context(held.stream(ANN, "anns too", reads=False))
+        held.session(BOB, "bobs")
+        assert "s0" not in held.sessions and {"anns", "anns too", "bobs", "s1"} <= held.sessions.keys()
+        with pytest.raises(TooMuch, match="Too many people"):
+            held.session(Visitor("invented 9", "10.0.0.3"), "s9")
+    assert len(held.sessions) == 10
+
+
 def test_a_session_that_nobody_uses_is_forgotten():
     forgotten = []
     held = limits(forgotten)

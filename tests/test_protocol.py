@@ -62,7 +62,7 @@ def test_connections_in_all_are_bounded_and_given_back():
         assert answer(held[0])
         held.pop().close()
         until = time.monotonic() + 10
-        while protocol.open.total() > 2 and time.monotonic() < until:
+        while sum(map(len, protocol.open.values())) > 2 and time.monotonic() < until:
             time.sleep(0.01)
         with socket.create_connection(("127.0.0.1", port), 10) as late:
             assert answer(late)
@@ -78,6 +78,20 @@ def test_one_address_has_so_many_connections_but_a_proxy_on_this_machine_all(pee
         assert all(answer(connection) for connection in held)
         with socket.create_connection(("127.0.0.1", port), 10) as third:
             assert bool(answer(third)) is lets_in if lets_in else is_closed(third)
+        for connection in held:
+            connection.close()
+
+
+def test_one_address_with_many_connections_does_not_keep_another_out(monkeypatch):
+    """Eight addresses with 200 connections each, or one with 1,500 behind a proxy, were the whole server."""
+    peers = iter(["10.0.0.5", "10.0.0.5", "10.0.0.5", "10.0.0.6"])
+    monkeypatch.setattr("uvicorn.protocols.http.h11_impl.get_remote_addr", lambda transport: (next(peers), 5))
+    with serving(bounded(most=3)) as port:
+        held = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
+        assert all(answer(connection) for connection in held)
+        with socket.create_connection(("127.0.0.1", port), 10) as other:
+            assert answer(other)
+        assert is_closed(held[0]) and answer(held[1]) and answer(held[2])
         for connection in held:
             connection.close()
 

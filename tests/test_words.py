@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ SPEAKERS = {
 SPOKEN = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 
 
+@cache
 def calls(path):
     return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
 
@@ -41,6 +43,7 @@ def is_words(function):
     return text == "w" or text in ("words.label", "words.mark") or re.fullmatch(r"words\.of\(\w+\)", text) is not None
 
 
+@cache
 def keys():
     return {
         (path.name, ast.unparse(node.args[0])): node.args[0]
@@ -65,6 +68,7 @@ def sample(node, figure="7"):
     return None
 
 
+@cache
 def said():
     """(file, text) of every message that an exception or a round's end carries to the page."""
     found = []

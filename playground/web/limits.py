@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from playground.people.addresses import one_place
 from playground.settings import Settings
@@ -71,7 +71,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         self._requests, self._streams = Counter(), Counter()  # open ones, by person and by address
-        self._rate = FixedWindowRateLimiter(MemoryStorage())
+        self._rate = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._per_minute = RateLimitItemPerMinute(self.settings.requests_per_minute)
         self._assets_per_minute = RateLimitItemPerMinute(ASSETS * self.settings.requests_per_minute)
 
@@ -142,26 +142,45 @@ class Limits:
         return session
 
     def _make_room(self, visitor: Visitor) -> None:
-        """Drop what nobody uses, then as many of the visitor's own idle sessions as it takes for one more."""
-        self._drop(name for name, s in list(self.sessions.items()) if not s.open and s.used < self.clock() - IDLE)
-        bounds = [
-            (self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person),
-            (self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address),
-            (self.settings.sessions, lambda s: True),
-        ]
-        for most, counts in bounds:
-            mine = [name for name, s in self.sessions.items() if counts(s)]
-            idle = sorted(
-                (name for name in mine if not self.sessions[name].open), key=lambda name: self.sessions[name].used
-            )
-            surplus = len(mine) - most + 1
-            if surplus > len(idle):
-                raise TooMuch(
-                    "Too many pages or requests are open in your browser or network. Close some and try again."
-                )
-            self._drop(idle[: max(surplus, 0)])
+        """Drop what nobody uses, then as many sessions as it takes for one more of this visitor."""
+        self._drop([name for name, s in self.sessions.items() if not s.open and s.used < self.clock() - IDLE])
+        self._make_room_among(self.settings.sessions_per_person, lambda s: s.owner.person == visitor.person)
+        self._make_room_among(self.settings.sessions_per_address, lambda s: s.owner.address == visitor.address)
+        while len(self.sessions) >= self.settings.sessions:
+            self._drop([self._least_missed(visitor)])
 
-    def _drop(self, names) -> None:
-        for name in list(names):
+    def _make_room_among(self, most: int, counts: Callable[[Session], bool]) -> None:
+        """Drop as many of these sessions, none of them open, as it takes for one more. TooMuch where they are open."""
+        mine = [name for name, session in self.sessions.items() if counts(session)]
+        idle = sorted((name for name in mine if not self.sessions[name].open), key=lambda n: self.sessions[n].used)
+        surplus = len(mine) - most + 1
+        if surplus > len(idle):
+            raise TooMuch("Too many pages or requests are open in your browser or network. Close some and try again.")
+        self._drop(idle[: max(surplus, 0)])
+
+    def _least_missed(self, visitor: Visitor) -> str:
+        """The session that goes when there are too many in all: one of the address that has most, so that nobody keeps
+        everybody else out. Who has as many as anybody gives up an own one. TooMuch where those are open.
+        """
+        addresses = Counter(session.owner.address for session in self.sessions.values())
+        heaviest, most = addresses.most_common(1)[0]
+        own = addresses[visitor.address]
+        if own >= most:
+            names = [name for name, s in self.sessions.items() if s.owner.address == visitor.address and not s.open]
+        elif own + 1 == most:
+            names = [name for name, s in self.sessions.items() if not s.open]
+        else:
+            names = [name for name, s in self.sessions.items() if s.owner.address == heaviest]
+        if not names:
+            raise TooMuch("Too many people have this page open. Wait a minute and try again.")
+
+        def worth(name: str) -> tuple[bool, int, float]:
+            session = self.sessions[name]
+            return session.open, session.readers, session.used
+
+        return min(names, key=worth)
+
+    def _drop(self, names: list[str]) -> None:
+        for name in names:
             del self.sessions[name]
             self.forget(name)

@@ -84,6 +84,8 @@ def read(body: bytes, handlers: dict[int, Handler], queued: bool) -> Call:
     checked = event(call.event_data)
     if not handler.event <= (checked or {}).keys():
         raise BadPayload("event_data: something is missing")
+    if "index" in handler.event and not is_place(checked["index"]):
+        raise BadPayload("event_data: index is no place in a chat or list")
     return call.model_copy(update={"event_data": checked})
 
 
@@ -104,6 +106,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, list) and len(value) <= 2 and all(type(item) is int for item in value):
         return value
     return None
+
+
+def is_place(index: Any) -> bool:
+    """Whether an event's index is a row, or a row and a column."""
+    if isinstance(index, list):
+        return len(index) > 0
+    return type(index) is int
 
 
 def refuse_files(value: Any) -> None:
