@@ -1,5 +1,6 @@
 # Two commands: `make run` starts the app, `make test` passes the tests; both set everything up first.
-PYTHON ?= python3.11
+# the first of these that runs
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: run setup test
@@ -16,6 +17,7 @@ test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/python -m pytest $(ARGS)
 
 .venv/requirements.stamp: requirements.txt
+	@test -n "$(PYTHON)" || { echo "Nudge needs Python 3.11, 3.12 or 3.13"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
