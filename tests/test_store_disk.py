@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,19 @@ def test_what_was_recorded_before_the_locks_were_lost_is_there_after_a_restart(f
         cast(file_store)
     del file_store
     assert Store(path).row("select count(*) as n from vote")["n"] == 5
+
+
+def test_what_was_recorded_before_the_log_was_deleted_is_saved(file_store):
+    """Votes that were acknowledged were in the deleted file alone, and gone at the next start."""
+    path = Path(file_store.path)
+    who = file_store.annotator("before")
+    log_deleted(path)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StoreLost):  # in a thread that has no connection yet
+        pool.submit(file_store.annotator, "after").result()
+    again = path.with_name("again.db")
+    shutil.copy(path, again)
+    assert Store(again).rows("select id from annotator where token_hash is not null") == [{"id": who}]
+    assert file_store.trouble(), "and nothing more is recorded"
 
 
 def test_files_that_vanish_during_a_transaction_are_noticed_before_the_write_is_said_to_be_recorded(file_store):

@@ -47,6 +47,7 @@ def test_an_exclusive_lock_stops_reads_too_and_they_say_so(hasty):
     store, other = hasty
     other.execute("pragma locking_mode=exclusive")
     store._kept.close()  # the lock is to be had only while nobody has the file open
+    store._local.db.close()
     del store._local.db
     other.execute("begin exclusive")
     other.execute("update policy set reason = null")

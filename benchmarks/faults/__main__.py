@@ -24,7 +24,7 @@ from playground.settings import Settings, SettingsError, read
 SECTIONS = ("fuzz", "kills", "disk", "database", "tampered", "clock", "architectures", "limits")
 # what the issue calls them: disk holds "disk full", database "locked, replaced, deleted", tampered the adapters
 ALIASES = {"adapters": "tampered", "locked": "database"}
-WHOLE_MINUTES = 40  # after which no further section begins
+WHOLE_MINUTES = 90  # after which no further section begins
 
 
 class FaultsSettings(Settings):

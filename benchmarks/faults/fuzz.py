@@ -162,7 +162,8 @@ def run(scene: Scene) -> list[dict]:
     folder.mkdir()
     (folder / ".env").write_text(f"SECRET_OF_SOMEBODY={ENV_MARK}\n")
     known = all_routes(scene.model())
-    with running(folder, scene.model(), SHORT_ROUND) as app:
+    # strangers ask for it by a name of its own, as behind a proxy
+    with running(folder, scene.model(), {**SHORT_ROUND, "allowed_hosts": "nudge.example"}) as app:
         victim = Victim(app)
         victim.chat(scene.count("victim_turns", 24, 8))
         a_round(app)
@@ -222,8 +223,12 @@ def rows(tally: Tally, n: int, before: float | None, after: float | None, app: A
         "no answer": "requests without an answer in 20 s",
     }
     growth = None if after is None else after - before
+    sent = sum(tally.statuses.values())
+    # a door that is shut for all of them would hide what is behind it
+    at_the_door = sum(tally.statuses[status] for status in (0, 400, 404, 405, 421, 429))
     return [
-        report.row("fuzz: requests sent", sum(tally.statuses.values()), "", f"≥ {n}"),
+        report.row("fuzz: requests sent", sent, "", f"≥ {n}"),
+        report.row("fuzz: share that got as far as the gestures and pages", 1 - at_the_door / sent, "", "≥ 0.3"),
         *(report.row(f"fuzz: {what}", tally.found[kind], "", "≤ 0") for kind, what in kinds.items()),
         report.row("fuzz: memory once idle, over that before", growth, "MB", "≤ 50"),
         report.row("fuzz: afterwards a message is answered and a vote counts", int(still_chats(app)), "", "≥ 1"),

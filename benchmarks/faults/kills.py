@@ -17,7 +17,7 @@ from benchmarks.faults.people import Gone, Person, acknowledged
 from benchmarks.faults.running import App, DidNotStart, Scene, rows, send_signal, until
 
 PEOPLE = 3
-MINUTES = 14  # after which no further kill is made
+MINUTES = 60  # after which no further kill is made
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 
 

@@ -49,6 +49,11 @@ class Files:
         """These are the files that were opened."""
         self._opened = {what: _identity(name) for what, name in self.names.items()}
 
+    def only_the_log_is_gone(self) -> bool:
+        """Whether the database is the one that was opened, and there is no write-ahead log, nor a new one of others."""
+        database, log_ = (_identity(self.names[what]) for what in ("database", "write-ahead log"))
+        return database == self._opened["database"] and log_ is None
+
     def changed(self) -> str:
         """What of the files is not what was opened any more, in words; "" where all is well."""
         for what, opened in self._opened.items():

@@ -73,8 +73,9 @@ class File:
         except Timeout:
             raise StoreBusy(f"Another process has been opening the database {path} for {OPENING:.0f} s.") from None
         # while a process has a connection, no other deletes the write-ahead log; a thread's own connection ends with it
-        self._kept = self.db
         self._migrate()
+        self._kept = self._connect(any_thread=True)
+        self._kept.execute("select count(*) from sqlite_master").fetchone()  # which opens the log
         files.make_private()
         files.remember()
         self._files = files
@@ -92,10 +93,10 @@ class File:
             self._local.db = self._connect()
         return self._local.db
 
-    def _connect(self):
-        memory = self.path == ":memory:"
+    def _connect(self, any_thread: bool = False):
+        any_thread = any_thread or self.path == ":memory:"
         connection = sqlite3.connect(
-            self.path, timeout=self.patience, isolation_level=None, check_same_thread=not memory
+            self.path, timeout=self.patience, isolation_level=None, check_same_thread=not any_thread
         )
         for pragma in ("foreign_keys=on", "synchronous=full", "secure_delete=on"):
             connection.execute(f"pragma {pragma}")
@@ -164,7 +165,7 @@ class File:
             if self.db.conn.in_transaction:
                 self.db.execute("rollback")
         except sqlite3.Error:
-            if self._shared is None and self.db is not self._kept:
+            if self._shared is None:
                 self._local.db.close()
                 del self._local.db
 
@@ -176,6 +177,7 @@ class File:
             return
         if not self._lost and (what := self._files.changed()):
             self._lost = True
+            self._rescue()
             log.error(
                 "%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
                 "and restart the app.",
@@ -184,6 +186,19 @@ class File:
             )
         if self._lost:
             raise errors.lost()
+
+    def _rescue(self):
+        """Where only the write-ahead log was deleted, bring what it holds into the database: a connection that was open
+        before still reads it, and it goes with the last of them.
+        """
+        if not self._files.only_the_log_is_gone():
+            return
+        try:
+            _, pages, saved = self._kept.execute("pragma wal_checkpoint(passive)").fetchone()
+        except sqlite3.Error as error:
+            log.error("what the deleted write-ahead log held could not be saved: %s", error)
+            return
+        log.warning("%d of %d pages of the deleted write-ahead log were saved into the database", saved, pages)
 
     def trouble(self) -> str:
         """Why nothing can be written now, in words; "" where it can. Found out by writing, at most once in two
