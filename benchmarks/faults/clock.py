@@ -118,8 +118,8 @@ def chat_on_top(app: App, page: Person) -> bool:
     text = f"chat {secrets.token_hex(5)}"
     page.turn(text, "a")
     again = page.loaded().text
-    listed = re.search(r'"choices":\s*\[\[?\s*"([^"]*)"', again)
-    return bool(listed) and listed[1] == text and again.count(text) > 1  # in the list and in the panes
+    heads = re.findall(r'"choices":\s*\[\[?\s*"([^"]*)"', again)  # of the chats, and of the reasons
+    return text in heads and again.count(text) > 1  # in the list and in the panes
 
 
 def chats(app: App, clock: Clock) -> list[str]:
