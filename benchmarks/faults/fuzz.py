@@ -163,7 +163,7 @@ def run(scene: Scene) -> list[dict]:
     (folder / ".env").write_text(f"SECRET_OF_SOMEBODY={ENV_MARK}\n")
     known = all_routes(scene.model())
     # strangers ask for it by a name of its own, as behind a proxy
-    with running(folder, scene.model(), {**SHORT_ROUND, "allowed_hosts": "nudge.example"}) as app:
+    with running(folder, scene.model(), {**SHORT_ROUND, "allowed-hosts": "nudge.example"}) as app:
         victim = Victim(app)
         victim.chat(scene.count("victim_turns", 24, 8))
         a_round(app)
