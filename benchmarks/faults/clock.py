@@ -141,7 +141,7 @@ def rounds(scene: Scene, app: App, clock: Clock) -> tuple[int | None, float | No
     round began.
     """
     owner(app).event("train-now")
-    before = until(lambda: app.rows(f"{ACTIVE} and phase = 'ppo'"), 120, pause=0.3)
+    before = until(lambda: app.rows(f"{ACTIVE} and phase = 'ppo'"), 300, pause=0.3)
     if not before:
         scene.log(f"clock: no round began: {app.rows('select id, state, reason from round')}")
         return None, None
