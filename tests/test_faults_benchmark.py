@@ -182,7 +182,7 @@ def test_an_answer_is_judged(role: str, answer: raw.Response, unfinished: bool, 
 def test_tracebacks_in_a_log_are_counted_and_named():
     log = (
         "INFO fine\nTraceback (most recent call last):\n  File \"x\", line 1\n    boom()\nKeyError: 'a'\nINFO fine\n"
-        'Traceback (most recent call last):\n  File "y", line 2\nplayground.session.Refused: no\n'
+        'Traceback (most recent call last):\n  File "y", line 2\nplayground.chat.session.Refused: no\n'
     )
     assert running.tracebacks(log) == ["KeyError: 'a'", "playground.chat.session.Refused: no"]
     assert running.tracebacks("INFO fine\n") == []

@@ -24,7 +24,7 @@ def test_the_need_counts_both_trunks_and_grows_with_the_microbatch(settings):
 
 def test_a_gpu_without_room_is_refused_in_words(settings, monkeypatch):
     gpu.check(settings)  # no GPU, no question
-    monkeypatch.setattr(gpu.models, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(gpu.loading, "device_of", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
     with pytest.raises(
         gpu.NotEnoughMemory, match=r"has 0\.0 GB free and a round needs about .* lower --ppo-microbatch \(now 8\)"
