@@ -92,6 +92,14 @@ def test_a_published_version_answers_the_next_turn_and_no_earlier_one(site):
     assert run(site, before) == alone(site, 0) != alone(site, 1) == run(site, after)
 
 
+def test_a_version_goes_live_though_the_data_folder_was_moved(site):
+    """A backup that was restored elsewhere, or a start from another directory, lost the live version for good."""
+    publish(site, 0.3)
+    with site.store.writing() as db:
+        db["policy"].update(1, {"path": "data/of/before/v0001"})
+    assert site.follow_store() and site.live.version == 1
+
+
 def test_a_third_version_waits_until_the_first_has_no_streams(site):
     publish(site)
     site.follow_store()

@@ -291,7 +291,11 @@ class Round:
         there is room to move.
         """
         s = self.settings
-        manifest, tensors = adapters.read(live["path"], base_hash=self.base["hash"], expected_sha256=live["sha256"])
+        manifest, tensors = adapters.read(
+            adapters.place(self.settings.adapters_dir, live["path"]),
+            base_hash=self.base["hash"],
+            expected_sha256=live["sha256"],
+        )
         if (manifest["rank"], manifest["alpha"]) != (s.lora_rank, s.lora_alpha):
             raise adapters.BadAdapter(
                 f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start "
@@ -517,7 +521,12 @@ class Round:
         shell = self._cache["live_shell"]
         if row["version"] == 0:
             return shell
-        return adapters.load(row["path"], shell, base_hash=self.base["hash"], expected_sha256=row["sha256"])
+        return adapters.load(
+            adapters.place(self.settings.adapters_dir, row["path"]),
+            shell,
+            base_hash=self.base["hash"],
+            expected_sha256=row["sha256"],
+        )
 
 
 def _write_json(path, data):

@@ -122,6 +122,14 @@ def write(root, version, tensors, *, rank, alpha, targets, base, parent, round_i
     return final, _sha256(final / MANIFEST)
 
 
+def place(adapters_dir: Path, path: str) -> Path:
+    """The folder of a version that was published at `path`: below the adapters' folder of now, which may have been
+    moved with the rest of the data since, or the app started elsewhere.
+    """
+    here = Path(adapters_dir) / Path(path).name
+    return here if here.exists() else Path(path)
+
+
 def read(folder, *, base_hash, expected_sha256=None):
     """Return (manifest, tensors) of a version after checking its hashes, its base, its names and shapes, and that every
     value is finite and of sane size. BadAdapter otherwise, whatever is wrong with it."""

@@ -460,7 +460,11 @@ class Engine:
     def _build(self, row):
         if row["version"] == 0:
             return Policy(0, self.base, self.live.forward.sibling(self.base))
-        manifest, tensors = adapters.read(row["path"], base_hash=self.identity["hash"], expected_sha256=row["sha256"])
+        manifest, tensors = adapters.read(
+            adapters.place(self.settings.adapters_dir, row["path"]),
+            base_hash=self.identity["hash"],
+            expected_sha256=row["sha256"],
+        )
         weights = manifest["files"][adapters.WEIGHTS]["sha256"]
         if before := self.store.quarantined(row["version"], weights):
             raise adapters.BadAdapter(
