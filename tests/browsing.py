@@ -43,13 +43,12 @@ LEAVING = set()  # pages being left: what Gradio's code says of the streams it t
 class App:
     """`python app.py` with a data folder of its own; `url`, `admin_url` for one browser, and `rows` of its database.
 
-    `pace`: seconds that each token takes longer, so that a tiny model streams as slowly as a real one.
+    `paced`: a tiny model streams as slowly as the tests need it (`paced_app.py`).
     """
 
-    def __init__(self, folder, *flags, model=None, tokens=None, pace=None):
+    def __init__(self, folder, *flags, model=None, tokens=None, paced=False):
         self.folder = folder
-        program = ROOT / "tests" / "paced_app.py" if pace else ROOT / "app.py"
-        self.environ = {**os.environ, "PACE": str(pace)}
+        program = ROOT / "tests" / "paced_app.py" if paced else ROOT / "app.py"
         found = loading.resolve(Settings())
         self.real = model is None and Path(found).exists()
         # a tiny model is so fast that it must write more
@@ -79,9 +78,7 @@ class App:
             shutil.copy(folder / "data" / TUNED.name, TUNED)
 
     def start(self):
-        self.process = subprocess.Popen(
-            self.command, cwd=self.folder, env=self.environ, text=True, stdout=subprocess.PIPE
-        )
+        self.process = subprocess.Popen(self.command, cwd=self.folder, text=True, stdout=subprocess.PIPE)
         line = self.process.stdout.readline()
         assert line.startswith("Nudge is at "), line
         self.url = line.split()[-1]
@@ -111,10 +108,10 @@ def app(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paced(tmp_path_factory):
-    """The app with a tiny model that writes 50 tokens a second on every machine."""
+    """The app with a tiny model that streams at the same pace on every machine."""
     folder = tmp_path_factory.mktemp("paced")
     plain = ("--no-worker", "--threads", 1, "--dtype", "float32", "--decode-format", "float32")
-    app = App(folder, *plain, model=tiny_folder(folder / "model"), tokens=40, pace=0.02)
+    app = App(folder, *plain, model=tiny_folder(folder / "model"), tokens=40, paced=True)
     yield app
     app.stop()
 
