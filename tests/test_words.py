@@ -18,6 +18,7 @@ UI = sorted((ROOT / "playground" / "ui").glob("*.py"))
 SPEAKERS = {
     "Refused",
     "TooMuch",
+    "NotTheirs",
     "StoreError",
     "StoreBusy",
     "StoreFull",
