@@ -119,7 +119,8 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
                     temperature=settings.temperature,
                     end_tokens=end,
                 )
-                log(f"{part}: replies to {start + len(chunk)} of {len(texts)} prompts")  # noqa: B023, called in this turn
+                done = start + len(chunk)  # noqa: B023, called in this turn
+                log(f"{part}: replies to {done} of {len(texts)} prompts")  # noqa: B023
                 return [e.completion for e in episodes]
 
             completions = cache.get(sample, kind="replies", prompts=chunk, **key)

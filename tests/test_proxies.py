@@ -25,7 +25,16 @@ FORGED = [
 ]
 
 
-def through(headers=(), peer="10.0.0.2", trusted="10.0.0.0/8, ::1", root_path="", path="/config", kind="http"):
+def through(
+    headers=(),
+    peer="10.0.0.2",
+    trusted="10.0.0.0/8, ::1",
+    root_path="",
+    path="/config",
+    kind="http",
+    host="inner:7860",
+    hosts=ANY,
+):
     """(scope that the app gets or None, status that was answered or None) of a request from `peer`."""
     seen, sent = [], []
 
@@ -43,36 +52,15 @@ def through(headers=(), peer="10.0.0.2", trusted="10.0.0.0/8, ::1", root_path=""
         "query_string": b"a=1",
         "scheme": "http" if kind == "http" else "ws",
         "client": (peer, 5) if peer else None,
-        "headers": [
-            (name.lower().encode(), value.encode("latin-1")) for name, value in [("host", "inner:7860"), *headers]
-        ],
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in [("host", host), *headers]],
     }
-    asyncio.run(Proxies(app, trusted, root_path)(scope, None, send))
+    asyncio.run(Proxies(app, trusted, root_path, hosts)(scope, None, send))
     return (seen or [None])[0], (sent or [None])[0]
 
 
 def asked(name, hosts):
     """(scope that the app gets or None, what was answered or None) of a request with this Host header."""
-    seen, sent = [], []
-
-    async def app(scope, receive, send):
-        seen.append(scope)
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": "/",
-        "raw_path": b"/",
-        "query_string": b"",
-        "scheme": "http",
-        "client": ("127.0.0.1", 5),
-        "headers": [(b"host", name.encode())],
-    }
-    asyncio.run(Proxies(app, hosts=hosts)(scope, None, send))
-    return (seen or [None])[0], (sent or [None])[0]
+    return through(host=name, hosts=hosts)
 
 
 def host(scope):

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse
 
 from playground.people.addresses import parsed
+from playground.settings import Settings
 
 FORWARDING = re.compile(
     r"forwarded|x-forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|"
@@ -69,7 +70,7 @@ class Proxies:
             _below(scope, prefix)
         await self.app(scope, receive, send)
 
-    def answers_to(self, name):
+    def answers_to(self, name: str) -> bool:
         """Whether a host name is one of the app's."""
         return self.hosts is ANY or name in self.hosts or is_this_machine(name)
 
@@ -105,7 +106,7 @@ class Proxies:
         return found
 
 
-def allowed_hosts(settings):
+def allowed_hosts(settings: Settings) -> frozenset[str] | None:
     """The host names that the app answers to besides this machine's, or ANY."""
     if settings.allowed_hosts:
         return frozenset(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
@@ -113,12 +114,12 @@ def allowed_hosts(settings):
     return frozenset() if alone else ANY
 
 
-def host_name(host):
+def host_name(host: str) -> str:
     """The name in a Host header, without its port, in small letters."""
     return re.sub(r":\d+$", "", host).lower().rstrip(".")
 
 
-def is_this_machine(name):
+def is_this_machine(name: str) -> bool:
     """Whether a host name or address means the machine itself, whoever asks."""
     ip = parsed(name)
     return ip.is_loopback if ip else name == "localhost" or name.endswith(".localhost")
