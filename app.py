@@ -78,9 +78,8 @@ def serve(settings, sock):
         raise CannotStart(error) from None
     store = open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
-    worker = (
-        Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
-    )
+    command = [sys.executable, "-m", "training.worker", "--server-pid", str(os.getpid())]
+    worker = Child(command, child_environ(settings)).start() if settings.worker else None
     engine.neighbour = worker
     try:
         server.Web(

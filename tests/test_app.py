@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from playground.store import Store
+from tests.test_loop import wait_until
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +110,24 @@ def test_a_worker_that_dies_is_started_again_and_the_chat_does_not_notice(folder
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["in a round", "at once"])
+def test_a_worker_ends_with_a_server_that_is_killed(folder, tmp_path, busy):
+    """It went on with its round for minutes, beside the worker of the next server; one whose server was killed while it
+    started stayed for ever."""
+    if busy:
+        store = Store(tmp_path / "data" / "nudge.db")
+        store.request_round()
+    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
+    try:
+        address(process)
+        [worker] = psutil.Process(process.pid).children()
+        wait_until(lambda: not busy or store.last_round()["state"] != "requested")
+    finally:
+        process.kill()
+    worker.wait(60)
+    process.communicate()
 
 
 def test_a_setting_out_of_range_is_named_with_what_is_accepted(tmp_path):

@@ -149,7 +149,7 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
     assert statuses == ["retired", "retired", "live"]
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

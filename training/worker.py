@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import torch
+from pydantic import Field
 
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
@@ -32,6 +33,7 @@ log = logging.getLogger("training.worker")
 # seconds for which the worker waits for another process that holds the database: nobody waits for the worker
 PATIENCE = 60.0
 STORE_PAUSE = 10.0  # seconds until it looks for work again where the store could not answer
+PARENT_PAUSE = 1.0  # seconds between two looks whether the server is still there
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
 
@@ -41,6 +43,8 @@ class WorkerSettings(Settings):
 
     once: bool = False
     """Run one round now and exit."""
+    server_pid: int = Field(0, ge=0)
+    """End as soon as this process, the worker's parent, has ended; 0 is never."""
 
 
 def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None):
@@ -174,6 +178,8 @@ def main(argv=None):
     except SettingsError as error:
         sys.exit(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if settings.server_pid:
+        end_with(settings.server_pid)
     be_quiet(settings)
     memory.return_freed()
     memory.keep_few_primitives()
@@ -185,10 +191,9 @@ def main(argv=None):
         if settings.once:
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
-        parent = os.getppid()
         forecaster, eraser = Forecaster(store, settings), Eraser(store, settings)
         eraser.tidy()
-        while os.getppid() == parent:  # a worker whose server is gone ends
+        while True:
             if not step(store, settings, owner, forecaster, eraser):
                 time.sleep(settings.poll_seconds)
     except KeyboardInterrupt:
@@ -219,6 +224,21 @@ def wait_for_round(store, settings, owner):
             time.sleep(settings.poll_seconds)
     print(f"Round {row['id']}: {row['state']}{'. ' + row['reason'] if row['reason'] else ''}")
     return EXIT_CODES.get(row["state"], 1)
+
+
+def end_with(parent):
+    """End this process, in order as on SIGTERM, soon after `parent` (the process id that started it) has ended.
+
+    A server that was killed would otherwise leave its worker training, beside the worker of the next server.
+    """
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(PARENT_PAUSE)
+        log.warning("the server has ended; so does its worker")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def be_quiet(settings):
