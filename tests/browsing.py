@@ -61,6 +61,8 @@ class App:
             model,
             "--port",
             0,
+            "--threads",
+            1,
             "--reply-tokens",
             tokens,
             "--data-dir",
@@ -110,7 +112,7 @@ def app(tmp_path_factory):
 def paced(tmp_path_factory):
     """The app with a tiny model that streams at the same pace on every machine."""
     folder = tmp_path_factory.mktemp("paced")
-    plain = ("--no-worker", "--threads", 1, "--dtype", "float32", "--decode-format", "float32")
+    plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32")
     app = App(folder, *plain, model=tiny_folder(folder / "model"), tokens=40, paced=True)
     yield app
     app.stop()

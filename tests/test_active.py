@@ -12,8 +12,6 @@ from playground.settings import Settings
 from tests.test_scorer import head
 from tests.tiny import tiny_folder
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)

@@ -15,8 +15,6 @@ from tests.architectures import ARCHITECTURES
 from training import ppo, rollout, selftest
 from training.policy import PolicyModel
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 ONE_BY_ONE = {"Mamba", "LFM2", "Bamba"}  # their cache holds more than keys and values
 OWN_PROMPTS = {
     "BLOOM",

@@ -9,8 +9,6 @@ from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
 from playground.models import attention
 from tests.tiny import tiny_model
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 

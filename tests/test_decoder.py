@@ -9,8 +9,6 @@ from playground.decoding import lean, plain
 from playground.decoding.decoder import Decoding, Sampling, penalised, run, step, truncated
 from tests.tiny import tiny_model, tiny_tokenizer
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 INF = math.inf
 SHORT, LONG = [5, 6, 7], list(range(30, 50))
 NEVER = frozenset()  # no token ends a reply

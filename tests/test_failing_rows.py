@@ -4,7 +4,6 @@ import math
 from itertools import chain
 
 import pytest
-import torch
 
 from playground.decoding import decoder, lean, plain
 from playground.decoding.decoder import Decoding, NotFinite, Sampling, run, step
@@ -13,8 +12,6 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder, tiny_model
-
-torch.set_num_threads(1)
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13], [14, 15, 16]]
 NEVER = frozenset()  # no token ends a reply

@@ -12,8 +12,6 @@ from playground.settings import Settings, read
 from tests import architectures
 from tests.architectures import FOLDERS
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 
 def settings_of(source, tmp_path, **changes):
     return Settings(

@@ -13,8 +13,6 @@ from training import simulate
 from training.annotators import Person
 from training.forecast import Forecaster
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 
 def pleasant(prompt, reply):
     return liking(reply)

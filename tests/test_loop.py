@@ -101,7 +101,6 @@ def alone(engine, settings, version, prompt):
 
 @pytest.fixture
 def running(tmp_path):
-    torch.set_num_threads(2)
     settings = settings_for(tmp_path)
     store = Store(settings.database)
     engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings))

@@ -8,8 +8,6 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 EPISODES = [
     Episode([5, 6, 7], [20, 21, 22, 2], True),
     Episode(list(range(30, 42)), [50, 51], False),

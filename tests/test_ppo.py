@@ -12,8 +12,6 @@ from training import ppo, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode, generator
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 
 def trainer(**changes):
     s = settings(**changes)

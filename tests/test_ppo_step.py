@@ -13,8 +13,6 @@ from tests.tiny import tiny_folder
 from training import ppo_math
 from training.rollout import Episode
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 PROMPTS = [[5, 6, 7], [30, 31]]
 
 

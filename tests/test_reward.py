@@ -11,8 +11,6 @@ from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward
 from training.preferences import TIE, A, B, Preferences
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 
 def planted(n=400, d=8, seed=0, indifference=0.0):
     """Features, a direction, and pairs that it decides; closer than `indifference`, a pair is a tie."""

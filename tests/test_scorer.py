@@ -13,8 +13,6 @@ from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -22,8 +22,6 @@ from training.round import Round
 from training.selftest import SelfTestFailed
 from training.worker import run_once
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
 REAL = Path(loading.resolve(Settings()))
 real = [
     pytest.mark.real,

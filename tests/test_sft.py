@@ -11,9 +11,6 @@ from training import sft
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
-torch.set_num_threads(1)  # tensors this small are slower on two
-
-
 DEMONSTRATIONS = [Episode([5, 6, 7], [20, 21, 22, 2], True), Episode([30, 31], [50, 51, 52, 53, 2], True)]
 
 
