@@ -1,5 +1,7 @@
 """What admins change for the next rounds: what is kept, what is refused, and that nobody else can."""
 
+from pathlib import Path
+
 import gradio as gr
 import pytest
 
@@ -7,6 +9,7 @@ from playground.people import visitor
 from playground.people.admins import Admins
 from playground.settings import Settings, SettingsError, overridden, sections
 from playground.store import Store
+from playground.ui import unchecked
 from playground.ui.control import Control
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
@@ -152,3 +155,9 @@ def test_only_settings_of_training_can_be_changed():
     }
     with pytest.raises(SettingsError, match="data_dir"):
         overridden(Settings(_env_file=None), {"data_dir": "/"})
+
+
+def test_gradio_writes_no_stub_beside_our_components():
+    """It did when the app started, and mypy then read the stub in place of the module."""
+    assert not Path(unchecked.__file__).with_suffix(".pyi").exists()
+    assert unchecked.Radio(["a"]).preprocess("b") == "b", "a value that Gradio's own Radio refuses"

@@ -53,7 +53,7 @@ def now(store, settings, version=0, **more):
     return LoopStatus(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, **more})
 
 
-# -- the strip
+# -- the status bar
 
 
 def test_the_strip_counts_votes_before_the_first_round(store, settings):
