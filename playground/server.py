@@ -21,7 +21,7 @@ from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.people.visitor import Cookies
 from playground.store import StoreError
 from playground.ui import page, states, theme, words
-from playground.ui.lane import EVENTS
+from playground.ui.stream_threads import MAX_STREAMS
 from playground.web.allowlist import Allowlist
 from playground.web.limits import Limits
 from playground.web.onepage import OnePage
@@ -56,9 +56,9 @@ def create(settings, store, engine, chat):
     open_to_leavers(app, store, chat)
     states.use()
     blocks = page.build(settings, store, engine, chat)
-    blocks.queue(max_size=EVENTS, default_concurrency_limit=16)
+    blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
     blocks._queue.max_thread_count = (
-        EVENTS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
+        MAX_STREAMS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
     )
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from playground.store import Store
-from playground.ui.chats import STRETCH
+from playground.ui.sidebar import PAGE_SIZE
 from tests.browsing import MARKS, growing, lengths, messages, reload, reply, send, shot, tab, turn, wait_for_vote
 
 pytestmark = MARKS
@@ -220,7 +220,7 @@ def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):
     turn(page, "The first of many", "a")
     annotator = app.rows("select max(id) from annotator")[0][0]
     store = Store(app.database)
-    for i in range(STRETCH + 5):
+    for i in range(PAGE_SIZE + 5):
         conversation = store.new_conversation(annotator)
         side = {"policy": 0, "base_model": "x", "base_hash": "x", "template_hash": "x", "sampling": {}, "seed": 0}
         duel = store.start_duel(conversation, f"Chat {i}", [1], [side, side])
@@ -242,9 +242,9 @@ def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):
     page.click("#sidebar .toggle-button")
     reload(page)
     page.click("#sidebar .toggle-button")
-    page.wait_for_function(f"document.querySelectorAll('#chats label').length == {STRETCH}")
+    page.wait_for_function(f"document.querySelectorAll('#chats label').length == {PAGE_SIZE}")
     page.click("#earlier-chats")
-    page.wait_for_function(f"document.querySelectorAll('#chats label').length == {STRETCH + 6}")
+    page.wait_for_function(f"document.querySelectorAll('#chats label').length == {PAGE_SIZE + 6}")
     assert not page.is_visible("#earlier-chats")
     page.click("#chats label:has-text('The first of many')")
     page.wait_for_selector("#chat-a .user:has-text('The first of many')")

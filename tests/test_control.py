@@ -1,5 +1,7 @@
 """What admins change for the next rounds: what is kept, what is refused, and that nobody else can."""
 
+from pathlib import Path
+
 import gradio as gr
 import pytest
 
@@ -7,9 +9,10 @@ from playground.people import visitor
 from playground.people.admins import Admins
 from playground.settings import Settings, SettingsError, overridden, sections
 from playground.store import Store
+from playground.ui import unchecked
 from playground.ui.control import Control
 from playground.ui.notice import Notice
-from playground.ui.strip import Strip
+from playground.ui.status_bar import StatusBar
 
 OWNER, STRANGER = "x" * 43, "y" * 43  # cookies
 
@@ -33,8 +36,8 @@ def control():
     admins = Admins(settings, store)
     admins.sign_in_owner(store.annotator("any"), OWNER)
     with gr.Blocks():
-        control = Control(settings, store, admins, Strip(settings, store, Engine), Notice())
-        control.more()
+        control = Control(settings, store, admins, StatusBar(settings, store, Engine), Notice())
+        control.build_folds()
     return control
 
 
@@ -92,21 +95,21 @@ def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
         (control.on_reset, []),
         (control.on_auto, [False]),
         (control.on_start, []),
-        (control.wisher("stop"), []),
+        (control.wish_handler("stop"), []),
     ):
         with pytest.raises(gr.Error) as refused:
             handler(*data, request_)
         assert refused.value.title == "Not allowed"
     assert control.store.overrides() == {} and control.store.last_round() is None
     seen = control.on_tick(None, request_)
-    assert not any(seen[button].visible for button in [*control.rounds, control.fold])
+    assert not any(seen[button].visible for button in [*control.buttons, control.settings_fold])
 
 
 def test_the_buttons_are_those_that_do_something_now(control):
     def shown():
-        control.strip.changed()
+        control.status_bar.invalidate()
         seen = control.on_tick(None, Request())
-        return {button.elem_id for button in control.rounds if seen[button].visible}
+        return {button.elem_id for button in control.buttons if seen[button].visible}
 
     assert shown() == {"train-now", "auto-train"}
     control.on_start(Request())
@@ -122,11 +125,11 @@ def test_the_buttons_are_those_that_do_something_now(control):
 def test_what_is_typed_in_the_fold_outlives_a_round_that_begins(control):
     """The fold was painted with the buttons at every change of the round's state, and a painted fold begins anew."""
     seen = control.on_tick(None, Request())
-    assert control.fold in seen
-    assert control.fold not in control.on_start(Request())
+    assert control.settings_fold in seen
+    assert control.settings_fold not in control.on_start(Request())
     later = control.on_tick(seen[control.painted], Request())
-    assert control.start in later and control.fold not in later
-    assert control.fold in control.on_leave(Request())
+    assert control.start in later and control.settings_fold not in later
+    assert control.settings_fold in control.on_sign_out(Request())
 
 
 def test_a_refusal_is_in_the_readers_language(control):
@@ -152,3 +155,9 @@ def test_only_settings_of_training_can_be_changed():
     }
     with pytest.raises(SettingsError, match="data_dir"):
         overridden(Settings(_env_file=None), {"data_dir": "/"})
+
+
+def test_gradio_writes_no_stub_beside_our_components():
+    """It did when the app started, and mypy then read the stub in place of the module."""
+    assert not Path(unchecked.__file__).with_suffix(".pyi").exists()
+    assert unchecked.Radio(["a"]).preprocess("b") == "b", "a value that Gradio's own Radio refuses"

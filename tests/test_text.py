@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from playground.ui.text import LONGEST, as_markdown, as_typed, line, original, visible
+from playground.ui.text import MAX_PARSED_CHARS, as_markdown, as_typed, one_line, original, visible
 
 MADE = {
     "div",
@@ -192,7 +192,7 @@ def test_a_message_is_no_markdown(text):
 
 def test_a_sign_that_turns_the_page_is_named():
     assert visible("a\u202eb\x07\u2067") == "a⟨U+202E⟩b⟨U+0007⟩⟨U+2067⟩"
-    assert line("a\n\n  b\u202e\tc") == "a b⟨U+202E⟩ c"
+    assert one_line("a\n\n  b\u202e\tc") == "a b⟨U+202E⟩ c"
     assert visible("שלום 👩‍👩‍👧 e\u0301\n\tx") == "שלום 👩‍👩‍👧 e\u0301\n\tx"
 
 
@@ -201,7 +201,7 @@ def test_an_edited_text_is_no_html_and_stays():
 
 
 @pytest.mark.parametrize(
-    "text", ["![" * 4000, "[a](" * 2000, "*a " * 3000, ">" * 8000, "`x``y```z" * 900, "x" * (LONGEST + 1)]
+    "text", ["![" * 4000, "[a](" * 2000, "*a " * 3000, ">" * 8000, "`x``y```z" * 900, "x" * (MAX_PARSED_CHARS + 1)]
 )
 def test_no_text_takes_the_parser_long(text):
     assert original(as_markdown(text)) == text

@@ -10,11 +10,11 @@ import pytest
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
-from playground.ui import gatewords, plots, watch
-from playground.ui import rounds as page
-from playground.ui.rounds import TrainingTab
-from playground.ui.steps import KINDS, kinds, steps
-from playground.ui.strip import Now, Strip, strip
+from playground.ui import gatewords, plots, round_summary, watch
+from playground.ui.phases import PROGRESS_LABELS, phase_progress, phases_html
+from playground.ui.plots import Curve
+from playground.ui.rounds import CURVES, TrainingTab
+from playground.ui.status_bar import LoopStatus, StatusBar, status_html
 from playground.ui.words import Words
 from tests import rounds
 from tests.test_control import OWNER, Engine, Request
@@ -35,7 +35,7 @@ def store():
 class NoControl:
     """Stands in for the Control: one visitor is an admin."""
 
-    def more(self):
+    def build_folds(self):
         pass
 
     def is_admin(self, request):
@@ -45,86 +45,86 @@ class NoControl:
 @pytest.fixture
 def tab(settings, store):
     with gr.Blocks():
-        return TrainingTab(settings, store, Strip(settings, store, Engine), NoControl())
+        return TrainingTab(settings, store, StatusBar(settings, store, Engine), NoControl())
 
 
 def now(store, settings, version=0, **more):
-    found = Now.read(settings, store, type("E", (), {"live": type("P", (), {"version": version})}))
-    return Now(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, **more})
+    found = LoopStatus.read(settings, store, type("E", (), {"live": type("P", (), {"version": version})}))
+    return LoopStatus(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, **more})
 
 
-# -- the strip
+# -- the status bar
 
 
 def test_the_strip_counts_votes_before_the_first_round(store, settings):
     rounds.votes(store, 5)
-    html = strip(now(store, settings), W)
+    html = status_html(now(store, settings), W)
     assert "Vote on 16 replies and I start learning" in html and "5 of 16 new votes" in html and "v0 (base)" in html
-    assert "给 16 个回答投票" in strip(now(store, settings), ZH)
+    assert "给 16 个回答投票" in status_html(now(store, settings), ZH)
 
 
 def test_where_training_is_on_demand_the_strip_promises_nothing(store, settings):
-    html = strip(now(store, settings.model_copy(update={"auto_train": False})), W)
+    html = status_html(now(store, settings.model_copy(update={"auto_train": False})), W)
     assert "on demand" in html and "start learning" not in html
 
 
 def test_what_an_admin_changed_is_what_the_strip_counts_to(store, settings):
     store.override({"round_votes": 4}, store.annotator("admin"))
-    assert "0 of 4 new votes" in strip(now(store, settings), W)
+    assert "0 of 4 new votes" in status_html(now(store, settings), W)
 
 
 def test_a_round_is_told_step_by_step(store, settings):
     store.request_round()
-    assert "waiting for the worker" in strip(now(store, settings), W)
+    assert "waiting for the worker" in status_html(now(store, settings), W)
     row = rounds.begun(store)
     store.update_round(row["id"], "w1", phase="reward", step=62, steps=100)
-    assert "reward model" in strip(now(store, settings), W) and ">62%<" in strip(now(store, settings), W)
+    assert "reward model" in status_html(now(store, settings), W) and ">62%<" in status_html(now(store, settings), W)
     rounds.curves(store, row, 6)
-    html = strip(now(store, settings), W)
+    html = status_html(now(store, settings), W)
     assert (
         "PPO" in html and "6 of 12 · reward 0.93 ↑ · KL 3.00" in html and "width:50%" in html and "min left" not in html
     )
     store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "phase_from": 0})
-    assert "about 5 min left" in strip(now(store, settings, at=1300.0), W)
+    assert "about 5 min left" in status_html(now(store, settings, read_at=1300.0), W)
     store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "phase_from": 3})
-    assert "about 10 min left" in strip(now(store, settings, at=1300.0), W), (
+    assert "about 10 min left" in status_html(now(store, settings, read_at=1300.0), W), (
         "a round that was resumed has its pace from where it resumed"
     )
     store.wish(row["id"], "pause")
-    html = strip(now(store, settings, at=1300.0), W)
+    html = status_html(now(store, settings, read_at=1300.0), W)
     assert "Paused: PPO" in html and "min left" not in html
 
 
 def test_the_end_of_a_round_is_told_with_its_reason(store, settings):
     rounds.published(store, settings)
-    assert "v1 is live." in strip(now(store, settings, version=1), W)
-    assert "v1 is published and is being loaded." in strip(now(store, settings, version=0), W)
+    assert "v1 is live." in status_html(now(store, settings, version=1), W)
+    assert "v1 is published and is being loaded." in status_html(now(store, settings, version=0), W)
     store.reject_live(1, "<NaN>", 0)
-    assert "v1 could not be loaded: &lt;NaN&gt;" in strip(now(store, settings), W)
+    assert "v1 could not be loaded: &lt;NaN&gt;" in status_html(now(store, settings), W)
     rounds.refused(store, settings)
-    assert "over" not in strip(now(store, settings), W) and "it moved too far from the base" in strip(
+    assert "over" not in status_html(now(store, settings), W) and "it moved too far from the base" in status_html(
         now(store, settings), W
     )
-    assert "离基础模型太远" in strip(now(store, settings), ZH) and "13.2" in strip(now(store, settings), ZH)
+    assert "离基础模型太远" in status_html(now(store, settings), ZH) and "13.2" in status_html(now(store, settings), ZH)
     rounds.failed(store)
-    assert "ValueError in phase reward." in strip(now(store, settings), W) and "odd" not in strip(
+    assert "ValueError in phase reward." in status_html(now(store, settings), W) and "odd" not in status_html(
         now(store, settings), W
     ), "an error may quote a person"
 
 
 def test_everybody_who_looks_within_a_second_is_served_by_one_read(store, settings):
     reads = []
-    shared = Strip.__new__(Strip)
+    shared = StatusBar.__new__(StatusBar)
     with gr.Blocks():
         shared.__init__(settings, store, Engine)
-    read, Now.read = Now.read, classmethod(lambda cls, *a: reads.append(1) or read(*a))
+    read, LoopStatus.read = LoopStatus.read, classmethod(lambda cls, *a: reads.append(1) or read(*a))
     try:
-        assert shared.now() is shared.now() and len(reads) == 1
-        shared.changed()
-        shared.now()
+        assert shared.status() is shared.status() and len(reads) == 1
+        shared.invalidate()
+        shared.status()
         assert len(reads) == 2
     finally:
-        Now.read = read
+        LoopStatus.read = read
 
 
 # -- the timeline and a round
@@ -135,7 +135,7 @@ def test_every_round_has_its_line_the_newest_first(tab, store, settings):
     stopped = rounds.begun(store)
     store.end_round(stopped["id"], "w1", "failed", STOPPED)
     rounds.running(store)
-    lines = [page.entry(row, W).rsplit(" · ", 1)[0] for row in store.rounds()]
+    lines = [round_summary.timeline_entry(row, W).rsplit(" · ", 1)[0] for row in store.rounds()]
     assert lines == [
         "● Round 6 · running · 64 votes",
         "■ Round 5 · stopped",
@@ -144,7 +144,7 @@ def test_every_round_has_its_line_the_newest_first(tab, store, settings):
         "! Round 2 · failed",
         "– Round 1 · not enough evidence",
     ]
-    assert "An admin stopped this round." in page.summary(store.rounds()[1], now(store, settings), W)
+    assert "An admin stopped this round." in round_summary.summary_html(store.rounds()[1], W)
 
 
 def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
@@ -155,7 +155,7 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
         text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64")
     )
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
-    assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(page.CURVES)
+    assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(CURVES)
     assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 8
     assert (
         "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples]
@@ -206,7 +206,9 @@ def test_what_an_error_said_is_for_admins(tab, store, settings):
 
 
 def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):
-    signs = lambda row: "".join(dict(zip(KINDS, "✓●✗○", strict=True))[kind] for kind in kinds(row).values())
+    signs = lambda row: "".join(
+        dict(zip(PROGRESS_LABELS, "✓●✗○", strict=True))[kind] for kind in phase_progress(row).values()
+    )
     assert signs(None) == "○○○○○○"
     store.request_round()
     assert signs(store.last_round()) == "○○○○○○"
@@ -226,15 +228,15 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     }
     assert (
         signs(done) == "✓✓✓✓✓✓"
-        and "31 s" in steps(done, W)
-        and "3.0 min" in steps(done, W)
-        and "0 s" not in steps(done, W)
+        and "31 s" in phases_html(done, W)
+        and "3.0 min" in phases_html(done, W)
+        and "0 s" not in phases_html(done, W)
     )
 
 
 def test_what_differs_from_the_defaults_comes_first(store):
     row = rounds.begun(store, kl_target=3.5)
-    html = page.config(store.round(row["id"]), W)
+    html = round_summary.config_html(store.round(row["id"]), W)
     assert (
         html.index("kl_target") < html.index("round_votes")
         and "1 differ from the defaults" in html
@@ -248,12 +250,12 @@ def test_nothing_is_painted_again_that_has_not_changed(tab, store, settings):
     again = tab.on_tick(None, 30, painted[tab.painted], Request())
     assert isinstance(again, dict) and tab.painted not in again
     row = rounds.running(store)
-    tab.strip.changed()
+    tab.status_bar.invalidate()
     fresh = tab.on_tick(None, 30, painted[tab.painted], Request())
     assert fresh[tab.timeline].value == row["id"] and tab.summary in fresh, "the newest round is followed"
     store.add_metrics(row["id"], 6, {"kl": 9.0})
     store.update_round(row["id"], "w1", step=6)
-    tab.strip.changed()
+    tab.status_bar.invalidate()
     later = tab.on_tick(None, 30, fresh[tab.painted], Request())
     assert tab.curves["kl"] in later and tab.curves["reward"] not in later and tab.gate not in later
 
@@ -275,7 +277,7 @@ def test_earlier_rounds_are_shown_when_asked_for(tab, store):
     assert (
         [value for _, value in more[tab.timeline].choices] == [5, 4, 3, 2, 1]
         and not more[tab.more]["visible"]
-        and more[tab.shown] == 33
+        and more[tab.limit] == 33
     )
 
 
@@ -285,9 +287,12 @@ def test_before_the_first_round_the_page_says_what_to_do(tab):
 
 def test_the_end_of_a_long_log_is_shown(tmp_path):
     file = tmp_path / "log.txt"
-    assert page.tail(file) == ""
+    assert round_summary.log_tail(file) == ""
     file.write_text("old\n" * 20_000 + "the end")
-    assert page.tail(file).endswith("the end") and len(page.tail(file)) == page.LOG_CHARS
+    assert (
+        round_summary.log_tail(file).endswith("the end")
+        and len(round_summary.log_tail(file)) == round_summary.LOG_CHARS
+    )
 
 
 # -- the gate
@@ -324,13 +329,13 @@ def test_a_length_that_the_votes_favour_may_go_further():
 
 
 def test_limits_are_drawn_over_the_curves_stretch():
-    data = plots.frame([(1, 0.5), (2, None), (5, 0.7)], W, limit=0.6, low=None)
+    data = plots.data_frame(Curve([(1, 0.5), (2, None), (5, 0.7)], {"limit": 0.6, "low": None}), W)
     assert data.values.tolist() == [[1, 0.5, "value"], [5, 0.7, "value"], [1, 0.6, "limit"], [5, 0.6, "limit"]]
-    assert plots.frame([], W, limit=0.6).empty
+    assert plots.data_frame(Curve([], {"limit": 0.6}), W).empty
 
 
 def test_a_rolling_mean_begins_with_a_quarter_of_its_window():
-    assert plots.rolling([1, 0, 1, 1, 0, 0, 1, 1], 4) == [
+    assert plots.rolling_mean([1, 0, 1, 1, 0, 0, 1, 1], 4) == [
         (1, 1),
         (2, 0.5),
         (3, 2 / 3),
@@ -340,51 +345,59 @@ def test_a_rolling_mean_begins_with_a_quarter_of_its_window():
         (7, 0.5),
         (8, 0.5),
     ]
-    assert plots.rolling([1], 40) == []
+    assert plots.rolling_mean([1], 40) == []
 
 
 # -- what to watch
 
 
 def test_without_data_each_plot_says_what_it_waits_for(settings):
-    for points, limits, fine, note in (
+    for watched in (
         watch.length([], settings, W),
         watch.kl([], settings, W),
         watch.agreement([], W),
         watch.position([], W),
     ):
-        assert (list(points), limits, fine) == ([], {}, None) and "nothing to see" in note
+        assert (list(watched.curve.points), watched.curve.limits, watched.ok) == ([], {}, None)
+        assert "nothing to see" in watched.note
 
 
 def test_length_drift_is_told_against_the_base(settings):
     rows = [{"policy": 0, "tokens": 100.0}] * 40
-    points, limits, fine, note = watch.length(rows + [{"policy": 1, "tokens": 110.0}] * 40, settings, W)
-    assert fine and limits == {"low": 100 / 1.75, "high": 175.0} and points[-1] == (80, 110.0)
-    assert watch.length(rows + [{"policy": 1, "tokens": 20.0}] * 40, settings, W)[2] is False
+    watched = watch.length(rows + [{"policy": 1, "tokens": 110.0}] * 40, settings, W)
+    assert (
+        watched.ok
+        and watched.curve.limits == {"low": 100 / 1.75, "high": 175.0}
+        and watched.curve.points[-1] == (80, 110.0)
+    )
+    assert watch.length(rows + [{"policy": 1, "tokens": 20.0}] * 40, settings, W).ok is False
 
 
 def test_a_distance_over_the_budget_asks_for_a_look(settings):
-    points, limits, fine, note = watch.kl([{"round": 1, "kl": 5.0}, {"round": 2, "kl": 13.0}], settings, W)
+    watched = watch.kl([{"round": 1, "kl": 5.0}, {"round": 2, "kl": 13.0}], settings, W)
     assert (
-        fine is False
-        and "13.0" in note
-        and limits == {"target": 6.0, "limit": 12.0}
-        and points == [("base", 0.0), ("1", 5.0), ("2", 13.0)]
+        watched.ok is False
+        and "13.0" in watched.note
+        and watched.curve.limits == {"target": 6.0, "limit": 12.0}
+        and watched.curve.points == [("base", 0.0), ("1", 5.0), ("2", 13.0)]
     )
-    assert watch.kl([{"round": 1, "kl": 5.0}], settings, W)[2]
+    assert watch.kl([{"round": 1, "kl": 5.0}], settings, W).ok
 
 
 def test_agreement_must_clear_guessing():
-    assert watch.agreement([{"hit": 1}] * 30 + [{"hit": 0}] * 10, W)[2]
-    assert watch.agreement([{"hit": i % 2} for i in range(40)], W)[2] is False
-    assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W)[2] is False, (
+    assert watch.agreement([{"hit": 1}] * 30 + [{"hit": 0}] * 10, W).ok
+    assert watch.agreement([{"hit": i % 2} for i in range(40)], W).ok is False
+    assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W).ok is False, (
         "the last votes count, not those long ago"
     )
 
 
 def test_a_favoured_side_is_seen():
-    assert watch.position([{"choice": "ab"[i % 2]} for i in range(40)], W)[2]
-    points, limits, fine, note = watch.position([{"choice": "a"}] * 35 + [{"choice": "b"}] * 5, W)
+    assert watch.position([{"choice": "ab"[i % 2]} for i in range(40)], W).ok
+    watched = watch.position([{"choice": "a"}] * 35 + [{"choice": "b"}] * 5, W)
     assert (
-        fine is False and "favour a side" in note and limits["target"] == 0.5 and limits["low"] < 0.5 < limits["high"]
+        watched.ok is False
+        and "favour a side" in watched.note
+        and watched.curve.limits["target"] == 0.5
+        and watched.curve.limits["low"] < 0.5 < watched.curve.limits["high"]
     )

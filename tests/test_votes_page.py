@@ -52,12 +52,12 @@ def test_others_votes_are_not_shown(tab, store):
 
 
 def test_earlier_votes_are_shown_when_asked_for(tab, store, monkeypatch):
-    monkeypatch.setattr(votes, "STRETCH", 3)
+    monkeypatch.setattr(votes, "PAGE_SIZE", 3)
     for _ in range(7):
         cast(store, "a", me(store))
     seen = tab.on_tick(3, None, Request())
     assert seen[tab.html].count("<tr>") == 1 + 3 and seen[tab.more]["visible"]
     more = tab.on_more(3, Request())
-    assert more[tab.html].count("<tr>") == 1 + 6 and more[tab.shown] == 6 and more[tab.more]["visible"]
+    assert more[tab.html].count("<tr>") == 1 + 6 and more[tab.limit] == 6 and more[tab.more]["visible"]
     last = tab.on_more(6, Request())
     assert last[tab.html].count("<tr>") == 1 + 7 and not last[tab.more]["visible"]

@@ -39,9 +39,13 @@ def calls(path):
 
 
 def is_words(function):
-    """w(…), words.of(request)(…), words.label(…) or words.mark(…)."""
+    """translate(…), words.of(request)(…), words.label(…) or words.mark(…)."""
     text = ast.unparse(function)
-    return text == "w" or text in ("words.label", "words.mark") or re.fullmatch(r"words\.of\(\w+\)", text) is not None
+    return (
+        text == "translate"
+        or text in ("words.label", "words.mark")
+        or re.fullmatch(r"words\.of\(\w+\)", text) is not None
+    )
 
 
 @cache

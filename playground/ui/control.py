@@ -1,19 +1,25 @@
-"""What an admin does with rounds: start, pause, resume, stop, automatic or not, settings of the next ones; and the
-sign-in.
+"""What an admin does with rounds: start, pause, resume and stop them, let them start by themselves, change the settings
+of the next ones; and how an admin signs in.
 
-Whether somebody may is asked in each handler, not of the page: a button that is not shown can still be pressed by hand.
+Each handler asks whether the person may do it: a button that the page does not show can still be pressed by hand.
 """
 
-from typing import Literal, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
 
 from playground.people import visitor
-from playground.people.admins import NAME_CHARS, PASSWORD_CHARS, WrongSignIn
+from playground.people.admins import NAME_CHARS, PASSWORD_CHARS, Admins, WrongSignIn
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
-from playground.store import StoreError
-from playground.ui import inputs, words
-from playground.ui.notice import GESTURE
+from playground.store import Store, StoreError
+from playground.ui import unchecked, words
+from playground.ui.handlers import GESTURE, Trigger, Updates
+from playground.ui.notice import Notice
+from playground.ui.status_bar import StatusBar
 
 TITLES = {
     "When a round runs": words.mark("When a round runs"),
@@ -24,19 +30,36 @@ TITLES = {
     "PPO": words.mark("PPO"),
     "Gate": words.mark("Gate"),
 }
+MIN_WIDTH = 260  # pixels of a setting's input
+
+
+@dataclass(frozen=True)
+class ControlState:
+    """What the buttons depend on."""
+
+    round_state: str
+    paused: bool
+    stopping: bool
+    auto_train: bool
+    is_admin: bool
+    name: str | None  # under which the person has signed in
 
 
 class Control:
-    """Made inside the current Blocks, in two parts: the buttons here, `more()` where the folds shall stand."""
+    """Made inside the current Blocks, in two parts: the constructor makes the buttons, `build_folds` the rest."""
 
-    def __init__(self, settings, store, admins, strip, notice):
-        self.settings, self.store, self.admins, self.strip, self.notice = settings, store, admins, strip, notice
-        self.painted = gr.State(None)
+    def __init__(self, settings: Settings, store: Store, admins: Admins, status_bar: StatusBar, notice: Notice) -> None:
+        self.settings = settings
+        self.store = store
+        self.admins = admins
+        self.status_bar = status_bar
+        self.notice = notice
+        self.painted = gr.State(None)  # the ControlState that the page shows
         with gr.Row(elem_id="control"):
-            self.start = self._button(words.label("Train now"), "train-now", variant="primary")
-            self.pause = self._button(words.label("Pause"), "pause")
-            self.resume = self._button(words.label("Resume"), "resume", variant="primary")
-            self.stop = self._button(words.label("Stop the round"), "stop-round", variant="stop")
+            self.start = _button(words.label("Train now"), "train-now", variant="primary")
+            self.pause = _button(words.label("Pause"), "pause")
+            self.resume = _button(words.label("Resume"), "resume", variant="primary")
+            self.stop = _button(words.label("Stop the round"), "stop-round", variant="stop")
             self.auto = gr.Checkbox(
                 label=words.label("Start rounds by themselves"),
                 elem_id="auto-train",
@@ -44,31 +67,29 @@ class Control:
                 container=False,
                 min_width=200,
             )
-        self.rounds = [self.start, self.pause, self.resume, self.stop, self.auto]
+        self.buttons: list[Component] = [self.start, self.pause, self.resume, self.stop, self.auto]
 
-    @staticmethod
-    def _button(text, elem_id, **style):
-        return gr.Button(text, elem_id=elem_id, size="sm", scale=0, min_width=110, visible=False, **style)
-
-    def more(self):
-        """The folds: settings of the next rounds, and the sign-in."""
+    def build_folds(self) -> None:
+        """The settings of the next rounds, and the sign-in."""
+        self.fields: dict[str, Component] = {}
         with gr.Accordion(
             words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings"
-        ) as self.fold:
-            self.fields = {}
+        ) as self.settings_fold:
             for section, names in sections().items():
                 with gr.Accordion(words.label(TITLES[section]), open=False, elem_classes="section"), gr.Row():
-                    self.fields |= {name: field(name) for name in names if name != "auto_train"}
+                    self.fields |= {name: setting_input(name) for name in names if name != "auto_train"}
             with gr.Row():
                 self.save = gr.Button(
                     words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
                 )
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="reset-settings")
         with (
-            gr.Accordion(words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in") as self.door,
+            gr.Accordion(
+                words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in"
+            ) as self.sign_in_fold,
             gr.Row(),
         ):
-            self.who = gr.Textbox(label=words.label("Name"), max_lines=1, max_length=NAME_CHARS, elem_id="admin-name")
+            self.name = gr.Textbox(label=words.label("Name"), max_lines=1, max_length=NAME_CHARS, elem_id="admin-name")
             self.password = gr.Textbox(
                 label=words.label("Password"),
                 type="password",
@@ -76,186 +97,213 @@ class Control:
                 max_length=PASSWORD_CHARS,
                 elem_id="admin-password",
             )
-            self.enter = gr.Button(words.label("Sign in"), elem_id="admin-enter", scale=0, min_width=110)
+            self.sign_in = gr.Button(words.label("Sign in"), elem_id="admin-enter", scale=0, min_width=110)
         if SPACE_SIGN_IN:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")
-        self.leave = self._button(words.label("Sign out"), "sign-out")
+        self.sign_out = _button(words.label("Sign out"), "sign-out")
 
     @property
-    def outputs(self):
-        return [*self.rounds, self.fold, self.door, self.leave, self.painted, self.notice.html]
+    def outputs(self) -> list[Component | gr.Accordion]:
+        """Every component that `updates` updates, and the notice."""
+        return [
+            *self.buttons,
+            self.settings_fold,
+            self.sign_in_fold,
+            self.sign_out,
+            self.painted,
+            self.notice.html,
+        ]
 
-    def wire(self, page, moments):
-        gr.on([page.load, *moments], self.on_tick, [self.painted], self.outputs, **GESTURE)
-        page.load(self.on_load, None, list(self.fields.values()), **GESTURE)
-        self.start.click(self.on_start, None, self.outputs, **GESTURE)
-        for button, wish in ((self.pause, "pause"), (self.resume, None), (self.stop, "stop")):
-            button.click(self.wisher(wish), None, self.outputs, **GESTURE)
-        self.auto.input(self.on_auto, [self.auto], self.outputs, **GESTURE)
-        self.save.click(self.on_save, set(self.fields.values()), [*self.fields.values(), self.notice.html], **GESTURE)
-        self.reset.click(self.on_reset, None, list(self.fields.values()), **GESTURE)
+    def wire(self, page: gr.Blocks, refresh_events: Sequence[Trigger]) -> None:
+        outputs = self.outputs
+        fields = list(self.fields.values())
+        gr.on([page.load, *refresh_events], self.on_tick, [self.painted], outputs, **GESTURE)
+        page.load(self.on_load, None, fields, **GESTURE)
+        self.start.click(self.on_start, None, outputs, **GESTURE)
+        self.pause.click(self.wish_handler("pause"), None, outputs, **GESTURE)
+        self.resume.click(self.wish_handler(None), None, outputs, **GESTURE)
+        self.stop.click(self.wish_handler("stop"), None, outputs, **GESTURE)
+        self.auto.input(self.on_auto, [self.auto], outputs, **GESTURE)
+        self.save.click(self.on_save, set(fields), [*fields, self.notice.html], **GESTURE)
+        self.reset.click(self.on_reset, None, fields, **GESTURE)
         gr.on(
-            [self.enter.click, self.password.submit],
-            self.on_enter,
-            [self.who, self.password],
-            [self.password, *self.outputs],
+            [self.sign_in.click, self.password.submit],
+            self.on_sign_in,
+            [self.name, self.password],
+            [self.password, *outputs],
             **GESTURE,
         )
-        self.leave.click(self.on_leave, None, self.outputs, **GESTURE)
+        self.sign_out.click(self.on_sign_out, None, outputs, **GESTURE)
 
     # -- handlers
 
-    def on_tick(self, painted, request: gr.Request):
+    def on_tick(self, painted: ControlState | None, request: gr.Request) -> Updates:
         """The buttons, where what they depend on has changed."""
-        now, annotator = self.strip.now(), self.annotator(request)
-        admin = annotator is not None and self.admins.allowed(request, annotator)
-        name = self.admins.name(request, annotator) if annotator is not None else None
-        state = (
-            now.state,
-            now.paused,
-            bool(now.round and now.round["wish"] == "stop" and now.active),
-            now.settings.auto_train,
-            admin,
-            name,
-        )
+        state = self._state(request)
         if state == painted:
             return gr.skip()
-        updates = self.paint(*state)
-        if painted and painted[-2:] == state[-2:]:
-            updates = self.of_rounds(updates)
+        updates = self.updates(state)
+        if painted and (painted.is_admin, painted.name) == (state.is_admin, state.name):
+            updates = self._buttons_only(updates)
         return {**updates, self.painted: state}
 
-    def on_load(self, request: gr.Request):
-        return self.shown() if self.is_admin(request) else gr.skip()
+    def on_load(self, request: gr.Request) -> Updates:
+        return self._field_values() if self.is_admin(request) else gr.skip()
 
-    def on_start(self, request: gr.Request):
+    def on_start(self, request: gr.Request) -> Updates:
         self.check(request)
         self.store.request_round()
-        return self.again(request)
+        return self._after_gesture(request)
 
-    def wisher(self, wish):
-        """The handler of pause, resume and stop."""
+    def wish_handler(self, wish: Literal["pause", "stop"] | None) -> Callable[[gr.Request], Updates]:
+        """The handler of pause, stop, or (None) resume."""
 
-        def on_wish(request: gr.Request):
+        def on_wish(request: gr.Request) -> Updates:
             self.check(request)
-            last, said = self.store.last_round(), {}
+            newest = self.store.last_round()
+            notice: Updates = {}
             try:
-                self.store.wish(last["id"] if last else 0, wish)
+                self.store.wish(newest["id"] if newest else 0, wish)
             except StoreError as error:
-                said = self.notice.warn(words.of(request).said(str(error)))
-            return {**self.again(request), **said}
+                notice = self.notice.warn(words.of(request).said(str(error)))
+            return {**self._after_gesture(request), **notice}
 
         return on_wish
 
-    def on_auto(self, auto, request: gr.Request):
+    def on_auto(self, auto: bool, request: gr.Request) -> Updates:
+        """Let rounds start by themselves, or not."""
         annotator = self.check(request)
-        self.store.override({"auto_train": bool(auto) if bool(auto) != self.settings.auto_train else None}, annotator)
-        return self.again(request)
+        differs = bool(auto) != self.settings.auto_train
+        self.store.override({"auto_train": bool(auto) if differs else None}, annotator)
+        return self._after_gesture(request)
 
-    def on_save(self, values, request: gr.Request):
-        """Keep what differs from the app's own settings; where a value does not fit, say so and keep nothing."""
-        annotator, w = self.check(request), words.of(request)
+    def on_save(self, values: Mapping[Component, Any], request: gr.Request) -> Updates:
+        """Keep what differs from the app's own settings. Where a value does not fit, nothing is kept."""
+        annotator = self.check(request)
+        translate = words.of(request)
         wanted = {name: values[component] for name, component in self.fields.items()}
         try:
             checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
         except SettingsError as error:
-            return self.notice.warn(w.said(str(error)), w("Nothing was saved"))
-        self.store.override(
-            {name: new if (new := getattr(checked, name)) != getattr(self.settings, name) else None for name in wanted},
-            annotator,
-        )
-        return {**self.shown(), **self.notice.say(w("The next round takes these settings."))}
+            return self.notice.warn(translate.said(str(error)), translate("Nothing was saved"))
+        overrides: dict[str, Any] = {}
+        for name in wanted:
+            value = getattr(checked, name)
+            overrides[name] = value if value != getattr(self.settings, name) else None
+        self.store.override(overrides, annotator)
+        return {**self._field_values(), **self.notice.confirm(translate("The next round takes these settings."))}
 
-    def on_reset(self, request: gr.Request):
-        self.store.override(dict.fromkeys(self.fields), self.check(request))
-        return self.shown()
+    def on_reset(self, request: gr.Request) -> Updates:
+        """Back to the app's own settings."""
+        annotator = self.check(request)
+        self.store.override(dict.fromkeys(self.fields), annotator)
+        return self._field_values()
 
-    def on_enter(self, name, password, request: gr.Request):
-        w, annotator = words.of(request), self.annotator(request)
+    def on_sign_in(self, name: str, password: str, request: gr.Request) -> Updates:
+        annotator = self.annotator(request)
+        translate = words.of(request)
         if annotator is None:
-            raise gr.Error(
-                w("Your browser keeps no cookie for this page."), title=w("Not signed in"), print_exception=False
-            )
+            message = translate("Your browser keeps no cookie for this page.")
+            raise gr.Error(message, title=translate("Not signed in"), print_exception=False)
         try:
             self.admins.sign_in(request, annotator, name, password)
         except WrongSignIn as error:
-            return {self.password: "", **self.notice.warn(w.said(str(error)), w("Not signed in"))}
-        said = (
-            {}
-            if self.is_admin(request)
-            else self.notice.warn(w("You are signed in, but you are no admin of this app."))
-        )
-        return {self.password: "", **self.again(request, who=True), **said}
+            return {self.password: "", **self.notice.warn(translate.said(str(error)), translate("Not signed in"))}
+        notice: Updates = {}
+        if not self.is_admin(request):
+            notice = self.notice.warn(translate("You are signed in, but you are no admin of this app."))
+        return {self.password: "", **self._after_sign_in_or_out(request), **notice}
 
-    def on_leave(self, request: gr.Request):
+    def on_sign_out(self, request: gr.Request) -> Updates:
         if (annotator := self.annotator(request)) is not None:
             self.admins.sign_out(annotator)
-        return self.again(request, who=True)
+        return self._after_sign_in_or_out(request)
 
-    # -- who asks, and what is shown
+    # -- who asks
 
-    def annotator(self, request):
+    def annotator(self, request: gr.Request) -> int | None:
+        """The annotator that the request's cookie stands for; None where the browser keeps no cookie."""
         try:
             return self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie:
             return None
 
-    def is_admin(self, request):
+    def is_admin(self, request: gr.Request) -> bool:
         annotator = self.annotator(request)
         return annotator is not None and self.admins.allowed(request, annotator)
 
-    def check(self, request):
+    def check(self, request: gr.Request) -> int:
         """The annotator's id; gr.Error for everybody but admins."""
-        if not self.is_admin(request):
-            w = words.of(request)
-            raise gr.Error(w("Only admins can do this."), title=w("Not allowed"), print_exception=False)
-        return self.annotator(request)
+        annotator = self.annotator(request)
+        if annotator is None or not self.admins.allowed(request, annotator):
+            translate = words.of(request)
+            message = translate("Only admins can do this.")
+            raise gr.Error(message, title=translate("Not allowed"), print_exception=False)
+        return annotator
 
-    def again(self, request, who=False):
-        """The buttons after a gesture, whatever the page showed; all that depends on `who` asks after a sign-in or
-        -out.
-        """
-        self.strip.changed()
-        updates = self.on_tick(None, request)
-        return updates if who else self.of_rounds(updates)
+    # -- what is shown
 
-    def of_rounds(self, updates):
-        """Those of `updates` that are for the same person: a fold that is painted again forgets what was
-        typed in it.
-        """
-        return {part: update for part, update in updates.items() if part in (*self.rounds, self.painted)}
+    def updates(self, state: ControlState) -> Updates:
+        """The buttons and folds of the person who looks."""
+        running = state.round_state == "running"
+        active = state.round_state in ("requested", "running")
+        can_pause = running and not state.paused and not state.stopping
+        return {
+            self.start: gr.Button(visible=state.is_admin and not active),
+            self.pause: gr.Button(visible=state.is_admin and can_pause),
+            self.resume: gr.Button(visible=state.is_admin and state.paused),
+            self.stop: gr.Button(visible=state.is_admin and active, interactive=not state.stopping),
+            self.auto: gr.Checkbox(state.auto_train, visible=state.is_admin),
+            self.settings_fold: gr.Accordion(visible=state.is_admin),
+            self.sign_in_fold: gr.Accordion(visible=not state.is_admin and self.admins.takes_passwords()),
+            self.sign_out: gr.Button(visible=state.name is not None),
+        }
 
-    def shown(self):
+    def _state(self, request: gr.Request) -> ControlState:
+        status = self.status_bar.status()
+        annotator = self.annotator(request)
+        return ControlState(
+            round_state=status.state,
+            paused=status.paused,
+            stopping=status.stopping,
+            auto_train=status.settings.auto_train,
+            is_admin=annotator is not None and self.admins.allowed(request, annotator),
+            name=self.admins.name(request, annotator) if annotator is not None else None,
+        )
+
+    def _after_gesture(self, request: gr.Request) -> Updates:
+        """The buttons after an admin's gesture, whatever the page showed before."""
+        self.status_bar.invalidate()
+        return self._buttons_only(self.on_tick(None, request))
+
+    def _after_sign_in_or_out(self, request: gr.Request) -> Updates:
+        """The buttons and folds for somebody who has just signed in or out."""
+        self.status_bar.invalidate()
+        return self.on_tick(None, request)
+
+    def _buttons_only(self, updates: Updates) -> Updates:
+        """`updates` without the folds: a fold that is updated loses what was typed in it."""
+        kept: tuple[Block, ...] = (*self.buttons, self.painted)
+        return {component: update for component, update in updates.items() if component in kept}
+
+    def _field_values(self) -> Updates:
         """The fields as the next round will have them."""
         settings = overridden(self.settings, self.store.overrides())
         return {component: getattr(settings, name) for name, component in self.fields.items()}
 
-    def paint(self, state, paused, stopping, auto, admin, name):
-        running, active = state == "running", state in ("requested", "running")
-        return {
-            self.start: gr.Button(visible=admin and not active),
-            self.pause: gr.Button(visible=admin and running and not paused and not stopping),
-            self.resume: gr.Button(visible=admin and paused),
-            self.stop: gr.Button(visible=admin and active, interactive=not stopping),
-            self.auto: gr.Checkbox(auto, visible=admin),
-            self.fold: gr.Accordion(visible=admin),
-            self.door: gr.Accordion(visible=not admin and self.admins.takes_passwords()),
-            self.leave: gr.Button(visible=name is not None),
-        }
+
+def _button(text: str, elem_id: str, variant: Literal["primary", "secondary", "stop"] = "secondary") -> gr.Button:
+    return gr.Button(text, elem_id=elem_id, size="sm", scale=0, min_width=110, visible=False, variant=variant)
 
 
-def field(name):
-    """The component of one setting, with its meaning below."""
-    info = Settings.model_fields[name]
-    common = {
-        "label": name,
-        "info": words.label(" ".join(info.description.split())),
-        "elem_id": f"set-{name.replace('_', '-')}",
-        "min_width": 260,
-    }
-    kind = info.annotation
-    if get_origin(kind) is Literal:
-        return inputs.Dropdown(list(get_args(kind)), **common)
-    if kind is bool:
-        return gr.Checkbox(**common)
-    return inputs.Number(placeholder=accepted(info), **common)
+def setting_input(name: str) -> Component:
+    """The input component of one setting, with its description below."""
+    field = Settings.model_fields[name]
+    info = words.label(" ".join((field.description or "").split()))
+    elem_id = f"set-{name.replace('_', '-')}"
+    if get_origin(field.annotation) is Literal:
+        choices = list(get_args(field.annotation))
+        return unchecked.Dropdown(choices, label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
+    if field.annotation is bool:
+        return gr.Checkbox(label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
+    return unchecked.Number(placeholder=accepted(field), label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)

@@ -1,134 +1,128 @@
-"""What the page says once and then takes away: why a gesture was refused, or that something was kept.
+"""The notice: what the page says once and then takes away, for example why a gesture was refused, or that something was
+kept.
 
-Gradio's toasts come through the queue, whose stream in the browser loses the result of an event that begins just as
-another one ends (measured on 6.31: a vote in eight, cast the moment both replies were complete, was recorded and never
-shown). So gestures go by the queue only where they stream, and what they say is a part of their answer.
+Gradio's toasts go through the queue. Its stream in the browser loses the result of an event that begins just as another
+one ends (measured on 6.31: one vote in eight, cast the moment both replies were complete, was recorded and never
+shown). So a gesture goes through the queue only where it streams, and its notice is a part of its answer.
 """
 
 import inspect
 import itertools
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import wraps
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from playground.store import StoreError
 from playground.ui import words
+from playground.ui.handlers import Updates
 from playground.ui.text import visible
 
-GESTURE = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # how every listener is attached
-STREAM = {
-    **GESTURE,
-    "queue": True,
-    "concurrency_limit": None,
-}  # one that yields; who has to wait is told by `session.Chat`, so all start at once
-
-
-def seen(shown):
-    """`visible` of a component that comes and goes at each turn: it stays in the page, since making it anew takes
-    longer than what it shows.
-    """
-    return True if shown else "hidden"
+Handler = Callable[..., Any]
 
 
 class Notice:
-    """Made once, inside the page's Blocks; `warn` and `say` are the updates to return."""
+    """Created once, inside the page's Blocks. `warn` and `confirm` return the updates that show a notice."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.html = gr.HTML(elem_id="notice", padding=False)
-        # in each notice: at a new number assets/page.js puts a new element in its place, which is seen and read out
-        # even where the words are the same
-        self._number = itertools.count()
+        # each notice has its number: at a new one assets/page.js replaces the element, so that a screen reader reads
+        # the notice out even where the text is the same
+        self._numbers = itertools.count()
 
-    def warn(self, text, title=""):
+    def warn(self, text: str, title: str = "") -> Updates:
         return self._update("warning", "alert", text, title)
 
-    def say(self, text):
+    def confirm(self, text: str) -> Updates:
         return self._update("kept", "status", text, "")
 
-    def guard(self, page):
-        """Every handler of the page says so when the store cannot answer it, and leaves all else on the page as it is,
-        so that the gesture can be made again. One that a timer calls is silent: the next tick asks again. To be called
-        once all handlers are attached."""
-        for handler in page.fns.values():
-            if handler.fn is None:  # the browser's own
+    def guard(self, page: gr.Blocks) -> None:
+        """Make every handler of the page warn when the store cannot answer it. The rest of the page stays as it is, so
+        that the gesture can be made again. A timer's handler gives no warning: the next tick tries again.
+
+        To be called once all handlers are attached.
+        """
+        for listener in page.fns.values():
+            if listener.fn is None:  # it runs in the browser
                 continue
-            if any(event == "tick" for _, event in handler.targets):
-                handler.fn = _silent(handler.fn)
-            elif self.html in handler.outputs:
-                handler.fn = self._saying(handler.fn)
+            if any(event == "tick" for _, event in listener.targets):
+                listener.fn = _silent(listener.fn)
+            elif self.html in listener.outputs:
+                listener.fn = self._warning(listener.fn)
             else:
-                handler.fn = self._saying(_with_one_more(handler.fn, len(handler.outputs)))
-                handler.outputs = [*handler.outputs, self.html]
+                listener.fn = self._warning(_with_one_more_output(listener.fn, len(listener.outputs)))
+                listener.outputs = [*listener.outputs, self.html]
 
-    def _saying(self, fn):
-        """`fn`, a handler that has the notice among its outputs, which warns when the store cannot answer."""
+    def _warning(self, handler: Handler) -> Handler:
+        """`handler`, which has the notice among its outputs, with a warning when the store cannot answer."""
 
-        def warning(error, arguments):
-            request = next((a for a in arguments if isinstance(a, gr.Request)), None)
+        def warning(error: StoreError, arguments: Sequence[Any]) -> Updates:
+            request = next((argument for argument in arguments if isinstance(argument, gr.Request)), None)
             return self.warn(words.of(request).said(str(error)))
 
-        @wraps(fn)
-        def handle(*arguments):
+        @wraps(handler)
+        def once(*arguments: Any) -> Any:
             try:
-                return fn(*arguments)
+                return handler(*arguments)
             except StoreError as error:
                 return warning(error, arguments)
 
-        @wraps(fn)
-        def stream(*arguments):
+        @wraps(handler)
+        def stream(*arguments: Any) -> Iterator[Any]:
             try:
-                yield from fn(*arguments)
+                yield from handler(*arguments)
             except StoreError as error:
                 yield warning(error, arguments)
 
-        @wraps(fn)
-        async def lane(*arguments):
+        @wraps(handler)
+        async def async_stream(*arguments: Any) -> AsyncIterator[Any]:
             try:
-                async with aclosing(fn(*arguments)) as updates:
+                async with aclosing(handler(*arguments)) as updates:
                     async for update in updates:
                         yield update
             except StoreError as error:
                 yield warning(error, arguments)
 
-        if inspect.isasyncgenfunction(fn):
-            return lane
-        return stream if inspect.isgeneratorfunction(fn) else handle
+        if inspect.isasyncgenfunction(handler):
+            return async_stream
+        return stream if inspect.isgeneratorfunction(handler) else once
 
-    def _update(self, kind, role, text, title):
-        head = f"<b>{escape(title)}</b> " if title else ""
-        return {
-            self.html: f'<div class="notice {kind}" role="{role}" '
-            f'data-number="{next(self._number)}">{head}{escape(visible(text))}</div>'
-        }
+    def _update(self, kind: str, role: str, text: str, title: str) -> Updates:
+        heading = f"<b>{escape(title)}</b> " if title else ""
+        number = next(self._numbers)
+        content = heading + escape(visible(text))
+        return {self.html: f'<div class="notice {kind}" role="{role}" data-number="{number}">{content}</div>'}
 
 
-def _silent(fn):
-    """A timer's handler, which changes nothing when the store cannot answer."""
+def _silent(handler: Handler) -> Handler:
+    """A timer's handler that changes nothing when the store cannot answer."""
 
-    @wraps(fn)
-    def handle(*arguments):
+    @wraps(handler)
+    def once(*arguments: Any) -> Any:
         try:
-            return fn(*arguments)
+            return handler(*arguments)
         except StoreError:
             return gr.skip()
 
-    return handle
+    return once
 
 
-def _with_one_more(fn, outputs):
-    """`fn`, a handler that returns values for so many outputs, with one more output that it leaves as it is."""
+def _with_one_more_output(handler: Handler, outputs: int) -> Handler:
+    """`handler`, which returns values for `outputs` outputs, with one more output that it leaves as it is."""
+    streams = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
+    assert not streams, f"{handler.__name__} streams: give it the notice as an output"
 
-    @wraps(fn)
-    def handle(*arguments):
-        found = fn(*arguments)
+    @wraps(handler)
+    def once(*arguments: Any) -> Any:
+        result = handler(*arguments)
         if outputs == 0:
             return gr.skip()
-        if isinstance(found, dict):  # by component, or a skip of all
-            return found
-        return (*((found,) if outputs == 1 else found), gr.skip())
+        if isinstance(result, dict):  # by component, or a skip of all
+            return result
+        values = (result,) if outputs == 1 else result
+        return (*values, gr.skip())
 
-    streams = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
-    assert not streams, f"{fn.__name__} streams: give it the notice as an output"
-    return handle
+    return once

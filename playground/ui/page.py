@@ -1,17 +1,23 @@
-"""The whole page: the name, the live training strip, the sidebar and the tabs. What is on a tab is its own module's."""
+"""The whole page: the brand, the status bar, the sidebar and the tabs. What a tab shows is in its own module."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
 
+from playground.chat.session import Chat
 from playground.people.admins import Admins
+from playground.serving.engine import Engine
+from playground.settings import Settings
+from playground.store import Store
 from playground.ui import words
 from playground.ui.chat import ChatTab
-from playground.ui.chats import Sidebar
 from playground.ui.control import Control
+from playground.ui.handlers import Trigger
 from playground.ui.notice import Notice
 from playground.ui.rounds import TrainingTab
-from playground.ui.strip import TICK, Strip
+from playground.ui.sidebar import Sidebar
+from playground.ui.status_bar import TICK_SECONDS, StatusBar
 from playground.ui.votes import VotesTab
 from playground.ui.watch import WatchTab
 
@@ -21,33 +27,38 @@ HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
 WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
 
-def build(settings, store, engine, chat):
-    """The Gradio Blocks of the page; nothing of a visitor is held in them."""
+def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> gr.Blocks:
+    """The Gradio Blocks of the page. All visitors share them, so they hold nothing of a visitor."""
     with gr.Blocks(title="Nudge", analytics_enabled=False, fill_width=True) as page:
         notice = Notice()
         sidebar = Sidebar(settings, store, chat, notice)
         with gr.Row(elem_id="top", equal_height=True):
             gr.HTML(WORDMARK, elem_id="brand", padding=False)
-            strip = Strip(settings, store, engine)
-        strip.wire(page)
+            status_bar = StatusBar(settings, store, engine)
+        status_bar.wire(page)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:
                 chat_tab = ChatTab(store, engine, chat, notice)
-                sidebar.wire(page, chat_tab, chat_tab.wire(page, looked_at(tab)))
+                finished_turn = chat_tab.wire(page, refresh_events(tab))
+                sidebar.wire(page, chat_tab, finished_turn)
             with gr.Tab(words.label("My votes"), id="votes", elem_id="tab-votes") as tab:
-                VotesTab(store).wire(looked_at(tab))
+                votes_tab = VotesTab(store)
+                votes_tab.wire(refresh_events(tab))
             with gr.Tab(words.label("Training"), id="training", elem_id="tab-training") as tab:
-                control = Control(settings, store, Admins(settings, store), strip, notice)
-                TrainingTab(settings, store, strip, control).wire(moments := looked_at(tab))
-                control.wire(page, moments)
+                control = Control(settings, store, Admins(settings, store), status_bar, notice)
+                training_tab = TrainingTab(settings, store, status_bar, control)
+                events = refresh_events(tab)
+                training_tab.wire(events)
+                control.wire(page, events)
             with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch") as tab:
-                WatchTab(store, strip).wire(looked_at(tab))
+                watch_tab = WatchTab(store, status_bar)
+                watch_tab.wire(refresh_events(tab))
     notice.guard(page)
     return page
 
 
-def looked_at(tab):
-    """The events at which a tab is painted: it is opened, and every moment while it is open. A timer in a tab stands
-    still while the tab is hidden.
+def refresh_events(tab: gr.Tab) -> Sequence[Trigger]:
+    """The events at which a tab is brought up to date: it is opened, and a tick while it is open. The timer is inside
+    the tab, so that it stops while the tab is hidden.
     """
-    return [tab.select, gr.Timer(TICK).tick]
+    return [tab.select, gr.Timer(TICK_SECONDS).tick]

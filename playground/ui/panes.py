@@ -1,14 +1,19 @@
-"""The two panes: what each side's Chatbot shows of a `views.View`, thumbs and edited replies on it, and the line below
-with who wrote it.
+"""The two panes of the chat: what the Chatbot of each side shows of a `views.View` (messages, thumbs, edited replies),
+and the badge below it with the version that wrote the reply.
 """
 
+from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import gradio as gr
 
+from playground.chat.views import Side, View
 from playground.ui import words
-from playground.ui.strip import name
+from playground.ui.handlers import Updates
+from playground.ui.status_bar import version_name
 from playground.ui.text import as_markdown, as_typed
+from playground.ui.words import Words
 
 SIDES = ("a", "b")
 PLACEHOLDERS = {
@@ -16,13 +21,13 @@ PLACEHOLDERS = {
     "b": words.mark("<h3>Your pick teaches</h3>…and one here. Pick the better one, and the model learns from it."),
 }
 LABELS = {"a": words.mark("Replies of side A"), "b": words.mark("Replies of side B")}
-THUMBS = {1: "Like", -1: "Dislike"}  # Gradio's names for its two icons
+THUMBS: dict[int | None, str] = {1: "Like", -1: "Dislike"}  # Gradio's names for its two icons
 
 
 class Pane:
     """One side: its Chatbot and its badge, made inside the current Blocks."""
 
-    def __init__(self, side):
+    def __init__(self, side: str) -> None:
         self.side = side
         with gr.Column(elem_id=f"pane-{side}", elem_classes="pane", min_width=300):
             self.chatbot = gr.Chatbot(
@@ -42,84 +47,106 @@ class Pane:
                 feedback_options=tuple(THUMBS.values()),
                 editable="all",
             )
-            self.badge = gr.HTML(badge(side, None, words.Words()), elem_id=f"badge-{side}", padding=False)
+            self.badge = gr.HTML(badge_html(side, None, Words()), elem_id=f"badge-{side}", padding=False)
 
-    def stream(self, view, w):
-        """What changes at each update while replies stream."""
-        return {self.chatbot: messages(view, self.side), self.badge: badge(self.side, view, w)}
-
-    def paint(self, view, w):
-        thumbs = [THUMBS.get(m.thumb) for m in shown(view, self.side) if m.role == "assistant"]
+    def stream_updates(self, view: View, translate: Words) -> Updates:
+        """What changes with each token while replies stream."""
         return {
-            self.chatbot: gr.update(value=messages(view, self.side), feedback_value=thumbs),
-            self.badge: badge(self.side, view, w),
+            self.chatbot: chatbot_messages(view, self.side),
+            self.badge: badge_html(self.side, view, translate),
+        }
+
+    def updates(self, view: View, translate: Words) -> Updates:
+        """The whole pane."""
+        messages = pane_messages(view, self.side)
+        thumbs = [THUMBS.get(message.thumb) for message in messages if message.role == "assistant"]
+        return {
+            self.chatbot: gr.update(value=[message.for_chatbot() for message in messages], feedback_value=thumbs),
+            self.badge: badge_html(self.side, view, translate),
         }
 
 
-class Line:
-    """One message as a pane has it; `id` is the store's, None where it is still being written or the person's own."""
-
-    def __init__(self, role, text, id=None, thumb=None):
-        self.role, self.text, self.id, self.thumb = role, text, id, thumb
-
-
-def shown(view, side):
-    """The Lines of a pane: the common history, then this side's candidate."""
-    lines = [Line(m.role, m.text, m.id if m.role == "assistant" else None, m.thumb) for m in view.history]
-    if view.message is not None:
-        candidate = _candidate(view, side)
-        lines += [
-            Line("user", view.message),
-            Line("assistant", candidate.text or "…", candidate.message, candidate.thumb),
-        ]
-    return lines
-
-
-def messages(view, side):
-    return [message(line) for line in shown(view, side)]
-
-
-def message(line):
-    """A Line for the Chatbot, as HTML. It goes as a part of type "text": Gradio takes the indentation from a plain
-    string.
+@dataclass(frozen=True)
+class PaneMessage:
+    """One message of a pane. `id` is the store's; it is None for the person's own messages and for a reply that is
+    still being written. `thumb` is 1, -1 or None.
     """
-    html = as_typed(line.text) if line.role == "user" else as_markdown(line.text)
-    return {"role": line.role, "content": [{"type": "text", "text": html}]}
+
+    role: str
+    text: str
+    id: int | None = None
+    thumb: int | None = None
+
+    def for_chatbot(self) -> dict[str, Any]:
+        """The message as HTML, as a Chatbot takes it. The HTML is a part of type "text", since Gradio removes the
+        indentation of a plain string.
+        """
+        html = as_typed(self.text) if self.role == "user" else as_markdown(self.text)
+        return {"role": self.role, "content": [{"type": "text", "text": html}]}
 
 
-def badge(side, view, w):
+def pane_messages(view: View, side: str) -> list[PaneMessage]:
+    """The messages of a pane: the history that both panes share, then this side's candidate."""
+    messages = []
+    for message in view.history:
+        reply_id = message.id if message.role == "assistant" else None
+        messages.append(PaneMessage(message.role, message.text, reply_id, message.thumb))
+    candidate = _candidate(view, side)
+    if view.message is not None and candidate is not None:
+        messages.append(PaneMessage("user", view.message))
+        messages.append(PaneMessage("assistant", candidate.text or "…", candidate.message, candidate.thumb))
+    return messages
+
+
+def chatbot_messages(view: View, side: str) -> list[dict[str, Any]]:
+    """The value of a side's Chatbot."""
+    return [message.for_chatbot() for message in pane_messages(view, side)]
+
+
+def badge_html(side: str, view: View | None, translate: Words) -> str:
     """The line under a pane: its letter and, after the vote, which version wrote the reply and how fast."""
-    state, facts, mark = "", [], ""
+    css_class = ""
+    facts: list[str] = []
+    mark = ""
     candidate = view and _candidate(view, side)
     if view and view.phase == "streaming":
-        state, facts = "streaming", [w("writing…")]
-    elif view and view.phase in ("voting", "voted"):
+        css_class = "streaming"
+        facts = [translate("writing…")]
+    elif view and candidate and view.phase in ("voting", "voted"):
         if view.phase == "voted":
-            state = _standing(view, candidate)
-            facts.append(name(candidate.version, w))
-            if view.writing == side:
-                facts.append(w("writing…"))
-        if candidate.first_token_ms is not None:
-            facts.append(w("first token {ms} ms", ms=f"{candidate.first_token_ms:.0f}"))
-        if candidate.tokens_per_second is not None:
-            facts.append(w("{rate} tok/s", rate=f"{candidate.tokens_per_second:.0f}"))
-        if candidate.edited:
-            facts.append(w("edited by you"))
+            css_class = _voted_class(view, candidate)
+        facts = _facts(side, view, candidate, translate)
         if candidate.chosen:
-            said = w("✓ your pick") if view.choice in SIDES else w("goes on from here, drawn by lot")
-            mark = f'<b class="mark">{escape(said)}</b>'
+            text = translate("✓ your pick") if view.choice in SIDES else translate("goes on from here, drawn by lot")
+            mark = f'<b class="mark">{escape(text)}</b>'
     text = escape(" · ".join(facts))
-    return f'<div class="badge {state}"><b class="letter">{side.upper()}</b><span>{text}</span>{mark}</div>'
+    return f'<div class="badge {css_class}"><b class="letter">{side.upper()}</b><span>{text}</span>{mark}</div>'
 
 
-def _standing(view, candidate):
-    """The class of a side's badge after the vote. Without a winner no side looks like one; the one that goes on was
-    drawn.
+def _facts(side: str, view: View, candidate: Side, translate: Words) -> list[str]:
+    """Who wrote a reply and how fast, as far as the person may know it."""
+    facts = []
+    if view.phase == "voted" and candidate.version is not None:
+        facts.append(version_name(candidate.version, translate))
+    if view.phase == "voted" and view.writing == side:
+        facts.append(translate("writing…"))
+    if candidate.first_token_ms is not None:
+        facts.append(translate("first token {ms} ms", ms=f"{candidate.first_token_ms:.0f}"))
+    if candidate.tokens_per_second is not None:
+        facts.append(translate("{rate} tok/s", rate=f"{candidate.tokens_per_second:.0f}"))
+    if candidate.edited:
+        facts.append(translate("edited by you"))
+    return facts
+
+
+def _voted_class(view: View, candidate: Side) -> str:
+    """The CSS class of a side's badge after the vote. Where no side won, none looks like the winner, and the one that
+    the chat goes on with was drawn by lot.
     """
     if view.choice in SIDES:
         return "chosen" if candidate.chosen else "passed"
     return "drawn" if candidate.chosen else ""
 
 
-def _candidate(view, side):
+def _candidate(view: View, side: str) -> Side | None:
     return view.left if side == "a" else view.right

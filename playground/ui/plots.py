@@ -1,16 +1,22 @@
-"""Small plots: a curve and the limits it is watched by, as Gradio's own LinePlots."""
+"""Small plots: a curve and the limits that it is compared with, as Gradio's own LinePlots."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import gradio as gr
 import pandas as pd
 
 from playground.ui import words
+from playground.ui.words import Words
 
-MOST = 60  # points of a curve: as many as can be told apart, and drawn at once
-SHOWN, HIDDEN = (
-    ["plot"],
-    ["plot", "nothing"],
-)  # by CSS: a plot that Gradio itself hides throws in the browser as it goes
-HEIGHT, WITH_LEGEND = 210, 260
+Point = tuple[float | str, float | None]  # (x, y); points without a y are left out
+Limit = float | None | Sequence[tuple[float, float]]  # a level, no line, or a line of its own
+
+MAX_POINTS = 60  # of a curve: no more can be told apart, and they are drawn at once
+SHOWN = ["plot"]
+HIDDEN = ["plot", "nothing"]  # hidden by CSS: a plot that Gradio itself hides raises an error in the browser
+HEIGHT = 210
+HEIGHT_WITH_LEGEND = 260
 NAMES = {
     "curve": words.mark("value"),
     "limit": words.mark("limit"),
@@ -29,54 +35,73 @@ COLOURS = {
 }
 
 
-def plot(elem_id, title, limits=False):
-    """An empty plot under its `title`; one with `limits` says in a legend which line is which."""
-    legend = {"color": "line", "color_title": " "} if limits else {}
+@dataclass(frozen=True)
+class Curve:
+    """What a plot shows: points, and the lines in `NAMES` that they are compared with."""
+
+    points: Sequence[Point] = ()
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+
+
+def empty_plot(elem_id: str, title: str, legend: bool = False) -> gr.LinePlot:
+    """An empty plot below its title; the legend names the curve and its limits."""
     return gr.LinePlot(
         x="x",
         y="y",
         x_title=" ",
         y_title=" ",
+        color="line" if legend else None,
+        color_title=" " if legend else None,
         label=words.label(title),
         show_label=True,
-        height=WITH_LEGEND if limits else HEIGHT,
+        height=HEIGHT_WITH_LEGEND if legend else HEIGHT,
         elem_id=elem_id,
         elem_classes=HIDDEN,
         buttons=[],
-        **legend,
     )
 
 
-def frame(points, w, **limits):
-    """Points [(x, y)] as the curve and each limit as a level line over the same stretch; {name: level or [(x, y)]}."""
-    points = [(x, y) for x, y in points if y is not None]
-    rows = [(x, y, w.said(NAMES["curve"])) for x, y in points]
-    for name, level in limits.items():
-        if level is not None and points:
-            line = (
-                level if isinstance(level, list) else [(x, level) for x in dict.fromkeys((points[0][0], points[-1][0]))]
-            )
-            rows += [(x, y, w.said(NAMES[name])) for x, y in line]
+def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
+    """The update that shows a curve; a plot of fewer than two places is hidden."""
+    data = data_frame(curve, translate)
+    if data["x"].nunique() < 2:
+        return gr.LinePlot(elem_classes=HIDDEN)
+    is_numeric = pd.api.types.is_numeric_dtype(data["x"])
+    return gr.LinePlot(
+        data,
+        elem_classes=SHOWN,
+        sort=None if is_numeric else list(dict.fromkeys(data["x"])),  # names in their own order, not the alphabet's
+        color_map={translate.said(name): COLOURS[key] for key, name in NAMES.items()},
+    )
+
+
+def data_frame(curve: Curve, translate: Words) -> pd.DataFrame:
+    """Columns x, y and line: the points, then each limit over the x of the points."""
+    points = [(x, y) for x, y in curve.points if y is not None]
+    rows = [(x, y, translate.said(NAMES["curve"])) for x, y in points]
+    for name, limit in curve.limits.items():
+        rows += [(x, y, translate.said(NAMES[name])) for x, y in _limit_line(limit, points)]
     return pd.DataFrame(rows, columns=["x", "y", "line"])
 
 
-def update(data, w):
-    """Show what there is; nothing where there is no line yet."""
-    if data["x"].nunique() < 2:
-        return gr.LinePlot(elem_classes=HIDDEN)
-    names = (
-        list(dict.fromkeys(data["x"])) if not pd.api.types.is_numeric_dtype(data["x"]) else None
-    )  # in their own order, not the alphabet's
-    return gr.LinePlot(
-        data, elem_classes=SHOWN, sort=names, color_map={w.said(name): COLOURS[key] for key, name in NAMES.items()}
-    )
+def _limit_line(limit: Limit, points: Sequence[tuple[float | str, float]]) -> Sequence[tuple[float | str, float]]:
+    if limit is None or not points:
+        return []
+    if isinstance(limit, Sequence):
+        return limit
+    ends = dict.fromkeys((points[0][0], points[-1][0]))  # one end where there is one point
+    return [(x, limit) for x in ends]
 
 
-def rolling(values, window):
-    """[(place, mean of the last `window` values up to it)] from where there is a quarter of a window at least; of many,
-    `MOST` evenly spread ones.
+def rolling_mean(values: Sequence[float], window: int) -> list[tuple[int, float]]:
+    """[(place, mean of the last `window` values up to it)], from the place where a quarter of the window is filled; of
+    many places `MAX_POINTS` evenly spread ones, the last among them.
     """
-    places = range(len(values), max(1, window // 4) - 1, -max(1, len(values) // MOST))
-    return [
-        (place, sum(part) / len(part)) for place in reversed(places) if (part := values[max(0, place - window) : place])
-    ]
+    first = max(1, window // 4)
+    step = max(1, len(values) // MAX_POINTS)
+    means = []
+    for place in range(len(values), first - 1, -step):
+        latest = values[max(0, place - window) : place]
+        if latest:
+            means.append((place, sum(latest) / len(latest)))
+    return means[::-1]

@@ -1,27 +1,37 @@
-"""After a vote: why (tags and a comment), and what became of it, live."""
+"""What the page shows below the vote buttons after a vote: the reasons for it (tags and a comment), and what became of
+it, live.
+"""
 
+from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import gradio as gr
 
-from playground.chat.session import REASONS, Refused
-from playground.ui import inputs, words
-from playground.ui.notice import GESTURE, seen
-from playground.ui.strip import name
+from playground.chat.session import REASONS, Chat, Refused
+from playground.chat.views import View
+from playground.store import Store
+from playground.ui import unchecked, words
+from playground.ui.handlers import LATEST_GESTURE, Row, Updates, visibility
+from playground.ui.notice import Notice
+from playground.ui.snapshot import PageSnapshot
+from playground.ui.status_bar import version_name
+from playground.ui.words import Words
 
-TAGS = list(
-    dict.fromkeys(tag for tags in REASONS.values() for tag in tags)
-)  # all there are; a vote shows those that fit it
+# all tags, in order; a vote shows those that fit it
+TAGS = list(dict.fromkeys(tag for tags in REASONS.values() for tag in tags))
 
 
 class Reasons:
     """The row below the vote buttons, made inside the current Blocks."""
 
-    def __init__(self, store, chat, notice):
-        self.store, self.chat, self.notice = store, chat, notice
+    def __init__(self, store: Store, chat: Chat, notice: Notice) -> None:
+        self.store = store
+        self.chat = chat
+        self.notice = notice
         with gr.Row(elem_id="reasons"):
             self.better = gr.Button(words.label("✎ Write a better one"), size="sm", elem_id="better", visible="hidden")
-            self.tags = inputs.CheckboxGroup(
+            self.tags = unchecked.CheckboxGroup(
                 [(words.label(tag), tag) for tag in TAGS],
                 label=words.label("Why? (optional)"),
                 show_label=False,
@@ -44,87 +54,95 @@ class Reasons:
             self.fate = gr.HTML(elem_id="fate", padding=False)
 
     @property
-    def outputs(self):
+    def outputs(self) -> list[gr.components.Component]:
+        """Every component that `updates` updates."""
         return [self.better, self.tags, self.comment, self.fate]
 
-    def wire(self, shown, annotator):
-        """`shown` is the page's state, `annotator` tells who asks."""
+    def wire(self, snapshot_state: gr.State, annotator: Callable[[gr.Request], int]) -> None:
+        """Attach the handlers. `snapshot_state` holds the page's PageSnapshot; `annotator` gives the id of the person
+        who sent a request.
+        """
 
-        def explainer(reason):
-            """The handler of "tags" or "comment": each says its own and nothing of the other, whose answer may be on
-            its way.
+        def explain_handler(reason: str) -> Callable[..., Any]:
+            """The handler of "tags" or "comment". Each records its own value only: a change of the other may be on its
+            way.
             """
 
-            def on_explain(on_page, value, request: gr.Request):
-                w = words.of(request)
+            def on_explain(snapshot: PageSnapshot | None, value: Any, request: gr.Request) -> Updates:
+                translate = words.of(request)
                 try:
-                    vote = (
-                        self.store.current_vote(on_page.duel, annotator(request)) if on_page and on_page.duel else None
-                    )
+                    vote = None
+                    if snapshot and snapshot.duel:
+                        vote = self.store.current_vote(snapshot.duel, annotator(request))
                     if vote is None:
                         raise Refused("Vote first, then say why.")
                     self.chat.explain(annotator(request), vote["id"], **{reason: value})
                     return gr.skip()
                 except Refused as error:
-                    return self.notice.warn(w.said(str(error)), w("Not recorded"))
+                    return self.notice.warn(translate.said(str(error)), translate("Not recorded"))
 
             return on_explain
 
         self.better.click(
             None, None, None, js="() => window.nudge.better()", show_progress="hidden", api_visibility="private"
         )
-        latest = {"trigger_mode": "always_last", **GESTURE}
-        self.tags.input(explainer("tags"), [shown, self.tags], [self.notice.html], **latest)
+        self.tags.input(explain_handler("tags"), [snapshot_state, self.tags], [self.notice.html], **LATEST_GESTURE)
         gr.on(
             [self.comment.submit, self.comment.blur],
-            explainer("comment"),
-            [shown, self.comment],
+            explain_handler("comment"),
+            [snapshot_state, self.comment],
             [self.notice.html],
-            **latest,
+            **LATEST_GESTURE,
         )
 
-    def paint(self, view, w):
+    def updates(self, view: View, translate: Words) -> Updates:
+        """The row as `view` has it: empty unless the person has voted."""
         voted = view.phase == "voted"
-        tags = REASONS.get(view.choice, ()) if voted else ()
+        tags = REASONS.get(view.choice or "", ()) if voted else ()
         return {
-            self.better: gr.update(visible=seen(voted and view.choice == "both_bad")),
+            self.better: gr.update(visible=visibility(voted and view.choice == "both_bad")),
             self.tags: gr.update(
-                choices=[(w(tag), tag) for tag in tags or TAGS],
+                choices=[(translate(tag), tag) for tag in tags or TAGS],
                 value=[tag for tag in view.tags if tag in tags],
-                visible=seen(bool(tags)),
+                visible=visibility(bool(tags)),
             ),
-            self.comment: gr.update(value=view.comment, visible=seen(voted and view.choice != "skip")),
-            self.fate: self._fate(view.vote, w) if voted else "",
+            self.comment: gr.update(value=view.comment, visible=visibility(voted and view.choice != "skip")),
+            self.fate: self._fate_html(view.vote, translate) if voted and view.vote else "",
         }
 
-    def follow(self, duel, annotator, w):
-        """The line alone, on a tick."""
+    def fate_update(self, duel: int | None, annotator: int, translate: Words) -> Updates:
+        """What became of the person's vote on a pair, alone."""
         vote = self.store.current_vote(duel, annotator) if duel else None
-        return {self.fate: self._fate(vote["id"], w) if vote else ""}
+        return {self.fate: self._fate_html(vote["id"], translate) if vote else ""}
 
-    def _fate(self, vote, w):
+    def _fate_html(self, vote: int, translate: Words) -> str:
         row = self.store.vote_fate(vote)
-        counts = f"<b>{escape(w('Your vote counts:'))}</b> " if row["counts"] else ""
-        return f'<span class="fate">{counts}{fate(row, w)}</span>'
+        counts = f"<b>{escape(translate('Your vote counts:'))}</b> " if row["counts"] else ""
+        return f'<span class="fate">{counts}{fate_html(row, translate)}</span>'
 
 
-def fate(row, w):
+def fate_html(row: Row, translate: Words) -> str:
     """What became of a vote (a row of `Store.my_votes`), as a chip."""
+    css_class, text = _fate(row, translate)
+    if row["early"]:
+        text += f" · {translate('picked early')}"
+    return f'<i class="chip {css_class}">{escape(text)}</i>'
+
+
+def _fate(row: Row, translate: Words) -> tuple[str, str]:
+    """The CSS class and the text of a vote's chip."""
     if row["choice"] == "skip":
-        state, text = "skipped", w("skipped, no round learns from it")
-    elif row["version"] is None and row["deleted"]:
-        state, text = "skipped", w("deleted, no round learns from it")
-    elif row["round"] is None and not row["allowed"]:
-        state, text = "skipped", w("you said no to training on your chats")
-    elif row["round"] is None and not row["counts"]:
-        state, text = "skipped", w("not counted")
-    elif row["version"] is not None:
-        state, text = "used", w("in policy {version}", version=name(row["version"], w))
-    elif row["round"] is None:
-        state, text = "pending", w("waits for the next round")
-    elif row["heldout"]:
-        state, text = "used", w("round {n} is measured on it", n=row["round"])
-    else:
-        state, text = "learned", w("in the reward model of round {n}", n=row["round"])
-    early = f" · {w('picked early')}" if row["early"] else ""
-    return f'<i class="chip {state}">{escape(text + early)}</i>'
+        return "skipped", translate("skipped, no round learns from it")
+    if row["version"] is not None:
+        return "used", translate("in policy {version}", version=version_name(row["version"], translate))
+    if row["deleted"]:
+        return "skipped", translate("deleted, no round learns from it")
+    if row["round"] is None and not row["allowed"]:
+        return "skipped", translate("you said no to training on your chats")
+    if row["round"] is None and not row["counts"]:
+        return "skipped", translate("not counted")
+    if row["round"] is None:
+        return "pending", translate("waits for the next round")
+    if row["heldout"]:
+        return "used", translate("round {n} is measured on it", n=row["round"])
+    return "learned", translate("in the reward model of round {n}", n=row["round"])

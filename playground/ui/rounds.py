@@ -1,23 +1,35 @@
-"""The training tab: rounds as a timeline, and all that is known of the one that is picked, live while it runs. It reads
-the store and trains nothing.
+"""The tab "Training": the timeline of rounds, and all that is known of the one that is picked, live while it runs. It
+reads the store and trains nothing.
 
-Everybody reads figures, and samples on shipped prompts. A round's log, an error's own words and samples on people's
-prompts are for admins; who asks is found out in each handler.
+Everybody sees figures, and samples on shipped prompts. A round's log, an error's own message and samples on people's
+prompts are for admins: each handler asks whether the person is one.
 """
 
 import json
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
-from playground.settings import Settings, sections
-from playground.store import STOPPED
-from playground.ui import gatewords, inputs, plots, words
-from playground.ui.notice import GESTURE
-from playground.ui.steps import steps
-from playground.ui.strip import ENDED, PHASES, invitation, name, public_reason
-from playground.ui.text import visible
+from playground.settings import Settings
+from playground.store import Store
+from playground.ui import gatewords, plots, unchecked, words
+from playground.ui.control import Control
+from playground.ui.handlers import GESTURE, Row, Trigger, Updates
+from playground.ui.plots import Curve
+from playground.ui.round_summary import (
+    agreement_html,
+    config_html,
+    log_tail,
+    no_round_html,
+    samples,
+    summary_html,
+    timeline_entry,
+)
+from playground.ui.status_bar import LoopStatus, StatusBar
+from playground.ui.words import Words
 
 CURVES = {
     "reward": words.mark("Reward of the replies"),
@@ -28,50 +40,34 @@ CURVES = {
     "clip_fraction": words.mark("Share of clipped ratios"),
     "explained_variance": words.mark("Explained variance"),
 }
-STATES = {
-    "requested": words.mark("asked for"),
-    "running": words.mark("running"),
-    "published": words.mark("published"),
-    "refused": words.mark("refused"),
-    "not_enough": words.mark("not enough evidence"),
-    "failed": words.mark("failed"),
-    "stopped": words.mark("stopped"),
-}
-SIGNS = {
-    "requested": "○",
-    "running": "●",
-    "published": "✓",
-    "refused": "✗",
-    "not_enough": "–",
-    "failed": "!",
-    "stopped": "■",
-}
-STRETCH = 30  # rounds in the timeline at first, and more at each press
-LOG_CHARS = 20_000
-SAMPLES = 8
+PAGE_SIZE = 30  # rounds in the timeline at first, and more at each press
 
 
 class TrainingTab:
     """Builds the tab inside the current Blocks, below the Control that is already there."""
 
-    def __init__(self, settings, store, strip, control):
-        self.settings, self.store, self.strip, self.control = settings, store, strip, control
-        self.picked, self.shown, self.painted = gr.State(None), gr.State(STRETCH), gr.State({})
-        self.intro = gr.HTML(elem_id="agreement", padding=False)
+    def __init__(self, settings: Settings, store: Store, status_bar: StatusBar, control: Control) -> None:
+        self.settings = settings
+        self.store = store
+        self.status_bar = status_bar
+        self.control = control
+        self.picked = gr.State(None)  # id of the round that was picked; None follows the newest
+        self.limit = gr.State(PAGE_SIZE)  # rounds in the timeline
+        self.painted = gr.State({})  # part: the content that the page shows; and "stamp", what all of it depends on
+        self.agreement = gr.HTML(elem_id="agreement", padding=False)
         with gr.Row(elem_id="rounds"):
             with gr.Column(scale=1, min_width=220, elem_id="timeline-side"):
-                self.timeline = inputs.Radio([], label=words.label("Rounds"), elem_id="timeline", visible=False)
+                self.timeline = unchecked.Radio([], label=words.label("Rounds"), elem_id="timeline", visible=False)
                 self.more = gr.Button(
                     words.label("Show earlier rounds"), size="sm", elem_id="earlier-rounds", visible=False
                 )
             with gr.Column(scale=4, min_width=300):
                 self.summary = gr.HTML(elem_id="round-summary", padding=False)
                 with gr.Row(elem_id="curves"):
-                    self.curves = {
-                        key: plots.plot(f"curve-{key.replace('_', '-')}", title, limits=key == "kl")
-                        for key, title in CURVES.items()
-                    }
-                    self.calibration = plots.plot("calibration", words.mark("Calibration: said, seen"), limits=True)
+                    self.curves = {key: self._curve_plot(key, title) for key, title in CURVES.items()}
+                    self.calibration = plots.empty_plot(
+                        "calibration", words.mark("Calibration: said, seen"), legend=True
+                    )
                 self.gate = gr.HTML(elem_id="gate", padding=False)
                 self.samples = gr.HTML(elem_id="samples", padding=False)
                 with gr.Accordion(
@@ -90,8 +86,8 @@ class TrainingTab:
                         interactive=False,
                         autoscroll=True,
                     )
-        self.parts = {
-            "intro": self.intro,
+        self.parts: dict[str, Block] = {
+            "agreement": self.agreement,
             "timeline": self.timeline,
             "more": self.more,
             "summary": self.summary,
@@ -104,250 +100,117 @@ class TrainingTab:
             "log": self.log,
             "log_fold": self.log_fold,
         }
-        control.more()
+        control.build_folds()
 
-    def wire(self, moments):
+    @staticmethod
+    def _curve_plot(key: str, title: str) -> gr.LinePlot:
+        return plots.empty_plot(f"curve-{key.replace('_', '-')}", title, legend=key == "kl")
+
+    def wire(self, refresh_events: Sequence[Trigger]) -> None:
         outputs = [*self.parts.values(), self.painted]
-        gr.on(moments, self.on_tick, [self.picked, self.shown, self.painted], outputs, **GESTURE)
-        self.timeline.input(self.on_pick, [self.timeline, self.shown, self.painted], [self.picked, *outputs], **GESTURE)
-        self.more.click(self.on_more, [self.picked, self.shown, self.painted], [self.shown, *outputs], **GESTURE)
+        gr.on(refresh_events, self.on_tick, [self.picked, self.limit, self.painted], outputs, **GESTURE)
+        self.timeline.input(self.on_pick, [self.timeline, self.limit, self.painted], [self.picked, *outputs], **GESTURE)
+        self.more.click(self.on_more, [self.picked, self.limit, self.painted], [self.limit, *outputs], **GESTURE)
 
     # -- handlers
 
-    def on_tick(self, picked, shown, painted, request: gr.Request):
-        """What has changed since this page was painted."""
-        w, now, admin = words.of(request), self.strip.now(), self.control.is_admin(request)
-        rounds = now.rounds
-        row = next((r for r in rounds if r["id"] == picked), now.round)
-        stamp = (
-            row and row["id"],
-            shown,
-            [(r["id"], r["state"], r["policy_status"], r["step"], r["beat"], r["wish"]) for r in rounds],
-            now.forecasts,
-            now.settings,
-            admin,
-        )
+    def on_tick(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
+        """What has changed since the page was last brought up to date."""
+        translate = words.of(request)
+        status = self.status_bar.status()
+        is_admin = self.control.is_admin(request)
+        row = next((row for row in status.rounds if row["id"] == picked), status.round)
+        stamp = self._stamp(status, row, limit, is_admin)
         if painted.get("stamp") == stamp:
             return gr.skip()
+        timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[:limit]]
         contents = {
-            "intro": agreement(now, w),
-            "timeline": ([(entry(r, w), r["id"]) for r in rounds[:shown]], row and row["id"]),
-            "more": len(rounds) > shown,
-            **self.contents(row, now, w, admin),
+            "agreement": agreement_html(status, translate),
+            "timeline": (timeline, row["id"] if row else None),
+            "more": len(status.rounds) > limit,
+            **self._round_contents(row, status, translate, is_admin),
         }
-        contents |= {"config_fold": bool(contents["config"]), "log_fold": bool(contents["log"])}
-        fresh = {key: content for key, content in contents.items() if painted.get(key) != content}
-        return {
-            self.painted: {**contents, "stamp": stamp},
-            **{self.parts[key]: self.update(key, content, w) for key, content in fresh.items()},
-        }
+        contents["config_fold"] = bool(contents["config"])
+        contents["log_fold"] = bool(contents["log"])
+        updates: Updates = {self.painted: {**contents, "stamp": stamp}}
+        for part, content in contents.items():
+            if painted.get(part) != content:
+                updates[self.parts[part]] = self._part_update(part, content, translate)
+        return updates
 
-    def on_more(self, picked, shown, painted, request: gr.Request):
-        """A longer timeline: not all at once, since every line on a page makes each of its gestures slower."""
-        return {**self.on_tick(picked, shown + STRETCH, painted, request), self.shown: shown + STRETCH}
+    def on_more(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
+        """A longer timeline. It is not shown in full at once, since each line on a page makes its gestures slower."""
+        limit += PAGE_SIZE
+        return {**self.on_tick(picked, limit, painted, request), self.limit: limit}
 
-    def on_pick(self, picked, shown, painted, request: gr.Request):
-        """Another round; the newest is followed on to the next."""
+    def on_pick(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
+        """Show another round. A page that shows the newest round goes on to the next one when that begins."""
         newest = self.store.last_round()
-        picked = None if newest and picked == newest["id"] else picked
-        updates = self.on_tick(picked, shown, painted, request)
-        return {self.picked: picked, **(updates if isinstance(updates, dict) and self.painted in updates else {})}
+        if newest and picked == newest["id"]:
+            picked = None
+        updates = self.on_tick(picked, limit, painted, request)
+        if self.painted not in updates:  # nothing has changed
+            return {self.picked: picked}
+        return {self.picked: picked, **updates}
 
-    def contents(self, row, now, w, admin):
+    # -- what is shown
+
+    @staticmethod
+    def _stamp(status: LoopStatus, row: Row | None, limit: int, is_admin: bool) -> tuple[Any, ...]:
+        """What all that is shown depends on."""
+        keys = ("id", "state", "policy_status", "step", "beat", "wish")
+        rounds = [tuple(row[key] for key in keys) for row in status.rounds]
+        return (row["id"] if row else None, limit, rounds, status.forecasts, status.settings, is_admin)
+
+    def _round_contents(self, row: Row | None, status: LoopStatus, translate: Words, is_admin: bool) -> dict[str, Any]:
         """What each part shows of a round to an admin or to somebody else, as plain values that can be compared."""
         if row is None:
             return {
-                "summary": nothing_yet(now, w),
-                **dict.fromkeys(CURVES, [[], {}]),
-                "calibration": [],
-                "gate": "",
-                "samples": "",
-                "config": "",
-                "log": "",
+                "summary": no_round_html(status, translate),
+                **dict.fromkeys((*CURVES, "calibration"), Curve()),
+                **dict.fromkeys(("gate", "samples", "config", "log"), ""),
             }
-        folder, curves = self.settings.rounds_dir / f"{row['id']:04d}", self.store.metrics(row["id"])
-        policy = self.store.round_policy(row["id"])
-        report = json.loads(policy["gate_report"]) if policy and policy["gate_report"] else None
-        shown = {
-            key: [
-                curves.get(key, []),
-                {"target": row["config"].get("kl_target"), "limit": row["config"].get("kl_budget")}
-                if key == "kl"
-                else {},
-            ]
-            for key in CURVES
-        }
+        folder = self.settings.rounds_dir / f"{row['id']:04d}"
         return {
-            "summary": summary(row, now, w, admin),
-            **shown,
-            "calibration": row["metrics"].get("cv_reliability", []),
-            "gate": f"<h2>{escape(w('The gate'))}</h2>{gatewords.listed(report, row['config'], w)}"
-            if report and "gain_interval" in report
-            else "",
-            "samples": samples(folder / "gate.json", w, admin),
-            "config": config(row, w),
-            "log": tail(folder / "log.txt") if admin else "",
+            "summary": summary_html(row, translate, is_admin),
+            **self._curves(row),
+            "calibration": _calibration_curve(row),
+            "gate": self._gate_html(row, translate),
+            "samples": samples(folder / "gate.json", translate, is_admin),
+            "config": config_html(row, translate),
+            "log": log_tail(folder / "log.txt") if is_admin else "",
         }
 
-    def update(self, key, content, w):
-        """A part's component update."""
-        if key in CURVES:
-            return plots.update(plots.frame(content[0], w, **content[1]), w)
-        if key == "calibration":
-            return plots.update(plots.frame([(p, y) for p, y, _ in content], w, perfect=[(0.0, 0.0), (1.0, 1.0)]), w)
-        if key == "timeline":
-            return gr.Radio(choices=content[0], value=content[1], visible=bool(content[0]))
-        if key in ("more", "config_fold", "log_fold"):
+    def _curves(self, row: Row) -> dict[str, Curve]:
+        metrics = self.store.metrics(row["id"])
+        curves = {key: Curve(metrics.get(key, [])) for key in CURVES}
+        limits = {"target": row["config"].get("kl_target"), "limit": row["config"].get("kl_budget")}
+        curves["kl"] = Curve(metrics.get("kl", []), limits)
+        return curves
+
+    def _gate_html(self, row: Row, translate: Words) -> str:
+        """The gate's report on the version that a round made."""
+        policy = self.store.round_policy(row["id"])
+        report = json.loads(policy["gate_report"]) if policy and policy["gate_report"] else None
+        if not report or "gain_interval" not in report:
+            return ""
+        return f"<h2>{escape(translate('The gate'))}</h2>{gatewords.listed(report, row['config'], translate)}"
+
+    def _part_update(self, part: str, content: Any, translate: Words) -> Any:
+        """The update of one part's component."""
+        if isinstance(content, Curve):
+            return plots.plot_update(content, translate)
+        if part == "timeline":
+            choices, value = content
+            return gr.Radio(choices=choices, value=value, visible=bool(choices))
+        if part in ("more", "config_fold", "log_fold"):
             return gr.update(visible=content)
         return content
 
 
-# -- a round in words
-
-
-def state(row):
-    """A round's state as people know it: one that an admin stopped did not fail."""
-    return "stopped" if row["state"] == "failed" and row["reason"] == STOPPED else row["state"]
-
-
-def entry(row, w):
-    """A round's line in the timeline."""
-    ended = (
-        f"{w.said(STATES[state(row)])}"
-        if row["version"] is None
-        else f"{name(row['version'], w)} {w.said(STATES[state(row)])}"
-    )
-    parts = [f"{SIGNS[state(row)]} " + w("Round {n}", n=row["id"]), ended]
-    if row["metrics"].get("votes"):
-        parts.append(w("{n} votes", n=row["metrics"]["votes"]))
-    return " · ".join([*parts, _clock(row["ended"] or row["started"] or row["created"])])
-
-
-def nothing_yet(now, w):
-    """What stands in the place of the first round."""
-    heading, advice = w("No training round yet"), invitation(now.settings, w)
-    what = w(
-        "A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live "
-        "only if it is better on prompts that "
-        "it has not seen."
-    )
-    return (
-        f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>'
-        f"{steps(None, w)}<p>{escape(what)}</p></div>"
-    )
-
-
-def summary(row, now, w, admin=False):
-    """A round in a few lines: its state, its reason and what was measured. What an error said itself is for admins."""
-    kind = state(row)
-    if row["state"] in ("requested", "running"):
-        said = w.said(PHASES[row["phase"]]) if row["phase"] else w("waiting for the worker")
-        said = w("Paused: {phase}", phase=said) if row["wish"] == "pause" else said
-    elif row["state"] == "published":
-        said = w("{version} was published.", version=name(row["version"], w))
-    else:
-        said = w.said(STOPPED) if kind == "stopped" else w.said(ENDED[row["state"]])
-    text = row["reason"] if admin else public_reason(row)
-    reason = f"<p>{escape(visible(w.said(text)))}</p>" if text and kind != "stopped" else ""
-    facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, w))
-    return (
-        f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>'
-        f'{reason}{steps(row, w)}<div class="facts">{facts}</div>'
-    )
-
-
-def agreement(now, w):
-    """How well the reward model foresaw the last votes."""
-    hits, calls = now.forecasts
-    if not calls:
-        return ""
-    text = w(
-        "The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
-        "gives 50%.",
-        n=hits,
-        calls=calls,
-        share=f"{hits / calls:.0%}",
-    )
-    return f'<p class="agreement">{escape(text)}</p>'
-
-
-def _facts(row, w):
-    """(label, value) of what the round measured so far, with intervals where there are any."""
-    m = row["metrics"]
-
-    def share(key, interval):
-        if m.get(key) is None:
-            return None
-        low, high = m.get(interval) or (None, None)
-        return f"{m[key]:.0%}" + (f" [{low:.0%}, {high:.0%}]" if low is not None else "")
-
-    figures = (
-        (w("votes used"), m.get("votes") and str(m["votes"])),
-        (w("reward model on held-out votes"), share("heldout_accuracy", "heldout_interval")),
-        (w("cross-validated"), share("cv_accuracy", "cv_interval")),
-        (w("calibration error"), m.get("cv_calibration_error") is not None and f"{m['cv_calibration_error']:.2f}"),
-        (w("gain in reward, deviations"), m.get("gate_gain") is not None and f"{m['gate_gain']:+.2f}"),
-        (w("KL to the base, nats"), m.get("kl") is not None and f"{m['kl']:.1f}"),
-        (w("minutes"), bool(m.get("phase_seconds")) and f"{sum(m['phase_seconds'].values()) / 60:.1f}"),
-    )
-    return [(label, value) for label, value in figures if value]
-
-
-def samples(file, w, admin=False):
-    """The gate's sample replies, those of the live version and of the new one side by side: on shipped prompts, and for
-    admins on people's own.
+def _calibration_curve(row: Row) -> Curve:
+    """How often the reward model was right (y) where it said a probability (x), beside the line of perfect calibration;
+    `cv_reliability` has (probability, share, number of votes) of each bin.
     """
-    if not file.exists():
-        return ""
-    found = json.loads(file.read_text())["samples"]
-    rows = [s for s in found if s.get("shipped") is True][:SAMPLES]
-    if admin:  # files of earlier versions have no mark
-        rows += [s for s in found if s.get("shipped") is not True][:SAMPLES]
-    if not rows:
-        return ""
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (w("Before"), w("After")))
-    body = "".join(
-        f'<tr><th scope="row" colspan="2">{escape(visible(_question(s["prompt"])))}{_private(s, w)}</th></tr>'
-        f"<tr><td>{escape(visible(s['live'].strip()))}</td><td>{escape(visible(s['new'].strip()))}</td></tr>"
-        for s in rows
-    )
-    heading = escape(w("The same held-out prompts, before and after"))
-    return f'<h2>{heading}</h2><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _private(sample, w):
-    """A sign at what only admins read."""
-    if sample.get("shipped") is True:
-        return ""
-    sign = w("from a person's chat, seen by admins only")
-    return f' <i class="chip">{escape(sign)}</i>'
-
-
-def _question(prompt):
-    """The last message of a decoded prompt, whose roles are left as lines of their own."""
-    return prompt.rsplit("user\n", 1)[-1].removesuffix("assistant\n").strip() if "user\n" in prompt else prompt.strip()
-
-
-def config(row, w):
-    """The round's settings, those first that differ from the defaults."""
-    if not row["config"]:
-        return ""
-    names = [name for names in sections().values() for name in names if name in row["config"]]
-    changed = [name for name in names if row["config"][name] != Settings.model_fields[name].default]
-    ordered = [*changed, *(name for name in names if name not in changed)]
-    rows = "".join(
-        f'<tr class="{"changed" if name in changed else ""}"><th '
-        f'scope="row">{name}</th><td>{escape(visible(str(row["config"][name])))}</td></tr>'
-        for name in ordered
-    )
-    caption = escape(w("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"]))
-    return f'<table class="config"><caption>{caption}</caption><tbody>{rows}</tbody></table>'
-
-
-def tail(file):
-    """The end of a round's log."""
-    return visible(file.read_text(encoding="utf-8", errors="replace")[-LOG_CHARS:]) if file.exists() else ""
-
-
-def _clock(moment):
-    return datetime.fromisoformat(moment).astimezone().strftime("%m-%d %H:%M")
+    points = [(probability, share) for probability, share, _ in row["metrics"].get("cv_reliability", [])]
+    return Curve(points, {"perfect": [(0.0, 0.0), (1.0, 1.0)]})

@@ -1,29 +1,31 @@
-"""What Gradio keeps of one page between gestures: the values of its `gr.State`s and of components that a handler has
-changed.
+"""What Gradio keeps of one open page between gestures: the values of its `gr.State`s, and of components that a handler
+has changed.
 
-Gradio 6.31 also keeps a second copy of the page's whole config, half a megabyte a page, from which a deep link could
-recreate it, and works out a component's JSON schema each time that the component changes, on the event loop that
-everybody shares. This page has no deep links.
+For deep links, Gradio 6.31 also keeps a second copy of the page's whole config (half a megabyte a page), and computes a
+component's JSON schema each time that the component changes, on the event loop that all visitors share. This page has
+no deep links.
 """
 
 from copy import copy
 from datetime import datetime
+from typing import Any
 
 from gradio import Blocks, state_holder
 from gradio.components import State
 
 
 class PageState(state_holder.SessionState):
-    """Gradio's state of a session without what is for deep links."""
+    """Gradio's state of a session, without what is kept for deep links."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks_config = copy(blocks.default_config)
         self.config_values = {}
-        self.state_data, self._state_ttl = {}, {}
+        self.state_data = {}
+        self._state_ttl = {}
         self.is_closed = False
         self.STATE_TTL_WHEN_CLOSED = 3600  # seconds
 
-    def __setitem__(self, key: int, value) -> None:
+    def __setitem__(self, key: int, value: Any) -> None:
         block = self.blocks_config.blocks.get(key)
         if isinstance(block, State):
             self._state_ttl[key] = (block.time_to_live, datetime.now())
@@ -34,10 +36,10 @@ class PageState(state_holder.SessionState):
     def _update_config(self, key: int) -> None:
         """For deep links."""
 
-    def _update_value_in_config(self, key: int, value) -> None:
+    def _update_value_in_config(self, key: int, value: Any) -> None:
         """For deep links."""
 
 
 def use() -> None:
-    """Let Gradio make PageStates from now on."""
-    state_holder.SessionState = PageState
+    """Let Gradio create PageStates from now on."""
+    state_holder.SessionState = PageState  # type: ignore[misc]  # Gradio has no setting for it

@@ -1,4 +1,4 @@
-"""Colours, type and corners of the page, as one Gradio theme. Layout and what a theme has no name for are in
+"""Colours, fonts and corners of the page, as one Gradio theme. Layout, and what a theme has no name for, is in
 `assets/style.css`.
 """
 
@@ -8,15 +8,15 @@ SANS = ("Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Rob
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
-def nudge():
+def nudge() -> gr.themes.Base:
     """The theme, light and dark. Fonts are the reader's own: the page loads nothing from elsewhere."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.blue,
         secondary_hue=gr.themes.colors.violet,
         neutral_hue=gr.themes.colors.slate,
         radius_size=gr.themes.sizes.radius_lg,
-        font=[gr.themes.Font(f) for f in SANS],
-        font_mono=[gr.themes.Font(f) for f in MONO],
+        font=[gr.themes.Font(name) for name in SANS],
+        font_mono=[gr.themes.Font(name) for name in MONO],
     ).set(
         body_background_fill="#f6f7f9",
         body_background_fill_dark="#0f1115",

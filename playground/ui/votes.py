@@ -1,89 +1,103 @@
-"""The "My votes" tab: every vote of the person who looks, and what became of it: waiting, in a reward model, in a
+"""The tab "My votes": every vote of the person who looks, and what became of it: waiting, in a reward model, in a
 version.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 
 import gradio as gr
 
 from playground.people import visitor
+from playground.store import Store
 from playground.ui import words
-from playground.ui.chat import CHOICES
-from playground.ui.notice import GESTURE
-from playground.ui.reasons import fate
-from playground.ui.text import line
+from playground.ui.chat_panel import CHOICES
+from playground.ui.handlers import GESTURE, Row, Trigger, Updates
+from playground.ui.reasons import fate_html
+from playground.ui.text import one_line
+from playground.ui.words import Words
 
-STRETCH = 100  # votes shown at first, and more at each press
+PAGE_SIZE = 100  # votes in the table at first, and more at each press
+MESSAGE_CHARS = 90
 
 
 class VotesTab:
     """Builds the tab inside the current Blocks."""
 
-    def __init__(self, store):
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.html = gr.HTML(elem_id="my-votes", padding=False)
         self.more = gr.Button(words.label("Show earlier votes"), size="sm", elem_id="earlier-votes", visible=False)
-        self.shown, self.painted = gr.State(STRETCH), gr.State(None)
+        self.limit = gr.State(PAGE_SIZE)  # votes in the table
+        self.painted = gr.State(None)  # a hash of the HTML that the page has
 
-    def wire(self, moments):
-        outputs = [self.html, self.more, self.shown, self.painted]
-        gr.on(moments, self.on_tick, [self.shown, self.painted], outputs, **GESTURE)
-        self.more.click(self.on_more, [self.shown], outputs, **GESTURE)
+    def wire(self, refresh_events: Sequence[Trigger]) -> None:
+        outputs = [self.html, self.more, self.limit, self.painted]
+        gr.on(refresh_events, self.on_tick, [self.limit, self.painted], outputs, **GESTURE)
+        self.more.click(self.on_more, [self.limit], outputs, **GESTURE)
 
-    def on_tick(self, shown, painted, request: gr.Request):
-        """The table where it has changed."""
+    def on_tick(self, limit: int, painted: int | None, request: gr.Request) -> Updates:
+        """The table, where it has changed."""
         try:
             annotator = self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie:
             return gr.skip()
-        w, found = words.of(request), self.store.vote_totals(annotator)
-        html = totals(found, w) + table(self.store.my_votes(annotator, limit=shown), w)
+        translate = words.of(request)
+        totals = self.store.vote_totals(annotator)
+        votes = self.store.my_votes(annotator, limit=limit)
+        html = totals_html(totals, translate) + table_html(votes, translate)
         if hash(html) == painted:
             return gr.skip()
-        return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=found["listed"] > shown)}
+        return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=totals["listed"] > limit)}
 
-    def on_more(self, shown, request: gr.Request):
-        return {**self.on_tick(shown + STRETCH, None, request), self.shown: shown + STRETCH}
+    def on_more(self, limit: int, request: gr.Request) -> Updates:
+        """A longer table."""
+        limit += PAGE_SIZE
+        return {**self.on_tick(limit, None, request), self.limit: limit}
 
 
-def totals(found, w):
-    """What one's votes did so far, as figures: of those that count, and no others."""
-    if not found["listed"]:
+def totals_html(totals: Row, translate: Words) -> str:
+    """What a person's votes did so far, as figures (of `Store.vote_totals`): of those that count only."""
+    if not totals["listed"]:
         return ""
     figures = (
-        (found["votes"], w("votes of yours that count")),
-        (found["published"], w("in a version that was published")),
-        (found["waiting"], w("waiting for the next round")),
+        (totals["votes"], translate("votes of yours that count")),
+        (totals["published"], translate("in a version that was published")),
+        (totals["waiting"], translate("waiting for the next round")),
     )
-    items = "".join(f"<div><b>{n}</b><span>{escape(label)}</span></div>" for n, label in figures)
+    items = "".join(f"<div><b>{figure}</b><span>{escape(label)}</span></div>" for figure, label in figures)
     return f'<div class="facts">{items}</div>'
 
 
-def table(votes, w):
-    """The votes, newest first, as a table."""
+def table_html(votes: Sequence[Row], translate: Words) -> str:
+    """The votes (rows of `Store.my_votes`), newest first, as a table."""
     if not votes:
-        said = w("You have not voted yet. Pick the better of two replies, and follow here what your vote does.")
-        return f'<p class="empty">{escape(said)}</p>'
-    heads = "".join(
-        f'<th scope="col">{escape(head)}</th>'
-        for head in (w("When"), w("Message"), w("Vote"), w("Foreseen"), w("What became of it"))
+        text = translate("You have not voted yet. Pick the better of two replies, and follow here what your vote does.")
+        return f'<p class="empty">{escape(text)}</p>'
+    headings = (
+        translate("When"),
+        translate("Message"),
+        translate("Vote"),
+        translate("Foreseen"),
+        translate("What became of it"),
     )
-    rows = "".join(_row(vote, w) for vote in votes)
-    return f'<table class="votes"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(_row_html(vote, translate) for vote in votes)
+    return f'<table class="votes"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _row(vote, w):
-    when = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
-    text = w("a deleted chat") if vote["deleted"] else line(vote["text"])
-    text = text if len(text) <= 90 else text[:89] + "…"
-    foreseen = {1: w("yes"), 0: w("no")}.get(vote["hit"], "–")
-    side = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
+def _row_html(vote: Row, translate: Words) -> str:
+    created = datetime.fromisoformat(vote["created"]).strftime("%Y-%m-%d %H:%M")
+    message = translate("a deleted chat") if vote["deleted"] else one_line(vote["text"])
+    if len(message) > MESSAGE_CHARS:
+        message = message[: MESSAGE_CHARS - 1] + "…"
+    foreseen = {1: translate("yes"), 0: translate("no")}.get(vote["hit"], "–")
+    css_class = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
     cells = (
-        f"<time>{when}</time>",
-        escape(text),
-        f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>",
+        f"<time>{created}</time>",
+        escape(message),
+        f"<b{css_class}>{escape(translate.said(CHOICES[vote['choice']]))}</b>",
         escape(foreseen),
-        fate(vote, w),
+        fate_html(vote, translate),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -1,161 +1,187 @@
-"""What to watch a loop of votes and training by, live: length, distance from the base, agreement with fresh votes,
-sides; each with its limits drawn.
+"""The tab "Watch": figures that show whether the loop of votes and training goes well: reply length, distance from the
+base, agreement with new votes, sides. Each is drawn with its limits.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import gradio as gr
 from scipy.stats import binomtest
 
+from playground.settings import Settings
+from playground.store import Store
 from playground.ui import plots, words
-from playground.ui.notice import GESTURE
+from playground.ui.handlers import GESTURE, Row, Trigger, Updates
+from playground.ui.plots import Curve
+from playground.ui.status_bar import StatusBar
+from playground.ui.words import Words
 
-WINDOW = 40  # duels or votes that a rolling mean is over
+WINDOW = 40  # duels or votes in a rolling mean
 TITLES = {
     "length": words.mark("Tokens of a reply, pair by pair"),
     "kl": words.mark("KL of each round's policy to the base, nats a reply"),
     "agreement": words.mark("Share of fresh votes that the reward model foresaw, vote by vote"),
     "position": words.mark("Share of side A among votes for A or B, vote by vote"),
 }
+# of the interval for sides: the page is looked at all the time, so a chance finding would often be shown
+SIDES_CONFIDENCE = 0.99
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one plot of the tab says. `ok` is None where too little is known to judge."""
+
+    curve: Curve
+    ok: bool | None
+    note: str  # a sentence
 
 
 class WatchTab:
     """Builds the tab inside the current Blocks."""
 
-    def __init__(self, store, strip):
-        self.store, self.strip = store, strip
-        self.painted = gr.State({})
-        self.plots, self.notes = {}, {}
+    def __init__(self, store: Store, status_bar: StatusBar) -> None:
+        self.store = store
+        self.status_bar = status_bar
+        self.painted = gr.State({})  # key of TITLES: the Watched that the page shows
+        self.plots: dict[str, gr.LinePlot] = {}
+        self.notes: dict[str, gr.HTML] = {}
         with gr.Row(elem_id="watch"):
             for key, title in TITLES.items():
                 with gr.Column(min_width=320, elem_classes="watched"):
                     self.notes[key] = gr.HTML(elem_id=f"note-{key}", padding=False)
-                    self.plots[key] = plots.plot(f"watch-{key}", title, limits=True)
+                    self.plots[key] = plots.empty_plot(f"watch-{key}", title, legend=True)
 
-    def wire(self, moments):
-        gr.on(
-            moments, self.on_tick, [self.painted], [*self.plots.values(), *self.notes.values(), self.painted], **GESTURE
-        )
+    def wire(self, refresh_events: Sequence[Trigger]) -> None:
+        outputs = [*self.plots.values(), *self.notes.values(), self.painted]
+        gr.on(refresh_events, self.on_tick, [self.painted], outputs, **GESTURE)
 
-    def on_tick(self, painted, request: gr.Request):
-        """The plots that have changed, each with a sentence."""
-        w, settings = words.of(request), self.strip.now().settings
-        found = {
-            "length": length(self.store.reply_lengths(), settings, w),
-            "kl": kl(self.store.round_kls(), settings, w),
-            "agreement": agreement(self.store.forecast_history(), w),
-            "position": position(self.store.position_votes(), w),
+    def on_tick(self, painted: Mapping[str, Watched], request: gr.Request) -> Updates:
+        """The plots that have changed, each with its sentence."""
+        translate = words.of(request)
+        settings = self.status_bar.status().settings
+        current = {
+            "length": length(self.store.reply_lengths(), settings, translate),
+            "kl": kl(self.store.round_kls(), settings, translate),
+            "agreement": agreement(self.store.forecast_history(), translate),
+            "position": position(self.store.position_votes(), translate),
         }
-        fresh = {key: value for key, value in found.items() if painted.get(key) != value}
-        if not fresh:
+        changed = {key: watched for key, watched in current.items() if painted.get(key) != watched}
+        if not changed:
             return gr.skip()
-        updates = {self.painted: {**painted, **fresh}}
-        for key, (points, limits, fine, note) in fresh.items():
-            updates[self.plots[key]] = plots.update(plots.frame(points, w, **limits), w)
-            updates[self.notes[key]] = (
-                f'<p class="note {"" if fine is None else "fine" if fine else "look"}">{escape(note)}</p>'
-            )
+        updates: Updates = {self.painted: {**painted, **changed}}
+        for key, watched in changed.items():
+            updates[self.plots[key]] = plots.plot_update(watched.curve, translate)
+            css_class = {None: "", True: "fine", False: "look"}[watched.ok]
+            updates[self.notes[key]] = f'<p class="note {css_class}">{escape(watched.note)}</p>'
         return updates
 
 
-# -- each: (points, limits, whether all is well or None where too little is known, a sentence)
-
-
-def length(rows, settings, w):
-    """Mean reply length, against what the gate lets a version drift from the base's."""
-    points = plots.rolling([row["tokens"] for row in rows], WINDOW)
+def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
+    """The mean reply length (rows of `Store.reply_lengths`), compared with how far the gate lets a version's length be
+    from the base's.
+    """
+    points = plots.rolling_mean([row["tokens"] for row in rows], WINDOW)
     base = [row["tokens"] for row in rows if row["policy"] == 0]
     if not points or not base:
-        return points, {}, None, w("Length of replies: nothing to see yet. Chat, and it fills.")
-    mean, last = sum(base) / len(base), points[-1][1]
-    low, high = mean / settings.length_drift, mean * settings.length_drift
-    fine = low <= last <= high
-    text = (
-        w("Length is steady: {n} tokens, the base's replies have {base}.", n=f"{last:.0f}", base=f"{mean:.0f}")
-        if fine
-        else w(
+        note = translate("Length of replies: nothing to see yet. Chat, and it fills.")
+        return Watched(Curve(points), None, note)
+    base_mean = sum(base) / len(base)
+    last = points[-1][1]
+    limits = {"low": base_mean / settings.length_drift, "high": base_mean * settings.length_drift}
+    ok = limits["low"] <= last <= limits["high"]
+    if ok:
+        note = translate(
+            "Length is steady: {n} tokens, the base's replies have {base}.", n=f"{last:.0f}", base=f"{base_mean:.0f}"
+        )
+    else:
+        note = translate(
             "Look here: replies have {n} tokens, the base's {base}. Is that what the votes ask for?",
             n=f"{last:.0f}",
-            base=f"{mean:.0f}",
+            base=f"{base_mean:.0f}",
         )
-    )
-    return points, {"low": low, "high": high}, fine, text
+    return Watched(Curve(points, limits), ok, note)
 
 
-def kl(rows, settings, w):
-    """Distance of each round's policy from the base, against the target of PPO and the budget of the gate."""
-    points = [(w("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
+def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
+    """The KL of each round's policy to the base (rows of `Store.round_kls`), compared with the target of PPO and the
+    budget of the gate.
+    """
     if not rows:
-        return [], {}, None, w("Distance from the base: nothing to see before the first round has ended.")
-    limits, last = {"target": settings.kl_target, "limit": settings.kl_budget}, points[-1][1]
-    fine = last <= settings.kl_budget
-    text = (
-        w(
-            "The last policy is {kl} nats a reply from the base; the budget is {limit}.",
-            kl=f"{last:.1f}",
-            limit=f"{settings.kl_budget:g}",
+        note = translate("Distance from the base: nothing to see before the first round has ended.")
+        return Watched(Curve(), None, note)
+    points = [(translate("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
+    last = rows[-1]["kl"]
+    figures = {"kl": f"{last:.1f}", "limit": f"{settings.kl_budget:g}"}
+    ok = last <= settings.kl_budget
+    if ok:
+        note = translate("The last policy is {kl} nats a reply from the base; the budget is {limit}.", **figures)
+    else:
+        note = translate(
+            "Look here: the last policy is {kl} nats a reply from the base, over the budget of {limit}.", **figures
         )
-        if fine
-        else w(
-            "Look here: the last policy is {kl} nats a reply from the base, over the budget of {limit}.",
-            kl=f"{last:.1f}",
-            limit=f"{settings.kl_budget:g}",
-        )
-    )
-    return points, limits, fine, text
+    return Watched(Curve(points, {"target": settings.kl_target, "limit": settings.kl_budget}), ok, note)
 
 
-def agreement(rows, w):
-    """How often the reward model named the winner before it learned from the vote; at 50 % it knows nothing."""
+def agreement(rows: Sequence[Row], translate: Words) -> Watched:
+    """How often the reward model foresaw the winner before it learned from the vote (rows of `Store.forecast_history`);
+    guessing gives 50 %.
+    """
     hits = [row["hit"] for row in rows]
-    points = plots.rolling(hits, WINDOW)
+    points = plots.rolling_mean(hits, WINDOW)
     if not points:
-        return points, {}, None, w("Agreement with fresh votes: nothing to see before some votes were foreseen.")
+        note = translate("Agreement with fresh votes: nothing to see before some votes were foreseen.")
+        return Watched(Curve(points), None, note)
     recent = hits[-WINDOW:]
-    low, high = interval(sum(recent), len(recent))
-    fine, share = low > 0.5, f"{sum(recent) / len(recent):.0%}"
-    said = {"share": share, "n": len(recent), "low": f"{low:.0%}", "high": f"{high:.0%}"}
-    text = (
-        w(
+    low, high = wilson_interval(sum(recent), len(recent))
+    figures = _figures(sum(recent), len(recent), low, high)
+    ok = low > 0.5
+    if ok:
+        note = translate(
             "The reward model foresaw {share} of the last {n} votes for A or B [{low}, {high}]: better than guessing.",
-            **said,
+            **figures,
         )
-        if fine
-        else w(
+    else:
+        note = translate(
             "Look here: it foresaw {share} of the last {n} votes for A or B [{low}, {high}]; that may be guessing.",
-            **said,
+            **figures,
         )
-    )
-    return points, {"limit": 0.5}, fine, text
+    return Watched(Curve(points, {"limit": 0.5}), ok, note)
 
 
-def position(rows, w):
-    """Whether people pick a side rather than a reply: sides are drawn at random, so A should win half the time."""
+def position(rows: Sequence[Row], translate: Words) -> Watched:
+    """Whether people pick a side rather than a reply (rows of `Store.position_votes`): sides are drawn at random, so A
+    should win half the time.
+    """
     picks = [row["choice"] == "a" for row in rows]
-    points = plots.rolling(picks, WINDOW)
+    points = plots.rolling_mean(picks, WINDOW)
     if not points:
-        return points, {}, None, w("Sides: nothing to see before there are votes for A or B.")
+        note = translate("Sides: nothing to see before there are votes for A or B.")
+        return Watched(Curve(points), None, note)
     recent = picks[-WINDOW:]
-    n, (low, high) = (
-        len(recent),
-        interval(sum(recent), len(recent), 0.99),
-    )  # it is looked at all the time, and must not cry wolf
-    fine = low <= 0.5 <= high
-    said = {"share": f"{sum(recent) / n:.0%}", "n": n, "low": f"{low:.0%}", "high": f"{high:.0%}"}
-    text = (
-        w("Side A won {share} of the last {n} votes for A or B [{low}, {high}]: no side is favoured.", **said)
-        if fine
-        else w(
+    low, high = wilson_interval(sum(recent), len(recent), SIDES_CONFIDENCE)
+    figures = _figures(sum(recent), len(recent), low, high)
+    ok = low <= 0.5 <= high
+    if ok:
+        note = translate(
+            "Side A won {share} of the last {n} votes for A or B [{low}, {high}]: no side is favoured.", **figures
+        )
+    else:
+        note = translate(
             "Look here: side A won {share} of the last {n} votes for A or B [{low}, {high}]. People seem to favour a "
             "side.",
-            **said,
+            **figures,
         )
-    )
-    band = interval(n / 2, n, 0.99)
-    return points, {"target": 0.5, "low": band[0], "high": band[1]}, fine, text
+    lowest, highest = wilson_interval(len(recent) / 2, len(recent), SIDES_CONFIDENCE)
+    return Watched(Curve(points, {"target": 0.5, "low": lowest, "high": highest}), ok, note)
 
 
-def interval(right, n, confidence=0.95):
-    """Wilson's interval of a share."""
-    found = binomtest(round(right), n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a share."""
+    interval = binomtest(round(successes), trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _figures(successes: int, trials: int, low: float, high: float) -> dict[str, str | int]:
+    """The figures of a sentence about a share and its interval."""
+    return {"share": f"{successes / trials:.0%}", "n": trials, "low": f"{low:.0%}", "high": f"{high:.0%}"}

@@ -1,0 +1,41 @@
+"""What all event handlers of the page have in common: how they are attached, what they read and what they return.
+
+The handlers themselves are in the modules of the tabs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict
+
+from gradio.blocks import Block
+from gradio.events import Dependency
+
+Updates = dict[Block, Any]  # what a handler returns: a new value, or a `gr.update(…)`, for each component that changes
+Trigger = Callable[..., Dependency]  # an event to which a handler can be attached, as `button.click`
+Row = Mapping[str, Any]  # one row of the store
+
+
+class ListenerOptions(TypedDict, total=False):
+    """Keyword arguments of Gradio's event listeners that this page uses."""
+
+    api_visibility: Literal["public", "private", "undocumented"]
+    show_progress: Literal["full", "minimal", "hidden"]
+    queue: bool
+    concurrency_limit: int | None
+    trigger_mode: Literal["once", "multiple", "always_last"]
+
+
+# every handler that returns once is attached with these; why not through the queue: see `notice.py`
+GESTURE: ListenerOptions = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+
+# the same where a value changes while its handler still runs: the last value counts
+LATEST_GESTURE: ListenerOptions = {**GESTURE, "trigger_mode": "always_last"}
+
+# a handler that streams; all of them start at once, since `session.Chat` tells people that they have to wait
+STREAM: ListenerOptions = {**GESTURE, "queue": True, "concurrency_limit": None}
+
+
+def visibility(visible: bool) -> bool | Literal["hidden"]:
+    """`visible` of a component that comes and goes at each turn: it stays in the page, since the browser takes longer
+    to create it anew than to show it.
+    """
+    return True if visible else "hidden"

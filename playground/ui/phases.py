@@ -1,0 +1,61 @@
+"""The six phases of a round as a row of steps: what is done and how long it took, what runs now, where the round ended.
+A sign says it as well as a colour.
+"""
+
+from html import escape
+
+from playground.ui import words
+from playground.ui.handlers import Row
+from playground.ui.words import Words
+
+PHASE_LABELS = {
+    "collect": words.mark("votes"),
+    "sft": words.mark("edited replies"),
+    "reward": words.mark("reward model"),
+    "ppo": words.mark("PPO"),
+    "gate": words.mark("gate"),
+    "publish": words.mark("live"),
+}
+SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
+PROGRESS_LABELS = {
+    "done": words.mark("done"),
+    "now": words.mark("running"),
+    "ended": words.mark("ended here"),
+    "to-come": words.mark("to come"),
+}
+
+
+def phases_html(round_row: Row | None, translate: Words) -> str:
+    """The phases of a round as an HTML list; None is before the first round."""
+    seconds = round_row["metrics"].get("phase_seconds", {}) if round_row else {}
+    items = ""
+    for phase, progress in phase_progress(round_row).items():
+        duration = ""
+        if progress == "done" and seconds.get(phase, 0) >= 1:
+            duration = f"<small>{_duration(seconds[phase], translate)}</small>"
+        label = escape(translate.said(PROGRESS_LABELS[progress]))
+        sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
+        items += (
+            f'<li class="{progress}">{sign}<span>{escape(translate.said(PHASE_LABELS[phase]))}{duration}</span></li>'
+        )
+    return f'<ol class="steps">{items}</ol>'
+
+
+def phase_progress(round_row: Row | None) -> dict[str, str]:
+    """{phase: "done", "now", "ended" or "to-come"}."""
+    phases = list(PHASE_LABELS)
+    if round_row is None or round_row["phase"] is None:
+        return dict.fromkeys(phases, "to-come")
+    state = round_row["state"]
+    # the gate refuses a version; the round is then in the phase "publish", in which the refusal is recorded
+    current_phase = "gate" if state == "refused" else round_row["phase"]
+    current = phases.index(current_phase)
+    progress = dict.fromkeys(phases[:current], "done")
+    progress[current_phase] = {"running": "now", "requested": "now", "published": "done"}.get(state, "ended")
+    return progress | dict.fromkeys(phases[current + 1 :], "to-come")
+
+
+def _duration(seconds: float, translate: Words) -> str:
+    if seconds >= 60:
+        return translate("{n} min", n=f"{seconds / 60:.1f}")
+    return translate("{n} s", n=f"{seconds:.0f}")

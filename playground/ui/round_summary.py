@@ -1,0 +1,207 @@
+"""A round in words and figures, as HTML: its line in the timeline, its summary, samples, settings and log. Functions of
+a round's row and its files; nothing here knows the page.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from playground.settings import Settings, sections
+from playground.store import STOPPED
+from playground.ui import words
+from playground.ui.handlers import Row
+from playground.ui.phases import phases_html
+from playground.ui.status_bar import ENDED, PHASES, LoopStatus, invitation, public_reason, version_name
+from playground.ui.text import visible
+from playground.ui.words import Words
+
+STATES = {
+    "requested": words.mark("asked for"),
+    "running": words.mark("running"),
+    "published": words.mark("published"),
+    "refused": words.mark("refused"),
+    "not_enough": words.mark("not enough evidence"),
+    "failed": words.mark("failed"),
+    "stopped": words.mark("stopped"),
+}
+SIGNS = {
+    "requested": "○",
+    "running": "●",
+    "published": "✓",
+    "refused": "✗",
+    "not_enough": "–",
+    "failed": "!",
+    "stopped": "■",
+}
+LOG_CHARS = 20_000
+SAMPLES = 8  # shown of each kind
+
+
+def displayed_state(row: Row) -> str:
+    """A round's state as people see it: a round that an admin stopped is "stopped", not "failed"."""
+    return "stopped" if row["state"] == "failed" and row["reason"] == STOPPED else row["state"]
+
+
+def timeline_entry(row: Row, translate: Words) -> str:
+    """A round's line in the timeline."""
+    state = displayed_state(row)
+    state_text = translate.said(STATES[state])
+    if row["version"] is not None:
+        state_text = f"{version_name(row['version'], translate)} {state_text}"
+    parts = [f"{SIGNS[state]} " + translate("Round {n}", n=row["id"]), state_text]
+    if row["metrics"].get("votes"):
+        parts.append(translate("{n} votes", n=row["metrics"]["votes"]))
+    time = datetime.fromisoformat(row["ended"] or row["started"] or row["created"])
+    parts.append(time.astimezone().strftime("%m-%d %H:%M"))
+    return " · ".join(parts)
+
+
+def no_round_html(status: LoopStatus, translate: Words) -> str:
+    """What stands in place of a summary before the first round."""
+    heading = translate("No training round yet")
+    advice = invitation(status.settings, translate)
+    explanation = translate(
+        "A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live "
+        "only if it is better on prompts that it has not seen."
+    )
+    return (
+        f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>'
+        f"{phases_html(None, translate)}<p>{escape(explanation)}</p></div>"
+    )
+
+
+def summary_html(row: Row, translate: Words, is_admin: bool = False) -> str:
+    """A round in a few lines: its state, its reason and what was measured. Only admins see an error's own message."""
+    state = displayed_state(row)
+    reason = row["reason"] if is_admin else public_reason(row)
+    reason_html = ""
+    if reason and state != "stopped":
+        reason_html = f"<p>{escape(visible(translate.said(reason)))}</p>"
+    facts = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, translate)
+    )
+    return (
+        f"<h2>{escape(translate('Round {n}', n=row['id']))}</h2>"
+        f'<p class="outcome {state}">{escape(_state_sentence(row, translate))}</p>'
+        f'{reason_html}{phases_html(row, translate)}<div class="facts">{facts}</div>'
+    )
+
+
+def _state_sentence(row: Row, translate: Words) -> str:
+    if row["state"] in ("requested", "running"):
+        phase = translate.said(PHASES[row["phase"]]) if row["phase"] else translate("waiting for the worker")
+        return translate("Paused: {phase}", phase=phase) if row["wish"] == "pause" else phase
+    if row["state"] == "published":
+        return translate("{version} was published.", version=version_name(row["version"], translate))
+    return translate.said(STOPPED if displayed_state(row) == "stopped" else ENDED[row["state"]])
+
+
+def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
+    """(label, value) of what the round has measured so far, with intervals where there are any."""
+    metrics = row["metrics"]
+    facts = []
+    if metrics.get("votes"):
+        facts.append((translate("votes used"), str(metrics["votes"])))
+    if metrics.get("heldout_accuracy") is not None:
+        accuracy = _share(metrics["heldout_accuracy"], metrics.get("heldout_interval"))
+        facts.append((translate("reward model on held-out votes"), accuracy))
+    if metrics.get("cv_accuracy") is not None:
+        facts.append((translate("cross-validated"), _share(metrics["cv_accuracy"], metrics.get("cv_interval"))))
+    if metrics.get("cv_calibration_error") is not None:
+        facts.append((translate("calibration error"), f"{metrics['cv_calibration_error']:.2f}"))
+    if metrics.get("gate_gain") is not None:
+        facts.append((translate("gain in reward, deviations"), f"{metrics['gate_gain']:+.2f}"))
+    if metrics.get("kl") is not None:
+        facts.append((translate("KL to the base, nats"), f"{metrics['kl']:.1f}"))
+    if metrics.get("phase_seconds"):
+        facts.append((translate("minutes"), f"{sum(metrics['phase_seconds'].values()) / 60:.1f}"))
+    return facts
+
+
+def _share(share: float, interval: tuple[float | None, float | None] | None) -> str:
+    """A share as a percentage, with its interval where it is known."""
+    low, high = interval or (None, None)
+    return f"{share:.0%}" if low is None else f"{share:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def agreement_html(status: LoopStatus, translate: Words) -> str:
+    """How often the reward model foresaw the last votes."""
+    hits, calls = status.forecasts
+    if not calls:
+        return ""
+    text = translate(
+        "The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
+        "gives 50%.",
+        n=hits,
+        calls=calls,
+        share=f"{hits / calls:.0%}",
+    )
+    return f'<p class="agreement">{escape(text)}</p>'
+
+
+def samples(file: Path, translate: Words, is_admin: bool = False) -> str:
+    """The sample replies in a round's `gate.json`, those of the live version beside those of the new one: on prompts
+    that are shipped with the app and, for admins alone, on people's own prompts.
+    """
+    if not file.exists():
+        return ""
+    recorded = json.loads(file.read_text())["samples"]
+    shown = [sample for sample in recorded if _is_shipped(sample)][:SAMPLES]
+    if is_admin:
+        shown += [sample for sample in recorded if not _is_shipped(sample)][:SAMPLES]
+    if not shown:
+        return ""
+    headings = (translate("Before"), translate("After"))
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(_sample_html(sample, translate) for sample in shown)
+    title = escape(translate("The same held-out prompts, before and after"))
+    return f'<h2>{title}</h2><table class="samples"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _is_shipped(sample: Mapping[str, Any]) -> bool:
+    """Whether a sample's prompt is shipped with the app; files of earlier versions do not say so."""
+    return sample.get("shipped") is True
+
+
+def _sample_html(sample: Mapping[str, Any], translate: Words) -> str:
+    question = escape(visible(_question(sample["prompt"])))
+    if not _is_shipped(sample):
+        note = escape(translate("from a person's chat, seen by admins only"))
+        question += f' <i class="chip">{note}</i>'
+    live_reply = escape(visible(sample["live"].strip()))
+    new_reply = escape(visible(sample["new"].strip()))
+    return f'<tr><th scope="row" colspan="2">{question}</th></tr><tr><td>{live_reply}</td><td>{new_reply}</td></tr>'
+
+
+def _question(prompt: str) -> str:
+    """The last message of a decoded prompt, in which the roles are lines of their own."""
+    if "user\n" not in prompt:
+        return prompt.strip()
+    return prompt.rsplit("user\n", 1)[-1].removesuffix("assistant\n").strip()
+
+
+def config_html(row: Row, translate: Words) -> str:
+    """The round's settings; those that differ from the defaults come first."""
+    config = row["config"]
+    if not config:
+        return ""
+    names = [name for section_names in sections().values() for name in section_names if name in config]
+    changed = [name for name in names if config[name] != Settings.model_fields[name].default]
+    unchanged = [name for name in names if name not in changed]
+    body = ""
+    for name in (*changed, *unchanged):
+        css_class = "changed" if name in changed else ""
+        value = escape(visible(str(config[name])))
+        body += f'<tr class="{css_class}"><th scope="row">{name}</th><td>{value}</td></tr>'
+    caption = translate("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"])
+    return f'<table class="config"><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>'
+
+
+def log_tail(file: Path) -> str:
+    """The end of a round's log."""
+    if not file.exists():
+        return ""
+    return visible(file.read_text(encoding="utf-8", errors="replace")[-LOG_CHARS:])

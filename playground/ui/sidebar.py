@@ -1,0 +1,281 @@
+"""The sidebar: the person's earlier chats, the link to share the open one, and the settings of that chat."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+from playground.chat.gestures import KNOBS
+from playground.chat.session import Chat, Refused
+from playground.chat.views import View
+from playground.models.prompts import BadMessage
+from playground.settings import Settings
+from playground.store import Store
+from playground.ui import unchecked, words
+from playground.ui.chat import ChatTab
+from playground.ui.handlers import GESTURE, LATEST_GESTURE, Row, Updates
+from playground.ui.notice import Notice
+from playground.ui.snapshot import PageSnapshot
+from playground.ui.text import one_line
+from playground.ui.words import Words
+from playground.ui.your_data import YourData, learned_from
+
+KNOB_LABELS = {
+    "temperature": words.mark("Temperature: higher is more varied"),
+    "top_p": words.mark("Top-p: 1 is off"),
+    "top_k": words.mark("Top-k: 0 is off"),
+    "repetition_penalty": words.mark("Repetition penalty: 1 is off"),
+    "reply_tokens": words.mark("Longest reply, in tokens"),
+}
+KNOB_STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05, "reply_tokens": 1}
+TITLE_CHARS = 44
+PAGE_SIZE = 20  # chats in the list at first, and more at each press
+
+
+class Sidebar:
+    """Made inside the current Blocks, before the ChatTab; `wire` attaches the handlers once there is one."""
+
+    def __init__(self, settings: Settings, store: Store, chat: Chat, notice: Notice) -> None:
+        self.store = store
+        self.chat = chat
+        self.notice = notice
+        self.limit = gr.State(PAGE_SIZE)  # chats in the list
+        # the answer to the browser's question; not a gr.State, whose value `js` cannot change
+        self.confirmed = gr.Checkbox(visible=False)
+        with gr.Sidebar(open=False, elem_id="sidebar", width=300):
+            self.new = gr.Button(words.label("New chat"), elem_id="sidebar-new")
+            self.list = unchecked.Radio([], label=words.label("Your chats"), elem_id="chats", container=False)
+            self.more = gr.Button(words.label("Show earlier chats"), size="sm", elem_id="earlier-chats", visible=False)
+            self.none = gr.Markdown(words.label("Your chats are kept here."), elem_id="no-chats")
+            with gr.Row(elem_id="chat-tools"):
+                self.share = gr.Button(words.label("Share this chat"), size="sm", elem_id="share")
+                self.delete = gr.Button(words.label("Delete this chat"), size="sm", elem_id="delete-chat")
+            self.link = gr.Textbox(
+                label=words.label("Anyone with this link can read this chat"),
+                buttons=["copy"],
+                interactive=False,
+                visible=False,
+                elem_id="share-link",
+            )
+            self.unshare = gr.Button(words.label("End the link"), size="sm", visible=False, elem_id="unshare")
+            with gr.Accordion(words.label("Settings of this chat"), open=False, elem_id="chat-settings"):
+                self.system = gr.Textbox(
+                    label=words.label("System prompt"),
+                    lines=3,
+                    max_lines=8,
+                    elem_id="system-prompt",
+                    placeholder=words.label("How the model should behave in this chat"),
+                )
+                self.knobs = {name: self._knob(name, settings) for name in KNOB_LABELS}
+                self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
+            self.your_data = YourData(store, chat)
+
+    @staticmethod
+    def _knob(name: str, settings: Settings) -> unchecked.Slider:
+        """The slider of one sampling setting."""
+        low, high = KNOBS.get(name) or (1, settings.reply_tokens)
+        return unchecked.Slider(
+            low,
+            high,
+            value=getattr(settings, name),
+            step=KNOB_STEPS[name],
+            label=words.label(KNOB_LABELS[name]),
+            elem_id=f"knob-{name.replace('_', '-')}",
+        )
+
+    @property
+    def outputs(self) -> list[Component]:
+        """Every component that `on_load` updates."""
+        return [
+            self.list,
+            self.more,
+            self.none,
+            self.share,
+            self.delete,
+            self.link,
+            self.unshare,
+            self.system,
+            *self.knobs.values(),
+            *self.your_data.outputs,
+        ]
+
+    def wire(self, page: gr.Blocks, tab: ChatTab, finished_turn: Dependency) -> None:
+        """Attach the handlers. A change of chat updates the components of `tab`, too; after `finished_turn` the list
+        has changed.
+        """
+        self.tab = tab
+        own = self.outputs
+        both = [*tab.panel.outputs, *own]
+        snapshot = tab.panel.snapshot
+        page.load(self.on_load, [self.limit], own, **GESTURE)
+        finished_turn.then(self.on_load, [self.limit], own, **GESTURE)
+        gr.on([self.new.click, tab.panel.new.click], self.on_new, [snapshot, self.limit], both, **GESTURE)
+        self.list.input(self.on_open, [self.list, snapshot, self.limit], both, **GESTURE)
+        self.more.click(self.on_more, [self.limit], [self.limit, *own], **GESTURE)
+        self.delete.click(
+            self.on_delete,
+            [self.confirmed, snapshot, self.limit],
+            both,
+            js="(_, page, limit) => [window.nudge.sure(), page, limit]",
+            **GESTURE,
+        )
+        self.share.click(self.on_share, [snapshot, self.limit], both, **GESTURE)
+        self.link.change(  # behind a proxy only the browser knows the page's own address
+            None,
+            [self.link],
+            [self.link],
+            js="(path) => path && path.startsWith('?') ? new URL(path, location.href).href : path",
+        )
+        self.unshare.click(self.on_unshare, [snapshot, self.limit], both, **GESTURE)
+        chat_settings: list[Component] = [self.system, *self.knobs.values()]
+        gr.on(
+            [self.system.blur, *(knob.input for knob in self.knobs.values())],
+            self.on_configure,
+            {*chat_settings, snapshot},
+            [self.notice.html],
+            **LATEST_GESTURE,
+        )
+        self.reset.click(self.on_reset, [snapshot], [*chat_settings, self.notice.html], **GESTURE)
+        self.your_data.wire(tab.annotator, self.notice)
+
+    # -- handlers
+
+    def on_load(self, limit: int, request: gr.Request) -> Updates:
+        """The list of chats, and the open chat's own settings."""
+        annotator = self.tab.annotator(request)
+        translate = words.of(request)
+        rows = self.store.conversations(annotator, limit=limit + 1)
+        listed = rows[:limit]
+        current = self.store.conversation(annotator)
+        listed_ids = {row["id"] for row in listed}
+        selected = current["id"] if current and current["id"] in listed_ids else None
+        token = current["share_token"] if current else None
+        return {
+            self.list: gr.Radio(
+                choices=[(_title(row, translate), row["id"]) for row in listed], value=selected, visible=bool(listed)
+            ),
+            self.more: gr.update(visible=len(rows) > limit),
+            self.none: gr.Markdown(visible=not listed),
+            self.share: gr.Button(visible=not token, interactive=selected is not None),
+            self.delete: gr.Button(interactive=selected is not None),
+            self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)),
+            self.unshare: gr.Button(visible=bool(token)),
+            **self._settings_updates(annotator),
+            **self.your_data.updates(annotator, translate),
+        }
+
+    def on_more(self, limit: int, request: gr.Request) -> Updates:
+        """A longer list."""
+        limit += PAGE_SIZE
+        return {self.limit: limit, **self.on_load(limit, request)}
+
+    def on_new(self, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+        return self._change_chat(self.chat.new_chat, snapshot, limit, request)
+
+    def on_open(self, conversation: int, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+        def open_chat(annotator: int) -> View:
+            return self.chat.open(annotator, conversation)
+
+        return self._change_chat(open_chat, snapshot, limit, request)
+
+    def on_delete(self, confirmed: bool, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+        """Delete the chat that the page shows, and say which versions have learned from it."""
+        conversation = snapshot.conversation if snapshot else None
+        if not confirmed or conversation is None:
+            return gr.skip()
+        translate = words.of(request)
+        learned = learned_from(self.store.learned_versions(self.tab.annotator(request), conversation), translate)
+
+        def delete(annotator: int) -> View:
+            return self.chat.delete(annotator, conversation)
+
+        updates = self._change_chat(delete, snapshot, limit, request)
+        if self.notice.html in updates:  # refused
+            return updates
+        text = translate("Deleted: this chat's texts are gone.")
+        return {**updates, **self.notice.confirm(f"{text} {learned}" if learned else text)}
+
+    def on_share(self, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+        return self._with_shown_chat(self.chat.share, words.of(request)("Not shared"), snapshot, limit, request)
+
+    def on_unshare(self, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+        return self._with_shown_chat(self.chat.unshare, "", snapshot, limit, request)
+
+    def on_configure(self, values: Mapping[Component, Any], request: gr.Request) -> Updates:
+        """Keep this chat's settings. A value that is not possible is refused, and nothing changes."""
+        translate = words.of(request)
+        annotator = self.tab.annotator(request)
+        sampling = {name: values[knob] for name, knob in self.knobs.items()}
+        try:
+            self.tab.check_current(annotator, values[self.tab.panel.snapshot])
+            self.chat.configure(annotator, values[self.system], sampling)
+            return gr.skip()
+        except (BadMessage, Refused) as error:
+            return self.notice.warn(translate.said(str(error)), translate("Setting not kept"))
+
+    def on_reset(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
+        """Give up this chat's own settings."""
+        annotator = self.tab.annotator(request)
+        notice: Updates = {}
+        try:
+            self.tab.check_current(annotator, snapshot)
+            self.chat.configure(annotator, "", {})
+        except Refused as error:
+            notice = self.notice.warn(words.of(request).said(str(error)))
+        return {**self._settings_updates(annotator), **notice}
+
+    # -- what they share
+
+    def _settings_updates(self, annotator: int) -> Updates:
+        """The open chat's own settings."""
+        system, sampling = self.chat.sampling(annotator)
+        return {self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}}
+
+    def _with_shown_chat(
+        self,
+        gesture: Callable[[int], object],
+        title: str,
+        snapshot: PageSnapshot | None,
+        limit: int,
+        request: gr.Request,
+    ) -> Updates:
+        """Do something with the chat that the page shows. Where another chat is open by now, show that one and warn
+        with a `title`.
+        """
+        annotator = self.tab.annotator(request)
+        updates: Updates = {}
+        try:
+            self.tab.check_current(annotator, snapshot)
+            gesture(annotator)
+        except Refused as error:
+            translate = words.of(request)
+            updates = {
+                **self.tab.panel.changed_updates(self.chat.view(annotator), translate, snapshot),
+                **self.notice.warn(translate.said(str(error)), title),
+            }
+        return {**self.on_load(limit, request), **updates}
+
+    def _change_chat(
+        self, gesture: Callable[[int], View], snapshot: PageSnapshot | None, limit: int, request: gr.Request
+    ) -> Updates:
+        """Do something that changes which chat is open, and show the chat and the list as they are then."""
+        annotator = self.tab.annotator(request)
+        translate = words.of(request)
+        notice: Updates = {}
+        try:
+            view = gesture(annotator)
+        except Refused as error:
+            view = self.chat.view(annotator)
+            notice = self.notice.warn(translate.said(str(error)))
+        changed = self.tab.panel.changed_updates(view, translate, snapshot)
+        return {**changed, **self.on_load(limit, request), **notice}
+
+
+def _title(row: Row, translate: Words) -> str:
+    """A chat's line in the list."""
+    title = one_line(row["title"])
+    if len(title) > TITLE_CHARS:
+        title = title[: TITLE_CHARS - 1].rstrip() + "…"
+    return title + translate(" · shared") if row["shared"] else title

@@ -1,0 +1,262 @@
+"""The state of the loop of votes and training: read once for all open pages, and shown in one line at the top of each.
+
+`LoopStatus` is what is known, `StatusBar` the component that shows it and the place where other tabs ask for it.
+"""
+
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from playground.serving.engine import Engine
+from playground.settings import Settings
+from playground.store import REFUSED, Store, StoreError
+from playground.ui import words
+from playground.ui.handlers import GESTURE, Row
+from playground.ui.text import one_line
+from playground.ui.words import Words
+
+PHASES = {
+    "collect": words.mark("reading the votes"),
+    "sft": words.mark("warming up on edited replies"),
+    "reward": words.mark("reward model"),
+    "ppo": words.mark("PPO"),
+    "gate": words.mark("gate: comparing with the version that answers now"),
+    "publish": words.mark("publishing"),
+}
+ENDED = {
+    "refused": words.mark("Refused: the new version did not pass; the old one stays."),
+    "not_enough": words.mark("Not enough evidence yet."),
+    "failed": words.mark("The round failed."),
+}
+_ERROR = re.compile(r"(\w.{0,80}? in phase \w+): .*", re.S)  # the reason of a failed round, as the worker writes it
+LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
+TICK_SECONDS = 1.5  # between two updates of an open page
+FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
+SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
+
+
+@dataclass(frozen=True)
+class LoopStatus:
+    """The loop at one moment. `settings` include what an admin changed; `rounds` are rows, newest first; `curves` and
+    `policy` (a row) are those of the newest round.
+    """
+
+    settings: Settings
+    rounds: list[Row]
+    curves: dict[str, list[tuple[int, float]]]  # name: (step, value) of each PPO iteration
+    policy: Row | None
+    new_votes: int  # since the last round began
+    live_version: int
+    forecasts: tuple[int, int] = (0, 0)  # hits and calls of the reward model among the last votes
+    read_at: float = field(default_factory=time.time)  # seconds since the epoch
+
+    @classmethod
+    def read(cls, settings: Settings, store: Store, engine: Engine) -> "LoopStatus":
+        """Read the status from the store. StoreError where it cannot answer."""
+        rounds = store.rounds()
+        newest = rounds[0] if rounds else None
+        return cls(
+            settings=settings.model_copy(update=store.overrides()),
+            rounds=rounds,
+            curves=store.metrics(newest["id"]) if newest else {},
+            policy=store.round_policy(newest["id"]) if newest else None,
+            new_votes=store.new_votes(),
+            live_version=engine.live.version,
+            forecasts=store.forecasts(LAST_VOTES),
+        )
+
+    @property
+    def round(self) -> Row | None:
+        """The newest round."""
+        return self.rounds[0] if self.rounds else None
+
+    @property
+    def state(self) -> str:
+        return self.round["state"] if self.round else "idle"
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("requested", "running")
+
+    @property
+    def paused(self) -> bool:
+        return self.round is not None and self.state == "running" and self.round["wish"] == "pause"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether an admin has asked the active round to stop."""
+        return self.round is not None and self.active and self.round["wish"] == "stop"
+
+    @property
+    def phase_share(self) -> float | None:
+        """How much of the newest round's phase is done, from 0 to 1; None where it is not known."""
+        if self.round is None or not self.round["steps"]:
+            return None
+        return min(self.round["step"] / self.round["steps"], 1.0)
+
+    @property
+    def minutes_left(self) -> float | None:
+        """Minutes until the running phase ends, if it keeps its pace; None before there is a basis for it."""
+        row = self.round
+        if row is None or self.state != "running" or self.paused:
+            return None
+        began = row["metrics"].get("phase_began")  # seconds since the epoch
+        done = row["step"]
+        if row["phase"] == "ppo":  # a resumed round began at a later step
+            done -= row["metrics"].get("phase_from") or 0
+        if not began or done <= 0 or done < SMALLEST_BASIS * row["steps"]:
+            return None
+        seconds_per_step = max(self.read_at - began, 0) / done
+        return seconds_per_step * (row["steps"] - row["step"]) / 60
+
+
+class StatusBar:
+    """The line above the tabs, made inside the current Blocks; and the LoopStatus for all who show a part of it."""
+
+    def __init__(self, settings: Settings, store: Store, engine: Engine) -> None:
+        self.settings = settings
+        self.store = store
+        self.engine = engine
+        self.html = gr.HTML(elem_id="strip", padding=False)
+        self.painted = gr.State(None)  # the HTML that this page has
+        self.timer = gr.Timer(TICK_SECONDS)
+        self._lock = threading.Lock()
+        self._status: LoopStatus | None = None
+        self._read_at = 0.0  # on the monotonic clock, in seconds
+        self._failure: str | None = None  # why the last read failed
+
+    def status(self) -> LoopStatus:
+        """The status, at most a second old. One read serves the ticks of all pages, and so does a failed read:
+        otherwise each page would wait for the store in turn. StoreError where the store cannot answer.
+        """
+        with self._lock:
+            if time.monotonic() - self._read_at > FRESH_SECONDS:
+                try:
+                    self._status = LoopStatus.read(self.settings, self.store, self.engine)
+                    self._failure = None
+                except StoreError as error:
+                    self._failure = str(error)
+                self._read_at = time.monotonic()
+            if self._status is None or self._failure:
+                raise StoreError(self._failure)
+            return self._status
+
+    def invalidate(self) -> None:
+        """Read the status anew at the next call: somebody has just changed it."""
+        self._read_at = 0.0
+
+    def wire(self, page: gr.Blocks) -> None:
+        gr.on([page.load, self.timer.tick], self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
+
+    def on_tick(self, painted: str | None, request: gr.Request) -> tuple[Any, Any]:
+        """The line, where it has changed."""
+        html = status_html(self.status(), words.of(request))
+        return (gr.skip(), gr.skip()) if painted == html else (html, html)
+
+
+def status_html(status: LoopStatus, translate: Words) -> str:
+    """One line: what is going on, how far it is, and which version answers."""
+    row = status.round
+    if row is None:
+        content = _line_html(invitation(status.settings, translate), *_votes(status, translate))
+    elif status.paused:
+        text = translate("Paused: {phase}", phase=_phase(row, translate))
+        content = _line_html(text, _progress(status, row, translate), status.phase_share)
+    elif status.state == "running":
+        content = _line_html(_phase(row, translate), _progress(status, row, translate), status.phase_share)
+    elif status.state == "requested":
+        content = _line_html(translate("A training round is asked for"), translate("waiting for the worker"))
+    else:
+        content = _line_html(outcome(status, row, translate), *_votes(status, translate))
+    version = escape(version_name(status.live_version, translate))
+    kind = "paused" if status.paused else status.state
+    return f'<div class="strip {kind}" role="status"><span class="version">{version}</span>{content}</div>'
+
+
+def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
+    """How the newest round ended, in one sentence. `row` is that round's."""
+    policy = status.policy
+    if status.state not in ("refused", "published") or policy is None:
+        return translate.said(public_reason(row) or ENDED[status.state])
+    version = version_name(policy["version"], translate)
+    if status.state == "refused":
+        reason = translate.said(row["reason"].removeprefix(REFUSED).rstrip("."))
+        return translate("{version} was refused: {reason}", version=version, reason=reason)
+    if policy["status"] == "rejected":
+        reason = translate.said(policy["reason"])
+        return translate("{version} could not be loaded: {reason}", version=version, reason=reason)
+    if policy["status"] == "live" and status.live_version != policy["version"]:
+        return translate("{version} is published and is being loaded.", version=version)
+    if policy["status"] == "live":
+        return translate("{version} is live.", version=version)
+    live_name = version_name(status.live_version, translate)
+    return translate("{version} was published; {name} answers now.", version=version, name=live_name)
+
+
+def public_reason(row: Row) -> str | None:
+    """Why a round ended, as everybody may read it. The reason of a failed round comes without the error's own message,
+    which may quote a person.
+    """
+    reason = row["reason"]
+    return _ERROR.sub(r"\1.", reason) if reason and row["state"] == "failed" else reason
+
+
+def version_name(version: int, translate: Words) -> str:
+    """A policy version as people read it."""
+    return translate("v0 (base)") if version == 0 else f"v{version}"
+
+
+def invitation(settings: Settings, translate: Words) -> str:
+    """What a visitor can do for the next round."""
+    if settings.auto_train:
+        return translate("Vote on {n} replies and I start learning", n=settings.round_votes)
+    return translate("Training is on demand here")
+
+
+def _phase(row: Row, translate: Words) -> str:
+    phase = row["phase"]
+    return translate.said(PHASES.get(phase, phase or ""))
+
+
+def _votes(status: LoopStatus, translate: Words) -> tuple[str, float | None]:
+    """The new votes, and their share of those that start a round."""
+    if not status.settings.auto_train:
+        return translate("{n} new votes", n=status.new_votes), None
+    needed = status.settings.round_votes
+    text = translate("{n} of {total} new votes", n=status.new_votes, total=needed)
+    return text, min(status.new_votes / needed, 1.0)
+
+
+def _progress(status: LoopStatus, row: Row, translate: Words) -> str:
+    """How far a running round is: steps (a percentage where a step means nothing to people), what PPO has reached, and
+    the time left.
+    """
+    parts = []
+    if status.phase_share is not None:
+        if row["phase"] == "reward":
+            parts.append(f"{status.phase_share:.0%}")
+        else:
+            parts.append(translate("{n} of {total}", n=row["step"], total=row["steps"]))
+    if row["phase"] in ("ppo", "gate"):
+        if rewards := [value for _, value in status.curves.get("reward", [])]:
+            arrow = ""
+            if len(rewards) > 1:
+                arrow = " ↑" if rewards[-1] > rewards[0] else " ↓"
+            parts.append(translate("reward {value}", value=f"{rewards[-1]:.2f}") + arrow)
+        if kls := [value for _, value in status.curves.get("kl", [])]:
+            parts.append(f"KL {kls[-1]:.2f}")
+    if (minutes := status.minutes_left) is not None:
+        parts.append(translate("about {n} min left", n=f"{max(minutes, 1):.0f}"))
+    return " · ".join(parts)
+
+
+def _line_html(text: str, detail: str, share: float | None = None) -> str:
+    """A sentence, a bar where a share from 0 to 1 is known, and a detail."""
+    text = escape(one_line(text))
+    bar = "" if share is None else f'<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>'
+    return f'<span class="what" title="{text}">{text}</span>{bar}<span class="detail">{escape(detail)}</span>'
