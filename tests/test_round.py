@@ -109,7 +109,8 @@ def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):
 def test_what_is_taken_back_while_a_round_reads_the_votes_is_not_in_it(folder, tmp_path):
     this = running(folder, tmp_path)
     store, read, asked = this.store, this.store.demonstrations, []
-    rows = [cast(store, who=store.annotator(name), base_hash=this.models.base["hash"]) for name in ("ann", "bob", "cem")]
+    base_hash = this.models.base["hash"]
+    rows = [cast(store, who=store.annotator(name), base_hash=base_hash) for name in ("ann", "bob", "cem")]
     (this.folder / "ppo.pt").write_text("of the votes before")
 
     def demonstrations(base_hash):  # the last that is read
