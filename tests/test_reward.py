@@ -96,6 +96,23 @@ def test_fit_head_is_where_the_likelihood_has_no_slope():
     assert [*head.weight.tolist(), head.log_nu, head.threshold] == pytest.approx(expected, abs=1e-5)
 
 
+def test_folds_that_are_fitted_together_are_each_as_one_fitted_alone():
+    x, direction, pairs = planted(40, indifference=0.5)
+    pairs = [replace(pair, group=f"chat {n // 2}", weight=0.3 + 0.1 * (n % 5)) for n, pair in enumerate(pairs)]
+    liked = (x @ direction > 0.5).tolist()
+    labels = [PointwiseLabel(i, liked[i], 0.4, f"chat {i}") for i in range(30)]  # of chats with votes and without
+    prefs = Preferences(pairs=pairs, labels=labels)
+    folds = reward_validation.split(prefs, 0)
+    together = reward_validation.heldout_nll(x, prefs, folds)
+    for penalty, found in zip(reward_validation.PENALTIES, together, strict=True):
+        alone = 0.0
+        for fold in folds:
+            scores, log_nu = reward_head.fitted_scores(x, fold.training, penalty)
+            heldout = [pairs[i] for i in fold.heldout]
+            alone += reward_validation.Predictions.of(scores, log_nu, heldout).pair_nll().sum().item()
+        assert found == pytest.approx(alone, rel=1e-4), penalty
+
+
 def test_a_fit_lies_in_the_span_of_what_the_votes_compare():
     x, _, pairs = planted(10, d=64)
     prefs = Preferences(pairs=pairs, labels=[PointwiseLabel(3, True, 0.5)])

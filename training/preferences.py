@@ -224,36 +224,39 @@ def _digest(*key: object) -> str:
 
 
 def pair_nll(score_a: torch.Tensor, score_b: torch.Tensor, outcome: torch.Tensor, log_nu: torch.Tensor) -> torch.Tensor:
-    """Davidson's negative log-likelihood of each pair. score_a, score_b (N,), outcome (N,) in {A, TIE, B}, log_nu
-    scalar or (N,) -> (N,).
+    """Davidson's negative log-likelihood of each pair. score_a, score_b (..., N), outcome (N,) in {A, TIE, B}, log_nu
+    scalar, (N,) or (..., 1) -> (..., N).
     """
-    return torch.nn.functional.cross_entropy(_pair_logits(score_a, score_b, log_nu), outcome, reduction="none")
+    logprobs = _pair_logits(score_a, score_b, log_nu).log_softmax(-1)  # (..., N, 3)
+    return -logprobs.gather(-1, outcome.expand(logprobs.shape[:-1])[..., None])[..., 0]
 
 
 def _pair_logits(score_a: torch.Tensor, score_b: torch.Tensor, log_nu: torch.Tensor) -> torch.Tensor:
-    return torch.stack([score_a, log_nu + (score_a + score_b) / 2, score_b], -1)  # (N, 3)
+    return torch.stack([score_a, log_nu + (score_a + score_b) / 2, score_b], -1)  # (..., N, 3)
 
 
 def pair_derivatives(
     score_a: torch.Tensor, score_b: torch.Tensor, outcome: torch.Tensor, log_nu: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient (N, 2) and Hessian (N, 2, 2) of `pair_nll` by (score_a − score_b, log ν).
+    """Gradient (..., N, 2) and Hessian (..., N, 2, 2) of `pair_nll` by (score_a − score_b, log ν).
 
     Davidson's model is an exponential family in these two, so the Hessian is the covariance of its statistics: (½, 0),
     (0, 1), (−½, 0) for a, tie, b.
     """
     statistics = torch.tensor([[0.5, 0.0], [0.0, 1.0], [-0.5, 0.0]], dtype=score_a.dtype)  # (3, 2)
-    p = _pair_logits(score_a, score_b, log_nu).softmax(-1)  # (N, 3)
-    mean = p @ statistics  # (N, 2)
-    hessian = torch.einsum("nk,ki,kj->nij", p, statistics, statistics) - mean[:, :, None] * mean[:, None, :]
-    return mean - statistics[outcome], hessian
+    products = (statistics[:, :, None] * statistics[:, None, :]).flatten(1)  # (3, 4)
+    p = _pair_logits(score_a, score_b, log_nu).softmax(-1)  # (..., N, 3)
+    mean = p @ statistics  # (..., N, 2)
+    second_moment = (p @ products).unflatten(-1, (2, 2))
+    return mean - statistics[outcome], second_moment - mean[..., :, None] * mean[..., None, :]
 
 
 def pointwise_nll(score: torch.Tensor, good: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
-    """Negative log-likelihood of thumbs and both-bad votes, P(good) = σ(s − θ). score (N,), good (N,) in {0, 1} ->
-    (N,).
+    """Negative log-likelihood of thumbs and both-bad votes, P(good) = σ(s − θ). score (..., N), good (N,) in
+    {0, 1} -> (..., N).
     """
-    return torch.nn.functional.binary_cross_entropy_with_logits(score - threshold, good.to(score), reduction="none")
+    target = good.to(score).expand_as(score)
+    return torch.nn.functional.binary_cross_entropy_with_logits(score - threshold, target, reduction="none")
 
 
 def count_correct(score_a: np.ndarray, score_b: np.ndarray, outcome: np.ndarray) -> tuple[float, int]:

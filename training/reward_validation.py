@@ -13,9 +13,10 @@ from scipy.stats import binomtest
 
 from training import preferences
 from training.preferences import Pair, Preferences
-from training.reward_head import fit_head, pair_columns
+from training.reward_head import Objective, minimise, pair_columns
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
+MOST_NUMBERS = 1 << 24  # in each of the largest tensors of a fit: 128 MB
 FOLDS = 10  # each is predicted from the nine others; of a hundred votes, mostly ties, every decided one counts
 
 
@@ -146,15 +147,33 @@ def choose(designs: Mapping[str, torch.Tensor], prefs: Preferences, seed: int) -
     held out. `designs` as `reward_head.designs` returns them.
     """
     nll = {(feature_set, penalty): 0.0 for feature_set in designs for penalty in PENALTIES}
+    folds = split(prefs, seed)
     for feature_set, x in designs.items():
-        for fold in split(prefs, seed):
-            heldout = [prefs.pairs[i] for i in fold.heldout]
-            head = None
-            for penalty in PENALTIES:
-                head = fit_head(x, fold.training, penalty, start=head)  # from where the stronger penalty's fit ended
-                mean_nll = Predictions.of(x @ head.weight, head.log_nu, heldout).pair_nll().mean().item()
-                nll[feature_set, penalty] += len(heldout) * mean_nll
+        at_once = max(1, MOST_NUMBERS // max(1, x.shape[1] * max(x.shape[1], len(prefs.pairs))))
+        for i in range(0, len(folds), at_once):
+            for penalty, fold_nll in zip(PENALTIES, heldout_nll(x, prefs, folds[i : i + at_once]), strict=True):
+                nll[feature_set, penalty] += fold_nll
     return min(nll, key=lambda choice: nll[choice])
+
+
+def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> list[float]:
+    """For each penalty, the summed NLL of these folds' held-out pairs. The folds are fitted together, as weightings of
+    the same votes. x (N, r), one row a reply.
+    """
+    pairs_kept = torch.ones(len(folds), len(prefs.pairs), dtype=torch.double)  # (B, n), 0 for the held-out ones
+    labels_kept = torch.ones(len(folds), len(prefs.labels), dtype=torch.double)
+    for row, fold in enumerate(folds):
+        groups = {prefs.pairs[i].group for i in fold.heldout}
+        pairs_kept[row, fold.heldout] = 0
+        labels_kept[row, [i for i, label in enumerate(prefs.labels) if label.group in groups]] = 0
+
+    objective = Objective(x, prefs).weighted(pairs_kept, labels_kept)
+    phi = None
+    sums = []
+    for penalty in PENALTIES:
+        phi, _ = minimise(objective.penalised(penalty), start=phi)  # from where the stronger penalty's fit ended
+        sums.append(((1 - pairs_kept) * objective.pair_nll(phi)).sum().item())
+    return sums
 
 
 # -- evidence
