@@ -47,13 +47,13 @@ def make(pool, cache, settings, log=print):
         )
     truth = hidden_rule(pool)
     pairs = [
-        (a, b, preferences.A if truth[a] > truth[b] else preferences.B, 1.0, "", None)
+        preferences.Pair(a, b, preferences.A if truth[a] > truth[b] else preferences.B)
         for group in pool.pairs(heldout=False)
         for a, b in group
         if truth[a] != truth[b]
     ][:VOTES]
-    reading = scorer.Reading.of(torch.tensor(rows), trunk.parts, alone)
-    reward.fit_model(reading, preferences.Preferences(replies=alone, pairs=pairs), "layers", 0.1).save(file)
+    extracted = scorer.ExtractedFeatures.of(torch.tensor(rows), trunk.parts, alone)
+    reward.fit_model(extracted, preferences.Preferences(replies=alone, pairs=pairs), "layers", 0.1).save(file)
 
 
 @functools.cache

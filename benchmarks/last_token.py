@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from playground.models import loading
-from training import preferences, reward
+from training import preferences, reward_validation
 
 EPOCHS = 3
 PAIRS = 4  # of one optimizer step
@@ -36,22 +36,22 @@ class LastToken:
 
 
 def accuracies(prefs, replies, pairs, settings, seed):
-    """Train on `prefs`; after each epoch the accuracy on `pairs` [(index, index, outcome)] of other `replies`."""
+    """Train on `prefs`; after each epoch the accuracy on `pairs` [Pair] of other `replies`."""
     model, order = LastToken(settings, seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters, lr=LR, weight_decay=0.0)
-    decided = [p for p in prefs.pairs if p[2] != preferences.TIE]
+    decided = [pair for pair in prefs.pairs if pair.outcome != preferences.TIE]
     found = []
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(decided), generator=order).split(PAIRS):
-            chosen = [
-                decided[i][:2] if decided[i][2] == preferences.A else decided[i][1::-1] for i in rows
-            ]  # the better one first
-            scores = model([prefs.replies[i] for pair in chosen for i in pair])
+            batch = [decided[i] for i in rows]
+            # the better one first
+            ordered = [(p.left, p.right) if p.outcome == preferences.A else (p.right, p.left) for p in batch]
+            scores = model([prefs.replies[i] for pair in ordered for i in pair])
             optimizer.zero_grad()
             torch.nn.functional.softplus(scores[1::2] - scores[0::2]).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters, settings.max_grad_norm)
             optimizer.step()
-        found.append(reward.Predictions.of(all_scores(model, replies), 0.0, pairs).accuracy())
+        found.append(reward_validation.Predictions.of(all_scores(model, replies), 0.0, pairs).accuracy())
     return found
 
 

@@ -22,14 +22,28 @@ from benchmarks import gold, last_token, plots, report, rounds
 from benchmarks import pool as pools
 from playground.models import loading, scorer
 from playground.settings import Settings, SettingsError, read
-from training import annotators, gate, policy, ppo, ppo_math, preferences, reward, rollout
+from training import (
+    annotators,
+    gate,
+    policy,
+    ppo,
+    ppo_math,
+    preferences,
+    reward,
+    reward_head,
+    reward_validation,
+    rollout,
+    round_control,
+    round_models,
+)
 from training import round as training_round
 from training.annotators import Person
-from training.reward import Predictions
+from training.preferences import Pair
+from training.reward_validation import Predictions
 
-REWARD_CODE = (scorer, reward, preferences, annotators, pools)
+REWARD_CODE = (scorer, reward, reward_head, reward_validation, preferences, annotators, pools)
 PEER_CODE = (last_token, annotators, pools)
-ROUND_CODE = (*REWARD_CODE, rounds, policy, ppo, ppo_math, rollout, gate, training_round)
+ROUND_CODE = (*REWARD_CODE, rounds, policy, ppo, ppo_math, rollout, gate, training_round, round_control, round_models)
 
 
 class LearningSettings(Settings):
@@ -62,7 +76,7 @@ def reward_cell(pool, settings, annotator, n, flip, seed, shuffled=False):
     pairs = true_pairs(pool, score)
     found = Predictions.of(model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens)), model.log_nu, pairs)
     length = [np.log(len(completion)) for _, completion in pool.ids]
-    matched = found.where([abs(length[a] - length[b]) < reward.LENGTH_MATCHED for a, b, _ in pairs])
+    matched = found.where([abs(length[p.left] - length[p.right]) < reward.LENGTH_MATCHED for p in pairs])
     return {
         "accuracy": found.accuracy(),
         "nll": found.nll(),
@@ -72,21 +86,22 @@ def reward_cell(pool, settings, annotator, n, flip, seed, shuffled=False):
         "cv": fit.cv_accuracy,
         "cv_right": round(fit.cv_accuracy * len(prefs.pairs), 1),
         "enough": fit.enough,
-        "view": fit.view,
+        "view": fit.feature_set,
         "penalty": fit.penalty,
         "seconds": seconds,
     }
 
 
 def true_pairs(pool, score):
-    """[(index, index, outcome)] of all pairs of replies to one held-out prompt, as the score without noise decides
-    them.
-    """
+    """All pairs of replies to one held-out prompt as [Pair], as the score without noise decides them."""
     truth = pool.scores(score)
-    return [
-        (a, b, preferences.TIE if truth[a] == truth[b] else preferences.A if truth[a] > truth[b] else preferences.B)
-        for a, b in itertools.chain.from_iterable(pool.pairs(heldout=True))
-    ]
+
+    def outcome(left, right):
+        if truth[left] == truth[right]:
+            return preferences.TIE
+        return preferences.A if truth[left] > truth[right] else preferences.B
+
+    return [Pair(a, b, outcome(a, b)) for a, b in itertools.chain.from_iterable(pool.pairs(heldout=True))]
 
 
 def last_token_cell(pool, settings, annotator, n, seed):
@@ -121,7 +136,7 @@ def best_of_cell(pool, candidates, settings, annotator, n, flip, seed):
 def reliability(found, bins=10):
     """[[mean P(a), share of a, pairs]] of decided pairs, by P(a) in bins of equal width."""
     decided = found.outcome != preferences.TIE
-    p, y = torch.sigmoid(found.delta[decided]).numpy(), (found.outcome[decided] == preferences.A).numpy()
+    p, y = torch.sigmoid(found.margin[decided]).numpy(), (found.outcome[decided] == preferences.A).numpy()
     where = np.minimum((p * bins).astype(int), bins - 1)
     return [
         [float(p[where == k].mean()), float(y[where == k].mean()), int((where == k).sum())]
@@ -131,12 +146,12 @@ def reliability(found, bins=10):
 
 
 def refit_seconds(pool, votes):
-    """Seconds to fit the head again on `votes` votes, view and penalty known."""
+    """Seconds to fit the head again on `votes` votes, feature set and penalty known."""
     prefs, chosen = pools.vote(pool, Person(annotators.brevity), votes, 0)
-    reading, times = scorer.Reading.of(pool.features[chosen], pool.parts, prefs.replies), []
+    extracted, times = scorer.ExtractedFeatures.of(pool.features[chosen], pool.parts, prefs.replies), []
     for _ in range(3):
         start = time.monotonic()
-        reward.fit_model(reading, prefs, "layers", 0.03)
+        reward.fit_model(extracted, prefs, "layers", 0.03)
         times.append(time.monotonic() - start)
     return median(times), len(prefs.pairs)
 

@@ -18,7 +18,8 @@ from benchmarks import learning, report
 from benchmarks import pool as pools
 from playground.models import active, loading, scorer
 from playground.settings import SettingsError, read
-from training import annotators, gate, preferences, reward
+from training import annotators, gate, preferences, reward, reward_head, reward_validation
+from training.preferences import OUTCOMES, Pair
 
 STEP = 10  # votes between refits
 
@@ -34,21 +35,23 @@ def preferences_of(pool, voted, seed):
     """(Preferences, indices of its replies in the pool) of [(index, index, choice)]."""
     chosen = sorted({i for *pair, _ in voted for i in pair})
     at = {i: k for k, i in enumerate(chosen)}
-    outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
-    pairs = [(at[a], at[b], outcome[choice], 1.0, pool.prompts[a], k) for k, (a, b, choice) in enumerate(voted)]
+    pairs = [
+        Pair(at[left], at[right], OUTCOMES[choice], group=pool.prompts[left], vote=k)
+        for k, (left, right, choice) in enumerate(voted)
+    ]
     return preferences.Preferences(
-        [pool.ids[i] for i in chosen], pairs, heldout=preferences.held_out([p[4] for p in pairs], 0.2, seed)
+        [pool.ids[i] for i in chosen], pairs, heldout=preferences.held_out([pair.group for pair in pairs], 0.2, seed)
     ), chosen
 
 
 def fitted(pool, voted, settings, seed):
-    """The reward model of these votes, its view and penalty chosen by cross-validation."""
+    """The reward model of these votes, its feature set and penalty chosen by cross-validation."""
     prefs, chosen = preferences_of(pool, voted, seed)
-    reading = scorer.Reading.of(pool.features[chosen], pool.parts, prefs.replies)
-    with reward.one_thread():
-        return reward.fit_model(
-            reading, prefs, *reward.choose(reward.designs(reading, prefs, settings), prefs, settings.seed)
-        )
+    extracted = scorer.ExtractedFeatures.of(pool.features[chosen], pool.parts, prefs.replies)
+    with reward_head.one_thread():
+        designs = reward_head.designs(extracted, prefs, settings)
+        feature_set, penalty = reward_validation.choose(designs, prefs, settings.seed)
+        return reward.fit_model(extracted, prefs, feature_set, penalty)
 
 
 def cell(pool, settings, annotator, votes, seed, actively):
@@ -72,7 +75,7 @@ def cell(pool, settings, annotator, votes, seed, actively):
         voted.append((a, b, person.vote(scores[a], scores[b], rng)))
     model = fitted(pool, voted, settings, seed)
     raw = model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens))
-    return reward.Predictions.of(raw, model.log_nu, learning.true_pairs(pool, score)).accuracy()
+    return reward_validation.Predictions.of(raw, model.log_nu, learning.true_pairs(pool, score)).accuracy()
 
 
 def run(settings, log=print):

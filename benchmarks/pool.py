@@ -14,6 +14,7 @@ import torch
 
 from playground.models import loading, prompts, scorer
 from training import annotators, preferences, rollout
+from training.preferences import OUTCOMES, Pair
 
 
 @dataclass
@@ -178,12 +179,11 @@ def vote(pool, person, n, seed, shuffled=False):
     said = choices(pool, pairs, person, rng, shuffled)
     chosen = sorted({i for pair in pairs for i in pair})
     at = {i: k for k, i in enumerate(chosen)}
-    outcome = {"a": preferences.A, "tie": preferences.TIE, "b": preferences.B}
     prefs = preferences.Preferences(
         replies=[pool.ids[i] for i in chosen],
         pairs=[
-            (at[a], at[b], outcome[c], 1.0, f"conversation {pool.prompts[a]}", k)
-            for k, ((a, b), c) in enumerate(zip(pairs, said, strict=True))
+            Pair(at[left], at[right], OUTCOMES[choice], group=f"conversation {pool.prompts[left]}", vote=k)
+            for k, ((left, right), choice) in enumerate(zip(pairs, said, strict=True))
         ],
     )
-    return replace(prefs, heldout=preferences.held_out([p[4] for p in prefs.pairs], 0.2, seed)), chosen
+    return replace(prefs, heldout=preferences.held_out([pair.group for pair in prefs.pairs], 0.2, seed)), chosen

@@ -66,7 +66,14 @@ def round_cell(pool, base, settings, annotator, n, flip, seed, arm="PPO", log=pr
     for (a, b), choice in zip(pairs, said, strict=True):
         episodes = tuple(Episode(*pool.ids[i], pool.ended[i]) for i in (a, b))
         votes.append(
-            simulate.Vote(pool.prompts[a], pool.ids[a][0], episodes, (pool.texts[a], pool.texts[b]), annotator, choice)
+            simulate.Vote(
+                line=pool.prompts[a],
+                prompt=pool.ids[a][0],
+                episodes=episodes,
+                texts=(pool.texts[a], pool.texts[b]),
+                annotator=annotator,
+                choice=choice,
+            )
         )
     store = Store(job.database)
     simulate.record(store, job, base.identity, base.template, 0, votes)
@@ -150,7 +157,10 @@ class Observed(Round):
     def score(self, episodes):
         rewards = super().score(episodes)
         replies = [
-            (prompts.decode(e.prompt, self.tokenizer), prompts.decode(e.completion, self.tokenizer).strip())
+            (
+                prompts.decode(e.prompt, self.models.tokenizer),
+                prompts.decode(e.completion, self.models.tokenizer).strip(),
+            )
             for e in episodes
         ]
         self.curve.append(

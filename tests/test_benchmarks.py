@@ -13,7 +13,7 @@ from playground.models import loading
 from tests.test_loop import settings_for
 from training import annotators
 from training.annotators import Person
-from training.preferences import TIE, A, B, Preferences
+from training.preferences import TIE, A, B, Pair, Preferences
 
 PROMPTS = [f"prompt {i}" for i in range(12)]
 
@@ -73,9 +73,9 @@ def test_rows_that_fall_short_or_were_not_run_stay_in_the_table(tmp_path, capsys
 
 def test_votes_fall_on_prompts_that_are_not_held_out_one_each_before_a_second(pool):
     prefs, chosen = pools.vote(pool, Person(annotators.brevity), 8, 0)
-    assert len({p[4] for p in prefs.pairs}) == 8 and not any(pool.heldout[i] for i in chosen)
+    assert len({pair.group for pair in prefs.pairs}) == 8 and not any(pool.heldout[i] for i in chosen)
     prefs, _ = pools.vote(pool, Person(annotators.brevity), 16, 0)
-    assert len(prefs.pairs) == 16 and len({p[4] for p in prefs.pairs}) == 8
+    assert len(prefs.pairs) == 16 and len({pair.group for pair in prefs.pairs}) == 8
 
 
 def test_votes_are_the_annotators_and_shuffled_ones_are_not(pool):
@@ -83,10 +83,10 @@ def test_votes_are_the_annotators_and_shuffled_ones_are_not(pool):
 
     def agreement(**changes):
         prefs, chosen = pools.vote(pool, Person(annotators.brevity), 48, 0, **changes)
-        gaps = [words[chosen[a]] - words[chosen[b]] for a, b, *_ in prefs.pairs]
+        gaps = [words[chosen[pair.left]] - words[chosen[pair.right]] for pair in prefs.pairs]
         return [
-            outcome == (TIE if gap == 0 else A if gap < 0 else B)
-            for gap, (_, _, outcome, *_) in zip(gaps, prefs.pairs, strict=True)
+            pair.outcome == (TIE if gap == 0 else A if gap < 0 else B)
+            for gap, pair in zip(gaps, prefs.pairs, strict=True)
         ]
 
     assert all(agreement()) and sum(agreement(shuffled=True)) < 36
@@ -142,11 +142,9 @@ def test_a_lora_with_a_last_token_head_learns_a_token(tmp_path, monkeypatch):
     monkeypatch.setattr(last_token, "LR", 1e-2)
     settings = settings_for(tmp_path)
     replies = [([3, 4, 5], [200 + i, 100 if i % 2 else 150]) for i in range(32)]
-    prefs = Preferences(
-        replies, [(i, i + 1, B, 1.0, "x", i) if i % 4 else (i + 1, i, A, 1.0, "x", i) for i in range(0, 32, 2)]
-    )
+    prefs = Preferences(replies, [Pair(i, i + 1, B) if i % 4 else Pair(i + 1, i, A) for i in range(0, 32, 2)])
     fresh = [([6, 7], [300 + i, 100 if i % 2 else 150]) for i in range(8)]
-    found = last_token.accuracies(prefs, fresh, [(i, i + 1, B) for i in range(0, 8, 2)], settings, 0)
+    found = last_token.accuracies(prefs, fresh, [Pair(i, i + 1, B) for i in range(0, 8, 2)], settings, 0)
     assert len(found) == last_token.EPOCHS and found[-1] == 1
     model = last_token.LastToken(settings, 0)
     torch.testing.assert_close(

@@ -18,7 +18,8 @@ from playground.system import discreet
 from tests.stores import BASE, candidate, cast, outcome, take
 from training import erase
 from training.erase import Eraser
-from training.round import BeginsAgain, Round
+from training.round import Round
+from training.round_control import BeginsAgain
 
 ROOT = Path(__file__).parent.parent
 MARK = "Ottokar's secret"

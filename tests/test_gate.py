@@ -8,7 +8,7 @@ import pytest
 
 from playground.settings import Settings
 from training import gate
-from training.preferences import TIE, A, B, Preferences
+from training.preferences import TIE, A, B, Pair, Preferences
 from training.rollout import Episode
 
 SETTINGS = Settings(
@@ -54,9 +54,9 @@ def decide(
     return gate.decide(
         new or replies(tokens),
         live or replies(),
-        rewards + gains,
-        rewards,
-        draws,
+        reward_new=rewards + gains,
+        reward_live=rewards,
+        gains=draws,
         kl=[kl] * N,
         texts=[""] * empty + ["A reply."] * (N - empty),
         canary_new=canary_new,
@@ -217,28 +217,24 @@ def test_the_posterior_interval_adds_both_doubts():
 def test_the_length_that_votes_favour_by_hand():
     prefs = Preferences(
         replies=[([1], [1] * 10), ([1], [1] * 20), ([1], [1] * 40)],
-        pairs=[(0, 1, B, 1.0, "c", 1), (2, 1, A, 1.0, "c", 2), (0, 2, TIE, 1.0, "c", 3)] * 3,
+        pairs=[Pair(0, 1, B), Pair(2, 1, A), Pair(0, 2, TIE)] * 3,
     )
     assert gate.favoured_length(prefs, 0.95, 0) == pytest.approx((np.log(2), np.log(2)))
-    turned = replace(prefs, pairs=[(a, b, A + B - outcome, *rest) for a, b, outcome, *rest in prefs.pairs])
+    turned = replace(prefs, pairs=[replace(pair, outcome=A + B - pair.outcome) for pair in prefs.pairs])
     assert gate.favoured_length(turned, 0.95, 0) == pytest.approx((-np.log(2), -np.log(2)))
 
 
 @pytest.mark.parametrize(("n", "favours"), [(0, False), (2, False), (5, False), (6, True)])
 def test_a_handful_of_votes_does_not_favour_a_length(n, favours):
     """Five votes all point one way by chance once in 16 times, six once in 32."""
-    prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=[(0, 1, B, 1.0, "c", k) for k in range(n)])
+    prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=[Pair(0, 1, B)] * n)
     assert (gate.favoured_length(prefs, 0.95, 0)[0] > 0) == favours
 
 
 def test_one_eager_annotator_does_not_decide_what_length_is_favoured():
-    longer, shorter = [(0, 1, B, 0.01, "c", k) for k in range(100)], [(0, 1, A, 1.0, "c", k) for k in range(10)]
-    assert (
-        gate.favoured_length(Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=longer + shorter), 0.95, 0)[
-            1
-        ]
-        < 0
-    )
+    longer, shorter = [Pair(0, 1, B, 0.01)] * 100, [Pair(0, 1, A)] * 10
+    prefs = Preferences(replies=[([1], [1] * 10), ([1], [1] * 20)], pairs=longer + shorter)
+    assert gate.favoured_length(prefs, 0.95, 0)[1] < 0
 
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0), ([1, 1, 1, 1, 1, 1], 2 / 3), ([1, 2, 3], 0), ([], 0)])

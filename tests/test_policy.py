@@ -181,7 +181,7 @@ def test_a_fresh_policy_is_the_reference():
         with policy.reference():
             reference = policy.logprobs(batch)
         torch.testing.assert_close(policy.logprobs(batch), reference, rtol=0, atol=0)
-    assert policy.totals(EPISODES, 2)["kl"] == [0.0] * 4
+    assert policy.totals(EPISODES, 2).kl == [0.0] * 4
 
 
 def test_values_start_at_zero():

@@ -1,15 +1,16 @@
 """The reward model: its head, its evidence, its features, its LoRA."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.optimize import minimize
 
-from playground.models.scorer import FeatureTrunk, Reading, RewardModel
+from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
-from training import preferences, reward
-from training.preferences import TIE, A, B, Preferences
+from training import preferences, reward, reward_head, reward_validation
+from training.preferences import TIE, A, B, Pair, PointwiseLabel, Preferences
 
 
 def planted(n=400, d=8, seed=0, indifference=0.0):
@@ -19,7 +20,7 @@ def planted(n=400, d=8, seed=0, indifference=0.0):
     direction = torch.randn(d, generator=generator)
     gap = (x[0::2] - x[1::2]) @ direction
     outcome = [TIE if abs(g) < indifference else A if g > 0 else B for g in gap.tolist()]
-    return x, direction, [(2 * i, 2 * i + 1, o, 1.0, f"duel {i}", i) for i, o in enumerate(outcome)]
+    return x, direction, [Pair(2 * i, 2 * i + 1, o, 1.0, f"duel {i}", i) for i, o in enumerate(outcome)]
 
 
 def cosine(a, b):
@@ -31,84 +32,109 @@ def cosine(a, b):
 
 def test_fit_head_recovers_a_planted_direction():
     x, direction, pairs = planted(200)
-    weight, *_ = reward.fit_head(x, Preferences(pairs=pairs), 0.1)
-    assert cosine(weight, direction) > 0.97
+    head = reward_head.fit_head(x, Preferences(pairs=pairs), 0.1)
+    assert cosine(head.weight, direction) > 0.97
 
 
 def test_fit_head_learns_from_thumbs_alone():
     x, direction, _ = planted()
-    points = [(i, int(score > 1), 1.0, "conversation 1") for i, score in enumerate((x @ direction).tolist())]
-    weight, _, threshold, *_ = reward.fit_head(x, Preferences(points=points), 0.1)
-    assert cosine(weight, direction) > 0.97 and threshold > 0
+    labels = [PointwiseLabel(i, score > 1) for i, score in enumerate((x @ direction).tolist())]
+    head = reward_head.fit_head(x, Preferences(labels=labels), 0.1)
+    assert cosine(head.weight, direction) > 0.97 and head.threshold > 0
 
 
 def test_a_case_of_no_weight_says_nothing():
     x, _, pairs = planted(50)
-    weight, *_ = reward.fit_head(x, Preferences(pairs=[(*p[:3], 0.0, *p[4:]) for p in pairs]), 0.1)
-    assert weight.abs().max() < 1e-4
+    head = reward_head.fit_head(x, Preferences(pairs=[replace(pair, weight=0.0) for pair in pairs]), 0.1)
+    assert head.weight.abs().max() < 1e-4
 
 
 def test_more_ties_make_a_larger_nu():
     log_nu = {}
     for gap in (0.1, 3.0):
         x, _, pairs = planted(indifference=gap)
-        log_nu[gap] = reward.fit_head(x, Preferences(pairs=pairs), 1.0)[1]
+        log_nu[gap] = reward_head.fit_head(x, Preferences(pairs=pairs), 1.0).log_nu
     assert log_nu[0.1] < 0 < log_nu[3.0]
 
 
 def test_nu_is_the_share_of_ties_where_scores_say_nothing():
     # no feature: P(tie) = ν/(2 + ν); 2 ties of 3 votes make ν = 4, ln 4 = 1.386; the weak prior at −1 hardly moves
     # 3,000 votes
-    pairs = [(0, 1, (TIE, TIE, A, TIE, TIE, B)[i % 6], 1.0, "conversation 1", i) for i in range(3000)]
-    assert reward.fit_head(torch.zeros(2, 4), Preferences(pairs=pairs), 1.0)[1] == pytest.approx(1.386, abs=0.01)
+    pairs = [Pair(0, 1, (TIE, TIE, A, TIE, TIE, B)[i % 6]) for i in range(3000)]
+    assert reward_head.fit_head(torch.zeros(2, 4), Preferences(pairs=pairs), 1.0).log_nu == pytest.approx(
+        1.386, abs=0.01
+    )
 
 
 def test_a_larger_penalty_makes_smaller_weights():
     x, _, pairs = planted(50)
-    weak, strong = (reward.fit_head(x, Preferences(pairs=pairs), penalty)[0] for penalty in (0.1, 10.0))
+    weak, strong = (reward_head.fit_head(x, Preferences(pairs=pairs), penalty).weight for penalty in (0.1, 10.0))
     assert strong.norm() < weak.norm()
 
 
 def test_fit_head_is_where_the_likelihood_has_no_slope():
     """Newton's answer against a general optimiser on the likelihood itself, with ties, thumbs and unequal weights."""
     x, direction, pairs = planted(30, indifference=0.7)
-    pairs = [(*p[:3], 0.3 + 0.1 * (n % 5), *p[4:]) for n, p in enumerate(pairs)]
-    points = [(i, int(score > 0.5), 0.4, "conversation 1") for i, score in enumerate((x @ direction)[:20].tolist())]
+    pairs = [replace(pair, weight=0.3 + 0.1 * (n % 5)) for n, pair in enumerate(pairs)]
+    labels = [PointwiseLabel(i, score > 0.5, 0.4) for i, score in enumerate((x @ direction)[:20].tolist())]
+    left, right, outcome = reward_head.pair_columns(pairs)
+    pair_weight, good = torch.tensor([pair.weight for pair in pairs]), torch.tensor([label.good for label in labels])
 
     def objective(flat):
         flat = torch.tensor(flat, requires_grad=True)
-        scores, columns = x.double() @ flat[:-2], [torch.tensor(c) for c in list(zip(*pairs, strict=True))[:4]]
+        scores = x.double() @ flat[:-2]
         loss = 0.15 * flat[:-2].square().sum() + 0.1 * (flat[-2] + 1).square() + 0.1 * flat[-1].square()
-        loss = (
-            loss
-            + (columns[3] * preferences.pair_nll(scores[columns[0]], scores[columns[1]], columns[2], flat[-2])).sum()
-        )
-        loss = loss + 0.4 * preferences.point_nll(scores[:20], torch.tensor([p[1] for p in points]), flat[-1]).sum()
+        loss = loss + (pair_weight * preferences.pair_nll(scores[left], scores[right], outcome, flat[-2])).sum()
+        loss = loss + 0.4 * preferences.pointwise_nll(scores[:20], good, flat[-1]).sum()
         loss.backward()
         return loss.item(), flat.grad.numpy()
 
     expected = minimize(objective, [0.0] * 10, jac=True, method="BFGS", options={"gtol": 1e-8}).x
-    weight, log_nu, threshold, *_ = reward.fit_head(x, Preferences(pairs=pairs, points=points), 0.3)
-    assert [*weight.tolist(), log_nu, threshold] == pytest.approx(expected, abs=1e-5)
+    head = reward_head.fit_head(x, Preferences(pairs=pairs, labels=labels), 0.3)
+    assert [*head.weight.tolist(), head.log_nu, head.threshold] == pytest.approx(expected, abs=1e-5)
+
+
+def test_folds_that_are_fitted_together_are_each_as_one_fitted_alone():
+    x, direction, pairs = planted(40, indifference=0.5)
+    pairs = [replace(pair, group=f"chat {n // 2}", weight=0.3 + 0.1 * (n % 5)) for n, pair in enumerate(pairs)]
+    liked = (x @ direction > 0.5).tolist()
+    labels = [PointwiseLabel(i, liked[i], 0.4, f"chat {i}") for i in range(30)]  # of chats with votes and without
+    prefs = Preferences(pairs=pairs, labels=labels)
+    folds = reward_validation.split(prefs, 0)
+    together = reward_validation.heldout_nll(x, prefs, folds)
+    for penalty, found in zip(reward_validation.PENALTIES, together, strict=True):
+        alone = 0.0
+        for fold in folds:
+            scores, log_nu = reward_head.fitted_scores(x, fold.training, penalty)
+            heldout = [pairs[i] for i in fold.heldout]
+            alone += reward_validation.Predictions.of(scores, log_nu, heldout).pair_nll().sum().item()
+        assert found == pytest.approx(alone, rel=1e-4), penalty
 
 
 def test_a_fit_lies_in_the_span_of_what_the_votes_compare():
     x, _, pairs = planted(10, d=64)
-    prefs = Preferences(pairs=pairs, points=[(3, 1, 0.5, "conversation 1")])
-    basis = reward.span(x, prefs)
+    prefs = Preferences(pairs=pairs, labels=[PointwiseLabel(3, True, 0.5)])
+    basis = reward_head.span(x, prefs)
     assert basis.shape == (64, 11)
     torch.testing.assert_close(
-        reward.fitted_scores(x @ basis, prefs, 0.3)[0], reward.fitted_scores(x, prefs, 0.3)[0], rtol=1e-4, atol=1e-4
+        reward_head.fitted_scores(x @ basis, prefs, 0.3)[0],
+        reward_head.fitted_scores(x, prefs, 0.3)[0],
+        rtol=1e-4,
+        atol=1e-4,
     )
     torch.testing.assert_close(
-        basis @ reward.fit_head(x @ basis, prefs, 0.3)[0], reward.fit_head(x, prefs, 0.3)[0], rtol=1e-3, atol=1e-4
+        basis @ reward_head.fit_head(x @ basis, prefs, 0.3).weight,
+        reward_head.fit_head(x, prefs, 0.3).weight,
+        rtol=1e-3,
+        atol=1e-4,
     )
 
 
 def cross_validated(x, pairs, penalty=0.1):
-    return reward.cross_validate(Preferences(pairs=pairs), 0, lambda part: reward.fitted_scores(x, part, penalty))[
-        0
-    ].right()
+    predictions, _ = reward_validation.cross_validate(
+        Preferences(pairs=pairs), 0, lambda part: reward_head.fitted_scores(x, part, penalty)
+    )
+    return predictions.count_correct()
 
 
 def test_cross_validation_finds_a_planted_direction_and_no_more_than_chance_in_noise():
@@ -120,25 +146,25 @@ def test_cross_validation_finds_a_planted_direction_and_no_more_than_chance_in_n
 
 def by_coin(pairs, seed=1):
     coin = torch.Generator().manual_seed(seed)
-    return [(*p[:2], A if torch.rand(1, generator=coin) < 0.5 else B, *p[3:]) for p in pairs]
+    return [replace(pair, outcome=A if torch.rand(1, generator=coin) < 0.5 else B) for pair in pairs]
 
 
-def test_of_one_conversation_the_first_view_and_the_strongest_penalty_are_chosen():
+def test_of_one_conversation_the_first_feature_set_and_the_strongest_penalty_are_chosen():
     """No fold can be held out, so nothing speaks for a weaker one."""
     x, _, pairs = planted(10)
-    one = Preferences(pairs=[(*p[:4], "conversation 1", p[5]) for p in pairs])
-    assert reward.choose({"layers": x, "words": x}, one, 0) == ("layers", max(reward.PENALTIES))
+    one = Preferences(pairs=[replace(pair, group="conversation 1") for pair in pairs])
+    assert reward_validation.choose({"layers": x, "words": x}, one, 0) == ("layers", max(reward_validation.PENALTIES))
 
 
-def test_the_view_that_the_votes_are_about_is_chosen():
+def test_the_feature_set_that_the_votes_are_about_is_chosen():
     x, _, pairs = planted(80)
     noise = torch.randn(len(x), 8, generator=torch.Generator().manual_seed(5))
-    assert reward.choose({"layers": noise, "words": x}, Preferences(pairs=pairs), 0)[0] == "words"
+    assert reward_validation.choose({"layers": noise, "words": x}, Preferences(pairs=pairs), 0)[0] == "words"
 
 
-def test_every_block_of_a_view_has_an_equal_share():
+def test_every_block_of_a_feature_set_has_an_equal_share():
     features = torch.randn(500, 49, generator=torch.Generator().manual_seed(0)) * 5 + 3
-    z, centre, scale = reward.standardised(Reading(features, [16, 16, 16, 1, 0], []), "layers")
+    z, centre, scale = reward_head.standardised(ExtractedFeatures(features, [16, 16, 16, 1, 0], []), "layers")
     assert z.mean(0).abs().max() < 1e-5
     torch.testing.assert_close(z.var(0), torch.tensor([1 / 48] * 32 + [1 / 3]))
     torch.testing.assert_close((features[:, 16:] - centre) / scale, z)
@@ -149,8 +175,8 @@ def test_counts_are_compared_as_they_are():
     noise.
     """
     counts = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 2.1, 1.0], [3.0, 2.1, 1.0]])
-    x, _, scale = reward.standardised(
-        Reading(torch.cat([torch.zeros(4, 2), counts], -1), [1, 1, 3], [7, 8, 9]), "style"
+    x, _, scale = reward_head.standardised(
+        ExtractedFeatures(torch.cat([torch.zeros(4, 2), counts], -1), [1, 1, 3], [7, 8, 9]), "style"
     )
     assert scale[0] == scale[1] and scale[2].isinf()  # the last does not vary
     torch.testing.assert_close(x[:, 1].std() / x[:, 0].std(), torch.tensor(0.1 / 3))
@@ -162,7 +188,7 @@ def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_repl
     """
     x, _, pairs = planted(20, d=4)
     features = torch.cat([x, torch.full((len(x), 1), 2.0)], -1)
-    model = reward.fit_model(Reading(features, [4, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
+    model = reward.fit_model(ExtractedFeatures(features, [4, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
     other = features[:3] + torch.tensor([0, 0, 0, 0, 1.0])
     torch.testing.assert_close(model.raw(other), model.raw(features[:3]))
     torch.testing.assert_close(model.deviation(other), model.deviation(features[:3]))
@@ -174,13 +200,13 @@ def test_a_feature_that_does_not_vary_among_the_votes_says_nothing_of_other_repl
 def test_the_posterior_is_the_inverse_curvature():
     """Against autograd's Hessian of the objective, with log ν and θ marginalised."""
     x, _, pairs = planted(12, d=3, indifference=0.5)
-    head = reward.fit_head(x, Preferences(pairs=pairs), 0.5)
-    a, b, outcome, _ = reward.columns(pairs, *[torch.long] * 3, torch.double)
+    head = reward_head.fit_head(x, Preferences(pairs=pairs), 0.5)
+    left, right, outcome = reward_head.pair_columns(pairs)
 
     def objective(phi):
         scores = x.double() @ phi[:3]
         prior = 0.25 * phi[:3].square().sum() + 0.1 * (phi[3] + 1) ** 2 + 0.1 * phi[4] ** 2
-        return prior + preferences.pair_nll(scores[a], scores[b], outcome, phi[3]).sum()
+        return prior + preferences.pair_nll(scores[left], scores[right], outcome, phi[3]).sum()
 
     at = torch.tensor([*head.weight.tolist(), head.log_nu, head.threshold], dtype=torch.double)
     covariance = torch.linalg.inv(torch.autograd.functional.hessian(objective, at))[:3, :3]
@@ -190,11 +216,11 @@ def test_the_posterior_is_the_inverse_curvature():
 def test_the_influence_is_what_a_bootstrap_over_votes_finds():
     x, _, pairs = planted(150, d=3, indifference=0.5)
     pairs = by_coin(pairs[:50]) + pairs[50:]
-    influence = reward.fit_head(x, Preferences(pairs=pairs), 1.0).influence
+    influence = reward_head.fit_head(x, Preferences(pairs=pairs), 1.0).influence
     source = torch.Generator().manual_seed(0)
     refits = torch.stack(
         [
-            reward.fit_head(
+            reward_head.fit_head(
                 x, Preferences(pairs=[pairs[i] for i in torch.randint(150, (150,), generator=source)]), 1.0
             ).weight
             for _ in range(300)
@@ -208,7 +234,7 @@ def test_more_votes_leave_less_doubt():
     for n in (20, 200):
         x, _, pairs = planted(n)
         features = torch.cat([x, torch.zeros(len(x), 1)], -1)
-        model = reward.fit_model(Reading(features, [8, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
+        model = reward.fit_model(ExtractedFeatures(features, [8, 1, 0], []), Preferences(pairs=pairs), "layers", 1.0)
         doubt[n] = model.deviation(features[:40]).mean()
     assert doubt[200] < 0.7 * doubt[20]
 
@@ -217,19 +243,21 @@ def test_more_votes_leave_less_doubt():
 
 
 def test_wilson_of_eight_in_ten():
-    assert reward.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # Wilson 1927, z = 1.959964
+    assert reward_validation.wilson(8, 10) == pytest.approx(
+        (0.4901625, 0.9433178), abs=1e-6
+    )  # Wilson 1927, z = 1.959964
 
 
 def test_wilson_without_data_is_everything():
-    assert reward.wilson(0, 0) == (0.0, 1.0)
+    assert reward_validation.wilson(0, 0) == (0.0, 1.0)
 
 
 def test_clear_agreement_is_enough():
-    assert reward.evidence(40, 50, 0.8) == (True, None)
+    assert reward_validation.evidence(40, 50, 0.8) == (True, None)
 
 
 def test_too_little_evidence_says_so_with_numbers():
-    enough, reason = reward.evidence(11, 20, 0.8)
+    enough, reason = reward_validation.evidence(11, 20, 0.8)
     assert not enough
     assert reason.startswith(
         "Not enough evidence yet: 20 votes for A or B, cross-validated accuracy 0.55 [0.41, 0.68]; about "
@@ -237,27 +265,27 @@ def test_too_little_evidence_says_so_with_numbers():
 
 
 def test_the_votes_asked_for_would_have_been_enough():
-    more = int(re.search(r"about (\d+) more", reward.evidence(11, 20, 0.8)[1])[1])
+    more = int(re.search(r"about (\d+) more", reward_validation.evidence(11, 20, 0.8)[1])[1])
     # the rate 0.55 of 20 + more votes must clear chance, and of 40 fewer it must not
     assert (
-        reward.wilson(0.55 * (20 + more), 20 + more, 0.8)[0]
+        reward_validation.wilson(0.55 * (20 + more), 20 + more, 0.8)[0]
         > 0.5
-        >= reward.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
+        >= reward_validation.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
     )
 
 
 def test_votes_that_disagree_with_each_other_are_not_asked_for_more():
-    enough, reason = reward.evidence(8, 20, 0.8)
+    enough, reason = reward_validation.evidence(8, 20, 0.8)
     assert not enough and reason.endswith("the votes do not agree with each other so far.")
 
 
 def test_no_decided_vote_is_not_enough_even_with_the_check_off():
-    enough, reason = reward.evidence(0, 0, 0)
+    enough, reason = reward_validation.evidence(0, 0, 0)
     assert not enough and "Vote A or B" in reason
 
 
 def test_confidence_zero_turns_the_check_off():
-    assert reward.evidence(8, 20, 0) == (True, None)
+    assert reward_validation.evidence(8, 20, 0) == (True, None)
 
 
 # -- the whole fit, and the LoRA below the head
@@ -272,8 +300,8 @@ def liked_token_preferences(n):
         liked = [*plain[:3], 100, 100, *plain[3:]]
         swap = i % 2
         prefs.replies += [([3, 4, 5], plain if swap else liked), ([3, 4, 5], liked if swap else plain)]
-        prefs.pairs.append((2 * i, 2 * i + 1, B if swap else A, 1.0, f"conversation {i}", i))
-    prefs.heldout = preferences.held_out([p[4] for p in prefs.pairs], 0.25, 0)
+        prefs.pairs.append(Pair(2 * i, 2 * i + 1, B if swap else A, 1.0, f"conversation {i}", i))
+    prefs.heldout = preferences.held_out([pair.group for pair in prefs.pairs], 0.25, 0)
     return prefs
 
 
@@ -295,7 +323,7 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
         prefs.pairs = by_coin(prefs.pairs, seed)
         _, report = reward.fit(prefs, FeatureTrunk(settings(folder, reward_layer=0)), settings(folder))
         rights, decided = rights + report.cv_accuracy * 40, decided + 40
-    low, high = reward.wilson(rights, decided, 0.99)
+    low, high = reward_validation.wilson(rights, decided, 0.99)
     assert low < 0.5 < high
 
 
@@ -305,31 +333,33 @@ def fit_lora(folder, sure, quantisation="nf4", epochs=2):
     """
     s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
     trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
-    x, held = trunk.features(prefs.replies), prefs.held().pairs
-    model = reward.fit_model(Reading.of(x, trunk.parts, prefs.replies), prefs.train(), "layers", 1.0)
-    sign = torch.tensor([1.0 if p[2] == A else -1.0 for p in held])
-    to_beat = reward.Predictions(sure * sign, torch.full((len(held),), -10.0), torch.tensor([p[2] for p in held]))
+    x, held = trunk.features(prefs.replies), prefs.heldout_part().pairs
+    model = reward.fit_model(ExtractedFeatures.of(x, trunk.parts, prefs.replies), prefs.training_part(), "layers", 1.0)
+    outcome = torch.tensor([pair.outcome for pair in held])
+    sign = torch.where(outcome == A, 1.0, -1.0)
+    to_beat = reward_validation.Predictions(sure * sign, torch.full((len(held),), -10.0), outcome)
     return trunk, model, x, prefs, reward.fit_lora(model, prefs, trunk, s, to_beat), to_beat
 
 
 def test_a_lora_that_helps_nothing_is_left_at_zero(folder):
-    trunk, _, before, prefs, (epochs, _, held), to_beat = fit_lora(folder, sure=50.0)
-    assert epochs == 0 and held is to_beat
+    trunk, _, before, prefs, fitted, to_beat = fit_lora(folder, sure=50.0)
+    assert fitted.epochs == 0 and fitted.heldout is to_beat
     torch.testing.assert_close(trunk.features(prefs.replies), before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])
 def test_a_lora_that_helps_is_kept_at_its_best_epoch(folder, quantisation):
     """bitsandbytes' 4-bit layers must stay differentiable after a forward without gradients."""
-    trunk, _, before, prefs, (epochs, kept, held), to_beat = fit_lora(folder, sure=-50.0, quantisation=quantisation)
-    assert epochs in (1, 2) and held.nll() < to_beat.nll()
+    trunk, _, before, prefs, fitted, to_beat = fit_lora(folder, sure=-50.0, quantisation=quantisation)
+    assert fitted.epochs in (1, 2) and fitted.heldout.nll() < to_beat.nll()
     parameters = trunk.attach_lora(4)
-    assert kept and all(torch.equal(kept[k], parameters[k]) for k in parameters)
+    assert fitted.tensors and all(torch.equal(fitted.tensors[k], parameters[k]) for k in parameters)
     assert (trunk.features(prefs.replies) - before).abs().max() > 0
 
 
 def test_a_saved_lora_gives_the_same_rewards_on_a_fresh_trunk(folder, tmp_path):
-    trunk, model, _, prefs, (_, model.lora, _), _ = fit_lora(folder, sure=-50.0, quantisation="none", epochs=1)
+    trunk, model, _, prefs, fitted, _ = fit_lora(folder, sure=-50.0, quantisation="none", epochs=1)
+    model.lora = fitted.tensors
     model.save(tmp_path / "reward.safetensors")
     loaded, fresh = RewardModel.load(tmp_path / "reward.safetensors"), FeatureTrunk(settings(folder))
     fresh.attach_lora(4, loaded.lora)

@@ -1,7 +1,6 @@
 """One round's own decisions: the prompts it rolls out on and where it starts. The whole path is test_loop.py's."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
 from training import rollout
 from training.policy import PolicyModel
-from training.preferences import Preferences
-from training.round import Round
+from training.preferences import A, Pair, Preferences
+from training.round import GateReplies, Round
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def running(folder, tmp_path, live=None, **changes):
             live,
             rank=s.lora_rank,
             alpha=s.lora_alpha,
-            targets=this.policy.targets,
-            base=this.base,
+            targets=this.models.policy.targets,
+            base=this.models.base,
             parent=0,
             round_id=first,
             scores={},
@@ -45,7 +44,7 @@ def running(folder, tmp_path, live=None, **changes):
         store.publish(first, "w", version, path, sha256, {})
         store.request_round()
         this = Round(store, s, store.take_round("w", lease_seconds=60), "w")
-    (this.folder / "preferences.json").write_text(json.dumps(asdict(Preferences()) | {"heldout": []}))
+    (this.folder / "preferences.json").write_text(json.dumps(Preferences().as_json()))
     return this
 
 
@@ -64,7 +63,7 @@ def ratio(state, of):
 def test_a_round_starts_from_the_base(folder, tmp_path):
     this = running(folder, tmp_path, live=strong())
     this._sft()
-    assert not any(v.any() for k, v in this.policy.state().items() if "lora_B" in k)
+    assert not any(v.any() for k, v in this.models.policy.state().items() if "lora_B" in k)
     assert not (this.folder / "start.safetensors").exists()
 
 
@@ -72,14 +71,16 @@ def test_a_round_can_go_on_from_the_live_version_at_half_the_kl_target(folder, t
     live = strong()
     this = running(folder, tmp_path, live=live, start_from="live", kl_target=0.2)
     this._sft()
-    assert 0.01 < ratio(this.policy.state(), live) < 0.9
-    episodes = this._sample(this.policy.causal, this._prompts(32, this._rng("test")), "test", replies=4)
-    assert sum(this.policy.totals(episodes, 8)["kl"]) / len(episodes) == pytest.approx(0.1, rel=0.3)
+    assert 0.01 < ratio(this.models.policy.state(), live) < 0.9
+    models = this.models
+    chosen = models.training_prompts(32, models.rng("test"))
+    episodes = models.sample(models.policy.causal, chosen, "test", replies=4)
+    assert models.policy.totals(episodes, 8).mean_kl == pytest.approx(0.1, rel=0.3)
     resumed = Round(this.store, this.settings, this.store.round(this.id), "w")
     resumed.settings = this.settings.model_copy(update={"ppo_iterations": 1, "ppo_lr": 1e-9, "kl_target": 1e9})
     resumed.score = lambda episodes: torch.zeros(len(episodes))
     resumed._ppo()  # killed after its start was written, the round goes on from there
-    assert ratio(resumed.policy.state(), this.policy.state()) == pytest.approx(1, abs=1e-3)
+    assert ratio(resumed.models.policy.state(), models.policy.state()) == pytest.approx(1, abs=1e-3)
 
 
 def test_with_no_version_live_going_on_is_starting_from_the_base(folder, tmp_path):
@@ -98,15 +99,18 @@ def test_a_live_version_of_another_rank_is_refused_with_what_to_do(folder, tmp_p
 def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):
     this = running(folder, tmp_path)
     replies = [([context], [n]) for n, context in enumerate((9, 9, 3, 3, 7, 7, 5, 5))]
-    pairs = [(a, a + 1, 0, 1.0, unit, None) for a, unit in ((0, "x"), (2, "x"), (4, "held out"), (6, "y"), (0, "y"))]
-    this._cache["preferences"] = Preferences(replies, pairs, heldout=frozenset({"held out"}))
-    assert this._contexts(heldout=False) == [[3], [5], [9]] and this._contexts(heldout=True) == [[7]]
+    groups = ((0, "x"), (2, "x"), (4, "held out"), (6, "y"), (0, "y"))
+    pairs = [Pair(left, left + 1, A, group=group) for left, group in groups]
+    models = this.models
+    models.preferences = Preferences(replies, pairs, heldout=frozenset({"held out"}))
+    assert models.contexts(heldout=False) == [[3], [5], [9]] and models.contexts(heldout=True) == [[7]]
 
 
 def test_what_is_taken_back_while_a_round_reads_the_votes_is_not_in_it(folder, tmp_path):
     this = running(folder, tmp_path)
     store, read, asked = this.store, this.store.demonstrations, []
-    rows = [cast(store, who=store.annotator(name), base_hash=this.base["hash"]) for name in ("ann", "bob", "cem")]
+    base_hash = this.models.base["hash"]
+    rows = [cast(store, who=store.annotator(name), base_hash=base_hash) for name in ("ann", "bob", "cem")]
     (this.folder / "ppo.pt").write_text("of the votes before")
 
     def demonstrations(base_hash):  # the last that is read
@@ -117,7 +121,7 @@ def test_what_is_taken_back_while_a_round_reads_the_votes_is_not_in_it(folder, t
 
     store.demonstrations = demonstrations
     this._collect()
-    assert [p[5] for p in this.preferences.pairs] == [2, 3] and not store.must_begin_again(this.id)
+    assert [pair.vote for pair in this.models.preferences.pairs] == [2, 3] and not store.must_begin_again(this.id)
     assert [use["vote"] for use in store.rows("select vote from vote_use")] == [2, 3]
     assert sorted(file.name for file in this.folder.iterdir()) == ["preferences.json"]
 
@@ -125,8 +129,8 @@ def test_what_is_taken_back_while_a_round_reads_the_votes_is_not_in_it(folder, t
 def test_each_sample_of_the_gate_says_whether_its_prompt_is_a_shipped_one(folder, tmp_path):
     """The samples were shown to everybody, and up to half of their prompts are people's own."""
     this = running(folder, tmp_path)
-    shipped = rollout.seed_prompts("heldout", this.tokenizer, this.settings.rollout_context)[0]
-    own = prompts.encode([{"role": "user", "content": "My own secret"}], this.tokenizer, 256)
+    shipped = this.models.seed_prompts("heldout")[0]
+    own = prompts.encode([{"role": "user", "content": "My own secret"}], this.models.tokenizer, 256)
     episodes = [rollout.Episode(prompt, [5, 6], True) for prompt in [own] * 10 + [shipped] * 10]
-    samples = this._samples(episodes, episodes, ["new"] * 20)
+    samples = this._samples(GateReplies(new=episodes, live=episodes, new_texts=["new"] * 20))
     assert [(s["shipped"], "secret" in s["prompt"]) for s in samples] == [(False, True)] * 8 + [(True, False)] * 8

@@ -116,7 +116,7 @@ def test_standardising_equal_scores_does_not_divide_by_zero():
 def test_views_by_hand():
     # four layers of one, a reply of 50 tokens, and counts of two
     features = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.log(torch.tensor(50.0)), 8.0, 9.0]])
-    blocks = {name: scorer.view(features, [1, 1, 1, 1, 1, 2], name) for name in scorer.VIEWS}
+    blocks = {name: scorer.feature_blocks(features, [1, 1, 1, 1, 1, 2], name) for name in scorer.FEATURE_SETS}
     assert all(torch.equal(last, features[:, 4:5]) for *_, last in blocks.values())
     shown = {name: torch.cat([torch.zeros(1, 0), *others], -1)[0].tolist() for name, (*others, _) in blocks.items()}
     assert shown == {
@@ -129,11 +129,13 @@ def test_views_by_hand():
 
 
 def test_views_of_one_layer_or_by_name():
-    assert scorer.views([2, 1, 9]) == ["layers", "words", "style"]
-    assert scorer.views([2] * 4 + [1, 9]) == ["layers", "words", "style", "meaning"]
-    assert scorer.views([2] * 4 + [1, 9], "length") == ["length"]
+    assert scorer.feature_set_names([2, 1, 9]) == ["layers", "words", "style"]
+    assert scorer.feature_set_names([2] * 4 + [1, 9]) == ["layers", "words", "style", "meaning"]
+    assert scorer.feature_set_names([2] * 4 + [1, 9], "length") == ["length"]
     features = torch.tensor([[3.0, 0.0, 1.0]])  # one layer of one, a reply of one token, and its count
-    blocks = {name: len(scorer.view(features, [1, 1, 1], name)) for name in scorer.views([1, 1, 1])}
+    blocks = {
+        name: len(scorer.feature_blocks(features, [1, 1, 1], name)) for name in scorer.feature_set_names([1, 1, 1])
+    }
     assert blocks == {"layers": 2, "words": 2, "style": 2}
 
 
@@ -159,7 +161,7 @@ def test_nothing_to_count_leaves_the_features():
 
 
 def test_a_reading_counts_what_is_common_among_its_replies():
-    reading = scorer.Reading.of(torch.ones(2, 3), [2, 1], [([7], [5]), ([7], [5, 6])])
+    reading = scorer.ExtractedFeatures.of(torch.ones(2, 3), [2, 1], [([7], [5]), ([7], [5, 6])])
     assert (reading.parts, reading.tokens, reading.features.shape) == ([2, 1, 2], [5, 6], (2, 5))
 
 

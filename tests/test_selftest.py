@@ -383,7 +383,7 @@ def test_a_round_on_a_broken_model_fails_with_the_cause_as_its_reason(store, fol
 
 def test_a_round_does_not_score_with_a_broken_trunk(store, folder, tmp_path, monkeypatch):
     break_trunk(monkeypatch)
-    assert "hang on its neighbours" in message(lambda: running(store, folder, tmp_path).trunk)
+    assert "hang on its neighbours" in message(lambda: running(store, folder, tmp_path).models.trunk)
 
 
 def gated(store, folder, tmp_path):

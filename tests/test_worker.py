@@ -16,7 +16,7 @@ from playground.store import Store, StoreLost, StoreUnavailable
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person
-from training.round import PHASES
+from training.round_control import PHASES
 from training.worker import MAX_ATTEMPTS, run_once, step
 
 ROOT = Path(__file__).parent.parent

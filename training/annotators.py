@@ -1,13 +1,14 @@
 """Scripted annotators: hidden scores of (prompt, reply), and people who vote by one of them, with noise.
 
-The score is the truth that votes are samples of, and only a simulation knows it. Nothing here trains, decodes or
+The score is the truth that votes are noisy samples of; only a simulation knows it. Nothing here trains, decodes or
 stores.
 """
 
 import importlib
 import math
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,28 +17,30 @@ from playground.settings import SettingsError
 
 # -- scores: (prompt, reply) -> a number, higher is better
 
+Score = Callable[[str, str], float]
 
-def brevity(prompt, reply):
+
+def brevity(prompt: str, reply: str) -> float:
     """Fewer words are better."""
     return -len(reply.split())
 
 
-def lists(prompt, reply):
+def lists(prompt: str, reply: str) -> float:
     """More list items are better: lines that begin with a bullet or a number."""
     return len(re.findall(r"(?m)^\s*(?:[-*•]|\d+[.)])\s", reply))
 
 
-def second_person(prompt, reply):
+def second_person(prompt: str, reply: str) -> float:
     """More `you` and `your` are better."""
     return len(re.findall(r"\b(you|your|yours|yourself)\b", reply.lower()))
 
 
-def question(prompt, reply):
+def question(prompt: str, reply: str) -> float:
     """A reply that asks something is better."""
     return reply.count("?")
 
 
-def formality(prompt, reply):
+def formality(prompt: str, reply: str) -> float:
     """Connectives are better; contractions and exclamation marks are worse."""
     formal = re.findall(
         r"\b(therefore|however|furthermore|moreover|additionally|thus|consequently|nevertheless)\b", reply.lower()
@@ -45,11 +48,17 @@ def formality(prompt, reply):
     return len(formal) - len(re.findall(r"\w['’](?:s|re|ve|ll|d|t|m)\b|!", reply))
 
 
-SHIPPED = {f.__name__: f for f in (brevity, lists, second_person, question, formality)}
+SHIPPED: dict[str, Score] = {
+    "brevity": brevity,
+    "lists": lists,
+    "second_person": second_person,
+    "question": question,
+    "formality": formality,
+}
 
 
-def find(name):
-    """The score that a name means: a shipped one, or `module:function`; SettingsError when there is none."""
+def find(name: str) -> Score:
+    """The score of this name: a shipped one, or `module:function`. SettingsError where there is none."""
     if name in SHIPPED:
         return SHIPPED[name]
     module, _, function = name.partition(":")
@@ -65,56 +74,67 @@ def find(name):
 # -- people
 
 
-def standardised(scores):
-    """Scores shifted and scaled to mean 0 and deviation 1; equal ones are all 0."""
-    scores = np.asarray(scores, float)
-    return ((scores - scores.mean()) / (scores.std() or 1.0)).tolist()
+def standardised(scores: Sequence[float]) -> list[float]:
+    """Scores shifted and scaled to mean 0 and deviation 1; where all are equal, all become 0."""
+    values = np.asarray(scores, float)
+    return ((values - values.mean()) / (values.std() or 1.0)).tolist()
 
 
 @dataclass(frozen=True)
 class Person:
-    """Someone who votes by a score. Scores come standardised, so that temperature and lean mean the same to every
+    """Someone who votes by a score. Scores are standardised first, so that temperature and lean mean the same for every
     annotator.
-
-    temperature  of Davidson's (1970) model of the vote, in deviations of the score; 0 always picks the better reply,
-    and ties equal ones log_nu       Davidson's log ν, how readily this person says tie; unused at temperature 0
-    lean         log-odds in favour of the reply on the left
-    flip         share of decided votes that are turned round at random
-    bad_below    both replies below this are both bad; None never says so
     """
 
-    score: Callable
+    score: Score
+    # of Davidson's (1970) model of the vote, in deviations of the score; at 0 the better reply always wins, and equal
+    # ones tie
     temperature: float = 0.0
-    log_nu: float = -1.0
-    lean: float = 0.0
-    flip: float = 0.0
-    bad_below: float | None = None
+    log_nu: float = -1.0  # Davidson's log ν, how readily this person says tie; unused at temperature 0
+    lean: float = 0.0  # log-odds in favour of the left reply; unused at temperature 0
+    flip: float = 0.0  # share of decided votes that are turned round at random
+    bad_below: float | None = None  # both replies below this score are both bad; None: never both bad
 
-    def vote(self, left, right, rng):
+    def vote(self, left: float, right: float, rng: random.Random) -> str:
         """A choice (`a` is left) between replies of these standardised scores."""
         if self.bad_below is not None and max(left, right) < self.bad_below:
             return "both_bad"
+        choice = self._preference(left, right, rng)
+        if choice != "tie" and rng.random() < self.flip:
+            choice = "b" if choice == "a" else "a"
+        return choice
+
+    def _preference(self, left: float, right: float, rng: random.Random) -> str:
         if self.temperature:
             logit = (left - right) / self.temperature + self.lean
             weights = [math.exp(logit / 2), math.exp(self.log_nu), math.exp(-logit / 2)]
-            choice = rng.choices(["a", "tie", "b"], weights)[0]
-        else:
-            choice = "tie" if left == right else "a" if left > right else "b"
-        if choice != "tie" and rng.random() < self.flip:
-            choice = {"a": "b", "b": "a"}[choice]
-        return choice
+            return rng.choices(["a", "tie", "b"], weights)[0]
+        if left == right:
+            return "tie"
+        return "a" if left > right else "b"
 
 
-def people(names, **traits):
-    """{name: Person} of names with commas between; `name@temperature` has a temperature of its own, the other traits
-    are everybody's.
+def people(
+    names: str,
+    *,
+    temperature: float = 0.0,
+    lean: float = 0.0,
+    flip: float = 0.0,
+    bad_below: float | None = None,
+) -> dict[str, Person]:
+    """{name: Person} of score names, separated by commas. `name@temperature` has a temperature of its own; the other
+    traits are the same for all.
     """
     found = {}
     for name in names.split(","):
-        score, _, temperature = name.strip().partition("@")
+        score, _, own_temperature = name.strip().partition("@")
         try:
             found[name.strip()] = Person(
-                find(score), **{**traits, **({"temperature": float(temperature)} if temperature else {})}
+                find(score),
+                temperature=float(own_temperature) if own_temperature else temperature,
+                lean=lean,
+                flip=flip,
+                bad_below=bad_below,
             )
         except ValueError:
             raise SettingsError(f"--annotator: got {name!r}; the temperature after @ must be a number") from None

@@ -1,27 +1,43 @@
-"""Between rounds: the reward head is refitted after every vote, and says beforehand how the vote would go; what it said
-is kept.
+"""Forecasts between rounds: before the reward head learns from a vote, it predicts how the vote goes, and the store
+keeps the prediction.
 
-A forecast is made by a head that has seen only the votes before it, so their hit rate is an honest one. Owns the
-features that it keeps on disk; rounds fit their own reward model.
+A forecast is made by a head that has seen only the other, earlier votes, so their hit rate is an honest one. Owns the
+features of replies that are kept on disk; a round fits its own reward model.
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from playground.models import active, loading, prompts, scorer
-from playground.store import StoreUnavailable
+from playground.models import active, loading, prompts
+from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
+from playground.settings import Settings
+from playground.store import Store, StoreUnavailable
 from training import preferences, reward
 from training.erase import reply_name
+from training.preferences import Pair, Preferences, Reply
+from training.reward_head import designs, one_thread
+from training.reward_validation import Predictions, choose
 
 log = logging.getLogger(__name__)
 
-MIN_DECIDED = 4  # fewer votes for A or B say nothing about the next
-CHOOSE_UP_TO = 200  # votes up to which view and penalty are chosen anew for each forecast, which takes a second or two
+MIN_DECIDED = 4  # with fewer votes for A or B there is no forecast
+CHOOSE_UP_TO = 200  # votes; up to here feature set and penalty are chosen for each forecast, which takes 1 to 2 seconds
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a head predicted of a vote; both are None where too few votes came before."""
+
+    probability: float | None = None  # of the choice that was made
+    hit: bool | None = None  # whether the reply with the higher score won; None for a tie
 
 
 class Forecaster:
@@ -29,14 +45,19 @@ class Forecaster:
     needs the memory.
     """
 
-    def __init__(self, store, settings):
-        self.store, self.settings = store, settings
-        self._trunk = self._tokenizer = self._choice = None
-        self._given_up = set()
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self._trunk: FeatureTrunk | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._choice: tuple[str, float] | None = None  # feature set and penalty
+        self._given_up: set[int] = set()  # votes that could not be forecast
 
-    def step(self):
-        """Forecast the votes that have none yet; whether there were any. A failure is logged once and costs these
-        forecasts, nothing else; StoreUnavailable is passed on."""
+    def step(self) -> bool:
+        """Forecast the votes that have no forecast yet; returns whether there were any.
+
+        A failure is logged once and costs these forecasts, nothing else. StoreUnavailable is passed on.
+        """
         base_hash = self.store.last_base_hash()
         waiting = self.store.votes_to_forecast(base_hash) - self._given_up if base_hash else None
         if not waiting:
@@ -50,84 +71,92 @@ class Forecaster:
             self._given_up |= waiting
         return True
 
-    def forecast(self, base_hash, waiting):
-        """Forecast the votes `waiting` (ids) from all the others, then leave the head that all of them give where the
-        chat finds it.
+    def forecast(self, base_hash: str, waiting: set[int]) -> None:
+        """Forecast the votes with the ids `waiting` from all the others, then write the head that all votes give to
+        where the chat reads it.
         """
         prefs = preferences.from_store(self.store, base_hash, self.encode_reply, self.settings)
-        fresh = [p for p in prefs.pairs if p[5] in waiting]
-        known = replace(prefs, pairs=[p for p in prefs.pairs if p[5] not in waiting])
-        chances = self.chances(prefs, known, fresh)
+        new_pairs = [pair for pair in prefs.pairs if pair.vote in waiting]
+        known = replace(prefs, pairs=[pair for pair in prefs.pairs if pair.vote not in waiting])
+        forecasts = self.forecasts(prefs, known, new_pairs)
         if self.settings.candidates > 2:
-            self.leave_head(prefs, active.head_file(self.settings, base_hash))
-        self.store.add_forecasts([(p[5], *chance) for p, chance in zip(fresh, chances, strict=True)])
+            self.write_head(prefs, active.head_file(self.settings, base_hash))
         self.store.add_forecasts(
-            [(vote, None, None) for vote in waiting - {p[5] for p in fresh}]
-        )  # both bad, or twice the same reply
+            [(pair.vote, x.probability, x.hit) for pair, x in zip(new_pairs, forecasts, strict=True)]
+        )
+        # both bad, or the same reply twice
+        without_pair = waiting - {pair.vote for pair in new_pairs if pair.vote is not None}
+        self.store.add_forecasts([(vote, None, None) for vote in without_pair])
 
-    def chances(self, prefs, known, fresh):
-        """[(probability of what was voted, whether the better-scored side won or None of a tie)] of fresh pairs; (None,
-        None) from too few votes.
-        """
-        if sum(p[2] != preferences.TIE for p in known.pairs) < MIN_DECIDED or not fresh:
-            return [(None, None)] * len(fresh)
-        reading = self.read(prefs)
-        model = self.fit(reading, known)
-        said = reward.Predictions.of(model.raw(reading.features), model.log_nu, fresh)
-        chance = (-preferences.pair_nll(said.delta / 2, -said.delta / 2, said.outcome, said.log_nu)).exp().tolist()
-        hit = [
-            None if o == preferences.TIE else bool((d > 0) == (o == preferences.A))
-            for d, o in zip(said.delta.tolist(), said.outcome.tolist(), strict=True)
-        ]
-        return list(zip(chance, hit, strict=True))
+    def forecasts(self, prefs: Preferences, known: Preferences, new_pairs: Sequence[Pair]) -> list[Forecast]:
+        """The Forecast of each of `new_pairs`, by a head fitted on the pairs of `known`."""
+        if preferences.count_decided(known.pairs) < MIN_DECIDED or not new_pairs:
+            return [Forecast()] * len(new_pairs)
+        extracted = self.extract(prefs)
+        model = self.fit(extracted, known)
+        predictions = Predictions.of(model.raw(extracted.features), model.log_nu, new_pairs)
+        probabilities = (-predictions.pair_nll()).exp().tolist()
+        margins = predictions.margin.tolist()
+        forecasts = []
+        for pair, probability, margin in zip(new_pairs, probabilities, margins, strict=True):
+            decided = pair.outcome != preferences.TIE
+            hit = (margin > 0) == (pair.outcome == preferences.A) if decided else None
+            forecasts.append(Forecast(probability, hit))
+        return forecasts
 
-    def leave_head(self, prefs, file):
-        """Write the head that all votes give, once enough of them decided."""
-        if sum(p[2] != preferences.TIE for p in prefs.pairs) >= MIN_DECIDED:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            self.fit(self.read(prefs), prefs).save(partial)
-            partial.rename(file)
+    def write_head(self, prefs: Preferences, file: Path) -> None:
+        """Write the head that all votes give, once enough of them are decided."""
+        if preferences.count_decided(prefs.pairs) < MIN_DECIDED:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        self.fit(self.extract(prefs), prefs).save(partial)
+        partial.rename(file)
 
-    def fit(self, reading, prefs):
-        with reward.one_thread():
+    def fit(self, extracted: ExtractedFeatures, prefs: Preferences) -> RewardModel:
+        with one_thread():
             if self._choice is None or len(prefs.pairs) <= CHOOSE_UP_TO:
-                self._choice = reward.choose(reward.designs(reading, prefs, self.settings), prefs, self.settings.seed)
-            return reward.fit_model(reading, prefs, *self._choice)
+                self._choice = choose(designs(extracted, prefs, self.settings), prefs, self.settings.seed)
+            feature_set, penalty = self._choice
+            return reward.fit_model(extracted, prefs, feature_set, penalty)
 
-    def rest(self):
-        """Give the trunk's memory back."""
+    def rest(self) -> None:
+        """Free the trunk's memory."""
         self._trunk = None
 
     # -- parts
 
-    def encode_reply(self, text):
-        self._tokenizer = self._tokenizer or loading.load_tokenizer(self.settings)
+    def encode_reply(self, text: str) -> list[int]:
+        if self._tokenizer is None:
+            self._tokenizer = loading.load_tokenizer(self.settings)
         return prompts.encode_reply(text, self._tokenizer)
 
     @property
-    def trunk(self):
-        self._trunk = self._trunk or scorer.FeatureTrunk(self.settings)
+    def trunk(self) -> FeatureTrunk:
+        if self._trunk is None:
+            self._trunk = FeatureTrunk(self.settings)
         return self._trunk
 
-    def read(self, prefs):
-        return scorer.Reading.of(self.features(prefs.replies), self.trunk.parts, prefs.replies)
+    def extract(self, prefs: Preferences) -> ExtractedFeatures:
+        return ExtractedFeatures.of(self.features(prefs.replies), self.trunk.parts, prefs.replies)
 
-    def features(self, replies):
-        """(N, D); each reply is read once and kept in DATA/features, in a folder for each base model and way of reading
-        it.
+    def features(self, replies: Sequence[Reply]) -> torch.Tensor:
+        """(N, D). The features of each reply are computed once and kept in DATA/features, in a folder for each base
+        model, quantisation and choice of layers.
         """
         key = json.dumps([self.store.last_base_hash(), self.settings.reward_quantisation, self.trunk.layers])
         folder = self.settings.data_dir / "features" / _digest(key)
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{reply_name(reply)}.npy" for reply in replies]
         missing = [i for i, file in enumerate(files) if not file.exists()]
-        for i, row in zip(missing, self.trunk.features([replies[i] for i in missing]) if missing else [], strict=True):
-            partial = files[i].with_suffix(".partial.npy")
-            np.save(partial, row.numpy())
-            partial.rename(files[i])
+        if missing:
+            rows = self.trunk.features([replies[i] for i in missing])
+            for i, row in zip(missing, rows, strict=True):
+                partial = files[i].with_suffix(".partial.npy")
+                np.save(partial, row.numpy())
+                partial.rename(files[i])
         return torch.from_numpy(np.stack([np.load(file) for file in files]))
 
 
-def _digest(text):
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,35 +1,41 @@
-"""Is the new policy better, and still itself? A strict look on held-out prompts; what it refuses it refuses in
-sentences.
+"""Is the new policy better than the live one, and are its replies still sound? A comparison on held-out prompts.
+Refusals are sentences that people read.
 
 Knows replies, rewards, votes and likelihoods; nothing about how the policy was trained.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
 
+from playground.settings import Settings
 from training import preferences
+from training.preferences import Preferences
+from training.rollout import Episode
 
-DRAWS = 2000  # heads from the reward model's posterior, each on its own resample of the prompts
+DRAWS = 2000  # heads from the reward model's posterior, each judges its own resample of the prompts
 
 
-@dataclass
+@dataclass(frozen=True)
 class GateReport:
-    """What was measured: rewards are the reward model's, standardised; KL is to the base in nats a reply; lengths in
-    tokens.
+    """What was measured, and the reasons for a refusal. Rewards are the reward model's, standardised; KL is to the base
+    in nats a reply; lengths are in tokens. `_new` and `_live` are the two versions' means over the prompts.
     """
 
     prompts: int
     reward_new: float
     reward_live: float
     gain: float
-    gain_interval: tuple
+    gain_interval: tuple[float, float]
     kl: float
     length_new: float
     length_live: float
-    length_votes: tuple  # interval of the mean log(length of the winner / of the loser) in the votes; (0, 0) of too few
-    empty: float
+    # interval of the mean log(length of the winner / of the loser) in the votes; (0, 0) where there are too few
+    length_votes: tuple[float, float]
+    empty: float  # share of the new version's replies
     ended_new: float
     ended_live: float
     repetition_new: float
@@ -38,123 +44,155 @@ class GateReport:
     distinct_live: float
     canary_new: float  # log-likelihood of plain replies at the policy's temperature, nats a token
     canary_base: float
-    refused_because: list
+    refused_because: list[str]
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         return not self.refused_because
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_new, canary_base, length_votes, settings):
-    """Compare paired episodes of the new and the live policy on the same prompts; returns a GateReport.
+@dataclass(frozen=True)
+class Side:
+    """One version's replies to the gate's prompts, and their mean figures."""
 
-    new, live: lists of N Episodes; reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of
-    the posterior; kl: nats a reply of the new policy's episodes; texts: its replies; canary_new, canary_base:
-    log-likelihood of plain replies under it and under the base, nats a token; length_votes: (low, high) of
-    `favoured_length`.
+    length: float  # tokens
+    ended: float  # share
+    repetition: float
+    token_ids: list[list[int]]  # of each reply, without the token that ends it
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> "Side":
+        token_ids = [without_end(episode) for episode in episodes]
+        return cls(
+            length=float(np.mean([len(episode.completion) for episode in episodes])),
+            ended=float(np.mean([episode.ended for episode in episodes])),
+            repetition=float(np.mean([repetition(ids) for ids in token_ids])),
+            token_ids=token_ids,
+        )
+
+
+def decide(
+    new: Sequence[Episode],
+    live: Sequence[Episode],
+    *,
+    reward_new: np.ndarray,
+    reward_live: np.ndarray,
+    gains: np.ndarray,
+    kl: Sequence[float],
+    texts: Sequence[str],
+    canary_new: float,
+    canary_base: float,
+    length_votes: tuple[float, float],
+    settings: Settings,
+) -> GateReport:
+    """Compare N episodes of the new policy with N of the live one, on the same prompts in the same order.
+
+    reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of the posterior; kl: nats of each of
+    the new policy's replies; texts: these replies; canary_new, canary_base: log-likelihood of plain replies under the
+    new policy and under the base, nats a token; length_votes: (low, high) of `favoured_length`.
     """
-    s = settings
-    low, high = posterior_interval(np.asarray(gains), s.gate_confidence, s.seed)
-    gain = float(np.mean(np.asarray(reward_new) - np.asarray(reward_live)))
-    sides = {"new": new, "live": live}
-    length = {name: float(np.mean([len(e.completion) for e in side])) for name, side in sides.items()}
-    ended = {name: float(np.mean([e.ended for e in side])) for name, side in sides.items()}
-    repeated = {name: float(np.mean([repetition(words(e)) for e in side])) for name, side in sides.items()}
-    new_cut, live_cut = zip(*(equally_long(words(a), words(b)) for a, b in zip(new, live, strict=True)), strict=True)
-    varied = {"new": distinct(new_cut), "live": distinct(live_cut)}
-    drift = length["new"] / length["live"]
-    shortest = 1 / (s.length_factor if length_votes[1] < 0 else s.length_drift)
-    longest = s.length_factor if length_votes[0] > 0 else s.length_drift
-    empty = float(np.mean([not t.strip() for t in texts]))
-    mean_kl = float(np.mean(kl))
-
-    # `not a <= b`: a figure that is no number never passes
-    refusals = []
-    if not low > 0:
-        refusals.append(
-            f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations "
-            f"[{low:+.2f}, {high:+.2f}] on {len(new)} held-out prompts, and the interval must lie above 0"
-        )
-    if not mean_kl <= s.kl_budget:
-        refusals.append(
-            f"it moved too far from the base: {mean_kl:.1f} nats a reply, and the budget is {s.kl_budget:g}"
-        )
-    if not shortest <= drift <= longest:
-        limit = longest if drift > 1 else 1 / shortest
-        asked = "" if limit == s.length_factor else ", since the votes do not favour that"
-        refusals.append(
-            f"its replies changed length too much: {length['new']:.0f} tokens against {length['live']:.0f}, "
-            f"and a factor of {limit:g} is the limit{asked}"
-        )
-    if not empty <= s.empty_replies:
-        refusals.append(f"{empty:.0%} of its replies are empty, and {s.empty_replies:.0%} is the limit")
-    if not repeated["new"] <= repeated["live"] + s.repetition_rise:
-        refusals.append(
-            f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of "
-            "the live version's, "
-            f"and {s.repetition_rise:.0%} more is the limit"
-        )
-    if not varied["new"] >= s.distinct_share * varied["live"]:
-        refusals.append(
-            f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of "
-            "the live version's, "
-            f"and {s.distinct_share:.0%} of that must be left"
-        )
-    if not ended["new"] >= ended["live"] - s.ended_fall:
-        refusals.append(
-            f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and "
-            f"{s.ended_fall:.0%} fewer is the limit"
-        )
-    if not canary_base - canary_new <= s.canary_fall:
-        refusals.append(
-            f"plain replies became unlikely: by {canary_base - canary_new:.2f} nats a token, "
-            f"and {s.canary_fall:g} is the limit"
-        )
-    return GateReport(
+    new_side = Side.of(new)
+    live_side = Side.of(live)
+    distinct_new, distinct_live = distinct_at_equal_length(new_side.token_ids, live_side.token_ids)
+    report = GateReport(
         prompts=len(new),
         reward_new=float(np.mean(reward_new)),
         reward_live=float(np.mean(reward_live)),
-        gain=gain,
-        gain_interval=(low, high),
-        kl=mean_kl,
-        length_new=length["new"],
-        length_live=length["live"],
-        length_votes=tuple(length_votes),
-        empty=empty,
-        ended_new=ended["new"],
-        ended_live=ended["live"],
-        repetition_new=repeated["new"],
-        repetition_live=repeated["live"],
-        distinct_new=varied["new"],
-        distinct_live=varied["live"],
+        gain=float(np.mean(np.asarray(reward_new) - np.asarray(reward_live))),
+        gain_interval=posterior_interval(np.asarray(gains), settings.gate_confidence, settings.seed),
+        kl=float(np.mean(kl)),
+        length_new=new_side.length,
+        length_live=live_side.length,
+        length_votes=length_votes,
+        empty=float(np.mean([not text.strip() for text in texts])),
+        ended_new=new_side.ended,
+        ended_live=live_side.ended,
+        repetition_new=new_side.repetition,
+        repetition_live=live_side.repetition,
+        distinct_new=distinct_new,
+        distinct_live=distinct_live,
         canary_new=float(canary_new),
         canary_base=float(canary_base),
-        refused_because=refusals,
+        refused_because=[],
     )
+    return replace(report, refused_because=refusals(report, settings))
+
+
+def refusals(report: GateReport, settings: Settings) -> list[str]:
+    """Why the figures of a report do not pass: one sentence for each check that fails."""
+    low, high = report.gain_interval
+    length_ratio = report.length_new / report.length_live
+    shorter_favoured = report.length_votes[1] < 0
+    longer_favoured = report.length_votes[0] > 0
+    shortest = 1 / (settings.length_factor if shorter_favoured else settings.length_drift)
+    longest = settings.length_factor if longer_favoured else settings.length_drift
+    canary_fall = report.canary_base - report.canary_new
+
+    # each check is written `not a <= b`, so that NaN never passes
+    reasons = []
+    if not low > 0:
+        reasons.append(
+            f"its replies are not clearly better: the reward rises by {report.gain:+.2f} deviations "
+            f"[{low:+.2f}, {high:+.2f}] on {report.prompts} held-out prompts, and the interval must lie above 0"
+        )
+    if not report.kl <= settings.kl_budget:
+        reasons.append(
+            f"it moved too far from the base: {report.kl:.1f} nats a reply, and the budget is {settings.kl_budget:g}"
+        )
+    if not shortest <= length_ratio <= longest:
+        limit = longest if length_ratio > 1 else 1 / shortest
+        not_favoured = "" if limit == settings.length_factor else ", since the votes do not favour that"
+        reasons.append(
+            f"its replies changed length too much: {report.length_new:.0f} tokens against {report.length_live:.0f}, "
+            f"and a factor of {limit:g} is the limit{not_favoured}"
+        )
+    if not report.empty <= settings.empty_replies:
+        reasons.append(f"{report.empty:.0%} of its replies are empty, and {settings.empty_replies:.0%} is the limit")
+    if not report.repetition_new <= report.repetition_live + settings.repetition_rise:
+        reasons.append(
+            f"it repeats itself: {report.repetition_new:.0%} of its four-token runs are repeats, "
+            f"{report.repetition_live:.0%} of the live version's, and {settings.repetition_rise:.0%} more is the limit"
+        )
+    if not report.distinct_new >= settings.distinct_share * report.distinct_live:
+        reasons.append(
+            f"its replies became alike: {report.distinct_new:.0%} of their word pairs are distinct, "
+            f"{report.distinct_live:.0%} of the live version's, and {settings.distinct_share:.0%} of that must be left"
+        )
+    if not report.ended_new >= report.ended_live - settings.ended_fall:
+        reasons.append(
+            f"fewer of its replies come to an end: {report.ended_new:.0%} against {report.ended_live:.0%}, and "
+            f"{settings.ended_fall:.0%} fewer is the limit"
+        )
+    if not canary_fall <= settings.canary_fall:
+        reasons.append(
+            f"plain replies became unlikely: by {canary_fall:.2f} nats a token, "
+            f"and {settings.canary_fall:g} is the limit"
+        )
+    return reasons
 
 
 # -- intervals
 
 
-def posterior_interval(gains, confidence, seed):
-    """Interval of the mean gain over prompts and over what the votes leave open: each of the S heads (S, N) judges a
-    resample of the N prompts.
+def posterior_interval(gains: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Interval of the mean gain, over prompts and over what the votes leave open. gains (S, N): each of S heads judges
+    its own resample of the N prompts.
     """
-    s, n = gains.shape
-    at = np.random.default_rng(seed).integers(0, n, (s, n))
+    draws, prompts = gains.shape
+    resampled = np.random.default_rng(seed).integers(0, prompts, (draws, prompts))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.take_along_axis(gains, at, 1).mean(1), [tail, 1 - tail])
+    low, high = np.quantile(np.take_along_axis(gains, resampled, 1).mean(1), [tail, 1 - tail])
     return float(low), float(high)
 
 
-def interval(values, confidence, seed):
-    """Bootstrap interval of a mean (percentile, 5,000 resamples)."""
+def interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Bootstrap interval of a mean (percentile, 5,000 resamples). values (N,)."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    found = bootstrap(
+    result = bootstrap(
         (values,),
         np.mean,
         confidence_level=confidence,
@@ -162,49 +200,55 @@ def interval(values, confidence, seed):
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(result.low), float(result.high)
 
 
-def favoured_length(prefs, confidence, seed):
+def favoured_length(prefs: Preferences, confidence: float, seed: int) -> tuple[float, float]:
     """Bootstrap interval of the mean log(length of the winner / of the loser) over decided pairs, each by its weight:
-    above 0 the votes favour longer replies, below 0 shorter ones. (0, 0) of so few that they could all point one way by
-    chance, which a bootstrap cannot see.
+    above 0 the votes favour longer replies, below 0 shorter ones.
+
+    (0, 0) where there are so few pairs that they could all point one way by chance, which a bootstrap cannot see.
     """
-    decided = [p for p in prefs.pairs if p[2] != preferences.TIE]
-    logs = [np.log(max(len(completion), 1)) for _, completion in prefs.replies]
-    ratios = np.array([(logs[a] - logs[b]) * (1 if outcome == preferences.A else -1) for a, b, outcome, *_ in decided])
+    log_length = [np.log(max(len(completion), 1)) for _, completion in prefs.replies]
+    decided = [pair for pair in prefs.pairs if pair.outcome != preferences.TIE]
+    left_over_right = [log_length[pair.left] - log_length[pair.right] for pair in decided]
+    sign = [1 if pair.outcome == preferences.A else -1 for pair in decided]
+    ratios = np.array(left_over_right) * np.array(sign)
     if 2 * 0.5 ** np.count_nonzero(ratios) > 1 - confidence:  # both sides of the sign test
         return 0.0, 0.0
-    weight = np.array([p[3] for p in decided])
+    weight = np.array([pair.weight for pair in decided])
     return interval(ratios * weight / weight.mean(), confidence, seed)
 
 
-# -- what repetition looks like, in token ids
+# -- repetition, in token ids
 
 
-def words(episode):
+def without_end(episode: Episode) -> list[int]:
     """A reply's tokens without the one that ends it, which is the same in every reply that ends."""
     return episode.completion[:-1] if episode.ended else episode.completion
 
 
-def ngrams(ids, n):
+def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 
-def repetition(ids, n=4):
-    """Share of a reply's n-grams that it has had before (seq-rep-n, Welleck et al. 2020); 0 where there is none."""
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of a reply's n-grams that occurred earlier in it (seq-rep-n, Welleck et al. 2020); 0 without n-grams."""
     grams = ngrams(ids, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def distinct(replies, n=2):
-    """Distinct n-grams of all replies together, as a share of all (Li et al. 2016). It falls with the amount of text:
-    compare equal amounts.
+def distinct(replies: Sequence[Sequence[int]], n: int = 2) -> float:
+    """Distinct n-grams of all replies together, as a share of all (Li et al. 2016). It falls with the amount of text,
+    so compare equal amounts.
     """
     grams = [gram for ids in replies for gram in ngrams(ids, n)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def equally_long(a, b):
-    """Both replies cut to the shorter one's length."""
-    return a[: len(b)], b[: len(a)]
+def distinct_at_equal_length(new: Sequence[list[int]], live: Sequence[list[int]]) -> tuple[float, float]:
+    """`distinct` of two versions' replies; the two replies to each prompt are cut to the shorter one's length first."""
+    lengths = [min(len(a), len(b)) for a, b in zip(new, live, strict=True)]
+    new_cut = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
+    live_cut = [ids[:length] for ids, length in zip(live, lengths, strict=True)]
+    return distinct(new_cut), distinct(live_cut)

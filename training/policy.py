@@ -1,147 +1,174 @@
-"""The policy being trained: one frozen trunk, an fp32 LoRA and a value head on it; the reference is the trunk with the
-LoRA off.
+"""The policy being trained: one frozen trunk with an fp32 LoRA and a value head on it. The reference is the same trunk
+with the LoRA off.
 
 Owns the forward passes of PPO, SFT and the gate, so that a log-probability is computed in one place only.
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from playground.models import adapters, loading
+from playground.models.batches import pad
+from playground.settings import Settings
 from training import ppo_math
+from training.rollout import Episode
 
 
 @dataclass
 class Batch:
-    """B episodes as tensors, T the longest completion. A prompt that several episodes in a row have in common is read
-    once for all of them.
+    """B episodes as tensors; T is the longest completion's length. A prompt that several episodes in a row have in
+    common is read once for all of them.
 
-    Each of the R rows is a prompt, left-padded to P, and its B/R completions after it, each without its last token
-    (which predicts nothing), right-padded to T − 1 and at the positions that it has alone.
-    ids, positions (R, L) with L = P + B/R·(T − 1); attention (R, L), or, where completions share a row and must not see
-    each other, (R, 1, L, L), added to the scores; completion (B, T); mask (B, T) fp32 with 1 on completion tokens.
+    Each of the R rows is a prompt, left-padded to P, followed by its B/R completions. Each completion is right-padded
+    to T − 1, has the positions that it would have alone, and lacks its last token (which predicts nothing). So
+    L = P + B/R·(T − 1).
     """
 
-    ids: torch.Tensor
-    positions: torch.Tensor
+    ids: torch.Tensor  # (R, L)
+    positions: torch.Tensor  # (R, L)
+    # (R, L); where completions share a row and must not see each other (R, 1, L, L), to be added to attention scores
     attention: torch.Tensor
-    completion: torch.Tensor
-    mask: torch.Tensor
+    completion: torch.Tensor  # (B, T)
+    mask: torch.Tensor  # (B, T) fp32, 1 on completion tokens
 
     @classmethod
-    def of(cls, episodes, device, shared=True):
-        groups = [list(group) for _, group in itertools.groupby(episodes, key=lambda e: e.prompt)]
-        n = len(groups[0])
-        if not shared or any(len(group) != n for group in groups):
-            groups, n = [[e] for e in episodes], 1
-        p, t = max(len(e.prompt) for e in episodes), max(len(e.completion) for e in episodes)
-        completion = torch.tensor([e.completion + [0] * (t - len(e.completion)) for e in episodes], device=device)
-        mask = torch.tensor(
-            [[1.0] * len(e.completion) + [0.0] * (t - len(e.completion)) for e in episodes], device=device
-        )
-        prompt = torch.tensor([[0] * (p - len(g[0].prompt)) + g[0].prompt for g in groups], device=device)  # (R, P)
-        real = torch.tensor([[0] * (p - len(g[0].prompt)) + [1] * len(g[0].prompt) for g in groups], device=device)
-
-        after, after_real = (
-            completion[:, :-1],
-            mask[:, 1:].long(),
-        )  # (B, T-1): a token is read where it has one to predict
-        ids = torch.cat([prompt, after.reshape(len(groups), -1)], 1)
-        present = torch.cat([real, after_real.reshape(len(groups), -1)], 1)
-        start = real.sum(-1).repeat_interleave(n)[:, None]  # (B, 1)
-        positions = torch.cat(
-            [(real.cumsum(-1) - 1).clamp(min=0), (start + torch.arange(t - 1, device=device)).reshape(len(groups), -1)],
-            1,
-        )
-        attention = present if n == 1 else branching(present, p, n)
-        return cls(ids, positions, attention, completion, mask)
-
-    def predicting(self, hidden):
-        """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the prompt's last, then the
-        completion's own.
+    def of(cls, episodes: Sequence[Episode], device: torch.device | str, shared: bool = True) -> "Batch":
+        """`shared` allows completions to share one reading of their prompt. They do so where every prompt has the same
+        number of completions.
         """
-        (b, t), (r, length), d = self.completion.shape, self.ids.shape, hidden.shape[-1]
-        p, n = length - b // r * (t - 1), b // r
-        last = hidden[:, p - 1 : p].expand(r, n, d).reshape(b, 1, d)
-        return torch.cat([last, hidden[:, p:].reshape(b, t - 1, d)], 1)
+        groups = [list(group) for _, group in itertools.groupby(episodes, key=lambda episode: episode.prompt)]
+        per_prompt = len(groups[0])
+        if not shared or any(len(group) != per_prompt for group in groups):
+            groups = [[episode] for episode in episodes]
+            per_prompt = 1
+        rows = len(groups)
+        prompt, prompt_mask = pad([group[0].prompt for group in groups], left=True, device=device)  # (R, P)
+        completion, mask = pad([episode.completion for episode in episodes], device=device)  # (B, T)
+
+        # a completion token is read only if another one follows that it predicts
+        read = completion[:, :-1].reshape(rows, -1)  # (R, B/R·(T-1))
+        read_mask = mask[:, 1:].reshape(rows, -1)
+        ids = torch.cat([prompt, read], 1)  # (R, L)
+        present = torch.cat([prompt_mask, read_mask], 1)
+
+        prompt_positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)  # (R, P)
+        first_position = prompt_mask.sum(-1).repeat_interleave(per_prompt)[:, None]  # (B, 1)
+        read_positions = first_position + torch.arange(completion.shape[1] - 1, device=device)  # (B, T-1)
+        positions = torch.cat([prompt_positions, read_positions.reshape(rows, -1)], 1)
+        attention = present if per_prompt == 1 else branching(present, prompt.shape[1], per_prompt)
+        return cls(ids, positions, attention, completion, mask.float())
+
+    def predicting(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the state of the prompt's
+        last token, then those of the completion itself.
+        """
+        replies, tokens = self.completion.shape
+        rows, length = self.ids.shape
+        width = hidden.shape[-1]
+        per_prompt = replies // rows
+        prompt_length = length - per_prompt * (tokens - 1)
+        last_of_prompt = hidden[:, prompt_length - 1 : prompt_length].expand(rows, per_prompt, width)
+        in_completion = hidden[:, prompt_length:].reshape(replies, tokens - 1, width)
+        return torch.cat([last_of_prompt.reshape(replies, 1, width), in_completion], 1)
 
 
-class Comparison(NamedTuple):
-    """The policy's last hidden states (B, T, d); of each completion token log π, log π_ref, π's entropy and KL(π ‖
-    π_ref), all (B, T) at the sampling temperature and 0 on padding."""
+@dataclass(frozen=True)
+class Comparison:
+    """Policy and reference on the same replies. All but `hidden` are (B, T), at the sampling temperature, and 0 on
+    padding.
+    """
 
-    hidden: torch.Tensor
+    hidden: torch.Tensor  # (B, T, d), the policy's last hidden states
     logprob: torch.Tensor
     ref_logprob: torch.Tensor
-    entropy: torch.Tensor
-    kl: torch.Tensor
+    entropy: torch.Tensor  # of the policy
+    kl: torch.Tensor  # KL(π ‖ π_ref) over the whole vocabulary
 
 
-def branching(present, p, n):
-    """A mask (R, 1, L, L) to add to attention scores, for n branches of one length after a prompt of P: each sees the
-    prompt and itself.
+@dataclass(frozen=True)
+class Totals:
+    """Of each reply the totals over its tokens, in nats."""
+
+    logprob: list[float]
+    ref_logprob: list[float]
+    kl: list[float]
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats a reply. Over the policy's own samples this estimates the KL of whole replies."""
+        return sum(self.kl) / len(self.kl)
+
+
+def branching(present: torch.Tensor, prompt_length: int, n: int) -> torch.Tensor:
+    """A mask (R, 1, L, L) to add to attention scores, for n branches of equal length after a prompt: each branch sees
+    the prompt and itself. present (R, L) is 0 on padding.
     """
     length = present.shape[1]
-    branch = (
-        torch.arange(length, device=present.device)
-        .sub(p)
-        .div((length - p) // n or 1, rounding_mode="floor")
-        .clamp(min=-1)
-    )  # (L,), −1 the prompt
-    seen = torch.ones(length, length, dtype=torch.bool, device=present.device).tril() & (
-        (branch == -1) | (branch == branch[:, None])
-    )
-    return torch.where(seen & present[:, None, None].bool(), 0.0, torch.finfo(torch.float32).min)
+    branch_length = (length - prompt_length) // n
+    after_prompt = torch.arange(length, device=present.device).sub(prompt_length)
+    branch = after_prompt.div(branch_length or 1, rounding_mode="floor").clamp(min=-1)  # (L,), −1 in the prompt
+    earlier = torch.ones(length, length, dtype=torch.bool, device=present.device).tril()
+    same_branch = (branch == -1) | (branch == branch[:, None])
+    visible = earlier & same_branch & present[:, None, None].bool()  # (R, 1, L, L)
+    return torch.where(visible, 0.0, torch.finfo(torch.float32).min)
 
 
 class PolicyModel:
-    """A trunk with a fresh LoRA (the update starts at zero) and a value head that starts at zero."""
+    """A trunk with a fresh LoRA, whose update starts at zero, and a value head that starts at zero."""
 
-    def __init__(self, trunk, settings):
+    def __init__(self, trunk: PreTrainedModel, settings: Settings) -> None:
         self.targets = loading.linear_targets(trunk)
-        self.rank, self.alpha, self.temperature = settings.lora_rank, settings.lora_alpha, settings.temperature
+        self.rank = settings.lora_rank
+        self.alpha = settings.lora_alpha
+        self.temperature = settings.temperature
         self.share_prompts = settings.ppo_share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
         self.peft = loading.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
-        self.causal = self.peft.get_base_model()
-        self.parameters = loading.lora_parameters(self.peft)
+        self.causal: PreTrainedModel = self.peft.get_base_model()
+        self.parameters: dict[str, torch.nn.Parameter] = loading.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
-        self.value_head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1).to(self.device)
+        self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
 
-    def state(self):
-        """The LoRA tensors, copied to the CPU."""
-        return {k: v.detach().cpu().clone() for k, v in self.parameters.items()}
+    @property
+    def _embeddings(self) -> torch.nn.Embedding:
+        return cast(torch.nn.Embedding, self.causal.get_input_embeddings())
 
-    def load(self, tensors):
+    def state(self) -> dict[str, torch.Tensor]:
+        """The LoRA tensors, copied to the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over LoRA tensors as `state` returns them; BadAdapter where they do not fit."""
         adapters.copy_strictly(tensors, self.parameters)
 
-    def scale_update(self, factor):
+    def scale_update(self, factor: float) -> None:
         """Scale what the LoRA adds to the trunk; 0 is the base."""
         with torch.no_grad():
             for name, tensor in self.parameters.items():
                 if "lora_B" in name:
                     tensor.mul_(factor)
 
-    def reference(self):
-        """Context in which the LoRA is off. True to the policy's start only while training starts from the
-        bare base.
-        """
+    def reference(self) -> AbstractContextManager[None]:
+        """Context in which the LoRA is off. That is the policy's start only where training starts from the base."""
         return self.peft.disable_adapter()
 
-    def batch(self, episodes):
-        """A Batch of them, as this model reads one."""
+    def batch(self, episodes: Sequence[Episode]) -> Batch:
+        """The episodes as a Batch on this model's device."""
         return Batch.of(episodes, self.device, self.share_prompts)
 
-    def hidden(self, batch):
+    def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states that predict the completion tokens, (B, T, d)."""
         attention = batch.attention
         if attention.dim() == 4:
-            dtype = self.causal.get_input_embeddings().weight.dtype
+            dtype = self._embeddings.weight.dtype
             attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
         inputs = loading.inputs(
             self.causal.base_model,
@@ -153,36 +180,47 @@ class PolicyModel:
         out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
 
-    def token_logprobs(self, hidden, batch, temperature=None):
-        """log π of the completion tokens, (B, T), by default at the sampling temperature; 0 on padding. hidden (B, T,
-        d) as `hidden` gives it: only completion tokens meet the head, which is a fifth of the trunk's work."""
+    def token_logprobs(self, hidden: torch.Tensor, batch: Batch, temperature: float | None = None) -> torch.Tensor:
+        """log π of the completion tokens, (B, T), by default at the sampling temperature; 0 on padding.
+
+        hidden (B, T, d) as `hidden` returns it. Only completion tokens are multiplied with the output head, whose cost
+        for every token would be a fifth of the trunk's.
+        """
         head = self.causal.get_output_embeddings()
         return ppo_math.head_logprobs(hidden, head, batch.completion, temperature or self.temperature) * batch.mask
 
-    def logprobs(self, batch):
+    def logprobs(self, batch: Batch) -> torch.Tensor:
         """log π of the completion tokens at the sampling temperature, (B, T), 0 on padding."""
         return self.token_logprobs(self.hidden(batch), batch)
 
     @torch.no_grad()
-    def compare(self, batch):
-        """Policy and reference on the same replies, token by token and without gradients: a Comparison."""
+    def compare(self, batch: Batch) -> Comparison:
+        """Policy and reference on the same replies, token by token and without gradients."""
         hidden = self.hidden(batch)
         with self.reference():
             reference_hidden = self.hidden(batch)
         head = self.causal.get_output_embeddings()
-        found = ppo_math.head_comparison(hidden, reference_hidden, head, batch.completion, self.temperature)
-        return Comparison(hidden, *(x * batch.mask for x in found))
+        logprob, ref_logprob, entropy, kl = ppo_math.head_comparison(
+            hidden, reference_hidden, head, batch.completion, self.temperature
+        )
+        return Comparison(
+            hidden=hidden,
+            logprob=logprob * batch.mask,
+            ref_logprob=ref_logprob * batch.mask,
+            entropy=entropy * batch.mask,
+            kl=kl * batch.mask,
+        )
 
-    def values(self, hidden):
-        """(B, T, d) -> (B, T) fp32."""
+    def values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The value head's estimates: (B, T, d) -> (B, T) fp32."""
         return self.value_head(hidden.float())[..., 0]
 
-    def totals(self, episodes, microbatch):
-        """Of each reply the totals over its tokens, in nats: {"logprob", "ref_logprob", "kl"}, lists of floats. Over
-        the policy's own samples the mean KL is that of whole replies."""
-        totals = {"logprob": [], "ref_logprob": [], "kl": []}
+    def totals(self, episodes: Sequence[Episode], microbatch: int) -> Totals:
+        """Policy and reference on each of the episodes, `microbatch` of them at once."""
+        totals = Totals(logprob=[], ref_logprob=[], kl=[])
         for start in range(0, len(episodes), microbatch):
-            found = self.compare(self.batch(episodes[start : start + microbatch]))
-            for name, total in totals.items():
-                total += getattr(found, name).sum(-1).tolist()
+            comparison = self.compare(self.batch(episodes[start : start + microbatch]))
+            totals.logprob.extend(comparison.logprob.sum(-1).tolist())
+            totals.ref_logprob.extend(comparison.ref_logprob.sum(-1).tolist())
+            totals.kl.extend(comparison.kl.sum(-1).tolist())
         return totals

@@ -1,19 +1,28 @@
-"""PPO with a KL penalty on the policy's LoRA: `train_ppo` is the algorithm on one page, its mathematics is
+"""PPO with a KL penalty on the policy's LoRA. `train_ppo` is the algorithm on one page; its mathematics is
 `ppo_math.py`'s.
 
-Owns the optimizer, β and the checkpoint. What scores a reply is the caller's; so is what becomes of the policy.
+Owns the optimizer, β and the checkpoint. How a reply is scored and what becomes of the policy are the caller's.
 """
 
 import os
+import random
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from playground.settings import Settings
 from training import ppo_math, rollout
-from training.policy import Batch
+from training.policy import Batch, PolicyModel
+from training.rollout import Episode
 
-LOOKS = 4  # at most this many, at the policy that was scaled back
-NEAR = 1.1  # of the KL target, on the samples of one look
+SCALING_ROUNDS = 4  # at most; each samples replies of the policy anew
+NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
+
+Metrics = dict[str, float]
+ChoosePrompts = Callable[[int, random.Random], list[list[int]]]
+Score = Callable[[list[Episode]], torch.Tensor]
 
 
 class RatioNotOne(Exception):
@@ -24,23 +33,24 @@ class RatioNotOne(Exception):
 
 @dataclass
 class Trajectory:
-    """One microbatch with all that its updates need; fp32, (B, T) but where noted."""
+    """One microbatch with all that its updates need; fp32."""
 
     batch: Batch
-    old_logprobs: torch.Tensor
-    old_values: torch.Tensor
-    kl: torch.Tensor
-    rewards: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-    hidden: torch.Tensor  # (B, T, d), for the value head's warm-up; None afterwards
+    old_logprobs: torch.Tensor  # (B, T)
+    old_values: torch.Tensor  # (B, T)
+    kl: torch.Tensor  # (B, T)
+    rewards: torch.Tensor  # (B, T)
+    hidden: torch.Tensor  # (B, T, d), for the value head's warm-up; emptied by `estimate_advantages`
+    advantages: torch.Tensor  # (B, T); empty until `estimate_advantages`
+    returns: torch.Tensor  # (B, T); empty until `estimate_advantages`
 
 
 class Trainer:
     """PPO's state: policy, optimizer, β, iteration and curves; all of it is in the checkpoint."""
 
-    def __init__(self, policy, settings):
-        self.policy, self.settings = policy, settings
+    def __init__(self, policy: PolicyModel, settings: Settings) -> None:
+        self.policy = policy
+        self.settings = settings
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(policy.parameters.values()), "lr": settings.ppo_lr},
@@ -48,14 +58,16 @@ class Trainer:
             ],
             eps=1e-5,
         )
-        self.beta, self.iteration, self.history = settings.kl_coefficient, 0, []
+        self.beta = settings.kl_coefficient
+        self.iteration = 0  # how many are done
+        self.history: list[Metrics] = []  # of each iteration
 
     @property
-    def reached(self):
-        """The last rollouts were at the KL target."""
+    def target_reached(self) -> bool:
+        """Whether the last rollouts were at the KL target."""
         return bool(self.history) and self.history[-1]["kl"] >= self.settings.kl_target
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
         torch.save(
             {
@@ -70,219 +82,266 @@ class Trainer:
         )
         os.replace(partial, path)
 
-    def load(self, path):
+    def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         self.policy.load(state["lora"])
         self.policy.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("beta", "iteration", "history"):
-            setattr(self, name, state[name])
+        self.beta = state["beta"]
+        self.iteration = state["iteration"]
+        self.history = state["history"]
 
 
-def train_ppo(trainer, choose_prompts, score, end_tokens, on_iteration=lambda trainer, metrics: None):
-    """Run PPO iterations until the KL target is reached or the iterations are used up; leaves the policy to publish in
-    `trainer.policy`.
+def train_ppo(
+    trainer: Trainer,
+    choose_prompts: ChoosePrompts,
+    score: Score,
+    end_tokens: Collection[int],
+    on_iteration: Callable[[Trainer, Metrics], None] = lambda trainer, metrics: None,
+) -> None:
+    """Run PPO iterations until the KL target is reached or the iterations are used up; `trainer.policy` is then the
+    policy to publish.
 
-    choose_prompts(n, rng) gives n prompts (ids); score(episodes) gives standardised rewards (N,). All randomness is
-    drawn from the seed and the iteration's number, so a resumed run does what an unbroken one would have done.
+    choose_prompts(n, rng) returns n prompts (ids); score(episodes) returns standardised rewards (N,). All randomness
+    comes from the seed and the iteration's number, so a resumed run does what an uninterrupted one would have done.
     `on_iteration` may save a checkpoint or raise.
     """
-    policy, s = trainer.policy, trainer.settings
-    while trainer.iteration < s.ppo_iterations and not trainer.reached:
-        rng = rollout.generator(s.seed, "ppo", trainer.iteration)
+    policy = trainer.policy
+    settings = trainer.settings
+    prompts_per_iteration = max(1, settings.ppo_episodes // settings.ppo_replies)
+    while trainer.iteration < settings.ppo_iterations and not trainer.target_reached:
+        rng = rollout.generator(settings.seed, "ppo", trainer.iteration)
 
-        # 1. roll the policy out
-        prompts = choose_prompts(max(1, s.ppo_episodes // s.ppo_replies), rng)
-        episodes = roll_out(policy, prompts, rng, end_tokens, s)
+        # 1. sample replies of the policy
+        prompts = choose_prompts(prompts_per_iteration, rng)
+        episodes = roll_out(policy, prompts, rng, end_tokens, settings)
 
-        # 2. score whole replies; a reply that never ends pays a penalty, and each counts by what it is above the others
-        # to its prompt
-        scores = score(episodes)
-        ended = torch.tensor([float(e.ended) for e in episodes])
-        penalised = ppo_math.leave_one_out(scores - s.missing_end_penalty * (1 - ended), s.ppo_replies).to(
-            policy.device
-        )
+        # 2. score whole replies; a reply without an end pays a penalty, and the mean of the other replies to the same
+        #    prompt is subtracted
+        scores = score(episodes)  # (N,)
+        ended = torch.tensor([float(episode.ended) for episode in episodes])
+        penalised = scores - settings.missing_end_penalty * (1 - ended)
+        centred = ppo_math.leave_one_out(penalised, settings.ppo_replies).to(policy.device)
 
-        # 3. microbatches in the first epoch's order; old log-probabilities come from these same tensors, so the first
-        # ratio is 1 exactly.
-        #    Replies to one prompt stay together: it is read once for them
-        order = [
-            i
-            for first in rng.sample(range(0, len(episodes), s.ppo_replies), len(prompts))
-            for i in range(first, first + s.ppo_replies)
-        ]
-        rows = [order[i : i + s.ppo_microbatch] for i in range(0, len(order), s.ppo_microbatch)]
-        trajectories, sums = zip(
-            *(measure(policy, [episodes[i] for i in at], penalised[at], trainer.beta, s) for at in rows), strict=True
-        )
-        tokens = sum(len(e.completion) for e in episodes)
+        # 3. measure microbatches in the first epoch's order: old log-probabilities come from these same tensors, so the
+        #    first ratio is exactly 1. Replies to one prompt stay together, since it is read once for them
+        first_replies = rng.sample(range(0, len(episodes), settings.ppo_replies), len(prompts))
+        order = [first + k for first in first_replies for k in range(settings.ppo_replies)]
+        trajectories = []
+        sums: list[Metrics] = []
+        for start in range(0, len(order), settings.ppo_microbatch):
+            rows = order[start : start + settings.ppo_microbatch]
+            microbatch = [episodes[i] for i in rows]
+            trajectory, token_sums = measure(policy, microbatch, centred[rows], trainer.beta, settings)
+            trajectories.append(trajectory)
+            sums.append(token_sums)
+        tokens = sum(len(episode.completion) for episode in episodes)
         metrics = {
             "reward": scores.mean().item(),
             "ended": ended.mean().item(),
             "length": tokens / len(episodes),
             "beta": trainer.beta,
-            "entropy": sum(x["entropy"] for x in sums) / tokens,
-            **{name: sum(x[name] for x in sums) / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},
-        }  # nats a reply
+            "entropy": sum(x["entropy"] for x in sums) / tokens,  # nats a token
+            **{name: sum(x[name] for x in sums) / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},  # nats a reply
+        }
         trainer.iteration += 1
         trainer.history.append(metrics)
 
-        # 4. towards the target: advantages and returns by GAE, whitened over all reply tokens of the iteration;
-        # optimise; adapt β
-        if not trainer.reached:
+        # 4. unless the KL target is reached: advantages and returns by GAE, whitened over all reply tokens of the
+        #    iteration; optimise; adapt β
+        if not trainer.target_reached:
             if trainer.iteration == 1:
-                warm_up_values(policy, trajectories, s)
-            estimate_advantages(policy, trajectories, s)
+                warm_up_values(policy, trajectories, settings)
+            estimate_advantages(trajectories, settings)
             metrics["explained_variance"] = explained_variance(trajectories)
             metrics |= optimise(trainer, trajectories, rng)
-            trainer.beta = ppo_math.adapted_beta(trainer.beta, metrics["kl"], s.kl_target, len(episodes), s.kl_horizon)
+            trainer.beta = ppo_math.adapted_beta(
+                trainer.beta, metrics["kl"], settings.kl_target, len(episodes), settings.kl_horizon
+            )
         on_iteration(trainer, metrics)
 
-    # 5. back to the target where the last steps overshot it
-    rng = rollout.generator(s.seed, "ppo", "back")
-    take_back(
-        policy,
-        s.kl_target,
-        lambda: roll_out(policy, choose_prompts(max(1, s.ppo_episodes // s.ppo_replies), rng), rng, end_tokens, s),
-        s,
-    )
+    # 5. scale the update down to the KL target where the last steps overshot it
+    rng = rollout.generator(settings.seed, "ppo", "back")
+
+    def sample_policy() -> list[Episode]:
+        return roll_out(policy, choose_prompts(prompts_per_iteration, rng), rng, end_tokens, settings)
+
+    scale_to_kl_target(policy, settings.kl_target, sample_policy, settings)
 
 
-def roll_out(policy, prompts, rng, end_tokens, s):
+def roll_out(
+    policy: PolicyModel,
+    prompts: list[list[int]],
+    rng: random.Random,
+    end_tokens: Collection[int],
+    settings: Settings,
+) -> list[Episode]:
+    """`ppo_replies` replies of the policy to each prompt."""
     return rollout.sample(
         policy.causal,
         prompts,
         rng,
-        replies=s.ppo_replies,
-        max_tokens=s.rollout_tokens,
-        temperature=s.temperature,
+        replies=settings.ppo_replies,
+        max_tokens=settings.rollout_tokens,
+        temperature=settings.temperature,
         end_tokens=end_tokens,
     )
 
 
-def take_back(policy, target, look, s):
-    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `look()` samples are
-    at the KL `target`: an iteration's steps overshoot it."""
-    for _ in range(LOOKS):
-        episodes = look()
-        kl = sum(policy.totals(episodes, s.ppo_microbatch)["kl"]) / len(episodes)
-        if kl <= NEAR * target:
+def scale_to_kl_target(
+    policy: PolicyModel, target: float, sample_policy: Callable[[], list[Episode]], settings: Settings
+) -> None:
+    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `sample_policy()`
+    draws have a mean KL of `target` nats. An iteration's steps overshoot the target.
+    """
+    for _ in range(SCALING_ROUNDS):
+        kl = policy.totals(sample_policy(), settings.ppo_microbatch).mean_kl
+        if kl <= NEAR_TARGET * target:
             break
         policy.scale_update((target / kl) ** 0.5)  # KL grows with about the square of the update
 
 
 @torch.no_grad()
-def measure(policy, episodes, scores, beta, s):
-    """Old log-probabilities, values, KL and rewards of one microbatch: (Trajectory, {metric: sum over its tokens})."""
+def measure(
+    policy: PolicyModel, episodes: Sequence[Episode], scores: torch.Tensor, beta: float, settings: Settings
+) -> tuple[Trajectory, Metrics]:
+    """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens}. scores (B,)."""
     batch = policy.batch(episodes)
-    found = policy.compare(batch)
-    k1 = ppo_math.kl_k1(found.logprob, found.ref_logprob)
-    sums = {
-        "kl": found.kl,
-        "kl_k1": k1,
-        "kl_k3": ppo_math.kl_k3(found.logprob, found.ref_logprob),
-        "entropy": found.entropy,
-    }
-    rewards = ppo_math.token_rewards(scores, k1, batch.mask, beta)
-    values = policy.values(found.hidden) * batch.mask
-    return Trajectory(batch, found.logprob, values, k1, rewards, None, None, found.hidden.float()), {
-        name: x.sum().item() for name, x in sums.items()
-    }
+    comparison = policy.compare(batch)
+    kl_k1 = ppo_math.kl_k1(comparison.logprob, comparison.ref_logprob)
+    kl_k3 = ppo_math.kl_k3(comparison.logprob, comparison.ref_logprob)
+    not_yet = torch.zeros(0)
+    trajectory = Trajectory(
+        batch=batch,
+        old_logprobs=comparison.logprob,
+        old_values=policy.values(comparison.hidden) * batch.mask,
+        kl=kl_k1,
+        rewards=ppo_math.token_rewards(scores, kl_k1, batch.mask, beta),
+        hidden=comparison.hidden.float(),
+        advantages=not_yet,
+        returns=not_yet,
+    )
+    sums = {"kl": comparison.kl, "kl_k1": kl_k1, "kl_k3": kl_k3, "entropy": comparison.entropy}
+    return trajectory, {name: values.sum().item() for name, values in sums.items()}
 
 
-def minibatches(trajectories, s):
-    """Trajectories in runs of one optimizer step each; how they are cut into microbatches leaves the steps as
-    they are.
+def minibatches(trajectories: Sequence[Trajectory], settings: Settings) -> list[Sequence[Trajectory]]:
+    """Trajectories in groups of one optimizer step each. The size of the microbatches does not change what a step
+    sees.
     """
-    per_step = max(1, s.ppo_minibatch // s.ppo_microbatch)
+    per_step = max(1, settings.ppo_minibatch // settings.ppo_microbatch)
     return [trajectories[i : i + per_step] for i in range(0, len(trajectories), per_step)]
 
 
-def shares(minibatch):
-    """Each trajectory's share of its minibatch's tokens: divided by once, or accumulation would change the update."""
-    tokens = [t.batch.mask.sum() for t in minibatch]
-    return [n / sum(tokens) for n in tokens]
-
-
-def warm_up_values(policy, trajectories, s):
-    """Fit the value head to the first rollouts' returns before the first policy step (VC-PPO: a cold critic is a known
-    cause of collapse).
+def token_shares(minibatch: Sequence[Trajectory]) -> list[torch.Tensor]:
+    """Each trajectory's share of its minibatch's tokens. Losses are weighted by it, so that accumulated gradients are
+    those of one mean over all tokens.
     """
-    optimizer = torch.optim.Adam(policy.value_head.parameters(), lr=s.value_lr, eps=1e-5)
-    for _ in range(s.value_warmup):
-        for minibatch in minibatches(trajectories, s):
+    tokens = [trajectory.batch.mask.sum() for trajectory in minibatch]
+    total = torch.stack(tokens).sum()
+    return [n / total for n in tokens]
+
+
+def warm_up_values(policy: PolicyModel, trajectories: Sequence[Trajectory], settings: Settings) -> None:
+    """Fit the value head to the first rollouts' returns before the first policy step (VC-PPO: an untrained value head
+    is a known cause of collapse).
+    """
+    optimizer = torch.optim.Adam(policy.value_head.parameters(), lr=settings.value_lr, eps=1e-5)
+    for _ in range(settings.value_warmup):
+        for minibatch in minibatches(trajectories, settings):
             optimizer.zero_grad()
-            for t, share in zip(minibatch, shares(minibatch), strict=True):
-                returns = t.rewards.flip(-1).cumsum(-1).flip(-1)  # γ = 1
-                (share * 0.5 * ppo_math.masked_mean((policy.values(t.hidden) - returns) ** 2, t.batch.mask)).backward()
+            for trajectory, share in zip(minibatch, token_shares(minibatch), strict=True):
+                returns = trajectory.rewards.flip(-1).cumsum(-1).flip(-1)  # (B, T), γ = 1
+                squared_error = (policy.values(trajectory.hidden) - returns) ** 2
+                (share * 0.5 * ppo_math.masked_mean(squared_error, trajectory.batch.mask)).backward()
             optimizer.step()
     with torch.no_grad():
-        for t in trajectories:
-            t.old_values = policy.values(t.hidden) * t.batch.mask
+        for trajectory in trajectories:
+            trajectory.old_values = policy.values(trajectory.hidden) * trajectory.batch.mask
 
 
-def estimate_advantages(policy, trajectories, s):
-    """Fill in advantages and returns; whitening is over the whole iteration, not a minibatch."""
-    for t in trajectories:
-        t.hidden = None
-        t.advantages, t.returns = ppo_math.gae(t.rewards, t.old_values, t.batch.mask, 1.0, s.gae_lambda)
-    flat = torch.cat([t.advantages[t.batch.mask.bool()] for t in trajectories])
-    whitened = ppo_math.masked_whiten(flat, torch.ones_like(flat)).split(
-        [int(t.batch.mask.sum()) for t in trajectories]
-    )
-    for t, values in zip(trajectories, whitened, strict=True):
-        t.advantages[t.batch.mask.bool()] = values
+def estimate_advantages(trajectories: Sequence[Trajectory], settings: Settings) -> None:
+    """Fill in advantages and returns, and drop the hidden states. Whitening is over the whole iteration, not a
+    minibatch.
+    """
+    masks = [trajectory.batch.mask.bool() for trajectory in trajectories]
+    for trajectory in trajectories:
+        trajectory.hidden = torch.zeros(0)
+        trajectory.advantages, trajectory.returns = ppo_math.gae(
+            trajectory.rewards, trajectory.old_values, trajectory.batch.mask, gamma=1.0, lam=settings.gae_lambda
+        )
+    flat = torch.cat([trajectory.advantages[mask] for trajectory, mask in zip(trajectories, masks, strict=True)])
+    whitened = ppo_math.masked_whiten(flat, torch.ones_like(flat)).split([int(mask.sum()) for mask in masks])
+    for trajectory, mask, values in zip(trajectories, masks, whitened, strict=True):
+        trajectory.advantages[mask] = values
 
 
-def explained_variance(trajectories):
-    values, returns = (
-        torch.cat([getattr(t, name)[t.batch.mask.bool()] for t in trajectories]) for name in ("old_values", "returns")
-    )
+def explained_variance(trajectories: Sequence[Trajectory]) -> float:
+    """Of the value head, over all reply tokens."""
+    values = torch.cat([trajectory.old_values[trajectory.batch.mask.bool()] for trajectory in trajectories])
+    returns = torch.cat([trajectory.returns[trajectory.batch.mask.bool()] for trajectory in trajectories])
     return ppo_math.explained_variance(values, returns, torch.ones_like(values))
 
 
-def optimise(trainer, trajectories, rng):
-    """PPO's epochs over one iteration's trajectories; returns means of the losses' metrics. RatioNotOne when the very
-    first ratio is off.
+def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.Random) -> Metrics:
+    """PPO's epochs over one iteration's trajectories; returns the means of the losses' metrics over the steps.
+    RatioNotOne where the very first ratio is not 1.
     """
-    policy, s = trainer.policy, trainer.settings
-    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    groups = minibatches(trajectories, s)
-    sums, steps = {}, 0
+    policy = trainer.policy
+    settings = trainer.settings
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    groups = minibatches(trajectories, settings)
+    sums: Metrics = {}
+    steps = 0
 
-    def means():
+    def means() -> Metrics:
         return {name: total / steps for name, total in sums.items()}
 
-    for epoch in range(s.ppo_epochs):
+    for epoch in range(settings.ppo_epochs):
         for minibatch in groups if epoch == 0 else rng.sample(groups, len(groups)):
             trainer.optimizer.zero_grad()
-            losses = {}
-            for t, share in zip(minibatch, shares(minibatch), strict=True):
-                for name, x in accumulate(policy, t, share, s, first=steps == 0).items():
-                    losses[name] = losses.get(name, 0.0) + x
-            if losses["approx_kl"] > s.kl_stop:
+            losses: Metrics = {}
+            for trajectory, share in zip(minibatch, token_shares(minibatch), strict=True):
+                parts = accumulate(policy, trajectory, share, settings, check_ratio=steps == 0)
+                for name, value in parts.items():
+                    losses[name] = losses.get(name, 0.0) + value
+            if losses["approx_kl"] > settings.kl_stop:
                 return means()
-            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm).item()
+            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
             trainer.optimizer.step()
             steps += 1
-            for name, x in losses.items():
-                sums[name] = sums.get(name, 0.0) + x
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
     return means()
 
 
-def accumulate(policy, t, share, s, first):
+def accumulate(
+    policy: PolicyModel, trajectory: Trajectory, share: torch.Tensor, settings: Settings, check_ratio: bool
+) -> Metrics:
     """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns its share of the losses
     and metrics.
     """
-    mask = t.batch.mask
-    hidden = policy.hidden(t.batch)
-    logprobs = policy.token_logprobs(hidden, t.batch)
-    ratio_error = (torch.exp(logprobs.detach() - t.old_logprobs) - 1).abs().max().item()
-    if first and not ratio_error <= s.ratio_tolerance:
-        raise RatioNotOne(f"the first ratio is off by {ratio_error:.2e}; at most {s.ratio_tolerance:.0e} is accepted")
-    surrogate, clip_fraction = ppo_math.policy_loss(logprobs, t.old_logprobs, t.advantages, mask, s.ratio_clip)
-    value = ppo_math.value_loss(policy.values(hidden) * mask, t.old_values, t.returns, mask, s.value_clip)
-    (share * (surrogate + s.value_coefficient * value)).backward()
-    approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(t.old_logprobs, logprobs.detach()), mask)
-    values = {"policy_loss": surrogate, "value_loss": value, "clip_fraction": clip_fraction, "approx_kl": approx_kl}
-    return {name: (share * x).item() for name, x in values.items()}
+    mask = trajectory.batch.mask
+    hidden = policy.hidden(trajectory.batch)
+    logprobs = policy.token_logprobs(hidden, trajectory.batch)
+    new_logprobs = logprobs.detach()
+    ratio_error = (torch.exp(new_logprobs - trajectory.old_logprobs) - 1).abs().max().item()
+    if check_ratio and not ratio_error <= settings.ratio_tolerance:
+        raise RatioNotOne(
+            f"the first ratio is off by {ratio_error:.2e}; at most {settings.ratio_tolerance:.0e} is accepted"
+        )
+    policy_loss, clip_fraction = ppo_math.policy_loss(
+        logprobs, trajectory.old_logprobs, trajectory.advantages, mask, settings.ratio_clip
+    )
+    value_loss = ppo_math.value_loss(
+        policy.values(hidden) * mask, trajectory.old_values, trajectory.returns, mask, settings.value_clip
+    )
+    (share * (policy_loss + settings.value_coefficient * value_loss)).backward()
+    approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(trajectory.old_logprobs, new_logprobs), mask)
+    values = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "clip_fraction": clip_fraction,
+        "approx_kl": approx_kl,
+    }
+    return {name: (share * value).item() for name, value in values.items()}

@@ -1,21 +1,23 @@
-"""The mathematics of PPO for language models as pure tensor functions: no models, no settings, no state.
+"""The mathematics of PPO for language models, as pure tensor functions: no models, no settings, no state.
 
 B replies of at most T tokens; `mask` (B, T) is 1 on reply tokens and 0 on padding after them. All tensors are fp32.
 Names follow Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et al. 2019 (adaptive KL) and Huang et al.
 2024 (the N implementation details).
 """
 
+from typing import Any
+
 import torch
 
-HEAD_ROWS = 96  # hidden states that meet the vocabulary at once
+HEAD_ROWS = 96  # hidden states that are multiplied with the vocabulary at once
 
 
-def masked_mean(x, mask):
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `x` over the entries where `mask` is 1; scalar."""
     return (x * mask).sum() / mask.sum()
 
 
-def masked_whiten(x, mask, eps=1e-8):
+def masked_whiten(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """`x` (B, T) shifted and scaled to mean 0 and variance 1 over the masked entries; 0 elsewhere."""
     mean = masked_mean(x, mask)
     var = masked_mean((x - mean) ** 2, mask)
@@ -23,55 +25,76 @@ def masked_whiten(x, mask, eps=1e-8):
 
 
 class _Vocabulary:
-    """softmax(head(hidden) / temperature) of at most HEAD_ROWS hidden states at once, in buffers that are filled again:
-    fresh pages for tensors of this size cost more than the arithmetic on them."""
+    """softmax(head(hidden) / temperature) of at most HEAD_ROWS hidden states at once. The buffers are reused, since new
+    memory for tensors of this size costs more than the arithmetic on them.
+    """
 
-    def __init__(self, hidden, weight, bias, temperature):
-        self.weight, self.bias, self.temperature = weight, bias, temperature
+    def __init__(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+    ) -> None:
+        """hidden (N, d) gives dtype and device; weight (V, d), bias (V,)."""
+        self.weight = weight
+        self.bias = bias
+        self.temperature = temperature
         self.product = hidden.new_empty(min(HEAD_ROWS, len(hidden)), len(weight))
-        self.logits, self.p = (torch.empty_like(self.product, dtype=torch.float32) for _ in range(2))
+        self.logits = torch.empty_like(self.product, dtype=torch.float32)
+        self.exps = torch.empty_like(self.product, dtype=torch.float32)
 
-    def __call__(self, hidden):
-        """hidden (k, d) -> logits (k, V), of largest 0; their exponentials (k, V); and the sums of these (k,). Good
-        until the next call.
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """hidden (k, d) -> logits (k, V), shifted so that the largest of each row is 0; their exponentials (k, V); the
+        sums of these (k,). Valid until the next call.
         """
-        product, logits, p = (x[: len(hidden)] for x in (self.product, self.logits, self.p))
+        rows = len(hidden)
+        product = self.product[:rows]
+        logits = self.logits[:rows]
+        exps = self.exps[:rows]
         torch.mm(hidden, self.weight.T, out=product)
         logits.copy_(product if self.bias is None else product.add_(self.bias)).div_(self.temperature)
         logits.sub_(logits.amax(-1, keepdim=True))
-        torch.exp(logits, out=p)
-        return logits, p, p.sum(-1)
+        torch.exp(logits, out=exps)
+        return logits, exps, exps.sum(-1)
 
 
 class _HeadLogprobs(torch.autograd.Function):
     """See `head_logprobs`."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, tokens, temperature):
-        vocabulary, found = _Vocabulary(hidden, weight, bias, temperature), []
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d log π(token)/d hidden
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        tokens: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        vocabulary = _Vocabulary(hidden, weight, bias, temperature)
+        logprobs = []
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d log π(token)/d hidden, (N, d)
         for start in range(0, len(hidden), HEAD_ROWS):
-            at = slice(start, start + HEAD_ROWS)
-            logits, p, total = vocabulary(hidden[at])
-            found.append(logits.gather(-1, tokens[at, None])[:, 0] - total.log())
+            chunk = slice(start, start + HEAD_ROWS)
+            logits, exps, total = vocabulary(hidden[chunk])
+            logprobs.append(logits.gather(-1, tokens[chunk, None])[:, 0] - total.log())
             if slope is not None:
-                expected = p.div_(total[:, None]).to(hidden.dtype) @ weight  # (k, d)
-                slope[at] = (weight[tokens[at]] - expected) / temperature
+                expected = exps.div_(total[:, None]).to(hidden.dtype) @ weight  # (k, d)
+                slope[chunk] = (weight[tokens[chunk]] - expected) / temperature
         ctx.save_for_backward(slope)
-        return torch.cat(found)
+        return torch.cat(logprobs)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
         (slope,) = ctx.saved_tensors
         return (gradient[:, None] * slope).to(slope.dtype), None, None, None, None
 
 
-def head_logprobs(hidden, head, tokens, temperature):
+def head_logprobs(
+    hidden: torch.Tensor, head: torch.nn.Linear, tokens: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """log π(token) under softmax(head(hidden) / temperature); hidden (..., d), tokens (...) -> (...) fp32. `head` is
     linear and frozen.
 
-    A token's log-probability hangs on its own hidden state alone, so its gradient is worked out at once: nothing of the
-    vocabulary's size outlives a few rows, where autograd would keep several of (..., V).
+    A token's log-probability depends on its own hidden state alone, so its gradient is computed in the forward pass:
+    only a few rows of the vocabulary's size exist at a time, where autograd would keep several tensors (..., V).
     """
     flat = _HeadLogprobs.apply(
         hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, tokens.reshape(-1), temperature
@@ -80,36 +103,50 @@ def head_logprobs(hidden, head, tokens, temperature):
 
 
 @torch.no_grad()
-def head_comparison(hidden, ref_hidden, head, tokens, temperature):
-    """log π(token), log π_ref(token), π's entropy and KL(π ‖ π_ref), both in nats and over the whole vocabulary; four
-    (...) fp32, no gradients.
+def head_comparison(
+    hidden: torch.Tensor,
+    ref_hidden: torch.Tensor,
+    head: torch.nn.Linear,
+    tokens: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log π(token), log π_ref(token), π's entropy and KL(π ‖ π_ref), the last two in nats and over the whole
+    vocabulary; four (...) fp32 without gradients.
 
     Summed over the tokens of the policy's own replies, that KL estimates the one between whole replies as k1 does, with
     the chance of each token averaged out (Amini et al. 2025). hidden, ref_hidden (..., d) of the same positions, tokens
     (...); the rest as in `head_logprobs`.
     """
-    new, ref, flat = (x.reshape(-1, x.shape[-1]) for x in (hidden, ref_hidden, tokens[..., None]))
-    of_new, of_ref = (_Vocabulary(x, head.weight, head.bias, temperature) for x in (new, ref))
-    columns = []
-    for h, h_ref, token in zip(new.split(HEAD_ROWS), ref.split(HEAD_ROWS), flat.split(HEAD_ROWS), strict=True):
-        (logits, p, total), (ref_logits, _, ref_total) = of_new(h), of_ref(h_ref)
-        log_total, log_ref_total = total.log(), ref_total.log()
-        logprobs, ref_logprobs = (
-            logits.gather(-1, token)[:, 0] - log_total,
-            ref_logits.gather(-1, token)[:, 0] - log_ref_total,
-        )
-        entropy = log_total - torch.linalg.vecdot(p, logits) / total
-        kl = torch.linalg.vecdot(p, logits.sub_(ref_logits)) / total - log_total + log_ref_total
-        columns.append((logprobs, ref_logprobs, entropy, kl))
-    return tuple(torch.cat(column).view(tokens.shape) for column in zip(*columns, strict=True))
+    width = hidden.shape[-1]
+    policy_rows = hidden.reshape(-1, width)
+    ref_rows = ref_hidden.reshape(-1, width)
+    token_rows = tokens.reshape(-1, 1)
+    policy_head = _Vocabulary(policy_rows, head.weight, head.bias, temperature)
+    ref_head = _Vocabulary(ref_rows, head.weight, head.bias, temperature)
+    chunks = []
+    for start in range(0, len(token_rows), HEAD_ROWS):
+        chunk = slice(start, start + HEAD_ROWS)
+        token = token_rows[chunk]  # (k, 1)
+        logits, exps, total = policy_head(policy_rows[chunk])
+        ref_logits, _, ref_total = ref_head(ref_rows[chunk])
+        log_total = total.log()
+        log_ref_total = ref_total.log()
+        logprobs = logits.gather(-1, token)[:, 0] - log_total
+        ref_logprobs = ref_logits.gather(-1, token)[:, 0] - log_ref_total
+        entropy = log_total - torch.linalg.vecdot(exps, logits) / total
+        kl = torch.linalg.vecdot(exps, logits.sub_(ref_logits)) / total - log_total + log_ref_total
+        chunks.append(torch.stack([logprobs, ref_logprobs, entropy, kl]))  # (4, k)
+    logprobs, ref_logprobs, entropy, kl = torch.cat(chunks, -1)
+    shape = tokens.shape
+    return logprobs.view(shape), ref_logprobs.view(shape), entropy.view(shape), kl.view(shape)
 
 
-def kl_k1(logprobs, ref_logprobs):
+def kl_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """k1 estimate of KL(π ‖ π_ref) per token, log π − log π_ref: unbiased, may be negative. (B, T)."""
     return logprobs - ref_logprobs
 
 
-def kl_k3(logprobs, ref_logprobs):
+def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """k3 estimate of KL(π ‖ π_ref) per token, r − 1 − log r with r = π_ref/π: never negative, for plots (Schulman
     2020). (B, T).
     """
@@ -117,7 +154,7 @@ def kl_k3(logprobs, ref_logprobs):
     return log_ratio.exp() - 1 - log_ratio
 
 
-def token_rewards(scores, kl, mask, beta):
+def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, beta: float) -> torch.Tensor:
     """−β·kl on each token, and the reply's score (B,) on its last real token. kl, mask (B, T) -> (B, T)."""
     rewards = -beta * kl * mask
     last = mask.sum(-1).long() - 1  # (B,)
@@ -125,10 +162,10 @@ def token_rewards(scores, kl, mask, beta):
     return rewards
 
 
-def leave_one_out(scores, n):
-    """Each score minus the mean of the other scores of its prompt, where n replies in a row answer one (Kool et al.
-    2019; RLOO, Ahmadian et al. 2024): what a prompt is worth to every reply is no reply's merit, and a value head
-    learns it late. (B,) -> (B,), as it was for n = 1.
+def leave_one_out(scores: torch.Tensor, n: int) -> torch.Tensor:
+    """Each score minus the mean of the other scores of its prompt, where n replies in a row answer one prompt (Kool et
+    al. 2019; RLOO, Ahmadian et al. 2024). It takes away what all replies to a prompt have in common, which a value head
+    learns late. (B,) -> (B,); n = 1 changes nothing.
     """
     if n == 1:
         return scores
@@ -136,9 +173,11 @@ def leave_one_out(scores, n):
     return ((of_prompt - of_prompt.mean(-1, keepdim=True)) * (n / (n - 1))).reshape(-1)
 
 
-def gae(rewards, values, mask, gamma=1.0, lam=0.95):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over replies that end: nothing is bootstrapped
-    past the last token.
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over replies that end: no value is
+    bootstrapped past the last token.
 
     rewards, values, mask (B, T) -> advantages, returns (B, T), zero on padding.
     """
@@ -153,7 +192,9 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     return advantages, (advantages + values) * mask
 
 
-def policy_loss(logprobs, old_logprobs, advantages, mask, clip):
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), token mean, to be minimised. Returns (loss, clip
     fraction).
     """
@@ -164,19 +205,23 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip):
     return masked_mean(torch.maximum(unclipped, clipped), mask), fraction
 
 
-def value_loss(values, old_values, returns, mask, clip):
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
+) -> torch.Tensor:
     """½·max of the squared errors of the value and of the value clipped around its old one, token mean."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
-def explained_variance(values, returns, mask):
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
     """1 − Var(returns − values)/Var(returns) over reply tokens; 1 is perfect, 0 is no better than a constant."""
-    x, r = values[mask.bool()], returns[mask.bool()]
-    return (1 - (r - x).var(unbiased=False) / r.var(unbiased=False).clamp(min=1e-8)).item()
+    kept = mask.bool()
+    residual_variance = (returns[kept] - values[kept]).var(unbiased=False)
+    return_variance = returns[kept].var(unbiased=False).clamp(min=1e-8)
+    return (1 - residual_variance / return_variance).item()
 
 
-def adapted_beta(beta, kl, target, episodes, horizon):
+def adapted_beta(beta: float, kl: float, target: float, episodes: int, horizon: float) -> float:
     """Ziegler et al. 2019, eq. 2: β moves by at most 20 % · episodes/horizon towards KL = target (nats a reply)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * episodes / horizon)

@@ -1,97 +1,180 @@
 """Votes to preference examples, their split, and the likelihood of a vote given scores.
 
-Pairs follow Davidson (1970): P(a) = e^sa / Z, P(b) = e^sb / Z, P(tie) = ν·e^((sa+sb)/2) / Z, with ν learned, so that a
-tie is information. Thumbs and both-bad are pointwise: P(good) = σ(s − θ) against a learned threshold θ. What a score is
-made of is `reward.py`'s.
+Pairs follow Davidson (1970): P(a) = e^sa / Z, P(b) = e^sb / Z, P(tie) = ν·e^((sa+sb)/2) / Z. ν is learned, so a tie
+is information too. Thumbs and both-bad votes are pointwise: P(good) = σ(s − θ) with a learned threshold θ. Where the
+scores come from is `reward.py`'s.
 """
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-A, TIE, B = 0, 1, 2  # outcome of a pair
+from playground.settings import Settings
+from playground.store import Store
+
+A, TIE, B = 0, 1, 2  # outcome of a pair: the left reply, neither, the right reply
+OUTCOMES = {"a": A, "tie": TIE, "b": B}  # of a vote's choice
+
+Row = Mapping[str, Any]  # a row of the store
+Reply = tuple[list[int], list[int]]  # prompt ids, completion ids
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to one prompt, and which of them is better. `left` and `right` are indices into
+    `Preferences.replies`.
+    """
+
+    left: int
+    right: int
+    outcome: int  # A, TIE or B
+    weight: float = 1.0
+    group: str = ""  # see `Preferences`
+    vote: int | None = None  # the vote's id in the store; None for an edited reply
+
+
+@dataclass(frozen=True)
+class PointwiseLabel:
+    """One reply judged alone, by a thumb or by a both-bad vote. `reply` is an index into `Preferences.replies`."""
+
+    reply: int
+    good: bool
+    weight: float = 1.0
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class CountedVote:
+    """A vote's id in the store, and its group."""
+
+    id: int
+    group: str
 
 
 @dataclass
 class Preferences:
-    """Training examples over a list of distinct replies; indices point into `replies`.
+    """Training examples over a list of distinct replies.
 
-    replies   [(prompt ids, completion ids)]
-    pairs     [(index a, index b, outcome, weight, unit, vote id or None)]
-    points    [(index, 1 good or 0 bad, weight, unit)]
-    votes     [(vote id, unit)] of every vote among them, both-bad included: as many as everybody else who counts votes
-    tells
-    `unit` is what the split keeps whole: the conversation, or, with too few conversations, the context that was replied
-    to.
+    Every example has a `group`. The split into training and held-out part keeps groups whole. A group is a
+    conversation; where there are too few conversations, it is a context (the prompt that was replied to).
     """
 
-    replies: list = field(default_factory=list)
-    pairs: list = field(default_factory=list)
-    points: list = field(default_factory=list)
-    votes: list = field(default_factory=list)
-    heldout: frozenset = frozenset()  # units kept out of the fit whose accuracy is reported, and out of the rollouts
+    replies: list[Reply] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    labels: list[PointwiseLabel] = field(default_factory=list)
+    # every vote, both-bad included, so that their number is the one that the page shows
+    votes: list[CountedVote] = field(default_factory=list)
+    # groups that the reported accuracy is measured on; they are kept out of that fit and out of the rollouts
+    heldout: frozenset[str] = frozenset()
     split_by: str = "conversation"
 
-    def part(self, units_in):
-        """The same with only the pairs and points whose unit satisfies `units_in`."""
+    def subset(self, keep_group: Callable[[str], bool]) -> "Preferences":
+        """The same replies with only the pairs and labels of the groups that `keep_group` accepts."""
         return replace(
-            self, pairs=[p for p in self.pairs if units_in(p[4])], points=[p for p in self.points if units_in(p[3])]
+            self,
+            pairs=[pair for pair in self.pairs if keep_group(pair.group)],
+            labels=[label for label in self.labels if keep_group(label.group)],
         )
 
-    def train(self):
-        return self.part(lambda unit: unit not in self.heldout)
+    def training_part(self) -> "Preferences":
+        return self.subset(lambda group: group not in self.heldout)
 
-    def held(self):
-        return self.part(lambda unit: unit in self.heldout)
+    def heldout_part(self) -> "Preferences":
+        return self.subset(lambda group: group in self.heldout)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `preferences.json` in a round's folder holds: records as plain lists, in the order of their fields."""
+        return {
+            "replies": self.replies,
+            "pairs": [astuple(pair) for pair in self.pairs],
+            "points": [(label.reply, int(label.good), label.weight, label.group) for label in self.labels],
+            "votes": [astuple(vote) for vote in self.votes],
+            "heldout": sorted(self.heldout),
+            "split_by": self.split_by,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Preferences":
+        """The inverse of `as_json`."""
+        return cls(
+            replies=[(prompt, completion) for prompt, completion in data["replies"]],
+            pairs=[Pair(*values) for values in data["pairs"]],
+            labels=[PointwiseLabel(reply, bool(good), *rest) for reply, good, *rest in data["points"]],
+            votes=[CountedVote(*values) for values in data["votes"]],
+            heldout=frozenset(data["heldout"]),
+            split_by=data["split_by"],
+        )
 
 
 MIN_CONVERSATIONS = 4
 
 
-def collect(votes, ratings, demonstrations, encode_reply, *, heldout_fraction, annotator_weight, seed):
+def collect(
+    votes: Sequence[Row],
+    ratings: Sequence[Row],
+    demonstrations: Sequence[Row],
+    encode_reply: Callable[[str], list[int]],
+    *,
+    heldout_fraction: float,
+    annotator_weight: float,
+    seed: int,
+) -> Preferences:
     """Build Preferences from the store's rows (see `Store.votes_for_training` and its neighbours).
 
-    An edited reply is a pair that its author decided: after over before. With fewer than four conversations the split
-    is by context (what was replied to), since no part of one conversation could be held out otherwise; `split_by` says
-    so.
+    An edited reply is a pair that its author decided: the text after the edit over the text before it. With fewer than
+    four conversations the split is by context, since no part of one conversation could be held out otherwise.
+    `annotator_weight` is the largest total weight of one person's examples.
     """
-    few = len({row["conversation"] for row in [*votes, *ratings, *demonstrations]}) < MIN_CONVERSATIONS
-    prefs, index = Preferences(split_by="context" if few else "conversation"), {}
+    rows = [*votes, *ratings, *demonstrations]
+    few_conversations = len({row["conversation"] for row in rows}) < MIN_CONVERSATIONS
+    prefs = Preferences(split_by="context" if few_conversations else "conversation")
+    index_of: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
 
-    def unit(row):
-        return f"context {_digest(row['prompt'])}" if few else f"conversation {row['conversation']}"
+    def group_of(row: Row) -> str:
+        if few_conversations:
+            return f"context {_digest(row['prompt'])}"
+        return f"conversation {row['conversation']}"
 
-    def reply(prompt, completion):
+    def add_reply(prompt: Sequence[int], completion: Sequence[int]) -> int:
         key = (tuple(prompt), tuple(completion))
-        if key not in index:
-            index[key] = len(prefs.replies)
+        if key not in index_of:
+            index_of[key] = len(prefs.replies)
             prefs.replies.append((list(prompt), list(completion)))
-        return index[key]
+        return index_of[key]
 
-    totals = {}
-    for row in [*votes, *ratings, *demonstrations]:
-        totals[row["annotator"]] = totals.get(row["annotator"], 0) + 1
-    weight = {who: min(1.0, annotator_weight / n) for who, n in totals.items()}
-    for v in votes:
-        prefs.votes.append((v["vote"], unit(v)))
-        a, b, w = reply(v["prompt"], v["left_ids"]), reply(v["prompt"], v["right_ids"]), weight[v["annotator"]]
-        if v["choice"] == "both_bad":
-            prefs.points += [(a, 0, w, unit(v)), (b, 0, w, unit(v))]
-        elif a != b:
-            prefs.pairs.append((a, b, {"a": A, "tie": TIE, "b": B}[v["choice"]], w, unit(v), v["vote"]))
-    for t in ratings:
-        prefs.points.append((reply(t["prompt"], t["completion"]), int(t["thumb"] > 0), weight[t["annotator"]], unit(t)))
-    for d in demonstrations:
-        after, before = reply(d["prompt"], encode_reply(d["after"])), reply(d["prompt"], d["completion"])
+    totals = Counter(row["annotator"] for row in rows)
+    weight_of = {annotator: min(1.0, annotator_weight / total) for annotator, total in totals.items()}
+    for vote in votes:
+        group = group_of(vote)
+        weight = weight_of[vote["annotator"]]
+        prefs.votes.append(CountedVote(vote["vote"], group))
+        left = add_reply(vote["prompt"], vote["left_ids"])
+        right = add_reply(vote["prompt"], vote["right_ids"])
+        if vote["choice"] == "both_bad":
+            prefs.labels += [PointwiseLabel(reply, False, weight, group) for reply in (left, right)]
+        elif left != right:
+            prefs.pairs.append(Pair(left, right, OUTCOMES[vote["choice"]], weight, group, vote["vote"]))
+    for rating in ratings:
+        reply = add_reply(rating["prompt"], rating["completion"])
+        label = PointwiseLabel(reply, rating["thumb"] > 0, weight_of[rating["annotator"]], group_of(rating))
+        prefs.labels.append(label)
+    for edit in demonstrations:
+        after = add_reply(edit["prompt"], encode_reply(edit["after"]))
+        before = add_reply(edit["prompt"], edit["completion"])
         if after != before:
-            prefs.pairs.append((after, before, A, weight[d["annotator"]], unit(d), None))
-    prefs.heldout = held_out([p[4] for p in prefs.pairs], heldout_fraction, seed)
+            prefs.pairs.append(Pair(after, before, A, weight_of[edit["annotator"]], group_of(edit)))
+    prefs.heldout = held_out([pair.group for pair in prefs.pairs], heldout_fraction, seed)
     return prefs
 
 
-def from_store(store, base_hash, encode_reply, settings):
+def from_store(
+    store: Store, base_hash: str, encode_reply: Callable[[str], list[int]], settings: Settings
+) -> Preferences:
     """Preferences of all that people said about replies of this base model."""
     return collect(
         store.votes_for_training(base_hash),
@@ -104,65 +187,88 @@ def from_store(store, base_hash, encode_reply, settings):
     )
 
 
-def held_out(units, fraction, seed):
-    """Whole units that hold about `fraction` of the entries of `units`; which ones depends on their names and the seed
-    alone.
+# -- the split
+
+
+def held_out(groups: Sequence[str], fraction: float, seed: int) -> frozenset[str]:
+    """Whole groups that together have about `fraction` of the entries of `groups` (one entry an example). The choice
+    depends only on the groups' names and the seed.
     """
-    distinct = sorted(set(units), key=lambda unit: _digest(seed, unit))
-    chosen, size = set(), 0
-    for unit in distinct[:-1]:
-        n = units.count(unit)
-        if size + n <= fraction * len(units) or (not chosen and n <= len(units) / 2):
-            chosen.add(unit)
-            size += n
-        if size >= fraction * len(units):
+    distinct = sorted(set(groups), key=lambda group: _digest(seed, group))
+    sizes = Counter(groups)
+    chosen: set[str] = set()
+    total = 0
+    for group in distinct[:-1]:
+        size = sizes[group]
+        fits = total + size <= fraction * len(groups)
+        first_of_at_most_half = not chosen and size <= len(groups) / 2
+        if fits or first_of_at_most_half:
+            chosen.add(group)
+            total += size
+        if total >= fraction * len(groups):
             break
     return frozenset(chosen)
 
 
-def folds(units, k, seed):
-    """Split units into at most `k` folds, whole: {unit: fold}."""
-    distinct = sorted(set(units), key=lambda unit: _digest(seed, "fold", unit))
-    return {unit: i % k for i, unit in enumerate(distinct)}
+def folds(groups: Iterable[str], k: int, seed: int) -> dict[str, int]:
+    """Assign each group to one of at most `k` folds: {group: fold}."""
+    distinct = sorted(set(groups), key=lambda group: _digest(seed, "fold", group))
+    return {group: i % k for i, group in enumerate(distinct)}
 
 
-def _digest(*key):
+def _digest(*key: object) -> str:
     return hashlib.sha256("/".join(map(str, key)).encode()).hexdigest()
 
 
-def pair_nll(score_a, score_b, outcome, log_nu):
-    """Davidson's negative log-likelihood of each pair. score_a, score_b (N,), outcome (N,) in {A, TIE, B}, log_nu
-    scalar -> (N,).
+# -- the likelihood
+
+
+def pair_nll(score_a: torch.Tensor, score_b: torch.Tensor, outcome: torch.Tensor, log_nu: torch.Tensor) -> torch.Tensor:
+    """Davidson's negative log-likelihood of each pair. score_a, score_b (..., N), outcome (N,) in {A, TIE, B}, log_nu
+    scalar, (N,) or (..., 1) -> (..., N).
     """
-    return torch.nn.functional.cross_entropy(_pair_logits(score_a, score_b, log_nu), outcome, reduction="none")
+    logprobs = _pair_logits(score_a, score_b, log_nu).log_softmax(-1)  # (..., N, 3)
+    return -logprobs.gather(-1, outcome.expand(logprobs.shape[:-1])[..., None])[..., 0]
 
 
-def _pair_logits(score_a, score_b, log_nu):
-    return torch.stack([score_a, log_nu + (score_a + score_b) / 2, score_b], -1)  # (N, 3)
+def _pair_logits(score_a: torch.Tensor, score_b: torch.Tensor, log_nu: torch.Tensor) -> torch.Tensor:
+    return torch.stack([score_a, log_nu + (score_a + score_b) / 2, score_b], -1)  # (..., N, 3)
 
 
-def pair_derivatives(score_a, score_b, outcome, log_nu):
-    """Gradient (N, 2) and Hessian (N, 2, 2) of `pair_nll` by (score_a − score_b, log ν).
+def pair_derivatives(
+    score_a: torch.Tensor, score_b: torch.Tensor, outcome: torch.Tensor, log_nu: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient (..., N, 2) and Hessian (..., N, 2, 2) of `pair_nll` by (score_a − score_b, log ν).
 
-    Davidson's model is an exponential family in these two, so the Hessian is the covariance of its statistics, (½, 0),
+    Davidson's model is an exponential family in these two, so the Hessian is the covariance of its statistics: (½, 0),
     (0, 1), (−½, 0) for a, tie, b.
     """
-    statistics = torch.tensor([[0.5, 0.0], [0.0, 1.0], [-0.5, 0.0]], dtype=score_a.dtype)
-    p = _pair_logits(score_a, score_b, log_nu).softmax(-1)
-    mean = p @ statistics
-    hessian = torch.einsum("nk,ki,kj->nij", p, statistics, statistics) - mean[:, :, None] * mean[:, None, :]
-    return mean - statistics[outcome], hessian
+    statistics = torch.tensor([[0.5, 0.0], [0.0, 1.0], [-0.5, 0.0]], dtype=score_a.dtype)  # (3, 2)
+    products = (statistics[:, :, None] * statistics[:, None, :]).flatten(1)  # (3, 4)
+    p = _pair_logits(score_a, score_b, log_nu).softmax(-1)  # (..., N, 3)
+    mean = p @ statistics  # (..., N, 2)
+    second_moment = (p @ products).unflatten(-1, (2, 2))
+    return mean - statistics[outcome], second_moment - mean[..., :, None] * mean[..., None, :]
 
 
-def point_nll(score, good, threshold):
-    """Negative log-likelihood of thumbs and both-bad: P(good) = σ(s − θ). score (N,), good (N,) in {0, 1} -> (N,)."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(score - threshold, good.to(score), reduction="none")
+def pointwise_nll(score: torch.Tensor, good: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
+    """Negative log-likelihood of thumbs and both-bad votes, P(good) = σ(s − θ). score (..., N), good (N,) in
+    {0, 1} -> (..., N).
+    """
+    target = good.to(score).expand_as(score)
+    return torch.nn.functional.binary_cross_entropy_with_logits(score - threshold, target, reduction="none")
 
 
-def accuracy(score_a, score_b, outcome):
-    """(right, decided): how many pairs that were not ties the scores put in the right order; equal scores count half.
-    Arrays (N,).
+def count_correct(score_a: np.ndarray, score_b: np.ndarray, outcome: np.ndarray) -> tuple[float, int]:
+    """(correct, decided): `decided` pairs are no ties, and the scores order `correct` of them as the vote did. Equal
+    scores count half. Arrays (N,).
     """
     decided = outcome != TIE
-    sign = np.where(outcome == A, 1, -1)[decided] * np.sign(score_a - score_b)[decided]
-    return float((sign > 0).sum() + 0.5 * (sign == 0).sum()), int(decided.sum())
+    voted_sign = np.where(outcome == A, 1, -1)[decided]
+    agreement = voted_sign * np.sign(score_a - score_b)[decided]
+    return float((agreement > 0).sum() + 0.5 * (agreement == 0).sum()), int(decided.sum())
+
+
+def count_decided(pairs: Collection[Pair]) -> int:
+    """How many pairs are no ties."""
+    return sum(pair.outcome != TIE for pair in pairs)

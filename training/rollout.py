@@ -1,9 +1,16 @@
-"""Prompts for training and the policy's replies to them, made with the same decoder that serves the chat."""
+"""Prompts for training, and the policy's replies to them, written by the same decoder that serves the chat.
+
+Owns which prompts are chosen and the random sources of a round. What becomes of the replies is the caller's.
+"""
 
 import hashlib
 import math
 import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.decoding import decoder, lean, plain
 from playground.decoding.decoder import Sampling
@@ -12,70 +19,94 @@ from playground.models import loading, prompts
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
 
+T = TypeVar("T")
+
 
 @dataclass
 class Episode:
-    """One reply of the policy: prompt ids, completion ids (with the end token where it ended), and whether it ended by
-    itself.
+    """One reply of the policy, as token ids."""
+
+    prompt: list[int]
+    completion: list[int]  # with the end token where the reply ended by itself
+    ended: bool  # by itself, not at the token limit
+
+    @property
+    def reply(self) -> tuple[list[int], list[int]]:
+        """Prompt and completion, as the reward model reads them."""
+        return self.prompt, self.completion
+
+
+def seed_prompts(part: str, tokenizer: PreTrainedTokenizerBase, budget: int) -> list[list[int]]:
+    """The shipped first messages (`train` or `heldout`) as prompt ids: those that fit into `budget` tokens. BadMessage
+    where none does.
     """
-
-    prompt: list
-    completion: list
-    ended: bool
-
-
-def seed_prompts(part, tokenizer, budget):
-    """The shipped first messages (`train` or `heldout`) as prompt ids, those that fit; BadMessage where none does."""
     lines = (SEED_PROMPTS / f"{part}.txt").read_text(encoding="utf-8").splitlines()
     return prompts.encode_those_that_fit([line for line in lines if line.strip()], tokenizer, budget)
 
 
-def canaries(tokenizer, budget, most=None):
-    """The shipped plain requests with a plain reply each, as Episodes; what a sound policy still finds likely. Without
-    the end of the reply, which becomes unlikely where the votes favour longer ones. Cut to the `most` tokens that the
-    model takes.
+def canaries(tokenizer: PreTrainedTokenizerBase, budget: int, max_tokens: int | None = None) -> list[Episode]:
+    """The shipped plain requests, each with a plain reply that a sound policy still finds likely.
+
+    The replies have no end token, since that becomes unlikely where the votes favour longer replies. Prompt and reply
+    are cut to the `max_tokens` that the model takes.
     """
     found = []
     for request, reply in prompts.canaries():
         prompt = prompts.encode([{"role": "user", "content": request}], tokenizer, budget)
-        found.append(Episode(*loading.cut(prompt, prompts.encode_reply(reply, tokenizer, ended=False), most), False))
+        completion = prompts.encode_reply(reply, tokenizer, ended=False)
+        prompt, completion = loading.cut(prompt, completion, max_tokens)
+        found.append(Episode(prompt, completion, ended=False))
     return found
 
 
-def choose(people, seeds, n, rng):
-    """`n` distinct prompts, or as many as there are: up to half of them contexts that people had, given from the oldest
-    to the latest, and likelier the later; the rest shipped ones."""
-    own = recent(people, min(len(people), n // 2), rng)
-    return own + rng.sample(seeds, min(len(seeds), n - len(own)))
+def choose(contexts: Sequence[list[int]], seeds: Sequence[list[int]], n: int, rng: random.Random) -> list[list[int]]:
+    """`n` distinct prompts, or as many as there are. Up to half of them are `contexts`, prompts that people had, given
+    from the oldest to the latest, of which later ones are likelier. The rest are shipped prompts, `seeds`.
+    """
+    chosen = recent(contexts, min(len(contexts), n // 2), rng)
+    return chosen + rng.sample(seeds, min(len(seeds), n - len(chosen)))
 
 
-def recent(items, n, rng):
-    """`n` distinct ones of `items`, ordered from the oldest; one is half as likely as another HALF_LIFE places after it
-    (Gumbel's top n).
+def recent(items: Sequence[T], n: int, rng: random.Random) -> list[T]:
+    """Draw `n` distinct `items`, which are ordered from the oldest to the latest. An item is half as likely as the one
+    HALF_LIFE places after it (Gumbel's top n).
     """
     keys = [place * math.log(2) / HALF_LIFE - math.log(rng.expovariate(1)) for place in range(len(items))]
-    return [items[place] for place in sorted(range(len(items)), key=keys.__getitem__, reverse=True)[:n]]
+    places = sorted(range(len(items)), key=keys.__getitem__, reverse=True)
+    return [items[place] for place in places[:n]]
 
 
-def generator(*key):
-    """A random source that depends on the key alone, so that a resumed round draws what an unbroken one would have
+def generator(*key: object) -> random.Random:
+    """A random source that depends on the key alone, so that a resumed round draws what an uninterrupted one would have
     drawn.
     """
     return random.Random(hashlib.sha256("/".join(map(str, key)).encode()).digest())
 
 
-def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_tokens, rows=32):
-    """`replies` episodes to each prompt, in order, decoding at most `rows` rows at once. top_p = 1 and top_k = 0, or
-    the KL estimate is biased.
+def sample(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[list[int]],
+    rng: random.Random,
+    *,
+    replies: int,
+    max_tokens: int,
+    temperature: float,
+    end_tokens: Collection[int],
+    rows: int = 32,
+) -> list[Episode]:
+    """`replies` episodes for each prompt, in the order of the prompts; at most `rows` replies are decoded at once.
+
+    There is no top-p and no top-k, since they would bias the estimate of the KL.
     """
-    sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
-    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.of(model)
-    at_once = max(1, rows // replies)
-    for start in range(0, len(prompt_ids), at_once):
-        chunk = prompt_ids[start : start + at_once]
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    dtype = str(model.dtype).removeprefix("torch.")
+    forward = lean.Lean(model, dtype) if lean.fits(model) else plain.of(model)
+    episodes: list[Episode] = []
+    prompts_at_once = max(1, rows // replies)
+    for start in range(0, len(prompt_ids), prompts_at_once):
+        chunk = prompt_ids[start : start + prompts_at_once]
         seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
-        done = decoder.run(forward, chunk, seeds, sampling, end_tokens, n=replies)
-        episodes += [
-            Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end") for i, reply in enumerate(done)
-        ]
+        decoded = decoder.run(forward, chunk, seeds, sampling, end_tokens, n=replies)
+        for i, reply in enumerate(decoded):
+            episodes.append(Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end"))
     return episodes

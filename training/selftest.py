@@ -1,49 +1,49 @@
-"""A self-test of the loaded models and of what is written from them: what would spoil a round in silence ends it with
-its cause named.
+"""A self-test of the loaded models and of the files written from them. A fault that would otherwise spoil a round
+without an error ends the round, and the message names the cause.
 
-A few short forwards and two backwards, seconds in all, whenever a worker loads a model for a round. Owns the fixed
-replies, the tolerances and the messages; leaves weights, gradients and random states as they were.
+It runs a few short forwards and two backwards, seconds in all, whenever a worker loads a model for a round. Owns the
+fixed replies, the tolerances and the messages; leaves weights, gradients and random states as they were.
 """
 
 import copy
 import logging
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
-from playground.models import adapters, loading, scorer
+from playground.models import adapters, loading
+from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.settings import Settings
+from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
 log = logging.getLogger(__name__)
 
-LENGTHS = (
-    (3, 5),
-    (12, 12),
-    (1, 9),
-    (7, 6),
-    (5, 8),
-)  # tokens of each prompt and its reply: padding on both sides, 8 to 24 in all
+# tokens of each prompt and its reply: padding on both sides, 8 to 24 tokens in all
+LENGTHS = ((3, 5), (12, 12), (1, 9), (7, 6), (5, 8))
 
 # Largest mean change of a token's log-probability by padding, in nats. Another batch shape is another order of
-# summation, so it is
-# rounding, and goes by the format: on the default model 1e-5 in fp32 and 0.08 in bf16, whose logits beyond 16 are 0.125
-# apart. A lost mask
-# makes 0.9 to 2.
+# summation, so the change is a rounding error and depends on the number format: on the default model 1e-5 in fp32 and
+# 0.08 in bf16, whose logits beyond 16 are 0.125 apart. A lost mask makes 0.9 to 2.
 PADDING = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 # Largest change of a reply's features by its batch, in deviations between replies (root mean square over features). On
-# the default model
-# 2e-6 in fp32, nf4 or not, and 0.05 in bf16; 0.2 in int8, which looks for outlying columns over the whole batch. One
-# token too few makes
-# 0.6, one too many 3.
+# the default model 2e-6 in fp32, nf4 or not, and 0.05 in bf16; 0.2 in int8, which looks for outlying columns over the
+# whole batch. One token too few makes 0.6, one too many 3.
 FEATURES = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.int8: 0.5}
 
-HEAD = 1e-4  # largest change of a standardised score by saving and loading: other memory layouts round otherwise
+HEAD = 1e-4  # largest change of a standardised score by saving and loading: other memory layouts round differently
+
+Parameters = Mapping[str, torch.nn.Parameter]  # of a LoRA, by name
 
 
 class SelfTestFailed(Exception):
-    """A loaded model, or what was written of it, lacks a property that training needs; the message names the cause and
+    """A loaded model, or a file written from it, lacks a property that training needs. The message names the cause and
     what to do.
     """
 
@@ -51,12 +51,12 @@ class SelfTestFailed(Exception):
 # -- at the start
 
 
-def check_policy(policy, settings):
-    """Ratio 1, a gradient for every LoRA tensor, log-probabilities that padding leaves alone, a reference that training
-    leaves alone.
+def check_policy(policy: PolicyModel, settings: Settings) -> None:
+    """Check that the first ratio is 1, every LoRA tensor gets a gradient, padding does not change log-probabilities,
+    and training does not change the reference. SelfTestFailed otherwise.
 
-    SelfTestFailed otherwise. The policy is as before afterwards, bit for bit; but prompts are no longer shared where
-    the model cannot.
+    The policy's tensors are unchanged afterwards, bit for bit. Its `share_prompts` is switched off where the model
+    cannot share a reading of a prompt.
     """
     episodes = fixed_episodes(policy.causal)
     batch = policy.batch(episodes)
@@ -67,9 +67,11 @@ def check_policy(policy, settings):
         with torch.no_grad():
             old = policy.logprobs(batch)
         check_ratio(policy.causal, old, policy.logprobs(batch).detach(), settings.ratio_tolerance)
-        gradients = check_gradients(
-            policy.causal, policy.parameters, lambda: -policy.logprobs(batch).sum() / batch.mask.sum()
-        )
+
+        def mean_nll() -> torch.Tensor:
+            return -policy.logprobs(batch).sum() / batch.mask.sum()
+
+        gradients = check_gradients(policy.causal, policy.parameters, mean_nll)
         with torch.no_grad():
             for name, parameter in policy.parameters.items():
                 parameter.sub_(0.01 * gradients[name].sign())  # Adam's first step
@@ -80,68 +82,70 @@ def check_policy(policy, settings):
         share_prompts_if_sound(policy, episodes)
 
 
-def check_ratio(model, old, new, tolerance):
-    """The forward without gradients and the one with them give the same log-probabilities (B, T)."""
+def check_ratio(model: PreTrainedModel, old: torch.Tensor, new: torch.Tensor, tolerance: float) -> None:
+    """Check that the forward without gradients (`old`) and the one with them (`new`) give the same log-probabilities
+    (B, T).
+    """
     error = (torch.exp(new - old) - 1).abs().max().item()
     if error <= tolerance:
         return
-    training = sum(m.training for m in model.modules())
-    cause = (
-        f"{training} modules are in training mode, where dropout is random; call eval() on the model"
-        if training
-        else "the forward is random, changes the model, or takes another path with gradients than without; remove the "
-        "hook or kernel "
-        "that does"
-    )
+    in_training_mode = sum(module.training for module in model.modules())
+    if in_training_mode:
+        cause = f"{in_training_mode} modules are in training mode, where dropout is random; call eval() on the model"
+    else:
+        cause = (
+            "the forward is random, changes the model, or takes another path with gradients than without; remove the "
+            "hook or kernel that does"
+        )
     raise SelfTestFailed(
         f"two forwards of the same replies give a ratio that is off from 1 by {error:.2e}, and at most {tolerance:.0e} "
-        "is accepted: "
-        f"{cause}."
+        f"is accepted: {cause}."
     )
 
 
-def check_drift(drift, tolerance):
-    """The reference's log-probabilities moved by no more than rounding, `drift` in nats, in a step of the LoRA."""
+def check_drift(drift: float, tolerance: float) -> None:
+    """Check that a step of the LoRA moved the reference's log-probabilities only by rounding; `drift` in nats."""
     if not drift <= tolerance:
         raise SelfTestFailed(
             f"the reference's log-probabilities moved by {drift:.2e} nats in a step of the LoRA, and at most "
-            f"{tolerance:.0e} is accepted: "
-            "the LoRA stays on in PolicyModel.reference(), or the trunk changes with training, and the KL would be "
-            "measured against a "
-            "moving target. Switch off every LoRA layer there, and let nothing write into the trunk."
+            f"{tolerance:.0e} is accepted: the LoRA stays on in PolicyModel.reference(), or the trunk changes with "
+            "training, and the KL would be measured against a moving target. Switch off every LoRA layer there, and "
+            "let nothing write into the trunk."
         )
 
 
-def check_padding(policy, episodes):
-    """A reply's log-probabilities in a padded batch are those it has alone, to within what PADDING says."""
-    error, accepted = change(policy, policy.batch(episodes), episodes)
+def check_padding(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
+    """Check that a reply has the same log-probabilities in a padded batch as alone, within PADDING."""
+    accepted = PADDING[policy.causal.dtype]
+    error = change(policy, policy.batch(episodes), episodes)
     if not error <= accepted:
         raise SelfTestFailed(
             f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in "
-            f"{policy.causal.dtype}: the "
-            "model does not heed the attention mask or the positions of a left-padded batch. If --dtype float32 does "
-            "not cure it, this "
-            "--model cannot be trained."
+            f"{policy.causal.dtype}: the model does not heed the attention mask or the positions of a left-padded "
+            "batch. If --dtype float32 does not cure it, this --model cannot be trained."
         )
 
 
-def share_prompts_if_sound(policy, episodes):
-    """Read a prompt once for all replies to it only where those then have the log-probabilities they have alone, to
-    within what PADDING says; a model that does not heed a mask of its own for each token (ALiBi, states) lets replies
-    see each other, or refuses the mask.
+def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
+    """Switch `policy.share_prompts` off unless replies that share one reading of their prompt have the
+    log-probabilities that they have alone, within PADDING.
+
+    A model that ignores a mask of its own for each token (ALiBi, states) lets replies see each other, or refuses the
+    mask.
     """
     if not policy.share_prompts:
         return
-    siblings = [Episode(prompt.prompt, reply.completion, True) for prompt in episodes[:2] for reply in episodes]
+    siblings = [Episode(first.prompt, reply.completion, ended=True) for first in episodes[:2] for reply in episodes]
+    accepted = PADDING[policy.causal.dtype]
+    fault = None
     try:
-        error, accepted = change(policy, policy.batch(siblings), siblings)
-        fault = (
-            None
-            if error <= accepted
-            else f"their log-probabilities are then {error:.2e} nats a token off, and at most {accepted:.0e} is "
-            "accepted"
-        )
-    except Exception as error:  # a model of any kind: what it raises on a mask that it does not know is its own affair
+        difference = change(policy, policy.batch(siblings), siblings)
+        if not difference <= accepted:
+            fault = (
+                f"their log-probabilities are then {difference:.2e} nats a token off, and at most {accepted:.0e} is "
+                "accepted"
+            )
+    except Exception as error:  # any model may be here, and each raises something else on a mask that it does not know
         fault = f"it refuses such a mask: {type(error).__name__}"
     if fault:
         policy.share_prompts = False
@@ -153,33 +157,33 @@ def share_prompts_if_sound(policy, episodes):
         )
 
 
-def change(policy, batch, episodes):
-    """(mean change of a token's log-probability from what its reply has alone, in nats; what is accepted)."""
+def change(policy: PolicyModel, batch: Batch, episodes: Sequence[Episode]) -> float:
+    """Mean change of a token's log-probability between `batch`, made of the episodes, and each episode alone; nats."""
     with torch.no_grad():
         together = policy.logprobs(batch)  # (B, T)
         alone = torch.zeros_like(together)
         for row, episode in zip(alone, episodes, strict=True):
             row[: len(episode.completion)] = policy.logprobs(policy.batch([episode]))[0]
-    return ((together - alone).abs().sum() / batch.mask.sum()).item(), PADDING[policy.causal.dtype]
+    return ((together - alone).abs().sum() / batch.mask.sum()).item()
 
 
-def check_features(trunk, lora_rank=0):
-    """A FeatureTrunk reads a reply alike alone, among longer ones and in another order. SelfTestFailed otherwise.
+def check_features(trunk: FeatureTrunk, lora_rank: int = 0) -> None:
+    """Check that a FeatureTrunk gives a reply the same features alone, among longer replies and in another order.
+    SelfTestFailed otherwise.
 
-    With a rank it gets the LoRA that the fit trains, at zero, and every tensor of that a gradient.
+    With a rank, the trunk gets the LoRA that the fit trains, at zero, and every tensor of it must get a gradient.
     """
-    replies = [(e.prompt, e.completion) for e in fixed_episodes(trunk.model)]
+    replies = [episode.reply for episode in fixed_episodes(trunk.model)]
     alone = torch.cat([trunk.features([reply]) for reply in replies])  # (N, D)
     deviation = alone.std(0).clamp(min=1e-6)
-    dtype = (
-        torch.int8
-        if getattr(trunk.model, "is_loaded_in_8bit", False)
-        else trunk.model.get_input_embeddings().weight.dtype
-    )
-    for where, features in (
-        ("a batch", trunk.features(replies)),
-        ("a batch in another order", trunk.features(replies[::-1]).flip(0)),
-    ):
+    dtype = trunk.model.get_input_embeddings().weight.dtype
+    if getattr(trunk.model, "is_loaded_in_8bit", False):
+        dtype = torch.int8
+    batches = {
+        "a batch": trunk.features(replies),
+        "a batch in another order": trunk.features(replies[::-1]).flip(0),
+    }
+    for where, features in batches.items():
         error = ((features - alone) / deviation).square().mean(-1).sqrt().max().item()
         if not error <= FEATURES[dtype]:
             cause = repacked(trunk.model) or (
@@ -188,8 +192,8 @@ def check_features(trunk, lora_rank=0):
             )
             raise SelfTestFailed(
                 f"read in {where}, a reply has features that are {error:.2e} deviations off from those it has alone, "
-                "and at most "
-                f"{FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would hang on its neighbours: {cause}."
+                f"and at most {FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would hang on its neighbours: "
+                f"{cause}."
             )
     if lora_rank:
         parameters = trunk.attach_lora(lora_rank)
@@ -197,29 +201,31 @@ def check_features(trunk, lora_rank=0):
             check_gradients(trunk.model, parameters, lambda: trunk.batch_features(replies).square().mean())
 
 
-def check_gradients(model, parameters, loss):
-    """{name: gradient of loss()} of the LoRA tensors, which are left moved; SelfTestFailed unless each gradient is
-    finite and not zero.
+def check_gradients(
+    model: torch.nn.Module, parameters: Parameters, loss: Callable[[], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """{name: gradient of loss()} of the LoRA tensors; SelfTestFailed unless each gradient is finite and not zero. The
+    LoRA tensors are changed.
 
-    B's are taken at B = 0: there they come through the trunk alone, and not around a layer without a backward through
-    its LoRA, which would hide it. A's are taken at another B, since at B = 0 they are zero.
+    B's gradients are taken at B = 0, where they pass through the trunk alone. Otherwise they would pass a layer without
+    a backward by the path through its LoRA, and the fault would be hidden. A's are taken at another B, since at B = 0
+    they are zero.
     """
-    gradients = {}
+    gradients: dict[str, torch.Tensor] = {}
     for part, size in (("lora_B", 0.0), ("lora_A", 0.01)):
         set_b(parameters, size)
         value = loss()
-        trained = {
-            name: p for name, p in parameters.items() if part in name and p.requires_grad and value.requires_grad
-        }
+        if not value.requires_grad:
+            continue
+        trained = {name: p for name, p in parameters.items() if part in name and p.requires_grad}
         if trained:
-            gradients |= zip(
-                trained, torch.autograd.grad(value, list(trained.values()), allow_unused=True), strict=True
-            )
-    dead = [
-        name
-        for name in parameters
-        if gradients.get(name) is None or not 0 < gradients[name].abs().max().item() < math.inf
-    ]
+            found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+            gradients |= {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
+
+    def is_dead(name: str) -> bool:
+        return name not in gradients or not 0 < gradients[name].abs().max().item() < math.inf
+
+    dead = [name for name in parameters if is_dead(name)]
     if not dead:
         return gradients
     cause = repacked(model) or (
@@ -232,93 +238,101 @@ def check_gradients(model, parameters, loss):
     )
 
 
-def repacked(model):
+def repacked(model: torch.nn.Module) -> str | None:
     """What to say when bitsandbytes has repacked 4-bit layers, on a forward without gradients; None when it has not."""
-    layers = sum(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters())
+    quant_states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    layers = sum(getattr(state, "packing_format_for_cpu", False) for state in quant_states)
+    if not layers:
+        return None
     return (
-        (
-            f"bitsandbytes repacked {layers} of its 4-bit layers for AVX512-BF16, and what it repacked has no "
-            "backward; set "
-            "support_avx512bf16_for_cpu = False on every layer right after loading, as loading.load_trunk does"
-        )
-        if layers
-        else None
+        f"bitsandbytes repacked {layers} of its 4-bit layers for AVX512-BF16, and what it repacked has no "
+        "backward; set support_avx512bf16_for_cpu = False on every layer right after loading, as loading.load_trunk "
+        "does"
     )
 
 
 # -- after writing
 
 
-def check_head(model, path, features):
-    """The RewardModel at `path` scores features (N, D) as the one in memory does, and carries the same LoRA.
+def check_head(model: RewardModel, path: Path, features: torch.Tensor) -> None:
+    """Check that the RewardModel at `path` scores features (N, D) as the one in memory does, and has the same LoRA.
     SelfTestFailed otherwise.
     """
-    saved = scorer.RewardModel.load(path)
+    saved = RewardModel.load(path)
     error = (saved.reward(features) - model.reward(features)).abs().max().item()
-    odd = [
-        name
-        for name in model.lora.keys() | saved.lora.keys()
-        if name not in model.lora or name not in saved.lora or not torch.equal(model.lora[name].cpu(), saved.lora[name])
-    ]
-    if odd or not error <= HEAD:
+    different = model.lora.keys() ^ saved.lora.keys()
+    for name in model.lora.keys() & saved.lora.keys():
+        if not torch.equal(model.lora[name].cpu(), saved.lora[name]):
+            different.add(name)
+    if different or not error <= HEAD:
         raise SelfTestFailed(
             f"read back from {path.name}, the reward head scores a reply by {error:.2e} deviations otherwise, and at "
-            f"most {HEAD:.0e} is "
-            f"accepted, and {len(odd)} tensors of its LoRA differ: RewardModel.save leaves out or changes what the "
-            "score needs, or the "
-            "disk is faulty."
+            f"most {HEAD:.0e} is accepted, and {len(different)} tensors of its LoRA differ: RewardModel.save leaves "
+            "out or changes what the score needs, or the disk is faulty."
         )
 
 
-def check_adapter(policy, settings, folder, bare, **expected):
-    """The version in `folder`, loaded over the trunk `bare` as the chat loads it, has the policy's tensors exactly and
-    its log-probs.
-
-    `expected` are `adapters.load`'s base_hash and expected_sha256. SelfTestFailed otherwise.
+def check_adapter(
+    policy: PolicyModel,
+    settings: Settings,
+    folder: Path,
+    bare: PreTrainedModel,
+    *,
+    base_hash: str,
+    expected_sha256: str | None = None,
+) -> None:
+    """Check that the version in `folder`, loaded over the trunk `bare` as the chat loads it, has exactly the policy's
+    tensors, and its log-probabilities. SelfTestFailed otherwise.
     """
     try:
-        served = adapters.load(folder, bare, **expected)
+        served = adapters.load(folder, bare, base_hash=base_hash, expected_sha256=expected_sha256)
     except adapters.BadAdapter as error:
         raise SelfTestFailed(
             f"the version just written cannot be read back: {error}. Check the disk, and start the round anew."
         ) from error
     on_disk = loading.lora_parameters(served)
-    odd = [name for name, p in policy.parameters.items() if name not in on_disk or not torch.equal(p, on_disk[name])]
-    if odd:
+    different = [
+        name
+        for name, parameter in policy.parameters.items()
+        if name not in on_disk or not torch.equal(parameter, on_disk[name])
+    ]
+    if different:
         raise SelfTestFailed(
-            f"{len(odd)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate measured, "
-            f"the first is {odd[0]}: "
-            f"another policy was written, or the folder is left from another round. Delete {folder.name}, and start "
-            "the round anew."
+            f"{len(different)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate "
+            f"measured, the first is {different[0]}: another policy was written, or the folder is left from another "
+            f"round. Delete {folder.name}, and start the round anew."
         )
-    reader, batch = copy.copy(policy), policy.batch(fixed_episodes(bare))
-    reader.causal = served
+    batch = policy.batch(fixed_episodes(bare))
+    served_policy = copy.copy(policy)
+    served_policy.causal = served
     with torch.no_grad():
-        error = (reader.logprobs(batch) - policy.logprobs(batch)).abs().max().item()
-    if not error <= settings.ratio_tolerance:
+        difference = (served_policy.logprobs(batch) - policy.logprobs(batch)).abs().max().item()
+    if not difference <= settings.ratio_tolerance:
         raise SelfTestFailed(
-            f"loaded from {folder.name}, the version gives log-probabilities that are {error:.2e} nats off from those "
-            "of the policy that "
-            f"the gate measured, and at most {settings.ratio_tolerance:.0e} is accepted: its tensors are right, so "
-            "rank, alpha or targets "
-            "in its manifest are not."
+            f"loaded from {folder.name}, the version gives log-probabilities that are {difference:.2e} nats off from "
+            f"those of the policy that the gate measured, and at most {settings.ratio_tolerance:.0e} is accepted: its "
+            "tensors are right, so rank, alpha or targets in its manifest are not."
         )
 
 
 # -- helpers
 
 
-def fixed_episodes(model):
+def fixed_episodes(model: PreTrainedModel) -> list[Episode]:
     """Replies of random tokens of the model's vocabulary, the same ones every time."""
-    vocabulary, source = model.get_input_embeddings().num_embeddings, torch.Generator().manual_seed(0)
-    return [
-        Episode(*(torch.randint(vocabulary, (n,), generator=source).tolist() for n in lengths), True)
-        for lengths in LENGTHS
-    ]
+    vocabulary = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+    source = torch.Generator().manual_seed(0)
+
+    def random_tokens(n: int) -> list[int]:
+        return torch.randint(vocabulary, (n,), generator=source).tolist()
+
+    return [Episode(random_tokens(prompt), random_tokens(reply), ended=True) for prompt, reply in LENGTHS]
 
 
-def set_b(parameters, size):
-    """Fill every LoRA's B with the same noise of this deviation: at B = 0 a LoRA does nothing, wrong or right."""
+def set_b(parameters: Parameters, size: float) -> None:
+    """Fill every LoRA's B with the same noise of deviation `size`: at B = 0 a LoRA does nothing, so no test would see a
+    fault in it.
+    """
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -327,9 +341,9 @@ def set_b(parameters, size):
 
 
 @contextmanager
-def restored(parameters):
-    """The LoRA tensors afterwards are what they were before, exactly, whatever happens in between."""
-    before = {name: p.detach().clone() for name, p in parameters.items()}
+def restored(parameters: Parameters) -> Iterator[None]:
+    """Afterwards the LoRA tensors are exactly what they were before, whatever happens in between."""
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     try:
         yield
     finally:

@@ -1,29 +1,38 @@
-"""Is what is served what was trained? The chat runs a version in a number format of its own; how far that is from the
-policy, on its own replies.
+"""Is what the chat serves what was trained? The chat decodes a version in a number format of its own; this measures how
+far that is from the policy, on the policy's own replies.
 """
 
-import torch
+from collections.abc import Sequence
+from typing import Any
 
-EPISODES = 8  # of the gate's; logits of the whole vocabulary are compared
+import torch
+from transformers import PreTrainedModel
+
+from training.rollout import Episode
+
+EPISODES = 8  # of the gate's; logits over the whole vocabulary are compared
 
 
 @torch.no_grad()
-def divergence(model, forward, episodes):
-    """Mean KL(trained ‖ served) in nats a token: `model` as it was trained against `forward`, which decodes it, both at
-    temperature 1.
+def divergence(model: PreTrainedModel, forward: Any, episodes: Sequence[Episode]) -> float:
+    """Mean KL(trained ‖ served) in nats a token, at temperature 1: `model` as it was trained, `forward` as the decoder
+    reads it (a forward of `playground/decoding`).
     """
-    total = tokens = 0
+    total = 0.0
+    tokens = 0
+    device = next(model.parameters()).device
     for episode in episodes[:EPISODES]:
         prompt, reply = episode.prompt, episode.completion
-        ids = torch.tensor([prompt + reply], device=next(model.parameters()).device)
-        trained = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float(), -1)
+        ids = torch.tensor([prompt + reply], device=device)  # (1, P + T)
+        trained_logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        trained = torch.log_softmax(trained_logits.float(), -1)  # (T, V)
         line = forward.open(1, len(prompt), len(reply))
         while len(line.prompt) < len(prompt):
             logits = forward.read(line, prompt[len(line.prompt) :][: forward.chunk])[None]
-        for at, token in enumerate(reply):
-            served = torch.log_softmax(logits, -1)[0]
-            total += (trained[at].exp() * (trained[at] - served)).sum().item()
-            if at + 1 < len(reply):
+        for position, token in enumerate(reply):
+            served = torch.log_softmax(logits, -1)[0]  # (V,)
+            total += (trained[position].exp() * (trained[position] - served)).sum().item()
+            if position + 1 < len(reply):
                 logits = forward.step([line], [token])
         tokens += len(reply)
         forward.end(line)

@@ -1,4 +1,4 @@
-"""Votes by scripted annotators, for measuring the truth that votes are only samples of.
+"""Votes by scripted annotators, for measuring a round against the truth that votes are only noisy samples of.
 
 Makes duels with the real decoder, model and store, lets an annotator with a known score vote, runs one round in a real
 worker process, and measures on held-out prompts how often the new policy beats the base by that score. `python -m
@@ -15,18 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.decoding.decoder import Sampling
 from playground.models import adapters, loading, prompts
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
-from training import annotators, reward, rollout
+from training import annotators, rollout
+from training.annotators import Person
+from training.reward_validation import wilson
+from training.rollout import Episode
 
 
 class SimulateSettings(Settings):
@@ -53,74 +59,79 @@ class SimulateSettings(Settings):
     """File for the figures, as JSON."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Vote:
-    """One voted duel: the message, its prompt ids, left and right reply as episodes and as texts, and who
-    chose what.
-    """
+    """One voted duel."""
 
-    line: str
-    prompt: list
-    episodes: tuple
-    texts: tuple
+    line: str  # the message
+    prompt: list[int]  # its prompt ids
+    episodes: Sequence[Episode]  # left and right reply
+    texts: Sequence[str]  # of the two replies
     annotator: str
     choice: str
 
 
-def record(store, settings, identity, template, policy, votes):
-    """Put voted duels into the store, each a conversation of its own by a simulated person; identity and template are
-    the base model's.
+def record(
+    store: Store, settings: Settings, identity: dict[str, str], template: str, policy: int, votes: Sequence[Vote]
+) -> None:
+    """Put voted duels into the store, each in a conversation of its own by a simulated person. `identity` and
+    `template` (hash) are the base model's, `policy` is the version that wrote the replies.
     """
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.reply_tokens).as_dict()
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.reply_tokens)
     side = {
         "policy": policy,
         "base_model": identity["model"],
         "base_hash": identity["hash"],
         "template_hash": template,
-        "sampling": sampling,
+        "sampling": sampling.as_dict(),
         "seed": 0,
     }
-    people = {
-        name: store.annotator(f"simulated {name}", kind="simulated") for name in sorted({v.annotator for v in votes})
-    }
-    for v in votes:
-        duel = store.start_duel(store.new_conversation(people[v.annotator]), v.line, v.prompt, [side] * 2)
-        store.finish_duel(
-            duel,
-            [
-                {
-                    "text": t,
-                    "seed": 0,
-                    "token_ids": e.completion,
-                    "logprobs": [],
-                    "finish_reason": "end" if e.ended else "length",
-                    "first_token_ms": 0,
-                    "total_ms": 0,
-                }
-                for t, e in zip(v.texts, v.episodes, strict=True)
-            ],
-        )
-        store.vote(duel, people[v.annotator], v.choice, store.duel(duel)["left"]["message"])
+    names = sorted({vote.annotator for vote in votes})
+    people = {name: store.annotator(f"simulated {name}", kind="simulated") for name in names}
+    for vote in votes:
+        person = people[vote.annotator]
+        duel = store.start_duel(store.new_conversation(person), vote.line, vote.prompt, [side] * 2)
+        replies = [
+            {
+                "text": text,
+                "seed": 0,
+                "token_ids": episode.completion,
+                "logprobs": [],
+                "finish_reason": "end" if episode.ended else "length",
+                "first_token_ms": 0,
+                "total_ms": 0,
+            }
+            for text, episode in zip(vote.texts, vote.episodes, strict=True)
+        ]
+        store.finish_duel(duel, replies)
+        store.vote(duel, person, vote.choice, store.duel(duel)["left"]["message"])
 
 
-def make_duels(store, settings, trunk, tokenizer, people, log=print, skip=0):
-    """Fill the store with `settings.votes` voted duels by the live version, the voters drawn from `people` {name:
-    Person}; returns how many said tie.
+def make_duels(
+    store: Store,
+    settings: SimulateSettings,
+    trunk: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    people: Mapping[str, Person],
+    log: Callable[[str], None] = print,
+    skip: int = 0,
+) -> int:
+    """Fill the store with `settings.votes` voted duels by the live version. The voters are drawn from `people` {name:
+    Person}. Returns how many votes are ties.
 
-    Each is on a shipped prompt of its own as long as there are any; `skip` is how many of them earlier duels have used.
+    Each duel is on a shipped prompt of its own as long as there are any; `skip` is how many prompts earlier duels have
+    used.
     """
-    rng, identity, live = random.Random(settings.seed), loading.base_identity(trunk, settings), store.live_policy()
-    model = (
-        adapters.load(live["path"], trunk, base_hash=identity["hash"], expected_sha256=live["sha256"])
-        if live["version"]
-        else trunk
-    )
+    rng = random.Random(settings.seed)
+    identity = loading.base_identity(trunk, settings)
+    live = store.live_policy()
+    model = trunk
+    if live["version"]:
+        model = adapters.load(live["path"], trunk, base_hash=identity["hash"], expected_sha256=live["sha256"])
     lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
     rng.shuffle(lines)
     lines = list(itertools.islice(itertools.cycle(lines), skip, skip + settings.votes))
-    encoded = [
-        prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines
-    ]
+    encoded = encode_lines(lines, tokenizer, settings)
     episodes = rollout.sample(
         model,
         encoded,
@@ -130,44 +141,69 @@ def make_duels(store, settings, trunk, tokenizer, people, log=print, skip=0):
         temperature=settings.temperature,
         end_tokens=loading.end_tokens(trunk, tokenizer),
     )
-    replies = [prompts.reply_text(e.completion, tokenizer) for e in episodes]
-    scores = {
-        name: annotators.standardised([person.score(lines[i // 2], reply) for i, reply in enumerate(replies)])
-        for name, person in people.items()
-    }
+    texts = [prompts.reply_text(episode.completion, tokenizer) for episode in episodes]
+    scores = {}
+    for name, person in people.items():
+        raw = [person.score(lines[i // 2], text) for i, text in enumerate(texts)]
+        scores[name] = annotators.standardised(raw)
     votes = []
     for i, line in enumerate(lines):
-        name, both = rng.choice(sorted(people)), slice(2 * i, 2 * i + 2)
+        name = rng.choice(sorted(people))
+        duel = slice(2 * i, 2 * i + 2)
+        left_score, right_score = scores[name][duel]
+        choice = people[name].vote(left_score, right_score, rng)
         votes.append(
-            Vote(line, encoded[i], episodes[both], replies[both], name, people[name].vote(*scores[name][both], rng))
+            Vote(
+                line=line,
+                prompt=encoded[i],
+                episodes=episodes[duel],
+                texts=texts[duel],
+                annotator=name,
+                choice=choice,
+            )
         )
     record(store, settings, identity, loading.template_hash(tokenizer), live["version"], votes)
-    ties = sum(v.choice == "tie" for v in votes)
+    ties = sum(vote.choice == "tie" for vote in votes)
     log(f"{settings.votes} duels voted on, {ties} ties")
     return ties
 
 
-def held_out_replies(model, settings, tokenizer, end_tokens, name, replies=1):
-    """(lines, texts): replies of a model to the first `settings.eval_prompts` held-out prompts, `replies` to each, in
-    order.
+def encode_lines(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> list[list[int]]:
+    """Prompt ids of each line as the first message of a chat."""
+    return [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
+
+
+def held_out_replies(
+    model: PreTrainedModel,
+    settings: SimulateSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: Collection[int],
+    name: str,
+    replies: int = 1,
+) -> tuple[list[str], list[str]]:
+    """(lines, texts): a model's replies to the first `settings.eval_prompts` held-out prompts, `replies` to each, in
+    order. `name` is a part of the seed.
     """
     lines = (rollout.SEED_PROMPTS / "heldout.txt").read_text().splitlines()[: settings.eval_prompts]
-    encoded = [
-        prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines
-    ]
     episodes = rollout.sample(
         model,
-        encoded,
+        encode_lines(lines, tokenizer, settings),
         random.Random(f"{settings.seed}/{name}"),
         replies=replies,
         max_tokens=settings.reply_tokens,
         temperature=settings.temperature,
         end_tokens=end_tokens,
     )
-    return lines, [prompts.reply_text(e.completion, tokenizer) for e in episodes]
+    return lines, [prompts.reply_text(episode.completion, tokenizer) for episode in episodes]
 
 
-def compare(settings, trunk, tokenizer, people, policy_row):
+def compare(
+    settings: SimulateSettings,
+    trunk: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    people: Mapping[str, Person],
+    policy_row: Mapping[str, Any],
+) -> dict[str, Any]:
     """The annotators' own scores of base and new policy on held-out prompts; returns the figures."""
     tuned = adapters.load(
         policy_row["path"],
@@ -175,32 +211,30 @@ def compare(settings, trunk, tokenizer, people, policy_row):
         base_hash=loading.base_identity(trunk, settings)["hash"],
         expected_sha256=policy_row["sha256"],
     )
-    end = loading.end_tokens(trunk, tokenizer)
-    lines, before = held_out_replies(trunk, settings, tokenizer, end, "before")
-    _, after = held_out_replies(tuned, settings, tokenizer, end, "after")
-    by_person, total = {}, 0.0
+    end_tokens = loading.end_tokens(trunk, tokenizer)
+    lines, before = held_out_replies(trunk, settings, tokenizer, end_tokens, "before")
+    _, after = held_out_replies(tuned, settings, tokenizer, end_tokens, "after")
+    by_person = {}
+    total_wins = 0.0
     for name, person in people.items():
-        old, new = (
-            [person.score(line, reply) for line, reply in zip(lines, replies, strict=True)]
-            for replies in (before, after)
-        )
+        old = [person.score(line, reply) for line, reply in zip(lines, before, strict=True)]
+        new = [person.score(line, reply) for line, reply in zip(lines, after, strict=True)]
         wins = sum((a > b) + 0.5 * (a == b) for a, b in zip(new, old, strict=True))
         by_person[name] = {"win_rate": wins / len(lines), "score_before": mean(old), "score_after": mean(new)}
-        total += wins / len(people)
+        total_wins += wins / len(people)
+    samples = list(zip(lines, before, after, strict=True))[:6]
     return {
-        "win_rate": total / len(lines),
-        "win_rate_ci": reward.wilson(total, len(lines)),
-        "score_before": mean(p["score_before"] for p in by_person.values()),
-        "score_after": mean(p["score_after"] for p in by_person.values()),
+        "win_rate": total_wins / len(lines),
+        "win_rate_ci": wilson(total_wins, len(lines)),
+        "score_before": mean(figures["score_before"] for figures in by_person.values()),
+        "score_after": mean(figures["score_after"] for figures in by_person.values()),
         "by_annotator": by_person,
-        "samples": [
-            {"prompt": p, "before": b, "after": a} for p, b, a in list(zip(lines, before, after, strict=True))[:6]
-        ],
+        "samples": [{"prompt": line, "before": old, "after": new} for line, old, new in samples],
     }
 
 
-def run(settings, log=print):
-    """The whole simulation in a folder of its own unless `data_dir` names one; returns the figures as a dict."""
+def run(settings: SimulateSettings, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """The whole simulation in `settings.data_dir`, which must hold no votes yet; returns the figures."""
     people = annotators.people(
         settings.annotator,
         temperature=settings.vote_temperature,
@@ -209,7 +243,8 @@ def run(settings, log=print):
         bad_below=settings.both_bad if settings.both_bad > -10 else None,
     )
     torch.set_num_threads(settings.threads)
-    tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings)
+    tokenizer = loading.load_tokenizer(settings)
+    trunk = loading.load_trunk(settings)
     store = Store(settings.database)
     if store.last_round() or store.new_votes():
         raise SettingsError(f"--data-dir: {settings.data_dir} already holds votes; a simulation needs an empty one")
@@ -222,11 +257,12 @@ def run(settings, log=print):
     subprocess.run(
         [sys.executable, "-m", "training.worker", "--once"], env=environ, cwd=Path(__file__).parent.parent, check=False
     )
-    minutes, peak = (time.monotonic() - start) / 60, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    minutes = (time.monotonic() - start) / 60
+    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
     row = store.last_round()
     policy = store.round_policy(row["id"])
-    figures = {
+    figures: dict[str, Any] = {
         "annotator": settings.annotator,
         "votes": settings.votes,
         "flip": settings.flip,
@@ -247,14 +283,14 @@ def run(settings, log=print):
         "rm_nll": metrics.get("heldout_nll"),
         "kl": metrics.get("kl"),
         "minutes": round(minutes, 2),
-        "peak_mb": round(peak),
+        "peak_mb": round(peak_mb),
         "state": row["state"],
         "published": row["state"] == "published",
         "refused_because": row["reason"],
     }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, SimulateSettings, "python -m training.simulate")
         if settings.data_dir == Settings.model_fields["data_dir"].default:
@@ -266,7 +302,8 @@ def main(argv=None):
         sys.exit(str(error))
     for name, value in figures.items():
         if name != "samples":
-            print(f"{name:>16}  {value:.3f}" if isinstance(value, float) else f"{name:>16}  {value}")
+            shown = f"{value:.3f}" if isinstance(value, float) else value
+            print(f"{name:>16}  {shown}")
     if settings.json_file:
         Path(settings.json_file).write_text(json.dumps(figures, indent=1))
 

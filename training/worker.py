@@ -1,9 +1,8 @@
 """The worker process: decides when a round runs, holds its lease, and survives being killed.
 
-`run_once(store, settings, owner)` is the unit of work; sleeping, signals and priority stand outside it. `python -m
-training.worker` loops,
-`--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without enough evidence, 1 when
-it failed.
+`run_once(store, settings, owner)` is the unit of work; sleeping, signals and priority are outside it. `python -m
+training.worker` loops. `--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without
+enough evidence, 1 when it failed.
 """
 
 import gc
@@ -14,7 +13,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import torch
@@ -24,16 +25,19 @@ from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
 from playground.system import discreet, memory
-from training.erase import Eraser
+from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
-from training.round import MAX_ATTEMPTS, Round, RoundEnded
+from training.preferences import Row
+from training.round import Round
+from training.round_control import RoundEnded
 
 log = logging.getLogger("training.worker")
 
-# seconds for which the worker waits for another process that holds the database: nobody waits for the worker
+MAX_ATTEMPTS = 3  # a round that was taken more often without getting further has failed
+# seconds that the worker waits for another process that holds the database; long, since nobody waits for the worker
 PATIENCE = 60.0
-STORE_PAUSE = 10.0  # seconds until it looks for work again where the store could not answer
-PARENT_PAUSE = 1.0  # seconds between two looks whether the server is still there
+STORE_PAUSE = 10.0  # seconds until the worker looks for work again after the store could not answer
+PARENT_PAUSE = 1.0  # seconds between two checks whether the server still runs
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
 
@@ -44,15 +48,22 @@ class WorkerSettings(Settings):
     once: bool = False
     """Run one round now and exit."""
     server_pid: int = Field(0, ge=0)
-    """End as soon as this process, the worker's parent, has ended; 0 is never."""
+    """Process id of the server; the worker ends when that process has ended. 0 is never."""
 
 
-def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None):
-    """Run or resume one round (of a `kind` of Round) if there is one to run, calling `before` first; returns its final
-    row, or None when there was nothing to do.
+def run_once(
+    store: Store,
+    settings: Settings,
+    owner: str,
+    auto: bool = True,
+    kind: type[Round] = Round,
+    before: Callable[[], None] = lambda: None,
+) -> Row | None:
+    """Run or resume one round if there is one to run, and return its final row; None when there was nothing to do.
+    `kind` is the class of the round, `before` is called before it starts. With `auto`, new votes can start a round.
 
-    Whatever goes wrong in a round ends that round with the reason; only losing the lease, a store that cannot answer
-    (StoreUnavailable), or being told to stop leaves it to the next worker.
+    An error in a round ends that round with the reason. A lost lease, a store that cannot answer (StoreUnavailable) or
+    a signal to stop leaves the round to the next worker.
     """
     settings = with_overrides(store, settings)
     auto_votes = settings.round_votes if auto and settings.auto_train else None
@@ -66,16 +77,13 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     if row is None:
         return None
     before()
-    log.info("round %s starts at %s", row["id"], row["phase"])
+    round_id = row["id"]
+    log.info("round %s starts at %s", round_id, row["phase"])
     try:
-        with heartbeat(store, settings, row["id"], owner), logged(settings.rounds_dir / f"{row['id']:04d}" / "log.txt"):
+        with heartbeat(store, settings, round_id, owner), logged(folder_of(settings, round_id) / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
-                store.end_round(
-                    row["id"],
-                    owner,
-                    "failed",
-                    f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.",
-                )
+                reason = f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why."
+                store.end_round(round_id, owner, "failed", reason)
             else:
                 run_logged(kind(store, settings, row, owner))
     except RoundEnded:
@@ -83,46 +91,47 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
     except LeaseLost as error:
         log.warning("another worker has taken over: %s", error)
     except StoreUnavailable as error:
-        log.warning("round %s stays where it is: %s", row["id"], error)
+        log.warning("round %s stays where it is: %s", round_id, error)
         with suppress(StoreUnavailable):
-            store.release_round(row["id"], owner)
+            store.release_round(round_id, owner)
         raise
     except Exception as error:
-        store.end_round(row["id"], owner, "failed", why_failed(error, store.round(row["id"])["phase"]))
+        store.end_round(round_id, owner, "failed", why_failed(error, store.round(round_id)["phase"]))
     except BaseException:
         with suppress(StoreUnavailable):
-            store.release_round(row["id"], owner)
+            store.release_round(round_id, owner)
         raise
     finally:
         gc.collect()
-    row = store.round(row["id"])
+    row = store.round(round_id)
     eraser = Eraser(store, settings)
     eraser.tidy()
-    eraser.step()  # what waited for this round
-    log.info("round %s is %s%s", row["id"], row["state"], f": {row['reason']}" if row["reason"] else "")
+    eraser.step()  # erasures may have waited for this round to end
+    reason = f": {row['reason']}" if row["reason"] else ""
+    log.info("round %s is %s%s", round_id, row["state"], reason)
     return row
 
 
-def run_logged(this):
-    """Run a round; what breaks it is told in its own log, which is open now."""
+def run_logged(running: Round) -> None:
+    """Run a round, and write the error that ends it to its log, which is open now."""
     try:
-        this.run()
+        running.run()
     except (RoundEnded, LeaseLost):
         raise
     except Exception:
-        log.exception("round %s failed", this.id)
+        log.exception("round %s failed", running.id)
         raise
 
 
-def why_failed(error, phase):
-    """The reason that a broken round ends with, in one sentence."""
+def why_failed(error: Exception, phase: str) -> str:
+    """The reason for the end of a round that failed, in one sentence."""
     kind, _, message = discreet.said(error).partition(": ")
     return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
 
 
-def with_overrides(store, settings):
-    """The settings with what an admin changed; where that does not fit (any more), as they were, with a line in the
-    log.
+def with_overrides(store: Store, settings: Settings) -> Settings:
+    """The settings with an admin's changes. Where these are not valid (any more), the settings without them, and a
+    line in the log.
     """
     try:
         return overridden(settings, store.overrides())
@@ -132,10 +141,11 @@ def with_overrides(store, settings):
 
 
 @contextmanager
-def logged(file):
-    """What training says meanwhile goes to `file` too, after what an earlier worker said there."""
+def logged(file: Path) -> Iterator[None]:
+    """Append the log lines of training to `file` too."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler, logger = logging.FileHandler(file, encoding="utf-8"), logging.getLogger("training")
+    logger = logging.getLogger("training")
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(discreet.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
@@ -149,11 +159,11 @@ def logged(file):
 
 
 @contextmanager
-def heartbeat(store, settings, round_id, owner):
+def heartbeat(store: Store, settings: Settings, round_id: int, owner: str) -> Iterator[None]:
     """Renew the lease from a thread of its own, since a training step may take longer than the lease."""
     done = threading.Event()
 
-    def beat():
+    def beat() -> None:
         while not done.wait(settings.lease_seconds / 3):
             try:
                 store.update_round(round_id, owner)
@@ -171,7 +181,7 @@ def heartbeat(store, settings, round_id, owner):
         thread.join()
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     discreet.log_to(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
@@ -185,13 +195,14 @@ def main(argv=None):
     memory.keep_few_primitives()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
-        # the app makes the database: where it was moved away from under a running app, a new one in its place would be
-        # in the way
+        # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way
+        # when it is moved back.
         store = Store(settings.database, patience=PATIENCE, create=False)
         if settings.once:
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
-        forecaster, eraser = Forecaster(store, settings), Eraser(store, settings)
+        forecaster = Forecaster(store, settings)
+        eraser = Eraser(store, settings)
         eraser.tidy()
         while True:
             if not step(store, settings, owner, forecaster, eraser):
@@ -202,9 +213,10 @@ def main(argv=None):
         sys.exit(str(error))
 
 
-def step(store, settings, owner, forecaster, eraser):
-    """Erase what people took back, and run a round or forecast some votes; whether there was anything to do. Where the
-    store cannot answer it waits; StoreLost where that is in vain."""
+def step(store: Store, settings: Settings, owner: str, forecaster: Forecaster, eraser: Eraser) -> bool:
+    """Erase what people took back, then run a round or else forecast some votes; returns whether there was anything to
+    do. Where the store cannot answer, it waits; StoreLost where waiting cannot help.
+    """
     try:
         eraser.step()
         return run_once(store, settings, owner, before=forecaster.rest) is not None or forecaster.step()
@@ -216,37 +228,41 @@ def step(store, settings, owner, forecaster, eraser):
         return False
 
 
-def wait_for_round(store, settings, owner):
+def wait_for_round(store: Store, settings: Settings, owner: str) -> int:
     """Run the requested round, waiting out the lease of a worker that may hold it; returns the exit code."""
     wanted = store.request_round()
     while (row := store.round(wanted))["state"] in ("requested", "running"):
         if run_once(store, settings, owner, auto=False) is None:
             time.sleep(settings.poll_seconds)
-    print(f"Round {row['id']}: {row['state']}{'. ' + row['reason'] if row['reason'] else ''}")
+    reason = f". {row['reason']}" if row["reason"] else ""
+    print(f"Round {row['id']}: {row['state']}{reason}")
     return EXIT_CODES.get(row["state"], 1)
 
 
-def end_with(parent):
+def end_with(parent: int) -> None:
     """End this process, in order as on SIGTERM, soon after `parent` (the process id that started it) has ended.
 
     A server that was killed would otherwise leave its worker training, beside the worker of the next server.
     """
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_PAUSE)
-        log.warning("the server has ended; so does its worker")
+        log.warning("the server has ended; its worker ends too")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
-def be_quiet(settings):
-    """Train at the lowest priority: beside a chat, `nice 19` with all threads leaves it more speed than equal shares of
-    threads do.
+def be_quiet(settings: Settings) -> None:
+    """Train at the lowest priority: with `nice 19` and all threads, a chat beside the worker keeps more of its speed
+    than with half of the threads each.
     """
     torch.set_num_threads(settings.threads)
-    psutil.Process().nice(19 if os.name == "posix" else psutil.IDLE_PRIORITY_CLASS)
+    if sys.platform == "win32":
+        psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
+    else:
+        psutil.Process().nice(19)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ share it.
 
 Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first
 to two thirds deep, the log of the reply's length, and how often it has the tokens that are common among the replies
-voted on. Owns them, the views of them that a head may read, and the head's file. Fitting a head is
+voted on. Owns them, the feature sets that a head may read, and the head's file. Fitting a head is
 `training/reward.py`'s.
 """
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from playground.models import adapters, loading
+from playground.models.batches import pad
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
 BATCH_TOKENS = (
@@ -55,16 +56,8 @@ class FeatureTrunk:
         """
         replies = [loading.cut(prompt, completion, self.most) for prompt, completion in replies]
         device = next(self.model.parameters()).device
-        longest = max(len(p) + len(c) for p, c in replies)
-        ids = torch.tensor(
-            [[*p, *c] + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device
-        )  # (N, L), right-padded
-        mask = torch.tensor(
-            [[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device
-        )
-        pool = torch.tensor(
-            [[0] * len(p) + [1] * len(c) + [0] * (longest - len(p) - len(c)) for p, c in replies], device=device
-        )
+        ids, mask = pad([[*prompt, *completion] for prompt, completion in replies], device=device)  # (N, L)
+        pool, _ = pad([[0] * len(prompt) + [1] * len(completion) for prompt, completion in replies], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         self.model.base_model(
             **loading.inputs(
@@ -120,7 +113,7 @@ def with_counts(features, replies, tokens):
     return torch.cat([features, counts.view(len(replies), len(tokens)).log1p()], -1)
 
 
-class Reading(NamedTuple):
+class ExtractedFeatures(NamedTuple):
     """Features (N, D) of replies, the widths of their parts (layers, length, counts), and the tokens counted."""
 
     features: torch.Tensor
@@ -134,7 +127,7 @@ class Reading(NamedTuple):
         return cls(with_counts(features, replies, tokens), [*parts, len(tokens)], tokens)
 
 
-# -- views: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
+# -- feature sets: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
 
 
 def _layers(layers, log_length, _counts):
@@ -162,23 +155,23 @@ def _style(_layers, log_length, counts):
     return [counts, log_length]
 
 
-VIEWS = {"layers": _layers, "words": _words, "meaning": _meaning, "style": _style, "length": _length}
-ON_ONE_SCALE = {"style"}  # views whose features can be compared as they are: one that hardly varies says little
+FEATURE_SETS = {"layers": _layers, "words": _words, "meaning": _meaning, "style": _style, "length": _length}
+ON_ONE_SCALE = {"style"}  # feature sets whose features can be compared as they are: one that hardly varies says little
 
 
-def views(parts, setting="auto"):
-    """Names of the views to choose among: those that differ on features of these parts, or the one that the setting
-    names.
+def feature_set_names(parts, setting="auto"):
+    """Names of the feature sets to choose among: those that differ on features of these parts, or the one that the
+    setting names.
     """
     if setting != "auto":
         return [setting]
     return ["layers", "words", "style"] + ["meaning"] * (len(parts) > 4)
 
 
-def view(features, parts, name):
+def feature_blocks(features, parts, name):
     """What a head reads of features (N, D), counts included: blocks (N, d_i) whose widths sum to d."""
     *layers, log_length, counts = features.split(list(parts), -1)
-    return VIEWS[name](layers, log_length, counts)
+    return FEATURE_SETS[name](layers, log_length, counts)
 
 
 # -- the head
@@ -186,15 +179,15 @@ def view(features, parts, name):
 
 @dataclass
 class RewardModel:
-    """A fitted linear head on one view, with the Gaussian (Laplace) posterior of its weights. Its features (N, D) are
-    those that `features` gives.
+    """A fitted linear head on one feature set, with the Gaussian (Laplace) posterior of its weights. Its features
+    (N, D) are those that `features` gives.
 
-    x = (view − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² + |x off
-    the basis|²/penalty: inverse curvature of the likelihood where votes speak, the prior elsewhere.
+    x = (feature set − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² +
+    |x off the basis|²/penalty: inverse curvature of the likelihood where votes speak, the prior elsewhere.
     reward = (raw − pessimism·deviation − shift)/spread, of mean 0 and deviation 1 on the reference's replies.
     """
 
-    view: str
+    feature_set: str
     parts: list  # widths of the features' parts, sum D; the last one is of the counts
     tokens: list  # that are counted
     centre: torch.Tensor  # (d,)
@@ -219,7 +212,7 @@ class RewardModel:
 
     def design(self, features):
         """(N, D) -> x (N, d)."""
-        return (torch.cat(view(features, self.parts, self.view), -1) - self.centre) / self.scale
+        return (torch.cat(feature_blocks(features, self.parts, self.feature_set), -1) - self.centre) / self.scale
 
     def raw(self, features):
         """Scores (N,) in the units of the likelihood."""
@@ -253,9 +246,9 @@ class RewardModel:
         self.shift, self.spread = scores.mean().item(), max(scores.std().item(), 1e-6)
 
     def save(self, path):
-        numbers = {
+        numbers = {"view": self.feature_set} | {
             k: getattr(self, k)
-            for k in ("view", "parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")
+            for k in ("parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")
         }
         tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor", "influence")} | {
             f"lora/{k}": v for k, v in self.lora.items()
@@ -271,5 +264,6 @@ class RewardModel:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             numbers = json.loads(file.metadata()["numbers"])
+        numbers["feature_set"] = numbers.pop("view")
         lora = {k.removeprefix("lora/"): tensors.pop(k) for k in list(tensors) if k.startswith("lora/")}
         return cls(**tensors, **numbers, lora=lora)

@@ -1,0 +1,212 @@
+"""What may be said of a reward model: predictions on votes that it was not fitted on, the choice of feature set and
+penalty by cross-validation, and whether the votes are evidence enough.
+
+Fits heads by `reward_head.py`. Knows nothing about trunks or files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from training import preferences
+from training.preferences import Pair, Preferences
+from training.reward_head import Objective, minimise, pair_columns
+
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
+MOST_NUMBERS = 1 << 24  # in each of the largest tensors of a fit: 128 MB
+FOLDS = 10  # each is predicted from the nine others; of a hundred votes, mostly ties, every decided one counts
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bin of a reliability diagram over decided pairs."""
+
+    predicted: float  # mean P(a | no tie)
+    observed: float  # share of the votes that chose a
+    votes: int
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What scores predict of n pairs that they were not fitted on."""
+
+    margin: torch.Tensor  # (n,), score of a − score of b
+    log_nu: torch.Tensor  # (n,), of the fit that made the prediction
+    outcome: torch.Tensor  # (n,), the vote: A, TIE or B
+
+    @classmethod
+    def of(cls, scores: torch.Tensor, log_nu: float, pairs: Sequence[Pair]) -> "Predictions":
+        """From raw scores (N,) of all replies."""
+        left, right, outcome = pair_columns(pairs)
+        return cls(scores[left] - scores[right], torch.full((len(pairs),), float(log_nu)), outcome)
+
+    @classmethod
+    def join(cls, several: Sequence["Predictions"]) -> "Predictions":
+        if not several:
+            return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        return cls(
+            torch.cat([predictions.margin for predictions in several]),
+            torch.cat([predictions.log_nu for predictions in several]),
+            torch.cat([predictions.outcome for predictions in several]),
+        )
+
+    def where(self, keep: Sequence[bool]) -> "Predictions":
+        """Those of the pairs where `keep` is true."""
+        mask = torch.tensor(keep, dtype=torch.bool)
+        return Predictions(self.margin[mask], self.log_nu[mask], self.outcome[mask])
+
+    def count_correct(self) -> tuple[float, int]:
+        """(correct, decided), as `preferences.count_correct` counts them."""
+        return preferences.count_correct(self.margin.numpy(), np.zeros(len(self.margin)), self.outcome.numpy())
+
+    def accuracy(self) -> float | None:
+        """Share of the decided pairs that are predicted correctly; None where no pair is decided."""
+        correct, decided = self.count_correct()
+        return correct / decided if decided else None
+
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's interval of the accuracy; None where no pair is decided."""
+        correct, decided = self.count_correct()
+        return wilson(correct, decided) if decided else None
+
+    def pair_nll(self) -> torch.Tensor:
+        """Davidson's NLL of each vote (n,)."""
+        return preferences.pair_nll(self.margin / 2, -self.margin / 2, self.outcome, self.log_nu)
+
+    def nll(self) -> float | None:
+        """Mean Davidson NLL in nats a pair; None where there is no pair."""
+        if not len(self.margin):
+            return None
+        return self.pair_nll().mean().item()
+
+    def reliability(self, bins: int = 10) -> list[ReliabilityBin]:
+        """Reliability of the decided pairs, in at most `bins` bins of equal count."""
+        decided = self.outcome != preferences.TIE
+        p = torch.sigmoid(self.margin[decided]).numpy()
+        chose_a = (self.outcome[decided] == preferences.A).numpy()
+        order = torch.argsort(self.margin[decided]).numpy()
+        return [
+            ReliabilityBin(float(p[part].mean()), float(chose_a[part].mean()), len(part))
+            for part in np.array_split(order, bins)
+            if len(part)
+        ]
+
+    def calibration_error(self, bins: int = 10) -> float | None:
+        """Expected calibration error (Naeini et al. 2015) over these bins; None where no pair is decided."""
+        found = self.reliability(bins)
+        if not found:
+            return None
+        return sum(x.votes * abs(x.predicted - x.observed) for x in found) / sum(x.votes for x in found)
+
+
+# -- cross-validation
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One step of a cross-validation: fit on `training`, predict the pairs with these indices."""
+
+    training: Preferences
+    heldout: list[int]
+
+
+def split(prefs: Preferences, seed: int) -> list[Fold]:
+    """Folds of whole groups. Folds on which nothing can be fitted or predicted are left out."""
+    fold_of = preferences.folds([pair.group for pair in prefs.pairs], FOLDS, seed)
+
+    def fold(k: int) -> Fold:
+        return Fold(
+            training=prefs.subset(lambda group: fold_of.get(group) != k),
+            heldout=[i for i, pair in enumerate(prefs.pairs) if fold_of[pair.group] == k],
+        )
+
+    folds = [fold(k) for k in range(FOLDS)]
+    return [fold for fold in folds if fold.training.pairs and fold.heldout]
+
+
+def cross_validate(
+    prefs: Preferences, seed: int, scores_from: Callable[[Preferences], tuple[torch.Tensor, float]]
+) -> tuple[Predictions, list[int]]:
+    """Out-of-fold Predictions of the pairs, and these pairs' indices. `scores_from(training part)` returns (scores (N,)
+    of all replies, log ν).
+    """
+    several = []
+    indices = []
+    for fold in split(prefs, seed):
+        scores, log_nu = scores_from(fold.training)
+        several.append(Predictions.of(scores, log_nu, [prefs.pairs[i] for i in fold.heldout]))
+        indices += fold.heldout
+    return Predictions.join(several), indices
+
+
+def choose(designs: Mapping[str, torch.Tensor], prefs: Preferences, seed: int) -> tuple[str, float]:
+    """(feature set, penalty) of least cross-validated NLL; the first set and the strongest penalty where no fold can be
+    held out. `designs` as `reward_head.designs` returns them.
+    """
+    nll = {(feature_set, penalty): 0.0 for feature_set in designs for penalty in PENALTIES}
+    folds = split(prefs, seed)
+    for feature_set, x in designs.items():
+        at_once = max(1, MOST_NUMBERS // max(1, x.shape[1] * max(x.shape[1], len(prefs.pairs))))
+        for i in range(0, len(folds), at_once):
+            for penalty, fold_nll in zip(PENALTIES, heldout_nll(x, prefs, folds[i : i + at_once]), strict=True):
+                nll[feature_set, penalty] += fold_nll
+    return min(nll, key=lambda choice: nll[choice])
+
+
+def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> list[float]:
+    """For each penalty, the summed NLL of these folds' held-out pairs. The folds are fitted together, as weightings of
+    the same votes. x (N, r), one row a reply.
+    """
+    pairs_kept = torch.ones(len(folds), len(prefs.pairs), dtype=torch.double)  # (B, n), 0 for the held-out ones
+    labels_kept = torch.ones(len(folds), len(prefs.labels), dtype=torch.double)
+    for row, fold in enumerate(folds):
+        groups = {prefs.pairs[i].group for i in fold.heldout}
+        pairs_kept[row, fold.heldout] = 0
+        labels_kept[row, [i for i, label in enumerate(prefs.labels) if label.group in groups]] = 0
+
+    objective = Objective(x, prefs).weighted(pairs_kept, labels_kept)
+    phi = None
+    sums = []
+    for penalty in PENALTIES:
+        phi, _ = minimise(objective.penalised(penalty), start=phi)  # from where the stronger penalty's fit ended
+        sums.append(((1 - pairs_kept) * objective.pair_nll(phi)).sum().item())
+    return sums
+
+
+# -- evidence
+
+
+def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a proportion (Wilson 1927); (0, 1) without data."""
+    if n == 0:
+        return (0.0, 1.0)
+    interval = binomtest(int(round(correct)), n).proportion_ci(confidence, method="wilson")
+    return (float(interval.low), float(interval.high))
+
+
+def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, str | None]:
+    """(enough, reason): whether the interval of the accuracy lies above chance. The reason says about how many more
+    votes are needed, and is None where there are enough. Confidence 0 switches the check off.
+    """
+    if decided == 0:
+        return False, "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
+    if not confidence:
+        return True, None
+    accuracy = correct / decided
+    low, high = wilson(correct, decided, confidence)
+    if low > 0.5:
+        return True, None
+    numbers_tried = range(decided + 1, 20 * decided + 200)
+    needed = next((n for n in numbers_tried if wilson(accuracy * n, n, confidence)[0] > 0.5), None)
+    if needed:
+        more = f"about {needed - decided} more at this agreement rate"
+    else:
+        more = "the votes do not agree with each other so far"
+    return (
+        False,
+        f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, "
+        f"{high:.2f}]; {more}.",
+    )

@@ -1,0 +1,163 @@
+"""The frame of a training round: its row in the store, its folder, the order of its phases, the clock that the page
+shows, and what ends or interrupts it (pause, stop, erasure).
+
+Knows nothing about what the phases do; that is `round.py`'s. When rounds run is `worker.py`'s.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from playground.models import loading
+from playground.settings import Settings
+from playground.store import STOPPED, Store
+from playground.system import memory
+from training import erase, gpu
+from training.preferences import Row
+
+log = logging.getLogger(__name__)
+
+PHASES = ("collect", "sft", "reward", "ppo", "gate", "publish")
+# settings that belong to this machine: a resumed round takes them from the worker, all others from its row
+OF_THIS_MACHINE = {"data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker"}
+
+
+class RoundEnded(Exception):
+    """The round is over before its last phase; the store has the reason."""
+
+
+class BeginsAgain(Exception):
+    """Somebody took back a chat that this round has read: it goes back to its first phase without it."""
+
+
+class RoundControl:
+    """A running round without its phases. A subclass implements `run_phase` and `drop_models`."""
+
+    def __init__(self, store: Store, settings: Settings, row: Row, owner: str) -> None:
+        self.store = store
+        self.owner = owner
+        self.id: int = row["id"]
+        self.phase: str = row["phase"]
+        config = {name: value for name, value in row["config"].items() if name not in OF_THIS_MACHINE}
+        self.settings: Settings = loading.bounded(Settings(**{**settings.model_dump(), **config}))
+        self.folder = erase.folder_of(settings, self.id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # when the running phase began, moved forward by its pauses: the time of day is for the page alone
+        self._began_at = time.time()
+        self._began_monotonic = time.monotonic()
+        self._eraser = erase.Eraser(store, settings)
+
+    def run_phase(self, phase: str) -> None:
+        raise NotImplementedError
+
+    def drop_models(self) -> None:
+        """Drop everything that was loaded for the round."""
+        raise NotImplementedError
+
+    # -- the order of phases
+
+    def run(self) -> None:
+        """Run what is left of the round. At the end it is published, refused, or has too little evidence."""
+        gpu.check(self.settings)
+        while True:
+            try:
+                return self._run_phases()
+            except BeginsAgain:
+                log.info("round %s begins again: somebody took back a chat that it had read", self.id)
+                self.phase = "collect"
+                self.drop_models()
+                memory.trim()
+
+    def _run_phases(self) -> None:
+        resumed_at = self.phase
+        for phase in PHASES[PHASES.index(resumed_at) :]:
+            # a later phase than the one resumed at is progress, so failed attempts are counted anew
+            attempts = {} if phase == resumed_at else {"attempts": 1}
+            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **attempts)
+            log.info("round %s: %s", self.id, phase)
+            with self._timed(phase):
+                self.obey()
+                self.run_phase(phase)
+            memory.trim()
+
+    def end(self, state: str, reason: str | None) -> NoReturn:
+        """End the round in this state."""
+        self.store.end_round(self.id, self.owner, state, reason)
+        raise RoundEnded(reason)
+
+    # -- what the page shows
+
+    def progress(self, step: int, steps: int, metrics: Mapping[str, float], **columns: Any) -> None:
+        """Record the step of the running phase and a point of each curve in `metrics`, then `obey`."""
+        self.store.update_round(self.id, self.owner, step=step, steps=steps, **columns)
+        self.store.add_metrics(self.id, step, metrics)
+        self.obey()
+
+    def record(self, **metrics: Any) -> None:
+        """Merge figures into the round's row."""
+        self.store.update_round(self.id, self.owner, metrics=metrics)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Record when this phase began and, once it is done, how many seconds it took without its pauses."""
+        self._set_began(time.time())
+        self._began_monotonic = time.monotonic()
+        yield
+        row = self.store.round(self.id)
+        if row["state"] == "running":
+            seconds = row["metrics"].get("phase_seconds", {})
+            total = seconds.get(phase, 0) + time.monotonic() - self._began_monotonic
+            self.record(phase_seconds={**seconds, phase: total})
+
+    def _set_began(self, moment: float) -> None:
+        """The running phase began at this time of day (seconds since the epoch)."""
+        self._began_at = moment
+        self.record(phase_began=moment)
+
+    def resumed_at_step(self, step: int) -> None:
+        """The running phase began at `step` and not at 0, which the page needs to know how much time is left."""
+        self.record(phase_began=self._began_at, phase_from=step)
+
+    # -- interruptions
+
+    def obey(self) -> None:
+        """Do what an admin asked for: wait while the round is to pause, end it if it is to stop. Called wherever a
+        round can be left. BeginsAgain where a chat that the round has read was taken back.
+        """
+        paused = 0.0
+        self._erase()
+        while (request := self.store.wish_of(self.id)) == "pause":
+            self._erase()
+            if not paused:
+                log.info("round %s is paused", self.id)
+            began = time.monotonic()
+            time.sleep(self.settings.poll_seconds)
+            self.store.update_round(self.id, self.owner)  # LeaseLost where another worker has taken it over
+            paused += time.monotonic() - began
+        if paused:
+            log.info("round %s goes on after %.0f s", self.id, paused)
+            self._set_began(self._began_at + paused)
+            self._began_monotonic += paused
+        if request == "stop":
+            log.info("round %s is stopped", self.id)
+            self.end("failed", STOPPED)
+
+    def _erase(self) -> None:
+        """Erase what people took back. BeginsAgain where this round has read it."""
+        if self.store.must_begin_again(self.id):
+            # the row first: if the worker is killed after this line, the next one begins at `collect`
+            self.store.begin_again(self.id, self.owner)
+            erase.begin_anew(self.folder)
+            raise BeginsAgain
+        self._eraser.step()
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write a file in one step: it is there in full or not at all."""
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(data))
+    partial.rename(path)

@@ -1,0 +1,188 @@
+"""What the phases of a round work with: tokenizer, policy, reward model, preferences and prompts. Each is loaded when
+it is first needed, and then kept.
+
+Reads the round's folder and never writes to it. Knows nothing about phases, leases or progress.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from playground.models import adapters, loading, prompts
+from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.settings import Settings
+from playground.store import Store
+from training import rollout, selftest
+from training.policy import PolicyModel
+from training.preferences import Preferences
+from training.rollout import Episode
+
+
+class RoundModels:
+    """The models and data of one round, as its settings and its folder have them."""
+
+    def __init__(self, store: Store, settings: Settings, round_id: int, folder: Path) -> None:
+        self.store = store
+        self.settings = settings
+        self.round_id = round_id
+        self.folder = folder
+
+    # -- the policy and its base
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return loading.load_tokenizer(self.settings)
+
+    @cached_property
+    def _loaded_base(self) -> "LoadedBase":
+        return LoadedBase(loading.load_trunk(self.settings, training=True), self.settings, self.tokenizer)
+
+    @cached_property
+    def policy(self) -> PolicyModel:
+        """The policy being trained, loaded and tested."""
+        policy = PolicyModel(self._loaded_base.trunk, self.settings)
+        selftest.check_policy(policy, self.settings)
+        return policy
+
+    @cached_property
+    def trained_policy(self) -> PolicyModel:
+        """The policy as PPO left it, read once, so that what is published can be compared with what the gate
+        measured.
+        """
+        self.policy.load(load_file(self.folder / "policy.safetensors"))
+        return self.policy
+
+    @property
+    def base(self) -> dict[str, str]:
+        """{"model", "hash"} of the base."""
+        return self._tested_base.identity
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        return self._tested_base.end_tokens
+
+    @property
+    def bare(self) -> PreTrainedModel:
+        """A module tree without a LoRA over the base's tensors."""
+        return self._tested_base.shell
+
+    @property
+    def _tested_base(self) -> "LoadedBase":
+        _ = self.policy  # a faulty base ends the round in its first phase
+        return self._loaded_base
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
+        return loading.positions(self.policy.causal.config)
+
+    def live_model(self) -> PreTrainedModel:
+        """The version that answers people now, on a module tree of its own."""
+        row = self.store.live_policy()
+        if row["version"] == 0:
+            return self.bare
+        return adapters.load(
+            adapters.place(self.settings.adapters_dir, row["path"]),
+            self.bare,
+            base_hash=self.base["hash"],
+            expected_sha256=row["sha256"],
+        )
+
+    # -- the reward model
+
+    @cached_property
+    def trunk(self) -> FeatureTrunk:
+        """The reward model's trunk."""
+        trunk = FeatureTrunk(self.settings)
+        selftest.check_features(trunk, self.settings.reward_lora_rank)
+        return trunk
+
+    @cached_property
+    def reward_model(self) -> RewardModel:
+        model = RewardModel.load(self.folder / "reward.safetensors")
+        if model.lora:
+            self.trunk.attach_lora(self.settings.reward_lora_rank, model.lora)
+        return model
+
+    def reward(self, episodes: Sequence[Episode]) -> torch.Tensor:
+        """Standardised rewards (N,) of episodes."""
+        return self.reward_model.reward(self.features(self.reward_model, episodes))
+
+    def features(self, model: RewardModel, episodes: Sequence[Episode]) -> torch.Tensor:
+        """Features (N, D) of episodes, as this reward model reads them."""
+        return model.features(self.trunk, [episode.reply for episode in episodes])
+
+    # -- preferences and prompts
+
+    @cached_property
+    def preferences(self) -> Preferences:
+        return Preferences.from_json(json.loads((self.folder / "preferences.json").read_text()))
+
+    def rng(self, name: str) -> random.Random:
+        """A random source that depends on the seed, the round and the name."""
+        return rollout.generator(self.settings.seed, self.round_id, name)
+
+    def contexts(self, heldout: bool) -> list[list[int]]:
+        """Distinct prompts that people voted on, from the one whose last vote is oldest; those that fit into a rollout
+        and are in held-out groups, or in the others.
+        """
+        prefs = self.preferences
+        pairs = [pair for pair in prefs.pairs if (pair.group in prefs.heldout) == heldout]
+        voted = [tuple(prefs.replies[pair.left][0]) for pair in pairs]
+        latest_first = dict.fromkeys(reversed(voted))
+        oldest_first = reversed(latest_first)
+        return [list(prompt) for prompt in oldest_first if len(prompt) <= self.settings.rollout_context]
+
+    @cached_property
+    def _training_contexts(self) -> list[list[int]]:
+        return self.contexts(heldout=False)
+
+    @cached_property
+    def _training_seeds(self) -> list[list[int]]:
+        return self.seed_prompts("train")
+
+    def seed_prompts(self, part: str) -> list[list[int]]:
+        """The shipped prompts, `train` or `heldout`, that fit into a rollout."""
+        return rollout.seed_prompts(part, self.tokenizer, self.settings.rollout_context)
+
+    def training_prompts(self, n: int, rng: random.Random) -> list[list[int]]:
+        """`n` prompts to train on."""
+        return rollout.choose(self._training_contexts, self._training_seeds, n, rng)
+
+    def gate_prompts(self) -> list[list[int]]:
+        """The held-out prompts of the gate."""
+        seeds = self.seed_prompts("heldout")
+        return rollout.choose(self.contexts(heldout=True), seeds, self.settings.gate_prompts, self.rng("gate"))
+
+    def sample(
+        self, model: PreTrainedModel, prompt_ids: Sequence[list[int]], name: str, replies: int = 1
+    ) -> list[Episode]:
+        """`replies` of a model to each prompt, with the random source `name`."""
+        return rollout.sample(
+            model,
+            prompt_ids,
+            self.rng(name),
+            replies=replies,
+            max_tokens=self.settings.rollout_tokens,
+            temperature=self.settings.temperature,
+            end_tokens=self.end_tokens,
+        )
+
+    def encode_reply(self, text: str) -> list[int]:
+        return prompts.encode_reply(text, self.tokenizer)
+
+
+class LoadedBase:
+    """The base as it was loaded, and what must be read from it before a LoRA is put into its layers."""
+
+    def __init__(self, trunk: PreTrainedModel, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.trunk = trunk
+        self.identity: dict[str, str] = loading.base_identity(trunk, settings)
+        self.end_tokens: frozenset[int] = loading.end_tokens(trunk, tokenizer)
+        self.shell: PreTrainedModel = loading.shell(trunk)
