@@ -14,7 +14,7 @@ from pathlib import Path
 
 from playground import settings as settings_module
 from playground.store import StoreError
-from playground.system import discreet
+from playground.system import safe_logging
 
 log = logging.getLogger("nudge")
 
@@ -27,7 +27,7 @@ class CannotStart(Exception):
 
 def main(argv=None):
     """Run until told to stop; the exit code."""
-    discreet.log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    safe_logging.configure_logging(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -64,15 +64,15 @@ def serve(settings, sock):
     from playground.serving.engine import Engine
     from playground.system import memory
     from playground.system.child import Child
-    from playground.system.threads import apart
+    from playground.system.threads import run_in_own_thread
 
-    memory.return_freed()
+    memory.return_freed_memory()
     allow_connections()
     try:
         settings = loading.bounded(settings)
         tokenizer, trunk = (
             loading.load_tokenizer(settings),
-            apart(settings.threads, lambda: loading.load_trunk(settings)),
+            run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings)),
         )
     except loading.ModelUnavailable as error:
         raise CannotStart(error) from None

@@ -14,7 +14,7 @@ import pytest
 
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.system import discreet
+from playground.system import safe_logging
 from tests.stores import BASE, candidate, cast, outcome, take
 from training import erase
 from training.erase import Eraser
@@ -397,14 +397,14 @@ def test_an_error_that_may_quote_a_person_is_said_by_its_place(caplog):
     try:
         int(MARK)
     except ValueError as error:
-        assert discreet.said(error).startswith("ValueError in test_erasure.py, line ") and MARK not in discreet.said(
-            error
-        )
+        assert safe_logging.describe_error(error).startswith(
+            "ValueError in test_erasure.py, line "
+        ) and MARK not in safe_logging.describe_error(error)
     assert (
-        discreet.said(FileNotFoundError(2, "No such file", "x.bin"))
+        safe_logging.describe_error(FileNotFoundError(2, "No such file", "x.bin"))
         == "FileNotFoundError: [Errno 2] No such file: 'x.bin'"
     )
-    assert discreet.said(StoreError("This is ours.")) == "StoreError: This is ours."
+    assert safe_logging.describe_error(StoreError("This is ours.")) == "StoreError: This is ours."
 
 
 def test_a_round_that_breaks_on_a_persons_text_quotes_it_nowhere(store, settings):

@@ -22,7 +22,7 @@ import torch
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
-from playground.system import discreet, memory
+from playground.system import memory, safe_logging
 from training.erase import Eraser
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
@@ -112,7 +112,7 @@ def run_logged(this):
 
 def why_failed(error, phase):
     """The reason that a broken round ends with, in one sentence."""
-    kind, _, message = discreet.said(error).partition(": ")
+    kind, _, message = safe_logging.describe_error(error).partition(": ")
     return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
 
 
@@ -132,7 +132,7 @@ def logged(file):
     """What training says meanwhile goes to `file` too, after what an earlier worker said there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handler, logger = logging.FileHandler(file, encoding="utf-8"), logging.getLogger("training")
-    handler.setFormatter(discreet.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(safe_logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -168,15 +168,15 @@ def heartbeat(store, settings, round_id, owner):
 
 
 def main(argv=None):
-    discreet.log_to(sys.stderr, "%(asctime)s %(name)s %(message)s")
+    safe_logging.configure_logging(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
     except SettingsError as error:
         sys.exit(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     be_quiet(settings)
-    memory.return_freed()
-    memory.keep_few_primitives()
+    memory.return_freed_memory()
+    memory.limit_onednn_cache()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         # the app makes the database: where it was moved away from under a running app, a new one in its place would be
