@@ -53,8 +53,8 @@ def round_over(store, settings, state="failed"):
     """A round that has read every chat there is, and left what the rounds of earlier versions left."""
     store.request_round()
     row = take(store)
-    store.read_conversations(row["id"])
-    store.use_votes(row["id"], [(vote["vote"], False) for vote in store.votes_for_training(BASE)])
+    store.record_read_conversations(row["id"])
+    store.record_used_votes(row["id"], [(vote["vote"], False) for vote in store.votes_for_training(BASE)])
     folder = erase.folder_of(settings, row["id"])
     folder.mkdir(parents=True)
     (folder / "preferences.json").write_text(json.dumps({"replies": [[IDS, IDS]]}))
@@ -292,9 +292,9 @@ class Light(Round):
 
     def _collect(self):
         erase.begin_anew(self.folder)
-        self.store.read_conversations(self.id)
+        self.store.record_read_conversations(self.id)
         votes = self.store.votes_for_training(BASE)
-        self.store.use_votes(self.id, [(vote["vote"], False) for vote in votes])
+        self.store.record_used_votes(self.id, [(vote["vote"], False) for vote in votes])
         (self.folder / "preferences.json").write_text(json.dumps([vote["left_ids"] for vote in votes]))
 
     def _ppo(self):
@@ -383,7 +383,7 @@ def test_a_paused_round_begins_again_at_once(store, settings):
     store.request_round()
     this = Light(store, settings, take(store, "w"), "w")
     this._collect()
-    store.wish(this.id, "pause")
+    store.set_round_command(this.id, "pause")
     store.delete_conversation(row["conversation"], row["annotator"])
     with pytest.raises(BeginsAgain):
         this.obey()

@@ -308,7 +308,7 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     row = site.store.take_round("w", lease_seconds=30)
     for button, wish in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
         assert page.event(button)[-1]["success"]
-        assert site.store.wish_of(row["id"]) == wish
+        assert site.store.round_command(row["id"]) == wish
     site.store.end_round(row["id"], "w", "failed", "stopped")
     assert "no round to pause" in notices(page.event("pause"))
 

@@ -182,7 +182,7 @@ class Round:
         """
         paused = 0.0
         self._erase()
-        while (wish := self.store.wish_of(self.id)) == "pause":
+        while (wish := self.store.round_command(self.id)) == "pause":
             self._erase()
             if not paused:
                 log.info("round %s is paused", self.id)
@@ -246,9 +246,9 @@ class Round:
             prefs = preferences.from_store(
                 self.store, self.base["hash"], lambda text: prompts.encode_reply(text, self.tokenizer), self.settings
             )
-            self.store.read_conversations(self.id)
+            self.store.record_read_conversations(self.id)
         _write_json(self.folder / "preferences.json", {**asdict(prefs), "heldout": sorted(prefs.heldout)})
-        self.store.use_votes(self.id, [(vote, unit in prefs.heldout) for vote, unit in prefs.votes])
+        self.store.record_used_votes(self.id, [(vote, unit in prefs.heldout) for vote, unit in prefs.votes])
         self.store.update_round(
             self.id,
             self.owner,

@@ -140,7 +140,7 @@ class Control:
             self.check(request)
             last, said = self.store.last_round(), {}
             try:
-                self.store.wish(last["id"] if last else 0, wish)
+                self.store.set_round_command(last["id"] if last else 0, wish)
             except StoreError as error:
                 said = self.notice.warn(words.of(request).said(str(error)))
             return {**self.again(request), **said}
