@@ -154,8 +154,10 @@ def test_a_visitor_who_claims_https_is_not_believed(site):
 )
 def test_over_https_the_cookie_is_for_https_and_works_in_the_frame_of_a_space(monkeypatch, scheme, on_space, kind):
     monkeypatch.setattr(settings_module, "ON_SPACE", on_space)
-    assert visitor.cookie({"scheme": scheme}, "x").endswith(f"; Path=/; Max-Age={visitor.YEAR}; HttpOnly; {kind}")
-    assert "; Path=/nudge; " in visitor.cookie({"scheme": scheme, "root_path": "/nudge"}, "x")
+    assert visitor.set_cookie_header({"scheme": scheme}, "x").endswith(
+        f"; Path=/; Max-Age={visitor.YEAR}; HttpOnly; {kind}"
+    )
+    assert "; Path=/nudge; " in visitor.set_cookie_header({"scheme": scheme, "root_path": "/nudge"}, "x")
 
 
 def test_a_known_visitor_keeps_the_cookie_and_health_sets_none(site, page):
