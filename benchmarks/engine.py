@@ -30,7 +30,7 @@ from playground.serving.engine import Engine
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.store import Store
 from playground.system.child import Child
-from playground.system.threads import apart
+from playground.system.threads import run_in_own_thread
 from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
@@ -72,7 +72,7 @@ class Site:
         round_id = store.take_round("benchmark", lease_seconds=30)["id"]
         version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
         targets = loading.linear_targets(engine.base)
-        tensors = apart(1, lambda: self._random(size, seed, targets))
+        tensors = run_in_own_thread(1, lambda: self._random(size, seed, targets))
         path, sha256 = adapters.write(
             s.adapters_dir,
             version,
@@ -342,7 +342,11 @@ def swap_rows(settings, site, tokenizer, log):
             )
         ]
 
-    expected, stop, ended = apart(settings.threads, lambda: {v: alone(v) for v in versions}), threading.Event(), []
+    expected, stop, ended = (
+        run_in_own_thread(settings.threads, lambda: {v: alone(v) for v in versions}),
+        threading.Event(),
+        [],
+    )
 
     def person():
         while not stop.is_set():
@@ -376,7 +380,7 @@ def swap_rows(settings, site, tokenizer, log):
     for n in range(settings.repeats + 2):
         store.roll_back(versions[n % 2])
         start = time.perf_counter()
-        apart(1, engine.follow_store)
+        run_in_own_thread(1, engine.follow_store)
         back.append(time.perf_counter() - start)
     return [
         report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
@@ -396,7 +400,7 @@ def round_rows(settings, site, tokenizer, log):
     job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
     said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
     store = Store(job.database)
-    apart(
+    run_in_own_thread(
         settings.threads,
         lambda: simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log),
     )
@@ -469,8 +473,13 @@ def process_rows(settings, tokenizer):
 def run(settings, log=print):
     """The rows."""
     settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
-    base, tokenizer = apart(settings.threads, lambda: loading.load_trunk(settings)), loading.load_tokenizer(settings)
-    choice = apart(settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings)))
+    base, tokenizer = (
+        run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings)),
+        loading.load_tokenizer(settings),
+    )
+    choice = run_in_own_thread(
+        settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings))
+    )
     rows = [
         report.row(
             f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two "
@@ -484,7 +493,7 @@ def run(settings, log=print):
         try:
             for part in (
                 lambda: duel_rows(settings, site, tokenizer, log),
-                lambda: apart(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
+                lambda: run_in_own_thread(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
                 lambda: crowd_rows(settings, site, tokenizer),
                 lambda: prefix_rows(settings, site, tokenizer),
                 lambda: swap_rows(settings, site, tokenizer, log),

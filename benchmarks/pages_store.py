@@ -87,7 +87,7 @@ def _rounds(store, cast, votes, rounds, config):
         return
     store.request_round()
     row = store.take_round("worker", lease_seconds=30, config=config)
-    store.use_votes(row["id"], ((v, v % 5 == 0) for v in range(1, cast + 1)))
+    store.record_used_votes(row["id"], ((v, v % 5 == 0) for v in range(1, cast + 1)))
     for step in range(1, 13):
         store.add_metrics(
             row["id"],

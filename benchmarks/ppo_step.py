@@ -180,9 +180,9 @@ def measure(settings, sides, log=print):
         **settings.environ(),
         "OMP_NUM_THREADS": str(settings.threads),
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED),
-        "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED),
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.PRIMITIVES,
+        "MALLOC_MMAP_THRESHOLD_": str(memory.MMAP_THRESHOLD),
+        "MALLOC_TRIM_THRESHOLD_": str(memory.TRIM_THRESHOLD),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.ONEDNN_CACHE,
     }  # as in the worker
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):

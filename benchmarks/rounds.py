@@ -179,8 +179,8 @@ def main(path):
     store = Store(settings.database)
     Observed.annotator = staticmethod(annotators.find(job["annotator"]))
     worker.be_quiet(settings)
-    memory.return_freed()
-    memory.keep_few_primitives()
+    memory.return_freed_memory()
+    memory.limit_onednn_cache()
     wanted = store.request_round()
     worker.run_once(store, settings, "benchmark", auto=False, kind=Observed)
     steps = {

@@ -376,17 +376,17 @@ def test_the_neighbour_stands_still_until_the_first_tokens_are_there(site):
     class Neighbour:
         said = []
 
-        def hold(self):
-            self.said.append("hold")
+        def pause(self):
+            self.said.append("pause")
 
-        def release(self):
-            self.said.append("release")
+        def resume(self):
+            self.said.append("resume")
 
     site.neighbour = Neighbour()
     stream = site.duel([1] * 450, [3, 4], SAMPLED)  # read in three parts
     run(site, stream)
     site.step()
-    assert Neighbour.said[:3] == ["hold"] * 3 and set(Neighbour.said[3:]) == {"release"}
+    assert Neighbour.said[:3] == ["pause"] * 3 and set(Neighbour.said[3:]) == {"resume"}
 
 
 def test_the_layers_of_a_version_that_is_gone_serve_the_next_and_carry_nothing_over(site):

@@ -14,7 +14,7 @@ import pytest
 
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.system import discreet
+from playground.system import safe_logging
 from tests.stores import BASE, candidate, cast, outcome, take
 from training import erase
 from training.erase import Eraser
@@ -54,8 +54,8 @@ def round_over(store, settings, state="failed"):
     """A round that has read every chat there is, and left what the rounds of earlier versions left."""
     store.request_round()
     row = take(store)
-    store.read_conversations(row["id"])
-    store.use_votes(row["id"], [(vote["vote"], False) for vote in store.votes_for_training(BASE)])
+    store.record_read_conversations(row["id"])
+    store.record_used_votes(row["id"], [(vote["vote"], False) for vote in store.votes_for_training(BASE)])
     folder = erase.folder_of(settings, row["id"])
     folder.mkdir(parents=True)
     (folder / "preferences.json").write_text(json.dumps({"replies": [[IDS, IDS]]}))
@@ -293,9 +293,9 @@ class Light(Round):
 
     def _collect(self):
         erase.begin_anew(self.folder)
-        self.store.read_conversations(self.id)
+        self.store.record_read_conversations(self.id)
         votes = self.store.votes_for_training(BASE)
-        self.store.use_votes(self.id, [(vote["vote"], False) for vote in votes])
+        self.store.record_used_votes(self.id, [(vote["vote"], False) for vote in votes])
         (self.folder / "preferences.json").write_text(json.dumps([vote["left_ids"] for vote in votes]))
 
     def _ppo(self):
@@ -384,7 +384,7 @@ def test_a_paused_round_begins_again_at_once(store, settings):
     store.request_round()
     this = Light(store, settings, take(store, "w"), "w")
     this._collect()
-    store.wish(this.id, "pause")
+    store.set_round_command(this.id, "pause")
     store.delete_conversation(row["conversation"], row["annotator"])
     with pytest.raises(BeginsAgain):
         this.obey()
@@ -398,14 +398,14 @@ def test_an_error_that_may_quote_a_person_is_said_by_its_place(caplog):
     try:
         int(MARK)
     except ValueError as error:
-        assert discreet.said(error).startswith("ValueError in test_erasure.py, line ") and MARK not in discreet.said(
-            error
-        )
+        assert safe_logging.describe_error(error).startswith(
+            "ValueError in test_erasure.py, line "
+        ) and MARK not in safe_logging.describe_error(error)
     assert (
-        discreet.said(FileNotFoundError(2, "No such file", "x.bin"))
+        safe_logging.describe_error(FileNotFoundError(2, "No such file", "x.bin"))
         == "FileNotFoundError: [Errno 2] No such file: 'x.bin'"
     )
-    assert discreet.said(StoreError("This is ours.")) == "StoreError: This is ours."
+    assert safe_logging.describe_error(StoreError("This is ours.")) == "StoreError: This is ours."
 
 
 def test_a_round_that_breaks_on_a_persons_text_quotes_it_nowhere(store, settings):

@@ -172,7 +172,7 @@ def test_a_mix_of_all_kinds_of_votes_is_one_number_in_all_places(store):
     assert totals["listed"] == len(store.my_votes(who, limit=100)) == 9
     assert store.take_round("w", lease_seconds=30, auto_votes=6) is None
     row = store.take_round("w", lease_seconds=30, auto_votes=5)
-    store.use_votes(row["id"], [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
+    store.record_used_votes(row["id"], [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
     assert store.new_votes() == store.vote_totals(who)["waiting"] == 0
     assert sum(r["round"] == row["id"] for r in store.my_votes(who, limit=100)) == 5, "both bad is used too"
     assert len(store.position_votes()) == 3, "votes for A or B, and named so"

@@ -237,7 +237,7 @@ def test_a_round_remembers_which_votes_it_used(store):
     cast(store)
     asked = store.request_round()
     for _ in range(2):  # a resumed round collects again
-        store.use_votes(asked, [(1, False), (2, True)])
+        store.record_used_votes(asked, [(1, False), (2, True)])
     assert store.rows("select * from vote_use order by vote") == [
         {"round": asked, "vote": 1, "heldout": 0},
         {"round": asked, "vote": 2, "heldout": 1},
@@ -251,13 +251,13 @@ def test_a_wish_waits_for_the_round_to_obey(store):
     store.request_round()
     row = take(store)
     for wish in ("pause", None, "stop"):
-        store.wish(row["id"], wish)
-        assert store.wish_of(row["id"]) == wish and store.round(row["id"])["state"] == "running"
+        store.set_round_command(row["id"], wish)
+        assert store.round_command(row["id"]) == wish and store.round(row["id"])["state"] == "running"
 
 
 def test_a_round_that_nobody_has_begun_stops_at_once(store):
     asked = store.request_round()
-    store.wish(asked, "stop")
+    store.set_round_command(asked, "stop")
     assert (store.round(asked)["state"], store.round(asked)["reason"]) == ("failed", STOPPED)
     assert take(store) is None
 
@@ -265,7 +265,7 @@ def test_a_round_that_nobody_has_begun_stops_at_once(store):
 @pytest.mark.parametrize(("wish", "said"), [("pause", "to pause"), ("stop", "to stop"), (None, "to resume")])
 def test_without_a_round_there_is_nothing_to_wish(store, wish, said):
     with pytest.raises(StoreError, match=said):
-        store.wish(1, wish)
+        store.set_round_command(1, wish)
 
 
 def test_settings_of_the_next_rounds_are_kept_and_taken_back(store):

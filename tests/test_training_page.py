@@ -90,7 +90,7 @@ def test_a_round_is_told_step_by_step(store, settings):
     assert "about 10 min left" in status_html(now(store, settings, read_at=1300.0), W), (
         "a round that was resumed has its pace from where it resumed"
     )
-    store.wish(row["id"], "pause")
+    store.set_round_command(row["id"], "pause")
     html = status_html(now(store, settings, read_at=1300.0), W)
     assert "Paused: PPO" in html and "min left" not in html
 

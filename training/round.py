@@ -69,7 +69,7 @@ class Round(RoundControl):
         erase.begin_anew(self.folder)
         prefs = self._read_preferences()
         write_json(self.folder / "preferences.json", prefs.as_json())
-        self.store.use_votes(self.id, [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
+        self.store.record_used_votes(self.id, [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
         self.record(votes=len(prefs.votes), split_by=prefs.split_by, heldout_units=len(prefs.heldout))
         log.info(
             "%d votes: %d pairs to compare, edited replies among them, and %d replies judged alone; held out: %d of "
@@ -92,7 +92,7 @@ class Round(RoundControl):
             prefs = preferences.from_store(
                 self.store, self.models.base["hash"], self.models.encode_reply, self.settings
             )
-            self.store.read_conversations(self.id)
+            self.store.record_read_conversations(self.id)
             if self.store.last_erasure() == erasure_before:
                 return prefs
 

@@ -130,7 +130,7 @@ class RoundControl:
         """
         paused = 0.0
         self._erase()
-        while (request := self.store.wish_of(self.id)) == "pause":
+        while (request := self.store.round_command(self.id)) == "pause":
             self._erase()
             if not paused:
                 log.info("round %s is paused", self.id)

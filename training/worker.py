@@ -24,7 +24,7 @@ from pydantic import Field
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
-from playground.system import discreet, memory
+from playground.system import memory, safe_logging
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
@@ -125,7 +125,7 @@ def run_logged(running: Round) -> None:
 
 def why_failed(error: Exception, phase: str) -> str:
     """The reason for the end of a round that failed, in one sentence."""
-    kind, _, message = discreet.said(error).partition(": ")
+    kind, _, message = safe_logging.describe_error(error).partition(": ")
     return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
 
 
@@ -146,7 +146,7 @@ def logged(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("training")
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(discreet.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(safe_logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -182,7 +182,7 @@ def heartbeat(store: Store, settings: Settings, round_id: int, owner: str) -> It
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    discreet.log_to(sys.stderr, "%(asctime)s %(name)s %(message)s")
+    safe_logging.configure_logging(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
     except SettingsError as error:
@@ -191,8 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if settings.server_pid:
         end_with(settings.server_pid)
     be_quiet(settings)
-    memory.return_freed()
-    memory.keep_few_primitives()
+    memory.return_freed_memory()
+    memory.limit_onednn_cache()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way

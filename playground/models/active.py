@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from playground.models import scorer
-from playground.system.threads import apart
+from playground.system.threads import run_in_own_thread
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Picker:
             try:
                 with self._lock:
                     replies = [(prompt, completion) for completion in completions]
-                    return apart(
+                    return run_in_own_thread(
                         self.settings.threads, lambda: self._pair(replies, torch.Generator().manual_seed(seed))
                     )
             except Exception:

@@ -21,7 +21,7 @@ from playground.decoding.prefixes import Memory
 from playground.models import adapters, loading, prompts
 from playground.models.prompts import Detokeniser
 from playground.store import StoreError
-from playground.system import discreet, memory, threads
+from playground.system import memory, safe_logging, threads
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ class Engine:
         self.identity = loading.base_identity(base, settings)
         self.template_hash = loading.template_hash(tokenizer)
         self.end_tokens, self.positions = loading.end_tokens(base, tokenizer), loading.positions(base.config)
-        self.choice = threads.apart(settings.threads, lambda: tuning.choose(settings, base, self.identity))
-        self.live, self._forms, self._canaries = threads.apart(settings.threads, self._first)
+        self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.choose(settings, base, self.identity))
+        self.live, self._forms, self._canaries = threads.run_in_own_thread(settings.threads, self._first)
         self._resident = {0: self.live}
         self._memory = Memory(settings.kv_cache_mb << 20)
         self._lock = threading.Lock()
@@ -175,7 +175,7 @@ class Engine:
     def start(self):
         """Bring up the live version (or the last good one) and the two threads."""
         sys.setswitchinterval(SWITCH_SECONDS)
-        threads.apart(self.settings.threads, self.follow_store)
+        threads.run_in_own_thread(self.settings.threads, self.follow_store)
         memory.trim()  # building left as much freed as it kept
         # what is here stays; to look through all of it again would hold every stream for a quarter of a second
         gc.freeze()
@@ -239,7 +239,7 @@ class Engine:
             self._work.clear()
             with self._stepping:
                 if cores != (cores := max(1, self.choice.threads - self._building)):
-                    threads.use(cores)
+                    threads.set_threads(cores)
                 working = self.step()
             if not working:
                 self._work.wait()
@@ -254,7 +254,7 @@ class Engine:
         self._admit()
         if self.neighbour:
             waits = any(None in stream.first_token_ms for stream in self._running)
-            (self.neighbour.hold if waits else self.neighbour.release)()
+            (self.neighbour.pause if waits else self.neighbour.resume)()
         for stream in self._running:
             if stream.stopping.is_set():
                 self._finish(stream)
@@ -356,7 +356,7 @@ class Engine:
     def _fail(self, stream, error):
         log.error("a turn failed", exc_info=error)
         if not stream.finished.is_set():
-            stream.error = discreet.said(error)  # it may have failed on another person's message
+            stream.error = safe_logging.describe_error(error)  # it may have failed on another person's message
             self._finish(stream)
 
     def _finish(self, stream):
@@ -383,7 +383,7 @@ class Engine:
     # -- versions
 
     def _watch(self):
-        threads.use(1)
+        threads.set_threads(1)
         while not self._closing.wait(self.settings.poll_seconds):
             try:
                 self.follow_store()

@@ -163,7 +163,7 @@ class Control:
             newest = self.store.last_round()
             notice: Updates = {}
             try:
-                self.store.wish(newest["id"] if newest else 0, wish)
+                self.store.set_round_command(newest["id"] if newest else 0, wish)
             except StoreError as error:
                 notice = self.notice.warn(words.of(request).said(str(error)))
             return {**self._after_gesture(request), **notice}
