@@ -81,7 +81,7 @@ def serve(settings, sock):
     worker = (
         Child([sys.executable, "-m", "training.worker"], child_environ(settings)).start() if settings.worker else None
     )
-    engine.neighbour = worker
+    engine.worker_process = worker
     try:
         server.Web(
             server.create(settings, store, engine, Chat(store, engine, settings)),

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from playground.models import loading
+from playground.models import loading, sources, structure
 
 
 class NotEnoughMemory(Exception):
@@ -15,14 +15,14 @@ def need(settings):
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, LoRA with Adam's moments,
     and one microbatch's activations.
     """
-    config = loading.load_config(loading.source_of(settings))
+    config = loading.load_config(sources.source_of(settings))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
-    width, depth = model.get_input_embeddings().embedding_dim, len(loading.blocks(model))
+    width, depth = model.get_input_embeddings().embedding_dim, len(structure.blocks(model))
     lora = sum(
         settings.lora_rank * sum(m.weight.shape)
-        for m in loading.blocks(model).modules()
+        for m in structure.blocks(model).modules()
         if isinstance(m, (torch.nn.Linear, Conv1D))
     )
     tokens = settings.ppo_microbatch * (settings.rollout_context + settings.rollout_tokens)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from playground.models import adapters, loading
+from playground.models import adapters, lora, structure
 from training import ppo_math
 
 
@@ -101,13 +101,13 @@ class PolicyModel:
     """A trunk with a fresh LoRA (the update starts at zero) and a value head that starts at zero."""
 
     def __init__(self, trunk, settings):
-        self.targets = loading.linear_targets(trunk)
+        self.targets = lora.linear_targets(trunk)
         self.rank, self.alpha, self.temperature = settings.lora_rank, settings.lora_alpha, settings.temperature
         self.share_prompts = settings.ppo_share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
-        self.peft = loading.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
+        self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = self.peft.get_base_model()
-        self.parameters = loading.lora_parameters(self.peft)
+        self.parameters = lora.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
@@ -143,7 +143,7 @@ class PolicyModel:
         if attention.dim() == 4:
             dtype = self.causal.get_input_embeddings().weight.dtype
             attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
-        inputs = loading.inputs(
+        inputs = structure.inputs(
             self.causal.base_model,
             input_ids=batch.ids,
             attention_mask=attention,

@@ -5,8 +5,9 @@ import math
 import random
 from dataclasses import dataclass
 
-from playground.decoding import decoder, lean, plain
-from playground.decoding.decoder import Sampling
+from playground.decoding import decoder, fused
+from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
 
 SEED_PROMPTS = prompts.SHIPPED
@@ -69,7 +70,11 @@ def sample(model, prompt_ids, rng, *, replies, max_tokens, temperature, end_toke
     the KL estimate is biased.
     """
     sampling, episodes = Sampling(temperature=temperature, max_tokens=max_tokens), []
-    forward = lean.Lean(model, str(model.dtype).removeprefix("torch.")) if lean.fits(model) else plain.of(model)
+    forward = (
+        fused.FusedForward(model, str(model.dtype).removeprefix("torch."))
+        if fused.fits(model)
+        else transformers_forward_of(model)
+    )
     at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), at_once):
         chunk = prompt_ids[start : start + at_once]

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from playground.decoding import tuning
-from playground.models import adapters, loading, prompts, scorer
+from playground.models import adapters, loading, lora, prompts, scorer, structure
 from playground.settings import Settings
 from playground.store import REFUSED, STOPPED
 from playground.system import memory
@@ -84,7 +84,7 @@ class Round:
             trunk = loading.load_trunk(self.settings, training=True)
             self._cache["base"] = loading.base_identity(trunk, self.settings)
             self._cache["end_tokens"] = loading.end_tokens(trunk, self.tokenizer)
-            self._cache["live_shell"] = loading.shell(trunk)
+            self._cache["live_shell"] = lora.tied_copy(trunk)
             policy = PolicyModel(trunk, self.settings)
             selftest.check_policy(policy, self.settings)
             return policy
@@ -106,7 +106,7 @@ class Round:
     @property
     def most(self):
         """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
-        return loading.positions(self.policy.causal.config)
+        return structure.positions(self.policy.causal.config)
 
     @property
     def end_tokens(self):

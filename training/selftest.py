@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from playground.models import adapters, loading, scorer
+from playground.models import adapters, lora, scorer
 from training.rollout import Episode
 
 log = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ def check_adapter(policy, settings, folder, bare, **expected):
         raise SelfTestFailed(
             f"the version just written cannot be read back: {error}. Check the disk, and start the round anew."
         ) from error
-    on_disk = loading.lora_parameters(served)
+    on_disk = lora.lora_parameters(served)
     odd = [name for name, p in policy.parameters.items() if name not in on_disk or not torch.equal(p, on_disk[name])]
     if odd:
         raise SelfTestFailed(

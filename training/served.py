@@ -17,14 +17,14 @@ def divergence(model, forward, episodes):
         prompt, reply = episode.prompt, episode.completion
         ids = torch.tensor([prompt + reply], device=next(model.parameters()).device)
         trained = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float(), -1)
-        line = forward.open(1, len(prompt), len(reply))
-        while len(line.prompt) < len(prompt):
-            logits = forward.read(line, prompt[len(line.prompt) :][: forward.chunk])[None]
+        cache = forward.new_cache(1, len(prompt), len(reply))
+        while len(cache.prompt) < len(prompt):
+            logits = forward.prefill(cache, prompt[len(cache.prompt) :][: forward.prefill_chunk])[None]
         for at, token in enumerate(reply):
             served = torch.log_softmax(logits, -1)[0]
             total += (trained[at].exp() * (trained[at] - served)).sum().item()
             if at + 1 < len(reply):
-                logits = forward.step([line], [token])
+                logits = forward.decode([cache], [token])
         tokens += len(reply)
-        forward.end(line)
+        forward.finish(cache)
     return total / max(tokens, 1)

@@ -22,7 +22,7 @@ from statistics import mean
 import torch
 from pydantic import Field
 
-from playground.decoding.decoder import Sampling
+from playground.decoding.sampling import Sampling
 from playground.models import adapters, loading, prompts
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
