@@ -163,6 +163,30 @@ def test_a_repeated_token_loses_by_the_penalty():
     assert logits[0].tolist() == [2.0, -1.0, 1.5]
 
 
+def penalised_by_loop(logits, seen, penalty):
+    """Row by row, as the paper's equation reads."""
+    logits = logits.clone()
+    for row, tokens in zip(logits, seen, strict=True):
+        for token in set(tokens):
+            row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+    return logits
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_penalty_of_many_rows_at_once_is_that_of_each_row(penalty, dtype):
+    """Rows of other lengths, tokens that come twice, a row that has seen nothing and one that has seen all."""
+    noise = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(5, 40, generator=noise).to(dtype)
+    logits[0, 3], logits[1, 4], logits[1, 5] = 0, -INF, INF
+    seen = [[3, 3, 7, 39, 0], [4, 5], [], list(range(40)), torch.randint(40, (100,), generator=noise).tolist()]
+    assert torch.equal(penalised(logits, seen, penalty), penalised_by_loop(logits, seen, penalty))
+
+
+def test_a_logit_that_is_no_number_stays_none_under_the_penalty():
+    assert penalised(torch.tensor([[math.nan, 1.0]]), [[0]], 2.0)[0].isnan().tolist() == [True, False]
+
+
 def test_the_penalty_counts_the_prompt_and_the_reply():
     reply = decode(Fixed([0.0, 1.0, 0.9, 0.8]), [[1]], [0], temperature=0, max_tokens=3, repetition_penalty=2.0)[0]
     assert reply.token_ids == [2, 3, 1]  # 1 was in the prompt; 2 and 3 are halved once said

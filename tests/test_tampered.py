@@ -231,7 +231,7 @@ def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_s
     """
     store, settings, policy = good
     at_store(app, store, settings)
-    app.live = policy
+    app.versions.live = policy
     adapters_dir = app.settings.adapters_dir
     for moment in ("while it runs", "at its start"):
         bad = publish(app, tensors)
