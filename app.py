@@ -84,7 +84,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     if settings.worker:
         command = [sys.executable, "-m", "training.worker", "--server-pid", str(os.getpid())]
         worker = Child(command, child_environ(settings)).start()
-    engine.neighbour = worker
+    engine.worker_process = worker
     try:
         app = server.create(settings, store, engine, Chat(store, engine, settings))
         web = server.Web(app, before_shutdown=engine.close, request_seconds=settings.request_seconds)

@@ -42,7 +42,7 @@ from pydantic import Field
 from transformers import AutoConfig
 
 from benchmarks import peer, report
-from playground.models import loading
+from playground.models import loading, sources
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.system import memory
 from training import ppo_math, rollout
@@ -80,7 +80,7 @@ def sizes(settings):
     """
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
     settings = settings.model_copy(
-        update={**small, "model": loading.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}
+        update={**small, "model": sources.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}
     )
     dtype = str(loading.trunk_dtype(settings)).removeprefix("torch.")
     return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})

@@ -38,7 +38,7 @@ def test_another_reply_is_drawn_for_the_right_side_and_the_page_says_so(chat):
     assert last.phase == "voting" and last.left.text != last.right.text and chat._rng.drawn == 4
     assert [row["seed"] for row in chat.store.rows("select seed from generation order by id")] == [1, 2]
     assert chat.vote(ann, last.duel, "b").choice == "b" and chat.store.new_votes() == 1
-    assert chat.engine.live.streams == 0 and chat.engine._memory.used == 0
+    assert chat.engine.live.streams == 0 and chat.engine.kv_pool.used == 0
 
 
 def test_while_another_is_drawn_there_is_nothing_to_vote_on(chat):

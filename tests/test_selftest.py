@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 
-from playground.models import adapters, loading, scorer
+from playground.models import adapters, loading, scorer, sources, structure
 from playground.settings import Settings
 from playground.store import Store
 from tests.test_policy import moved, settings
@@ -24,7 +24,7 @@ from training.worker import run_once
 
 torch.set_num_threads(1)  # tensors this small are slower on two
 
-REAL = Path(loading.resolve(Settings()))
+REAL = Path(sources.resolve(Settings()))
 real = [
     pytest.mark.real,
     pytest.mark.skipif(not REAL.exists(), reason="the embedded model is not there; `make setup` converts it"),
@@ -42,7 +42,7 @@ def policy():
 
 
 def block(policy, n=2):
-    return loading.blocks(policy.causal)[n]
+    return structure.blocks(policy.causal)[n]
 
 
 def message(check, *args, **options):
@@ -213,7 +213,7 @@ def test_int8_is_known_for_what_it_is(folder):
 
 
 def neighbours(broken):
-    loading.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0))
+    structure.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0))
 
 
 def pads(broken):
@@ -225,7 +225,9 @@ def pads(broken):
 
 
 def crowd(broken):
-    loading.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output * (1 + len(output) / 10))
+    structure.blocks(broken.model)[0].register_forward_hook(
+        lambda module, args, output: output * (1 + len(output) / 10)
+    )
 
 
 def mixed_up(broken):
@@ -234,7 +236,7 @@ def mixed_up(broken):
 
 
 def chance(broken):
-    loading.blocks(broken.model)[0].register_forward_hook(noise)
+    structure.blocks(broken.model)[0].register_forward_hook(noise)
 
 
 @pytest.mark.parametrize("fault", [neighbours, pads, crowd, mixed_up, chance])
@@ -258,7 +260,7 @@ def test_one_token_too_many_in_the_mean_is_seen_in_every_format(folder):
 
 def test_a_reward_lora_without_gradients_is_named(folder):
     broken = trunk(folder, reward_layer=0.67)
-    loading.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
+    structure.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
     selftest.check_features(broken)
     assert message(selftest.check_features, broken, lora_rank=2).startswith("28 of 42 LoRA tensors get no gradient")
 
@@ -370,7 +372,7 @@ def break_trunk(monkeypatch):
 
     def broken(*args, **options):
         trunk = load(*args, **options)
-        loading.blocks(trunk)[1].register_forward_hook(noise)
+        structure.blocks(trunk)[1].register_forward_hook(noise)
         return trunk
 
     monkeypatch.setattr(loading, "load_trunk", broken)

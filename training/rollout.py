@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding import decoder, lean, plain
-from playground.decoding.decoder import Sampling
+from playground.decoding import decoder, fused
+from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
 
 SEED_PROMPTS = prompts.SHIPPED
@@ -100,7 +101,7 @@ def sample(
     """
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     dtype = str(model.dtype).removeprefix("torch.")
-    forward = lean.Lean(model, dtype) if lean.fits(model) else plain.of(model)
+    forward = fused.FusedForward(model, dtype) if fused.fits(model) else transformers_forward_of(model)
     episodes: list[Episode] = []
     prompts_at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), prompts_at_once):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.models import adapters, loading, prompts
+from playground.models import adapters, loading, lora, prompts, structure
 from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from playground.store import Store
@@ -80,7 +80,7 @@ class RoundModels:
     @property
     def max_tokens(self) -> int | None:
         """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
-        return loading.positions(self.policy.causal.config)
+        return structure.positions(self.policy.causal.config)
 
     def live_model(self) -> PreTrainedModel:
         """The version that answers people now, on a module tree of its own."""
@@ -185,4 +185,4 @@ class LoadedBase:
         self.trunk = trunk
         self.identity: dict[str, str] = loading.base_identity(trunk, settings)
         self.end_tokens: frozenset[int] = loading.end_tokens(trunk, tokenizer)
-        self.shell: PreTrainedModel = loading.shell(trunk)
+        self.shell: PreTrainedModel = lora.tied_copy(trunk)

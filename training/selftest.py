@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from playground.models import adapters, loading
+from playground.models import adapters, lora
 from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from training.policy import Batch, PolicyModel
@@ -290,7 +290,7 @@ def check_adapter(
         raise SelfTestFailed(
             f"the version just written cannot be read back: {error}. Check the disk, and start the round anew."
         ) from error
-    on_disk = loading.lora_parameters(served)
+    on_disk = lora.lora_parameters(served)
     different = [
         name
         for name, parameter in policy.parameters.items()

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding.decoder import Sampling
+from playground.decoding.sampling import Sampling
 from playground.models import adapters, loading, prompts
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store

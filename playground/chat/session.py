@@ -14,9 +14,10 @@ from dataclasses import replace
 from playground.chat import gestures, views
 from playground.chat.gestures import KNOBS, NotUsable
 from playground.chat.views import Side, View
-from playground.decoding.decoder import Sampling
+from playground.decoding.sampling import Sampling
 from playground.models import active, prompts
-from playground.serving.engine import EngineStopped, VersionGone
+from playground.serving.engine import EngineStopped
+from playground.serving.versions import VersionGone
 from playground.store import CHOICES, StoreError, StoreUnavailable
 
 BUSY = "Replies are still streaming. Wait for them or press Stop."
