@@ -381,7 +381,7 @@ def swap_rows(settings, site, tokenizer, log):
     for n in range(settings.repeats + 2):
         store.roll_back(versions[n % 2])
         start = time.perf_counter()
-        run_in_own_thread(1, engine.follow_store)
+        run_in_own_thread(1, engine.versions.follow_store)
         back.append(time.perf_counter() - start)
     return [
         report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
