@@ -54,7 +54,7 @@ def test_asking_after_a_round_ended_gives_a_new_one(store):
 
 
 def test_nothing_to_do_is_none(store):
-    assert take(store) is None and store.last_round() is None and store.round(1) is None
+    assert take(store) is None and store.last_round() is None and store.rounds() == []
 
 
 def test_taking_a_round_records_its_config_and_seed(store):

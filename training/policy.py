@@ -130,7 +130,7 @@ class PolicyModel:
         self.share_prompts = settings.ppo_share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
         self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
-        self.causal: PreTrainedModel = self.peft.get_base_model()
+        self.causal = trunk  # with the LoRA in its layers
         self.parameters: dict[str, torch.nn.Parameter] = lora.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)

@@ -6,7 +6,7 @@ Owns which prompts are chosen and the random sources of a round. What becomes of
 import hashlib
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from playground.decoding import decoder, fused
 from playground.decoding.choose_forward import transformers_forward_of
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
+from playground.models.loading import EndTokens
 
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
@@ -92,7 +93,7 @@ def sample(
     replies: int,
     max_tokens: int,
     temperature: float,
-    end_tokens: Collection[int],
+    end_tokens: EndTokens,
     rows: int = 32,
 ) -> list[Episode]:
     """`replies` episodes for each prompt, in the order of the prompts; at most `rows` replies are decoded at once.

@@ -76,8 +76,8 @@ class RoundControl:
         resumed_at = self.phase
         for phase in PHASES[PHASES.index(resumed_at) :]:
             # a later phase than the one resumed at is progress, so failed attempts are counted anew
-            attempts = {} if phase == resumed_at else {"attempts": 1}
-            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **attempts)
+            columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
+            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)
             log.info("round %s: %s", self.id, phase)
             with self._timed(phase):
                 self.obey()

