@@ -71,7 +71,7 @@ def create(settings, store, engine, chat):
         limits=Limits(settings, gradio.forget),
         stop=gradio.stop,
         pending=gradio.pending,
-        translate=lambda accepted, text: words.Words(words.language(accepted)).said(text),
+        translate=lambda accepted, message: words.Words(words.language(accepted)).message(message),
         head=page.HEAD,
     )
     # the middleware that is added last is the outermost
@@ -113,7 +113,7 @@ def open_to_admins(app, admins):
         try:
             app.state.admin_link.open(token, request.client.host if request.client else "", sign_in)
         except WrongSignIn as error:
-            said = words.of(request).said(str(error))
+            said = words.of(request).message(error.message)
             return PlainTextResponse(said, 429 if isinstance(error, TooMany) else 403, private)
         cookie = {"set-cookie": visitor.cookie(request.scope, fresh)}
         return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private | cookie)
@@ -130,7 +130,7 @@ def open_to_leavers(app, store, chat):
         except visitor.NoCookie:
             pass  # nothing is kept of somebody who cannot be told from others
         except (Refused, StoreError) as error:
-            return JSONResponse({"error": w.said(str(error))}, 409)
+            return JSONResponse({"error": w.message(error.message)}, 409)
         cookie = visitor.cookie(request.scope, visitor.new_token())
         return Response(status_code=204, headers={"set-cookie": cookie, "clear-site-data": '"cache"'})
 

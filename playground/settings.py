@@ -11,8 +11,13 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from playground.system.messages import Message, UserFacingError, lines, plain
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -45,8 +50,13 @@ BYTE_ORDER_MARKS = {
 }  # UTF-32's begins with UTF-16's, so it comes first
 
 
-class SettingsError(Exception):
-    """A setting cannot be used; the message names it, the value given and what is accepted."""
+class SettingsError(UserFacingError):
+    """A setting cannot be used; the message names it, the value given and what is accepted. A plain text is for the
+    command line; what the page may show is a Message.
+    """
+
+    def __init__(self, message: str | Message) -> None:
+        super().__init__(message if isinstance(message, Message) else plain(message))
 
 
 class Settings(BaseSettings):
@@ -389,7 +399,7 @@ def overridden(settings, values):
     try:
         return settings.__class__(**{**settings.model_dump(), **values})
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(settings.__class__, problem) for problem in error.errors())) from None
+        raise SettingsError(lines(_explain(settings.__class__, problem) for problem in error.errors())) from None
 
 
 def read(argv=None, kind=Settings, prog="python app.py"):
@@ -400,30 +410,68 @@ def read(argv=None, kind=Settings, prog="python app.py"):
     try:
         return kind(_cli_parse_args=argv, _cli_prog_name=prog)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(kind, problem) for problem in error.errors())) from None
+        raise SettingsError(lines(_explain(kind, problem) for problem in error.errors())) from None
 
 
-def _explain(kind, problem):
+def _explain(kind: type[Settings], problem: ErrorDetails) -> Message:
+    """What is wrong with the value of one setting."""
     name = str(problem["loc"][0]).replace("-", "_")
     field = kind.model_fields.get(name)
     if field is None:
-        return f"{name}: {problem['msg']}"
-    flag, given = name.replace("_", "-"), problem["input"]
-    meaning = " ".join(field.description.split())
-    return f"--{flag} (NUDGE_{name.upper()}): got {given!r}; accepted: {accepted(field)}. {meaning}"
+        return plain(f"{name}: {problem['msg']}")
+    return Message(
+        "--{setting} (NUDGE_{name}): got {what}; accepted: {accepted}. {reason}",
+        setting=name.replace("_", "-"),
+        name=name.upper(),
+        what=repr(problem["input"]),
+        accepted=accepted(field),
+        reason=meaning(field),
+    )
 
 
-def accepted(field):
-    """What a field takes, in words: `an integer from 1 to 65535`."""
+def meaning(field: FieldInfo) -> Message:
+    """A field's docstring in one line."""
+    return plain(" ".join((field.description or "").split()))
+
+
+def accepted(field: FieldInfo) -> Message:
+    """What a field takes, in words: `an integer at least 1 and at most 65535`."""
     kind, limits = field.annotation, list(field.metadata)
     if get_origin(kind) is Annotated:
         kind, *extra = get_args(kind)
-        limits += [m for info in extra for m in info.metadata]
+        limits += [limit for info in extra for limit in info.metadata]
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    words = {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "text")
-    text = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "matching {}"}
-    bounds = [
-        form.format(getattr(m, key)) for m in limits for key, form in text.items() if getattr(m, key, None) is not None
-    ]
-    return " ".join([words, " and ".join(bounds)]).strip()
+        return plain(" or ".join(map(str, get_args(kind))))
+    text = _kind(kind)
+    bounds = [bound for bound in map(_bound, limits) if bound]
+    if not bounds:
+        return text
+    if len(bounds) == 1:
+        return Message("{kind} {bound}", kind=text, bound=bounds[0])
+    return Message("{kind} {bound} and {other}", kind=text, bound=bounds[0], other=bounds[1])
+
+
+def _kind(kind: type | None) -> Message:
+    """What values of a type are called."""
+    if kind is int:
+        return Message("an integer")
+    if kind is float:
+        return Message("a number")
+    if kind is bool:
+        return Message("true or false")
+    return Message("a path") if kind is Path else Message("text")
+
+
+def _bound(limit: object) -> Message | None:
+    """One bound of a field's metadata; None where it is no bound."""
+    match limit:
+        case Ge(least):
+            return Message("at least {value}", value=str(least))
+        case Gt(below):
+            return Message("above {value}", value=str(below))
+        case Le(most):
+            return Message("at most {value}", value=str(most))
+        case Lt(above):
+            return Message("below {value}", value=str(above))
+    pattern = getattr(limit, "pattern", None)
+    return Message("matching {value}", value=str(pattern)) if pattern else None

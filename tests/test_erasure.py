@@ -419,8 +419,8 @@ def test_a_round_that_breaks_on_a_persons_text_quotes_it_nowhere(store, settings
     row = run_light(store, settings, script)
     assert (
         row["state"] == "failed"
-        and row["reason"].startswith("KeyError in test_erasure.py, line ")
-        and row["reason"].endswith(" in phase ppo.")
+        and str(row["reason"]).startswith("KeyError in test_erasure.py, line ")
+        and str(row["reason"]).endswith(" in phase ppo.")
     )
     log = (erase.folder_of(settings, row["id"]) / "log.txt").read_text()
     assert (

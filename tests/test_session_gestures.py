@@ -65,9 +65,9 @@ def test_who_waits_long_for_room_is_told_and_who_waits_a_moment_is_not(chat, mon
     chat.engine.step = lambda: (go.wait(), step())[1]
     ann = person(chat)
     stream = chat.send(ann, "Hello")
-    assert next(stream).progress == ""
+    assert next(stream).progress is None
     monkeypatch.setattr(session, "PATIENCE", 0)
-    assert "waits its turn: you are next" in chat.view(ann).progress
+    assert "waits its turn: you are next" in str(chat.view(ann).progress)
     go.set()
     assert list(stream)[-1].phase == "voting"
 

@@ -10,6 +10,7 @@ import pytest
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
+from playground.system.messages import Message
 from playground.ui import gatewords, plots, watch
 from playground.ui import rounds as page
 from playground.ui.rounds import TrainingTab
@@ -213,7 +214,9 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     row = rounds.take(store, config=rounds.CONFIG)
     store.update_round(row["id"], "w1", phase="reward")
     assert signs(store.round(row["id"])) == "✓✓●○○○"
-    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 votes. Vote on more replies.")
+    store.end_round(
+        row["id"], "w1", "not_enough", Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=1)
+    )
     assert signs(store.round(row["id"])) == "✓✓✗○○○"
     assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", (
         "it is published as refused, and was refused by the gate"

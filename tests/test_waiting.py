@@ -296,7 +296,7 @@ def test_a_waiting_message_is_painted_where_its_place_changes_until_it_has_room(
         seen.append((time.monotonic() - begun, view))
         if len(seen) == 1:
             threading.Timer(2, lambda: chat.stop(person(chat, "ann"))).start()
-    waits = [at for at, view in seen if view.progress and "waits its turn" in view.progress]
+    waits = [at for at, view in seen if view.progress and "waits its turn" in str(view.progress)]
     assert waits[0] > 0.4 and 1 <= len(waits) <= 3, waits  # at the usual pace it were a hundred
     words = next(at for at, view in seen if view.phase == "streaming" and view.left.text)
     assert words > waits[-1]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
+from playground.system.messages import Message
 from training import preferences
 
 DRAWS = 2000  # heads from the reward model's posterior, each on its own resample of the prompts
@@ -38,7 +39,7 @@ class GateReport:
     distinct_live: float
     canary_new: float  # log-likelihood of plain replies at the policy's temperature, nats a token
     canary_base: float
-    refused_because: list
+    refused_because: list[Message]
 
     @property
     def passed(self):
@@ -75,43 +76,83 @@ def decide(new, live, reward_new, reward_live, gains, *, kl, texts, canary_new, 
     refusals = []
     if not low > 0:
         refusals.append(
-            f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations "
-            f"[{low:+.2f}, {high:+.2f}] on {len(new)} held-out prompts, and the interval must lie above 0"
+            Message(
+                "its replies are not clearly better: the reward rises by {gain} deviations [{low}, {high}] on {n} "
+                "held-out prompts, and the interval must lie above 0",
+                gain=f"{gain:+.2f}",
+                low=f"{low:+.2f}",
+                high=f"{high:+.2f}",
+                n=len(new),
+            )
         )
     if not mean_kl <= s.kl_budget:
         refusals.append(
-            f"it moved too far from the base: {mean_kl:.1f} nats a reply, and the budget is {s.kl_budget:g}"
+            Message(
+                "it moved too far from the base: {kl} nats a reply, and the budget is {limit}",
+                kl=f"{mean_kl:.1f}",
+                limit=f"{s.kl_budget:g}",
+            )
         )
     if not shortest <= drift <= longest:
         limit = longest if drift > 1 else 1 / shortest
-        asked = "" if limit == s.length_factor else ", since the votes do not favour that"
+        figures = {"new": f"{length['new']:.0f}", "live": f"{length['live']:.0f}", "limit": f"{limit:g}"}
         refusals.append(
-            f"its replies changed length too much: {length['new']:.0f} tokens against {length['live']:.0f}, "
-            f"and a factor of {limit:g} is the limit{asked}"
+            Message(
+                "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
+                "limit",
+                **figures,
+            )
+            if limit == s.length_factor
+            else Message(
+                "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
+                "limit, since the votes do not favour that",
+                **figures,
+            )
         )
     if not empty <= s.empty_replies:
-        refusals.append(f"{empty:.0%} of its replies are empty, and {s.empty_replies:.0%} is the limit")
+        refusals.append(
+            Message(
+                "{empty} of its replies are empty, and {limit} is the limit",
+                empty=f"{empty:.0%}",
+                limit=f"{s.empty_replies:.0%}",
+            )
+        )
     if not repeated["new"] <= repeated["live"] + s.repetition_rise:
         refusals.append(
-            f"it repeats itself: {repeated['new']:.0%} of its four-token runs are repeats, {repeated['live']:.0%} of "
-            "the live version's, "
-            f"and {s.repetition_rise:.0%} more is the limit"
+            Message(
+                "it repeats itself: {new} of its four-token runs are repeats, {live} of the live version's, and "
+                "{limit} more is the limit",
+                new=f"{repeated['new']:.0%}",
+                live=f"{repeated['live']:.0%}",
+                limit=f"{s.repetition_rise:.0%}",
+            )
         )
     if not varied["new"] >= s.distinct_share * varied["live"]:
         refusals.append(
-            f"its replies became alike: {varied['new']:.0%} of their word pairs are distinct, {varied['live']:.0%} of "
-            "the live version's, "
-            f"and {s.distinct_share:.0%} of that must be left"
+            Message(
+                "its replies became alike: {new} of their word pairs are distinct, {live} of the live version's, and "
+                "{limit} of that must be left",
+                new=f"{varied['new']:.0%}",
+                live=f"{varied['live']:.0%}",
+                limit=f"{s.distinct_share:.0%}",
+            )
         )
     if not ended["new"] >= ended["live"] - s.ended_fall:
         refusals.append(
-            f"fewer of its replies come to an end: {ended['new']:.0%} against {ended['live']:.0%}, and "
-            f"{s.ended_fall:.0%} fewer is the limit"
+            Message(
+                "fewer of its replies come to an end: {new} against {live}, and {limit} fewer is the limit",
+                new=f"{ended['new']:.0%}",
+                live=f"{ended['live']:.0%}",
+                limit=f"{s.ended_fall:.0%}",
+            )
         )
     if not canary_base - canary_new <= s.canary_fall:
         refusals.append(
-            f"plain replies became unlikely: by {canary_base - canary_new:.2f} nats a token, "
-            f"and {s.canary_fall:g} is the limit"
+            Message(
+                "plain replies became unlikely: by {fall} nats a token, and {limit} is the limit",
+                fall=f"{canary_base - canary_new:.2f}",
+                limit=f"{s.canary_fall:g}",
+            )
         )
     return GateReport(
         prompts=len(new),

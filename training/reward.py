@@ -15,6 +15,7 @@ import torch
 from scipy.stats import binomtest
 
 from playground.models import adapters, scorer
+from playground.system.messages import Message
 from training import preferences
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
@@ -45,7 +46,7 @@ class Report:
     heldout_interval: tuple | None
     heldout_nll: float | None
     enough: bool
-    reason: str | None
+    reason: Message | None
     lora_epochs: int = 0
 
 
@@ -316,7 +317,9 @@ def evidence(right, decided, confidence):
     it would take.
     """
     if decided == 0:
-        return False, "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
+        return False, Message(
+            "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
+        )
     if not confidence:
         return True, None
     accuracy, (low, high) = right / decided, wilson(right, decided, confidence)
@@ -325,15 +328,23 @@ def evidence(right, decided, confidence):
     needed = next(
         (n for n in range(decided + 1, 20 * decided + 200) if wilson(accuracy * n, n, confidence)[0] > 0.5), None
     )
-    more = (
-        f"about {needed - decided} more at this agreement rate"
-        if needed
-        else "the votes do not agree with each other so far"
-    )
-    return (
-        False,
-        f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, "
-        f"{high:.2f}]; {more}.",
+    figures: dict[str, str | int] = {
+        "votes": int(decided),
+        "accuracy": f"{accuracy:.2f}",
+        "low": f"{low:.2f}",
+        "high": f"{high:.2f}",
+    }
+    if needed:
+        return False, Message(
+            "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; "
+            "about {more} more at this agreement rate.",
+            **figures,
+            more=int(needed - decided),
+        )
+    return False, Message(
+        "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; the "
+        "votes do not agree with each other so far.",
+        **figures,
     )
 
 

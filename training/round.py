@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from playground.decoding import tuning
 from playground.models import adapters, loading, prompts, scorer
 from playground.settings import Settings
-from playground.store import REFUSED, STOPPED
+from playground.store import STOPPED
+from playground.store.reasons import not_published
 from playground.system import memory
+from playground.system.messages import Message, from_data, joined
 from training import erase, gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.policy import PolicyModel
 
@@ -264,7 +266,10 @@ class Round:
             prefs.split_by,
         )
         if len(prefs.pairs) < 2:
-            self.end("not_enough", f"Not enough evidence yet: {len(prefs.votes)} votes. Vote on more replies.")
+            self.end(
+                "not_enough",
+                Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=len(prefs.votes)),
+            )
 
     def _sft(self):
         s, live = self.settings, self.store.live_policy()
@@ -317,7 +322,9 @@ class Round:
         model, report = reward.fit(
             self.preferences, self.trunk, self.settings, lambda done, total: share(70 * done / total)
         )
-        self.store.update_round(self.id, self.owner, metrics=asdict(report))
+        self.store.update_round(
+            self.id, self.owner, metrics={**asdict(report), "reason": report.reason and str(report.reason)}
+        )
         log.info(
             "reward model: view %s, penalty %g, cross-validated accuracy %.2f [%.2f, %.2f]",
             report.view,
@@ -416,7 +423,7 @@ class Round:
             report.gain,
             *report.gain_interval,
             report.kl,
-            "; ".join(report.refused_because) or "passed",
+            joined(report.refused_because) if report.refused_because else "passed",
         )
         forward = tuning.choose(s, self.trained.causal, self.base).forward(self.trained.causal)
         served_kl = served.divergence(self.trained.causal, forward, new)
@@ -475,7 +482,7 @@ class Round:
             scores={k: report[k] for k in ("gain", "gain_interval", "kl", "served_kl", "prompts")},
         )
         if report["refused_because"]:
-            reason = REFUSED + "; ".join(report["refused_because"]) + "."
+            reason = not_published(from_data(refusal) for refusal in report["refused_because"])
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
         else:
             selftest.check_adapter(

@@ -250,7 +250,7 @@ def run(settings, log=print):
         "peak_mb": round(peak),
         "state": row["state"],
         "published": row["state"] == "published",
-        "refused_because": row["reason"],
+        "refused_because": row["reason"] and str(row["reason"]),
     }
 
 

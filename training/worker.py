@@ -22,7 +22,9 @@ import torch
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
+from playground.store.reasons import broken
 from playground.system import discreet, memory
+from playground.system.messages import Message, UserFacingError
 from training.erase import Eraser
 from training.forecast import Forecaster
 from training.round import MAX_ATTEMPTS, Round, RoundEnded
@@ -70,7 +72,11 @@ def run_once(store, settings, owner, auto=True, kind=Round, before=lambda: None)
                     row["id"],
                     owner,
                     "failed",
-                    f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why.",
+                    Message(
+                        "The worker died {n} times in phase {phase}; its log says why.",
+                        n=MAX_ATTEMPTS,
+                        phase=row["phase"],
+                    ),
                 )
             else:
                 run_logged(kind(store, settings, row, owner))
@@ -113,7 +119,7 @@ def run_logged(this):
 def why_failed(error, phase):
     """The reason that a broken round ends with, in one sentence."""
     kind, _, message = discreet.said(error).partition(": ")
-    return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
+    return broken(kind, phase, error.message if isinstance(error, UserFacingError) else message)
 
 
 def with_overrides(store, settings):
@@ -217,7 +223,8 @@ def wait_for_round(store, settings, owner):
     while (row := store.round(wanted))["state"] in ("requested", "running"):
         if run_once(store, settings, owner, auto=False) is None:
             time.sleep(settings.poll_seconds)
-    print(f"Round {row['id']}: {row['state']}{'. ' + row['reason'] if row['reason'] else ''}")
+    why = f". {row['reason']}" if row["reason"] else ""
+    print(f"Round {row['id']}: {row['state']}{why}")
     return EXIT_CODES.get(row["state"], 1)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from playground.system.messages import UserFacingError
+
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]  # of a row
 
 KNOBS = {
@@ -19,7 +21,7 @@ KNOBS = {
 SHOWN_CHARS = 60  # of a value that is refused
 
 
-class NotUsable(Exception):
+class NotUsable(UserFacingError):
     """A value that a page sent cannot be used; the message names it."""
 
 
@@ -39,7 +41,7 @@ class ChatSampling(Gesture):
     reply_tokens: int = Field(None, ge=1)
 
 
-class Message(Gesture):
+class Text(Gesture):
     """A message, or a reply as its reader would rather have it."""
 
     text: str | None
@@ -95,8 +97,9 @@ def checked(kind, **values):
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else kind.__name__
         raise NotUsable(
-            f"The page sent something that cannot be used: {name} is {brief(values.get(name))}. Reload the page and "
-            "try again."
+            "The page sent something that cannot be used: {name} is {what}. Reload the page and try again.",
+            name=name,
+            what=brief(values.get(name)),
         ) from None
 
 

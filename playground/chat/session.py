@@ -18,8 +18,11 @@ from playground.decoding.decoder import Sampling
 from playground.models import active, prompts
 from playground.serving.engine import EngineStopped, VersionGone
 from playground.store import CHOICES, StoreError, StoreUnavailable
+from playground.system.messages import Message, UserFacingError
 
-BUSY = "Replies are still streaming. Wait for them or press Stop."
+BUSY = Message("Replies are still streaming. Wait for them or press Stop.")
+ANOTHER = Message("Both gave the same answer. Another one is being written for side B.")
+NEXT = Message("Many people are chatting. Your message waits its turn: you are next")
 COMMENT_CHARS = 1000
 PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
 WAITING_SECONDS = 0.5  # between two looks at a place in the line
@@ -38,7 +41,7 @@ REASONS = {
 }
 
 
-class Refused(Exception):
+class Refused(UserFacingError):
     """The gesture is not possible now; the message tells the person why and what to do."""
 
 
@@ -118,7 +121,7 @@ class Chat:
         BadMessage or Refused before anything is recorded. `address` is the network address that the message came from.
         """
         text = prompts.check(
-            self._checked(gestures.Message, text=text).text, self.engine.tokenizer, self.settings.message_chars
+            self._checked(gestures.Text, text=text).text, self.engine.tokenizer, self.settings.message_chars
         )
         with self._turn(annotator, address) as turn:
             if self.view(annotator).phase == "voting":
@@ -167,7 +170,7 @@ class Chat:
         """
         duel = self._own_duel(annotator, duel_id)
         if choice not in CHOICES:
-            raise Refused(f"A vote is one of {', '.join(CHOICES)}; got {gestures.brief(choice)}.")
+            raise Refused("A vote is one of {name}; got {what}.", name=", ".join(CHOICES), what=gestures.brief(choice))
         self._checked(gestures.Ballot, choice=choice, shown_at=shown_at, dwell_ms=dwell_ms)
         turn = self._turns.get(annotator)
         if turn and turn.duel == duel_id:
@@ -219,7 +222,9 @@ class Chat:
         self._checked(gestures.Reason, vote=vote, tags=tags, comment=comment)
         if comment is not None and len(comment := comment.strip()) > COMMENT_CHARS:
             raise Refused(
-                f"The comment has {len(comment):,} characters; at most {COMMENT_CHARS:,} fit. Please shorten it."
+                "The comment has {n} characters; at most {limit} fit. Please shorten it.",
+                n=f"{len(comment):,}",
+                limit=f"{COMMENT_CHARS:,}",
             )
         if tags:
             tags = self._fitting(vote, tags)
@@ -239,7 +244,7 @@ class Chat:
         self._idle(annotator)
         self._checked(gestures.Row, id=message)
         after = prompts.check(
-            self._checked(gestures.Message, text=after).text, self.engine.tokenizer, self.settings.message_chars
+            self._checked(gestures.Text, text=after).text, self.engine.tokenizer, self.settings.message_chars
         )
         with refusing():
             self.store.demonstrate(message, annotator, after)
@@ -329,12 +334,13 @@ class Chat:
         limits = self._limits()
         for name, value in sampling.items():
             if name not in limits:
-                raise Refused(f"A chat has no setting {gestures.brief(name)}.")
+                raise Refused("A chat has no setting {setting}.", setting=gestures.brief(name))
             if not gestures.fits(name, value, limits):
                 low, high = limits[name]
+                said = {"setting": name, "low": f"{low:g}", "high": f"{high:g}", "what": gestures.brief(value)}
                 if gestures.ChatSampling.model_fields[name].annotation is int:
-                    raise Refused(f"{name} takes whole numbers from {low:g} to {high:g}; got {gestures.brief(value)}.")
-                raise Refused(f"{name} takes numbers from {low:g} to {high:g}; got {gestures.brief(value)}.")
+                    raise Refused("{setting} takes whole numbers from {low} to {high}; got {what}.", **said)
+                raise Refused("{setting} takes numbers from {low} to {high}; got {what}.", **said)
         own = {name: value for name, value in sampling.items() if value != getattr(self.settings, name)}
         row = self.store.conversation(annotator)
         self.store.configure(row["id"] if row else self.store.new_conversation(annotator), system_prompt, own or None)
@@ -361,14 +367,15 @@ class Chat:
             waiting, nearby = sum(turn.waiting for turn in others), sum(turn.address == address for turn in others)
             if waiting >= self.settings.waiting_messages:
                 raise Refused(
-                    f"Too many people are chatting: {waiting:,} messages wait already. Your message is back in the "
-                    "box; send it again in a moment."
+                    "Too many people are chatting: {n} messages wait already. Your message is back in the box; send it "
+                    "again in a moment.",
+                    n=f"{waiting:,}",
                 )
             if address and nearby >= self.settings.messages_per_address:
                 raise Refused(
-                    f"From your network address {nearby:,} messages are being answered already. Your message is back "
-                    "in the box; "
-                    "send it again in a moment."
+                    "From your network address {n} messages are being answered already. Your message is back in the "
+                    "box; send it again in a moment.",
+                    n=f"{nearby:,}",
                 )
             turn = self._turns[annotator] = Turn(annotator, address)
         try:
@@ -396,7 +403,7 @@ class Chat:
         try:
             turn.stream = stream = self.engine.duel(prompt, seeds, sampling, self.settings.stop)
         except EngineStopped as error:
-            raise Refused(str(error)) from None
+            raise Refused(error.message) from None
         turn.conversation, pair = conversation["id"], active.Pair()
         try:
             side = {
@@ -427,7 +434,9 @@ class Chat:
                         self._record(turn.annotator)
                 self._release(turn)
         if stream.error and not turn.judged:
-            raise Refused(f"The model could not answer: {stream.error}. Your message was not lost; send it again.")
+            raise Refused(
+                "The model could not answer: {error}. Your message was not lost; send it again.", error=stream.error
+            )
         if not all(r["token_ids"] for r in results):
             raise Refused("Stopped before the first word. Your message is back in the box.")
         yield self.view(turn.annotator)
@@ -527,19 +536,27 @@ class Chat:
             turn.duel,
             pairs=before.pairs,
             conversation=turn.conversation,
-            progress="",
         )
         if turn.other:
             view = replace(view, left=Side(stream.texts()[0]), right=Side(turn.other.texts()[0]))
-            return replace(view, progress="Both gave the same answer. Another one is being written for side B.")
+            return replace(view, progress=ANOTHER)
         if stream.place and time.monotonic() - stream.started > PATIENCE:
-            turns = f"{stream.place - 1} before you" if stream.place > 1 else "you are next"
-            return replace(view, progress=f"Many people are chatting. Your message waits its turn: {turns}")
+            if stream.place == 1:
+                return replace(view, progress=NEXT)
+            before_you = Message(
+                "Many people are chatting. Your message waits its turn: {n} before you", n=stream.place - 1
+            )
+            return replace(view, progress=before_you)
         if n == 2:
             left, right = stream.texts()
             return replace(view, left=Side(left), right=Side(right))
-        done = f"{max(stream.tokens())} of at most {self.settings.reply_tokens} tokens"
-        return replace(view, progress=f"{n} replies are being written, {done}; you will see two of them")
+        progress = Message(
+            "{n} replies are being written, {done} of at most {limit} tokens; you will see two of them",
+            n=n,
+            done=max(stream.tokens()),
+            limit=self.settings.reply_tokens,
+        )
+        return replace(view, progress=progress)
 
     def _sampling(self, conversation):
         s = self.settings.model_copy(update=gestures.usable_sampling(conversation["sampling"], self._limits()))
@@ -562,7 +579,7 @@ class Chat:
         try:
             return gestures.checked(kind, **values)
         except NotUsable as error:
-            raise Refused(str(error)) from None
+            raise Refused(error.message) from None
 
     def _end_turn(self, annotator, conversation=None):
         """Stop what this person's model is writing (in `conversation`, where one is given) and wait until it is in the
@@ -619,4 +636,4 @@ def refusing():
     try:
         yield
     except StoreError as error:
-        raise Refused(str(error)) from None
+        raise Refused(error.message) from None

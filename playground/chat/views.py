@@ -4,9 +4,11 @@ changes anything.
 
 from dataclasses import dataclass, field, replace
 
+from playground.system.messages import Message
+
 
 @dataclass(frozen=True)
-class Message:
+class ChatMessage:
     """One message before the pair on screen. `text` is as its owner last edited it; `version` is the policy that wrote
     a reply.
     """
@@ -57,8 +59,8 @@ class View:
     """All that the page shows of a conversation.
 
     `phase` is idle, streaming, voting, voted, or same (both replies are one text: there is nothing to vote on);
-    `history` are the Messages before the pair on screen; `message` is what the pair answers; `pairs` are the duels that
-    answer it, this one among them, oldest first.
+    `history` are the ChatMessages before the pair on screen; `message` is what the pair answers; `pairs` are the duels
+    that answer it, this one among them, oldest first.
     """
 
     phase: str
@@ -73,7 +75,7 @@ class View:
     comment: str = ""
     pairs: tuple = ()
     conversation: int | None = None
-    progress: str | None = None  # while replies stream: why they are not to be seen yet, if so
+    progress: Message | None = None  # while replies stream: why they are not to be seen yet, if so
     writing: str | None = None  # after an early vote: the side ("a" or "b") that goes on to its end
 
     @property
@@ -94,11 +96,11 @@ def settled(store, conversation, annotator):
     """
     rows, duel = store.history(conversation["id"]), store.shown_duel(conversation["id"])
     if duel is None:
-        return View("idle", [Message.of(row) for row in rows], conversation=conversation["id"])
+        return View("idle", [ChatMessage.of(row) for row in rows], conversation=conversation["id"])
     left, right = duel["left"], duel["right"]
     own = {duel["user_message"], left["message"], right["message"]}  # the history ends before the duel's own message
     shown = {
-        "history": [Message.of(row) for row in rows if row["id"] not in own],
+        "history": [ChatMessage.of(row) for row in rows if row["id"] not in own],
         "message": duel["user_text"],
         "duel": duel["id"],
         "pairs": tuple(duel["pairs"]),

@@ -25,6 +25,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from playground import settings as settings_module
 from playground.people.addresses import one_place
 from playground.people.rates import Rate
+from playground.system.messages import UserFacingError
 
 log = logging.getLogger("nudge.admins")
 
@@ -41,7 +42,7 @@ HASHER = PasswordHasher()
 WRONG_LINKS = 10  # wrong admin links of one address in a minute before it is told to wait
 
 
-class WrongSignIn(Exception):
+class WrongSignIn(UserFacingError):
     """No sign-in; the message says what to do."""
 
 
@@ -75,7 +76,7 @@ class AdminLink:
                 self._hash = None  # only now: what the store could not keep can be tried again
                 return
         if not self._wrong.count(one_place(address)):
-            raise TooMany(f"Too many wrong links. Try again in {self._wrong.wait(one_place(address)):.0f} s.")
+            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{self._wrong.wait(one_place(address)):.0f}")
         raise WrongSignIn(
             "This admin link is wrong or was used before. Restart the app for a new one, "
             "or let an admin sign in with a password that python -m playground.people.admins keeps."
@@ -118,7 +119,9 @@ class Admins:
             raise WrongSignIn("Nobody can sign in with a password here.")
         name, password = str(name or "").strip(), str(password or "")
         if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(f"A name has at most {NAME_CHARS} characters and a password at most {PASSWORD_CHARS}.")
+            raise WrongSignIn(
+                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
+            )
         place, bucket = one_place(request.client.host if request.client else ""), self._bucket(name)
         self._check(place, bucket)
         with self._alone():
@@ -148,7 +151,7 @@ class Admins:
         if (place, bucket) not in self._known:  # guesses from all over the world lock out nobody who was here before
             waits.append(self._by_name.wait(bucket))
         if wait := max(waits):
-            raise TooMany(f"Too many wrong passwords. Try again in {wait:.0f} s.")
+            raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{wait:.0f}")
 
     @contextmanager
     def _alone(self):
@@ -217,16 +220,21 @@ def write_user(path, name, password, hasher=HASHER):
     """Add a name to a users file, or change its password; WrongSignIn where one of them cannot be used."""
     if not name or ":" in name or name != name.strip() or name.startswith("#") or len(name.splitlines()) > 1:
         raise WrongSignIn(
-            f"{name!r} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #."
+            "{name} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #.",
+            name=repr(name),
         )
     if name.casefold() == OWNER:
-        raise WrongSignIn(f"{name!r} cannot be a name: it stands for whoever opened the admin link.")
+        raise WrongSignIn("{name} cannot be a name: it stands for whoever opened the admin link.", name=repr(name))
     if len(name) > NAME_CHARS:
-        raise WrongSignIn(f"The name has {len(name)} characters; at most {NAME_CHARS} fit.")
+        raise WrongSignIn("The name has {n} characters; at most {limit} fit.", n=len(name), limit=NAME_CHARS)
     if len(password) < SHORTEST:
-        raise WrongSignIn(f"The password has {len(password)} characters; at least {SHORTEST} are needed.")
+        raise WrongSignIn(
+            "The password has {n} characters; at least {limit} are needed.", n=len(password), limit=SHORTEST
+        )
     if len(password) > PASSWORD_CHARS:
-        raise WrongSignIn(f"The password has {len(password)} characters; at most {PASSWORD_CHARS} fit.")
+        raise WrongSignIn(
+            "The password has {n} characters; at most {limit} fit.", n=len(password), limit=PASSWORD_CHARS
+        )
     users, path = {**read_users(path), name: hasher.hash(password)}, Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")

@@ -12,13 +12,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 
 from playground import settings
+from playground.system.messages import UserFacingError
 
 COOKIE = "nudge_id"
 YEAR = 365 * 24 * 3600
 _FORM = re.compile(r"[\w-]{43}", re.ASCII)  # what secrets.token_urlsafe(32) gives
 
 
-class NoCookie(Exception):
+class NoCookie(UserFacingError):
     """The browser sent no identity back; the message says what to do."""
 
 

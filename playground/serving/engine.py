@@ -22,6 +22,7 @@ from playground.models import adapters, loading, prompts
 from playground.models.prompts import Detokeniser
 from playground.store import StoreError
 from playground.system import discreet, memory, threads
+from playground.system.messages import UserFacingError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, whic
 CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
 
 
-class EngineStopped(Exception):
+class EngineStopped(UserFacingError):
     """The engine is shutting down and takes no more turns."""
 
 

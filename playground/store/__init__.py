@@ -10,11 +10,12 @@ from playground.store.errors import StoreError, StoreLost, StoreUnavailable
 from playground.store.file import File, now
 from playground.store.people import People
 from playground.store.policies import Policies
-from playground.store.rounds import REFUSED, STOPPED, LeaseLost, Rounds
+from playground.store.reasons import STOPPED
+from playground.store.rounds import LeaseLost, Rounds
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
 
-__all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", "StoreLost", "StoreUnavailable", "now"]
+__all__ = ["CHOICES", "STOPPED", "LeaseLost", "Store", "StoreError", "StoreLost", "StoreUnavailable", "now"]
 
 
 class Store(People, Chats, Votes, Erasures, Rounds, Policies, Watch, File):

@@ -9,8 +9,10 @@ import json
 
 from playground.store.errors import StoreError
 from playground.store.file import now
+from playground.store.reasons import without_words
+from playground.system.messages import Message, loads
 
-NOT_YOURS = "This chat is not yours, or it was deleted."
+NOT_YOURS = Message("This chat is not yours, or it was deleted.")
 # of an annotator a and a conversation c: rounds may learn from it
 ALLOWED = "a.allow_training and not a.banned and c.deleted is null"
 UNFINISHED = """in (select c.id from conversation c join erasure e on c.id = e.conversation
@@ -114,8 +116,12 @@ class Erasures:
         behind its deletion; and what the error of a round that had read it may have quoted."""
         with self.writing() as db:
             self._blank(db, UNFINISHED)
-            db.execute(f"""update round as r set reason = substr(reason, 1, instr(reason, ': ') - 1) || '.'
-                           where r.state = 'failed' and r.reason like '% in phase %: %' and {WITHDRAWN}""")
+            for round_id, stored in db.execute(
+                f"select r.id, r.reason from round r where r.state = 'failed' and r.reason > '' and {WITHDRAWN}"
+            ).fetchall():
+                reason = loads(stored)
+                if without_words(reason) != reason:
+                    db["round"].update(round_id, {"reason": without_words(reason).dumps()})
 
     def rounds_to_clear(self) -> list:
         """Ids of the rounds that have read a chat that a round may not learn from (any more)."""

@@ -6,13 +6,15 @@ database could not do it.
 
 import sqlite3
 
+from playground.system.messages import UserFacingError
+
 # primary result codes of SQLite (https://sqlite.org/rescode.html), which Python gives as `sqlite_errorcode`
 BUSY, LOCKED, READONLY, FULL, CANNOT_OPEN, PROTOCOL = 5, 6, 8, 13, 14, 15
 # mistakes of the code that asks
 NOT_OURS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.NotSupportedError)
 
 
-class StoreError(Exception):
+class StoreError(UserFacingError):
     """The store refuses what was asked; the message says why."""
 
 

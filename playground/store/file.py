@@ -61,7 +61,9 @@ class File:
 
     def _open(self, path: Path, create: bool):
         if not create and not path.exists():
-            raise StoreError(f"There is no database at {path}. Start the app first, or pass its --data-dir.")
+            raise StoreError(
+                "There is no database at {path}. Start the app first, or pass its --data-dir.", path=str(path)
+            )
         files = Files(self.path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -71,7 +73,9 @@ class File:
                 files.make()
                 self._execute("pragma journal_mode=wal")
         except Timeout:
-            raise StoreBusy(f"Another process has been opening the database {path} for {OPENING:.0f} s.") from None
+            raise StoreBusy(
+                "Another process has been opening the database {path} for {n} s.", path=str(path), n=f"{OPENING:.0f}"
+            ) from None
         # while a process has a connection, no other deletes the write-ahead log; a thread's own connection ends with it
         self._migrate()
         self._kept = self._connect(any_thread=True)

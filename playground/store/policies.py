@@ -61,10 +61,10 @@ class Policies:
                     "path": str(path),
                     "sha256": sha256,
                     "gate_report": json.dumps(report),
-                    "reason": reason,
+                    "reason": str(reason),
                 },
             )
-            db["round"].update(round_id, {"state": "refused", "reason": reason, "ended": now()})
+            db["round"].update(round_id, {"state": "refused", "reason": reason.dumps(), "ended": now()})
 
     def reject_live(self, version, reason, fallback, weights_sha256=None):
         """The server could not load the live version: mark it rejected with the reason, and with the hash of its
@@ -102,7 +102,7 @@ class Policies:
         """Make an older version live again; the one that was live is marked rolled back."""
         with self.writing() as db:
             if db["policy"].get(version)["status"] == "rejected":
-                raise StoreError(f"Version v{version} was rejected and cannot go live.")
+                raise StoreError("Version v{n} was rejected and cannot go live.", n=version)
             self._make_live(db, version, "rolled_back")
 
     @staticmethod

@@ -9,13 +9,13 @@ from sqlite_utils.db import NotFoundError
 
 from playground.store.errors import StoreError
 from playground.store.file import now
+from playground.store.reasons import STOPPED
+from playground.system.messages import Message, loads
 
-STOPPED = "An admin stopped this round."
-REFUSED = "The new version was not published: "  # and why
 WISHES = {
-    "pause": "There is no round to pause.",
-    "stop": "There is no round to stop.",
-    None: "There is no round to resume.",
+    "pause": Message("There is no round to pause."),
+    "stop": Message("There is no round to stop."),
+    None: Message("There is no round to resume."),
 }
 
 
@@ -107,7 +107,7 @@ class Rounds:
         self._unchanged_for(row)
 
     def end_round(self, round_id, owner, state, reason=None):
-        self.update_round(round_id, owner, state=state, reason=reason, ended=now())
+        self.update_round(round_id, owner, state=state, reason=reason and reason.dumps(), ended=now())
 
     def release_round(self, round_id, owner):
         """Give the lease up without ending the round, so that the next worker goes on at once. That is no failed
@@ -124,9 +124,15 @@ class Rounds:
         try:
             row = db["round"].get(round_id)
         except NotFoundError:
-            raise LeaseLost(f"round {round_id} does not exist") from None
+            raise LeaseLost("round {n} does not exist", n=round_id) from None
         if row["owner"] != owner or row["state"] != "running":
-            raise LeaseLost(f"round {round_id} is {row['state']}, held by {row['owner']}, not by {owner}")
+            raise LeaseLost(
+                "round {n} is {state}, held by {holder}, not by {owner}",
+                n=round_id,
+                state=row["state"],
+                holder=str(row["owner"]),
+                owner=owner,
+            )
 
     def use_votes(self, round_id, uses):
         """Record which votes a round used, as (vote, heldout) pairs."""
@@ -162,7 +168,13 @@ class Rounds:
 
     @staticmethod
     def _decoded_round(row):
-        return {**row, "metrics": json.loads(row["metrics"]), "config": json.loads(row["config"] or "{}")}
+        reason = row["reason"] and loads(row["reason"])
+        return {
+            **row,
+            "reason": reason,
+            "metrics": json.loads(row["metrics"]),
+            "config": json.loads(row["config"] or "{}"),
+        }
 
     # -- what an admin wishes
 
@@ -177,7 +189,7 @@ class Rounds:
             if row is None:
                 raise StoreError(WISHES[wish])
             ended = (
-                {"state": "failed", "reason": STOPPED, "ended": now()}
+                {"state": "failed", "reason": STOPPED.dumps(), "ended": now()}
                 if (wish, row[0]) == ("stop", "requested")
                 else {}
             )

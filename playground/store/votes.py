@@ -5,9 +5,10 @@ import json
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
 from playground.store.file import now
+from playground.system.messages import Message
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
-GONE_ON = "The conversation has gone on since; this vote can no longer be changed."
+GONE_ON = Message("The conversation has gone on since; this vote can no longer be changed.")
 
 # The votes that count, for whoever tells a number of votes: one for each pair and person, no skips, on two replies that
 # differ, in chats that are
@@ -45,7 +46,7 @@ class Votes:
         no more.
         """
         if choice not in CHOICES:
-            raise StoreError(f"A vote is one of {', '.join(CHOICES)}; got {choice!r}.")
+            raise StoreError("A vote is one of {name}; got {what}.", name=", ".join(CHOICES), what=repr(choice))
         with self.writing() as db:
             if not db.execute("select 1 from conversation where shown_duel = ?", [duel]).fetchone():
                 raise StoreError(GONE_ON)

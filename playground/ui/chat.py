@@ -230,7 +230,7 @@ class ChatTab:
                 before = view
         except (BadMessage, Refused, StoreError) as error:
             kept = {} if text is None else {self.box: text}
-            yield {**self.ended(annotator, w), **kept, **self.notice.warn(w.said(str(error)), w("Not sent"))}
+            yield {**self.ended(annotator, w), **kept, **self.notice.warn(w.message(error.message), w("Not sent"))}
             return
         except GeneratorExit:  # the browser has gone
             self.chat.linger(annotator, turn)
@@ -262,7 +262,7 @@ class ChatTab:
             except Refused as error:
                 return {
                     **self.paint(self.chat.view(annotator), w, on_page),
-                    **self.notice.warn(w.said(str(error)), w("Vote not recorded")),
+                    **self.notice.warn(w.message(error.message), w("Vote not recorded")),
                 }
 
         return on_vote
@@ -280,7 +280,7 @@ class ChatTab:
             except Refused as error:
                 return {
                     **self.panes[side].paint(self.chat.view(annotator), w),
-                    **self.notice.warn(w.said(str(error)), w("Not recorded")),
+                    **self.notice.warn(w.message(error.message), w("Not recorded")),
                 }
 
         return on_thumb
@@ -294,7 +294,7 @@ class ChatTab:
                 view = self.chat.edit(annotator, line.id, original(data.value))
                 said = self.notice.say(w("Kept: the next version learns from your wording too."))
             except (BadMessage, Refused) as error:
-                said = self.notice.warn(w.said(str(error)), w("Edit not kept"))
+                said = self.notice.warn(w.message(error.message), w("Edit not kept"))
                 view = self.chat.view(annotator)
             return {**self.paint(view, w, on_page), **said}
 
@@ -330,7 +330,7 @@ class ChatTab:
             view, text = self.chat.undo(annotator)
             return {**self.paint(view, w), self.box: text}
         except Refused as error:
-            return {**self.paint(self.chat.view(annotator), w), **self.notice.warn(w.said(str(error)))}
+            return {**self.paint(self.chat.view(annotator), w), **self.notice.warn(w.message(error.message))}
 
     def on_earlier(self, on_page, request: gr.Request):
         return self.turn_over(-1, on_page, request)
@@ -348,7 +348,7 @@ class ChatTab:
             if 0 <= at < len(view.pairs):
                 view = self.chat.show_pair(annotator, view.pairs[at])
         except Refused as error:
-            said = self.notice.warn(w.said(str(error)))
+            said = self.notice.warn(w.message(error.message))
         return {**self.paint(view, w), **said}
 
     def on_tick(self, on_page, request: gr.Request):
@@ -368,7 +368,9 @@ class ChatTab:
         try:
             return self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie as error:
-            raise gr.Error(words.of(request).said(str(error)), title="No cookie", print_exception=False) from None
+            raise gr.Error(
+                words.of(request).message(error.message), title=words.of(request)("No cookie"), print_exception=False
+            ) from None
 
     # -- a View as component updates
 
@@ -467,12 +469,13 @@ def starter(text):
     """The handler of one starter: its text, in the reader's language, into the box."""
 
     def on_starter(request: gr.Request):
-        return words.of(request).said(text)
+        return words.of(request)(text)
 
     return on_starter
 
 
 def _hint(view, w):
     own = f' <a href="?">{escape(w("Start a chat of your own"))}</a>' if view.phase == "shared" else ""
-    text = GOING_ON[view.choice not in SIDES] if view.writing else view.progress or HINTS[view.phase]
-    return f'<span class="{view.phase}">{escape(w.said(text))}{own}</span>'
+    text = GOING_ON[view.choice not in SIDES] if view.writing else HINTS[view.phase]
+    said = w.message(view.progress) if view.progress and not view.writing else w(text)
+    return f'<span class="{view.phase}">{escape(said)}{own}</span>'

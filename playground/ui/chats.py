@@ -191,7 +191,7 @@ class Sidebar:
             w = words.of(request)
             said = {
                 **self.tab.repaint(self.chat.view(annotator), w, on_page),
-                **self.notice.warn(w.said(str(error)), title),
+                **self.notice.warn(w.message(error.message), title),
             }
         return {**self.refresh(stretch, request), **said}
 
@@ -207,7 +207,7 @@ class Sidebar:
             )
             return gr.skip()
         except (BadMessage, Refused) as error:
-            return self.notice.warn(w.said(str(error)), w("Setting not kept"))
+            return self.notice.warn(w.message(error.message), w("Setting not kept"))
 
     def on_reset(self, on_page, request: gr.Request):
         annotator, said = self.tab.annotator(request), {}
@@ -215,7 +215,7 @@ class Sidebar:
             self.tab.check_current(annotator, on_page)
             self.chat.configure(annotator, "", {})
         except Refused as error:
-            said = self.notice.warn(words.of(request).said(str(error)))
+            said = self.notice.warn(words.of(request).message(error.message))
         system, sampling = self.chat.sampling(annotator)
         return {self.system: system, **{knob: sampling[name] for name, knob in self.knobs.items()}, **said}
 
@@ -225,7 +225,7 @@ class Sidebar:
         try:
             view = gesture(annotator)
         except Refused as error:
-            view, said = self.chat.view(annotator), self.notice.warn(w.said(str(error)))
+            view, said = self.chat.view(annotator), self.notice.warn(w.message(error.message))
         return {**self.tab.repaint(view, w, on_page), **self.refresh(stretch, request), **said}
 
 

@@ -142,7 +142,7 @@ class Control:
             try:
                 self.store.wish(last["id"] if last else 0, wish)
             except StoreError as error:
-                said = self.notice.warn(words.of(request).said(str(error)))
+                said = self.notice.warn(words.of(request).message(error.message))
             return {**self.again(request), **said}
 
         return on_wish
@@ -159,7 +159,7 @@ class Control:
         try:
             checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
         except SettingsError as error:
-            return self.notice.warn(w.said(str(error)), w("Nothing was saved"))
+            return self.notice.warn(w.message(error.message), w("Nothing was saved"))
         self.store.override(
             {name: new if (new := getattr(checked, name)) != getattr(self.settings, name) else None for name in wanted},
             annotator,
@@ -179,7 +179,7 @@ class Control:
         try:
             self.admins.sign_in(request, annotator, name, password)
         except WrongSignIn as error:
-            return {self.password: "", **self.notice.warn(w.said(str(error)), w("Not signed in"))}
+            return {self.password: "", **self.notice.warn(w.message(error.message), w("Not signed in"))}
         said = (
             {}
             if self.is_admin(request)
@@ -258,4 +258,4 @@ def field(name):
         return inputs.Dropdown(list(get_args(kind)), **common)
     if kind is bool:
         return gr.Checkbox(**common)
-    return inputs.Number(placeholder=accepted(info), **common)
+    return inputs.Number(placeholder=str(accepted(info)), **common)

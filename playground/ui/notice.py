@@ -67,7 +67,7 @@ class Notice:
 
         def warning(error, arguments):
             request = next((a for a in arguments if isinstance(a, gr.Request)), None)
-            return self.warn(words.of(request).said(str(error)))
+            return self.warn(words.of(request).message(error.message))
 
         @wraps(fn)
         def handle(*arguments):

@@ -50,13 +50,13 @@ def plot(elem_id, title, limits=False):
 def frame(points, w, **limits):
     """Points [(x, y)] as the curve and each limit as a level line over the same stretch; {name: level or [(x, y)]}."""
     points = [(x, y) for x, y in points if y is not None]
-    rows = [(x, y, w.said(NAMES["curve"])) for x, y in points]
+    rows = [(x, y, w(NAMES["curve"])) for x, y in points]
     for name, level in limits.items():
         if level is not None and points:
             line = (
                 level if isinstance(level, list) else [(x, level) for x in dict.fromkeys((points[0][0], points[-1][0]))]
             )
-            rows += [(x, y, w.said(NAMES[name])) for x, y in line]
+            rows += [(x, y, w(NAMES[name])) for x, y in line]
     return pd.DataFrame(rows, columns=["x", "y", "line"])
 
 
@@ -68,7 +68,7 @@ def update(data, w):
         list(dict.fromkeys(data["x"])) if not pd.api.types.is_numeric_dtype(data["x"]) else None
     )  # in their own order, not the alphabet's
     return gr.LinePlot(
-        data, elem_classes=SHOWN, sort=names, color_map={w.said(name): COLOURS[key] for key, name in NAMES.items()}
+        data, elem_classes=SHOWN, sort=names, color_map={w(name): COLOURS[key] for key, name in NAMES.items()}
     )
 
 

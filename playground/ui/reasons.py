@@ -66,7 +66,7 @@ class Reasons:
                     self.chat.explain(annotator(request), vote["id"], **{reason: value})
                     return gr.skip()
                 except Refused as error:
-                    return self.notice.warn(w.said(str(error)), w("Not recorded"))
+                    return self.notice.warn(w.message(error.message), w("Not recorded"))
 
             return on_explain
 

@@ -213,9 +213,7 @@ def state(row):
 def entry(row, w):
     """A round's line in the timeline."""
     ended = (
-        f"{w.said(STATES[state(row)])}"
-        if row["version"] is None
-        else f"{name(row['version'], w)} {w.said(STATES[state(row)])}"
+        f"{w(STATES[state(row)])}" if row["version"] is None else f"{name(row['version'], w)} {w(STATES[state(row)])}"
     )
     parts = [f"{SIGNS[state(row)]} " + w("Round {n}", n=row["id"]), ended]
     if row["metrics"].get("votes"):
@@ -241,14 +239,14 @@ def summary(row, now, w, admin=False):
     """A round in a few lines: its state, its reason and what was measured. What an error said itself is for admins."""
     kind = state(row)
     if row["state"] in ("requested", "running"):
-        said = w.said(PHASES[row["phase"]]) if row["phase"] else w("waiting for the worker")
+        said = w(PHASES[row["phase"]]) if row["phase"] else w("waiting for the worker")
         said = w("Paused: {phase}", phase=said) if row["wish"] == "pause" else said
     elif row["state"] == "published":
         said = w("{version} was published.", version=name(row["version"], w))
     else:
-        said = w.said(STOPPED) if kind == "stopped" else w.said(ENDED[row["state"]])
-    text = row["reason"] if admin else public_reason(row)
-    reason = f"<p>{escape(visible(w.said(text)))}</p>" if text and kind != "stopped" else ""
+        said = w.message(STOPPED) if kind == "stopped" else w(ENDED[row["state"]])
+    why = row["reason"] if admin else public_reason(row)
+    reason = f"<p>{escape(visible(w.message(why)))}</p>" if why and kind != "stopped" else ""
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, w))
     return (
         f'<h2>{escape(w("Round {n}", n=row["id"]))}</h2><p class="outcome {kind}">{escape(said)}</p>'

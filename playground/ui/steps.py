@@ -28,8 +28,8 @@ def steps(row, w):
     seconds, items = (row or {}).get("metrics", {}).get("phase_seconds", {}), ""
     for phase, kind in kinds(row).items():
         took = f"<small>{_duration(seconds[phase], w)}</small>" if kind == "done" and seconds.get(phase, 0) >= 1 else ""
-        sign = f'<i role="img" aria-label="{escape(w.said(KINDS[kind]))}">{SIGNS[kind]}</i>'
-        items += f'<li class="{kind}">{sign}<span>{escape(w.said(STEPS[phase]))}{took}</span></li>'
+        sign = f'<i role="img" aria-label="{escape(w(KINDS[kind]))}">{SIGNS[kind]}</i>'
+        items += f'<li class="{kind}">{sign}<span>{escape(w(STEPS[phase]))}{took}</span></li>'
     return f'<ol class="steps">{items}</ol>'
 
 

@@ -1,6 +1,5 @@
 """What training does now: read once for everybody who looks, and told in one line at the top of every page."""
 
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -8,7 +7,8 @@ from html import escape
 
 import gradio as gr
 
-from playground.store import REFUSED, StoreError
+from playground.store import StoreError
+from playground.store.reasons import without_words
 from playground.ui import words
 from playground.ui.notice import GESTURE
 from playground.ui.text import line
@@ -26,7 +26,6 @@ ENDED = {
     "not_enough": words.mark("Not enough evidence yet."),
     "failed": words.mark("The round failed."),
 }
-_ERROR = re.compile(r"(\w.{0,80}? in phase \w+): .*", re.S)  # as the worker writes it
 LAST_VOTES = 20  # over which the reward model's hit rate is told
 TICK = 1.5  # seconds between two looks of an open page
 FRESH = 1.0  # seconds for which what was read serves everybody
@@ -114,7 +113,7 @@ class Strip:
                 try:
                     self._now, self._failed = Now.read(self.settings, self.store, self.engine), None
                 except StoreError as error:
-                    self._failed = str(error)
+                    self._failed = error.message
                 self._read = time.monotonic()
             if self._failed:
                 raise StoreError(self._failed)
@@ -155,13 +154,14 @@ def outcome(now, w):
         return w(
             "{version} was refused: {reason}",
             version=name(now.policy["version"], w),
-            reason=w.said(now.round["reason"].removeprefix(REFUSED).rstrip(".")),
+            reason=now.round["reason"].values.get("reason", now.round["reason"]),
         )
     if now.state != "published":
-        return w.said(public_reason(now.round) or ENDED[now.state])
+        why = public_reason(now.round)
+        return w.message(why) if why else w(ENDED[now.state])
     version = name(now.policy["version"], w)
     if now.policy["status"] == "rejected":
-        return w("{version} could not be loaded: {reason}", version=version, reason=w.said(now.policy["reason"]))
+        return w("{version} could not be loaded: {reason}", version=version, reason=now.policy["reason"])
     if now.policy["status"] == "live" and now.version != now.policy["version"]:
         return w("{version} is published and is being loaded.", version=version)
     if now.policy["status"] == "live":
@@ -173,7 +173,7 @@ def public_reason(row):
     """Why a round ended, as everybody may read it: of one that broke, without what the error itself said, which may
     quote a person.
     """
-    return _ERROR.sub(r"\1.", row["reason"]) if row["reason"] and row["state"] == "failed" else row["reason"]
+    return without_words(row["reason"]) if row["reason"] and row["state"] == "failed" else row["reason"]
 
 
 def name(version, w):
@@ -191,7 +191,7 @@ def invitation(settings, w):
 
 
 def _phase(now, w):
-    return w.said(PHASES.get(now.round["phase"], now.round["phase"] or ""))
+    return w(PHASES.get(now.round["phase"], now.round["phase"] or ""))
 
 
 def _votes(now, w):

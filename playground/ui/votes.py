@@ -82,7 +82,7 @@ def _row(vote, w):
     cells = (
         f"<time>{when}</time>",
         escape(text),
-        f"<b{side}>{escape(w.said(CHOICES[vote['choice']]))}</b>",
+        f"<b{side}>{escape(w(CHOICES[vote['choice']]))}</b>",
         escape(foreseen),
         fate(vote, w),
     )

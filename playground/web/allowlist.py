@@ -24,6 +24,8 @@ from starlette.responses import JSONResponse
 
 from playground.people import visitor
 from playground.settings import ON_SPACE, SPACE_SIGN_IN, Settings
+from playground.system.messages import Message as Sentence
+from playground.system.messages import UserFacingError, plain
 from playground.web import headers as answer_headers
 from playground.web import payload
 from playground.web.limits import Limits, NotTheirs, TooMuch, Visitor
@@ -83,11 +85,13 @@ ROUTES = [
 SIGN_IN = route("GET", r"/(login/huggingface|login/callback|logout)", Way.SIGN_IN)
 
 
-class Refusal(Exception):
-    """A request that does not pass, with the status that says why."""
+class Refusal(UserFacingError):
+    """A request that does not pass, with the status that says why. A plain text is for whoever sends requests that the
+    page does not; what a person may read is a Message.
+    """
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, message: str | Sentence) -> None:
+        super().__init__(message if isinstance(message, Sentence) else plain(message))
         self.status = status
 
 
@@ -105,7 +109,7 @@ class Allowlist:
         limits: Limits,
         stop: Callable[[str], Awaitable[None]],
         pending: Callable[[str], bool],
-        translate: Callable[[str, str], str] = lambda _, text: text,
+        translate: Callable[[str, Sentence], str] = lambda _, message: str(message),
         head: str = "",
     ) -> None:
         self.app, self.settings, self.handlers, self.limits = app, settings, handlers, limits
@@ -130,7 +134,7 @@ class Allowlist:
                 await self.app(scope, receive, answer.send)
                 await answer.end()
         except Refusal as refusal:
-            said = self.translate(Headers(scope=scope).get("accept-language", ""), str(refusal))
+            said = self.translate(Headers(scope=scope).get("accept-language", ""), refusal.message)
             body = {"error": said, "detail": said}  # Gradio's page reads one here and the other there
             retry = {"retry-after": "10"} if refusal.status == 429 else {}
             await JSONResponse(body, refusal.status, retry)(scope, receive, answer.send)
@@ -151,7 +155,7 @@ class Allowlist:
         headers, visitor_ = Headers(scope=scope), who(scope)
         changes = scope["method"] == "POST" or way in (Way.READ, Way.BEAT)  # a stream that ends, ends what it shows
         if changes and answer_headers.is_foreign(headers):
-            raise Refusal(403, "This request came from another site. Open the page itself.")
+            raise Refusal(403, Sentence("This request came from another site. Open the page itself."))
         scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"range"]}
         try:
             if way in (Way.READ, Way.BEAT):
@@ -171,9 +175,9 @@ class Allowlist:
                         self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened
                     )
         except TooMuch as error:
-            raise Refusal(429, str(error)) from None
+            raise Refusal(429, error.message) from None
         except NotTheirs as error:
-            raise Refusal(403, str(error)) from None
+            raise Refusal(403, error.message) from None
         answer.expects(way, headers)
         if way is Way.PAGE:
             scope = page_scope(scope)

@@ -19,16 +19,17 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from playground.people.addresses import one_place
 from playground.settings import Settings
+from playground.system.messages import UserFacingError
 
 IDLE = 3600.0  # seconds after which a session that nobody uses is forgotten
 ASSETS = 3  # files of the page that an address may ask for, per request that it may make; they are that much cheaper
 
 
-class TooMuch(Exception):
+class TooMuch(UserFacingError):
     """A request over a limit; the message says so to the person."""
 
 
-class NotTheirs(Exception):
+class NotTheirs(UserFacingError):
     """A session that another visitor has used before; the message says so to the person."""
 
 
