@@ -451,7 +451,7 @@ def accepted(field: FieldInfo) -> Message:
     return Message("{kind} {bound} and {other}", kind=text, bound=bounds[0], other=bounds[1])
 
 
-def _kind(kind: type | None) -> Message:
+def _kind(kind: object) -> Message:
     """What values of a type are called."""
     if kind is int:
         return Message("an integer")

@@ -206,6 +206,22 @@ def test_what_an_error_said_is_for_admins(tab, store, settings):
     )
 
 
+def test_a_reason_that_an_earlier_version_stored_is_shown_in_english(store, settings):
+    """It stored the English sentence, and of a round that broke the error's own words with it."""
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", state="failed", reason="ValueError in phase reward: <odd>", ended="x")
+    html = strip(now(store, settings), ZH)
+    assert "ValueError in phase reward." in html and "odd" not in html
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", state="failed", reason="An admin stopped this round.", ended="x")
+    assert page.state(store.last_round()) == "stopped" and "管理员停止了这一轮训练。" in strip(now(store, settings), ZH)
+    rounds.refused(store, settings)
+    text = "The new version was not published: it is {odd}."
+    with store.writing() as db:
+        db.execute("update round set reason = ? where state = 'refused'", [text])
+    assert text in strip(now(store, settings), ZH)
+
+
 def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):
     signs = lambda row: "".join(dict(zip(KINDS, "✓●✗○", strict=True))[kind] for kind in kinds(row).values())
     assert signs(None) == "○○○○○○"

@@ -175,9 +175,5 @@ def test_a_round_whose_database_is_locked_for_long_is_left_to_the_next_and_costs
     assert store.last_round()["state"] == "running"
     assert step(store, settings, "w", Idle(), Idle()) is False, "it waits for the database"
     other.execute("rollback")
-    assert (
-        run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", plain("told so"))))[
-            "reason"
-        ]
-        == "told so"
-    )
+    row = run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", plain("told so"))))
+    assert row["reason"] == plain("told so")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import gradio as gr
+from gradio.i18n import I18nData
 
 from playground.system.messages import Message, Value
 
@@ -52,7 +53,7 @@ def language(accepted: str) -> str:
     return "en"
 
 
-def label(english: str) -> str:
+def label(english: str) -> I18nData:
     """A component's text, translated in the browser; reads as `english` until then."""
     return TRANSLATIONS(english)
 
