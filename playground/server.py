@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
 from playground import settings as settings_module
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.people.visitor import Cookies

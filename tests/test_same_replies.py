@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 import sqlite_utils
 
-from playground.chat.session import TRIES, Refused
+from playground.chat.refusals import Refused
+from playground.chat.writing import TRIES
 from playground.store import Store
 from playground.store import migrations as schema
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from playground.models import prompts
 from playground.models.active import Pair
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from playground import server
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.models import loading
 from playground.models.prompts import BadMessage
 from playground.people import visitor

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from playground.chat.session import REASONS
+from playground.chat.votes import REASONS
 from playground.settings import Settings, overridden, sections
 from playground.system.messages import Message, UserFacingError, joined, loads, plain
 from playground.ui import words

@@ -12,7 +12,7 @@ from html import escape
 
 import gradio as gr
 
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from playground.models.prompts import BadMessage
 from playground.people import visitor
 from playground.store import StoreError, now
@@ -233,7 +233,7 @@ class ChatTab:
             yield {**self.ended(annotator, w), **kept, **self.notice.warn(w.message(error.message), w("Not sent"))}
             return
         except GeneratorExit:  # the browser has gone
-            self.chat.linger(annotator, turn)
+            self.chat.finish_in_background(annotator, turn)
             raise
 
     def ended(self, annotator, w):

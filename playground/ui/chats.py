@@ -3,7 +3,7 @@
 import gradio as gr
 
 from playground.chat.gestures import KNOBS
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from playground.models.prompts import BadMessage
 from playground.ui import inputs, words
 from playground.ui.notice import GESTURE

@@ -4,7 +4,8 @@ from html import escape
 
 import gradio as gr
 
-from playground.chat.session import REASONS, Refused
+from playground.chat.refusals import Refused
+from playground.chat.votes import REASONS
 from playground.ui import inputs, words
 from playground.ui.notice import GESTURE, seen
 from playground.ui.strip import name

@@ -8,9 +8,9 @@ that other modules made: refusals, and the reasons why rounds ended.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
-from gradio.i18n import I18nData
 
 from playground.system.messages import Message, Value
 
@@ -53,8 +53,10 @@ def language(accepted: str) -> str:
     return "en"
 
 
-def label(english: str) -> I18nData:
-    """A component's text, translated in the browser; reads as `english` until then."""
+def label(english: str) -> Any:
+    """A component's text, translated in the browser; reads as `english` until then. It is Gradio's I18nData, which
+    every component takes as a text, though not all their annotations say so.
+    """
     return TRANSLATIONS(english)
 
 
