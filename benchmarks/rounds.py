@@ -94,7 +94,7 @@ def round_cell(pool, base, settings, annotator, n, flip, seed, arm="PPO", log=pr
     metrics = row["metrics"]
     figures = {
         "state": row["state"],
-        "reason": row["reason"],
+        "reason": row["reason"] and str(row["reason"]),
         "minutes": minutes,
         "peak_mb": observed["peak_mb"],
         "curve": observed["curve"],

@@ -18,7 +18,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
 from playground import settings as settings_module
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.people.visitor import CookieMiddleware
@@ -77,7 +78,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
         limits=Limits(settings, gradio.forget),
         stop=gradio.stop,
         pending=gradio.pending,
-        translate=lambda accepted, text: words.Words(words.language(accepted)).said(text),
+        translate=lambda accepted, message: words.Words(words.language(accepted)).message(message),
         head=page.HEAD,
     )
     app.add_middleware(
@@ -119,7 +120,7 @@ def add_admin_route(app: FastAPI, admins: Admins) -> None:
         try:
             app.state.admin_link.open(token, request.client.host if request.client else "", sign_in)
         except WrongSignIn as error:
-            sentence = words.of(request).said(str(error))
+            sentence = words.of(request).message(error.message)
             return PlainTextResponse(sentence, 429 if isinstance(error, TooMany) else 403, private)
         cookie = {"set-cookie": visitor.set_cookie_header(request.scope, new_token)}
         return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private | cookie)
@@ -135,7 +136,7 @@ def add_forget_route(app: FastAPI, store: Store, chat: Chat) -> None:
         except visitor.NoCookie:
             pass  # without a cookie there is nothing of this person
         except (Refused, StoreError) as error:
-            return JSONResponse({"error": words.of(request).said(str(error))}, 409)
+            return JSONResponse({"error": words.of(request).message(error.message)}, 409)
         cookie = visitor.set_cookie_header(request.scope, visitor.new_token())
         return Response(status_code=204, headers={"set-cookie": cookie, "clear-site-data": '"cache"'})
 

@@ -12,10 +12,13 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, overload
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from playground.system.messages import Message, UserFacingError, lines, plain
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -46,12 +49,14 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
-# how the bounds of a field are written in an error message, by their names in pydantic
-BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "matching {}"}
 
+class SettingsError(UserFacingError):
+    """A setting cannot be used; the message names it, the value given and what is accepted. A plain text is for the
+    command line; what the page may show is a Message.
+    """
 
-class SettingsError(Exception):
-    """A setting cannot be used; the message names it, the value given and what is accepted."""
+    def __init__(self, message: str | Message) -> None:
+        super().__init__(message if isinstance(message, Message) else plain(message))
 
 
 class Settings(BaseSettings):
@@ -423,36 +428,68 @@ def read(argv: Sequence[str] | None = None, kind: type[Settings] = Settings, pro
 
 
 def _settings_error(kind: type[Settings], error: ValidationError) -> SettingsError:
-    return SettingsError("\n".join(_explain(kind, problem) for problem in error.errors()))
+    return SettingsError(lines(_explain(kind, problem) for problem in error.errors()))
 
 
-def _explain(kind: type[Settings], problem: ErrorDetails) -> str:
-    """One wrong value in a sentence: the setting, the value given, what is accepted, and what it means."""
+def _explain(kind: type[Settings], problem: ErrorDetails) -> Message:
+    """What is wrong with the value of one setting."""
     name = str(problem["loc"][0]).replace("-", "_")
     field = kind.model_fields.get(name)
     if field is None:
-        return f"{name}: {problem['msg']}"
-    flag = name.replace("_", "-")
-    given = problem["input"]
-    meaning = " ".join((field.description or "").split())
-    return f"--{flag} (NUDGE_{name.upper()}): got {given!r}; accepted: {accepted(field)}. {meaning}"
+        return plain(f"{name}: {problem['msg']}")
+    return Message(
+        "--{setting} (NUDGE_{name}): got {what}; accepted: {accepted}. {reason}",
+        setting=name.replace("_", "-"),
+        name=name.upper(),
+        what=repr(problem["input"]),
+        accepted=accepted(field),
+        reason=meaning(field),
+    )
 
 
-def accepted(field: FieldInfo) -> str:
-    """What a field accepts, in words: `an integer at least 1 and at most 65535`."""
-    kind: Any = field.annotation
-    constraints = list(field.metadata)
+def meaning(field: FieldInfo) -> Message:
+    """A field's docstring in one line."""
+    return plain(" ".join((field.description or "").split()))
+
+
+def accepted(field: FieldInfo) -> Message:
+    """What a field takes, in words: `an integer at least 1 and at most 65535`."""
+    kind, limits = field.annotation, list(field.metadata)
     if get_origin(kind) is Annotated:
-        kind, *infos = get_args(kind)
-        for info in infos:
-            constraints += info.metadata
+        kind, *extra = get_args(kind)
+        limits += [limit for info in extra for limit in info.metadata]
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    type_names = {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}
-    bounds = []
-    for constraint in constraints:
-        for bound, form in BOUNDS.items():
-            value = getattr(constraint, bound, None)
-            if value is not None:
-                bounds.append(form.format(value))
-    return " ".join([type_names.get(kind, "text"), " and ".join(bounds)]).strip()
+        return plain(" or ".join(map(str, get_args(kind))))
+    text = _kind(kind)
+    bounds = [bound for bound in map(_bound, limits) if bound]
+    if not bounds:
+        return text
+    if len(bounds) == 1:
+        return Message("{kind} {bound}", kind=text, bound=bounds[0])
+    return Message("{kind} {bound} and {other}", kind=text, bound=bounds[0], other=bounds[1])
+
+
+def _kind(kind: object) -> Message:
+    """What values of a type are called."""
+    if kind is int:
+        return Message("an integer")
+    if kind is float:
+        return Message("a number")
+    if kind is bool:
+        return Message("true or false")
+    return Message("a path") if kind is Path else Message("text")
+
+
+def _bound(limit: object) -> Message | None:
+    """One bound of a field's metadata; None where it is no bound."""
+    match limit:
+        case Ge(least):
+            return Message("at least {value}", value=str(least))
+        case Gt(below):
+            return Message("above {value}", value=str(below))
+        case Le(most):
+            return Message("at most {value}", value=str(most))
+        case Lt(above):
+            return Message("below {value}", value=str(above))
+    pattern = getattr(limit, "pattern", None)
+    return Message("matching {value}", value=str(pattern)) if pattern else None

@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 import sqlite_utils
 
-from playground.chat.session import TRIES, Refused
+from playground.chat.refusals import Refused
+from playground.chat.writing import TRIES
 from playground.store import Store
 from playground.store import migrations as schema
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
@@ -32,7 +33,7 @@ def test_another_reply_is_drawn_for_the_right_side_and_the_page_says_so(chat):
     chat._rng = Seeds(1, 1, 1, 2)
     ann = person(chat)
     views = list(chat.send(ann, "Hello"))
-    told = [v for v in views if v.progress and "Another one is being written" in v.progress]
+    told = [v for v in views if v.progress and "Another one is being written" in str(v.progress)]
     assert told and told[-1].left.text and told[0].left.text == told[-1].left.text
     last = views[-1]
     assert last.phase == "voting" and last.left.text != last.right.text and chat._rng.drawn == 4

@@ -382,7 +382,9 @@ def test_a_round_on_a_broken_model_fails_with_the_cause_as_its_reason(store, fol
     break_trunk(monkeypatch)
     row = run_once(store, settings(model=folder, data_dir=tmp_path), "w")
     assert row["state"] == "failed"
-    assert row["reason"].startswith("SelfTestFailed in phase collect: two forwards of the same replies give a ratio")
+    assert str(row["reason"]).startswith(
+        "SelfTestFailed in phase collect: two forwards of the same replies give a ratio"
+    )
 
 
 def test_a_round_does_not_score_with_a_broken_trunk(store, folder, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from playground import settings as settings_module
 from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.store import Store
+from playground.system.messages import plain
 from playground.ui import states
 from tests.sites import Site
 from tests.tiny import tiny_folder
@@ -311,7 +312,7 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     for button, wish in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
         assert page.event(button)[-1]["success"]
         assert site.store.round_command(row["id"]) == wish
-    site.store.end_round(row["id"], "w", "failed", "stopped")
+    site.store.end_round(row["id"], "w", "failed", plain("stopped"))
     assert "no round to pause" in notices(page.event("pause"))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from playground.store import STOPPED, LeaseLost, Store, StoreError
+from playground.system.messages import plain
 from tests.stores import cast, file_store, published, store, take  # noqa: F401 (fixtures)
 
 
@@ -29,7 +30,7 @@ def test_a_round_starts_by_itself_at_enough_votes_and_not_before(store):
 
 def test_the_same_votes_start_no_second_round(store):
     cast(store)
-    store.end_round(take(store, auto_votes=1)["id"], "w1", "not_enough", "why")
+    store.end_round(take(store, auto_votes=1)["id"], "w1", "not_enough", plain("why"))
     assert take(store, auto_votes=1) is None
 
 
@@ -49,7 +50,7 @@ def test_asking_while_a_round_runs_gives_that_round(store):
 def test_asking_after_a_round_ended_gives_a_new_one(store):
     asked = store.request_round()
     take(store)
-    store.end_round(asked, "w1", "failed", "why")
+    store.end_round(asked, "w1", "failed", plain("why"))
     assert store.request_round() == asked + 1
 
 
@@ -114,7 +115,7 @@ def test_the_worker_that_lost_the_lease_publishes_nothing(store):
 def test_an_ended_round_is_held_by_nobody(store):
     asked = store.request_round()
     take(store)
-    store.end_round(asked, "w1", "failed", "why")
+    store.end_round(asked, "w1", "failed", plain("why"))
     with pytest.raises(LeaseLost, match=f"round {asked} is failed"):
         store.update_round(asked, "w1", step=1)
 

@@ -5,6 +5,7 @@ import sqlite3
 import pytest
 
 from playground.store import StoreError
+from playground.system.messages import plain
 from tests.stores import BASE, candidate, cast, duel, store, take  # noqa: F401 (fixtures)
 
 
@@ -179,7 +180,7 @@ def test_a_refused_round_gives_its_votes_no_version(store):
     store.request_round()
     held = take(store)
     store.record_used_votes(held["id"], [(1, False)])
-    store.refuse(held["id"], "w1", store.add_policy(held["id"], "w1", parent=0), "path", "abc", {}, "no")
+    store.refuse(held["id"], "w1", store.add_policy(held["id"], "w1", parent=0), "path", "abc", {}, plain("no"))
     assert store.my_votes(row["annotator"])[0]["version"] is None
 
 
@@ -193,7 +194,7 @@ def test_what_ones_votes_did_is_counted(store):
         store.request_round()
         row = take(store)
         store.record_used_votes(row["id"], [(ids[0], False), (ids[1], True), (ids[2], False)])
-        store.end_round(row["id"], row["owner"], state, "")
+        store.end_round(row["id"], row["owner"], state)
         assert store.vote_totals(who) == {
             "votes": 4,
             "published": 2 * (state == "published"),

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from playground import server
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.models import loading
 from playground.models.prompts import BadMessage
 from playground.people import visitor
@@ -296,7 +297,7 @@ def test_a_waiting_message_is_painted_where_its_place_changes_until_it_has_room(
         seen.append((time.monotonic() - begun, view))
         if len(seen) == 1:
             threading.Timer(2, lambda: chat.stop(person(chat, "ann"))).start()
-    waits = [at for at, view in seen if view.progress and "waits its turn" in view.progress]
+    waits = [at for at, view in seen if view.progress and "waits its turn" in str(view.progress)]
     assert waits[0] > 0.4 and 1 <= len(waits) <= 3, waits  # at the usual pace it were a hundred
     words = next(at for at, view in seen if view.phase == "streaming" and view.left.text)
     assert words > waits[-1]

@@ -16,6 +16,7 @@ from playground.models import loading
 from playground.settings import Settings
 from playground.store import STOPPED, Store
 from playground.system import memory
+from playground.system.messages import Message
 from training import erase, gpu
 from training.preferences import Row
 
@@ -84,7 +85,7 @@ class RoundControl:
                 self.run_phase(phase)
             memory.trim()
 
-    def end(self, state: str, reason: str | None) -> NoReturn:
+    def end(self, state: str, reason: Message | None) -> NoReturn:
         """End the round in this state."""
         self.store.end_round(self.id, self.owner, state, reason)
         raise RoundEnded(reason)

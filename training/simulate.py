@@ -290,7 +290,7 @@ def run(settings: SimulateSettings, log: Callable[[str], None] = print) -> dict[
         "peak_mb": round(peak_mb),
         "state": row["state"],
         "published": row["state"] == "published",
-        "refused_because": row["reason"],
+        "refused_because": row["reason"] and str(row["reason"]),
     }
 
 

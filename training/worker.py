@@ -24,7 +24,9 @@ from pydantic import Field
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
+from playground.store.reasons import broken
 from playground.system import memory, safe_logging
+from playground.system.messages import Message, UserFacingError
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
@@ -82,7 +84,9 @@ def run_once(
     try:
         with heartbeat(store, settings, round_id, owner), logged(folder_of(settings, round_id) / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
-                reason = f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why."
+                reason = Message(
+                    "The worker died {n} times in phase {phase}; its log says why.", n=MAX_ATTEMPTS, phase=row["phase"]
+                )
                 store.end_round(round_id, owner, "failed", reason)
             else:
                 run_logged(kind(store, settings, row, owner))
@@ -123,10 +127,10 @@ def run_logged(running: Round) -> None:
         raise
 
 
-def why_failed(error: Exception, phase: str) -> str:
+def why_failed(error: Exception, phase: str) -> Message:
     """The reason for the end of a round that failed, in one sentence."""
     kind, _, message = safe_logging.describe_error(error).partition(": ")
-    return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
+    return broken(kind, phase, error.message if isinstance(error, UserFacingError) else message)
 
 
 def with_overrides(store: Store, settings: Settings) -> Settings:

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from playground.models import templates
 from playground.models.templates import ControlTokens, Message
+from playground.system.messages import UserFacingError
 
 SHIPPED = Path(__file__).parents[2] / "assets" / "prompts"
 
 
-class BadMessage(Exception):
+class BadMessage(UserFacingError):
     """A message cannot be sent; the text says why and what to do."""
 
 
@@ -31,14 +32,22 @@ def check(text: str | None, tokenizer: PreTrainedTokenizerBase, max_chars: int) 
     if not text:
         raise BadMessage("The message is empty. Write something first.")
     if len(text) > max_chars:
-        raise BadMessage(f"The message has {len(text):,} characters; at most {max_chars:,} fit. Please shorten it.")
+        raise BadMessage(
+            "The message has {n} characters; at most {limit} fit. Please shorten it.",
+            n=f"{len(text):,}",
+            limit=f"{max_chars:,}",
+        )
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t\r":
-            raise BadMessage(f"The message holds a control character (U+{ord(char):04X}). Remove it and send again.")
+            raise BadMessage(
+                "The message holds a control character (U+{name}). Remove it and send again.", name=f"{ord(char):04X}"
+            )
     control = templates.of(tokenizer).control
     token = control.first(text) or _encoded_control(text, tokenizer, control)
     if token:
-        raise BadMessage(f"The message holds {token}, which steers the model's chat format. Remove it and send again.")
+        raise BadMessage(
+            "The message holds {name}, which steers the model's chat format. Remove it and send again.", name=token
+        )
     return text
 
 
@@ -78,12 +87,17 @@ def encode(
             ids = templates.encode(system + messages[start:], tokenizer)
         except templates.BadTemplate as error:
             raise BadMessage(
-                f"The model's chat template does not take this conversation: {error}. Change the system prompt or the "
-                "message."
+                "The model's chat template does not take this conversation: {reason}. Change the system prompt or the "
+                "message.",
+                reason=str(error),
             ) from None
         if len(ids) <= budget:
             return ids
-    raise BadMessage(f"The message has {len(ids):,} tokens with its frame; at most {budget:,} fit. Please shorten it.")
+    raise BadMessage(
+        "The message has {n} tokens with its frame; at most {limit} fit. Please shorten it.",
+        n=f"{len(ids):,}",
+        limit=f"{budget:,}",
+    )
 
 
 def encode_those_that_fit(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, budget: int) -> list[list[int]]:

@@ -29,6 +29,7 @@ from playground.people.addresses import limit_key
 from playground.people.rates import RateLimit
 from playground.settings import Settings
 from playground.store import Store
+from playground.system.messages import UserFacingError
 
 log = logging.getLogger("nudge.admins")
 
@@ -53,7 +54,7 @@ PASSWORD_CHARS = 256  # longest password
 SHORTEST = 10  # characters of the shortest password
 
 
-class WrongSignIn(Exception):
+class WrongSignIn(UserFacingError):
     """The sign-in failed; the message says what to do."""
 
 
@@ -100,7 +101,7 @@ class AdminLink:
                 return
         place = limit_key(address)
         if not self._wrong.count(place):
-            raise TooMany(f"Too many wrong links. Try again in {self._wrong.seconds_to_wait(place):.0f} s.")
+            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{self._wrong.seconds_to_wait(place):.0f}")
         raise WrongSignIn(
             "This admin link is wrong or was used before. Restart the app for a new one, "
             "or let an admin sign in with a password that python -m playground.people.admins keeps."
@@ -154,7 +155,9 @@ class Admins:
         name = str(name or "").strip()
         password = str(password or "")
         if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(f"A name has at most {NAME_CHARS} characters and a password at most {PASSWORD_CHARS}.")
+            raise WrongSignIn(
+                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
+            )
         client = _unwrapped(request).client
         place = limit_key(client.host if client else "")
         bucket = self._bucket(name)
@@ -191,7 +194,7 @@ class Admins:
         if (place, bucket) not in self._known:  # guesses from all over the world lock out nobody who was here before
             waits.append(self._by_name.seconds_to_wait(bucket))
         if wait := max(waits):
-            raise TooMany(f"Too many wrong passwords. Try again in {wait:.0f} s.")
+            raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{wait:.0f}")
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -281,16 +284,21 @@ def write_user(path: str | Path, name: str, password: str, hasher: PasswordHashe
     """Add a name to a users file, or change its password; WrongSignIn where one of them cannot be used."""
     if not name or ":" in name or name != name.strip() or name.startswith("#") or len(name.splitlines()) > 1:
         raise WrongSignIn(
-            f"{name!r} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #."
+            "{name} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #.",
+            name=repr(name),
         )
     if name.casefold() == OWNER:
-        raise WrongSignIn(f"{name!r} cannot be a name: it stands for whoever opened the admin link.")
+        raise WrongSignIn("{name} cannot be a name: it stands for whoever opened the admin link.", name=repr(name))
     if len(name) > NAME_CHARS:
-        raise WrongSignIn(f"The name has {len(name)} characters; at most {NAME_CHARS} fit.")
+        raise WrongSignIn("The name has {n} characters; at most {limit} fit.", n=len(name), limit=NAME_CHARS)
     if len(password) < SHORTEST:
-        raise WrongSignIn(f"The password has {len(password)} characters; at least {SHORTEST} are needed.")
+        raise WrongSignIn(
+            "The password has {n} characters; at least {limit} are needed.", n=len(password), limit=SHORTEST
+        )
     if len(password) > PASSWORD_CHARS:
-        raise WrongSignIn(f"The password has {len(password)} characters; at most {PASSWORD_CHARS} fit.")
+        raise WrongSignIn(
+            "The password has {n} characters; at most {limit} fit.", n=len(password), limit=PASSWORD_CHARS
+        )
     users = {**read_users(path), name: hasher.hash(password)}
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

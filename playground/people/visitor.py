@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from playground import settings
+from playground.system.messages import UserFacingError
 
 COOKIE = "nudge_id"
 YEAR = 365 * 24 * 3600  # seconds
@@ -21,7 +22,7 @@ TOKEN_BYTES = 32
 TOKEN_FORM = re.compile(r"[\w-]{43}", re.ASCII)  # of secrets.token_urlsafe(TOKEN_BYTES)
 
 
-class NoCookie(Exception):
+class NoCookie(UserFacingError):
     """The browser has sent no identity; the message says what to do."""
 
 

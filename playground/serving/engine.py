@@ -27,6 +27,7 @@ from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.system import memory, safe_logging, threads
 from playground.system.child import Child
+from playground.system.messages import UserFacingError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, whic
 CLOSE_SECONDS = 10  # that each thread has to end
 
 
-class EngineStopped(Exception):
+class EngineStopped(UserFacingError):
     """The engine is shutting down and takes no more turns."""
 
 

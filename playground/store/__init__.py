@@ -12,13 +12,13 @@ from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
 from playground.store.people import People
 from playground.store.policies import Policies
-from playground.store.rounds import REFUSED, STOPPED, Rounds
+from playground.store.reasons import STOPPED
+from playground.store.rounds import Rounds
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
 
 __all__ = [
     "CHOICES",
-    "REFUSED",
     "STOPPED",
     "LeaseLost",
     "Row",

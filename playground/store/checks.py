@@ -4,8 +4,9 @@ import sqlite_utils
 from sqlite_utils.db import NotFoundError
 
 from playground.store.errors import StoreError
+from playground.system.messages import Message
 
-NOT_YOURS = "This chat is not yours, or it was deleted."
+NOT_YOURS = Message("This chat is not yours, or it was deleted.")
 
 
 class LeaseLost(StoreError):
@@ -26,6 +27,12 @@ def check_lease(db: sqlite_utils.Database, round_id: int, owner: str) -> None:
     try:
         row = db.table("round").get(round_id)
     except NotFoundError:
-        raise LeaseLost(f"round {round_id} does not exist") from None
+        raise LeaseLost("round {n} does not exist", n=round_id) from None
     if row["owner"] != owner or row["state"] != "running":
-        raise LeaseLost(f"round {round_id} is {row['state']}, held by {row['owner']}, not by {owner}")
+        raise LeaseLost(
+            "round {n} is {state}, held by {holder}, not by {owner}",
+            n=round_id,
+            state=row["state"],
+            holder=str(row["owner"]),
+            owner=owner,
+        )

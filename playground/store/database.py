@@ -82,7 +82,9 @@ class Database:
 
     def _open(self, path: Path, create: bool) -> None:
         if not create and not path.exists():
-            raise StoreError(f"There is no database at {path}. Start the app first, or pass its --data-dir.")
+            raise StoreError(
+                "There is no database at {path}. Start the app first, or pass its --data-dir.", path=str(path)
+            )
         files = Files(self.path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -92,7 +94,9 @@ class Database:
                 files.make()
                 self._execute("pragma journal_mode=wal")
         except Timeout:
-            raise StoreBusy(f"Another process has been opening the database {path} for {OPENING:.0f} s.") from None
+            raise StoreBusy(
+                "Another process has been opening the database {path} for {n} s.", path=str(path), n=f"{OPENING:.0f}"
+            ) from None
         self._migrate()
         # While this process has a connection, no other process deletes the write-ahead log. The connection of a thread
         # ends with its thread, so one is kept.

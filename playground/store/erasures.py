@@ -13,6 +13,8 @@ import sqlite_utils
 
 from playground.store.checks import check_lease, check_owner
 from playground.store.database import Database, now
+from playground.store.reasons import without_words
+from playground.system.messages import loads
 
 SCRUB_PATIENCE = 0.2  # seconds; the worker scrubs again later
 
@@ -106,10 +108,12 @@ class Erasures(Database):
         """
         with self.writing() as db:
             _blank(db, UNFINISHED)
-            db.execute(
-                f"""update round as r set reason = substr(reason, 1, instr(reason, ': ') - 1) || '.'
-                    where r.state = 'failed' and r.reason like '% in phase %: %' and {WITHDRAWN}"""
-            )
+            for round_id, stored in db.execute(
+                f"select r.id, r.reason from round r where r.state = 'failed' and r.reason > '' and {WITHDRAWN}"
+            ).fetchall():
+                reason = loads(stored)
+                if without_words(reason) != reason:
+                    db.table("round").update(round_id, {"reason": without_words(reason).dumps()})
 
     def rounds_to_clear(self) -> list[int]:
         """The ids of the rounds that have read a chat which a round may not learn from, or not any more."""

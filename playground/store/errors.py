@@ -6,6 +6,8 @@ that the database could not do it.
 
 import sqlite3
 
+from playground.system.messages import UserFacingError
+
 # Primary result codes of SQLite (https://sqlite.org/rescode.html). Python gives an error's code as `sqlite_errorcode`;
 # its higher bits tell which of several system calls failed.
 BUSY = 5
@@ -20,7 +22,7 @@ PRIMARY_BITS = 0xFF
 MISTAKES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.NotSupportedError)
 
 
-class StoreError(Exception):
+class StoreError(UserFacingError):
     """The store refuses what was asked; the message says why."""
 
 

@@ -10,6 +10,7 @@ import sqlite_utils
 from playground.store.checks import check_lease
 from playground.store.database import Database, Row, now
 from playground.store.errors import StoreError
+from playground.system.messages import Message
 
 
 class Policies(Database):
@@ -71,7 +72,7 @@ class Policies(Database):
         path: str | Path,
         sha256: str,
         report: Mapping[str, Any],
-        reason: str,
+        reason: Message,
     ) -> None:
         """End a round whose version did not pass the gate: the version is kept, marked as rejected with the reason.
 
@@ -84,10 +85,10 @@ class Policies(Database):
                 "path": str(path),
                 "sha256": sha256,
                 "gate_report": json.dumps(report),
-                "reason": reason,
+                "reason": str(reason),
             }
             db.table("policy").update(version, columns)
-            db.table("round").update(round_id, {"state": "refused", "reason": reason, "ended": now()})
+            db.table("round").update(round_id, {"state": "refused", "reason": reason.dumps(), "ended": now()})
 
     # -- another version than the newest
 
@@ -129,7 +130,7 @@ class Policies(Database):
         """Make an older version live again; the one that was live is marked as rolled back."""
         with self.writing() as db:
             if db.table("policy").get(version)["status"] == "rejected":
-                raise StoreError(f"Version v{version} was rejected and cannot go live.")
+                raise StoreError("Version v{n} was rejected and cannot go live.", n=version)
             _make_live(db, version, old_status="rolled_back")
 
 

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 from playground.store.checks import check_lease
 from playground.store.database import Database, Row, insert, now
 from playground.store.errors import StoreError
+from playground.store.reasons import STOPPED
 from playground.store.votes import COUNT_NEW_VOTES
+from playground.system.messages import Message, loads
 
-STOPPED = "An admin stopped this round."
-REFUSED = "The new version was not published: "  # the reason follows
 # what an admin may tell a round, None being "go on", and the error where no round is active
 NO_ROUND = {
-    "pause": "There is no round to pause.",
-    "stop": "There is no round to stop.",
-    None: "There is no round to resume.",
+    "pause": Message("There is no round to pause."),
+    "stop": Message("There is no round to stop."),
+    None: Message("There is no round to resume."),
 }
 
 
@@ -32,7 +32,8 @@ class Beat(NamedTuple):
 
 
 class Rounds(Database):
-    """Part of `Store`. A round's row has the columns of its table, with `metrics` and `config` decoded into dicts."""
+    """Part of `Store`. A round's row has the columns of its table, with `metrics` and `config` decoded into dicts and
+    `reason` into a Message."""
 
     clock = staticmethod(time.monotonic)  # measures leases, in seconds
     _last_beat: Beat | None = None  # the newest beat that this store has seen
@@ -94,9 +95,9 @@ class Rounds(Database):
             self._seconds_since_beat(taken)
         return taken
 
-    def end_round(self, round_id: int, owner: str, state: str, reason: str | None = None) -> None:
+    def end_round(self, round_id: int, owner: str, state: str, reason: Message | None = None) -> None:
         """End a running round in `state`. LeaseLost when `owner` no longer holds it."""
-        self.update_round(round_id, owner, state=state, reason=reason, ended=now())
+        self.update_round(round_id, owner, state=state, reason=reason.dumps() if reason else None, ended=now())
 
     def release_round(self, round_id: int, owner: str) -> None:
         """Give the lease up without ending the round, so that the next worker can take it at once.
@@ -196,7 +197,7 @@ class Rounds(Database):
                 raise StoreError(NO_ROUND[command])
             columns = {"wish": command}
             if command == "stop" and row[0] == "requested":
-                columns |= {"state": "failed", "reason": STOPPED, "ended": now()}
+                columns |= {"state": "failed", "reason": STOPPED.dumps(), "ended": now()}
             db.table("round").update(round_id, columns)
 
     def round_command(self, round_id: int) -> str | None:
@@ -221,4 +222,9 @@ class Rounds(Database):
 
 
 def _decoded(row: Row) -> Row:
-    return {**row, "metrics": json.loads(row["metrics"]), "config": json.loads(row["config"] or "{}")}
+    return {
+        **row,
+        "reason": loads(row["reason"]) if row["reason"] else None,
+        "metrics": json.loads(row["metrics"]),
+        "config": json.loads(row["config"] or "{}"),
+    }

@@ -12,9 +12,10 @@ import sqlite_utils
 from playground.store.database import Database, Row, insert, now
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
+from playground.system.messages import Message
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
-GONE_ON = "The conversation has gone on since; this vote can no longer be changed."
+GONE_ON = Message("The conversation has gone on since; this vote can no longer be changed.")
 
 # The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, on two
 # replies that differ, in chats that were not deleted, of people who let training have them, and on the base model that
@@ -69,7 +70,7 @@ class Votes(Database):
         replies become.
         """
         if choice not in CHOICES:
-            raise StoreError(f"A vote is one of {', '.join(CHOICES)}; got {choice!r}.")
+            raise StoreError("A vote is one of {name}; got {what}.", name=", ".join(CHOICES), what=repr(choice))
         with self.writing() as db:
             if not db.execute("select 1 from conversation where shown_duel = ?", [duel]).fetchone():
                 raise StoreError(GONE_ON)

@@ -24,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from playground.people import visitor
 from playground.settings import ON_SPACE, SPACE_SIGN_IN, Settings
+from playground.system.messages import Message as Sentence
+from playground.system.messages import UserFacingError, plain
 from playground.web import headers as answer_headers
 from playground.web import payload
 from playground.web.limits import Limits, NotTheirs, Session, TooMuch, Visitor
@@ -88,11 +90,13 @@ ROUTES = [
 SIGN_IN = route("GET", r"/(login/huggingface|login/callback|logout)", Kind.SIGN_IN)
 
 
-class Refusal(Exception):
-    """A request that does not pass, with the HTTP status and a sentence that says why."""
+class Refusal(UserFacingError):
+    """A request that does not pass, with the HTTP status and a sentence that says why. A plain text is for senders of
+    requests that the page does not make; what a person may read is a Message.
+    """
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, message: str | Sentence) -> None:
+        super().__init__(message if isinstance(message, Sentence) else plain(message))
         self.status = status
 
 
@@ -112,7 +116,7 @@ class Allowlist:
         limits: Limits,
         stop: Callable[[str], Awaitable[None]],
         pending: Callable[[str], bool],
-        translate: Callable[[str, str], str] = lambda _, text: text,
+        translate: Callable[[str, Sentence], str] = lambda _, message: str(message),
         head: str = "",
     ) -> None:
         self.app = app
@@ -142,7 +146,7 @@ class Allowlist:
                 await self.app(scope, receive, answer.send)
                 await answer.end()
         except Refusal as refusal:
-            sentence = self.translate(Headers(scope=scope).get("accept-language", ""), str(refusal))
+            sentence = self.translate(Headers(scope=scope).get("accept-language", ""), refusal.message)
             body = {"error": sentence, "detail": sentence}  # Gradio's page reads one here and the other there
             retry = {"retry-after": RETRY_AFTER} if refusal.status == 429 else {}
             await JSONResponse(body, refusal.status, retry)(scope, receive, answer.send)
@@ -165,7 +169,7 @@ class Allowlist:
         sender = visitor_of(scope)
         # a stream changes something too: when it ends, what it shows is ended
         if (scope["method"] == "POST" or kind.is_stream) and answer_headers.is_foreign(headers):
-            raise Refusal(403, "This request came from another site. Open the page itself.")
+            raise Refusal(403, Sentence("This request came from another site. Open the page itself."))
         scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
         try:
             if kind.is_stream:
@@ -186,9 +190,9 @@ class Allowlist:
                         self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened
                     )
         except TooMuch as error:
-            raise Refusal(429, str(error)) from None
+            raise Refusal(429, error.message) from None
         except NotTheirs as error:
-            raise Refusal(403, str(error)) from None
+            raise Refusal(403, error.message) from None
         answer.expect(kind, headers)
         if kind is Kind.PAGE:
             scope = page_scope(scope)

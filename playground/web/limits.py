@@ -18,17 +18,18 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from playground.people.addresses import limit_key
 from playground.settings import Settings
+from playground.system.messages import UserFacingError
 
 IDLE = 3600.0  # seconds after which an unused session is dropped
 ASSETS = 3  # an address may ask for this many files of the page per request that it may make; they are cheaper
 ADDRESS_FACTOR = 4  # several people may share an address, so it may have this many times what one person may have
 
 
-class TooMuch(Exception):
+class TooMuch(UserFacingError):
     """A request over a limit; the message says so to the person."""
 
 
-class NotTheirs(Exception):
+class NotTheirs(UserFacingError):
     """A session that belongs to another visitor; the message says so to the person."""
 
 
