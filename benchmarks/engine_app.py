@@ -18,7 +18,7 @@ from playground.models import loading
 from playground.serving.engine import Engine
 from playground.settings import read
 from playground.system import memory
-from playground.system.threads import apart
+from playground.system.threads import run_in_own_thread
 
 PEOPLE, TURNS = 8, 2
 
@@ -31,8 +31,11 @@ def peak_mb():
 def main():
     settings = read([])
     sock = app.listen(settings)
-    memory.return_freed()
-    tokenizer, trunk = loading.load_tokenizer(settings), apart(settings.threads, lambda: loading.load_trunk(settings))
+    memory.return_freed_memory()
+    tokenizer, trunk = (
+        loading.load_tokenizer(settings),
+        run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings)),
+    )
     store = app.open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
     chat = Chat(store, engine, settings)

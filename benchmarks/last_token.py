@@ -6,7 +6,7 @@ votes that decided.
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from playground.models import loading
+from playground.models import loading, lora
 from training import preferences, reward_validation
 
 EPOCHS = 3
@@ -20,12 +20,12 @@ class LastToken:
     def __init__(self, settings, seed):
         torch.manual_seed(seed)
         trunk = loading.load_trunk(settings, training=True)
-        self.peft = loading.with_lora(
-            trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=loading.linear_targets(trunk)
+        self.peft = lora.with_lora(
+            trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=lora.linear_targets(trunk)
         )
         self.trunk = self.peft.get_base_model().base_model
         self.head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1, bias=False)
-        self.parameters = [*loading.lora_parameters(self.peft).values(), *self.head.parameters()]
+        self.parameters = [*lora.lora_parameters(self.peft).values(), *self.head.parameters()]
 
     def __call__(self, replies):
         """Scores (N,) of [(prompt ids, completion ids)], with gradients where enabled."""

@@ -5,7 +5,8 @@ far.
 import itertools
 import math
 
-from playground.store import REFUSED
+from playground.store.reasons import not_published
+from playground.system.messages import Message
 
 TURNS = 5  # of a conversation
 ONES_OWN = 5  # each so many-th conversation is the visitor's
@@ -87,7 +88,7 @@ def _rounds(store, cast, votes, rounds, config):
         return
     store.request_round()
     row = store.take_round("worker", lease_seconds=30, config=config)
-    store.use_votes(row["id"], ((v, v % 5 == 0) for v in range(1, cast + 1)))
+    store.record_used_votes(row["id"], ((v, v % 5 == 0) for v in range(1, cast + 1)))
     for step in range(1, 13):
         store.add_metrics(
             row["id"],
@@ -122,6 +123,8 @@ def _rounds(store, cast, votes, rounds, config):
     )
     version = store.add_policy(row["id"], "worker", parent=0)
     if row["id"] % 2:
-        store.refuse(row["id"], "worker", version, "nowhere", "abc", REPORT, f"{REFUSED}its gain is not clear.")
+        store.refuse(
+            row["id"], "worker", version, "nowhere", "abc", REPORT, not_published([Message("its gain is not clear")])
+        )
     else:
         store.publish(row["id"], "worker", version, "nowhere", "abc", REPORT)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import sqlite_utils
 import torch
 
-from playground.models import loading, prompts, scorer
+from playground.models import loading, prompts, scorer, sources
 from training import annotators, preferences, rollout
 from training.preferences import OUTCOMES, Pair
 
@@ -90,7 +90,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
     """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
     tokenizer = loading.load_tokenizer(settings)
     key = {
-        "model": loading.resolve(settings).rsplit("/", 1)[-1],
+        "model": sources.resolve(settings).rsplit("/", 1)[-1],
         "temperature": settings.temperature,
         "tokens": settings.reply_tokens,
         "seed": settings.seed,

@@ -42,7 +42,7 @@ from pydantic import Field
 from transformers import AutoConfig
 
 from benchmarks import peer, report
-from playground.models import loading
+from playground.models import loading, sources
 from playground.settings import Positive, Settings, SettingsError, read
 from playground.system import memory
 from training import ppo_math, rollout
@@ -80,7 +80,7 @@ def sizes(settings):
     """
     small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
     settings = settings.model_copy(
-        update={**small, "model": loading.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}
+        update={**small, "model": sources.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}
     )
     dtype = str(loading.trunk_dtype(settings)).removeprefix("torch.")
     return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
@@ -180,9 +180,9 @@ def measure(settings, sides, log=print):
         **settings.environ(),
         "OMP_NUM_THREADS": str(settings.threads),
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(memory.MAPPED),
-        "MALLOC_TRIM_THRESHOLD_": str(memory.TRIMMED),
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.PRIMITIVES,
+        "MALLOC_MMAP_THRESHOLD_": str(memory.MMAP_THRESHOLD),
+        "MALLOC_TRIM_THRESHOLD_": str(memory.TRIM_THRESHOLD),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.ONEDNN_CACHE,
     }  # as in the worker
     found = {side: [] for side in sides}
     for _ in range(settings.repeats):

@@ -94,7 +94,7 @@ def round_cell(pool, base, settings, annotator, n, flip, seed, arm="PPO", log=pr
     metrics = row["metrics"]
     figures = {
         "state": row["state"],
-        "reason": row["reason"],
+        "reason": row["reason"] and str(row["reason"]),
         "minutes": minutes,
         "peak_mb": observed["peak_mb"],
         "curve": observed["curve"],
@@ -179,8 +179,8 @@ def main(path):
     store = Store(settings.database)
     Observed.annotator = staticmethod(annotators.find(job["annotator"]))
     worker.be_quiet(settings)
-    memory.return_freed()
-    memory.keep_few_primitives()
+    memory.return_freed_memory()
+    memory.limit_onednn_cache()
     wanted = store.request_round()
     worker.run_once(store, settings, "benchmark", auto=False, kind=Observed)
     steps = {

@@ -65,7 +65,7 @@ def chain(pool, settings, annotator, votes, start_from, seed, log=print):
         found.append(
             {
                 "state": row["state"],
-                "reason": row["reason"],
+                "reason": row["reason"] and str(row["reason"]),
                 "live": live["version"],
                 **{k: truth[k] for k in ("win_rate", "interval")},
                 **{k: row["metrics"].get(k) for k in ("kl", "cv_accuracy")},

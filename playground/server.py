@@ -1,12 +1,15 @@
-"""The web server: health routes, the admin link, the visitor's cookie, the allowlist, and the Gradio page behind it;
-how it starts and ends.
+"""The web server: its routes and middlewares around the Gradio page, and how it starts and ends.
 
-What the page does is `ui/`'s; what a gesture means is `session.py`'s; what passes is `allowlist.py`'s.
+What the page does is in `playground/ui/`, what a gesture means in `playground/chat/session.py`, and what passes in
+`playground/web/allowlist.py`.
 """
 
 import inspect
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import uvicorn
@@ -15,20 +18,24 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
 from playground import settings as settings_module
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
-from playground.people.visitor import Cookies
-from playground.store import StoreError
+from playground.people.visitor import CookieMiddleware
+from playground.serving.engine import Engine
+from playground.settings import Settings
+from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
 from playground.ui.stream_threads import MAX_STREAMS
 from playground.web.allowlist import Allowlist
 from playground.web.limits import Limits
-from playground.web.onepage import OnePage
+from playground.web.page_cache import PageCache
 from playground.web.payload import Handler
-from playground.web.protocol import PatientProtocol
+from playground.web.protocol import LimitedProtocol
 from playground.web.proxies import Proxies, allowed_hosts
 
+# what handlers read of an event, by the class of their argument
 EVENT_KEYS = {
     gr.LikeData: {"index", "value", "liked"},
     gr.EditData: {"index", "value", "previous_value"},
@@ -37,33 +44,33 @@ EVENT_KEYS = {
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-def create(settings, store, engine, chat):
+def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> FastAPI:
     """The ASGI app of one engine and its store."""
     app = FastAPI(title="Nudge", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
-    async def healthz():  # in the server's own thread: it answers however many others wait
+    async def healthz() -> dict[str, str]:  # runs in the server's own thread, so it never waits for a free one
         return {"status": "ok"}
 
     @app.get("/readyz")
-    def readyz():
-        found = readiness(settings, store, engine)
-        return JSONResponse(found, 200 if found["ready"] else 503)
+    def readyz() -> JSONResponse:
+        report = readiness(settings, store, engine)
+        return JSONResponse(report, 200 if report["ready"] else 503)
 
     app.state.admin_link = AdminLink()
     app.state.root_path = settings.root_path
-    open_to_admins(app, Admins(settings, store))
-    open_to_leavers(app, store, chat)
+    add_admin_route(app, Admins(settings, store))
+    add_forget_route(app, store, chat)
     states.use()
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
-    blocks._queue.max_thread_count = (
-        MAX_STREAMS  # as `launch(max_threads=…)` sets it; 40 streams were a full house, and the next saw nothing
-    )
+    # As `launch(max_threads=…)` sets it. With Gradio's default of 40 threads, 40 streams kept everybody else waiting.
+    blocks._queue.max_thread_count = MAX_STREAMS
     blocks.state_session_capacity = settings.sessions
     gradio = Gradio(blocks)
-    app.add_middleware(OnePage)
-    app.add_middleware(Cookies)
+    # the middleware that is added last is the outermost
+    app.add_middleware(PageCache)
+    app.add_middleware(CookieMiddleware)
     app.add_middleware(
         Allowlist,
         settings=settings,
@@ -71,10 +78,9 @@ def create(settings, store, engine, chat):
         limits=Limits(settings, gradio.forget),
         stop=gradio.stop,
         pending=gradio.pending,
-        translate=lambda accepted, text: words.Words(words.language(accepted)).said(text),
+        translate=lambda accepted, message: words.Words(words.language(accepted)).message(message),
         head=page.HEAD,
     )
-    # the middleware that is added last is the outermost
     app.add_middleware(
         Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path, hosts=allowed_hosts(settings)
     )
@@ -93,45 +99,45 @@ def create(settings, store, engine, chat):
         ssr_mode=False,
         mcp_server=False,
     )
-    # so that the page calls the address it was loaded from: else it calls the one in the Host header, which behind a
-    # proxy can be that of an inner machine
+    # With this the page calls the address that it was loaded from. Otherwise it calls the one in the Host header, which
+    # behind a proxy can be that of an inner machine.
     blocks.config["is_colab"] = True
     return app
 
 
-def open_to_admins(app, admins):
+def add_admin_route(app: FastAPI, admins: Admins) -> None:
     """Add the admin link's route: it makes the browser's visitor the owner and shows the page, or says why not."""
 
     @app.get("/admin/{token}")
-    def admin_link(token: str, request: Request):
-        fresh = visitor.new_token()
+    def admin_link(token: str, request: Request) -> Response:
+        new_token = visitor.new_token()
 
-        def sign_in():
-            admins.sign_in_owner(admins.store.annotator(visitor.given(request.cookies) or fresh), fresh)
+        def sign_in() -> None:
+            annotator = admins.store.annotator(visitor.find_token(request.cookies) or new_token)
+            admins.sign_in_owner(annotator, new_token)
 
         private = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
         try:
             app.state.admin_link.open(token, request.client.host if request.client else "", sign_in)
         except WrongSignIn as error:
-            said = words.of(request).said(str(error))
-            return PlainTextResponse(said, 429 if isinstance(error, TooMany) else 403, private)
-        cookie = {"set-cookie": visitor.cookie(request.scope, fresh)}
+            sentence = words.of(request).message(error.message)
+            return PlainTextResponse(sentence, 429 if isinstance(error, TooMany) else 403, private)
+        cookie = {"set-cookie": visitor.set_cookie_header(request.scope, new_token)}
         return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private | cookie)
 
 
-def open_to_leavers(app, store, chat):
-    """Add the route that deletes everything of the person who asks, and lets the browser be somebody new."""
+def add_forget_route(app: FastAPI, store: Store, chat: Chat) -> None:
+    """Add the route that deletes everything of the person who asks, and makes the browser a new visitor."""
 
     @app.post("/forget")
-    def forget(request: Request):
-        w = words.of(request)
+    def forget(request: Request) -> Response:
         try:
             chat.forget(store.annotator(visitor.token(request.cookies)))
         except visitor.NoCookie:
-            pass  # nothing is kept of somebody who cannot be told from others
+            pass  # without a cookie there is nothing of this person
         except (Refused, StoreError) as error:
-            return JSONResponse({"error": w.said(str(error))}, 409)
-        cookie = visitor.cookie(request.scope, visitor.new_token())
+            return JSONResponse({"error": words.of(request).message(error.message)}, 409)
+        cookie = visitor.set_cookie_header(request.scope, visitor.new_token())
         return Response(status_code=204, headers={"set-cookie": cookie, "clear-site-data": '"cache"'})
 
 
@@ -142,26 +148,25 @@ class Gradio:
         self.blocks = blocks
 
     def handlers(self) -> dict[int, Handler]:
-        """The handlers that run on the server, by their number; those that run in the browser alone cannot be
-        called.
-        """
-        found = {}
-        for number, fn in self.blocks.fns.items():
-            if fn.fn is not None:
-                kinds = [type(component).__name__ for component in fn.inputs]
-                read = [
-                    EVENT_KEYS.get(parameter.annotation) for parameter in inspect.signature(fn.fn).parameters.values()
-                ]
-                needs = frozenset().union(*filter(None, read))
-                found[number] = Handler.of(fn.queue, [target for target, _ in fn.targets], kinds, needs)
-        return found
+        """The handlers that run on the server, by their number. Those that run in the browser only cannot be called."""
+        handlers = {}
+        for number, block_fn in self.blocks.fns.items():
+            if block_fn.fn is None:
+                continue
+            inputs = [type(component).__name__ for component in block_fn.inputs]
+            event_keys: set[str] = set()
+            for parameter in inspect.signature(block_fn.fn).parameters.values():
+                event_keys |= EVENT_KEYS.get(parameter.annotation, set())
+            triggers = [target for target, _ in block_fn.targets if target is not None]
+            handlers[number] = Handler.of(block_fn.queue, triggers, inputs, frozenset(event_keys))
+        return handlers
 
     def pending(self, session: str) -> bool:
         """Whether a session has asked for something that streams."""
         return session in self.blocks._queue.pending_messages_per_session
 
     def forget(self, session: str) -> None:
-        """Drop all that is kept for a session."""
+        """Drop everything that is kept for a session."""
         self.blocks.state_holder.session_data.pop(session, None)
         self.blocks.state_holder.time_last_used.pop(session, None)
         queue = self.blocks._queue
@@ -169,16 +174,18 @@ class Gradio:
         queue.pending_event_ids_session.pop(session, None)
 
     async def stop(self, session: str) -> None:
-        """End what a session has asked for, and drop what nobody has read of it."""
+        """End what a session has asked for, and drop the part that nobody has read."""
         queue = self.blocks._queue
         await queue.clean_events(session_hash=session)
         queue.pending_messages_per_session.pop(session, None)
         queue.pending_event_ids_session.pop(session, None)
 
 
-def readiness(settings, store, engine):
-    """What answers and how: for people and probes. Nothing in it is secret. `ready` is false, with the reason, where
-    nothing can be recorded."""
+def readiness(settings: Settings, store: Store, engine: Engine) -> dict[str, Any]:
+    """What answers and how, for people and probes; nothing in it is secret. The body of `/readyz`.
+
+    `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason.
+    """
     trouble = store.trouble()
     return {
         "ready": engine.healthy and not trouble,
@@ -197,14 +204,20 @@ def readiness(settings, store, engine):
 
 
 class Web(uvicorn.Server):
-    """Serves `app` on a bound socket until a signal; says where, and the admin link, once it listens.
+    """Serves `app` on a bound socket until a signal. Prints the page's address and the admin link once it listens.
 
-    Calls `before_shutdown` while pages can still be answered.
+    `before_shutdown` is called while requests can still be answered. `request_seconds`: for the head of a request.
     """
 
-    def __init__(self, app, before_shutdown, request_seconds=PatientProtocol.seconds):
-        # uvicorn believes proxies on this machine without being asked to; `proxies.py` believes those in the settings.
-        # Its warnings are of what strangers send that is no HTTP: they could fill the log, so errors alone are logged
+    def __init__(
+        self,
+        app: FastAPI,
+        before_shutdown: Callable[[], object],
+        request_seconds: float = LimitedProtocol.seconds,
+    ) -> None:
+        # `proxy_headers` is off because uvicorn would trust every proxy on this machine; `web/proxies.py` trusts those
+        # in the settings. Only errors are logged: uvicorn warns of everything that is not HTTP, so strangers could fill
+        # the log.
         super().__init__(
             uvicorn.Config(
                 app,
@@ -214,34 +227,43 @@ class Web(uvicorn.Server):
                 timeout_graceful_shutdown=3,
                 proxy_headers=False,
                 server_header=False,
-                http=PatientProtocol.waiting(request_seconds),
+                http=LimitedProtocol.with_timeout(request_seconds),
                 ws="none",
                 backlog=128,
                 h11_max_incomplete_event_size=16 << 10,
                 limit_concurrency=2000,
             )
         )
-        self.app, self.before_shutdown = app, before_shutdown
+        self.app = app
+        self.before_shutdown = before_shutdown
 
-    async def startup(self, sockets=None):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        here = address(*sockets[0].getsockname()[:2]) + self.app.state.root_path
+        if not sockets:
+            raise ValueError("Web serves on a bound socket; pass it to run().")
+        host, port = sockets[0].getsockname()[:2]
+        here = address(host, port) + self.app.state.root_path
         print(f"Nudge is at {here}", flush=True)
         link = f"{space_address() or here}/admin/{self.app.state.admin_link.issue()}"
         print(f"Admin link, for one browser: {link}", flush=True)
 
-    async def shutdown(self, sockets=None):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await run_in_threadpool(self.before_shutdown)
         await super().shutdown(sockets)
 
 
-def address(host, port):
-    """Where a browser on this machine finds what listens on `host`."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+def address(host: str, port: int) -> str:
+    """The URL by which a browser on this machine reaches a server that listens on `host`."""
+    if host == "0.0.0.0":
+        host = "127.0.0.1"
+    elif host == "::":
+        host = "[::1]"
+    elif ":" in host:
+        host = f"[{host}]"
     return f"http://{host}:{port}"
 
 
-def space_address():
-    """The address of the Space that this runs on, or "". Its log, where the link is printed, is for its owner alone."""
+def space_address() -> str:
+    """The URL of the Space that this runs on, or "". Only its owner sees its log, where the admin link is printed."""
     name = os.environ.get("SPACE_HOST", "").split(",")[0].strip()
     return f"https://{name}" if settings_module.ON_SPACE and name else ""

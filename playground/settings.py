@@ -1,18 +1,24 @@
-"""Every knob in one frozen object, read from flags, then `NUDGE_…` in the environment, then `.env`, then the defaults.
+"""All settings in one frozen object, read from flags, `NUDGE_…` variables and `.env`, in this order, and from defaults.
 
-Each field's docstring gives its meaning and unit; its bounds are checked when the object is built. This module knows
-nothing about what the values do: each has its readers elsewhere.
+Each field's docstring gives its meaning and unit; its bounds are checked when the object is built. What the values do
+is up to the modules that read them.
 """
 
 import codecs
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, overload
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from playground.system.messages import Message, UserFacingError, lines, plain
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -22,9 +28,8 @@ SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # and this where t
 # a Space can only be reached through the proxy of Hugging Face, which connects from inside its own network
 SPACE_PROXIES = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 127.0.0.0/8, fc00::/7, ::1"
 
-
-# what an admin may change for the next rounds: the settings of training and of nothing else, from the first to the last
-# of each section
+# The settings that an admin may change for the next rounds, by section: those of training and no others. Each section
+# is given by its first and its last setting.
 SECTIONS = {
     "When a round runs": ("round_votes", "auto_train"),
     "Preferences": ("heldout_fraction", "annotator_weight"),
@@ -35,18 +40,23 @@ SECTIONS = {
     "Gate": ("gate_prompts", "canary_fall"),
 }
 
-
+# encodings by the first bytes of a file; UTF-16's mark is the beginning of UTF-32's, so UTF-32 comes first
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-}  # UTF-32's begins with UTF-16's, so it comes first
+}
 
 
-class SettingsError(Exception):
-    """A setting cannot be used; the message names it, the value given and what is accepted."""
+class SettingsError(UserFacingError):
+    """A setting cannot be used; the message names it, the value given and what is accepted. A plain text is for the
+    command line; what the page may show is a Message.
+    """
+
+    def __init__(self, message: str | Message) -> None:
+        super().__init__(message if isinstance(message, Message) else plain(message))
 
 
 class Settings(BaseSettings):
@@ -66,8 +76,8 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
-    def __init__(self, **values):
-        """Like any settings object's, with `.env` read in the encoding that it is in."""
+    def __init__(self, **values: Any) -> None:
+        """As of any pydantic settings, but `.env` is read in the encoding that it has."""
         values.setdefault("_env_file_encoding", encoding_of(values.get("_env_file", ".env")))
         super().__init__(**values)
 
@@ -316,51 +326,52 @@ class Settings(BaseSettings):
 
     @field_validator("threads")
     @classmethod
-    def _all_cores(cls, value):
+    def _all_cores(cls, value: int) -> int:
         return value or os.cpu_count() or 1
 
     @field_validator("model")
     @classmethod
-    def _expand_home(cls, value):
+    def _expand_home(cls, value: str) -> str:
         return str(Path(value).expanduser()) if value.startswith("~") else value
 
     @field_validator("data_dir", "models_dir")
     @classmethod
-    def _expand(cls, value):
+    def _expand(cls, value: Path) -> Path:
         return value.expanduser()
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _networks(cls, value):
-        for part in filter(None, (part.strip() for part in value.split(","))):
-            ip_network(part, strict=False)  # a ValueError names it
+    def _networks(cls, value: str) -> str:
+        for part in value.split(","):
+            if part.strip():
+                ip_network(part.strip(), strict=False)  # its ValueError names the part
         return value
 
     @property
-    def database(self):
+    def database(self) -> Path:
         return self.data_dir / "nudge.db"
 
     @property
-    def adapters_dir(self):
+    def adapters_dir(self) -> Path:
         return self.data_dir / "adapters"
 
     @property
-    def rounds_dir(self):
+    def rounds_dir(self) -> Path:
         return self.data_dir / "rounds"
 
-    def environ(self):
+    def environ(self) -> dict[str, str]:
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""
-        return {
-            f"NUDGE_{name.upper()}": str(value)
-            for name, value in self.model_dump(include=set(Settings.model_fields)).items()
-        }
+        values = self.model_dump(include=set(Settings.model_fields))
+        return {f"NUDGE_{name.upper()}": str(value) for name, value in values.items()}
+
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 
 def encoding_of(env_file: str | Path | None) -> str:
-    """The encoding of a `.env` file, as far as its first bytes settle it: PowerShell writes UTF-16, Notepad UTF-8 with
-    a byte-order mark.
+    """The encoding of a `.env` file by its first bytes: PowerShell writes UTF-16, Notepad UTF-8 with a byte-order mark.
 
-    SettingsError where it is neither of these nor UTF-8, since then only its author knows what the letters are.
+    SettingsError where it is in none of these, since its encoding cannot be guessed.
     """
     if env_file is None or not Path(env_file).is_file():
         return "utf-8"
@@ -375,55 +386,110 @@ def encoding_of(env_file: str | Path | None) -> str:
     return encoding
 
 
-def sections():
-    """{section: names of its settings} of what an admin may change."""
+def sections() -> dict[str, list[str]]:
+    """The names of the settings that an admin may change, by section."""
     names = list(Settings.model_fields)
-    return {section: names[names.index(first) : names.index(last) + 1] for section, (first, last) in SECTIONS.items()}
+    by_section = {}
+    for section, (first, last) in SECTIONS.items():
+        by_section[section] = names[names.index(first) : names.index(last) + 1]
+    return by_section
 
 
-def overridden(settings, values):
-    """`settings` with `values` of what an admin may change; SettingsError names every one that does not fit."""
+def overridden(settings: SomeSettings, values: Mapping[str, Any]) -> SomeSettings:
+    """`settings` with other `values` for what an admin may change.
+
+    SettingsError names every value that is not accepted, or every setting that an admin may not change.
+    """
     unknown = values.keys() - {name for names in sections().values() for name in names}
     if unknown:
         raise SettingsError(f"{', '.join(sorted(unknown))}: no setting of the next rounds")
     try:
         return settings.__class__(**{**settings.model_dump(), **values})
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(settings.__class__, problem) for problem in error.errors())) from None
+        raise _settings_error(settings.__class__, error) from None
 
 
-def read(argv=None, kind=Settings, prog="python app.py"):
-    """Build a `kind` of settings from flags, environment and `.env`; SettingsError names every value that
-    does not fit.
+# mypy cannot give the default of an argument a type variable's type, so this function has two signatures
+@overload
+def read(argv: Sequence[str] | None = None) -> Settings: ...
+@overload
+def read(argv: Sequence[str] | None, kind: type[SomeSettings], prog: str = ...) -> SomeSettings: ...
+def read(argv: Sequence[str] | None = None, kind: type[Settings] = Settings, prog: str = "python app.py") -> Settings:
+    """Settings of the class `kind`, built from flags, environment and `.env`.
+
+    `argv`: the flags, by default those of this process. `prog`: the command that --help names. SettingsError names
+    every value that is not accepted.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
         return kind(_cli_parse_args=argv, _cli_prog_name=prog)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(kind, problem) for problem in error.errors())) from None
+        raise _settings_error(kind, error) from None
 
 
-def _explain(kind, problem):
+def _settings_error(kind: type[Settings], error: ValidationError) -> SettingsError:
+    return SettingsError(lines(_explain(kind, problem) for problem in error.errors()))
+
+
+def _explain(kind: type[Settings], problem: ErrorDetails) -> Message:
+    """What is wrong with the value of one setting."""
     name = str(problem["loc"][0]).replace("-", "_")
     field = kind.model_fields.get(name)
     if field is None:
-        return f"{name}: {problem['msg']}"
-    flag, given = name.replace("_", "-"), problem["input"]
-    meaning = " ".join(field.description.split())
-    return f"--{flag} (NUDGE_{name.upper()}): got {given!r}; accepted: {accepted(field)}. {meaning}"
+        return plain(f"{name}: {problem['msg']}")
+    return Message(
+        "--{setting} (NUDGE_{name}): got {what}; accepted: {accepted}. {reason}",
+        setting=name.replace("_", "-"),
+        name=name.upper(),
+        what=repr(problem["input"]),
+        accepted=accepted(field),
+        reason=meaning(field),
+    )
 
 
-def accepted(field):
-    """What a field takes, in words: `an integer from 1 to 65535`."""
+def meaning(field: FieldInfo) -> Message:
+    """A field's docstring in one line."""
+    return plain(" ".join((field.description or "").split()))
+
+
+def accepted(field: FieldInfo) -> Message:
+    """What a field takes, in words: `an integer at least 1 and at most 65535`."""
     kind, limits = field.annotation, list(field.metadata)
     if get_origin(kind) is Annotated:
         kind, *extra = get_args(kind)
-        limits += [m for info in extra for m in info.metadata]
+        limits += [limit for info in extra for limit in info.metadata]
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    words = {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "text")
-    text = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "matching {}"}
-    bounds = [
-        form.format(getattr(m, key)) for m in limits for key, form in text.items() if getattr(m, key, None) is not None
-    ]
-    return " ".join([words, " and ".join(bounds)]).strip()
+        return plain(" or ".join(map(str, get_args(kind))))
+    text = _kind(kind)
+    bounds = [bound for bound in map(_bound, limits) if bound]
+    if not bounds:
+        return text
+    if len(bounds) == 1:
+        return Message("{kind} {bound}", kind=text, bound=bounds[0])
+    return Message("{kind} {bound} and {other}", kind=text, bound=bounds[0], other=bounds[1])
+
+
+def _kind(kind: object) -> Message:
+    """What values of a type are called."""
+    if kind is int:
+        return Message("an integer")
+    if kind is float:
+        return Message("a number")
+    if kind is bool:
+        return Message("true or false")
+    return Message("a path") if kind is Path else Message("text")
+
+
+def _bound(limit: object) -> Message | None:
+    """One bound of a field's metadata; None where it is no bound."""
+    match limit:
+        case Ge(least):
+            return Message("at least {value}", value=str(least))
+        case Gt(below):
+            return Message("above {value}", value=str(below))
+        case Le(most):
+            return Message("at most {value}", value=str(most))
+        case Lt(above):
+            return Message("below {value}", value=str(above))
+    pattern = getattr(limit, "pattern", None)
+    return Message("matching {value}", value=str(pattern)) if pattern else None

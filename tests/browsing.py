@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from playground.models import loading
+from playground.models import sources
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 
@@ -49,7 +49,7 @@ class App:
     def __init__(self, folder, *flags, model=None, tokens=None, paced=False):
         self.folder = folder
         program = ROOT / "tests" / "paced_app.py" if paced else ROOT / "app.py"
-        found = loading.resolve(Settings())
+        found = sources.resolve(Settings())
         self.real = model is None and Path(found).exists()
         # a tiny model is so fast that it must write more
         model, usual = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)

@@ -3,7 +3,8 @@
 import json
 import math
 
-from playground.store import REFUSED
+from playground.store.reasons import broken, not_published
+from playground.system.messages import Message
 from tests.stores import cast, take
 
 CONFIG = {
@@ -116,28 +117,32 @@ def refused(store, settings):
     files(settings, row)
     store.update_round(row["id"], "w1", metrics={**METRICS, "kl": 13.2})
     version = store.add_policy(row["id"], "w1", parent=store.live_policy()["version"])
-    because = "it moved too far from the base: 13.2 nats a reply, and the budget is 12"
+    because = Message(
+        "it moved too far from the base: {kl} nats a reply, and the budget is {limit}", kl="13.2", limit="12"
+    )
     store.refuse(
         row["id"],
         "w1",
         version,
         "nowhere",
         "abd",
-        {**REPORT, "kl": 13.2, "refused_because": [because]},
-        f"{REFUSED}{because}.",
+        {**REPORT, "kl": 13.2, "refused_because": [str(because)]},
+        not_published([because]),
     )
     return row
 
 
 def not_enough(store):
     row = begun(store)
-    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 votes. Vote on more replies.")
+    store.end_round(
+        row["id"], "w1", "not_enough", Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=1)
+    )
     return row
 
 
 def failed(store):
     row = begun(store)
-    store.end_round(row["id"], "w1", "failed", "ValueError in phase reward: <odd>")
+    store.end_round(row["id"], "w1", "failed", broken("ValueError", "reward", "<odd>"))
     return row
 
 

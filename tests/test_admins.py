@@ -227,7 +227,7 @@ def test_a_name_under_attack_from_everywhere_is_not_locked_for_who_was_here_befo
 @pytest.mark.parametrize("changes", [{"admins": ""}, {"users_file": ""}])
 def test_where_nobody_can_sign_in_nothing_is_hashed_or_kept(users, changes, monkeypatch):
     """40 sign-ins at once took 2.3 GB, even with no admins set."""
-    monkeypatch.setattr(Admins, "_right", lambda *_: pytest.fail("a password was hashed"))
+    monkeypatch.setattr(Admins, "_matches", lambda *_: pytest.fail("a password was hashed"))
     found = admins_of(users, **changes)
     with pytest.raises(WrongSignIn, match="Nobody can sign in with a password here"):
         found.sign_in(Request(), found.store.annotator("somebody"), "x" * 100_000_000, PASSWORD)
@@ -235,7 +235,7 @@ def test_where_nobody_can_sign_in_nothing_is_hashed_or_kept(users, changes, monk
 
 def test_a_name_or_password_that_is_too_long_is_neither_hashed_nor_kept(team, monkeypatch):
     """A name of 100 MB was kept in memory."""
-    monkeypatch.setattr(Admins, "_right", lambda *_: pytest.fail("a password was hashed"))
+    monkeypatch.setattr(Admins, "_matches", lambda *_: pytest.fail("a password was hashed"))
     found, who = team
     for name, password in (
         ("x" * 65, PASSWORD),
@@ -259,7 +259,7 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
         hashing.pop()
         return False
 
-    monkeypatch.setattr(Admins, "_right", slow)
+    monkeypatch.setattr(Admins, "_matches", slow)
     found, together = admins_of(users, sign_in_tries=1000), threading.Barrier(40)
 
     def stranger(number):

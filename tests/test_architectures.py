@@ -5,9 +5,11 @@ it.
 import pytest
 import torch
 
-from playground.decoding import plain
-from playground.decoding.decoder import Sampling
-from playground.models import adapters, loading, prompts, scorer
+from playground.decoding.choose_forward import divergence, transformers_forward_of
+from playground.decoding.sampling import Sampling
+from playground.decoding.transformers_forward import TransformersForward
+from playground.decoding.unbatched import OwnCacheForward, RereadForward
+from playground.models import adapters, loading, lora, prompts, scorer, structure
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
@@ -94,8 +96,8 @@ def test_a_pair_is_what_the_model_says_and_the_same_for_the_same_seeds(folder, n
 
 @pytest.mark.parametrize("name", ["Mamba", "LFM2", "Bamba", "BLOOM", "GPT-2"])
 def test_the_forward_is_the_first_that_is_faithful(folder, name, caplog):
-    forward = plain.of(loading.load_trunk(settings_of(folder(name))))
-    assert type(forward) is (plain.OwnCache if name in ONE_BY_ONE else plain.Plain)
+    forward = transformers_forward_of(loading.load_trunk(settings_of(folder(name))))
+    assert type(forward) is (OwnCacheForward if name in ONE_BY_ONE else TransformersForward)
     assert ("replies are decoded one by one" in caplog.text) == (name in ONE_BY_ONE)
 
 
@@ -110,9 +112,9 @@ def test_a_model_that_no_cache_serves_reads_the_whole_text_again(folder, caplog)
         return out
 
     model.forward = forgetful
-    forward = plain.of(model)
-    assert isinstance(forward, plain.Reread) and "reads the whole text again" in caplog.text
-    assert plain.distance(forward) < 1e-6
+    forward = transformers_forward_of(model)
+    assert isinstance(forward, RereadForward) and "reads the whole text again" in caplog.text
+    assert divergence(forward) < 1e-6
 
 
 def test_what_cannot_be_shared_is_not_kept(folder, tmp_path):
@@ -120,7 +122,7 @@ def test_what_cannot_be_shared_is_not_kept(folder, tmp_path):
     settings = settings_of(folder("Mamba"), data_dir=tmp_path)
     engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
     answer(engine, [5, 6, 7], [1, 2])
-    assert engine._memory.kept == [] and engine._memory.used == 0
+    assert engine.kv_pool.retained == [] and engine.kv_pool.used == 0
 
 
 def test_a_reply_ends_at_the_last_learned_position(folder, tmp_path):
@@ -144,7 +146,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
     """
     settings = settings_of(folder(name))
     tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings, training=True)
-    bare = loading.shell(trunk)
+    bare = lora.tied_copy(trunk)
     policy = PolicyModel(trunk, settings)
     selftest.check_policy(policy, settings)
     assert policy.share_prompts == (name not in OWN_PROMPTS)
@@ -180,9 +182,9 @@ def test_the_reward_models_trunk_reads_it(folder, name, quantisation):
 def test_gpt2s_targets_are_its_transposed_layers(folder):
     """Conv1D layers are no Linear: there was nothing to put a LoRA on."""
     trunk = loading.load_trunk(settings_of(folder("GPT-2")))
-    assert loading.linear_targets(trunk) == ["c_attn", "c_fc", "c_proj"]
-    tuned = loading.with_lora(loading.shell(trunk), rank=2, alpha=4, targets=loading.linear_targets(trunk))
-    for parameter in loading.lora_parameters(tuned).values():
+    assert lora.linear_targets(trunk) == ["c_attn", "c_fc", "c_proj"]
+    tuned = lora.with_lora(lora.tied_copy(trunk), rank=2, alpha=4, targets=lora.linear_targets(trunk))
+    for parameter in lora.lora_parameters(tuned).values():
         torch.nn.init.normal_(parameter, std=0.2)
     ids = torch.arange(8)[None]
     said = tuned(ids).logits
@@ -194,4 +196,4 @@ def test_experts_are_not_taken_for_blocks():
     """A list of eight experts in each of two blocks is longer than the list of blocks."""
     block = torch.nn.ModuleDict({"experts": torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(8))})
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([block, block])})
-    assert len(loading.blocks(model)) == 2
+    assert len(structure.blocks(model)) == 2

@@ -6,6 +6,7 @@ import pytest
 
 from playground.settings import Settings
 from playground.store import Store
+from playground.store.reasons import broken
 from tests import rounds
 from tests.browsing import LEAVING, MARKS, App, shot, tab, turn
 from tests.tiny import tiny_folder
@@ -66,9 +67,9 @@ def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, 
     store, settings = Store(app.database), Settings(data_dir=app.folder / "data", _env_file=None)
     store.request_round()
     row = rounds.take(store, config=rounds.CONFIG)
-    store.read_conversations(row["id"])
+    store.record_read_conversations(row["id"])
     rounds.files(settings, row)
-    store.end_round(row["id"], "w1", "failed", f"KeyError in phase reward: {MARK}")
+    store.end_round(row["id"], "w1", "failed", broken("KeyError", "reward", MARK))
     other = visit()
     tab(other, "training")
     other.wait_for_selector("#samples table")

@@ -31,26 +31,26 @@ def status(worker):
 
 
 def test_it_stands_still_until_it_is_released(counting):
-    counting.hold()
-    counting.hold()
+    counting.pause()
+    counting.pause()
     until(lambda: status(counting) == psutil.STATUS_STOPPED)
-    counting.release()
+    counting.resume()
     until(lambda: status(counting) != psutil.STATUS_STOPPED)
-    counting.release()
+    counting.resume()
 
 
 def test_it_goes_on_by_itself_when_the_wait_is_long(counting, monkeypatch):
-    monkeypatch.setattr(child, "LONGEST_HOLD", 0.3)
-    counting.hold()
+    monkeypatch.setattr(child, "LONGEST_PAUSE", 0.3)
+    counting.pause()
     until(lambda: status(counting) == psutil.STATUS_STOPPED)
     until(lambda: status(counting) != psutil.STATUS_STOPPED)
-    counting.hold()  # too soon
+    counting.pause()  # too soon
     assert status(counting) != psutil.STATUS_STOPPED
-    until(lambda: (counting.hold(), status(counting) == psutil.STATUS_STOPPED)[1])
+    until(lambda: (counting.pause(), status(counting) == psutil.STATUS_STOPPED)[1])
 
 
 def test_it_can_be_ended_while_it_stands_still(counting):
-    counting.hold()
+    counting.pause()
     began = time.monotonic()
     counting.stop()
     assert counting.process.poll() is not None and time.monotonic() - began < 5

@@ -116,9 +116,9 @@ def test_the_buttons_are_those_that_do_something_now(control):
     assert shown() == {"stop-round", "auto-train"}
     row = control.store.take_round("w", lease_seconds=30)
     assert shown() == {"pause", "stop-round", "auto-train"}
-    control.store.wish(row["id"], "pause")
+    control.store.set_round_command(row["id"], "pause")
     assert shown() == {"resume", "stop-round", "auto-train"}
-    control.store.wish(row["id"], "stop")
+    control.store.set_round_command(row["id"], "stop")
     assert shown() == {"stop-round", "auto-train"}
 
 

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from playground.decoding import lean, plain
-from playground.decoding.decoder import Decoding, Sampling, penalised, run, step, truncated
+from playground.decoding import fused
+from playground.decoding.decoder import Decoding, run, step
+from playground.decoding.sampling import Sampling, penalised, truncated
+from playground.decoding.transformers_forward import BatchedPromptCache, TransformersForward
 from tests.tiny import tiny_model, tiny_tokenizer
 
 INF = math.inf
@@ -15,7 +17,7 @@ NEVER = frozenset()  # no token ends a reply
 
 
 def exact(model):
-    return lean.Lean(model, "float32")
+    return fused.FusedForward(model, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def transformer():
     return tiny_model()
 
 
-@pytest.fixture(scope="module", params=[exact, plain.Plain], ids=["lean", "plain"])
+@pytest.fixture(scope="module", params=[exact, TransformersForward], ids=["fused", "transformers"])
 def model(request, transformer):
     """The tiny model, ready to run."""
     return request.param(transformer)
@@ -33,37 +35,37 @@ class Counting:
     """A forward that records how many tokens each prompt part and how many rows each step has."""
 
     def __init__(self, forward):
-        self.forward, self.chunk, self.parts, self.rows = forward, forward.chunk, [], []
-        self.open, self.end = forward.open, forward.end
+        self.forward, self.prefill_chunk, self.parts, self.rows = forward, forward.prefill_chunk, [], []
+        self.new_cache, self.finish = forward.new_cache, forward.finish
 
-    def read(self, line, ids):
+    def prefill(self, cache, ids):
         self.parts.append(len(ids))
-        return self.forward.read(line, ids)
+        return self.forward.prefill(cache, ids)
 
-    def step(self, lines, tokens):
+    def decode(self, caches, tokens):
         self.rows.append(len(tokens))
-        return self.forward.step(lines, tokens)
+        return self.forward.decode(caches, tokens)
 
 
 class Fixed:
     """A forward that gives the same logits whatever it reads."""
 
-    chunk = 128
+    prefill_chunk = 128
 
     def __init__(self, logits):
         self.logits = torch.tensor(logits)
 
-    def open(self, n, *_):
-        return plain.Line(n)
+    def new_cache(self, n, *_):
+        return BatchedPromptCache(n)
 
-    def end(self, line):
+    def finish(self, cache):
         pass
 
-    def read(self, line, ids):
-        line.prompt += ids
+    def prefill(self, cache, ids):
+        cache.prompt += ids
         return self.logits
 
-    def step(self, lines, tokens):
+    def decode(self, caches, tokens):
         return self.logits.expand(len(tokens), -1)
 
 
@@ -159,6 +161,30 @@ def test_a_repeated_token_loses_by_the_penalty():
     assert logits[0].tolist() == [2.0, -1.0, 1.5]
 
 
+def penalised_by_loop(logits, seen, penalty):
+    """Row by row, as the paper's equation reads."""
+    logits = logits.clone()
+    for row, tokens in zip(logits, seen, strict=True):
+        for token in set(tokens):
+            row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+    return logits
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_penalty_of_many_rows_at_once_is_that_of_each_row(penalty, dtype):
+    """Rows of other lengths, tokens that come twice, a row that has seen nothing and one that has seen all."""
+    noise = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(5, 40, generator=noise).to(dtype)
+    logits[0, 3], logits[1, 4], logits[1, 5] = 0, -INF, INF
+    seen = [[3, 3, 7, 39, 0], [4, 5], [], list(range(40)), torch.randint(40, (100,), generator=noise).tolist()]
+    assert torch.equal(penalised(logits, seen, penalty), penalised_by_loop(logits, seen, penalty))
+
+
+def test_a_logit_that_is_no_number_stays_none_under_the_penalty():
+    assert penalised(torch.tensor([[math.nan, 1.0]]), [[0]], 2.0)[0].isnan().tolist() == [True, False]
+
+
 def test_the_penalty_counts_the_prompt_and_the_reply():
     reply = decode(Fixed([0.0, 1.0, 0.9, 0.8]), [[1]], [0], temperature=0, max_tokens=3, repetition_penalty=2.0)[0]
     assert reply.token_ids == [2, 3, 1]  # 1 was in the prompt; 2 and 3 are halved once said
@@ -216,9 +242,9 @@ def test_a_long_prompt_is_read_in_parts_and_the_replies_are_the_same(model, tran
     prompt = [3 + i % 400 for i in range(300)]
     whole, parted = (
         decode(model, [prompt], [1, 2], n=2),
-        type(model)(transformer, *(["float32"] if isinstance(model, lean.Lean) else [])),
+        type(model)(transformer, *(["float32"] if isinstance(model, fused.FusedForward) else [])),
     )
-    parted.chunk = 64
+    parted.prefill_chunk = 64
     counting = Counting(parted)
     assert [r.token_ids for r in decode(counting, [prompt], [1, 2], n=2)] == [r.token_ids for r in whole]
     assert counting.parts == [64, 64, 64, 64, 44]
@@ -236,7 +262,7 @@ def test_prompts_join_and_leave_between_steps(model):
 
     def begin(prompt, seeds):
         decoding = Decoding(model, prompt, seeds, Sampling(1.0, max_tokens=10), NEVER)
-        decoding.read()
+        decoding.prefill()
         return decoding
 
     early, running = begin(SHORT, [1, 2]), []
@@ -295,7 +321,7 @@ def test_an_end_token_in_the_prompt_ends_nothing(model):
 
 def test_stop_ends_growing_replies_where_they_are(model):
     decoding = Decoding(model, SHORT, [1, 2], Sampling(temperature=1.0), NEVER)
-    decoding.read()
+    decoding.prefill()
     step([decoding])
     step([decoding])
     decoding.stop()
@@ -305,7 +331,7 @@ def test_stop_ends_growing_replies_where_they_are(model):
 
 def test_stop_leaves_a_finished_replys_reason(model):
     decoding = Decoding(model, SHORT, [1], Sampling(max_tokens=1), NEVER)
-    decoding.read()
+    decoding.prefill()
     step([decoding])
     decoding.stop()
     assert decoding.replies[0].finish_reason == "length"
@@ -313,7 +339,7 @@ def test_stop_leaves_a_finished_replys_reason(model):
 
 def test_a_step_tells_what_it_added(model):
     decoding = Decoding(model, SHORT, [1, 2], Sampling(temperature=1.0), NEVER)
-    decoding.read()
+    decoding.prefill()
     added = step([decoding]) + step([decoding])
     assert [i for _, i, _ in added] == [0, 1, 0, 1]
     assert [t for _, i, t in added if i == 1] == decoding.replies[1].token_ids

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from playground.decoding.decoder import NotFinite
 from playground.store import Store
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from playground.decoding import decoder, plain
-from playground.decoding.decoder import Sampling
-from playground.models import adapters, loading
-from playground.serving import engine
+from playground.decoding import decoder
+from playground.decoding.sampling import Sampling
+from playground.decoding.transformers_forward import TransformersForward
+from playground.models import adapters, loading, lora
+from playground.serving import versions
 from playground.serving.engine import Engine, EngineStopped
 from playground.settings import Settings
 from playground.store import Store
@@ -43,16 +44,16 @@ def publish(site, size=0.05, version_of=None, **tensors):
     store.request_round()
     round_id = store.take_round("worker", lease_seconds=30)["id"]
     version = store.add_policy(round_id, "worker", parent=store.live_policy()["version"])
-    peft_model = loading.with_lora(loading.shell(site.base), rank=4, alpha=8, targets=loading.linear_targets(site.base))
+    peft_model = lora.with_lora(lora.tied_copy(site.base), rank=4, alpha=8, targets=lora.linear_targets(site.base))
     noise = torch.Generator().manual_seed(version)
-    weights = {k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(peft_model).items()}
+    weights = {k: size * torch.randn(v.shape, generator=noise) for k, v in lora.lora_parameters(peft_model).items()}
     path, sha256 = adapters.write(
         settings.adapters_dir,
         version,
         weights | tensors,
         rank=4,
         alpha=8,
-        targets=loading.linear_targets(site.base),
+        targets=lora.linear_targets(site.base),
         base=version_of or site.identity,
         parent=0,
         round_id=round_id,
@@ -76,7 +77,9 @@ def alone(site, version):
         if version
         else site.base
     )
-    return [r.token_ids for r in decoder.run(plain.Plain(model), [PROMPT], [0, 0], GREEDY, site.end_tokens, n=2)]
+    return [
+        r.token_ids for r in decoder.run(TransformersForward(model), [PROMPT], [0, 0], GREEDY, site.end_tokens, n=2)
+    ]
 
 
 # -- the swap
@@ -86,7 +89,7 @@ def test_a_published_version_answers_the_next_turn_and_no_earlier_one(site):
     before = site.duel(PROMPT, [0, 0], GREEDY)
     site.step()
     publish(site, 0.3)
-    assert site.follow_store() and site.live.version == 1
+    assert site.versions.follow_store() and site.live.version == 1
     after = site.duel(PROMPT, [0, 0], GREEDY)
     assert (before.policy.version, after.policy.version) == (0, 1)
     assert run(site, before) == alone(site, 0) != alone(site, 1) == run(site, after)
@@ -97,27 +100,27 @@ def test_a_version_goes_live_though_the_data_folder_was_moved(site):
     publish(site, 0.3)
     with site.store.writing() as db:
         db["policy"].update(1, {"path": "data/of/before/v0001"})
-    assert site.follow_store() and site.live.version == 1
+    assert site.versions.follow_store() and site.live.version == 1
 
 
 def test_a_third_version_waits_until_the_first_has_no_streams(site):
     publish(site)
-    site.follow_store()
+    site.versions.follow_store()
     streaming = site.duel(PROMPT, [0, 0], GREEDY)
     publish(site)
-    assert site.follow_store() and site.live.version == 2
+    assert site.versions.follow_store() and site.live.version == 2
     publish(site)
-    assert not site.follow_store() and site.live.version == 2
+    assert not site.versions.follow_store() and site.live.version == 2
     assert run(site, streaming) == alone(site, 1)
-    assert site.follow_store() and site.live.version == 3
+    assert site.versions.follow_store() and site.live.version == 3
 
 
 def test_a_roll_back_is_the_same_swap(site):
     publish(site)
     publish(site)
-    site.follow_store()
+    site.versions.follow_store()
     site.store.roll_back(1)
-    assert site.follow_store() and site.live.version == 1
+    assert site.versions.follow_store() and site.live.version == 1
     assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 1)
     assert [r["status"] for r in site.store.rows("select status from policy order by version")] == [
         "retired",
@@ -128,12 +131,12 @@ def test_a_roll_back_is_the_same_swap(site):
 
 def test_going_back_to_the_version_before_builds_nothing(site, monkeypatch):
     publish(site)
-    site.follow_store()
+    site.versions.follow_store()
     publish(site)
-    site.follow_store()
-    monkeypatch.setattr(site, "_build", lambda _row: pytest.fail("built again"))
+    site.versions.follow_store()
+    monkeypatch.setattr(site.versions, "_build", lambda _row: pytest.fail("built again"))
     site.store.roll_back(1)
-    assert site.follow_store() and run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 1)
+    assert site.versions.follow_store() and run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 1)
 
 
 def test_the_threads_take_a_version_live_by_themselves(site):
@@ -156,7 +159,7 @@ def test_the_threads_take_a_version_live_by_themselves(site):
 def refused(site, bad, reason):
     """The bad version is rejected with the reason, the one before goes on."""
     live = site.live.version
-    assert site.follow_store() and site.live.version == live == site.store.live_policy()["version"]
+    assert site.versions.follow_store() and site.live.version == live == site.store.live_policy()["version"]
     row = site.store.policy(bad)
     assert row["status"] == "rejected" and reason in row["reason"]
     assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, live)
@@ -164,7 +167,7 @@ def refused(site, bad, reason):
 
 def test_a_damaged_file_is_refused(site):
     publish(site)
-    site.follow_store()
+    site.versions.follow_store()
     bad = publish(site)
     weights = site.settings.adapters_dir / f"v{bad:04d}" / adapters.WEIGHTS
     data = bytearray(weights.read_bytes())
@@ -188,14 +191,14 @@ def test_a_version_that_is_not_finite_is_refused(site):
 
 def test_a_version_that_ends_every_reply_at_once_is_refused(site):
     bad = publish(site)
-    ends, site.end_tokens = site.end_tokens, frozenset(range(400))  # nearly every token
-    assert site.follow_store() and site.live.version == 0
+    ends, site.versions.end_tokens = site.versions.end_tokens, frozenset(range(400))  # nearly every token
+    assert site.versions.follow_store() and site.live.version == 0
     assert "ends its reply at once on every plain request" in site.store.policy(bad)["reason"]
-    site.end_tokens = ends
+    site.versions.end_tokens = ends
 
 
 def test_a_version_far_from_the_base_is_refused(site, monkeypatch):
-    monkeypatch.setattr(engine, "CANARY_KL", 0.01)
+    monkeypatch.setattr(versions, "MAX_CANARY_KL", 0.01)
     refused(site, publish(site, 0.5), "nats from the base on plain requests; at most 0.01 is accepted")
 
 
@@ -203,7 +206,7 @@ def test_a_refused_version_can_be_followed_by_a_good_one(site):
     bad = publish(site, version_of={"model": "another", "hash": "0" * 64})
     refused(site, bad, "another")
     good = publish(site)
-    assert site.follow_store() and site.live.version == good > bad
+    assert site.versions.follow_store() and site.live.version == good > bad
 
 
 def test_after_a_restart_a_bad_version_gives_way_to_its_parent(site):
@@ -235,7 +238,7 @@ def test_closing_ends_what_streams_and_takes_nothing_more(site):
 def test_people_who_talk_at_once_get_what_each_would_get_alone(site):
     prompts = [PROMPT, [1, *range(40, 60)], [1, 33]]
     expected = [
-        [r.token_ids for r in decoder.run(plain.Plain(site.base), [p], [3, 4], SAMPLED, site.end_tokens, n=2)]
+        [r.token_ids for r in decoder.run(TransformersForward(site.base), [p], [3, 4], SAMPLED, site.end_tokens, n=2)]
         for p in prompts
     ]
     streams = [site.duel(prompts[0], [3, 4], SAMPLED)]
@@ -248,7 +251,7 @@ def test_people_who_talk_at_once_get_what_each_would_get_alone(site):
 def test_versions_run_side_by_side(site):
     old = site.duel(PROMPT, [0, 0], GREEDY)
     publish(site, 0.3)
-    site.follow_store()
+    site.versions.follow_store()
     new = site.duel(PROMPT, [0, 0], GREEDY)
     while not new.finished.is_set():
         site.step()
@@ -262,13 +265,13 @@ def test_a_long_prompt_does_not_hold_up_those_who_stream(site):
     before = short.tokens()
     long = site.duel([1] * 600, [3, 4], SAMPLED)
     site.step()
-    assert long.decoding.reading and not short.finished.is_set() and max(short.tokens()) == max(before) + 1
+    assert long.decoding.prefilling and not short.finished.is_set() and max(short.tokens()) == max(before) + 1
 
 
 def test_who_finds_no_room_waits_in_order_and_sees_the_place(site):
     first = site.duel(PROMPT, [3, 4], SAMPLED)
     site.step()
-    site._memory.budget = first.nbytes
+    site.kv_pool.budget = first.nbytes
     second, third = (site.duel(PROMPT, [3, 4], SAMPLED) for _ in range(2))
     site.step()
     assert (first.place, second.place, third.place) == (0, 1, 2) and second.decoding is None
@@ -281,7 +284,7 @@ def test_who_finds_no_room_waits_in_order_and_sees_the_place(site):
 def test_who_waits_can_leave(site):
     first = site.duel(PROMPT, [3, 4], SAMPLED)
     site.step()
-    site._memory.budget = first.nbytes
+    site.kv_pool.budget = first.nbytes
     second, third = (site.duel(PROMPT, [3, 4], SAMPLED) for _ in range(2))
     second.stop()
     site.step()
@@ -290,7 +293,7 @@ def test_who_waits_can_leave(site):
 
 
 def test_a_message_larger_than_the_memory_runs_alone(site):
-    site._memory.budget = 1
+    site.kv_pool.budget = 1
     assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, 0)
 
 
@@ -299,7 +302,7 @@ def test_stop_frees_the_room_at_the_next_step(site):
     site.step()
     stream.stop()
     site.step()
-    assert stream.finished.is_set() and site._memory.used == 0 and site.live.streams == 0
+    assert stream.finished.is_set() and site.kv_pool.used == 0 and site.live.streams == 0
 
 
 # -- the next turn of a conversation
@@ -314,14 +317,14 @@ def test_the_next_turn_reads_only_what_is_new(site):
     site.step()
     assert again.reused >= 31 + len(longest) - 1  # all but the last token, which was drawn and never read
     assert run(site, again) == [
-        r.token_ids for r in decoder.run(plain.Plain(site.base), [nxt], [5, 6], SAMPLED, site.end_tokens, n=2)
+        r.token_ids for r in decoder.run(TransformersForward(site.base), [nxt], [5, 6], SAMPLED, site.end_tokens, n=2)
     ]
 
 
 def test_another_version_reads_the_whole_again(site):
     run(site, site.duel([1, *range(30, 60)], [3, 4], SAMPLED))
     publish(site)
-    site.follow_store()
+    site.versions.follow_store()
     again = site.duel([1, *range(30, 61)], [3, 4], SAMPLED)
     site.step()
     assert again.reused == 0
@@ -330,9 +333,9 @@ def test_another_version_reads_the_whole_again(site):
 def test_what_was_kept_goes_when_others_need_the_room(site):
     first = site.duel([1, *range(30, 60)], [3, 4], SAMPLED)
     run(site, first)
-    site._memory.budget = first.nbytes
+    site.kv_pool.budget = first.nbytes
     run(site, site.duel([2, *range(60, 90)], [3, 4], SAMPLED))
-    assert sum(line.nbytes for _, line in site._memory.kept) <= site._memory.budget
+    assert sum(entry.cache.nbytes for entry in site.kv_pool.retained) <= site.kv_pool.budget
     again = site.duel([1, *range(30, 60)], [3, 4], SAMPLED)
     site.step()
     assert again.reused == 0
@@ -360,40 +363,40 @@ def test_a_reply_ends_where_the_stop_text_begins(site):
 def test_weights_that_were_rejected_are_not_tried_again(site, monkeypatch):
     bad = publish(site, 0.3)
     with monkeypatch.context() as strict:
-        strict.setattr(engine, "CANARY_KL", 1e-9)
-        site.follow_store()
+        strict.setattr(versions, "MAX_CANARY_KL", 1e-9)
+        site.versions.follow_store()
     row = site.store.policy(bad)
     assert row["status"] == "rejected"
     site.store.request_round()
     round_id = site.store.take_round("worker", lease_seconds=30)["id"]
     again = site.store.add_policy(round_id, "worker", parent=0)
     site.store.publish(round_id, "worker", again, row["path"], row["sha256"], {})
-    assert site.follow_store() and site.live.version == 0
+    assert site.versions.follow_store() and site.live.version == 0
     assert "very weights of v1, which was rejected" in site.store.policy(again)["reason"]
 
 
-def test_the_neighbour_stands_still_until_the_first_tokens_are_there(site):
-    class Neighbour:
+def test_the_worker_stands_still_until_the_first_tokens_are_there(site):
+    class Worker:
         said = []
 
-        def hold(self):
-            self.said.append("hold")
+        def pause(self):
+            self.said.append("pause")
 
-        def release(self):
-            self.said.append("release")
+        def resume(self):
+            self.said.append("resume")
 
-    site.neighbour = Neighbour()
+    site.worker_process = Worker()
     stream = site.duel([1] * 450, [3, 4], SAMPLED)  # read in three parts
     run(site, stream)
     site.step()
-    assert Neighbour.said[:3] == ["hold"] * 3 and set(Neighbour.said[3:]) == {"release"}
+    assert Worker.said[:3] == ["pause"] * 3 and set(Worker.said[3:]) == {"resume"}
 
 
 def test_the_layers_of_a_version_that_is_gone_serve_the_next_and_carry_nothing_over(site):
     models_seen = []
     for _ in range(4):
         version = publish(site, 0.3)
-        site.follow_store()
+        site.versions.follow_store()
         models_seen.append(id(site.live.model))
         assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, version)
     assert len(set(models_seen)) < 4, "layers should be used again"

@@ -14,7 +14,9 @@ import pytest
 
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.system import discreet
+from playground.store.reasons import broken
+from playground.system import safe_logging
+from playground.system.messages import plain
 from tests.stores import BASE, candidate, cast, outcome, take
 from training import erase
 from training.erase import Eraser
@@ -50,12 +52,16 @@ def say(store, who, text=MARK, ids=IDS, prompt=None, conversation=None):
     return row
 
 
-def round_over(store, settings, state="failed"):
+NOW = broken("ValueError", "reward", MARK).dumps()
+EARLIER = f"ValueError in phase reward: {MARK}"  # as earlier versions stored it
+
+
+def round_over(store, settings, state="failed", reason=NOW):
     """A round that has read every chat there is, and left what the rounds of earlier versions left."""
     store.request_round()
     row = take(store)
-    store.read_conversations(row["id"])
-    store.use_votes(row["id"], [(vote["vote"], False) for vote in store.votes_for_training(BASE)])
+    store.record_read_conversations(row["id"])
+    store.record_used_votes(row["id"], [(vote["vote"], False) for vote in store.votes_for_training(BASE)])
     folder = erase.folder_of(settings, row["id"])
     folder.mkdir(parents=True)
     (folder / "preferences.json").write_text(json.dumps({"replies": [[IDS, IDS]]}))
@@ -79,7 +85,7 @@ def round_over(store, settings, state="failed"):
         version = store.add_policy(row["id"], "w1", parent=0)
         store.publish(row["id"], "w1", version, "nowhere", "abc", {})
     elif state:
-        store.end_round(row["id"], "w1", state, f"ValueError in phase reward: {MARK}")  # as earlier versions said it
+        store.update_round(row["id"], "w1", state=state, reason=reason)
     return row["id"]
 
 
@@ -189,17 +195,17 @@ def test_everything_of_a_person_goes_and_the_cookie_leads_to_nobody(store, setti
     assert len(store.rows("select * from vote")) == 3, "how many votes there were stays true"
 
 
-def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(store, settings):
+@pytest.mark.parametrize("reason", [NOW, EARLIER])
+def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(reason, store, settings):
     ann = store.annotator("ann")
     say(store, ann)
-    round_over(store, settings)
+    round_over(store, settings, reason=reason)
     cached = caches(settings)
     store.allow_training(ann, False)
     assert store.votes_for_training(BASE) == [] and store.new_votes() == 0 and store.vote_totals(ann)["waiting"] == 0
     assert Eraser(store, settings).step()
-    assert {name for name, _ in traces(settings)} == {"nudge.db"} and store.last_round()[
-        "reason"
-    ] == "ValueError in phase reward."
+    assert {name for name, _ in traces(settings)} == {"nudge.db"}
+    assert str(store.last_round()["reason"]) == "ValueError in phase reward."
     assert not cached["theirs"].exists(), "the chat itself is still there"
     store.allow_training(ann, True)
     assert len(store.votes_for_training(BASE)) == 1
@@ -293,9 +299,9 @@ class Light(Round):
 
     def _collect(self):
         erase.begin_anew(self.folder)
-        self.store.read_conversations(self.id)
+        self.store.record_read_conversations(self.id)
         votes = self.store.votes_for_training(BASE)
-        self.store.use_votes(self.id, [(vote["vote"], False) for vote in votes])
+        self.store.record_used_votes(self.id, [(vote["vote"], False) for vote in votes])
         (self.folder / "preferences.json").write_text(json.dumps([vote["left_ids"] for vote in votes]))
 
     def _ppo(self):
@@ -309,7 +315,7 @@ class Light(Round):
     _sft = _reward = _gate = _nothing
 
     def _publish(self):
-        self.end("refused", "It was no better.")
+        self.end("refused", plain("It was no better."))
 
 
 def run_light(store, settings, script):
@@ -384,7 +390,7 @@ def test_a_paused_round_begins_again_at_once(store, settings):
     store.request_round()
     this = Light(store, settings, take(store, "w"), "w")
     this._collect()
-    store.wish(this.id, "pause")
+    store.set_round_command(this.id, "pause")
     store.delete_conversation(row["conversation"], row["annotator"])
     with pytest.raises(BeginsAgain):
         this.obey()
@@ -398,14 +404,14 @@ def test_an_error_that_may_quote_a_person_is_said_by_its_place(caplog):
     try:
         int(MARK)
     except ValueError as error:
-        assert discreet.said(error).startswith("ValueError in test_erasure.py, line ") and MARK not in discreet.said(
-            error
-        )
+        assert safe_logging.describe_error(error).startswith(
+            "ValueError in test_erasure.py, line "
+        ) and MARK not in safe_logging.describe_error(error)
     assert (
-        discreet.said(FileNotFoundError(2, "No such file", "x.bin"))
+        safe_logging.describe_error(FileNotFoundError(2, "No such file", "x.bin"))
         == "FileNotFoundError: [Errno 2] No such file: 'x.bin'"
     )
-    assert discreet.said(StoreError("This is ours.")) == "StoreError: This is ours."
+    assert safe_logging.describe_error(StoreError("This is ours.")) == "StoreError: This is ours."
 
 
 def test_a_round_that_breaks_on_a_persons_text_quotes_it_nowhere(store, settings):
@@ -420,8 +426,8 @@ def test_a_round_that_breaks_on_a_persons_text_quotes_it_nowhere(store, settings
     row = run_light(store, settings, script)
     assert (
         row["state"] == "failed"
-        and row["reason"].startswith("KeyError in test_erasure.py, line ")
-        and row["reason"].endswith(" in phase ppo.")
+        and str(row["reason"]).startswith("KeyError in test_erasure.py, line ")
+        and str(row["reason"]).endswith(" in phase ppo.")
     )
     log = (erase.folder_of(settings, row["id"]) / "log.txt").read_text()
     assert (

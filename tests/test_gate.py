@@ -33,6 +33,11 @@ def replies(tokens=20, ended=True, same=None):
     ]
 
 
+def refusals(report):
+    """The gate's refusals in English."""
+    return [str(refusal) for refusal in report.refused_because]
+
+
 def decide(
     gain=1.0,
     spread=0.5,
@@ -86,7 +91,7 @@ def test_a_report_survives_json():
 
 @pytest.mark.parametrize("gain", [0.0, -0.5, 0.1])
 def test_a_gain_that_may_be_chance_is_refused(gain):
-    [reason] = decide(gain=gain, spread=1.0).refused_because
+    [reason] = refusals(decide(gain=gain, spread=1.0))
     assert (
         reason.startswith(f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations [")
         and "32 held-out prompts" in reason
@@ -94,9 +99,7 @@ def test_a_gain_that_may_be_chance_is_refused(gain):
 
 
 def test_a_policy_far_from_the_base_is_refused():
-    assert decide(kl=10.1).refused_because == [
-        "it moved too far from the base: 10.1 nats a reply, and the budget is 10"
-    ]
+    assert refusals(decide(kl=10.1)) == ["it moved too far from the base: 10.1 nats a reply, and the budget is 10"]
     assert decide(kl=10.0).passed
 
 
@@ -104,7 +107,7 @@ def test_a_policy_far_from_the_base_is_refused():
 def test_a_change_of_length_beyond_the_factor_is_refused(tokens, passes):
     report = decide(tokens=tokens)
     assert report.passed == passes
-    assert passes or report.refused_because == [
+    assert passes or refusals(report) == [
         f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the "
         "votes do not favour that"
     ]
@@ -124,12 +127,12 @@ def test_a_change_of_length_beyond_the_factor_is_refused(tokens, passes):
 def test_a_length_that_the_votes_favour_may_change_further(votes, tokens, passes):
     report = decide(tokens=tokens, length_votes=votes)
     assert report.passed == passes
-    assert passes or ("do not favour" in report.refused_because[0]) == (tokens not in (4, 81))
+    assert passes or ("do not favour" in refusals(report)[0]) == (tokens not in (4, 81))
 
 
 def test_what_the_votes_leave_open_is_part_of_the_interval():
     assert decide(gain=1.0, doubt=0.2).passed
-    [reason] = decide(gain=1.0, doubt=1.0).refused_because
+    [reason] = refusals(decide(gain=1.0, doubt=1.0))
     assert "not clearly better: the reward rises by +1.00" in reason
 
 
@@ -139,14 +142,14 @@ def test_replies_that_repeat_themselves_are_refused():
     ]  # 17 four-grams, 4 of them distinct
     report = decide(new=looping)
     assert report.repetition_new == pytest.approx(13 / 17)
-    assert report.refused_because[0] == (
+    assert refusals(report)[0] == (
         "it repeats itself: 76% of its four-token runs are repeats, 0% of the live version's, and 15% more is the limit"
     )
 
 
 def test_replies_that_are_all_alike_are_refused():
     alike = [Episode([1, 2], list(range(20)), True)] * N
-    [reason] = decide(new=alike).refused_because
+    [reason] = refusals(decide(new=alike))
     assert (
         reason
         == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that "
@@ -171,21 +174,21 @@ def test_replies_that_end_are_not_less_distinct_for_ending():
 
 
 def test_replies_that_no_longer_end_are_refused():
-    [reason] = decide(new=replies(ended=False)).refused_because
+    [reason] = refusals(decide(new=replies(ended=False)))
     assert reason == "fewer of its replies come to an end: 0% against 100%, and 25% fewer is the limit"
 
 
 def test_plain_replies_that_became_unlikely_are_refused():
     assert decide(canary_new=-1.5).passed and decide(canary_new=-0.8).passed
     assert (decide().canary_new, decide().canary_base) == (-1.1, -1.0)
-    assert decide(canary_new=-1.51).refused_because == [
+    assert refusals(decide(canary_new=-1.51)) == [
         "plain replies became unlikely: by 0.51 nats a token, and 0.5 is the limit"
     ]
 
 
 def test_empty_replies_are_refused():
     assert decide(empty=3).passed
-    assert decide(empty=4).refused_because == ["12% of its replies are empty, and 10% is the limit"]
+    assert refusals(decide(empty=4)) == ["12% of its replies are empty, and 10% is the limit"]
 
 
 def test_every_reason_is_given():

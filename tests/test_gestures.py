@@ -16,7 +16,7 @@ from playground.chat.gestures import (
     checked,
     usable_sampling,
 )
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from tests.chats import chat, folder, person, turn  # noqa: F401 (fixtures)
 
 LIMITS = {**KNOBS, "reply_tokens": (1, 24)}

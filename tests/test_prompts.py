@@ -3,7 +3,8 @@
 import pytest
 
 from playground.models import prompts
-from playground.models.prompts import BadMessage, Detokeniser
+from playground.models.detokeniser import Detokeniser
+from playground.models.prompts import BadMessage
 from tests.tiny import tiny_tokenizer
 
 

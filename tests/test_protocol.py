@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
-from playground.web.protocol import PatientProtocol
+from playground.web.protocol import LimitedProtocol
 
 
 async def answers(scope, receive, send):
@@ -48,7 +48,7 @@ def is_closed(connection):
 
 
 def bounded(**bounds):
-    return type("Bounded", (PatientProtocol.waiting(20),), bounds)
+    return type("Bounded", (LimitedProtocol.with_timeout(20),), bounds)
 
 
 def test_connections_in_all_are_bounded_and_given_back():
@@ -100,7 +100,7 @@ def test_each_part_of_an_answer_is_sent_at_once():
     """The kernel kept the end of every short answer back for 40 ms."""
     seen = []
 
-    class Watched(PatientProtocol.waiting(20)):
+    class Watched(LimitedProtocol.with_timeout(20)):
         def connection_made(self, transport):
             super().connection_made(transport)
             seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from playground.people.addresses import one_place, parsed
-from playground.people.rates import Rate
+from playground.people.addresses import limit_key, parse_ip
+from playground.people.rates import RateLimit
 from playground.settings import Settings
 from playground.web.proxies import ANY, Proxies, allowed_hosts, host_name
 
@@ -255,26 +255,30 @@ def test_what_is_neither_a_request_nor_a_socket_passes_untouched():
     ],
 )
 def test_a_household_is_one_place(address, place):
-    assert one_place(address) == place
+    assert limit_key(address) == place
 
 
 def test_what_is_no_address_is_none():
-    assert parsed(None) is None and parsed("[::1") is None and str(parsed("[::1]:80")) == "::1"
+    assert parse_ip(None) is None and parse_ip("[::1") is None and str(parse_ip("[::1]:80")) == "::1"
 
 
 # -- rates
 
 
 def test_a_rate_counts_each_key_and_says_how_long_to_wait():
-    rate = Rate(2, 60)
+    rate = RateLimit(2, 60)
     assert [rate.count("a"), rate.count("a"), rate.count("a"), rate.count("b")] == [True, True, False, True]
-    assert 55 < rate.wait("a") <= 60 and rate.wait("b") == 0 and rate.wait("never seen") == 0
+    assert (
+        55 < rate.seconds_to_wait("a") <= 60
+        and rate.seconds_to_wait("b") == 0
+        and rate.seconds_to_wait("never seen") == 0
+    )
 
 
 def test_a_rate_keeps_a_bounded_number_of_keys_and_forgets_the_oldest():
     """The library kept every key that was ever counted."""
-    rate = Rate(1, 60, most_keys=100)
+    rate = RateLimit(1, 60, most_keys=100)
     for number in range(1000):
         rate.count(f"{number}")
     assert len(rate.storage.events) <= 100
-    assert rate.wait("999") > 0 and rate.wait("1") == 0
+    assert rate.seconds_to_wait("999") > 0 and rate.seconds_to_wait("1") == 0

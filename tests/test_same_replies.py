@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 import sqlite_utils
 
-from playground.chat.session import TRIES, Refused
+from playground.chat.refusals import Refused
+from playground.chat.writing import TRIES
 from playground.store import Store
 from playground.store import migrations as schema
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
@@ -32,13 +33,13 @@ def test_another_reply_is_drawn_for_the_right_side_and_the_page_says_so(chat):
     chat._rng = Seeds(1, 1, 1, 2)
     ann = person(chat)
     views = list(chat.send(ann, "Hello"))
-    told = [v for v in views if v.progress and "Another one is being written" in v.progress]
+    told = [v for v in views if v.progress and "Another one is being written" in str(v.progress)]
     assert told and told[-1].left.text and told[0].left.text == told[-1].left.text
     last = views[-1]
     assert last.phase == "voting" and last.left.text != last.right.text and chat._rng.drawn == 4
     assert [row["seed"] for row in chat.store.rows("select seed from generation order by id")] == [1, 2]
     assert chat.vote(ann, last.duel, "b").choice == "b" and chat.store.new_votes() == 1
-    assert chat.engine.live.streams == 0 and chat.engine._memory.used == 0
+    assert chat.engine.live.streams == 0 and chat.engine.kv_pool.used == 0
 
 
 def test_while_another_is_drawn_there_is_nothing_to_vote_on(chat):
@@ -172,7 +173,7 @@ def test_a_mix_of_all_kinds_of_votes_is_one_number_in_all_places(store):
     assert totals["listed"] == len(store.my_votes(who, limit=100)) == 9
     assert store.take_round("w", lease_seconds=30, auto_votes=6) is None
     row = store.take_round("w", lease_seconds=30, auto_votes=5)
-    store.use_votes(row["id"], [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
+    store.record_used_votes(row["id"], [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
     assert store.new_votes() == store.vote_totals(who)["waiting"] == 0
     assert sum(r["round"] == row["id"] for r in store.my_votes(who, limit=100)) == 5, "both bad is used too"
     assert len(store.position_votes()) == 3, "votes for A or B, and named so"

@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 
-from playground.models import adapters, loading, scorer
+from playground.models import adapters, loading, scorer, sources, structure
 from playground.settings import Settings
 from playground.store import Store
 from tests.test_policy import moved, settings
@@ -22,7 +22,11 @@ from training.round import Round
 from training.selftest import SelfTestFailed
 from training.worker import run_once
 
+<<<<<<< HEAD
 REAL = Path(loading.resolve(Settings()))
+=======
+REAL = Path(sources.resolve(Settings()))
+>>>>>>> main
 real = [
     pytest.mark.real,
     pytest.mark.skipif(not REAL.exists(), reason="the embedded model is not there; `make setup` converts it"),
@@ -40,7 +44,7 @@ def policy():
 
 
 def block(policy, n=2):
-    return loading.blocks(policy.causal)[n]
+    return structure.blocks(policy.causal)[n]
 
 
 def message(check, *args, **options):
@@ -211,7 +215,7 @@ def test_int8_is_known_for_what_it_is(folder):
 
 
 def neighbours(broken):
-    loading.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0))
+    structure.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output + 0.1 * output.mean(0))
 
 
 def pads(broken):
@@ -223,7 +227,9 @@ def pads(broken):
 
 
 def crowd(broken):
-    loading.blocks(broken.model)[0].register_forward_hook(lambda module, args, output: output * (1 + len(output) / 10))
+    structure.blocks(broken.model)[0].register_forward_hook(
+        lambda module, args, output: output * (1 + len(output) / 10)
+    )
 
 
 def mixed_up(broken):
@@ -232,7 +238,7 @@ def mixed_up(broken):
 
 
 def chance(broken):
-    loading.blocks(broken.model)[0].register_forward_hook(noise)
+    structure.blocks(broken.model)[0].register_forward_hook(noise)
 
 
 @pytest.mark.parametrize("fault", [neighbours, pads, crowd, mixed_up, chance])
@@ -256,7 +262,7 @@ def test_one_token_too_many_in_the_mean_is_seen_in_every_format(folder):
 
 def test_a_reward_lora_without_gradients_is_named(folder):
     broken = trunk(folder, reward_layer=0.67)
-    loading.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
+    structure.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
     selftest.check_features(broken)
     assert message(selftest.check_features, broken, lora_rank=2).startswith("28 of 42 LoRA tensors get no gradient")
 
@@ -368,7 +374,7 @@ def break_trunk(monkeypatch):
 
     def broken(*args, **options):
         trunk = load(*args, **options)
-        loading.blocks(trunk)[1].register_forward_hook(noise)
+        structure.blocks(trunk)[1].register_forward_hook(noise)
         return trunk
 
     monkeypatch.setattr(loading, "load_trunk", broken)
@@ -378,7 +384,9 @@ def test_a_round_on_a_broken_model_fails_with_the_cause_as_its_reason(store, fol
     break_trunk(monkeypatch)
     row = run_once(store, settings(model=folder, data_dir=tmp_path), "w")
     assert row["state"] == "failed"
-    assert row["reason"].startswith("SelfTestFailed in phase collect: two forwards of the same replies give a ratio")
+    assert str(row["reason"]).startswith(
+        "SelfTestFailed in phase collect: two forwards of the same replies give a ratio"
+    )
 
 
 def test_a_round_does_not_score_with_a_broken_trunk(store, folder, tmp_path, monkeypatch):

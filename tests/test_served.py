@@ -2,8 +2,9 @@
 
 import torch
 
-from playground.decoding import lean, plain
-from tests.test_lean import trained
+from playground.decoding import fused
+from playground.decoding.transformers_forward import TransformersForward
+from tests.test_fused import trained
 from tests.tiny import tiny_model
 from training import served
 from training.rollout import Episode
@@ -13,7 +14,7 @@ EPISODES = [Episode([3, 4, 5], [7, 8, 9, 10], True), Episode(list(range(20, 60))
 
 def test_the_same_policy_is_no_distance_away():
     model = trained()
-    for forward in (lean.Lean(model, "float32"), plain.Plain(model)):
+    for forward in (fused.FusedForward(model, "float32"), TransformersForward(model)):
         assert abs(served.divergence(model, forward, EPISODES)) < 1e-6
 
 
@@ -25,5 +26,5 @@ def test_another_version_is_as_far_as_its_probabilities_say():
         p, q = (torch.log_softmax(m(ids).logits[0, len(e.prompt) - 1 : -1], -1) for m in (model, other))
         total += (p.exp() * (p - q)).sum().item()
         tokens += len(e.completion)
-    found = served.divergence(model, lean.Lean(other, "float32"), EPISODES)
+    found = served.divergence(model, fused.FusedForward(other, "float32"), EPISODES)
     assert found > 0.01 and abs(found - total / tokens) < 1e-5

@@ -12,6 +12,7 @@ from playground import settings as settings_module
 from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.store import Store
+from playground.system.messages import plain
 from playground.ui import states
 from tests.sites import Site
 from tests.tiny import tiny_folder
@@ -154,8 +155,10 @@ def test_a_visitor_who_claims_https_is_not_believed(site):
 )
 def test_over_https_the_cookie_is_for_https_and_works_in_the_frame_of_a_space(monkeypatch, scheme, on_space, kind):
     monkeypatch.setattr(settings_module, "ON_SPACE", on_space)
-    assert visitor.cookie({"scheme": scheme}, "x").endswith(f"; Path=/; Max-Age={visitor.YEAR}; HttpOnly; {kind}")
-    assert "; Path=/nudge; " in visitor.cookie({"scheme": scheme, "root_path": "/nudge"}, "x")
+    assert visitor.set_cookie_header({"scheme": scheme}, "x").endswith(
+        f"; Path=/; Max-Age={visitor.YEAR}; HttpOnly; {kind}"
+    )
+    assert "; Path=/nudge; " in visitor.set_cookie_header({"scheme": scheme, "root_path": "/nudge"}, "x")
 
 
 def test_a_known_visitor_keeps_the_cookie_and_health_sets_none(site, page):
@@ -308,8 +311,8 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     row = site.store.take_round("w", lease_seconds=30)
     for button, wish in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
         assert page.event(button)[-1]["success"]
-        assert site.store.wish_of(row["id"]) == wish
-    site.store.end_round(row["id"], "w", "failed", "stopped")
+        assert site.store.round_command(row["id"]) == wish
+    site.store.end_round(row["id"], "w", "failed", plain("stopped"))
     assert "no round to pause" in notices(page.event("pause"))
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from playground.chat.session import Refused
+from playground.chat.refusals import Refused
 from playground.models import prompts
 from playground.models.active import Pair
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
@@ -225,7 +225,9 @@ def test_of_four_candidates_the_picked_pair_is_shown_once_all_are_written(chat):
     streams = of_four(chat)
     chat._picker.pair = lambda prompt, completions, seed: Pair(3, 1, "active", 0.125) if len(completions) == 4 else None
     views = list(chat.send(person(chat), "Hello"))
-    assert all(v.left.text == v.right.text == "" and "4 replies are being written" in v.progress for v in views[:-1])
+    assert all(
+        v.left.text == v.right.text == "" and "4 replies are being written" in str(v.progress) for v in views[:-1]
+    )
     assert [v.progress for v in views[:-1]] != [views[0].progress] * len(views[:-1])
     texts = [text.strip() for text in streams[0].texts()]
     assert (
@@ -251,8 +253,8 @@ def test_a_reload_while_four_are_written_shows_how_far_they_are(chat):
     of_four(chat)
     ann = person(chat)
     turn_ = chat.send(ann, "Hello")
-    assert "you will see two of them" in next(turn_).progress
-    assert "you will see two of them" in chat.view(ann).progress
+    assert "you will see two of them" in str(next(turn_).progress)
+    assert "you will see two of them" in str(chat.view(ann).progress)
     turn_.close()
 
 

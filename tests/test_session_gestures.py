@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from playground.chat import session
-from playground.chat.session import COMMENT_CHARS, Refused
+from playground.chat import session, writing
+from playground.chat.refusals import Refused
+from playground.chat.votes import COMMENT_CHARS
 from playground.models import prompts
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
 
@@ -65,21 +66,21 @@ def test_who_waits_long_for_room_is_told_and_who_waits_a_moment_is_not(chat, mon
     chat.engine.step = lambda: (go.wait(), step())[1]
     ann = person(chat)
     stream = chat.send(ann, "Hello")
-    assert next(stream).progress == ""
-    monkeypatch.setattr(session, "PATIENCE", 0)
-    assert "waits its turn: you are next" in chat.view(ann).progress
+    assert next(stream).progress is None
+    monkeypatch.setattr(writing, "PATIENCE", 0)
+    assert "waits its turn: you are next" in str(chat.view(ann).progress)
     go.set()
     assert list(stream)[-1].phase == "voting"
 
 
 def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_none_does(chat, monkeypatch):
     slow(chat, 0.05)
-    monkeypatch.setattr(session, "LINGER", 0.3)
+    monkeypatch.setattr(session, "BACKGROUND_SECONDS", 0.3)
     ann, bob = person(chat), person(chat, "bob")
     for who in (ann, bob):
         stream = chat.send(who, "Hello")
         next(stream)
-        thread = threading.Thread(target=chat.linger, args=(who, stream))
+        thread = threading.Thread(target=chat.finish_in_background, args=(who, stream))
         thread.start()
         while thread.is_alive():
             if who is ann:

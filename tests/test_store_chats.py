@@ -5,7 +5,7 @@ import time
 import pytest
 import sqlite_utils
 
-from playground.store import Store, StoreError, chats
+from playground.store import Store, StoreError, conversations
 from playground.store.migrations import migrations
 from tests.stores import BASE, candidate, cast, duel, outcome, store  # noqa: F401 (fixtures)
 
@@ -266,7 +266,7 @@ def test_a_new_chat_is_shown_though_the_clock_was_set_back(store, monkeypatch):
     """The chat with the latest time of opening was shown: after an hour back, the old one for an hour."""
     who = store.annotator("ann")
     old = duel(store, who)["conversation"]
-    monkeypatch.setattr(chats, "now", lambda: "2001-01-01T00:00:00.000Z")
+    monkeypatch.setattr(conversations, "now", lambda: "2001-01-01T00:00:00.000Z")
     new = store.new_conversation(who)
     assert store.conversation(who)["id"] == new
     store.open_conversation(old, who)

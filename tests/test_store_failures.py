@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from playground.store import Store, StoreUnavailable
+from playground.store.database import PATIENCE
 from playground.store.errors import StoreBusy, StoreFull
-from playground.store.file import PATIENCE
 from tests.stores import candidate, cast, duel, file_store, outcome  # noqa: F401 (fixture)
 
 SENTENCE = r"^[A-Z].*\.$"

@@ -7,6 +7,7 @@ import sqlite_utils
 
 from playground.store import Store, StoreError
 from playground.store.migrations import migrations
+from playground.system.messages import plain
 from tests.stores import candidate, published, store, take  # noqa: F401 (fixtures)
 
 
@@ -49,7 +50,7 @@ def test_a_version_number_is_never_used_again(store):
     asked = store.request_round()
     take(store)
     version = store.add_policy(asked, "w1", parent=0)
-    store.refuse(asked, "w1", version, "path", "abc", {}, "worse")
+    store.refuse(asked, "w1", version, "path", "abc", {}, plain("worse"))
     assert published(store) == version + 1
 
 
@@ -57,14 +58,14 @@ def test_a_refused_version_is_kept_with_the_reason_and_the_live_one_stays(store)
     asked = store.request_round()
     take(store)
     version = store.add_policy(asked, "w1", parent=0)
-    store.refuse(asked, "w1", version, "path", "abc", {"gain": -1}, "worse")
+    store.refuse(asked, "w1", version, "path", "abc", {"gain": -1}, plain("worse"))
     assert (store.policy(version)["status"], store.policy(version)["reason"], store.policy(version)["path"]) == (
         "rejected",
         "worse",
         "path",
     )
     assert store.live_policy()["version"] == 0
-    assert (store.last_round()["state"], store.last_round()["reason"]) == ("refused", "worse")
+    assert (store.last_round()["state"], str(store.last_round()["reason"])) == ("refused", "worse")
 
 
 def test_a_live_version_that_cannot_be_loaded_is_rejected_and_the_fallback_goes_on(store):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from playground.store import STOPPED, LeaseLost, Store, StoreError
+from playground.system.messages import plain
 from tests.stores import cast, file_store, published, store, take  # noqa: F401 (fixtures)
 
 
@@ -29,7 +30,7 @@ def test_a_round_starts_by_itself_at_enough_votes_and_not_before(store):
 
 def test_the_same_votes_start_no_second_round(store):
     cast(store)
-    store.end_round(take(store, auto_votes=1)["id"], "w1", "not_enough", "why")
+    store.end_round(take(store, auto_votes=1)["id"], "w1", "not_enough", plain("why"))
     assert take(store, auto_votes=1) is None
 
 
@@ -49,12 +50,12 @@ def test_asking_while_a_round_runs_gives_that_round(store):
 def test_asking_after_a_round_ended_gives_a_new_one(store):
     asked = store.request_round()
     take(store)
-    store.end_round(asked, "w1", "failed", "why")
+    store.end_round(asked, "w1", "failed", plain("why"))
     assert store.request_round() == asked + 1
 
 
 def test_nothing_to_do_is_none(store):
-    assert take(store) is None and store.last_round() is None and store.round(1) is None
+    assert take(store) is None and store.last_round() is None and store.rounds() == []
 
 
 def test_taking_a_round_records_its_config_and_seed(store):
@@ -114,7 +115,7 @@ def test_the_worker_that_lost_the_lease_publishes_nothing(store):
 def test_an_ended_round_is_held_by_nobody(store):
     asked = store.request_round()
     take(store)
-    store.end_round(asked, "w1", "failed", "why")
+    store.end_round(asked, "w1", "failed", plain("why"))
     with pytest.raises(LeaseLost, match=f"round {asked} is failed"):
         store.update_round(asked, "w1", step=1)
 
@@ -237,7 +238,7 @@ def test_a_round_remembers_which_votes_it_used(store):
     cast(store)
     asked = store.request_round()
     for _ in range(2):  # a resumed round collects again
-        store.use_votes(asked, [(1, False), (2, True)])
+        store.record_used_votes(asked, [(1, False), (2, True)])
     assert store.rows("select * from vote_use order by vote") == [
         {"round": asked, "vote": 1, "heldout": 0},
         {"round": asked, "vote": 2, "heldout": 1},
@@ -251,13 +252,13 @@ def test_a_wish_waits_for_the_round_to_obey(store):
     store.request_round()
     row = take(store)
     for wish in ("pause", None, "stop"):
-        store.wish(row["id"], wish)
-        assert store.wish_of(row["id"]) == wish and store.round(row["id"])["state"] == "running"
+        store.set_round_command(row["id"], wish)
+        assert store.round_command(row["id"]) == wish and store.round(row["id"])["state"] == "running"
 
 
 def test_a_round_that_nobody_has_begun_stops_at_once(store):
     asked = store.request_round()
-    store.wish(asked, "stop")
+    store.set_round_command(asked, "stop")
     assert (store.round(asked)["state"], store.round(asked)["reason"]) == ("failed", STOPPED)
     assert take(store) is None
 
@@ -265,7 +266,7 @@ def test_a_round_that_nobody_has_begun_stops_at_once(store):
 @pytest.mark.parametrize(("wish", "said"), [("pause", "to pause"), ("stop", "to stop"), (None, "to resume")])
 def test_without_a_round_there_is_nothing_to_wish(store, wish, said):
     with pytest.raises(StoreError, match=said):
-        store.wish(1, wish)
+        store.set_round_command(1, wish)
 
 
 def test_settings_of_the_next_rounds_are_kept_and_taken_back(store):

@@ -5,6 +5,7 @@ import sqlite3
 import pytest
 
 from playground.store import StoreError
+from playground.system.messages import plain
 from tests.stores import BASE, candidate, cast, duel, store, take  # noqa: F401 (fixtures)
 
 
@@ -157,7 +158,7 @@ def test_the_way_of_a_vote_into_a_version_is_told_step_by_step(store):
 
     store.request_round()
     held = take(store)
-    store.use_votes(held["id"], [(votes[0], False), (votes[1], True)])
+    store.record_used_votes(held["id"], [(votes[0], False), (votes[1], True)])
     store.update_round(held["id"], "w1", phase="ppo")
     assert told() == [(1, 0, "running", None), (1, 1, "running", None), (None, None, None, None)]
     version = store.add_policy(held["id"], "w1", parent=0)
@@ -166,7 +167,7 @@ def test_the_way_of_a_vote_into_a_version_is_told_step_by_step(store):
 
     store.request_round()
     held = take(store)
-    store.use_votes(held["id"], [(votes[0], True), (votes[2], False)])
+    store.record_used_votes(held["id"], [(votes[0], True), (votes[2], False)])
     assert told() == [(2, 1, "running", 1), (1, 1, "published", None), (2, 0, "running", None)]
     assert store.vote_fate(votes[0]) == store.my_votes(who)[2]
     assert (
@@ -178,8 +179,8 @@ def test_a_refused_round_gives_its_votes_no_version(store):
     row = cast(store)
     store.request_round()
     held = take(store)
-    store.use_votes(held["id"], [(1, False)])
-    store.refuse(held["id"], "w1", store.add_policy(held["id"], "w1", parent=0), "path", "abc", {}, "no")
+    store.record_used_votes(held["id"], [(1, False)])
+    store.refuse(held["id"], "w1", store.add_policy(held["id"], "w1", parent=0), "path", "abc", {}, plain("no"))
     assert store.my_votes(row["annotator"])[0]["version"] is None
 
 
@@ -192,8 +193,8 @@ def test_what_ones_votes_did_is_counted(store):
     for state in ("refused", "published"):
         store.request_round()
         row = take(store)
-        store.use_votes(row["id"], [(ids[0], False), (ids[1], True), (ids[2], False)])
-        store.end_round(row["id"], row["owner"], state, "")
+        store.record_used_votes(row["id"], [(ids[0], False), (ids[1], True), (ids[2], False)])
+        store.end_round(row["id"], row["owner"], state)
         assert store.vote_totals(who) == {
             "votes": 4,
             "published": 2 * (state == "published"),

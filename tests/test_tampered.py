@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from playground.models import adapters, loading
+from playground.models import adapters, loading, lora
 from playground.models.adapters import CONFIG, MANIFEST, WEIGHTS
 from playground.serving import engine
-from playground.serving.engine import Engine, Policy
+from playground.serving.engine import Engine
+from playground.serving.versions import Policy
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder
@@ -39,41 +40,48 @@ def app(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tensors(app):
     """Of a small update on all linear layers."""
-    lora = loading.lora_parameters(
-        loading.with_lora(loading.shell(app.base), rank=4, alpha=8, targets=loading.linear_targets(app.base))
+    parameters = lora.lora_parameters(
+        lora.with_lora(lora.tied_copy(app.base), rank=4, alpha=8, targets=lora.linear_targets(app.base))
     )
     noise = torch.Generator().manual_seed(1)
-    return {name: 0.05 * torch.randn(p.shape, generator=noise) for name, p in lora.items()}
+    return {name: 0.05 * torch.randn(p.shape, generator=noise) for name, p in parameters.items()}
 
 
 @pytest.fixture
 def site(app, tmp_path):
     """The engine over an empty store, as a new process."""
-    app.store, app.settings = Store(), app.settings.model_copy(update={"data_dir": tmp_path})
+    at_store(app, Store(), app.settings.model_copy(update={"data_dir": tmp_path}))
     return restarted(app)
 
 
 @pytest.fixture(scope="module")
 def good(app, tensors, tmp_path_factory):
     """The engine with a good version live, which all tests that reject another one share; and that version's Policy."""
-    app.store, app.settings = Store(), app.settings.model_copy(update={"data_dir": tmp_path_factory.mktemp("good")})
+    at_store(app, Store(), app.settings.model_copy(update={"data_dir": tmp_path_factory.mktemp("good")}))
     publish(app, tensors)
-    assert app.follow_store() and app.live.version == 1
+    assert app.versions.follow_store() and app.live.version == 1
     return app.store, app.settings, app.live
+
+
+def at_store(app, store, settings):
+    """Let the engine follow another store."""
+    app.store, app.settings = store, settings
+    app.versions.store, app.versions.settings = store, settings
 
 
 def restarted(app, *ready):
     """Nothing answers but the base, as in a new process; the Policies `ready` need not be built again, which takes
     time.
     """
-    app.live = Policy(0, app.base, app.live.forward.sibling(app.base))
-    app._resident = {policy.version: policy for policy in (app.live, *ready)}
+    base = Policy(0, app.base, app.live.forward.for_model(app.base))
+    app.versions.live = base
+    app.versions._resident = {policy.version: policy for policy in (base, *ready)}
     return app
 
 
 def publish(site, tensors):
     """A version of a round, as the worker publishes it; its number."""
-    store, targets = site.store, loading.linear_targets(site.base)
+    store, targets = site.store, lora.linear_targets(site.base)
     store.request_round()
     round_id = store.take_round("worker", lease_seconds=30)["id"]
     parent = store.live_policy()["version"]
@@ -221,8 +229,9 @@ def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_s
     """TypeError, ValueError, RuntimeError and RecursionError from a manifest, which no hash covered, stopped
     the app.
     """
-    app.store, app.settings, policy = good
-    app.live = policy
+    store, settings, policy = good
+    at_store(app, store, settings)
+    app.versions.live = policy
     adapters_dir = app.settings.adapters_dir
     for moment in ("while it runs", "at its start"):
         bad = publish(app, tensors)
@@ -234,7 +243,7 @@ def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_s
         TAMPERED[name](folder)
         if moment == "at its start":
             restarted(app, policy)
-        assert app.follow_store() and app.live.version == policy.version == app.store.live_policy()["version"]
+        assert app.versions.follow_store() and app.live.version == policy.version == app.store.live_policy()["version"]
         found = app.store.policy(bad)
         assert found["status"] == "rejected" and 10 < len(found["reason"]) < 900
         assert str(app.settings.data_dir) not in found["reason"]
@@ -251,7 +260,7 @@ def test_a_tampered_version_is_rejected_in_words_while_the_app_runs_and_at_its_s
 def test_the_hash_covers_the_whole_version(site, tensors, change):
     bad = publish(site, tensors)
     change(site.settings.adapters_dir / f"v{bad:04d}")
-    assert site.follow_store() and site.live.version == 0
+    assert site.versions.follow_store() and site.live.version == 0
     assert "not the version that was published" in site.store.policy(bad)["reason"]
 
 
@@ -260,7 +269,7 @@ def test_a_version_that_was_published_when_the_hash_was_that_of_the_weights_stil
     manifest = json.loads((site.settings.adapters_dir / f"v{old:04d}" / MANIFEST).read_text())
     with site.store.writing() as db:
         db["policy"].update(old, {"sha256": manifest["files"][WEIGHTS]["sha256"]})
-    assert site.follow_store() and site.live.version == old
+    assert site.versions.follow_store() and site.live.version == old
 
 
 @pytest.mark.parametrize(
@@ -273,7 +282,7 @@ def test_whatever_a_version_raises_rejects_that_version(site, tensors, error, mo
         raise error
 
     monkeypatch.setattr(engine.adapters, "build", broken)
-    assert site.follow_store() and site.live.version == 0
+    assert site.versions.follow_store() and site.live.version == 0
     assert type(error).__name__ in site.store.policy(bad)["reason"]
 
 
@@ -281,7 +290,7 @@ def test_where_the_fallback_is_bad_too_the_one_before_it_answers_and_at_last_the
     versions = [publish(site, tensors) for _ in range(4)]
     for version in versions[1:]:
         manifest_with(rank="four")(site.settings.adapters_dir / f"v{version:04d}")
-    assert site.follow_store() and site.live.version == versions[0] == site.store.live_policy()["version"]
+    assert site.versions.follow_store() and site.live.version == versions[0] == site.store.live_policy()["version"]
     shutil.rmtree(site.settings.adapters_dir)
-    assert restarted(site).follow_store() and site.live.version == 0
+    assert restarted(site).versions.follow_store() and site.live.version == 0
     assert [row["status"] for row in site.store.policies()] == ["rejected"] * 4 + ["live"]

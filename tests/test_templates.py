@@ -8,10 +8,12 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from playground.chat.session import Chat
-from playground.decoding.decoder import Decoding, Sampling
-from playground.decoding.plain import Line
+from playground.decoding.decoder import Decoding
+from playground.decoding.sampling import Sampling
+from playground.decoding.transformers_forward import BatchedPromptCache
 from playground.models import loading, prompts, templates
-from playground.models.prompts import BadMessage, Detokeniser
+from playground.models.detokeniser import Detokeniser
+from playground.models.prompts import BadMessage
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
@@ -89,10 +91,13 @@ def test_in_the_plain_template_a_reply_ends_where_the_user_would_speak():
 
 def test_a_run_of_tokens_ends_a_reply_in_the_decoder():
     class Forward:
-        def end(self, line):
+        def new_cache(self, n, *_):
+            return BatchedPromptCache(n)
+
+        def finish(self, cache):
             pass
 
-    decoding = Decoding(Forward(), [1], [7], Sampling(max_tokens=9), frozenset({99, (5, 6)}), line=Line(1))
+    decoding = Decoding(Forward(), [1], [7], Sampling(max_tokens=9), frozenset({99, (5, 6)}))
     reply = decoding.replies[0]
     for token in (6, 5, 4, 5):
         decoding.add(reply, token, 0.0)

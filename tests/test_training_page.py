@@ -10,6 +10,7 @@ import pytest
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
+from playground.system.messages import Message
 from playground.ui import gatewords, plots, round_summary, watch
 from playground.ui.phases import PROGRESS_LABELS, phase_progress, phases_html
 from playground.ui.plots import Curve
@@ -90,7 +91,7 @@ def test_a_round_is_told_step_by_step(store, settings):
     assert "about 10 min left" in status_html(now(store, settings, read_at=1300.0), W), (
         "a round that was resumed has its pace from where it resumed"
     )
-    store.wish(row["id"], "pause")
+    store.set_round_command(row["id"], "pause")
     html = status_html(now(store, settings, read_at=1300.0), W)
     assert "Paused: PPO" in html and "min left" not in html
 
@@ -205,6 +206,23 @@ def test_what_an_error_said_is_for_admins(tab, store, settings):
     )
 
 
+def test_a_reason_that_an_earlier_version_stored_is_shown_in_english(store, settings):
+    """It stored the English sentence, and of a round that broke the error's own words with it."""
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", state="failed", reason="ValueError in phase reward: <odd>", ended="x")
+    html = status_html(now(store, settings), ZH)
+    assert "ValueError in phase reward." in html and "odd" not in html
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", state="failed", reason="An admin stopped this round.", ended="x")
+    assert round_summary.displayed_state(store.last_round()) == "stopped"
+    assert "管理员停止了这一轮训练。" in status_html(now(store, settings), ZH)
+    rounds.refused(store, settings)
+    text = "The new version was not published: it is {odd}."
+    with store.writing() as db:
+        db.execute("update round set reason = ? where state = 'refused'", [text])
+    assert text in status_html(now(store, settings), ZH)
+
+
 def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):
     signs = lambda row: "".join(
         dict(zip(PROGRESS_LABELS, "✓●✗○", strict=True))[kind] for kind in phase_progress(row).values()
@@ -215,7 +233,9 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     row = rounds.take(store, config=rounds.CONFIG)
     store.update_round(row["id"], "w1", phase="reward")
     assert signs(store.round(row["id"])) == "✓✓●○○○"
-    store.end_round(row["id"], "w1", "not_enough", "Not enough evidence yet: 1 votes. Vote on more replies.")
+    store.end_round(
+        row["id"], "w1", "not_enough", Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=1)
+    )
     assert signs(store.round(row["id"])) == "✓✓✗○○○"
     assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", (
         "it is published as refused, and was refused by the gate"

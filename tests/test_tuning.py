@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from playground.decoding import lean, plain, tuning
+from playground.decoding import fused, number_formats, tuning
+from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.settings import Settings
 from tests.tiny import tiny_folder
@@ -26,8 +27,8 @@ def chosen(settings):
 
 def test_a_choice_is_measured_and_remembered(settings, monkeypatch):
     first, model = chosen(settings)
-    assert first.number_format in lean.FORMATS and first.threads == 1 and first.milliseconds > 0
-    assert isinstance(first.forward(model), lean.Lean)
+    assert first.number_format in number_formats.FORMATS and first.threads == 1 and first.milliseconds > 0
+    assert isinstance(first.forward(model), fused.FusedForward)
     monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("measured again"))
     assert chosen(settings)[0] == first
 
@@ -42,11 +43,11 @@ def test_another_machine_measures_for_itself(settings, monkeypatch):
 def test_a_setting_overrides(settings):
     assert chosen(settings.model_copy(update={"decode_format": "bfloat16"}))[0].number_format == "bfloat16"
     choice, model = chosen(settings.model_copy(update={"decode_format": "plain"}))
-    assert choice.number_format == "plain" and isinstance(choice.forward(model), plain.Plain)
+    assert choice.number_format == "plain" and isinstance(choice.forward(model), TransformersForward)
 
 
 def test_a_format_far_from_the_model_is_not_chosen(settings, monkeypatch):
-    monkeypatch.setattr(tuning, "FAITHFUL", -1)
+    monkeypatch.setattr(tuning, "MAX_KL", -1)
     assert chosen(settings)[0].number_format == "float32"  # the model's own
 
 

@@ -38,7 +38,7 @@ def test_a_vote_goes_its_way_from_waiting_to_a_version(tab, store):
     assert tab.on_tick(100, seen[tab.painted], Request()) == gr.skip(), "nothing has changed"
     store.request_round()
     held = take(store)
-    store.use_votes(held["id"], [(vote, False)])
+    store.record_used_votes(held["id"], [(vote, False)])
     assert "in the reward model of round 1" in tab.on_tick(100, seen[tab.painted], Request())[tab.html]
     version = store.add_policy(held["id"], "w1", parent=0)
     store.publish(held["id"], "w1", version, "nowhere", "abc", {})

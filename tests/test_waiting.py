@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from playground import server
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.models import loading
 from playground.models.prompts import BadMessage
 from playground.people import visitor
@@ -112,7 +113,7 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
     page.send("Hello")
     late = Page(site.url, "late")
     first = Page(site.url, "first")
-    site.engine._memory.budget, site.engine.end_tokens = 1, frozenset()
+    site.engine.kv_pool.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     crowd, told = Crowd(site, page), []
@@ -155,7 +156,7 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_place_in_the_line_counts_down(site):
-    site.engine._memory.budget, site.engine.end_tokens = 1, frozenset()
+    site.engine.kv_pool.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     page, told = Page(site.url, "third"), []
@@ -185,7 +186,7 @@ def test_a_place_in_the_line_counts_down(site):
 
 @pytest.mark.filterwarnings("ignore")
 def test_one_cookie_that_sends_three_hundred_times_holds_one_place(site):
-    site.engine._memory.budget, site.engine.end_tokens = 1, frozenset()
+    site.engine.kv_pool.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     page = Page(site.url, "greedy")
@@ -207,7 +208,7 @@ def test_one_cookie_that_sends_three_hundred_times_holds_one_place(site):
 
 @pytest.mark.filterwarnings("ignore")
 def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
-    site.engine._memory.budget, site.engine.end_tokens = 1 << 30, frozenset()
+    site.engine.kv_pool.budget, site.engine.end_tokens = 1 << 30, frozenset()
     step, page = site.engine.step, Page(site.url, "early")
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
     told = []
@@ -272,7 +273,7 @@ def test_what_is_refused_leaves_no_trace(chat):
 def test_who_waits_and_stops_leaves_the_line_from_the_middle_of_it(chat):
     """Whoever stood behind the first could not leave before the first had room."""
     slow(chat)
-    chat.engine._memory.budget = 1
+    chat.engine.kv_pool.budget = 1
     streams = {name: chat.send(person(chat, name), "Hello") for name in ("ann", "bob", "eve")}
     for stream in streams.values():
         next(stream)
@@ -287,7 +288,7 @@ def test_who_waits_and_stops_leaves_the_line_from_the_middle_of_it(chat):
 
 def test_a_waiting_message_is_painted_where_its_place_changes_until_it_has_room(chat):
     slow(chat)
-    chat.engine._memory.budget = 1
+    chat.engine.kv_pool.budget = 1
     first = chat.send(person(chat, "ann"), "Hello")
     next(first)
     until(lambda: chat.engine._running)
@@ -296,7 +297,7 @@ def test_a_waiting_message_is_painted_where_its_place_changes_until_it_has_room(
         seen.append((time.monotonic() - begun, view))
         if len(seen) == 1:
             threading.Timer(2, lambda: chat.stop(person(chat, "ann"))).start()
-    waits = [at for at, view in seen if view.progress and "waits its turn" in view.progress]
+    waits = [at for at, view in seen if view.progress and "waits its turn" in str(view.progress)]
     assert waits[0] > 0.4 and 1 <= len(waits) <= 3, waits  # at the usual pace it were a hundred
     words = next(at for at, view in seen if view.phase == "streaming" and view.left.text)
     assert words > waits[-1]

@@ -62,7 +62,7 @@ def test_a_paused_round_stands_still_keeps_its_lease_and_goes_on_where_it_was(vo
     asked = store.request_round()
     worker = Worker(settings, store, "w1")
     wait_until(lambda: in_ppo(store, 2), 60)
-    store.wish(asked, "pause")
+    store.set_round_command(asked, "pause")
     wait_until(lambda: "is paused" in log(settings, asked), 30)
     step = store.round(asked)["step"]
     time.sleep(2 * settings.lease_seconds)
@@ -70,7 +70,7 @@ def test_a_paused_round_stands_still_keeps_its_lease_and_goes_on_where_it_was(vo
     assert store.take_round("thief", lease_seconds=settings.lease_seconds) is None, (
         "the heartbeat goes on while it waits"
     )
-    store.wish(asked, None)
+    store.set_round_command(asked, None)
     assert worker.ended()
     row = store.round(asked)
     assert row["state"] in ("published", "refused"), row["reason"]
@@ -85,7 +85,7 @@ def test_a_stopped_round_ends_at_its_next_step_and_the_next_one_runs_with_what_w
     asked = store.request_round()
     worker = Worker(settings, store, "w1")
     wait_until(lambda: in_ppo(store, 1), 60)
-    store.wish(asked, "stop")
+    store.set_round_command(asked, "stop")
     assert worker.ended()
     row = store.round(asked)
     assert (row["state"], row["reason"]) == ("failed", STOPPED) and row["step"] < 6
@@ -100,12 +100,12 @@ def test_a_worker_that_takes_a_paused_round_over_waits_too_and_obeys_a_stop(vote
     settings, store = voted
     asked = store.request_round()
     store.take_round("dead worker", lease_seconds=1)
-    store.wish(asked, "pause")
+    store.set_round_command(asked, "pause")
     time.sleep(1.1)
     worker = Worker(settings, store, "w2")
     wait_until(lambda: "is paused" in log(settings, asked), 30)
     assert store.round(asked)["owner"] == "w2" and store.round(asked)["phase"] == "collect"
-    store.wish(asked, "stop")
+    store.set_round_command(asked, "stop")
     assert worker.ended() and store.round(asked)["reason"] == STOPPED
 
 

@@ -1,126 +1,208 @@
-"""Every string a person reads is there in both languages, with the same places for figures."""
+"""Every sentence that can reach a person is there in both languages, with the same places for values."""
 
 import ast
 import re
+import string
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from playground.settings import Settings, sections
+from playground.chat.votes import REASONS
+from playground.settings import Settings, overridden, sections
+from playground.system.messages import Message, UserFacingError, joined, loads, plain
 from playground.ui import words
 from playground.ui.words import CATALOGUES, CHINESE, Words
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
-UI = sorted((ROOT / "playground" / "ui").glob("*.py"))
-# exceptions whose text a person is shown
-SPEAKERS = {
-    "Refused",
-    "TooMuch",
-    "NotTheirs",
-    "StoreError",
-    "StoreBusy",
-    "StoreFull",
-    "StoreLost",
-    "StoreUnavailable",
-    "BadMessage",
-    "NoCookie",
-    "NotAllowed",
-    "WrongSignIn",
-    "TooMany",
-}
-SPOKEN = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
+MODULES = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
+LISTS = {"{first}; {next}", "{first}\n{next}"}  # of `joined` and `lines`
+# user-facing errors that may say a plain English text, which no page shows: on the command line, in the log, and to
+# whoever sends what the page does not
+ENGLISH_ALONE = {"SettingsError", "LeaseLost", "Refusal"}
 
 
 @cache
-def calls(path):
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-
-
-def is_words(function):
-    """translate(…), words.of(request)(…), words.label(…) or words.mark(…)."""
-    text = ast.unparse(function)
-    return (
-        text == "translate"
-        or text in ("words.label", "words.mark")
-        or re.fullmatch(r"words\.of\(\w+\)", text) is not None
-    )
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 @cache
-def keys():
-    return {
-        (path.name, ast.unparse(node.args[0])): node.args[0]
-        for path in UI
-        for node in calls(path)
-        if is_words(node.func) and path.name != "words.py"
+def speakers() -> frozenset[str]:
+    """Names of all classes that descend from UserFacingError."""
+    bases = {
+        node.name: {ast.unparse(base).split(".")[-1] for base in node.bases}
+        for path in MODULES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
     }
-
-
-def sample(node, figure="7"):
-    """A message as a person gets it: an f-string with a figure at each place."""
-    if isinstance(node, ast.JoinedStr):
-        # `asked` is a clause that is there or not
-        return "".join(
-            part.value if isinstance(part, ast.Constant) else "" if ast.unparse(part.value) == "asked" else figure
-            for part in node.values
-        )
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.BinOp):
-        return sample(node.left, figure) + sample(node.right, figure)
-    return None
+    found = {"UserFacingError"}
+    while more := {name for name, names in bases.items() if names & found} - found:
+        found |= more
+    return frozenset(found)
 
 
 @cache
-def said():
-    """(file, text) of every message that an exception or a round's end carries to the page."""
+def constants() -> dict[str, list[str]]:
+    """The module-level constants of all modules: {name: its values, as they are written}."""
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in tree(path).body:
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    found.setdefault(ast.unparse(target), []).append(ast.unparse(node.value))
+    return found
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A call that makes a sentence for people: where it stands, its first argument, and the values it gives."""
+
+    where: str
+    template: ast.expr
+    values: frozenset[str] | None  # None where they come from a dict
+
+    def __str__(self) -> str:
+        return f"{self.where} {ast.unparse(self.template)[:80]}"
+
+
+def shows(path: Path, function: ast.expr) -> bool:
+    """Whether a call shows a text of the page: translate(…), words.of(…)(…), words.label(…), words.mark(…)."""
+    text = ast.unparse(function)
+    of_page = text in ("translate", "words.label", "words.mark") or re.fullmatch(r"words\.of\(\w+\)", text) is not None
+    return of_page and "ui" in path.parts and path.name != "words.py"
+
+
+@cache
+def sentences() -> tuple[Sentence, ...]:
     found = []
-    for path in SPOKEN:
-        for node in calls(path):
-            name = ast.unparse(node.func)
-            argument = None
-            if name.split(".")[-1] in SPEAKERS and node.args or name in ("refusals.append",) and path.name == "gate.py":
-                argument = node.args[0]
-            elif name in ("self.end", "store.end_round", "self.store.end_round"):
-                argument = node.args[-1]
-            text = argument is not None and sample(argument)
-            if text and len(text) > 3:
-                found.append((path.name, text))
-    return sorted(set(found))
+    for path in MODULES:
+        if path.name in ("words.py", "messages.py"):
+            continue
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = ast.unparse(node.func).split(".")[-1]
+            if name in ("Message", "Sentence") or name in speakers() - ENGLISH_ALONE or shows(path, node.func):
+                values = frozenset(keyword.arg or "**" for keyword in node.keywords)
+                found.append(Sentence(f"{path.name}:{node.lineno}", node.args[0], None if "**" in values else values))
+    return tuple(found)
 
 
-@pytest.mark.parametrize("where", sorted(keys()))
-def test_a_string_of_the_page_is_a_literal_and_has_its_translation(where):
-    node = keys()[where]
-    if isinstance(node, ast.Constant):
-        assert node.value in CATALOGUE, "not in assets/words/zh-CN.json"
-    else:  # a table's entry, marked where it stands
-        assert not isinstance(node, (ast.JoinedStr, ast.BinOp)), "the text must be one literal, with {places}"
+def literal(sentence: Sentence) -> str | None:
+    node = sentence.template
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-@pytest.mark.parametrize("name", [name for names in sections().values() for name in names])
-def test_a_setting_that_admins_change_is_explained_in_both_languages(name):
-    assert " ".join(Settings.model_fields[name].description.split()) in CATALOGUE
+@cache
+def templates() -> frozenset[str]:
+    """Every template that a person may read."""
+    literals = {text for sentence in sentences() if (text := literal(sentence)) is not None}
+    tags = {tag for tags in REASONS.values() for tag in tags}
+    return frozenset(literals | tags | LISTS | set(descriptions()))
 
 
-@pytest.mark.parametrize(("where", "text"), said())
-def test_what_other_modules_say_in_english_is_translated(where, text):
-    chinese = Words(CHINESE).said(text)
-    assert not re.search(r"[a-z]{4,} [a-z]{3,}", chinese), chinese
-    assert sorted(re.findall(r"7", text)) == sorted(re.findall(r"7", chinese)), "every figure is said"
+def descriptions() -> list[str]:
+    """What the settings mean that admins change on the page."""
+    names = [name for names in sections().values() for name in names]
+    return [" ".join(Settings.model_fields[name].description.split()) for name in names]
+
+
+def places(template: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+
+
+# -- what the source says, and what the catalogue has
+
+
+@pytest.mark.parametrize("template", sorted(templates()))
+def test_a_sentence_for_people_has_its_translation(template):
+    assert template in CATALOGUE, "not in assets/words/zh-CN.json"
 
 
 @pytest.mark.parametrize("english", sorted(CATALOGUE))
-def test_a_translation_has_the_same_places_and_is_not_empty(english):
-    chinese = CATALOGUE[english]
-    assert chinese.strip()
-    assert set(re.findall(r"\{(\w+)\}", english)) == set(re.findall(r"\{(\w+)\}", chinese))
+def test_a_translation_belongs_to_a_sentence_has_its_places_and_is_not_empty(english):
+    assert english in templates(), "nothing says this any more"
+    assert CATALOGUE[english].strip() and places(english) == places(CATALOGUE[english])
 
 
-def test_there_are_messages_to_look_at():
-    assert len(keys()) > 60 and len(said()) > 20
+@pytest.mark.parametrize("sentence", sentences(), ids=str)
+def test_a_template_is_a_literal_with_a_value_for_each_place(sentence):
+    """Or it is a Message, or a text from a table that marks it, or a setting's description."""
+    text = literal(sentence)
+    if text is not None:
+        assert sentence.values is None or places(text) == sentence.values
+        return
+    node, written = sentence.template, ast.unparse(sentence.template)
+    assert isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) or ".get(" in written or ".description" in written
+    for name in (part.id for part in ast.walk(node) if isinstance(part, ast.Name) and part.id in constants()):
+        assert any("Message(" in value or "words.mark(" in value for value in constants()[name]), f"{name} is no table"
+
+
+def test_there_are_sentences_to_look_at():
+    assert len(templates()) > 300 and len([s for s in sentences() if literal(s)]) > 300
+
+
+# -- a Message
+
+
+def test_a_message_is_english_until_somebody_reads_it_in_another_language():
+    message = Message("The message has {n} characters; at most {limit} fit. Please shorten it.", n="4,001", limit=4000)
+    assert str(message) == "The message has 4,001 characters; at most 4000 fit. Please shorten it."
+    assert Words().message(message) == str(message)
+    assert Words(CHINESE).message(message) == "消息有 4,001 个字符，最多 4000 个。请缩短。"
+
+
+def test_messages_in_a_message_are_translated_too():
+    refusals = [
+        Message("it moved too far from the base: {kl} nats a reply, and the budget is {limit}", kl="13.2", limit="12"),
+        Message("{empty} of its replies are empty, and {limit} is the limit", empty="10%", limit="5%"),
+        Message("{empty} of its replies are empty, and {limit} is the limit", empty="20%", limit="5%"),
+    ]
+    reason = Message("The new version was not published: {reason}.", reason=joined(refusals))
+    assert str(reason).count("; ") == 2 and str(reason).endswith("20% of its replies are empty, and 5% is the limit.")
+    chinese = Words(CHINESE).message(reason)
+    assert all(figure in chinese for figure in ("13.2", "12", "10%", "5%")) and chinese.count("；") == 2
+    assert not re.search(r"[a-z]{4,}", chinese)
+
+
+def test_a_stored_message_is_the_same_when_it_is_read():
+    inner = Message("{empty} of its replies are empty, and {limit} is the limit", empty="10%", limit=5)
+    message = Message("The new version was not published: {reason}.", reason=inner)
+    assert loads(message.dumps()) == message and loads(inner.dumps()) == inner
+
+
+@pytest.mark.parametrize(
+    "text", ["worse {than} before", "{}", '{"a": 1}', "[1]", "7", "", "An admin stopped this round."]
+)
+def test_what_an_earlier_version_stored_is_read_as_it_is(text):
+    assert str(loads(text)) == text and Words().message(loads(text)) == text
+
+
+def test_a_plain_text_and_what_has_no_translation_stay_as_they_are():
+    assert Words(CHINESE).message(plain("CUDA out of {memory} in kernel x")) == "CUDA out of {memory} in kernel x"
+    assert Words(CHINESE)("Anything; at {what}", what="all") == "Anything; at all"
+
+
+def test_an_error_for_people_says_its_message():
+    error = UserFacingError("The name has {n} characters; at most {limit} fit.", n=70, limit=64)
+    assert str(error) == "The name has 70 characters; at most 64 fit."
+    assert str(UserFacingError(error.message)) == str(error)
+
+
+def test_a_setting_that_does_not_fit_is_explained_in_both_languages():
+    with pytest.raises(UserFacingError) as caught:
+        overridden(Settings(_env_file=None), {"round_votes": 0, "heldout_fraction": 2.0})
+    english, chinese = str(caught.value), Words(CHINESE).message(caught.value.message)
+    assert "got 0; accepted: an integer at least 1 and at most 100000. New votes after which" in english
+    assert "a number above 0 and below 1" in english and english.count("\n") == 1
+    assert "整数，至少 1，至多 100000" in chinese and "数字，大于 0，小于 1" in chinese and chinese.count("\n") == 1
+    assert not re.search(r"[a-z]{4,} [a-z]{3,}", chinese)
+
+
+# -- whose language it is
 
 
 @pytest.mark.parametrize(
@@ -137,18 +219,3 @@ def test_there_are_messages_to_look_at():
 )
 def test_the_language_is_the_browsers_first_that_there_is(accepted, language):
     assert words.language(accepted) == language
-
-
-def test_a_sentence_that_others_joined_is_translated_part_by_part():
-    text = (
-        "it moved too far from the base: 13.2 nats a reply, and the budget is 12; "
-        "10% of its replies are empty, and 5% is the limit"
-    )
-    chinese = Words(CHINESE).said(text)
-    assert all(figure in chinese for figure in ("13.2", "12", "10%", "5%")) and "；" in chinese
-    assert not re.search(r"[a-z]{4,}", chinese)
-
-
-def test_an_unknown_sentence_stays_as_it_is():
-    assert Words(CHINESE).said("CUDA out of memory in kernel x") == "CUDA out of memory in kernel x"
-    assert Words().said("Anything; at all") == "Anything; at all"

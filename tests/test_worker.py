@@ -13,6 +13,7 @@ import pytest
 import training.worker
 from playground.models import loading
 from playground.store import Store, StoreLost, StoreUnavailable
+from playground.system.messages import plain
 from tests.test_loop import liking, settings_for
 from training import simulate
 from training.annotators import Person
@@ -86,7 +87,7 @@ def test_a_requested_round_without_votes_says_that_there_is_not_enough_evidence(
     store.request_round()
     row = run_once(store, settings, "w")
     assert row["state"] == "not_enough"
-    assert "0 votes" in row["reason"]
+    assert "0 votes" in str(row["reason"])
 
 
 def test_a_round_that_breaks_is_failed_with_its_reason_and_the_next_one_can_run(tmp_path):
@@ -95,7 +96,7 @@ def test_a_round_that_breaks_is_failed_with_its_reason_and_the_next_one_can_run(
     store.request_round()
     row = run_once(store, settings, "w")
     assert row["state"] == "failed"
-    assert "nowhere" in row["reason"]
+    assert "nowhere" in str(row["reason"])
     assert store.request_round() == row["id"] + 1
 
 
@@ -109,7 +110,7 @@ def test_a_round_that_kills_every_worker_is_given_up(tmp_path):
         time.sleep(0.02)
     row = run_once(store, settings, "last")
     assert row["state"] == "failed"
-    assert "died 3 times" in row["reason"]
+    assert "died 3 times" in str(row["reason"])
 
 
 # -- a store that cannot answer
@@ -174,7 +175,5 @@ def test_a_round_whose_database_is_locked_for_long_is_left_to_the_next_and_costs
     assert store.last_round()["state"] == "running"
     assert step(store, settings, "w", Idle(), Idle()) is False, "it waits for the database"
     other.execute("rollback")
-    assert (
-        run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", "told so")))["reason"]
-        == "told so"
-    )
+    row = run_once(store, settings, "w", kind=Scripted(lambda: store.end_round(1, "w", "failed", plain("told so"))))
+    assert row["reason"] == plain("told so")

@@ -59,7 +59,9 @@ class Forecaster:
         A failure is logged once and costs these forecasts, nothing else. StoreUnavailable is passed on.
         """
         base_hash = self.store.last_base_hash()
-        waiting = self.store.votes_to_forecast(base_hash) - self._given_up if base_hash else None
+        if base_hash is None:
+            return False
+        waiting = self.store.votes_to_forecast(base_hash) - self._given_up
         if not waiting:
             return False
         try:
@@ -81,12 +83,11 @@ class Forecaster:
         forecasts = self.forecasts(prefs, known, new_pairs)
         if self.settings.candidates > 2:
             self.write_head(prefs, active.head_file(self.settings, base_hash))
+        made = {pair.vote: forecast for pair, forecast in zip(new_pairs, forecasts, strict=True)}
+        nothing = Forecast()  # of both bad, or the same reply twice
         self.store.add_forecasts(
-            [(pair.vote, x.probability, x.hit) for pair, x in zip(new_pairs, forecasts, strict=True)]
+            [(vote, made.get(vote, nothing).probability, made.get(vote, nothing).hit) for vote in sorted(waiting)]
         )
-        # both bad, or the same reply twice
-        without_pair = waiting - {pair.vote for pair in new_pairs if pair.vote is not None}
-        self.store.add_forecasts([(vote, None, None) for vote in without_pair])
 
     def forecasts(self, prefs: Preferences, known: Preferences, new_pairs: Sequence[Pair]) -> list[Forecast]:
         """The Forecast of each of `new_pairs`, by a head fitted on the pairs of `known`."""

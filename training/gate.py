@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from playground.settings import Settings
+from playground.system.messages import Message
 from training import preferences
 from training.preferences import Preferences
 from training.rollout import Episode
@@ -44,7 +45,7 @@ class GateReport:
     distinct_live: float
     canary_new: float  # log-likelihood of plain replies at the policy's temperature, nats a token
     canary_base: float
-    refused_because: list[str]
+    refused_because: list[Message]
 
     @property
     def passed(self) -> bool:
@@ -121,7 +122,7 @@ def decide(
     return replace(report, refused_because=refusals(report, settings))
 
 
-def refusals(report: GateReport, settings: Settings) -> list[str]:
+def refusals(report: GateReport, settings: Settings) -> list[Message]:
     """Why the figures of a report do not pass: one sentence for each check that fails."""
     low, high = report.gain_interval
     length_ratio = report.length_new / report.length_live
@@ -135,41 +136,83 @@ def refusals(report: GateReport, settings: Settings) -> list[str]:
     reasons = []
     if not low > 0:
         reasons.append(
-            f"its replies are not clearly better: the reward rises by {report.gain:+.2f} deviations "
-            f"[{low:+.2f}, {high:+.2f}] on {report.prompts} held-out prompts, and the interval must lie above 0"
+            Message(
+                "its replies are not clearly better: the reward rises by {gain} deviations [{low}, {high}] on {n} "
+                "held-out prompts, and the interval must lie above 0",
+                gain=f"{report.gain:+.2f}",
+                low=f"{low:+.2f}",
+                high=f"{high:+.2f}",
+                n=report.prompts,
+            )
         )
     if not report.kl <= settings.kl_budget:
         reasons.append(
-            f"it moved too far from the base: {report.kl:.1f} nats a reply, and the budget is {settings.kl_budget:g}"
+            Message(
+                "it moved too far from the base: {kl} nats a reply, and the budget is {limit}",
+                kl=f"{report.kl:.1f}",
+                limit=f"{settings.kl_budget:g}",
+            )
         )
     if not shortest <= length_ratio <= longest:
         limit = longest if length_ratio > 1 else 1 / shortest
-        not_favoured = "" if limit == settings.length_factor else ", since the votes do not favour that"
-        reasons.append(
-            f"its replies changed length too much: {report.length_new:.0f} tokens against {report.length_live:.0f}, "
-            f"and a factor of {limit:g} is the limit{not_favoured}"
-        )
+        figures = {"new": f"{report.length_new:.0f}", "live": f"{report.length_live:.0f}", "limit": f"{limit:g}"}
+        if limit == settings.length_factor:
+            reason = Message(
+                "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
+                "limit",
+                **figures,
+            )
+        else:
+            reason = Message(
+                "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
+                "limit, since the votes do not favour that",
+                **figures,
+            )
+        reasons.append(reason)
     if not report.empty <= settings.empty_replies:
-        reasons.append(f"{report.empty:.0%} of its replies are empty, and {settings.empty_replies:.0%} is the limit")
+        reasons.append(
+            Message(
+                "{empty} of its replies are empty, and {limit} is the limit",
+                empty=f"{report.empty:.0%}",
+                limit=f"{settings.empty_replies:.0%}",
+            )
+        )
     if not report.repetition_new <= report.repetition_live + settings.repetition_rise:
         reasons.append(
-            f"it repeats itself: {report.repetition_new:.0%} of its four-token runs are repeats, "
-            f"{report.repetition_live:.0%} of the live version's, and {settings.repetition_rise:.0%} more is the limit"
+            Message(
+                "it repeats itself: {new} of its four-token runs are repeats, {live} of the live version's, and "
+                "{limit} more is the limit",
+                new=f"{report.repetition_new:.0%}",
+                live=f"{report.repetition_live:.0%}",
+                limit=f"{settings.repetition_rise:.0%}",
+            )
         )
     if not report.distinct_new >= settings.distinct_share * report.distinct_live:
         reasons.append(
-            f"its replies became alike: {report.distinct_new:.0%} of their word pairs are distinct, "
-            f"{report.distinct_live:.0%} of the live version's, and {settings.distinct_share:.0%} of that must be left"
+            Message(
+                "its replies became alike: {new} of their word pairs are distinct, {live} of the live version's, and "
+                "{limit} of that must be left",
+                new=f"{report.distinct_new:.0%}",
+                live=f"{report.distinct_live:.0%}",
+                limit=f"{settings.distinct_share:.0%}",
+            )
         )
     if not report.ended_new >= report.ended_live - settings.ended_fall:
         reasons.append(
-            f"fewer of its replies come to an end: {report.ended_new:.0%} against {report.ended_live:.0%}, and "
-            f"{settings.ended_fall:.0%} fewer is the limit"
+            Message(
+                "fewer of its replies come to an end: {new} against {live}, and {limit} fewer is the limit",
+                new=f"{report.ended_new:.0%}",
+                live=f"{report.ended_live:.0%}",
+                limit=f"{settings.ended_fall:.0%}",
+            )
         )
     if not canary_fall <= settings.canary_fall:
         reasons.append(
-            f"plain replies became unlikely: by {canary_fall:.2f} nats a token, "
-            f"and {settings.canary_fall:g} is the limit"
+            Message(
+                "plain replies became unlikely: by {fall} nats a token, and {limit} is the limit",
+                fall=f"{canary_fall:.2f}",
+                limit=f"{settings.canary_fall:g}",
+            )
         )
     return reasons
 

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from playground.models import loading
+from playground.models import loading, sources, structure
 from playground.settings import Settings
 
 
@@ -16,10 +16,10 @@ def need(settings: Settings) -> int:
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, the LoRA with Adam's
     moments, and the activations of one microbatch.
     """
-    config = loading.load_config(loading.source_of(settings))
+    config = loading.load_config(sources.source_of(settings))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    blocks = loading.blocks(model)
+    blocks = structure.blocks(model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     width = model.get_input_embeddings().embedding_dim
     linear = [module for module in blocks.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]

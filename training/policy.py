@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from playground.models import adapters, loading
+from playground.models import adapters, lora, structure
 from playground.models.batches import pad
 from playground.settings import Settings
 from training import ppo_math
@@ -123,15 +123,15 @@ class PolicyModel:
     """A trunk with a fresh LoRA, whose update starts at zero, and a value head that starts at zero."""
 
     def __init__(self, trunk: PreTrainedModel, settings: Settings) -> None:
-        self.targets = loading.linear_targets(trunk)
+        self.targets = lora.linear_targets(trunk)
         self.rank = settings.lora_rank
         self.alpha = settings.lora_alpha
         self.temperature = settings.temperature
         self.share_prompts = settings.ppo_share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
-        self.peft = loading.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
-        self.causal: PreTrainedModel = self.peft.get_base_model()
-        self.parameters: dict[str, torch.nn.Parameter] = loading.lora_parameters(self.peft)
+        self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
+        self.causal = trunk  # with the LoRA in its layers
+        self.parameters: dict[str, torch.nn.Parameter] = lora.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
@@ -170,7 +170,7 @@ class PolicyModel:
         if attention.dim() == 4:
             dtype = self._embeddings.weight.dtype
             attention = attention.to(dtype).clamp(min=torch.finfo(dtype).min)
-        inputs = loading.inputs(
+        inputs = structure.inputs(
             self.causal.base_model,
             input_ids=batch.ids,
             attention_mask=attention,

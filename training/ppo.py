@@ -6,12 +6,13 @@ Owns the optimizer, β and the checkpoint. How a reply is scored and what become
 
 import os
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from playground.models.loading import EndTokens
 from playground.settings import Settings
 from training import ppo_math, rollout
 from training.policy import Batch, PolicyModel
@@ -96,7 +97,7 @@ def train_ppo(
     trainer: Trainer,
     choose_prompts: ChoosePrompts,
     score: Score,
-    end_tokens: Collection[int],
+    end_tokens: EndTokens,
     on_iteration: Callable[[Trainer, Metrics], None] = lambda trainer, metrics: None,
 ) -> None:
     """Run PPO iterations until the KL target is reached or the iterations are used up; `trainer.policy` is then the
@@ -173,7 +174,7 @@ def roll_out(
     policy: PolicyModel,
     prompts: list[list[int]],
     rng: random.Random,
-    end_tokens: Collection[int],
+    end_tokens: EndTokens,
     settings: Settings,
 ) -> list[Episode]:
     """`ppo_replies` replies of the policy to each prompt."""

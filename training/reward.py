@@ -16,6 +16,7 @@ import torch
 from playground.models import adapters, scorer
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from playground.settings import Settings
+from playground.system.messages import Message
 from training import preferences
 from training.preferences import Preferences
 from training.reward_head import designs, fit_head, fitted_scores, one_thread, span, standardised
@@ -45,13 +46,14 @@ class Report:
     heldout_interval: tuple[float, float] | None
     heldout_nll: float | None
     enough: bool
-    reason: str | None
+    reason: Message | None
     lora_epochs: int = 0
 
     def as_metrics(self) -> dict[str, Any]:
         """What a round's row keeps of it, under the names that the page reads."""
         metrics = asdict(self)
         metrics["view"] = metrics.pop("feature_set")
+        metrics["reason"] = str(self.reason) if self.reason else None
         metrics["cv_reliability"] = [astuple(reliability_bin) for reliability_bin in self.cv_reliability]
         return metrics
 

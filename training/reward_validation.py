@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
+from playground.system.messages import Message
 from training import preferences
 from training.preferences import Pair, Preferences
 from training.reward_head import Objective, minimise, pair_columns
@@ -187,12 +188,14 @@ def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, flo
     return (float(interval.low), float(interval.high))
 
 
-def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, str | None]:
+def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, Message | None]:
     """(enough, reason): whether the interval of the accuracy lies above chance. The reason says about how many more
     votes are needed, and is None where there are enough. Confidence 0 switches the check off.
     """
     if decided == 0:
-        return False, "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
+        return False, Message(
+            "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
+        )
     if not confidence:
         return True, None
     accuracy = correct / decided
@@ -201,12 +204,21 @@ def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, str
         return True, None
     numbers_tried = range(decided + 1, 20 * decided + 200)
     needed = next((n for n in numbers_tried if wilson(accuracy * n, n, confidence)[0] > 0.5), None)
+    figures: dict[str, str | int] = {
+        "votes": int(decided),
+        "accuracy": f"{accuracy:.2f}",
+        "low": f"{low:.2f}",
+        "high": f"{high:.2f}",
+    }
     if needed:
-        more = f"about {needed - decided} more at this agreement rate"
-    else:
-        more = "the votes do not agree with each other so far"
-    return (
-        False,
-        f"Not enough evidence yet: {decided} votes for A or B, cross-validated accuracy {accuracy:.2f} [{low:.2f}, "
-        f"{high:.2f}]; {more}.",
+        return False, Message(
+            "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; "
+            "about {more} more at this agreement rate.",
+            **figures,
+            more=int(needed - decided),
+        )
+    return False, Message(
+        "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; the "
+        "votes do not agree with each other so far.",
+        **figures,
     )

@@ -6,15 +6,17 @@ Owns which prompts are chosen and the random sources of a round. What becomes of
 import hashlib
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding import decoder, lean, plain
-from playground.decoding.decoder import Sampling
+from playground.decoding import decoder, fused
+from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
+from playground.models.loading import EndTokens
 
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
@@ -91,7 +93,7 @@ def sample(
     replies: int,
     max_tokens: int,
     temperature: float,
-    end_tokens: Collection[int],
+    end_tokens: EndTokens,
     rows: int = 32,
 ) -> list[Episode]:
     """`replies` episodes for each prompt, in the order of the prompts; at most `rows` replies are decoded at once.
@@ -100,7 +102,7 @@ def sample(
     """
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     dtype = str(model.dtype).removeprefix("torch.")
-    forward = lean.Lean(model, dtype) if lean.fits(model) else plain.of(model)
+    forward = fused.FusedForward(model, dtype) if fused.fits(model) else transformers_forward_of(model)
     episodes: list[Episode] = []
     prompts_at_once = max(1, rows // replies)
     for start in range(0, len(prompt_ids), prompts_at_once):

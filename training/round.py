@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from playground.decoding import tuning
 from playground.models import adapters, prompts
 from playground.settings import Settings
-from playground.store import REFUSED, Store
+from playground.store import Store
+from playground.store.reasons import not_published
 from playground.system import memory
+from playground.system.messages import Message, from_data, joined
 from training import erase, gate, ppo, preferences, reward, rollout, selftest, served, sft
 from training.gate import GateReport
 from training.ppo import Metrics, Trainer
@@ -69,7 +71,7 @@ class Round(RoundControl):
         erase.begin_anew(self.folder)
         prefs = self._read_preferences()
         write_json(self.folder / "preferences.json", prefs.as_json())
-        self.store.use_votes(self.id, [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
+        self.store.record_used_votes(self.id, [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
         self.record(votes=len(prefs.votes), split_by=prefs.split_by, heldout_units=len(prefs.heldout))
         log.info(
             "%d votes: %d pairs to compare, edited replies among them, and %d replies judged alone; held out: %d of "
@@ -81,7 +83,10 @@ class Round(RoundControl):
             prefs.split_by,
         )
         if len(prefs.pairs) < 2:
-            self.end("not_enough", f"Not enough evidence yet: {len(prefs.votes)} votes. Vote on more replies.")
+            self.end(
+                "not_enough",
+                Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=len(prefs.votes)),
+            )
 
     def _read_preferences(self) -> Preferences:
         """Preferences of all votes. They are read again if an erasure is requested meanwhile, since what was taken back
@@ -92,7 +97,7 @@ class Round(RoundControl):
             prefs = preferences.from_store(
                 self.store, self.models.base["hash"], self.models.encode_reply, self.settings
             )
-            self.store.read_conversations(self.id)
+            self.store.record_read_conversations(self.id)
             if self.store.last_erasure() == erasure_before:
                 return prefs
 
@@ -238,7 +243,7 @@ class Round(RoundControl):
             report.gain,
             *report.gain_interval,
             report.kl,
-            "; ".join(report.refused_because) or "passed",
+            joined(report.refused_because) if report.refused_because else "passed",
         )
         trained = models.trained_policy.causal
         forward = tuning.choose(self.settings, trained, models.base).forward(trained)
@@ -321,7 +326,7 @@ class Round(RoundControl):
             scores={name: report[name] for name in ("gain", "gain_interval", "kl", "served_kl", "prompts")},
         )
         if report["refused_because"]:
-            reason = REFUSED + "; ".join(report["refused_because"]) + "."
+            reason = not_published(from_data(refusal) for refusal in report["refused_because"])
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
             return
         selftest.check_adapter(

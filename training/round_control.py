@@ -16,6 +16,7 @@ from playground.models import loading
 from playground.settings import Settings
 from playground.store import STOPPED, Store
 from playground.system import memory
+from playground.system.messages import Message
 from training import erase, gpu
 from training.preferences import Row
 
@@ -76,15 +77,15 @@ class RoundControl:
         resumed_at = self.phase
         for phase in PHASES[PHASES.index(resumed_at) :]:
             # a later phase than the one resumed at is progress, so failed attempts are counted anew
-            attempts = {} if phase == resumed_at else {"attempts": 1}
-            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **attempts)
+            columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
+            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)
             log.info("round %s: %s", self.id, phase)
             with self._timed(phase):
                 self.obey()
                 self.run_phase(phase)
             memory.trim()
 
-    def end(self, state: str, reason: str | None) -> NoReturn:
+    def end(self, state: str, reason: Message | None) -> NoReturn:
         """End the round in this state."""
         self.store.end_round(self.id, self.owner, state, reason)
         raise RoundEnded(reason)
@@ -130,7 +131,7 @@ class RoundControl:
         """
         paused = 0.0
         self._erase()
-        while (request := self.store.wish_of(self.id)) == "pause":
+        while (request := self.store.round_command(self.id)) == "pause":
             self._erase()
             if not paused:
                 log.info("round %s is paused", self.id)

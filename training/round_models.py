@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.models import adapters, loading, prompts
+from playground.models import adapters, loading, lora, prompts, structure
+from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from playground.store import Store
@@ -59,12 +60,12 @@ class RoundModels:
         return self.policy
 
     @property
-    def base(self) -> dict[str, str]:
+    def base(self) -> BaseIdentity:
         """{"model", "hash"} of the base."""
         return self._tested_base.identity
 
     @property
-    def end_tokens(self) -> frozenset[int]:
+    def end_tokens(self) -> EndTokens:
         return self._tested_base.end_tokens
 
     @property
@@ -80,7 +81,7 @@ class RoundModels:
     @property
     def max_tokens(self) -> int | None:
         """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
-        return loading.positions(self.policy.causal.config)
+        return structure.positions(self.policy.causal.config)
 
     def live_model(self) -> PreTrainedModel:
         """The version that answers people now, on a module tree of its own."""
@@ -183,6 +184,6 @@ class LoadedBase:
 
     def __init__(self, trunk: PreTrainedModel, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
         self.trunk = trunk
-        self.identity: dict[str, str] = loading.base_identity(trunk, settings)
-        self.end_tokens: frozenset[int] = loading.end_tokens(trunk, tokenizer)
-        self.shell: PreTrainedModel = loading.shell(trunk)
+        self.identity = loading.base_identity(trunk, settings)
+        self.end_tokens = loading.end_tokens(trunk, tokenizer)
+        self.shell: PreTrainedModel = lora.tied_copy(trunk)

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from playground.models import adapters, loading
+from playground.models import adapters, lora, structure
 from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.settings import Settings
 from training.policy import Batch, PolicyModel
@@ -176,7 +176,7 @@ def check_features(trunk: FeatureTrunk, lora_rank: int = 0) -> None:
     replies = [episode.reply for episode in fixed_episodes(trunk.model)]
     alone = torch.cat([trunk.features([reply]) for reply in replies])  # (N, D)
     deviation = alone.std(0).clamp(min=1e-6)
-    dtype = trunk.model.get_input_embeddings().weight.dtype
+    dtype = structure.input_embeddings(trunk.model).weight.dtype
     if getattr(trunk.model, "is_loaded_in_8bit", False):
         dtype = torch.int8
     batches = {
@@ -290,7 +290,7 @@ def check_adapter(
         raise SelfTestFailed(
             f"the version just written cannot be read back: {error}. Check the disk, and start the round anew."
         ) from error
-    on_disk = loading.lora_parameters(served)
+    on_disk = lora.lora_parameters(served)
     different = [
         name
         for name, parameter in policy.parameters.items()

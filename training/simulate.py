@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -25,8 +25,9 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding.decoder import Sampling
+from playground.decoding.sampling import Sampling
 from playground.models import adapters, loading, prompts
+from playground.models.loading import BaseIdentity, EndTokens
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
 from training import annotators, rollout
@@ -72,7 +73,7 @@ class Vote:
 
 
 def record(
-    store: Store, settings: Settings, identity: dict[str, str], template: str, policy: int, votes: Sequence[Vote]
+    store: Store, settings: Settings, identity: BaseIdentity, template: str, policy: int, votes: Sequence[Vote]
 ) -> None:
     """Put voted duels into the store, each in a conversation of its own by a simulated person. `identity` and
     `template` (hash) are the base model's, `policy` is the version that wrote the replies.
@@ -104,7 +105,9 @@ def record(
             for text, episode in zip(vote.texts, vote.episodes, strict=True)
         ]
         store.finish_duel(duel, replies)
-        store.vote(duel, person, vote.choice, store.duel(duel)["left"]["message"])
+        recorded = store.duel(duel)
+        assert recorded is not None  # it was recorded a moment ago
+        store.vote(duel, person, vote.choice, recorded["left"]["message"])
 
 
 def make_duels(
@@ -177,7 +180,7 @@ def held_out_replies(
     model: PreTrainedModel,
     settings: SimulateSettings,
     tokenizer: PreTrainedTokenizerBase,
-    end_tokens: Collection[int],
+    end_tokens: EndTokens,
     name: str,
     replies: int = 1,
 ) -> tuple[list[str], list[str]]:
@@ -261,6 +264,7 @@ def run(settings: SimulateSettings, log: Callable[[str], None] = print) -> dict[
     peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
     row = store.last_round()
+    assert row is not None  # the worker was told to run one
     policy = store.round_policy(row["id"])
     figures: dict[str, Any] = {
         "annotator": settings.annotator,
@@ -286,7 +290,7 @@ def run(settings: SimulateSettings, log: Callable[[str], None] = print) -> dict[
         "peak_mb": round(peak_mb),
         "state": row["state"],
         "published": row["state"] == "published",
-        "refused_because": row["reason"],
+        "refused_because": row["reason"] and str(row["reason"]),
     }
 
 

@@ -24,7 +24,9 @@ from pydantic import Field
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
-from playground.system import discreet, memory
+from playground.store.reasons import broken
+from playground.system import memory, safe_logging
+from playground.system.messages import Message, UserFacingError
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
@@ -82,7 +84,9 @@ def run_once(
     try:
         with heartbeat(store, settings, round_id, owner), logged(folder_of(settings, round_id) / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
-                reason = f"The worker died {MAX_ATTEMPTS} times in phase {row['phase']}; its log says why."
+                reason = Message(
+                    "The worker died {n} times in phase {phase}; its log says why.", n=MAX_ATTEMPTS, phase=row["phase"]
+                )
                 store.end_round(round_id, owner, "failed", reason)
             else:
                 run_logged(kind(store, settings, row, owner))
@@ -123,10 +127,10 @@ def run_logged(running: Round) -> None:
         raise
 
 
-def why_failed(error: Exception, phase: str) -> str:
+def why_failed(error: Exception, phase: str) -> Message:
     """The reason for the end of a round that failed, in one sentence."""
-    kind, _, message = discreet.said(error).partition(": ")
-    return f"{kind} in phase {phase}: {message}" if message else f"{kind} in phase {phase}."
+    kind, _, message = safe_logging.describe_error(error).partition(": ")
+    return broken(kind, phase, error.message if isinstance(error, UserFacingError) else message)
 
 
 def with_overrides(store: Store, settings: Settings) -> Settings:
@@ -146,7 +150,7 @@ def logged(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("training")
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(discreet.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(safe_logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -182,7 +186,7 @@ def heartbeat(store: Store, settings: Settings, round_id: int, owner: str) -> It
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    discreet.log_to(sys.stderr, "%(asctime)s %(name)s %(message)s")
+    safe_logging.configure_logging(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
     except SettingsError as error:
@@ -191,8 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if settings.server_pid:
         end_with(settings.server_pid)
     be_quiet(settings)
-    memory.return_freed()
-    memory.keep_few_primitives()
+    memory.return_freed_memory()
+    memory.limit_onednn_cache()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way

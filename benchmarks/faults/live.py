@@ -82,13 +82,13 @@ def write(settings, trunk, version: int, round_id: int):
     """(folder, hash) of a version with a small LoRA over `trunk`, which is given its layers."""
     import torch
 
-    from playground.models import adapters, loading
+    from playground.models import adapters, loading, lora
 
-    base, targets = loading.base_identity(trunk, settings), loading.linear_targets(trunk)
-    tuned = loading.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets)
+    base, targets = loading.base_identity(trunk, settings), lora.linear_targets(trunk)
+    tuned = lora.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets)
     generator = torch.Generator().manual_seed(random.Random("live").randrange(2**31))
     tensors = {}
-    for name, parameter in loading.lora_parameters(tuned).items():
+    for name, parameter in lora.lora_parameters(tuned).items():
         drawn = torch.randn(parameter.shape, generator=generator)
         tensors[name] = STRENGTH * drawn if "lora_B" in name else parameter.detach().float()
     return adapters.write(

@@ -1,1 +1,1 @@
-"""One conversation: the gestures it takes, its state machine, what a page shows of it, and which pair a person sees."""
+"""Conversations: the gestures they take, the turns in which replies are written, and what a page shows of them."""

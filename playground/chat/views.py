@@ -1,12 +1,20 @@
-"""What a page shows of a conversation, as plain values, built from the store's rows. No Gradio here, and nothing that
-changes anything.
+"""What a page shows of a conversation, as plain values, built from the store's rows. This module knows no Gradio and
+changes nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from playground.store import Store
+from playground.system.messages import Message
+
+StoreRow = Mapping[str, Any]
+Phase = Literal["idle", "streaming", "voting", "voted", "same", "shared"]
 
 
 @dataclass(frozen=True)
-class Message:
+class ChatMessage:
     """One message before the pair on screen. `text` is as its owner last edited it; `version` is the policy that wrote
     a reply.
     """
@@ -19,13 +27,23 @@ class Message:
     version: int | None = None
 
     @classmethod
-    def of(cls, row):
-        return cls(row["id"], row["role"], row["text"], row["edited"], row["thumb"], row["policy"])
+    def of(cls, row: StoreRow) -> "ChatMessage":
+        """The message of one of the rows of `Store.history`."""
+        return cls(
+            id=row["id"],
+            role=row["role"],
+            text=row["text"],
+            edited=row["edited"],
+            thumb=row["thumb"],
+            version=row["policy"],
+        )
 
 
 @dataclass(frozen=True)
 class Side:
-    """One candidate as the page shows it; what follows `thumb` is None until the vote, so that nobody votes by it."""
+    """One candidate as the page shows it. The fields after `thumb` are unset until the vote, so that nobody votes by
+    them.
+    """
 
     text: str
     message: int | None = None
@@ -37,98 +55,118 @@ class Side:
     tokens_per_second: float | None = None
 
     @classmethod
-    def blind(cls, row):
+    def blind(cls, row: StoreRow) -> "Side":
         """A candidate that can be voted on."""
-        return cls(row["shown"], row["message"], row["edited"], row["thumb"])
+        return cls(text=row["shown"], message=row["message"], edited=row["edited"], thumb=row["thumb"])
 
     @classmethod
-    def revealed(cls, row, chosen):
+    def revealed(cls, row: StoreRow, chosen: bool) -> "Side":
         """A candidate after the vote: who wrote it, and how fast."""
-        tokens, total, first = row["tokens"], row["total_ms"], row["first_token_ms"]
-        timed = (
-            tokens > 1 and total is not None and first is not None and total > first
-        )  # not while it is still being written
-        rate = 1e3 * (tokens - 1) / (total - first) if timed else None
-        return cls(row["shown"], row["message"], row["edited"], row["thumb"], row["policy"], chosen, first, rate)
+        return replace(
+            cls.blind(row),
+            version=row["policy"],
+            chosen=chosen,
+            first_token_ms=row["first_token_ms"],
+            tokens_per_second=_tokens_per_second(row),
+        )
+
+
+def _tokens_per_second(row: StoreRow) -> float | None:
+    """How fast a reply was written after its first token; None while it is still being written."""
+    tokens, total, first = row["tokens"], row["total_ms"], row["first_token_ms"]
+    if tokens <= 1 or total is None or first is None or total <= first:
+        return None
+    return float(1e3 * (tokens - 1) / (total - first))
 
 
 @dataclass(frozen=True)
 class View:
     """All that the page shows of a conversation.
 
-    `phase` is idle, streaming, voting, voted, or same (both replies are one text: there is nothing to vote on);
-    `history` are the Messages before the pair on screen; `message` is what the pair answers; `pairs` are the duels that
-    answer it, this one among them, oldest first.
+    `phase` is idle, streaming, voting, voted, same (both replies are one text: there is nothing to vote on), or shared
+    (another person's chat, to read). `history` are the messages before the pair on screen. `message` is what the pair
+    answers. `pairs` are the ids of all duels that answer it, oldest first, with this one among them.
     """
 
-    phase: str
-    history: list = field(default_factory=list)
+    phase: Phase
+    history: list[ChatMessage] = field(default_factory=list)
     message: str | None = None
     left: Side | None = None
     right: Side | None = None
     duel: int | None = None
     choice: str | None = None
     vote: int | None = None
-    tags: tuple = ()
+    tags: tuple[str, ...] = ()
     comment: str = ""
-    pairs: tuple = ()
+    pairs: tuple[int, ...] = ()
     conversation: int | None = None
-    progress: str | None = None  # while replies stream: why they are not to be seen yet, if so
-    writing: str | None = None  # after an early vote: the side ("a" or "b") that goes on to its end
+    progress: Message | None = None  # while replies stream: why they are not to be seen yet, if so
+    writing: Literal["a", "b"] | None = None  # after an early vote: the side that goes on to its end
 
     @property
-    def started(self):
+    def started(self) -> bool:
+        """Whether the conversation has any message."""
         return self.phase != "idle" or bool(self.history)
 
     @property
-    def versions(self):
+    def versions(self) -> list[int]:
         """Versions that wrote what is shown, as far as they may be known: of the history and, after the vote, of the
         pair.
         """
-        return [m.version for m in (*self.history, self.left, self.right) if m and m.version is not None]
+        shown = (*self.history, self.left, self.right)
+        return [part.version for part in shown if part and part.version is not None]
 
 
-def settled(store, conversation, annotator):
-    """The View of a conversation (its row) as the store has it; a pair that still streams is `voting` with what is
+def stored_view(store: Store, conversation: StoreRow, annotator: int) -> View:
+    """The View of a conversation (its row) as the store has it. A pair that still streams is `voting`, with what is
     there.
     """
-    rows, duel = store.history(conversation["id"]), store.shown_duel(conversation["id"])
+    rows = store.history(conversation["id"])
+    duel = store.shown_duel(conversation["id"])
     if duel is None:
-        return View("idle", [Message.of(row) for row in rows], conversation=conversation["id"])
+        return View("idle", [ChatMessage.of(row) for row in rows], conversation=conversation["id"])
     left, right = duel["left"], duel["right"]
-    own = {duel["user_message"], left["message"], right["message"]}  # the history ends before the duel's own message
-    shown = {
-        "history": [Message.of(row) for row in rows if row["id"] not in own],
-        "message": duel["user_text"],
-        "duel": duel["id"],
-        "pairs": tuple(duel["pairs"]),
-        "conversation": conversation["id"],
-    }
+    of_duel = {duel["user_message"], left["message"], right["message"]}  # the history ends before the duel's message
     vote = store.current_vote(duel["id"], annotator)
+    view = View(
+        "same" if duel["same"] else "voting",
+        history=[ChatMessage.of(row) for row in rows if row["id"] not in of_duel],
+        message=duel["user_text"],
+        left=Side.blind(left),
+        right=Side.blind(right),
+        duel=duel["id"],
+        pairs=tuple(duel["pairs"]),
+        conversation=conversation["id"],
+    )
     if vote is None:
-        return View("same" if duel["same"] else "voting", left=Side.blind(left), right=Side.blind(right), **shown)
-    sides = {
-        name: Side.revealed(row, row["message"] == vote["continued_with"])
-        for name, row in (("left", left), ("right", right))
-    }
-    return View(
-        "voted",
-        **sides,
+        return view
+    return replace(
+        view,
+        phase="voted",
+        left=Side.revealed(left, chosen=left["message"] == vote["continued_with"]),
+        right=Side.revealed(right, chosen=right["message"] == vote["continued_with"]),
         choice=vote["choice"],
         vote=vote["id"],
         tags=tuple(vote["tags"] or ()),
         comment=vote["comment"] or "",
-        **shown,
     )
 
 
-def to_read(view):
-    """A View for somebody else: what was written, without what its owner said of it (the vote and its
-    reasons, thumbs).
+def read_only(view: View) -> View:
+    """A View for somebody else: what was written, without what its owner said of it (thumbs, the vote and its
+    reasons).
     """
-    sides = {
-        name: side and Side(side.text, side.message, side.edited)
-        for name, side in (("left", view.left), ("right", view.right))
-    }
-    history = [replace(message, thumb=None) for message in view.history]
-    return replace(view, history=history, choice=None, vote=None, tags=(), comment="", **sides)
+    return replace(
+        view,
+        history=[replace(message, thumb=None) for message in view.history],
+        left=_text_alone(view.left),
+        right=_text_alone(view.right),
+        choice=None,
+        vote=None,
+        tags=(),
+        comment="",
+    )
+
+
+def _text_alone(side: Side | None) -> Side | None:
+    return side and Side(text=side.text, message=side.message, edited=side.edited)

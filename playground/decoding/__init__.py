@@ -1,3 +1,3 @@
-"""How replies are written, token by token: the decoder, its two forwards, the key/value caches, the choice of a number
-format.
+"""How replies are written, token by token: the decoder, the forwards it runs on, key/value caches, the choice of a
+number format.
 """

@@ -1,84 +1,91 @@
-"""Replies as they are drawn, token by token: prompts read in parts, many replies a step, sampling, log-probabilities.
+"""Continuous batching: prompts are prefilled in parts, and each step adds a token to every reply of many turns.
 
-Used by the chat (several people's duels) and by training (many prompts, several replies each). `forward` is a version
-that can run: `lean.Lean` or `plain.Plain`. A `Decoding` owns the replies to one prompt; it knows nothing about text,
-conversations or time.
+The chat (several people's pairs) and training (many prompts, several replies to each) use it. A `Decoding` owns the
+replies to one prompt. The forward that computes the logits is a `forward.Forward`; how a token is drawn from them is
+`sampling.py`'s. This module knows nothing about text, conversations or time. Batches that change between steps: Orca,
+Yu et al. 2022.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Literal, TypeAlias
 
 import torch
 
+from playground.decoding.forward import AnyForward, PromptCache, TokenIds
+from playground.decoding.sampling import Sampling, draw
 
-@dataclass(frozen=True)
-class Sampling:
-    """How replies are drawn. `temperature` divides the logits; 0 is greedy. `top_p` 1, `top_k` 0 and
-    `repetition_penalty` 1 are off.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 192
-    repetition_penalty: float = 1.0
-
-    def as_dict(self):
-        return asdict(self)
+FinishReason: TypeAlias = Literal["end", "length", "stopped"]
+EndToken: TypeAlias = int | tuple[int, ...]  # an id that ends a reply, or several that do so together
 
 
 @dataclass(eq=False)
 class Reply:
-    """One candidate as it grows: completion ids with the end token, the log-probability each was drawn with, and why it
-    ended (`end`, `length`, `stopped`, or None while it grows)."""
+    """One candidate as it grows."""
 
     seed: int
-    token_ids: list
-    logprobs: list
-    finish_reason: str | None = None
+    token_ids: TokenIds = field(default_factory=list)  # of the completion, with the end token
+    logprobs: list[float] = field(default_factory=list)  # that each token was drawn with
+    finish_reason: FinishReason | None = None  # None while it grows
+    rng: torch.Generator = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.rng = torch.Generator().manual_seed(self.seed)
 
 
 class Decoding:
-    """Replies to `prompt` (token ids), one for each seed. The prompt is read once, `forward.chunk` tokens at a time,
-    and its keys and values are shared by all of them. A reply depends on its own seed, not on who else is decoded.
-    `end_tokens` are ids that end a reply, and tuples of ids that do so together."""
+    """The replies to `prompt` (token ids), one for each seed.
 
-    def __init__(self, forward, prompt, seeds, sampling, end_tokens, line=None):
-        self.forward, self.prompt, self.sampling, self.end_tokens = forward, prompt, sampling, end_tokens
+    The prompt is prefilled once, `forward.prefill_chunk` tokens at a time, and its keys and values are shared by all
+    replies. A reply depends on its own seed, not on what else is decoded. `end_tokens` end a reply.
+    """
+
+    def __init__(
+        self,
+        forward: AnyForward,
+        prompt: TokenIds,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        end_tokens: Collection[EndToken],
+    ) -> None:
+        self.forward = forward
+        self.prompt = prompt
+        self.sampling = sampling
+        self.end_tokens = end_tokens
         self.end_runs = [list(run) for run in end_tokens if isinstance(run, tuple)]
-        self.replies = [Reply(seed, [], []) for seed in seeds]
-        self.line = line or forward.open(len(seeds), len(prompt), sampling.max_tokens)
-        self.logits = None  # (vocabulary,) after the prompt, once it is read
+        self.replies = [Reply(seed) for seed in seeds]
+        self.cache: PromptCache = forward.new_cache(len(seeds), len(prompt), sampling.max_tokens)
+        self.logits: torch.Tensor | None = None  # (vocabulary,) after the prompt, until the first tokens are drawn
 
     @property
-    def done(self):
-        return all(r.finish_reason for r in self.replies)
+    def done(self) -> bool:
+        return all(reply.finish_reason for reply in self.replies)
 
     @property
-    def reading(self):
-        """Whether part of the prompt is still to be read."""
-        return len(self.line.prompt) < len(self.prompt)
+    def prefilling(self) -> bool:
+        """Whether a part of the prompt is still to be read."""
+        return len(self.cache.prompt) < len(self.prompt)
 
-    def read(self):
-        """Read the prompt's next part; the parts are the same whoever waits, so that the reply is."""
-        done = len(self.line.prompt)
-        self.logits = self.forward.read(self.line, self.prompt[done : done + self.forward.chunk])
+    def prefill(self) -> None:
+        """Read the prompt's next part. The parts do not depend on who else waits, so that the reply does not
+        either.
+        """
+        start = len(self.cache.prompt)
+        self.logits = self.forward.prefill(self.cache, self.prompt[start : start + self.forward.prefill_chunk])
 
-    def growing(self):
+    def growing(self) -> list[Reply]:
         """The replies that have not ended."""
-        return [r for r in self.replies if not r.finish_reason]
+        return [reply for reply in self.replies if not reply.finish_reason]
 
-    def stop(self):
+    def stop(self) -> None:
         """End every growing reply where it is."""
         for reply in self.growing():
             self.end(reply, "stopped")
 
-    def add(self, reply, token, logprob):
-        """Take one token in."""
+    def add(self, reply: Reply, token: int, logprob: float) -> None:
+        """Append a token to a reply, and end the reply if this token does."""
         reply.token_ids.append(token)
         reply.logprobs.append(logprob)
         if token in self.end_tokens or any(reply.token_ids[-len(run) :] == run for run in self.end_runs):
@@ -86,12 +93,17 @@ class Decoding:
         elif len(reply.token_ids) >= self.sampling.max_tokens:
             self.end(reply, "length")
 
-    def end(self, reply, reason):
+    def end(self, reply: Reply, reason: FinishReason) -> None:
         """A reply grows no more."""
         reply.finish_reason = reason
-        self.line.drop(self.replies.index(reply))
+        self.cache.drop(self.replies.index(reply))
         if self.done:
-            self.forward.end(self.line)
+            self.forward.finish(self.cache)
+
+
+Row: TypeAlias = tuple[Decoding, Reply]  # of a batch
+AddedToken: TypeAlias = tuple[Decoding, int, int]  # (decoding, index of the reply, token id)
+Draw: TypeAlias = tuple[int, float] | Exception  # (token id, log-probability), or why there is none
 
 
 @dataclass
@@ -106,109 +118,123 @@ class NotFinite(Exception):
     """The model gave a row of logits that are not numbers, from which nothing can be drawn."""
 
 
-def step(decodings, failures=None):
-    """One token more for each growing reply of those `decodings` (of one forward) whose prompt is read; returns
-    [(decoding, reply index, token id)].
+def step(decodings: Sequence[Decoding], failures: list[Failure] | None = None) -> list[AddedToken]:
+    """Add one token to each growing reply of those `decodings` (of one forward) whose prompt is prefilled; returns the
+    tokens added.
 
-    A turn that makes the step fail gets no token and is appended to `failures` (a list of Failure); the others get the
-    tokens that they would have had without it. Without `failures` the exception is raised.
+    A turn that makes the step fail gets no token and is appended to `failures`; the others get the tokens that they
+    would have had without it. Without `failures` the exception is raised.
     """
-    first = [d for d in decodings if d.logits is not None and not d.reading and not d.done]
-    later = [d for d in decodings if d.logits is None and not d.reading and not d.done]
-    found = [] if failures is None else failures
-    earlier = len(found)
-    logits = [d.logits.expand(len(d.growing()), -1) for d in first]
-    for d in first:
-        d.logits = None
-    passed = first
+    ready = [decoding for decoding in decodings if not decoding.prefilling and not decoding.done]
+    passed = []  # whose logits are there, in the order of `logits`
+    logits = []  # (replies, vocabulary) each
+    for decoding in ready:
+        if decoding.logits is not None:
+            passed.append(decoding)
+            logits.append(decoding.logits.expand(len(decoding.growing()), -1))
+    later = [decoding for decoding in ready if decoding.logits is None]
+    for decoding in passed:
+        decoding.logits = None
+    failed: list[Failure] = []
     if later:
-        passed = first + _forward(later, logits, found)
-    rows = [(d, r) for d in passed for r in d.growing()]
-    added = _draw_all(torch.cat(logits), rows, found) if rows else []
-    if failures is None and len(found) > earlier:
-        raise found[earlier].error
+        passed += _decode(later, logits, failed)
+    rows = [(decoding, reply) for decoding in passed for reply in decoding.growing()]
+    added = _draw_all(torch.cat(logits), rows, failed) if rows else []
+    if failures is not None:
+        failures += failed
+    elif failed:
+        raise failed[0].error
     return added
 
 
-def _forward(decodings, logits, failures):
-    """Append the logits (replies, vocabulary) of those `decodings` that the forward takes to `logits`, and return these
-    decodings, in their order.
+def _decode(decodings: list[Decoding], logits: list[torch.Tensor], failures: list[Failure]) -> list[Decoding]:
+    """Append the logits (replies, vocabulary) of those `decodings` that the forward can run to `logits`, and return
+    these decodings, in their order.
 
-    Where it raises, each half is tried for itself, down to the turn that is the cause: of many turns that only together
-    have no room, all go on.
+    Where the forward raises, each half is tried by itself, down to the turn that is the cause. Where many turns only
+    together have no room in memory, all go on.
     """
+    caches = [decoding.cache for decoding in decodings]
+    tokens = [reply.token_ids[-1] for decoding in decodings for reply in decoding.growing()]
     try:
-        logits.append(
-            decodings[0].forward.step(
-                [d.line for d in decodings], [r.token_ids[-1] for d in decodings for r in d.growing()]
-            )
-        )
+        logits.append(decodings[0].forward.decode(caches, tokens))
         return decodings
     except Exception as error:
         if len(decodings) == 1:
             failures.append(Failure(decodings[0], error))
             return []
     half = len(decodings) // 2
-    return _forward(decodings[:half], logits, failures) + _forward(decodings[half:], logits, failures)
+    return _decode(decodings[:half], logits, failures) + _decode(decodings[half:], logits, failures)
 
 
-def _draw_all(logits, rows, failures):
-    """Draw a token for each of `rows` [(decoding, reply)] from logits (rows, vocabulary) and add it to its reply;
-    returns as `step`.
-    """
-    drawn, at = [], 0
-    for sampling, same in groupby(rows, key=lambda row: row[0].sampling):
-        same = list(same)
-        drawn += _drawn(logits[at : at + len(same)], sampling, same)
-        at += len(same)
-    broken = {}
-    if not all(math.isfinite(logprob) for _, logprob in drawn):
-        for (d, _), (token, logprob) in zip(rows, drawn, strict=True):
-            if not math.isfinite(logprob):
-                error = (
-                    token if isinstance(token, Exception) else NotFinite("the model gave logits that are not finite")
-                )
-                broken.setdefault(d, error)
-        failures += [Failure(d, error) for d, error in broken.items()]
+def _draw_all(logits: torch.Tensor, rows: list[Row], failures: list[Failure]) -> list[AddedToken]:
+    """Draw a token for each of `rows` from logits (rows, vocabulary) and add it to its reply; returns as `step`."""
+    drawn: list[Draw] = []
+    for sampling, group in groupby(rows, key=lambda row: row[0].sampling):
+        same = list(group)
+        start = len(drawn)
+        drawn += _draw_group(logits[start : start + len(same)], sampling, same)
+    broken: dict[Decoding, Exception] = {}  # all rows of a turn fail with the first that does
+    for (decoding, _), result in zip(rows, drawn, strict=True):
+        if isinstance(result, Exception):
+            broken.setdefault(decoding, result)
+        elif not math.isfinite(result[1]):
+            broken.setdefault(decoding, NotFinite("the model gave logits that are not finite"))
+    failures += [Failure(decoding, error) for decoding, error in broken.items()]
     added = []
-    for (d, reply), (token, logprob) in zip(rows, drawn, strict=True):
-        if d not in broken:
-            try:
-                d.add(reply, token, logprob)
-            except Exception as error:  # its forward could not end the line
-                failures.append(Failure(d, error))
-            else:
-                added.append((d, d.replies.index(reply), token))
+    for (decoding, reply), result in zip(rows, drawn, strict=True):
+        if decoding in broken or isinstance(result, Exception):
+            continue
+        token, logprob = result
+        try:
+            decoding.add(reply, token, logprob)
+        except Exception as error:  # its forward could not finish the cache
+            failures.append(Failure(decoding, error))
+        else:
+            added.append((decoding, decoding.replies.index(reply), token))
     return added
 
 
-def _drawn(logits, sampling, rows):
-    """[(token, log-probability)] for rows of one sampling. A row that cannot be drawn has its exception for a token,
-    and NaN.
-    """
+def _draw_group(logits: torch.Tensor, sampling: Sampling, rows: list[Row]) -> list[Draw]:
+    """A draw for each of `rows`, which have one sampling, from logits (rows, vocabulary)."""
     uniform = None
-    if sampling.temperature != 0:  # once a step and reply, whatever is tried again after it
-        uniform = torch.cat([torch.rand(1, generator=r.rng) for _, r in rows])
+    if sampling.temperature != 0:  # drawn once for a step and reply, whatever is tried again after it
+        uniform = torch.cat([torch.rand(1, generator=reply.rng) for _, reply in rows])
     try:
-        return list(zip(*draw(logits, sampling, rows, uniform), strict=True))
+        return _pairs(logits, sampling, rows, uniform)
     except Exception as error:
         if len(rows) == 1:
-            return [(error, math.nan)]
-    found = []
-    for i in range(len(rows)):
-        own = None if uniform is None else uniform[i : i + 1]
+            return [error]
+    drawn: list[Draw] = []
+    for i, row in enumerate(rows):
+        own_uniform = None if uniform is None else uniform[i : i + 1]
+        own_sampling = row[0].sampling  # may differ in type: top_k True is equal to 1, and cannot be used
         try:
-            found += zip(
-                *draw(logits[i : i + 1], rows[i][0].sampling, rows[i : i + 1], own), strict=True
-            )  # True is equal to 1, and no number
+            drawn += _pairs(logits[i : i + 1], own_sampling, [row], own_uniform)
         except Exception as error:
-            found.append((error, math.nan))
-    return found
+            drawn.append(error)
+    return drawn
 
 
-def run(forward, prompts, seeds, sampling, end_tokens, n=1):
-    """Replies to `prompts`, `n` to each, prompt by prompt, decoded together to their end; `seeds` has one entry a
-    reply.
+def _pairs(logits: torch.Tensor, sampling: Sampling, rows: list[Row], uniform: torch.Tensor | None) -> list[Draw]:
+    """(token id, log-probability) of each row."""
+    seen = None
+    if sampling.repetition_penalty != 1:
+        seen = [decoding.prompt + reply.token_ids for decoding, reply in rows]
+    tokens, logprobs = draw(logits, sampling, seen, uniform)
+    return list(zip(tokens, logprobs, strict=True))
+
+
+def run(
+    forward: AnyForward,
+    prompts: Sequence[TokenIds],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    end_tokens: Collection[EndToken],
+    n: int = 1,
+) -> list[Reply]:
+    """Replies to `prompts`, `n` to each, prompt by prompt, decoded together to their end. `seeds` has one entry for
+    each reply; ValueError otherwise.
     """
     if len(seeds) != len(prompts) * n:
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts of {n} replies")
@@ -216,51 +242,8 @@ def run(forward, prompts, seeds, sampling, end_tokens, n=1):
         Decoding(forward, prompt, seeds[n * i : n * i + n], sampling, end_tokens) for i, prompt in enumerate(prompts)
     ]
     for decoding in decodings:
-        while decoding.reading:
-            decoding.read()
+        while decoding.prefilling:
+            decoding.prefill()
     while step(decodings):
         pass
     return [reply for decoding in decodings for reply in decoding.replies]
-
-
-@torch.inference_mode()
-def draw(logits, sampling, rows, uniform):
-    """A token for each of `rows` [(decoding, reply)] from logits (R, V), by `uniform` (R,) in [0, 1) or None where it
-    is greedy: (token ids, log-probabilities under the distribution drawn from). The log-probability is NaN where the
-    row's logits are not finite.
-    """
-    if sampling.repetition_penalty != 1:
-        logits = penalised(logits, [d.prompt + r.token_ids for d, r in rows], sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        highest, tokens = logits.max(-1)
-        return tokens.tolist(), (highest - highest).tolist()  # 0, and NaN where the highest is NaN or infinite
-    logprobs = torch.log_softmax(truncated(logits / sampling.temperature, sampling.top_p, sampling.top_k), -1)
-    cumulative = logprobs.exp().cumsum(-1)  # (R, V)
-    tokens = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True).clamp(
-        max=logits.shape[-1] - 1
-    )
-    return tokens[:, 0].tolist(), logprobs.gather(-1, tokens)[:, 0].tolist()
-
-
-def penalised(logits, seen, penalty):
-    """`logits` (R, V) with those of the tokens in `seen` (a list a row) divided by `penalty`, or multiplied where
-    negative (Keskar et al. 2019).
-    """
-    logits = logits.clone()
-    for row, tokens in zip(logits, seen, strict=True):
-        at = torch.tensor(sorted(set(tokens)), device=row.device)
-        row[at] = torch.where(row[at] > 0, row[at] / penalty, row[at] * penalty)
-    return logits
-
-
-def truncated(logits, top_p, top_k):
-    """`logits` (R, V) with everything outside the top k and the top-p nucleus at -inf."""
-    if top_k:
-        kth = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p < 1:
-        values, order = logits.sort(-1, descending=True)
-        probs = values.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= top_p  # the token that crosses top_p stays
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
-    return logits

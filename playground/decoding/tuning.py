@@ -1,5 +1,5 @@
-"""Which number format and how many threads decode fastest here: measured in a few seconds at the first start,
-remembered for this machine and model.
+"""Which number format and how many threads decode fastest here: measured in a few seconds at the first start, then
+remembered in `tuning.json` for this machine and model.
 """
 
 import json
@@ -8,40 +8,52 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from playground.decoding import lean, plain
+from playground.decoding import fused
+from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding.forward import AnyForward, TokenIds
+from playground.models.loading import BaseIdentity
+from playground.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CONTEXT, ROWS, STEPS = 192, 2, 8  # of one measurement: a duel's
-FAITHFUL = 0.01  # nats; a format further from the model than this is not chosen
+# what is measured: a step of a pair of replies
+CONTEXT_TOKENS = 192
+REPLIES = 2
+STEPS = 8
+
+MAX_KL = 0.01  # nats; a format further from the model than this is not chosen
+AUTO_FORMATS = ("int8", "bfloat16", "float32")  # that are measured where the settings name none
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How versions decode: `number_format` is one of lean.FORMATS, or `plain` for the unmodified transformers
-    forward.
-    """
+    """How versions decode."""
 
-    number_format: str
+    number_format: str  # one of number_formats.FORMATS, or `plain` for the unmodified transformers forward
     threads: int
     milliseconds: float | None = None  # of one step of two replies
     nats: float | None = None  # KL of the model's next token to the format's
 
-    def forward(self, model):
+    def forward(self, model: PreTrainedModel) -> AnyForward:
         """This version of the model, ready to run."""
-        return plain.of(model) if self.number_format == "plain" else lean.Lean(model, self.number_format)
+        if self.number_format == "plain":
+            return transformers_forward_of(model)
+        return fused.FusedForward(model, self.number_format)
 
 
-def choose(settings, model, identity):
+def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -> Choice:
     """The Choice for `model`: what the settings say, else what was measured here before, else a measurement."""
-    if settings.decode_format == "plain" or not lean.fits(model):
+    if settings.decode_format == "plain" or not fused.fits(model):
         return Choice("plain", settings.threads)
     file = settings.data_dir / "tuning.json"
-    machine = " ".join(
+    key = " ".join(
         [
             platform.machine(),
             _cpu(),
@@ -51,13 +63,13 @@ def choose(settings, model, identity):
             settings.decode_format,
         ]
     )
-    known = _known(file)
-    if machine not in known:
-        formats = ["int8", "bfloat16", "float32"] if settings.decode_format == "auto" else [settings.decode_format]
-        known[machine] = asdict(_measure(settings, model, formats))
+    choices = _read(file)
+    if key not in choices:
+        formats = AUTO_FORMATS if settings.decode_format == "auto" else (settings.decode_format,)
+        choices[key] = asdict(_measure(settings, model, formats))
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(known, indent=1))
-    choice = Choice(**known[machine])
+        file.write_text(json.dumps(choices, indent=1))
+    choice = Choice(**choices[key])
     log.info(
         "decoding in %s on %d threads, %.1f ms a step of two replies",
         choice.number_format,
@@ -67,53 +79,73 @@ def choose(settings, model, identity):
     return choice
 
 
-def _measure(settings, model, formats):
-    ids = torch.randint(0, model.config.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(0)).tolist()
+@dataclass(frozen=True)
+class _Measurement:
+    milliseconds: float  # median of a step
+    nats: float  # KL of the model's next token to the format's
+
+
+def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...]) -> Choice:
+    """The fastest of the formats that are near enough to the model, and its number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.config.vocab_size, (CONTEXT_TOKENS,), generator=generator).tolist()
     with torch.inference_mode():
         truth = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].float(), -1)
-    found, before = [], torch.get_num_threads()
+    choices: dict[Choice, float] = {}  # their milliseconds
+    threads_before = torch.get_num_threads()
     try:
         for number_format in formats:
-            forward = lean.Lean(model, number_format)
+            forward = fused.FusedForward(model, number_format)
             for threads in sorted({1, settings.threads}):
                 torch.set_num_threads(threads)
-                line, times = forward.open(ROWS, CONTEXT - 1, STEPS + 1), []
-                forward.read(line, ids[:-1])
-                for step in range(STEPS + 1):
-                    start = time.perf_counter()
-                    logits = forward.step([line], [ids[-1]] * ROWS)
-                    times.append(time.perf_counter() - start)
-                    if step == 0:
-                        said = torch.log_softmax(logits[0], -1)
-                        distance = (truth.exp() * (truth - said)).sum().item()
-                milliseconds = 1e3 * median(times[1:])
+                measured = _measure_steps(forward, ids, truth)
                 log.info(
                     "%s on %d threads: %.1f ms a step, %.4f nats from the model",
                     number_format,
                     threads,
-                    milliseconds,
-                    distance,
+                    measured.milliseconds,
+                    measured.nats,
                 )
-                if len(formats) == 1 or distance < FAITHFUL or number_format == "float32":
-                    found.append(Choice(number_format, threads, round(milliseconds, 2), round(distance, 6)))
-            del forward
+                if len(formats) == 1 or measured.nats < MAX_KL or number_format == "float32":
+                    choice = Choice(number_format, threads, round(measured.milliseconds, 2), round(measured.nats, 6))
+                    choices[choice] = round(measured.milliseconds, 2)
+            del forward  # before the next one takes as much memory
     finally:
-        torch.set_num_threads(before)
-    return min(found, key=lambda choice: choice.milliseconds)
+        torch.set_num_threads(threads_before)
+    return min(choices, key=choices.__getitem__)
 
 
-def _known(file):
+def _measure_steps(forward: fused.FusedForward, ids: TokenIds, truth: torch.Tensor) -> _Measurement:
+    """Time steps after `ids`; compare the first one's logits to `truth` (vocabulary,), the model's log-probabilities
+    there.
+    """
+    cache = forward.new_cache(REPLIES, len(ids) - 1, STEPS + 1)
+    forward.prefill(cache, ids[:-1])
+    seconds = []
+    nats = 0.0
+    for step in range(STEPS + 1):
+        start = time.perf_counter()
+        logits = forward.decode([cache], [ids[-1]] * REPLIES)
+        seconds.append(time.perf_counter() - start)
+        if step == 0:
+            said = torch.log_softmax(logits[0], -1)
+            nats = (truth.exp() * (truth - said)).sum().item()
+    return _Measurement(1e3 * median(seconds[1:]), nats)  # the first step warms up
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What earlier starts measured, by machine and model; empty where the file is missing or damaged."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _cpu():
+def _cpu() -> str:
+    """The CPU's name and number of cores."""
     try:
-        return (
-            next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-            + f" x{os.cpu_count()}"
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return f"{platform.processor()} x{os.cpu_count()}"
+        name = platform.processor()
+    return f"{name} x{os.cpu_count()}"

@@ -1,114 +1,127 @@
-"""Which two of several replies a person is asked about, by the reward head as the last votes left it.
+"""Active learning: which two of several replies a person is asked about, by the reward head that the last votes gave.
 
 thompson  double Thompson sampling (Dwaracherla et al. 2024): two heads are drawn from the posterior, and each shows the
-reply that it likes best.
-          Pairs that might both be the best are asked about, and what the votes have settled is not. The chance of the
-          pair is kept with it.
-best      the best of the first half of the candidates against the best of the second: best-of-n, until PPO has caught
-up.
+          reply that it likes best. So pairs are shown whose better reply is still uncertain. The probability of the
+          pair is stored with it.
+best      the best of the first half of the candidates against the best of the second half: best-of-n, until PPO has
+          caught up.
 
-The worker leaves the head in a file after every vote; without one the first two candidates are the pair.
+The worker writes the head to a file after every vote; while there is none, the first two candidates are the pair.
 """
 
 import logging
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from playground.models import scorer
-from playground.system.threads import apart
+from playground.settings import Settings
+from playground.system.threads import run_in_own_thread
 
 log = logging.getLogger(__name__)
 
-TRIES = 30  # heads drawn for a second favourite that is not the first; then any other reply will do
+MAX_REDRAWS = 30  # heads drawn for a second favourite that is not the first; then any other reply is taken
 DRAWS = 1000  # heads that the favourites' shares are counted over
 
 
 class Pair(NamedTuple):
-    """Indices of the left and the right reply, how they were picked (as `Store.finish_duel` has it),
-    and the chance with which this pair was.
-    """
+    """The two replies that are shown, and how they were picked (as `Store.finish_duel` records it)."""
 
-    first: int = 0
-    second: int = 1
+    first: int = 0  # index of the left reply
+    second: int = 1  # index of the right reply
     pairing: str = "same_policy"
-    probability: float = 1.0
+    probability: float = 1.0  # of these two, in either order
 
 
-def head_file(settings, base_hash):
-    """Where the worker leaves the head that the last votes give on this base model."""
+class DrawnPair(NamedTuple):
+    """Two indices drawn from the favourites' shares."""
+
+    first: int
+    second: int
+    probability: float  # of these two, in either order
+
+
+def head_file(settings: Settings, base_hash: str) -> Path:
+    """Where the worker writes the head that the last votes give on this base model."""
     return settings.data_dir / "reward" / f"{base_hash[:16]}.safetensors"
 
 
 class Picker:
     """Picks pairs by the newest head; its trunk is loaded at the first pick. One pick at a time, from any thread."""
 
-    def __init__(self, settings, base_hash):
-        self.settings, self.file = settings, head_file(settings, base_hash)
-        self._trunk = self._model = self._read = None
+    def __init__(self, settings: Settings, base_hash: str) -> None:
+        self.settings = settings
+        self.file = head_file(settings, base_hash)
+        self._trunk: scorer.FeatureTrunk | None = None
+        self._model: scorer.RewardModel | None = None
+        self._model_time: int | None = None  # when the file that `_model` is from was written, in ns
         self._lock = threading.Lock()
 
-    def pair(self, prompt, completions, seed):
-        """The Pair among these replies (token ids). A reply that could not be read costs the choice and never the
-        replies.
-        """
+    def pair(self, prompt: list[int], completions: Sequence[list[int]], seed: int) -> Pair:
+        """The Pair among these replies (token ids). If picking fails, it is the first two."""
         if all(completions):
             try:
                 with self._lock:
                     replies = [(prompt, completion) for completion in completions]
-                    return apart(
-                        self.settings.threads, lambda: self._pair(replies, torch.Generator().manual_seed(seed))
-                    )
+                    generator = torch.Generator().manual_seed(seed)
+                    return run_in_own_thread(self.settings.threads, lambda: self._pick(replies, generator))
             except Exception:
                 log.exception("the pair could not be picked; the first two are shown")
         return Pair()
 
-    def _pair(self, replies, generator):
-        model = self._newest()
+    def _pick(self, replies: list[scorer.TokenisedReply], generator: torch.Generator) -> Pair:
+        if not self.file.exists():
+            return Pair()
+        if self._trunk is None:
+            self._trunk = scorer.FeatureTrunk(self.settings)
+        model = self._newest(self._trunk)
         if model is None:
             return Pair()
-        x = model.features(self._trunk, replies)
+        features = model.features(self._trunk, replies)
         if self.settings.pick == "thompson":
-            *both, chance = pair(favourites(model, x, generator), generator)
-            left = torch.randint(2, (), generator=generator)  # or the favourite would mostly stand there
-            return Pair(both[left], both[1 - left], "active", chance)
-        scores, half = model.raw(x), len(replies) // 2
-        return Pair(scores[:half].argmax().item(), half + scores[half:].argmax().item())
+            drawn = pair(favourites(model, features, generator), generator)
+            swapped = bool(torch.randint(2, (), generator=generator))  # else the favourite would mostly be left
+            left, right = (drawn.second, drawn.first) if swapped else (drawn.first, drawn.second)
+            return Pair(left, right, "active", drawn.probability)
+        scores = model.raw(features)
+        half = len(replies) // 2
+        return Pair(int(scores[:half].argmax()), half + int(scores[half:].argmax()))
 
-    def _newest(self):
-        if not self.file.exists():
-            return None
-        self._trunk = self._trunk or scorer.FeatureTrunk(self.settings)
-        if (written := self.file.stat().st_mtime_ns) != self._read:
-            model, self._read = scorer.RewardModel.load(self.file), written
-            self._model = model if model.parts[:-1] == self._trunk.parts else None  # written under other settings
+    def _newest(self, trunk: scorer.FeatureTrunk) -> scorer.RewardModel | None:
+        """The model in the file; None where it was written under other settings, so that it reads other features."""
+        written = self.file.stat().st_mtime_ns
+        if written != self._model_time:
+            model = scorer.RewardModel.load(self.file)
+            self._model_time = written
+            self._model = model if model.parts[:-1] == trunk.parts else None
         return self._model
 
 
-def favourites(model, features, generator):
-    """Share of heads drawn from a RewardModel's posterior that each of n replies (features (n, D)) is the favourite of:
-    (n,), sums to 1.
+def favourites(model: scorer.RewardModel, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Share of heads drawn from the posterior that each of n replies (features (n, D)) is the favourite of: (n,), sums
+    to 1.
     """
-    x = model.design(features)
+    x = model.design(features)  # (n, d)
     noise = torch.randn(model.factor.shape[1], DRAWS, generator=generator)
     scores = (x @ model.weight)[:, None] + x @ model.basis @ model.factor @ noise  # (n, DRAWS)
     return torch.bincount(scores.argmax(0), minlength=len(features)) / DRAWS
 
 
-def pair(shares, generator):
-    """(first, second, probability that these two are picked, in either order) for the favourites' shares (n,), n at
-    least 2.
-    """
-    first = torch.multinomial(shares, 1, generator=generator).item()
-    second = torch.multinomial(second_favourite(shares, first), 1, generator=generator).item()
-    chance = sum(shares[i] * second_favourite(shares, i)[j] for i, j in ((first, second), (second, first)))
-    return first, second, chance.item()
+def pair(shares: torch.Tensor, generator: torch.Generator) -> DrawnPair:
+    """Draw two of n replies by the favourites' shares (n,), n at least 2."""
+    first = int(torch.multinomial(shares, 1, generator=generator))
+    second = int(torch.multinomial(second_favourite(shares, first), 1, generator=generator))
+    one_order = shares[first] * second_favourite(shares, first)[second]
+    other_order = shares[second] * second_favourite(shares, second)[first]
+    return DrawnPair(first, second, (one_order + other_order).item())
 
 
-def second_favourite(shares, first):
-    """Chances (n,) of the second reply given the first: the shares of the others, or evenly any of them after TRIES
-    heads that like the first.
+def second_favourite(shares: torch.Tensor, first: int) -> torch.Tensor:
+    """Probabilities (n,) of the second reply given the first: the shares of the others, or any of them alike after
+    MAX_REDRAWS heads that like the first.
     """
     others = shares.double().clone()
     others[first] = 0
@@ -116,5 +129,5 @@ def second_favourite(shares, first):
     evenly[first] = 0
     if not others.any():
         return evenly
-    in_vain = (1 - others.sum()).clamp(min=0) ** TRIES
-    return (1 - in_vain) * others / others.sum() + in_vain * evenly
+    gave_up = (1 - others.sum()).clamp(min=0) ** MAX_REDRAWS
+    return (1 - gave_up) * others / others.sum() + gave_up * evenly

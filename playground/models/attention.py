@@ -1,6 +1,8 @@
-"""Plain attention without copies: the query heads that share keys and values are one batch of rows against them
-(grouped-query attention, Ainslie et al. 2023), where transformers' plain attention copies keys and values for every
-head, at each step of the decoding and of its backward.
+"""Eager attention without copies of keys and values.
+
+The query heads that share a key/value head are one batch of rows against it (grouped-query attention, Ainslie et al.
+2023). transformers' eager attention copies keys and values for every head, at each layer of a forward and of its
+backward.
 """
 
 import inspect
@@ -8,47 +10,60 @@ import sys
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
 NAME = "grouped"
 
 
-def grouped(module, query, key, value, attention_mask, scaling, **_unused):
+def grouped(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_unused: object,
+) -> tuple[torch.Tensor, None]:
     """query (B, H, Q, D), key and value (B, H/G, L, D), attention_mask (B, 1, Q, L) added to the scores -> (B, Q, H,
     D), and no weights.
 
-    The weights, which grow with the square of the length, are worked out again for the backward.
+    The weights grow with the square of the length, so they are not kept but computed again for the backward.
     """
-    tensors = query, key, value, attention_mask, scaling
     if torch.is_grad_enabled() and query.requires_grad:
-        return checkpoint(_attend, *tensors, use_reentrant=False, preserve_rng_state=False), None
-    return _attend(*tensors), None
+        out = checkpoint(
+            _attend, query, key, value, attention_mask, scaling, use_reentrant=False, preserve_rng_state=False
+        )
+        return out, None
+    return _attend(query, key, value, attention_mask, scaling), None
 
 
-def _attend(query, key, value, attention_mask, scaling):
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
     b, h, q, d = query.shape
-    heads = key.shape[1]
-    scores = (query.reshape(b, heads, -1, d) @ key.transpose(2, 3)).view(b, h, q, -1) * scaling
+    kv_heads, length = key.shape[1:3]
+    scores = (query.reshape(b, kv_heads, -1, d) @ key.transpose(2, 3)).view(b, h, q, -1) * scaling  # (B, H, Q, L)
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    return (weights.view(b, heads, -1, key.shape[2]) @ value).view(b, h, q, d).transpose(1, 2).contiguous()
+    out = weights.view(b, kv_heads, -1, length) @ value  # (B, H/G, G·Q, D)
+    return out.view(b, h, q, d).transpose(1, 2).contiguous()
 
 
-def use_grouped(model):
-    """Let a model with plain attention compute it so. One whose plain attention is not Llama's word for word (capped
-    scores, sinks) keeps its own.
+def use_grouped(model: PreTrainedModel) -> None:
+    """Let a model with eager attention compute it this way. A model whose eager attention differs from Llama's in its
+    source (capped scores, sinks) keeps its own.
     """
-    plain = {
+    modules = {
         sys.modules[type(module).__module__]
         for module in model.modules()
         if type(module).__module__.startswith("transformers.models.")
     }
-    text = inspect.getsource(modeling_llama.eager_attention_forward)
-    theirs = [module.eager_attention_forward for module in plain if hasattr(module, "eager_attention_forward")]
-    if theirs and all(inspect.getsource(function) == text for function in theirs):
+    functions = [module.eager_attention_forward for module in modules if hasattr(module, "eager_attention_forward")]
+    llama = inspect.getsource(modeling_llama.eager_attention_forward)
+    if functions and all(inspect.getsource(function) == llama for function in functions):
         model.set_attn_implementation(NAME)
 
 

@@ -1,79 +1,92 @@
-"""Scorer: a reply to features, features to a score, and how sure of it the votes make us; the chat and the training
-share it.
+"""Scorer: a reply to features, features to a score, and how certain the score is; the chat and training share it.
 
 Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first
 to two thirds deep, the log of the reply's length, and how often it has the tokens that are common among the replies
-voted on. Owns them, the feature sets that a head may read, and the head's file. Fitting a head is
+voted on. This module owns them, the views of them that a head may read, and the head's file. Fitting a head is
 `training/reward.py`'s.
 """
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from playground.models import adapters, loading
+from playground.models import adapters, loading, lora, structure
 from playground.models.batches import pad
+from playground.settings import Settings
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
-BATCH_TOKENS = (
-    4096  # read at once, padding included: attention's memory grows with the square of a conversation's length
-)
+BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of the length
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
 COMMON_TOKENS = 200  # tokens that are counted
 
+TokenisedReply = tuple[list[int], list[int]]  # (prompt ids, completion ids)
+
+
+def _ignore_progress(_done: int, _total: int) -> None:
+    pass
+
 
 class FeatureTrunk:
-    """The quantised base up to the deepest layer read; turns a reply into D features, in `parts` of one layer each and
-    a last one of its length.
+    """The quantised base up to the deepest layer read; turns a reply into D features. `parts` are the features' widths:
+    one for each layer, and a last one for the length.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.model = loading.load_trunk(settings, settings.reward_quantisation)
-        stack = loading.blocks(self.model)
+        blocks = structure.blocks(self.model)
         depths = [settings.reward_layer] if settings.reward_layer else DEPTHS
-        self.layers = sorted({max(1, round(depth * len(stack))) for depth in depths})
-        self._hidden = {}
+        self.layers = sorted({max(1, round(depth * len(blocks))) for depth in depths})
+        self._hidden: dict[int, torch.Tensor] = {}  # states (N, L, width) after each layer, of the last forward
         for layer in self.layers:
-            stack[layer - 1].register_forward_hook(partial(self._keep, layer))
-        del stack[self.layers[-1] :]
-        self.batch, self.most = settings.reward_batch, loading.positions(self.model.config)
-        self.targets = loading.linear_targets(self.model)
-        self.parts = [self.model.get_input_embeddings().embedding_dim] * len(self.layers) + [1]
-        self.peft = None
+            blocks[layer - 1].register_forward_hook(partial(self._keep, layer))
+        del blocks[self.layers[-1] :]
+        self.targets = lora.linear_targets(self.model)
+        self.batch = settings.reward_batch
+        self.most = structure.positions(self.model.config)
+        width = structure.input_embeddings(self.model).embedding_dim
+        self.parts = [width] * len(self.layers) + [1]
+        self.peft: PeftModel | None = None
 
-    def _keep(self, layer, _module, _inputs, output):
+    def _keep(
+        self,
+        layer: int,
+        _module: torch.nn.Module,
+        _inputs: tuple[torch.Tensor, ...],
+        output: torch.Tensor | tuple[torch.Tensor, ...],
+    ) -> None:
         self._hidden[layer] = output[0] if isinstance(output, tuple) else output
 
-    def batch_features(self, replies):
-        """Features of [(prompt ids, completion ids)], cut to what the model takes: (N, D) fp32, with gradients where
-        enabled.
-        """
+    def batch_features(self, replies: Sequence[TokenisedReply]) -> torch.Tensor:
+        """Features of replies, cut to what the model takes: (N, D) fp32, with gradients where they are enabled."""
         replies = [loading.cut(prompt, completion, self.most) for prompt, completion in replies]
         device = next(self.model.parameters()).device
         ids, mask = pad([[*prompt, *completion] for prompt, completion in replies], device=device)  # (N, L)
-        pool, _ = pad([[0] * len(prompt) + [1] * len(completion) for prompt, completion in replies], device=device)
+        in_completion, _ = pad(
+            [[0] * len(prompt) + [1] * len(completion) for prompt, completion in replies], device=device
+        )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.model.base_model(
-            **loading.inputs(
-                self.model.base_model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            )
-        )
-        pool = pool[..., None].float()  # (N, L, 1)
-        length = pool.sum(1).clamp(min=1)  # (N, 1)
-        return torch.cat(
-            [*((self._hidden[layer].float() * pool).sum(1) / length for layer in self.layers), length.log()], -1
-        )
+        trunk = self.model.base_model
+        trunk(**structure.inputs(trunk, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False))
+        weights = in_completion[..., None].float()  # (N, L, 1)
+        length = weights.sum(1).clamp(min=1)  # (N, 1)
+        means = [(self._hidden[layer].float() * weights).sum(1) / length for layer in self.layers]  # (N, width) each
+        return torch.cat([*means, length.log()], -1)
 
     @torch.no_grad()
-    def features(self, replies, on_batch=lambda done, total: None):
-        """(N, D) fp32 on the CPU, in the order given; batches are of like lengths, which changes nothing but
-        the time.
+    def features(
+        self, replies: Sequence[TokenisedReply], on_batch: Callable[[int, int], None] = _ignore_progress
+    ) -> torch.Tensor:
+        """Features (N, D) of replies, fp32 on the CPU, in the order given. `on_batch(done, total)` is called after each
+        batch. Batches are of similar lengths, which saves time and changes nothing else.
         """
         out = torch.zeros(len(replies), sum(self.parts))
         order = sorted(range(len(replies)), key=lambda i: sum(map(len, replies[i])))
@@ -87,94 +100,111 @@ class FeatureTrunk:
             on_batch(done, len(order))
         return out
 
-    def attach_lora(self, rank, tensors=None):
-        """Put an fp32 LoRA below the features (zero, or with the given tensors); returns its parameters."""
+    def attach_lora(self, rank: int, tensors: adapters.Tensors | None = None) -> dict[str, torch.nn.Parameter]:
+        """Put an fp32 LoRA below the features (zero, or with the given tensors); returns its parameters by name."""
         if self.peft is None:
-            self.peft = loading.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)
-        parameters = loading.lora_parameters(self.peft)
+            self.peft = lora.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)
+        parameters = lora.lora_parameters(self.peft)
         if tensors is not None:
             adapters.copy_strictly(tensors, parameters)
         return parameters
 
 
-# -- counts of common tokens: style shows in them, whatever the language (Burrows 2002)
+# -- counts of common tokens: they tell a style, whatever the language (Burrows 2002)
 
 
-def common_tokens(replies):
-    """The tokens that most of these replies [(prompt ids, completion ids)] have, at most COMMON_TOKENS."""
-    having = Counter(token for _, completion in replies for token in set(completion))
-    return sorted(having, key=lambda token: (-having[token], token))[:COMMON_TOKENS]
+def common_tokens(replies: Sequence[TokenisedReply]) -> list[int]:
+    """The tokens that most of these replies have, at most COMMON_TOKENS."""
+    replies_with = Counter(token for _, completion in replies for token in set(completion))
+    return sorted(replies_with, key=lambda token: (-replies_with[token], token))[:COMMON_TOKENS]
 
 
-def with_counts(features, replies, tokens):
+def with_counts(features: torch.Tensor, replies: Sequence[TokenisedReply], tokens: Sequence[int]) -> torch.Tensor:
     """Features (N, D) of replies, and log(1 + how often) a reply has each of `tokens`: (N, D + len(tokens))."""
-    having = [Counter(completion) for _, completion in replies]
-    counts = torch.tensor([[found[token] for token in tokens] for found in having], dtype=torch.float32)
+    counters = [Counter(completion) for _, completion in replies]
+    counts = torch.tensor([[counter[token] for token in tokens] for counter in counters], dtype=torch.float32)
     return torch.cat([features, counts.view(len(replies), len(tokens)).log1p()], -1)
 
 
 class ExtractedFeatures(NamedTuple):
-    """Features (N, D) of replies, the widths of their parts (layers, length, counts), and the tokens counted."""
+    """Features of replies, and what they consist of."""
 
-    features: torch.Tensor
-    parts: list
-    tokens: list
+    features: torch.Tensor  # (N, D)
+    parts: list[int]  # widths of the layers, the length and the counts; their sum is D
+    tokens: list[int]  # that are counted
 
     @classmethod
-    def of(cls, features, parts, replies):
-        """From a trunk's features (N, sum of parts); what is counted are the tokens common among these replies."""
+    def of(cls, features: torch.Tensor, parts: Sequence[int], replies: Sequence[TokenisedReply]) -> "ExtractedFeatures":
+        """From a trunk's features (N, sum of parts), with counts of the tokens common among these replies."""
         tokens = common_tokens(replies)
         return cls(with_counts(features, replies, tokens), [*parts, len(tokens)], tokens)
 
 
-# -- feature sets: what of the features a head reads; wording shows in the shallow layers, meaning in the deep ones
+# -- feature sets: what a head reads of the features; wording shows in the shallow layers, meaning in the deep ones
+
+# A feature set takes the layers' means (N, width each), the log of the length (N, 1) and the counts (N, tokens), and
+# returns the blocks of columns that the head reads.
+FeatureSet = Callable[[list[torch.Tensor], torch.Tensor, torch.Tensor], list[torch.Tensor]]
 
 
-def _layers(layers, log_length, _counts):
+def _layers(layers: list[torch.Tensor], log_length: torch.Tensor, _counts: torch.Tensor) -> list[torch.Tensor]:
     """The means of all layers but the shallowest."""
     return [*(layers[1:] or layers), log_length]
 
 
-def _words(layers, log_length, _counts):
-    """The sum of the shallowest layer: nearly a bag of words, for a sum counts what a mean gives the share of."""
+def _words(layers: list[torch.Tensor], log_length: torch.Tensor, _counts: torch.Tensor) -> list[torch.Tensor]:
+    """The sum of the shallowest layer: nearly a bag of words, since a sum counts tokens where a mean gives shares."""
     return [layers[0] * log_length.exp() / TYPICAL_LENGTH, log_length]
 
 
-def _meaning(layers, log_length, _counts):
+def _meaning(layers: list[torch.Tensor], log_length: torch.Tensor, _counts: torch.Tensor) -> list[torch.Tensor]:
     """The means of the deep half."""
     return [*layers[(len(layers) + 1) // 2 :], log_length]
 
 
-def _length(layers, log_length, _counts):
-    """Nothing but the length: a control, never chosen by itself."""
+def _length(_layers: list[torch.Tensor], log_length: torch.Tensor, _counts: torch.Tensor) -> list[torch.Tensor]:
+    """Nothing but the length: a control, never chosen automatically."""
     return [log_length]
 
 
-def _style(_layers, log_length, counts):
+def _style(_layers: list[torch.Tensor], log_length: torch.Tensor, counts: torch.Tensor) -> list[torch.Tensor]:
     """The counts of common tokens."""
     return [counts, log_length]
 
 
-FEATURE_SETS = {"layers": _layers, "words": _words, "meaning": _meaning, "style": _style, "length": _length}
-ON_ONE_SCALE = {"style"}  # feature sets whose features can be compared as they are: one that hardly varies says little
+FEATURE_SETS: dict[str, FeatureSet] = {
+    "layers": _layers,
+    "words": _words,
+    "meaning": _meaning,
+    "style": _style,
+    "length": _length,
+}
+ON_ONE_SCALE = {"style"}  # sets whose features can be compared as they are: one that hardly varies says little
 
 
-def feature_set_names(parts, setting="auto"):
+def feature_set_names(parts: Sequence[int], setting: str = "auto") -> list[str]:
     """Names of the feature sets to choose among: those that differ on features of these parts, or the one that the
     setting names.
     """
     if setting != "auto":
         return [setting]
-    return ["layers", "words", "style"] + ["meaning"] * (len(parts) > 4)
+    names = ["layers", "words", "style"]
+    has_deep_half = len(parts) > 4  # else it is the same as the layers
+    return [*names, "meaning"] if has_deep_half else names
 
 
-def feature_blocks(features, parts, name):
+def feature_blocks(features: torch.Tensor, parts: Sequence[int], name: str) -> list[torch.Tensor]:
     """What a head reads of features (N, D), counts included: blocks (N, d_i) whose widths sum to d."""
     *layers, log_length, counts = features.split(list(parts), -1)
     return FEATURE_SETS[name](layers, log_length, counts)
 
 
 # -- the head
+
+# what a head's file holds, beside the LoRA
+NUMBERS = ("parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")
+TENSORS = ("centre", "scale", "weight", "basis", "factor", "influence")
+LORA_PREFIX = "lora/"  # of the names of LoRA tensors in the file
 
 
 @dataclass
@@ -183,87 +213,87 @@ class RewardModel:
     (N, D) are those that `features` gives.
 
     x = (feature set − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² +
-    |x off the basis|²/penalty: inverse curvature of the likelihood where votes speak, the prior elsewhere.
+    |x off the basis|²/penalty: the inverse curvature of the likelihood in directions that votes compare, and the prior
+    elsewhere.
     reward = (raw − pessimism·deviation − shift)/spread, of mean 0 and deviation 1 on the reference's replies.
     """
 
     feature_set: str
-    parts: list  # widths of the features' parts, sum D; the last one is of the counts
-    tokens: list  # that are counted
+    parts: list[int]  # widths of the features' parts, sum D; the last one is of the counts
+    tokens: list[int]  # that are counted
     centre: torch.Tensor  # (d,)
     scale: torch.Tensor  # (d,)
     weight: torch.Tensor  # (d,)
     basis: torch.Tensor  # (d, r), orthonormal
     factor: torch.Tensor  # (r, r)
-    influence: (
-        torch.Tensor
-    )  # (r, votes): how far each vote moved the weights; its square is what a bootstrap over votes would find
+    # (r, votes): how far each vote moved the weights; its square is what a bootstrap over votes would give
+    influence: torch.Tensor
     penalty: float = 1.0
     log_nu: float = -1.0
     threshold: float = 0.0
     pessimism: float = 0.0
     shift: float = 0.0
     spread: float = 1.0
-    lora: dict = field(default_factory=dict)
+    lora: adapters.Tensors = field(default_factory=dict)  # below the features; empty where there is none
 
-    def features(self, trunk, replies):
-        """(N, D) of replies [(prompt ids, completion ids)]."""
+    def features(self, trunk: FeatureTrunk, replies: Sequence[TokenisedReply]) -> torch.Tensor:
+        """(N, D) of N replies."""
         return with_counts(trunk.features(replies), replies, self.tokens)
 
-    def design(self, features):
+    def design(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) -> x (N, d)."""
         return (torch.cat(feature_blocks(features, self.parts, self.feature_set), -1) - self.centre) / self.scale
 
-    def raw(self, features):
+    def raw(self, features: torch.Tensor) -> torch.Tensor:
         """Scores (N,) in the units of the likelihood."""
         return self.design(features) @ self.weight
 
-    def deviation(self, features):
-        """Posterior deviation (N,) of the raw scores."""
+    def deviation(self, features: torch.Tensor) -> torch.Tensor:
+        """Posterior standard deviation (N,) of the raw scores."""
         x = self.design(features)
-        z = x @ self.basis
+        z = x @ self.basis  # (N, r)
         outside = (x.square().sum(-1) - z.square().sum(-1)).clamp(min=0)
         return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
 
-    def draws(self, features, n, seed):
-        """Raw scores (n, N) under n heads as other votes from the same people would have given; the same heads for the
-        same seed.
+    def draws(self, features: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+        """Raw scores (n, N) under n heads, as other votes from the same people would have given them. The same seed
+        gives the same heads.
         """
         noise = torch.randn(self.influence.shape[1], n, generator=torch.Generator().manual_seed(seed))
         heads = self.weight[:, None] + self.basis @ (self.influence @ noise)  # (d, n)
         return (self.design(features) @ heads).T
 
-    def reward(self, features):
+    def reward(self, features: torch.Tensor) -> torch.Tensor:
         """Standardised, pessimistic scores (N,)."""
         return (self._pessimistic(features) - self.shift) / self.spread
 
-    def _pessimistic(self, features):
+    def _pessimistic(self, features: torch.Tensor) -> torch.Tensor:
         return self.raw(features) - self.pessimism * self.deviation(features)
 
-    def standardise(self, reference_features):
-        """Set shift and spread from replies of the reference policy; after every fit, or β changes its meaning."""
+    def standardise(self, reference_features: torch.Tensor) -> None:
+        """Set shift and spread from replies of the reference policy. Needed after every fit: else β, which weighs the
+        KL penalty against the reward, would change its meaning.
+        """
         scores = self._pessimistic(reference_features)
-        self.shift, self.spread = scores.mean().item(), max(scores.std().item(), 1e-6)
+        self.shift = scores.mean().item()
+        self.spread = max(scores.std().item(), 1e-6)
 
-    def save(self, path):
-        numbers = {"view": self.feature_set} | {
-            k: getattr(self, k)
-            for k in ("parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")
-        }
-        tensors = {k: getattr(self, k) for k in ("centre", "scale", "weight", "basis", "factor", "influence")} | {
-            f"lora/{k}": v for k, v in self.lora.items()
-        }
+    def save(self, path: Path) -> None:
+        numbers = {"view": self.feature_set} | {name: getattr(self, name) for name in NUMBERS}
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors |= {f"{LORA_PREFIX}{name}": tensor for name, tensor in self.lora.items()}
         save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             path,
             metadata={"numbers": json.dumps(numbers)},
         )
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: Path) -> "RewardModel":
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             numbers = json.loads(file.metadata()["numbers"])
         numbers["feature_set"] = numbers.pop("view")
-        lora = {k.removeprefix("lora/"): tensors.pop(k) for k in list(tensors) if k.startswith("lora/")}
-        return cls(**tensors, **numbers, lora=lora)
+        lora_names = [name for name in tensors if name.startswith(LORA_PREFIX)]
+        lora_tensors = {name.removeprefix(LORA_PREFIX): tensors.pop(name) for name in lora_names}
+        return cls(**tensors, **numbers, lora=lora_tensors)

@@ -1,16 +1,17 @@
-"""A tokenizer's chat template, made fit for use: which one it is, what it takes, how it ends a reply, and which tokens
-steer it.
+"""A tokenizer's chat template: which one is used, what it takes, how it ends a reply, and which tokens steer it.
 
-`prepare` settles once what a tokenizer's template is; `of` says what that template is like, found out by rendering
-short conversations;
-`encode` renders any. Messages and budgets are `prompts.py`'s.
+`prepare` decides once which template a tokenizer uses. `of` says what that template is like, which is found out by
+rendering short conversations. `encode` renders any conversation. Messages and budgets are `prompts.py`'s.
 """
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, Literal, TypedDict, cast
 from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,14 @@ PLAIN = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 
-SYSTEM, QUESTION, ANSWER, ANOTHER = "Be brief today.", "Which river?", "The Nile of Egypt.", "Which mountain?"
+# the short conversations that a template is tried with
+SYSTEM = "Be brief today."
+QUESTION = "Which river?"
+ANSWER = "The Nile of Egypt."
+ANOTHER_QUESTION = "Which mountain?"
 
-# what an added token looks like that steers a chat: <|im_end|>, <｜User｜>, [INST], <start_of_turn>, <<SYS>>
-STEERS = re.compile(r"<[|｜].*[|｜]>|\[/?[A-Z][A-Z_ ]*\]|</?[a-z]+(_[a-z]+)+>|<</?SYS>>")
+# what an added token that steers a chat looks like: <|im_end|>, <｜User｜>, [INST], <start_of_turn>, <<SYS>>
+STEERING = re.compile(r"<[|｜].*[|｜]>|\[/?[A-Z][A-Z_ ]*\]|</?[a-z]+(_[a-z]+)+>|<</?SYS>>")
 BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}")
 THOUGHTS = {"<think>", "</think>"}  # a reply may hold them, and templates read them there
 
@@ -34,51 +39,63 @@ class BadTemplate(Exception):
     """A chat template cannot be used, or not for this conversation; the message says why."""
 
 
+class Message(TypedDict):
+    """A message as transformers' chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text, without special tokens around it."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 # -- tokens that steer
 
 
 class ControlTokens:
-    """Tokens that must not come from a message: those that the tokenizer calls special, and added ones that look or
-    serve like them.
+    """Tokens that must not come from a message: those that the tokenizer calls special, and added ones that look like
+    them or are used like them.
 
-    A plain word or blanks may be an added token too, and steer nothing.
+    A plain word or blanks may be an added token too; those steer nothing and are not among these.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         template = tokenizer.chat_template or ""
         ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         for token_id, token in tokenizer.added_tokens_decoder.items():
             text = token.content
             in_template = BRACKETED.fullmatch(text) and text in template and text not in THOUGHTS
-            if token.special or STEERS.fullmatch(text) or in_template:
+            if token.special or STEERING.fullmatch(text) or in_template:
                 ids[text] = token_id
         self.texts = {text for text in ids if text.strip()}
         self.ids = frozenset(ids[text] for text in self.texts)
         self._longest = max(map(len, self.texts), default=0)
-        self._lengths = {}  # last character: lengths of the tokens that end with it
+        self._lengths: dict[str, set[int]] = {}  # by last character: lengths of the tokens that end with it
         for text in self.texts:
             self._lengths.setdefault(text[-1], set()).add(len(text))
 
     def first(self, text: str) -> str | None:
-        """The first of them that ends in `text`, or None. Linear in the text."""
+        """The token in `text` whose end comes first, or None. Linear in the text."""
         for place, char in enumerate(text):
-            found = self._ending(char, text[max(0, place + 1 - self._longest) : place + 1])
-            if found:
-                return found
+            token = self._token_ending(char, text[max(0, place + 1 - self._longest) : place + 1])
+            if token:
+                return token
         return None
 
     def without(self, text: str) -> str:
-        """`text` with all of them left out, also those that leaving one out would join. Linear in the text."""
-        kept = []
+        """`text` with all tokens left out, also those that form where another was left out. Linear in the text."""
+        kept: list[str] = []
         for char in text:
             kept.append(char)
             if char in self._lengths:
-                found = self._ending(char, "".join(kept[-self._longest :]))
-                if found:
-                    del kept[-len(found) :]
+                token = self._token_ending(char, "".join(kept[-self._longest :]))
+                if token:
+                    del kept[-len(token) :]
         return "".join(kept)
 
-    def _ending(self, char, tail):
+    def _token_ending(self, char: str, tail: str) -> str | None:
         """The token that `tail`, whose last character is `char`, ends with."""
         for length in self._lengths.get(char, ()):
             if tail[-length:] in self.texts:
@@ -98,24 +115,25 @@ class Format:
     alternates: bool  # two messages of one role in a row are refused, so they are joined
     end: tuple[int, ...]  # the token ids that end a reply: one, or those of `end_text`
     end_text: str  # words that end a reply where the template has no token for it, or ""
+    hidden: tuple[int, ...]  # `end` where it is one token; not every tokenizer calls it special and skips it
     control: ControlTokens
 
 
-_formats = WeakKeyDictionary()  # tokenizer: Format
+_formats: WeakKeyDictionary[PreTrainedTokenizerBase, Format] = WeakKeyDictionary()
 
 
-def of(tokenizer) -> Format:
-    """The Format of a tokenizer's chat template; found once. BadTemplate where it cannot even render a question."""
-    found = _formats.get(tokenizer)
-    if found is None or found.template != tokenizer.chat_template:
-        found = _formats[tokenizer] = _Study(tokenizer).format
-    return found
+def of(tokenizer: PreTrainedTokenizerBase) -> Format:
+    """The Format of a tokenizer's chat template; found out once. BadTemplate where it cannot even render a question."""
+    known = _formats.get(tokenizer)
+    if known is None or known.template != tokenizer.chat_template:
+        known = _formats[tokenizer] = _find_format(tokenizer)
+    return known
 
 
-def prepare(tokenizer) -> None:
-    """Settle what the chat template is: the one named default where there are several, a plain one where there is none.
+def prepare(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the chat template: the one named default where there are several, a plain one where there is none.
 
-    BadTemplate where it has an error, refuses the plainest question or ends no reply.
+    BadTemplate where it has an error, refuses the plainest question or marks no end of a reply.
     """
     template = tokenizer.chat_template
     if isinstance(template, list):
@@ -137,111 +155,124 @@ def prepare(tokenizer) -> None:
     of(tokenizer)
 
 
-def encode(messages: list[dict], tokenizer) -> list[int]:
-    """Token ids of a conversation ({"role", "content"} dicts) and of the beginning of the next reply. BadTemplate where
-    the template refuses it.
-    """
+def encode(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a conversation and of the beginning of the next reply. BadTemplate where the template refuses it."""
     form = of(tokenizer)
     if not form.takes_system:
-        messages = _system_folded(messages)
+        messages = _fold_system(messages)
     if form.alternates:
-        messages = _joined(messages)
-    return _render(tokenizer, messages, tokenize=True, return_dict=False, add_generation_prompt=True)
+        messages = _join_roles(messages)
+    return _apply(tokenizer, messages, tokenize=True, return_dict=False, add_generation_prompt=True)
 
 
-def _system_folded(messages):
-    """The system prompt as the beginning of the user's first message."""
+def _fold_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system prompt put at the beginning of the user's first message."""
     if len(messages) < 2 or messages[0]["role"] != "system":
         return messages
     system, first, *others = messages
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
 
 
-def _joined(messages):
-    """Neighbours of one role as one message."""
-    joined = []
+def _join_roles(messages: Sequence[Message]) -> list[Message]:
+    """Neighbouring messages of one role joined to one."""
+    joined: list[Message] = []
     for message in messages:
         if joined and joined[-1]["role"] == message["role"]:
-            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}"}
+            content = f"{joined[-1]['content']}\n\n{message['content']}"
+            joined[-1] = {**message, "content": content}
         else:
             joined.append(message)
     return joined
 
 
-class _Study:
-    """Finds a template's Format by rendering conversations of a few words."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.control = tokenizer, ControlTokens(tokenizer)
-
-    @cached_property
-    def format(self):
-        _render(self.tokenizer, [_user(QUESTION)], add_generation_prompt=True)  # BadTemplate where not even this can be
-        end, end_text = self._end()
-        return Format(
-            self.tokenizer.chat_template,
-            takes_system=self._takes([_system(SYSTEM), _user(QUESTION)], SYSTEM),
-            alternates=not self._takes([_user(QUESTION), _user(ANOTHER)], QUESTION),
-            end=end,
-            end_text=end_text,
-            control=self.control,
-        )
-
-    def _takes(self, messages, text):
-        """Whether the template renders these messages, and `text` with them."""
-        try:
-            return text in _render(self.tokenizer, messages)
-        except BadTemplate:
-            return False
-
-    def _end(self):
-        """(token ids, text) that end a reply: the first control token after one, else the words before the next
-        question, else eos.
-        """
-        after = _render(self.tokenizer, [_user(QUESTION), _assistant(ANSWER)]).rpartition(ANSWER)[2]
-        more = _render(self.tokenizer, [_user(QUESTION), _assistant(ANSWER), _user(ANOTHER)])
-        between = more.rpartition(ANSWER)[2].partition(ANOTHER)[0]
-        for text in (after, between):
-            for token_id in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-                if token_id in self.control.ids:
-                    return (token_id,), ""
-        words = between.rstrip()
-        if words:
-            return self._ids_after_text(words), words
-        if self.tokenizer.eos_token_id is None:
-            raise BadTemplate("it marks no end of a reply, and the tokenizer has no eos_token")
-        return (self.tokenizer.eos_token_id,), ""
-
-    def _ids_after_text(self, words):
-        """Ids of words that follow a reply: some tokenizers begin a text with a blank of their own."""
-        with_words, alone = (
-            self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ANSWER + words, ANSWER)
-        )
-        if with_words[: len(alone)] == alone:
-            return tuple(with_words[len(alone) :])
-        return tuple(self.tokenizer(words, add_special_tokens=False)["input_ids"])
+# -- finding out what a template is like
 
 
-def _render(tokenizer, messages, tokenize=False, **options):
+def _find_format(tokenizer: PreTrainedTokenizerBase) -> Format:
+    """Render conversations of a few words and look at the results."""
+    _render(tokenizer, [_user(QUESTION)], add_generation_prompt=True)  # BadTemplate where not even this can be
+    control = ControlTokens(tokenizer)
+    end = _find_end(tokenizer, control)
+    return Format(
+        template=tokenizer.chat_template,
+        takes_system=_keeps(tokenizer, [_system(SYSTEM), _user(QUESTION)], SYSTEM),
+        alternates=not _keeps(tokenizer, [_user(QUESTION), _user(ANOTHER_QUESTION)], QUESTION),
+        end=end.token_ids,
+        end_text=end.text,
+        hidden=() if end.text else end.token_ids,
+        control=control,
+    )
+
+
+@dataclass(frozen=True)
+class _End:
+    """What ends a reply."""
+
+    token_ids: tuple[int, ...]
+    text: str = ""  # where words do
+
+
+def _keeps(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> bool:
+    """Whether the template renders these messages, and `text` with them."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=tokenize, **options)
+        return text in _render(tokenizer, messages)
+    except BadTemplate:
+        return False
+
+
+def _find_end(tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> _End:
+    """The first control token after a reply; else the words between a reply and the next question; else eos."""
+    turn = [_user(QUESTION), _assistant(ANSWER)]
+    after = _render(tokenizer, turn).rpartition(ANSWER)[2]
+    with_question = _render(tokenizer, [*turn, _user(ANOTHER_QUESTION)])
+    between = with_question.rpartition(ANSWER)[2].partition(ANOTHER_QUESTION)[0]
+    for text in (after, between):
+        for token_id in token_ids(text, tokenizer):
+            if token_id in control.ids:
+                return _End((token_id,))
+    words = between.rstrip()
+    if words:
+        return _End(_ids_after_text(words, tokenizer), words)
+    if tokenizer.eos_token_id is None:
+        raise BadTemplate("it marks no end of a reply, and the tokenizer has no eos_token")
+    return _End((tokenizer.eos_token_id,))
+
+
+def _ids_after_text(words: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids of words that follow a reply: some tokenizers add a blank at the beginning of a text."""
+    with_words = token_ids(ANSWER + words, tokenizer)
+    alone = token_ids(ANSWER, tokenizer)
+    if with_words[: len(alone)] == alone:
+        return tuple(with_words[len(alone) :])
+    return tuple(token_ids(words, tokenizer))
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> str:
+    """The text of a conversation; BadTemplate where the template refuses it."""
+    return _apply(tokenizer, messages, tokenize=False, **options)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Any:
+    conversation = cast("list[dict[str, str]]", messages)  # as transformers types them
+    try:
+        return tokenizer.apply_chat_template(conversation, **options)
     except Exception as error:  # a template is a program of its own and may raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise BadTemplate(reason[0]) from None
 
 
-def _begins_with_bos(tokenizer):
+def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer(QUESTION)["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def _system(text):
+def _system(text: str) -> Message:
     return {"role": "system", "content": text}
 
 
-def _user(text):
+def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def _assistant(text):
+def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}

@@ -1,17 +1,20 @@
-"""Network addresses as text: what is one, and which of them limits count as one."""
+"""IP addresses as text: parsing them, and which of them limits count as one."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
+IN_BRACKETS = re.compile(r"\[([^\]]*)\](:\d+)?")
+WITH_PORT = re.compile(r"([\d.]+):\d+")
 
-def parsed(text: str | None) -> IPv4Address | IPv6Address | None:
+
+def parse_ip(text: str | None) -> IPv4Address | IPv6Address | None:
     """The IP address in `text`, or None; blanks, quotes, brackets, a port or a zone may be around it.
 
-    An IPv4 address that is written in IPv6 is returned as IPv4.
+    An IPv4 address that is written as IPv6 is returned as IPv4.
     """
     text = (text or "").strip().strip('"')
-    if found := re.fullmatch(r"\[([^\]]*)\](:\d+)?", text) or re.fullmatch(r"([\d.]+):\d+", text):
-        text = found[1]
+    if wrapped := IN_BRACKETS.fullmatch(text) or WITH_PORT.fullmatch(text):
+        text = wrapped[1]
     try:
         ip = ip_address(text.split("%")[0])
     except ValueError:
@@ -19,9 +22,9 @@ def parsed(text: str | None) -> IPv4Address | IPv6Address | None:
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
-def one_place(address: str) -> str:
-    """What limits count an address as: itself, or the /64 of an IPv6 one, since every household has a whole /64."""
-    ip = parsed(address)
+def limit_key(address: str) -> str:
+    """What limits count an address as: itself, or the /64 network of an IPv6 one, since every household has a /64."""
+    ip = parse_ip(address)
     if isinstance(ip, IPv6Address):
         return str(ip_network((ip, 64), strict=False))
     return str(ip or address or "")

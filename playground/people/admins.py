@@ -1,10 +1,9 @@
-"""Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS that have
-signed in.
+"""Who may start, pause and stop rounds: the owner, who opened the admin link, and names in NUDGE_ADMINS that signed in.
 
-The app prints the link at each start; it serves one browser once. The others sign in against a file of `name:argon2
-hash` lines, which `python -m playground.people.admins --name NAME` writes, or on a Space with Hugging Face. No address
-makes anybody an admin, since a proxy may stand before any. A sign-in belongs to the visitor's cookie and is kept in the
-store. Knows nothing of pages.
+The app prints the admin link at each start; it works once, for one browser. The others sign in with a password, which
+is checked against a file of `name:argon2 hash` lines; `python -m playground.people.admins --name NAME` writes it. On a
+Space they sign in with Hugging Face. No address makes anybody an admin, since there may be a proxy in front of any. A
+sign-in belongs to the visitor's cookie and is kept in the store. This module knows nothing about pages.
 """
 
 import getpass
@@ -15,67 +14,94 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, cast
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from starlette.requests import HTTPConnection, Request
 
 from playground import settings as settings_module
-from playground.people.addresses import one_place
-from playground.people.rates import Rate
+from playground.people.addresses import limit_key
+from playground.people.rates import RateLimit
+from playground.settings import Settings
+from playground.store import Store
+from playground.system.messages import UserFacingError
 
 log = logging.getLogger("nudge.admins")
 
-OWNER = "owner"  # what who opened the admin link is signed in as; nobody's name in a users file
-SIGNED_IN, OWNER_SIGNED_IN = 7 * 24 * 3600, 30 * 24 * 3600  # seconds
-WINDOW = 15 * 60  # seconds within which wrong passwords are counted
-PLACE_FACTOR = 4  # this many times `sign_in_tries` for all names from one address
-NAME_FACTOR = 20  # and for one name from all addresses
-MOST_WAITING, LONGEST_WAIT = 4, 5.0  # sign-ins that wait for another one's hash, and for how many seconds
-NAME_CHARS, PASSWORD_CHARS, SHORTEST = 64, 256, 10  # longest name, longest and shortest password
-BUCKETS = 4096  # names are counted by hash, so that invented ones take no memory and look like real ones
-MOST_KNOWN = 1000  # (name, address) pairs that have signed in before and are remembered
+OWNER = "owner"  # the name under which whoever opened the admin link is signed in; no name in a users file
+DAY = 24 * 3600  # seconds
+SIGNED_IN = 7 * DAY  # how long a sign-in with a password lasts
+OWNER_SIGNED_IN = 30 * DAY  # how long that by the admin link lasts
 HASHER = PasswordHasher()
-WRONG_LINKS = 10  # wrong admin links of one address in a minute before it is told to wait
+
+# limits on guessing
+WRONG_LINKS = 10  # wrong admin links of one address in a minute before it must wait
+WINDOW = 15 * 60  # seconds within which wrong passwords are counted
+PLACE_FACTOR = 4  # an address may try this many times `sign_in_tries`, all names together
+NAME_FACTOR = 20  # and a name may be tried this many times `sign_in_tries`, from all addresses together
+BUCKETS = 4096  # names are counted by their hash, so that invented names take no memory and look like real ones
+MOST_KNOWN = 1000  # pairs of name and address that are remembered for having signed in before
+MOST_WAITING = 4  # sign-ins that may wait while another one is hashed
+LONGEST_WAIT = 5.0  # seconds that they wait
+
+NAME_CHARS = 64  # longest name
+PASSWORD_CHARS = 256  # longest password
+SHORTEST = 10  # characters of the shortest password
 
 
-class WrongSignIn(Exception):
-    """No sign-in; the message says what to do."""
+class WrongSignIn(UserFacingError):
+    """The sign-in failed; the message says what to do."""
 
 
 class TooMany(WrongSignIn):
-    """No sign-in now, whatever was given; the message says when to try again."""
+    """No sign-in is possible now, whatever was entered; the message says when to try again."""
+
+
+class GradioRequest(Protocol):
+    """`gr.Request`, which wraps the request of Starlette."""
+
+    @property
+    def request(self) -> Request | None: ...
+
+
+AnyRequest = HTTPConnection | GradioRequest
 
 
 class AdminLink:
-    """The path that makes one browser the owner's: good for one use, until the app ends. Only its hash is kept."""
+    """The path that makes one browser the owner's: it works once, until the app ends. Only its hash is kept."""
 
-    def __init__(self):
-        self._hash, self._lock = None, threading.Lock()
-        self._wrong = Rate(WRONG_LINKS, 60)
+    def __init__(self) -> None:
+        self._hash: bytes | None = None
+        self._lock = threading.Lock()
+        self._wrong = RateLimit(WRONG_LINKS, 60)
 
-    def issue(self):
-        """A new token; the one before is void."""
+    def issue(self) -> str:
+        """A new token; the one before becomes invalid."""
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._hash = hashlib.sha256(token.encode()).digest()
         return token
 
-    def open(self, token, address, sign_in):
-        """Calls `sign_in()`, once, for the right token; WrongSignIn otherwise, TooMany where `address` tries too often.
+    def open(self, token: str, address: str, sign_in: Callable[[], object]) -> None:
+        """Call `sign_in()` if this is the right token, which then becomes invalid.
 
-        The right one is never told to wait, so that nobody can keep the owner out; 256 bits are not guessed.
+        WrongSignIn for a wrong token, TooMany where `address` has tried too many. The right one never has to wait, so
+        nobody can keep the owner out; its 256 bits cannot be guessed.
         """
         given = hashlib.sha256(token.encode(errors="replace")).digest()
         with self._lock:
             if self._hash is not None and hmac.compare_digest(given, self._hash):
                 sign_in()
-                self._hash = None  # only now: what the store could not keep can be tried again
+                self._hash = None  # only now: where the store failed, the link can be tried again
                 return
-        if not self._wrong.count(one_place(address)):
-            raise TooMany(f"Too many wrong links. Try again in {self._wrong.wait(one_place(address)):.0f} s.")
+        place = limit_key(address)
+        if not self._wrong.count(place):
+            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{self._wrong.seconds_to_wait(place):.0f}")
         raise WrongSignIn(
             "This admin link is wrong or was used before. Restart the app for a new one, "
             "or let an admin sign in with a password that python -m playground.people.admins keeps."
@@ -85,46 +111,63 @@ class AdminLink:
 class Admins:
     """The admins of one app; `store` keeps who is signed in.
 
-    `window`: seconds within which wrong passwords are counted; `hasher`: argon2's.
+    `window`: seconds within which wrong passwords are counted. `hasher`: hashes passwords.
     """
 
-    def __init__(self, settings, store, window=WINDOW, hasher=HASHER):
-        self.settings, self.store, self._hasher = settings, store, hasher
-        self.names = frozenset(filter(None, (name.strip() for name in settings.admins.split(","))))
+    def __init__(self, settings: Settings, store: Store, window: int = WINDOW, hasher: PasswordHasher = HASHER) -> None:
+        self.settings = settings
+        self.store = store
+        self.names = frozenset(name.strip() for name in settings.admins.split(",") if name.strip())
+        self._hasher = hasher
         tries = settings.sign_in_tries
-        self._by_both = Rate(tries, window)
-        self._by_place = Rate(tries * PLACE_FACTOR, window)
-        self._by_name = Rate(tries * NAME_FACTOR, window)
-        self._known, self._salt = {}, secrets.token_bytes(16)
-        self._waiting, self._hashing = threading.BoundedSemaphore(MOST_WAITING), threading.Lock()
+        self._by_both = RateLimit(tries, window)  # of a name from an address
+        self._by_place = RateLimit(tries * PLACE_FACTOR, window)
+        self._by_name = RateLimit(tries * NAME_FACTOR, window)
+        # (address, name) pairs that have signed in before, as a dict's keys: the one that signed in last comes last
+        self._known: dict[tuple[str, str], None] = {}
+        self._salt = secrets.token_bytes(16)
+        self._waiting = threading.BoundedSemaphore(MOST_WAITING)
+        self._hashing = threading.Lock()
 
-    def allowed(self, request, annotator):
+    # -- who is an admin
+
+    def allowed(self, request: AnyRequest, annotator: int) -> bool:
         """Whether this person may do what admins do."""
         return self.store.signed_in(annotator) == OWNER or self.name(request, annotator) in self.names
 
-    def name(self, request, annotator):
-        """Under which name this person has signed in, or None."""
+    def name(self, request: AnyRequest, annotator: int) -> str | None:
+        """The name under which this person has signed in, or None."""
         return self.store.signed_in(annotator) or space_user(request)
 
-    def takes_passwords(self):
-        """Whether there is somebody who could sign in with one."""
+    # -- signing in and out
+
+    def takes_passwords(self) -> bool:
+        """Whether anybody could sign in with a password."""
         return bool(self.names and self.settings.users_file)
 
-    def sign_in(self, request, annotator, name, password):
-        """WrongSignIn unless it is this name's password; TooMany after too many wrong ones, or while many people sign
-        in.
+    def sign_in(self, request: AnyRequest, annotator: int, name: str | None, password: str | None) -> None:
+        """Sign this person in as `name`, for 7 days.
+
+        WrongSignIn unless the password is this name's; TooMany after too many wrong ones, or while many people sign in.
         """
         if not self.takes_passwords():
             raise WrongSignIn("Nobody can sign in with a password here.")
-        name, password = str(name or "").strip(), str(password or "")
+        name = str(name or "").strip()
+        password = str(password or "")
         if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(f"A name has at most {NAME_CHARS} characters and a password at most {PASSWORD_CHARS}.")
-        place, bucket = one_place(request.client.host if request.client else ""), self._bucket(name)
-        self._check(place, bucket)
-        with self._alone():
-            self._check(place, bucket)  # those who hashed before this one may have used up its tries
+            raise WrongSignIn(
+                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
+            )
+        client = _unwrapped(request).client
+        place = limit_key(client.host if client else "")
+        bucket = self._bucket(name)
+        self._check_limits(place, bucket)
+        with self._one_at_a_time():
+            self._check_limits(place, bucket)  # those that were hashed before this one may have used up its tries
             users = self._users()
-            if not self._right(users.get(name) or self._nobody, password) or name not in users or name == OWNER:
+            # an unknown name is hashed too, so that it takes as long as a known one
+            matches = self._matches(users.get(name) or self._hash_of_nobody, password)
+            if not matches or name not in users or name == OWNER:
                 self._by_both.count(place, bucket)
                 self._by_place.count(place)
                 self._by_name.count(bucket)
@@ -132,27 +175,33 @@ class Admins:
             self._remember(place, bucket)
         self.store.sign_in(annotator, name, time.time() + SIGNED_IN)
 
-    def sign_in_owner(self, annotator, token):
-        """Make this person the owner, for 30 days. Their cookie becomes `token`: who had planted the old one has
-        nothing.
+    def sign_in_owner(self, annotator: int, token: str) -> None:
+        """Make this person the owner, for 30 days.
+
+        Their cookie becomes `token`, so that somebody who had planted the earlier cookie gains nothing.
         """
         self.store.renew(annotator, token)
         self.store.sign_in(annotator, OWNER, time.time() + OWNER_SIGNED_IN)
 
-    def sign_out(self, annotator):
+    def sign_out(self, annotator: int) -> None:
         self.store.sign_out(annotator)
 
-    def _check(self, place, bucket):
+    # -- limits
+
+    def _check_limits(self, place: str, bucket: str) -> None:
         """TooMany where this address, or this name from an address that has never signed in under it, must wait."""
-        waits = [self._by_both.wait(place, bucket), self._by_place.wait(place)]
+        waits = [self._by_both.seconds_to_wait(place, bucket), self._by_place.seconds_to_wait(place)]
         if (place, bucket) not in self._known:  # guesses from all over the world lock out nobody who was here before
-            waits.append(self._by_name.wait(bucket))
+            waits.append(self._by_name.seconds_to_wait(bucket))
         if wait := max(waits):
-            raise TooMany(f"Too many wrong passwords. Try again in {wait:.0f} s.")
+            raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{wait:.0f}")
 
     @contextmanager
-    def _alone(self):
-        """One hash at a time: each takes 64 MB. A few wait for a few seconds; more are told to try again."""
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Only one password is hashed at a time, since each takes 64 MB.
+
+        MOST_WAITING others wait for LONGEST_WAIT; TooMany for those beyond.
+        """
         if not self._waiting.acquire(blocking=False):
             raise TooMany("Other people are signing in. Try again in a few seconds.")
         try:
@@ -165,28 +214,30 @@ class Admins:
         finally:
             self._waiting.release()
 
-    def _bucket(self, name):
+    def _bucket(self, name: str) -> str:
+        """What wrong passwords of a name are counted as."""
         digest = hashlib.sha256(self._salt + name.encode(errors="replace")).digest()
         return str(int.from_bytes(digest[:4], "big") % BUCKETS)
 
-    def _remember(self, place, bucket):
+    def _remember(self, place: str, bucket: str) -> None:
         self._known.pop((place, bucket), None)
-        self._known[place, bucket] = True
+        self._known[place, bucket] = None
         while len(self._known) > MOST_KNOWN:
-            del self._known[next(iter(self._known))]  # the one that was here longest ago
+            del self._known[next(iter(self._known))]  # the one that signed in longest ago
+
+    # -- passwords
 
     @cached_property
-    def _nobody(self):
-        """A hash that is checked for an unknown name, so that it takes as long as a known one."""
+    def _hash_of_nobody(self) -> str:
         return self._hasher.hash(secrets.token_urlsafe())
 
-    def _right(self, hashed, password):
+    def _matches(self, hashed: str, password: str) -> bool:
         try:
             return self._hasher.verify(hashed, password.encode(errors="replace"))
         except (VerificationError, InvalidHashError):
             return False
 
-    def _users(self):
+    def _users(self) -> dict[str, str]:
         try:
             return read_users(self.settings.users_file)
         except (OSError, UnicodeError):
@@ -196,42 +247,64 @@ class Admins:
             ) from None
 
 
-def space_user(request):
-    """The Hugging Face user of a request, or None. Only on a Space: elsewhere Gradio's sign-in is a mock that makes
-    anybody the owner.
+def _unwrapped(request: AnyRequest) -> HTTPConnection:
+    """Starlette's request, out of Gradio's where it is one."""
+    wrapped: HTTPConnection | None = getattr(request, "request", None)
+    return wrapped or cast(HTTPConnection, request)
+
+
+def space_user(request: AnyRequest) -> str | None:
+    """The Hugging Face user of a request, or None.
+
+    Always None outside of a Space: there Gradio's sign-in is a mock that makes everybody the owner.
     """
     if not settings_module.ON_SPACE:
         return None
-    session = getattr(request, "request", request).scope.get("session") or {}
+    session = _unwrapped(request).scope.get("session") or {}
     return (session.get("oauth_info") or {}).get("userinfo", {}).get("preferred_username")
 
 
-def read_users(path):
-    """{name: hash} of a users file; {} where there is none yet."""
+# -- the users file
+
+
+def read_users(path: str | Path) -> dict[str, str]:
+    """The hashes of a users file by name; none where there is no file yet."""
     path = Path(path).expanduser()
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return dict(line.strip().split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+    if not path.exists():
+        return {}
+    users = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if ":" in line and not line.startswith("#"):
+            name, hashed = line.strip().split(":", 1)
+            users[name] = hashed
+    return users
 
 
-def write_user(path, name, password, hasher=HASHER):
+def write_user(path: str | Path, name: str, password: str, hasher: PasswordHasher = HASHER) -> None:
     """Add a name to a users file, or change its password; WrongSignIn where one of them cannot be used."""
     if not name or ":" in name or name != name.strip() or name.startswith("#") or len(name.splitlines()) > 1:
         raise WrongSignIn(
-            f"{name!r} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #."
+            "{name} cannot be a name: it is empty, has a colon, outer blanks or several lines, or starts with #.",
+            name=repr(name),
         )
     if name.casefold() == OWNER:
-        raise WrongSignIn(f"{name!r} cannot be a name: it stands for whoever opened the admin link.")
+        raise WrongSignIn("{name} cannot be a name: it stands for whoever opened the admin link.", name=repr(name))
     if len(name) > NAME_CHARS:
-        raise WrongSignIn(f"The name has {len(name)} characters; at most {NAME_CHARS} fit.")
+        raise WrongSignIn("The name has {n} characters; at most {limit} fit.", n=len(name), limit=NAME_CHARS)
     if len(password) < SHORTEST:
-        raise WrongSignIn(f"The password has {len(password)} characters; at least {SHORTEST} are needed.")
+        raise WrongSignIn(
+            "The password has {n} characters; at least {limit} are needed.", n=len(password), limit=SHORTEST
+        )
     if len(password) > PASSWORD_CHARS:
-        raise WrongSignIn(f"The password has {len(password)} characters; at most {PASSWORD_CHARS} fit.")
-    users, path = {**read_users(path), name: hasher.hash(password)}, Path(path).expanduser()
+        raise WrongSignIn(
+            "The password has {n} characters; at most {limit} fit.", n=len(password), limit=PASSWORD_CHARS
+        )
+    users = {**read_users(path), name: hasher.hash(password)}
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.touch(mode=0o600)
-    partial.write_text("".join(f"{n}:{h}\n" for n, h in users.items()), encoding="utf-8")
+    partial.write_text("".join(f"{user}:{hashed}\n" for user, hashed in users.items()), encoding="utf-8")
     partial.replace(path)
 
 
@@ -242,18 +315,16 @@ class AdminSettings(settings_module.Settings):
     """Whose password it is; add the name to NUDGE_ADMINS as well."""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = settings_module.read(argv, AdminSettings, "python -m playground.people.admins")
         if not settings.users_file or not settings.name:
             raise WrongSignIn("Pass --users-file FILE and --name NAME.")
-        write_user(
-            settings.users_file,
-            settings.name,
-            getpass.getpass(f"Password of {settings.name}: ")
-            if sys.stdin.isatty()
-            else sys.stdin.readline().rstrip("\n"),
-        )
+        if sys.stdin.isatty():
+            password = getpass.getpass(f"Password of {settings.name}: ")
+        else:
+            password = sys.stdin.readline().rstrip("\n")
+        write_user(settings.users_file, settings.name, password)
     except (settings_module.SettingsError, WrongSignIn) as error:
         sys.exit(str(error))
     print(f"{settings.name} can sign in once it is one of NUDGE_ADMINS.")

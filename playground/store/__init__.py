@@ -1,23 +1,38 @@
-"""The store: owns the SQLite file, and is the only package that speaks SQL.
+"""The store: owns the SQLite file, and is the only package that contains SQL.
 
-Nothing is overwritten: a replaced vote is superseded, a retired policy stays. What rows mean to a chat is
-`session.py`'s; to a round, `round.py`'s.
+Nothing is overwritten: a replaced vote is superseded, a retired policy stays. What rows mean to a chat is up to
+`playground/chat/session.py`, and what they mean to a round to `training/round.py`.
 """
 
-from playground.store.chats import Chats
+from playground.store.checks import LeaseLost
+from playground.store.conversations import Conversations
+from playground.store.database import Row, now
+from playground.store.duels import Duels
 from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
-from playground.store.file import File, now
 from playground.store.people import People
 from playground.store.policies import Policies
-from playground.store.rounds import REFUSED, STOPPED, LeaseLost, Rounds
+from playground.store.reasons import STOPPED
+from playground.store.rounds import Rounds
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
 
-__all__ = ["CHOICES", "REFUSED", "STOPPED", "LeaseLost", "Store", "StoreError", "StoreLost", "StoreUnavailable", "now"]
+__all__ = [
+    "CHOICES",
+    "STOPPED",
+    "LeaseLost",
+    "Row",
+    "Store",
+    "StoreError",
+    "StoreLost",
+    "StoreUnavailable",
+    "now",
+]
 
 
-class Store(People, Chats, Votes, Erasures, Rounds, Policies, Watch, File):
-    """The database at a path, one method for each thing that is recorded or asked; each module of the package has its
-    own.
+class Store(People, Conversations, Duels, Votes, Erasures, Rounds, Policies, Watch):
+    """The database at a path, with one method for each thing that is recorded or asked.
+
+    Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each
+    other; what several of them need is in `database.py` and `checks.py`.
     """

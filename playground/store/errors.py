@@ -1,18 +1,28 @@
-"""What the store says when it cannot: to the person in words, and what SQLite's own errors mean in such words.
+"""The store's exceptions, and what SQLite's own errors mean in a sentence for the person.
 
-`StoreError` itself is a refusal: the database is well, and what was asked cannot be. `StoreUnavailable` means that the
-database could not do it.
+A plain `StoreError` is a refusal: the database is well, but what was asked is not possible. `StoreUnavailable` means
+that the database could not do it.
 """
 
 import sqlite3
 
-# primary result codes of SQLite (https://sqlite.org/rescode.html), which Python gives as `sqlite_errorcode`
-BUSY, LOCKED, READONLY, FULL, CANNOT_OPEN, PROTOCOL = 5, 6, 8, 13, 14, 15
-# mistakes of the code that asks
-NOT_OURS = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.NotSupportedError)
+from playground.system.messages import UserFacingError
+
+# Primary result codes of SQLite (https://sqlite.org/rescode.html). Python gives an error's code as `sqlite_errorcode`;
+# its higher bits tell which of several system calls failed.
+BUSY = 5
+LOCKED = 6
+READONLY = 8
+FULL = 13
+CANNOT_OPEN = 14
+PROTOCOL = 15
+PRIMARY_BITS = 0xFF
+
+# raised where the code that uses the database is wrong
+MISTAKES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.NotSupportedError)
 
 
-class StoreError(Exception):
+class StoreError(UserFacingError):
     """The store refuses what was asked; the message says why."""
 
 
@@ -33,14 +43,13 @@ class StoreLost(StoreUnavailable):
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether an exception tells that the database failed, rather than that the code which asked is wrong."""
-    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, NOT_OURS)
+    """Whether the database failed, rather than the code that uses it."""
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, MISTAKES)
 
 
-def in_words(error: sqlite3.Error) -> StoreUnavailable:
-    """SQLite's error as one for the person."""
-    # the higher bits tell which of several system calls failed
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+def translate(error: sqlite3.Error) -> StoreUnavailable:
+    """SQLite's error as one whose message is a sentence for the person."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & PRIMARY_BITS
     if code in (BUSY, LOCKED, PROTOCOL):
         return StoreBusy(
             "The database is busy, so nothing was recorded. What you see here is kept: try again in a moment."
@@ -59,8 +68,8 @@ def in_words(error: sqlite3.Error) -> StoreUnavailable:
     )
 
 
-def lost() -> StoreLost:
-    """What a person reads once the files are gone."""
+def files_lost() -> StoreLost:
+    """The error for a database whose files are no longer the ones that were opened."""
     return StoreLost(
         "The database was moved, deleted or replaced while the app was running, so nothing can be recorded. "
         "Please tell the owner to restart the app."

@@ -1,21 +1,22 @@
-"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils. Only `file.py`
-runs them.
+"""The store's schema as numbered migrations, each applied once and recorded by sqlite-utils.
+
+Only `database.py` runs them.
 """
 
-from sqlite_utils import Migrations
+from sqlite_utils import Database, Migrations
 
 migrations = Migrations("nudge")
 
 
 @migrations(name="0001_initial")
-def initial(db):
+def initial(db: Database) -> None:
     for statement in SCHEMA.split(";\n\n"):
         db.execute(statement)
 
 
 @migrations(name="0002_forecast")
-def forecast(db):
-    """What a reward model fitted on the votes before said of a vote: the probability of the choice, and whether it
+def forecast(db: Database) -> None:
+    """What a reward model, fitted on the votes before, said of a vote: the probability of the choice, and whether it
     named the winner.
     """
     db.execute(
@@ -25,8 +26,8 @@ def forecast(db):
 
 
 @migrations(name="0003_gestures")
-def gestures(db):
-    """Undo, regenerate, chats to come back to and to share, a sign-in, and what an admin wishes of rounds."""
+def gestures(db: Database) -> None:
+    """Undo, regenerate, chats to reopen and to share, sign-ins, and what an admin tells a round (`wish`)."""
     for column in ("name text", "signed_in_until real"):
         db.execute(f"alter table annotator add column {column}")
     for column in ("opened text", "shown_duel integer references duel(id)", "sampling text", "share_token text"):
@@ -38,7 +39,7 @@ def gestures(db):
         "annotator(id), created text not null)"
     )
     db.execute("update conversation set opened = created")
-    # what a page asks for at each gesture; without these it takes longer with every vote
+    # for the queries of each gesture, which without these take longer with every vote
     for table, columns in (
         ("vote", "annotator"),
         ("vote_use", "vote, heldout"),
@@ -58,16 +59,14 @@ def gestures(db):
 
 
 @migrations(name="0004_beat")
-def beat(db):
-    """What used to be told by the wall clock, which may be set back, is counted: a round's lease, and which chat was
-    opened last.
+def beat(db: Database) -> None:
+    """Counters instead of the wall clock, which may be set back: of a round's lease, and of the opening of chats.
 
-    And the hash of the weights of a version that a server rejected, since `sha256` is now that of the whole version,
-    which names it.
+    Also the hash of the weights of a version that a server rejected, since `sha256` is now that of the whole version.
     """
-    # goes up each time that the round's worker shows that it lives
+    # goes up each time the round's worker shows that it is alive
     db.execute("alter table round add column beat integer not null default 0")
-    # the highest of a person is the one that is open
+    # a person's open chat is the one with the highest value
     db.execute("alter table conversation add column opened_as integer not null default 0")
     db.execute("""update conversation set opened_as = ordered.n
                   from (select id, row_number() over (order by opened, id) as n from conversation) as ordered
@@ -78,10 +77,12 @@ def beat(db):
 
 
 @migrations(name="0005_early_votes")
-def early_votes(db):
-    """How many tokens each side had when its pair was picked before the end: training compares these. And pairs whose
-    replies are the same text: nobody can vote on them, so that they count nowhere and the conversation goes on from the
-    left one.
+def early_votes(db: Database) -> None:
+    """Early votes and pairs of equal replies.
+
+    `left_cut` and `right_cut`: how many tokens each side had when the pair was picked before the end; training compares
+    these. `same`: both replies are the same text. Nobody can vote on such a pair, so it does not count, and the
+    conversation goes on from the left reply.
     """
     for column in ("left_cut integer", "right_cut integer", "same integer not null default 0"):
         db.execute(f"alter table duel add column {column}")
@@ -98,9 +99,10 @@ def early_votes(db):
 
 
 @migrations(name="0006_erasure")
-def erasure(db):
-    """What people take back, until nothing of it is left in any file; and which chats a round has read. Chats that were
-    deleted before are erased too.
+def erasure(db: Database) -> None:
+    """What people take back, until nothing of it is left in any file; and which chats a round has read.
+
+    Chats that were deleted before are erased too.
     """
     db.execute("""create table erasure (
                     id integer primary key, annotator integer not null references annotator(id),
@@ -121,8 +123,8 @@ def erasure(db):
 
 
 @migrations(name="0007_report")
-def report(db):
-    """A policy's report no longer holds the samples, which are people's words and outlived the deletion of a chat."""
+def report(db: Database) -> None:
+    """Remove the samples from a policy's report: they are people's words and outlived the deletion of a chat."""
     db.execute("update policy set gate_report = json_remove(gate_report, '$.samples') where json_valid(gate_report)")
 
 

@@ -1,45 +1,51 @@
-"""Who votes: annotators, known by the hash of their cookie, and who of them has signed in under a name."""
+"""Annotators: known by the hash of their cookie; some of them have signed in under a name."""
 
 import hashlib
 import time
 
-from playground.store.file import now
+from playground.store.database import Database, Row, now
 
 
-class People:
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class People(Database):
     """Part of `Store`."""
 
-    def annotator(self, token, kind="anonymous"):
-        """The annotator whose cookie is `token`, made on the first visit."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        found = self.row("select id from annotator where token_hash = ?", digest)
-        if found:
-            return found["id"]
+    def annotator(self, token: str, kind: str = "anonymous") -> int:
+        """The id of the annotator whose cookie is `token`, made on the first visit."""
+        digest = _digest(token)
+        known = self.row("select id from annotator where token_hash = ?", digest)
+        if known:
+            return known["id"]
         with self.writing() as db:
             db.execute(
                 "insert or ignore into annotator (token_hash, kind, created) values (?, ?, ?)", [digest, kind, now()]
             )
-        return self.row("select id from annotator where token_hash = ?", digest)["id"]
+        return self.one("select id from annotator where token_hash = ?", digest)["id"]
 
-    def person(self, annotator):
-        """An annotator's row."""
+    def person(self, annotator: int) -> Row | None:
+        """The columns of an annotator, None if unknown."""
         return self.row("select * from annotator where id = ?", annotator)
 
-    def renew(self, annotator, token):
-        """From now on this annotator's cookie is `token`; whoever knows the one before is another person."""
+    def renew(self, annotator: int, token: str) -> None:
+        """Make `token` this annotator's cookie. Whoever knows the earlier one becomes another person."""
         with self.writing() as db:
-            db["annotator"].update(annotator, {"token_hash": hashlib.sha256(token.encode()).hexdigest()})
+            db.table("annotator").update(annotator, {"token_hash": _digest(token)})
 
-    def sign_in(self, annotator, name, until):
-        """This person is `name` until the moment `until`, in unix seconds."""
+    def sign_in(self, annotator: int, name: str, until: float) -> None:
+        """Sign this person in as `name` until the time `until`, in unix seconds."""
         with self.writing() as db:
-            db["annotator"].update(annotator, {"name": name, "signed_in_until": until})
+            db.table("annotator").update(annotator, {"name": name, "signed_in_until": until})
 
-    def sign_out(self, annotator):
+    def sign_out(self, annotator: int) -> None:
         with self.writing() as db:
-            db["annotator"].update(annotator, {"name": None, "signed_in_until": None})
+            db.table("annotator").update(annotator, {"name": None, "signed_in_until": None})
 
-    def signed_in(self, annotator):
-        """The name this person signed in under, or None once that has lapsed."""
+    def signed_in(self, annotator: int) -> str | None:
+        """The name that this person has signed in under, or None, also once the sign-in has expired."""
         row = self.person(annotator)
-        return row["name"] if row and row["name"] and row["signed_in_until"] > time.time() else None
+        if row is None or not row["name"]:
+            return None
+        return row["name"] if row["signed_in_until"] > time.time() else None

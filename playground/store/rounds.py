@@ -1,56 +1,79 @@
-"""Training rounds: who asks for one, who holds it, how far it is, what it measured; and the settings of the
-next ones.
+"""Training rounds: who asks for one, which worker holds it, how far it is and what it measured.
+
+Also the settings that an admin has changed for the next rounds. What a round does is `training/round.py`'s.
 """
 
 import json
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from sqlite_utils.db import NotFoundError
-
+from playground.store.checks import check_lease
+from playground.store.database import Database, Row, insert, now
 from playground.store.errors import StoreError
-from playground.store.file import now
+from playground.store.reasons import STOPPED
+from playground.store.votes import COUNT_NEW_VOTES
+from playground.system.messages import Message, loads
 
-STOPPED = "An admin stopped this round."
-REFUSED = "The new version was not published: "  # and why
-WISHES = {
-    "pause": "There is no round to pause.",
-    "stop": "There is no round to stop.",
-    None: "There is no round to resume.",
+# what an admin may tell a round, None being "go on", and the error where no round is active
+NO_ROUND = {
+    "pause": Message(Message("There is no round to pause.")),
+    "stop": Message(Message("There is no round to stop.")),
+    None: Message(Message("There is no round to resume.")),
 }
 
 
-class LeaseLost(StoreError):
-    """Another worker has taken the round over."""
+class Beat(NamedTuple):
+    """What changes on a running round as long as its worker lives."""
+
+    round_id: int
+    owner: str | None
+    number: int
 
 
-class Rounds:
-    """Part of `Store`."""
+class Rounds(Database):
+    """Part of `Store`. A round's row has the columns of its table, with `metrics` and `config` decoded into dicts and
+    `reason` into a Message."""
 
-    clock = staticmethod(time.monotonic)  # of leases, in seconds
-    _last_beat, _first_seen = None, 0.0  # the newest (round, owner, beat) that this store saw, and since when
+    clock = staticmethod(time.monotonic)  # measures leases, in seconds
+    _last_beat: Beat | None = None  # the newest beat that this store has seen
+    _last_beat_since = 0.0  # when it saw that beat for the first time, on `clock`
 
-    def request_round(self):
-        """Ask for a round now. Returns the active round's id: the new one, or the one that is already asked for or
-        running.
-        """
+    # -- begin and end
+
+    def request_round(self) -> int:
+        """Ask for a round now; returns its id. A round that is already requested or running serves as well."""
         with self.writing() as db:
             active = db.execute("select id from round where state in ('requested', 'running')").fetchone()
-            return active[0] if active else db["round"].insert({"state": "requested", "created": now()}).last_pk
+            if active:
+                return active[0]
+            return insert(db, "round", {"state": "requested", "created": now()})
 
-    def take_round(self, owner, *, lease_seconds, auto_votes=None, config=None, seed=0):
-        """Take the lease of a round for `owner`: a running one whose worker is gone, a requested one, or, where there
-        are `auto_votes` new votes, a new one. Returns the round's row, or None when there is nothing to do.
+    def take_round(
+        self,
+        owner: str,
+        *,
+        lease_seconds: float,
+        auto_votes: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Row | None:
+        """Take the lease of a round for the worker `owner`; returns the round's row, or None when there is none to do.
 
-        A worker is gone when this store has seen no beat of it for `lease_seconds` of its own monotonic clock: whoever
-        asks for the first time waits that long. Wall clocks are set back and forth, and differ from machine to machine.
+        That is a running round whose worker is gone, or a requested one, or a new one where there are `auto_votes` new
+        votes.
+
+        A worker is gone when this store has seen no beat of it for `lease_seconds` of its own monotonic clock, so
+        whoever asks for the first time waits that long. Wall clocks are not used: they are set back and forth, and they
+        differ from machine to machine.
         """
         with self.writing() as db:
             row = next(db.query("select * from round where state in ('requested', 'running')"), None)
-            if row is None and auto_votes is not None and self.new_votes() >= auto_votes:
-                row = db["round"].get(db["round"].insert({"state": "requested", "created": now()}).last_pk)
+            if row is None and auto_votes is not None and self.one(COUNT_NEW_VOTES)["n"] >= auto_votes:
+                row = db.table("round").get(insert(db, "round", {"state": "requested", "created": now()}))
             if row is None or self._held_by_another(row, owner, lease_seconds):
                 return None
-            change = {
+            change: Row = {
                 "state": "running",
                 "owner": owner,
                 "beat": row["beat"] + 1,
@@ -58,148 +81,150 @@ class Rounds:
                 "attempts": row["attempts"] + 1,
             }
             if row["state"] == "requested":
-                last = db.execute("select coalesce(max(id), 0) from vote").fetchone()[0]
+                last_vote = db.execute("select coalesce(max(id), 0) from vote").fetchone()[0]
                 change |= {
                     "phase": "collect",
                     "started": now(),
                     "config": json.dumps(config or {}),
                     "seed": seed,
-                    "last_vote": last,
+                    "last_vote": last_vote,
                 }
-            db["round"].update(row["id"], change)
+            db.table("round").update(row["id"], change)
         taken = self.round(row["id"])
-        self._unchanged_for(taken)
+        if taken is not None:
+            self._seconds_since_beat(taken)
         return taken
 
-    def _held_by_another(self, row, owner, lease_seconds):
-        """Whether a round has a worker that may be alive. One without an owner was given up."""
-        if row["state"] != "running" or row["owner"] in (None, owner):
-            return False
-        return self._unchanged_for(row) < lease_seconds
+    def end_round(self, round_id: int, owner: str, state: str, reason: Message | None = None) -> None:
+        """End a running round in `state`. LeaseLost when `owner` no longer holds it."""
+        self.update_round(round_id, owner, state=state, reason=reason.dumps() if reason else None, ended=now())
 
-    def _unchanged_for(self, row):
-        """For how many seconds this store has seen the same beat of the same owner on a round; 0 at the first look."""
-        beat = (row["id"], row["owner"], row["beat"])
-        if self._last_beat != beat:
-            self._last_beat, self._first_seen = beat, self.clock()
-        return self.clock() - self._first_seen
+    def release_round(self, round_id: int, owner: str) -> None:
+        """Give the lease up without ending the round, so that the next worker can take it at once.
 
-    def round(self, round_id):
-        """A round's row, its metrics and config decoded."""
-        row = self.row("select * from round where id = ?", round_id)
-        return row and self._decoded_round(row)
-
-    def last_round(self):
-        row = self.row("select id from round order by id desc limit 1")
-        return row and self.round(row["id"])
-
-    def update_round(self, round_id, owner, metrics=None, **columns):
-        """Change a running round and renew its lease; `metrics` are merged into what it has. LeaseLost when `owner` no
-        longer holds it.
-        """
-        with self.writing() as db:
-            self._held(db, round_id, owner)
-            row = db["round"].get(round_id)
-            if metrics:
-                columns["metrics"] = json.dumps({**json.loads(row["metrics"]), **metrics})
-            row["beat"] += 1
-            db["round"].update(round_id, {**columns, "beat": row["beat"], "heartbeat": time.time()})
-        self._unchanged_for(row)
-
-    def end_round(self, round_id, owner, state, reason=None):
-        self.update_round(round_id, owner, state=state, reason=reason, ended=now())
-
-    def release_round(self, round_id, owner):
-        """Give the lease up without ending the round, so that the next worker goes on at once. That is no failed
-        attempt.
+        That does not count as a failed attempt.
         """
         with self.writing() as db:
             db.execute(
                 """update round set owner = null, attempts = attempts - 1
-                          where id = ? and owner = ? and state = 'running'""",
+                   where id = ? and owner = ? and state = 'running'""",
                 [round_id, owner],
             )
 
-    def _held(self, db, round_id, owner):
-        try:
-            row = db["round"].get(round_id)
-        except NotFoundError:
-            raise LeaseLost(f"round {round_id} does not exist") from None
-        if row["owner"] != owner or row["state"] != "running":
-            raise LeaseLost(f"round {round_id} is {row['state']}, held by {row['owner']}, not by {owner}")
+    def _held_by_another(self, row: Row, owner: str, lease_seconds: float) -> bool:
+        """Whether a round has another worker that may be alive. A running round without an owner was given up."""
+        if row["state"] != "running" or row["owner"] in (None, owner):
+            return False
+        return self._seconds_since_beat(row) < lease_seconds
 
-    def use_votes(self, round_id, uses):
-        """Record which votes a round used, as (vote, heldout) pairs."""
+    def _seconds_since_beat(self, row: Row) -> float:
+        """For how many seconds this store has seen the same beat on a round; 0 when it sees the beat first."""
+        beat = Beat(row["id"], row["owner"], row["beat"])
+        if self._last_beat != beat:
+            self._last_beat = beat
+            self._last_beat_since = self.clock()
+        return self.clock() - self._last_beat_since
+
+    # -- what a round records
+
+    def update_round(self, round_id: int, owner: str, metrics: Mapping[str, Any] | None = None, **columns: Any) -> None:
+        """Change columns of a running round and renew its lease; `metrics` are merged into those that it has.
+
+        LeaseLost when `owner` no longer holds it.
+        """
         with self.writing() as db:
-            db["vote_use"].insert_all(
-                ({"round": round_id, "vote": v, "heldout": int(h)} for v, h in uses), replace=True
+            check_lease(db, round_id, owner)
+            row = db.table("round").get(round_id)
+            if metrics:
+                columns["metrics"] = json.dumps({**json.loads(row["metrics"]), **metrics})
+            row["beat"] += 1
+            db.table("round").update(round_id, {**columns, "beat": row["beat"], "heartbeat": time.time()})
+        self._seconds_since_beat(row)
+
+    def record_used_votes(self, round_id: int, votes: Iterable[tuple[int, bool]]) -> None:
+        """Record which votes a round has used, as pairs of a vote's id and whether it was held out."""
+        with self.writing() as db:
+            db.table("vote_use").insert_all(
+                ({"round": round_id, "vote": vote, "heldout": int(heldout)} for vote, heldout in votes), replace=True
             )
 
-    def add_metrics(self, round_id, step, values):
-        """Append one point to each named curve of a round; a repeated step (after a resume) replaces its point."""
+    def add_metrics(self, round_id: int, step: int, values: Mapping[str, float | None]) -> None:
+        """Append one point to each named curve of a round. A step repeated after a resume replaces its point."""
         with self.writing() as db:
-            db["metric"].insert_all(
-                ({"round": round_id, "step": step, "name": k, "value": v} for k, v in values.items()), replace=True
+            db.table("metric").insert_all(
+                ({"round": round_id, "step": step, "name": name, "value": value} for name, value in values.items()),
+                replace=True,
             )
 
-    def metrics(self, round_id):
-        """The curves of a round: {name: [(step, value), ...]}."""
-        curves = {}
+    # -- reading
+
+    def round(self, round_id: int) -> Row:
+        """A round that exists; LookupError otherwise."""
+        return _decoded(self.one("select * from round where id = ?", round_id))
+
+    def last_round(self) -> Row | None:
+        row = self.row("select * from round order by id desc limit 1")
+        return _decoded(row) if row else None
+
+    def rounds(self, limit: int = 200) -> list[Row]:
+        """The rounds, newest first, each also with the `version` that it made and its `policy_status`, or None."""
+        rows = self.rows(
+            """select r.*, p.version, p.status as policy_status from round r left join policy p on p.round = r.id
+               order by r.id desc limit ?""",
+            limit,
+        )
+        return [_decoded(row) for row in rows]
+
+    def metrics(self, round_id: int) -> dict[str, list[tuple[int, float | None]]]:
+        """The curves of a round by name, each a list of (step, value)."""
+        curves: dict[str, list[tuple[int, float | None]]] = {}
         for row in self.rows("select name, step, value from metric where round = ? order by name, step", round_id):
             curves.setdefault(row["name"], []).append((row["step"], row["value"]))
         return curves
 
-    def rounds(self, limit=200):
-        """Rounds, newest first, each with the `version` it made and that one's `policy_status`, or None."""
-        return [
-            self._decoded_round(row)
-            for row in self.rows(
-                """select r.*, p.version, p.status as policy_status from round r left join policy p on p.round = r.id
-               order by r.id desc limit ?""",
-                limit,
-            )
-        ]
+    # -- what an admin decides
 
-    @staticmethod
-    def _decoded_round(row):
-        return {**row, "metrics": json.loads(row["metrics"]), "config": json.loads(row["config"] or "{}")}
+    def set_round_command(self, round_id: int, command: str | None) -> None:
+        """Tell an active round to "pause", to "stop", or with None to go on; it obeys at its next step.
 
-    # -- what an admin wishes
-
-    def wish(self, round_id, wish):
-        """ "pause", "stop", or None to go on: the round obeys at its next step. One that nobody has begun stops at
-        once.
+        A requested round that no worker has begun is stopped at once. StoreError where the round is not active.
         """
         with self.writing() as db:
             row = db.execute(
                 "select state from round where id = ? and state in ('requested', 'running')", [round_id]
             ).fetchone()
             if row is None:
-                raise StoreError(WISHES[wish])
-            ended = (
-                {"state": "failed", "reason": STOPPED, "ended": now()}
-                if (wish, row[0]) == ("stop", "requested")
-                else {}
-            )
-            db["round"].update(round_id, {"wish": wish, **ended})
+                raise StoreError(NO_ROUND[command])
+            columns = {"wish": command}
+            if command == "stop" and row[0] == "requested":
+                columns |= {"state": "failed", "reason": STOPPED.dumps(), "ended": now()}
+            db.table("round").update(round_id, columns)
 
-    def wish_of(self, round_id):
+    def round_command(self, round_id: int) -> str | None:
+        """What an admin has told the round: "pause", "stop" or None."""
         row = self.row("select wish from round where id = ?", round_id)
-        return row and row["wish"]
+        return row["wish"] if row else None
 
-    def overrides(self):
-        """Settings of the next rounds that an admin has changed: {name: value}."""
-        return {
-            row["name"]: json.loads(row["value"]) for row in self.rows("select name, value from override order by name")
-        }
+    def overrides(self) -> dict[str, Any]:
+        """The settings of the next rounds that an admin has changed, by name."""
+        rows = self.rows("select name, value from override order by name")
+        return {row["name"]: json.loads(row["value"]) for row in rows}
 
-    def override(self, values, annotator):
-        """Set each of `values` for the next rounds; None takes the change back."""
+    def override(self, values: Mapping[str, Any], annotator: int) -> None:
+        """Change settings of the next rounds; a value of None takes the change back."""
         with self.writing() as db:
             for name, value in values.items():
                 if value is None:
                     db.execute("delete from override where name = ?", [name])
-                else:
-                    db["override"].upsert(
-                        {"name": name, "value": json.dumps(value), "annotator": annotator, "created": now()}, pk="name"
-                    )
+                    continue
+                columns = {"name": name, "value": json.dumps(value), "annotator": annotator, "created": now()}
+                db.table("override").upsert(columns, pk="name")
+
+
+def _decoded(row: Row) -> Row:
+    return {
+        **row,
+        "reason": loads(row["reason"]) if row["reason"] else None,
+        "metrics": json.loads(row["metrics"]),
+        "config": json.loads(row["config"] or "{}"),
+    }

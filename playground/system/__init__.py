@@ -1,1 +1,1 @@
-"""The process and the machine: the worker as a child, threads, memory, what logs may say."""
+"""The process and the machine: the worker as a child process, threads, memory, logging."""

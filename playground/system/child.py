@@ -1,5 +1,6 @@
-"""A child process that is kept alive: started, restarted with growing pauses when it dies, ended with its parent. What
-it does is its own affair.
+"""Keeps a child process alive: starts it, restarts it with growing pauses when it dies, and ends it with its parent.
+
+What the child does is its own business.
 """
 
 import logging
@@ -8,66 +9,75 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two starts
-LONGEST_HOLD = 3.0  # seconds; then the child goes on for as long, whoever still waits
-STEADY = 60.0  # seconds after which a run counts as good and the pause is short again
+FIRST_DELAY = 1.0  # seconds between the first death of the child and its restart
+LONGEST_DELAY = 60.0  # seconds; each further death doubles the delay up to this
+STEADY = 60.0  # seconds; after a run this long the delay is short again
+LONGEST_PAUSE = 3.0  # seconds; then the child runs for at least as long, even if somebody still waits
 
 
 class Child:
-    """Runs `command` in the environment `env` until `stop()`; `grace` is the time in seconds it has to end by
-    itself.
+    """Runs `command` with the environment variables `env` until `stop()`.
+
+    `grace`: seconds that the child has to end by itself before it is killed.
     """
 
-    def __init__(self, command, env, grace=10.0):
-        self.command, self.env, self.grace = command, env, grace
-        self.process = None
-        self._stopping, self._timer, self._rest_until = threading.Event(), None, 0.0
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], grace: float = 10.0) -> None:
+        self.command = command
+        self.env = env
+        self.grace = grace
+        self.process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._resume_timer: threading.Timer | None = None  # set while the child is paused
+        self._no_pause_before = 0.0  # on the monotonic clock
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._keep_alive, name="worker", daemon=True)
 
-    def start(self):
+    def start(self) -> Self:
         self._thread.start()
         return self
 
-    def hold(self):
-        """Let the child stand still until `release`, or for a few seconds at most. It does not notice; its lease is
-        longer.
-        """
-        with self._lock:
-            if (
-                self._timer is None
-                and time.monotonic() > self._rest_until
-                and not self._stopping.is_set()
-                and os.name == "posix"
-            ):
-                self._send(signal.SIGSTOP)
-                self._timer = threading.Timer(LONGEST_HOLD, self._release_for_long)
-                self._timer.daemon = True
-                self._timer.start()
+    def pause(self) -> None:
+        """Suspend the child (SIGSTOP) until `resume`, or for LONGEST_PAUSE at most. Only on POSIX systems.
 
-    def release(self):
-        """Let it go on."""
+        The child does not notice. Its lease of a round is longer than the pause.
+        """
+        if os.name != "posix":
+            return
         with self._lock:
-            if self._timer:
-                self._timer.cancel()
-                self._timer = None
+            paused = self._resume_timer is not None
+            too_soon = time.monotonic() <= self._no_pause_before
+            if paused or too_soon or self._stopping.is_set():
+                return
+            self._send(signal.SIGSTOP)
+            self._resume_timer = threading.Timer(LONGEST_PAUSE, self._resume_after_longest_pause)
+            self._resume_timer.daemon = True
+            self._resume_timer.start()
+
+    def resume(self) -> None:
+        """Let a paused child go on."""
+        with self._lock:
+            if self._resume_timer is not None:
+                self._resume_timer.cancel()
+                self._resume_timer = None
                 self._send(signal.SIGCONT)
 
-    def _release_for_long(self):
-        self._rest_until = time.monotonic() + LONGEST_HOLD
-        self.release()
+    def _resume_after_longest_pause(self) -> None:
+        self._no_pause_before = time.monotonic() + LONGEST_PAUSE
+        self.resume()
 
-    def _send(self, number):
+    def _send(self, number: int) -> None:
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
 
-    def stop(self):
-        """SIGTERM, then SIGKILL after the grace; returns when the process is gone."""
+    def stop(self) -> None:
+        """Send SIGTERM, and SIGKILL after the grace. Returns when the process has ended."""
         self._stopping.set()
-        self.release()
+        self.resume()
         with self._lock:
             if self.process:
                 self.process.terminate()
@@ -80,19 +90,20 @@ class Child:
                 self.process.wait()
         self._thread.join()
 
-    def _keep_alive(self):
-        pause = FIRST_PAUSE
+    def _keep_alive(self) -> None:
+        delay = FIRST_DELAY
         while True:
             with self._lock:
                 if self._stopping.is_set():
                     return
-                # a group of its own, so that Ctrl-C in the terminal reaches the parent alone, which then ends the child
-                # in order
+                # A process group of its own: Ctrl-C in the terminal then reaches only the parent, which ends the child
+                # in order.
                 self.process = subprocess.Popen(self.command, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
-            began = time.monotonic()
+            started = time.monotonic()
             code = self.process.wait()
             if self._stopping.is_set():
                 return
-            pause = FIRST_PAUSE if time.monotonic() - began > STEADY else min(2 * pause, LONGEST_PAUSE)
-            log.warning("the worker ended with exit code %s; the chat goes on, it starts again in %.0f s", code, pause)
-            self._stopping.wait(pause)
+            was_steady = time.monotonic() - started > STEADY
+            delay = FIRST_DELAY if was_steady else min(2 * delay, LONGEST_DELAY)
+            log.warning("the worker ended with exit code %s; the chat goes on, it starts again in %.0f s", code, delay)
+            self._stopping.wait(delay)

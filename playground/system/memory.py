@@ -1,32 +1,38 @@
-"""The memory of a long-lived process on the CPU: what it freed goes back to the system."""
+"""CPU memory of a long-lived process: makes the allocator give freed memory back to the system."""
 
 import ctypes
 import os
 
-MAPPED, TRIMMED = (
-    8 << 20,
-    1 << 20,
-)  # bytes: blocks mapped one by one, and free space at the top of the heap that is given back
-# of 1,024: oneDNN keeps the scratch memory of every shape it has multiplied, and in PPO every batch has its own
-PRIMITIVES = "32"
+MMAP_THRESHOLD = 8 << 20  # bytes; blocks from this size on are mapped one by one and unmapped when they are freed
+TRIM_THRESHOLD = 1 << 20  # bytes of free space at the top of the heap from which on it is given back
+# oneDNN keeps the scratch memory of every shape that it has multiplied (1,024 of them by default), and in PPO every
+# batch has a shape of its own
+ONEDNN_CACHE = "32"  # shapes
+
+M_TRIM_THRESHOLD = -1  # numbers of mallopt's parameters, from glibc's malloc.h
+M_MMAP_THRESHOLD = -3
 
 
-def return_freed():
-    """To be called before the first tensors. Have blocks from 8 MB on mapped one by one, and given back when freed:
-    PPO's activations, of another size in every batch, otherwise fragment the heap, and the peak nearly doubles; and
-    building a version leaves 300 MB of freed blocks behind. From 1 MB on it would cost a tenth of the time."""
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        libc.mallopt(mmap_threshold, MAPPED)
-        libc.mallopt(trim_threshold, TRIMMED)
+def return_freed_memory() -> None:
+    """Let the allocator map large blocks one by one. Call it before the first tensors are made.
+
+    PPO's activations have another size in every batch. Without this they fragment the heap, and the peak nearly
+    doubles; building a version leaves 300 MB of freed blocks behind. A threshold of 1 MB would cost a tenth of the
+    speed.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 
 
-def keep_few_primitives():
-    """To be called before the first matrix product of a process that trains."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)  # read by oneDNN at its first product
+def limit_onednn_cache() -> None:
+    """Let oneDNN keep few shapes. Call it before the first matrix product, at which oneDNN reads the variable."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_CACHE)
 
 
-def trim():
-    """Give back the free pages inside the heap; a few milliseconds."""
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+def trim() -> None:
+    """Give the free pages inside the heap back to the system; takes a few milliseconds."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

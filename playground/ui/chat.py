@@ -12,7 +12,8 @@ from dataclasses import replace
 import gradio as gr
 from gradio.events import Dependency
 
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.chat.views import View
 from playground.models.prompts import BadMessage
 from playground.people import visitor
@@ -144,9 +145,9 @@ class ChatTab:
             updates = self._after_failure(annotator, translate)
             if text is not None:
                 updates[self.panel.message] = text
-            yield {**updates, **self.notice.warn(translate.said(str(error)), translate("Not sent"))}
+            yield {**updates, **self.notice.warn(translate.message(error.message), translate("Not sent"))}
         except GeneratorExit:  # the browser has gone
-            self.chat.linger(annotator, turn)
+            self.chat.finish_in_background(annotator, turn)
             raise
 
     def _turn_updates(self, view: View, previous: View, translate: Words) -> Updates:
@@ -185,7 +186,7 @@ class ChatTab:
                 view = self.chat.vote(annotator, snapshot.duel, choice, snapshot.shown_at, snapshot.dwell_ms())
             except Refused as error:
                 updates = self.panel.updates(self.chat.view(annotator), translate, snapshot)
-                return {**updates, **self.notice.warn(translate.said(str(error)), translate("Vote not recorded"))}
+                return {**updates, **self.notice.warn(translate.message(error.message), translate("Vote not recorded"))}
             return self.panel.changed_updates(view, translate, snapshot)
 
         return on_vote
@@ -201,7 +202,7 @@ class ChatTab:
             view, text = self.chat.undo(annotator)
         except Refused as error:
             updates = self.panel.updates(self.chat.view(annotator), translate)
-            return {**updates, **self.notice.warn(translate.said(str(error)))}
+            return {**updates, **self.notice.warn(translate.message(error.message))}
         return {**self.panel.updates(view, translate), self.panel.message: text}
 
     def on_earlier_pair(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
@@ -222,7 +223,7 @@ class ChatTab:
             if 0 <= index < len(view.pairs):
                 view = self.chat.show_pair(annotator, view.pairs[index])
         except Refused as error:
-            notice = self.notice.warn(translate.said(str(error)))
+            notice = self.notice.warn(translate.message(error.message))
         return {**self.panel.updates(view, translate), **notice}
 
     def on_tick(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
@@ -242,8 +243,8 @@ class ChatTab:
         try:
             return self.store.annotator(visitor.token(request.cookies))
         except visitor.NoCookie as error:
-            message = words.of(request).said(str(error))
-            raise gr.Error(message, title="No cookie", print_exception=False) from None
+            message = words.of(request).message(error.message)
+            raise gr.Error(message, title=words.of(request)("No cookie"), print_exception=False) from None
 
     def check_current(self, annotator: int, snapshot: PageSnapshot | None) -> View:
         """The View as it is now. Refused where the page shows another one; `snapshot` is None where nobody knows what
@@ -271,6 +272,6 @@ def starter_handler(text: str) -> Callable[[gr.Request], str]:
     """The handler of one starter: it puts its text, in the reader's language, into the message box."""
 
     def on_starter(request: gr.Request) -> str:
-        return words.of(request).said(text)
+        return words.of(request)(text)
 
     return on_starter

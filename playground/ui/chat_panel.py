@@ -235,10 +235,12 @@ def is_writing(view: View) -> bool:
 def hint_html(view: View, translate: Words) -> str:
     """The line above the vote buttons: what the person can do now."""
     if view.writing:
-        text = PICK_GOES_ON if view.choice in SIDES else ONE_GOES_ON
+        text = translate(PICK_GOES_ON if view.choice in SIDES else ONE_GOES_ON)
+    elif view.progress:
+        text = translate.message(view.progress)
     else:
-        text = view.progress or HINTS[view.phase]
+        text = translate(HINTS[view.phase])
     link = ""
     if view.phase == "shared":
         link = f' <a href="?">{escape(translate("Start a chat of your own"))}</a>'
-    return f'<span class="{view.phase}">{escape(translate.said(text))}{link}</span>'
+    return f'<span class="{view.phase}">{escape(text)}{link}</span>'

@@ -163,9 +163,9 @@ class Control:
             newest = self.store.last_round()
             notice: Updates = {}
             try:
-                self.store.wish(newest["id"] if newest else 0, wish)
+                self.store.set_round_command(newest["id"] if newest else 0, wish)
             except StoreError as error:
-                notice = self.notice.warn(words.of(request).said(str(error)))
+                notice = self.notice.warn(words.of(request).message(error.message))
             return {**self._after_gesture(request), **notice}
 
         return on_wish
@@ -185,7 +185,7 @@ class Control:
         try:
             checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
         except SettingsError as error:
-            return self.notice.warn(translate.said(str(error)), translate("Nothing was saved"))
+            return self.notice.warn(translate.message(error.message), translate("Nothing was saved"))
         overrides: dict[str, Any] = {}
         for name in wanted:
             value = getattr(checked, name)
@@ -208,7 +208,7 @@ class Control:
         try:
             self.admins.sign_in(request, annotator, name, password)
         except WrongSignIn as error:
-            return {self.password: "", **self.notice.warn(translate.said(str(error)), translate("Not signed in"))}
+            return {self.password: "", **self.notice.warn(translate.message(error.message), translate("Not signed in"))}
         notice: Updates = {}
         if not self.is_admin(request):
             notice = self.notice.warn(translate("You are signed in, but you are no admin of this app."))
@@ -306,4 +306,6 @@ def setting_input(name: str) -> Component:
         return unchecked.Dropdown(choices, label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
     if field.annotation is bool:
         return gr.Checkbox(label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
-    return unchecked.Number(placeholder=accepted(field), label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
+    return unchecked.Number(
+        placeholder=str(accepted(field)), label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH
+    )

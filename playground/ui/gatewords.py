@@ -2,102 +2,115 @@
 are `training/gate.py`'s.
 """
 
+from collections.abc import Mapping
 from html import escape
+from typing import Any, NamedTuple
+
+from playground.ui.words import Words
 
 
-def checks(report, config, w):
-    """[(passed, sentence)] of a policy's gate report under its round's config. `not a <= b` everywhere: a figure that
-    is no number never passes.
+class Check(NamedTuple):
+    """One check of the gate, as a sentence in the reader's language."""
+
+    passed: bool
+    text: str
+
+
+def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> list[Check]:
+    """The checks of a policy's gate report under its round's config. Each is written so that a figure that is not a
+    number never passes.
     """
-    r, c = report, config
-    low, high = r["gain_interval"]
-    drift = r["length_new"] / r["length_live"] if r["length_live"] else float("inf")
-    shortest = 1 / (c["length_factor"] if r["length_votes"][1] < 0 else c["length_drift"])
-    longest = c["length_factor"] if r["length_votes"][0] > 0 else c["length_drift"]
-    fall = r["canary_base"] - r["canary_new"]
+    low, high = report["gain_interval"]
+    drift = report["length_new"] / report["length_live"] if report["length_live"] else float("inf")
+    favoured_low, favoured_high = report["length_votes"]
+    shortest = 1 / (config["length_factor"] if favoured_high < 0 else config["length_drift"])
+    longest = config["length_factor"] if favoured_low > 0 else config["length_drift"]
+    fall = report["canary_base"] - report["canary_new"]
     return [
-        (
+        Check(
             low > 0,
-            w(
+            translate(
                 "Better: the reward rises by {gain} deviations [{low}, {high}] on {n} held-out prompts; the interval "
                 "must lie above 0.",
-                gain=f"{r['gain']:+.2f}",
+                gain=f"{report['gain']:+.2f}",
                 low=f"{low:+.2f}",
                 high=f"{high:+.2f}",
-                n=r["prompts"],
+                n=report["prompts"],
             ),
         ),
-        (
-            r["kl"] <= c["kl_budget"],
-            w(
+        Check(
+            report["kl"] <= config["kl_budget"],
+            translate(
                 "Near the base: KL {kl} nats a reply; at most {limit}.",
-                kl=f"{r['kl']:.1f}",
-                limit=f"{c['kl_budget']:g}",
+                kl=f"{report['kl']:.1f}",
+                limit=f"{config['kl_budget']:g}",
             ),
         ),
-        (
+        Check(
             shortest <= drift <= longest,
-            w(
+            translate(
                 "Length: {new} tokens against {live}; {low} to {high} times as long is accepted.",
-                new=f"{r['length_new']:.0f}",
-                live=f"{r['length_live']:.0f}",
+                new=f"{report['length_new']:.0f}",
+                live=f"{report['length_live']:.0f}",
                 low=f"{shortest:.2f}",
                 high=f"{longest:.2f}",
             ),
         ),
-        (
-            r["empty"] <= c["empty_replies"],
-            w(
+        Check(
+            report["empty"] <= config["empty_replies"],
+            translate(
                 "Not empty: {empty} of its replies are; at most {limit}.",
-                empty=f"{r['empty']:.0%}",
-                limit=f"{c['empty_replies']:.0%}",
+                empty=f"{report['empty']:.0%}",
+                limit=f"{config['empty_replies']:.0%}",
             ),
         ),
-        (
-            r["repetition_new"] <= r["repetition_live"] + c["repetition_rise"],
-            w(
+        Check(
+            report["repetition_new"] <= report["repetition_live"] + config["repetition_rise"],
+            translate(
                 "No loops: {new} of its four-token runs are repeats, {live} of the live version's; at most {limit} "
                 "more.",
-                new=f"{r['repetition_new']:.0%}",
-                live=f"{r['repetition_live']:.0%}",
-                limit=f"{c['repetition_rise']:.0%}",
+                new=f"{report['repetition_new']:.0%}",
+                live=f"{report['repetition_live']:.0%}",
+                limit=f"{config['repetition_rise']:.0%}",
             ),
         ),
-        (
-            r["distinct_new"] >= c["distinct_share"] * r["distinct_live"],
-            w(
+        Check(
+            report["distinct_new"] >= config["distinct_share"] * report["distinct_live"],
+            translate(
                 "Varied: {new} of its word pairs are distinct, {live} of the live version's; {limit} of that must be "
                 "left.",
-                new=f"{r['distinct_new']:.0%}",
-                live=f"{r['distinct_live']:.0%}",
-                limit=f"{c['distinct_share']:.0%}",
+                new=f"{report['distinct_new']:.0%}",
+                live=f"{report['distinct_live']:.0%}",
+                limit=f"{config['distinct_share']:.0%}",
             ),
         ),
-        (
-            r["ended_new"] >= r["ended_live"] - c["ended_fall"],
-            w(
+        Check(
+            report["ended_new"] >= report["ended_live"] - config["ended_fall"],
+            translate(
                 "Comes to an end: {new} of its replies do, {live} of the live version's; at most {limit} fewer.",
-                new=f"{r['ended_new']:.0%}",
-                live=f"{r['ended_live']:.0%}",
-                limit=f"{c['ended_fall']:.0%}",
+                new=f"{report['ended_new']:.0%}",
+                live=f"{report['ended_live']:.0%}",
+                limit=f"{config['ended_fall']:.0%}",
             ),
         ),
-        (
-            fall <= c["canary_fall"],
-            w(
+        Check(
+            fall <= config["canary_fall"],
+            translate(
                 "Still plain: plain replies are {fall} nats a token less likely than under the base; at most {limit}.",
                 fall=f"{fall:.2f}",
-                limit=f"{c['canary_fall']:g}",
+                limit=f"{config['canary_fall']:g}",
             ),
         ),
     ]
 
 
-def listed(report, config, w):
-    """The checks as a list."""
-    items = "".join(
-        f'<li class="{"passed" if ok else "missed"}"><b '
-        f'aria-label="{escape(w("passed") if ok else w("not passed"))}">{"✓" if ok else "✗"}</b> {escape(text)}</li>'
-        for ok, text in checks(report, config, w)
-    )
-    return f'<ul class="checks">{items}</ul>'
+def listed(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> str:
+    """The checks as an HTML list."""
+    items = []
+    for check in checks(report, config, translate):
+        kind, sign, label = (
+            ("passed", "✓", translate("passed")) if check.passed else ("missed", "✗", translate("not passed"))
+        )
+        mark = f'<b aria-label="{escape(label)}">{sign}</b>'
+        items.append(f'<li class="{kind}">{mark} {escape(check.text)}</li>')
+    return f'<ul class="checks">{"".join(items)}</ul>'

@@ -61,7 +61,7 @@ class Notice:
 
         def warning(error: StoreError, arguments: Sequence[Any]) -> Updates:
             request = next((argument for argument in arguments if isinstance(argument, gr.Request)), None)
-            return self.warn(words.of(request).said(str(error)))
+            return self.warn(words.of(request).message(error.message))
 
         @wraps(handler)
         def once(*arguments: Any) -> Any:

@@ -33,11 +33,9 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
         duration = ""
         if progress == "done" and seconds.get(phase, 0) >= 1:
             duration = f"<small>{_duration(seconds[phase], translate)}</small>"
-        label = escape(translate.said(PROGRESS_LABELS[progress]))
+        label = escape(translate(PROGRESS_LABELS[progress]))
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
-        items += (
-            f'<li class="{progress}">{sign}<span>{escape(translate.said(PHASE_LABELS[phase]))}{duration}</span></li>'
-        )
+        items += f'<li class="{progress}">{sign}<span>{escape(translate(PHASE_LABELS[phase]))}{duration}</span></li>'
     return f'<ol class="steps">{items}</ol>'
 
 

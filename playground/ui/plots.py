@@ -71,16 +71,16 @@ def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
         data,
         elem_classes=SHOWN,
         sort=None if is_numeric else list(dict.fromkeys(data["x"])),  # names in their own order, not the alphabet's
-        color_map={translate.said(name): COLOURS[key] for key, name in NAMES.items()},
+        color_map={translate(name): COLOURS[key] for key, name in NAMES.items()},
     )
 
 
 def data_frame(curve: Curve, translate: Words) -> pd.DataFrame:
     """Columns x, y and line: the points, then each limit over the x of the points."""
     points = [(x, y) for x, y in curve.points if y is not None]
-    rows = [(x, y, translate.said(NAMES["curve"])) for x, y in points]
+    rows = [(x, y, translate(NAMES["curve"])) for x, y in points]
     for name, limit in curve.limits.items():
-        rows += [(x, y, translate.said(NAMES[name])) for x, y in _limit_line(limit, points)]
+        rows += [(x, y, translate(NAMES[name])) for x, y in _limit_line(limit, points)]
     return pd.DataFrame(rows, columns=["x", "y", "line"])
 
 

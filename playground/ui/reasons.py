@@ -8,8 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from playground.chat.session import REASONS, Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.chat.views import View
+from playground.chat.votes import REASONS
 from playground.store import Store
 from playground.ui import unchecked, words
 from playground.ui.handlers import LATEST_GESTURE, Row, Updates, visibility
@@ -79,7 +81,7 @@ class Reasons:
                     self.chat.explain(annotator(request), vote["id"], **{reason: value})
                     return gr.skip()
                 except Refused as error:
-                    return self.notice.warn(translate.said(str(error)), translate("Not recorded"))
+                    return self.notice.warn(translate.message(error.message), translate("Not recorded"))
 
             return on_explain
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.chat.views import View
 from playground.models.prompts import BadMessage
 from playground.ui import words
@@ -53,7 +54,7 @@ class ReplyGestures:
                 return gr.skip()
             except Refused as error:
                 updates = self.panel.panes[side].updates(self.chat.view(annotator), translate)
-                return {**updates, **self.notice.warn(translate.said(str(error)), translate("Not recorded"))}
+                return {**updates, **self.notice.warn(translate.message(error.message), translate("Not recorded"))}
 
         return on_thumb
 
@@ -69,7 +70,7 @@ class ReplyGestures:
                 view = self.chat.edit(annotator, reply, original(data.value))
                 notice = self.notice.confirm(translate("Kept: the next version learns from your wording too."))
             except (BadMessage, Refused) as error:
-                notice = self.notice.warn(translate.said(str(error)), translate("Edit not kept"))
+                notice = self.notice.warn(translate.message(error.message), translate("Edit not kept"))
                 view = self.chat.view(annotator)
             return {**self.panel.updates(view, translate, snapshot), **notice}
 

@@ -48,7 +48,7 @@ def displayed_state(row: Row) -> str:
 def timeline_entry(row: Row, translate: Words) -> str:
     """A round's line in the timeline."""
     state = displayed_state(row)
-    state_text = translate.said(STATES[state])
+    state_text = translate(STATES[state])
     if row["version"] is not None:
         state_text = f"{version_name(row['version'], translate)} {state_text}"
     parts = [f"{SIGNS[state]} " + translate("Round {n}", n=row["id"]), state_text]
@@ -79,7 +79,7 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False) -> str:
     reason = row["reason"] if is_admin else public_reason(row)
     reason_html = ""
     if reason and state != "stopped":
-        reason_html = f"<p>{escape(visible(translate.said(reason)))}</p>"
+        reason_html = f"<p>{escape(visible(translate.message(reason)))}</p>"
     facts = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, translate)
     )
@@ -92,11 +92,11 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False) -> str:
 
 def _state_sentence(row: Row, translate: Words) -> str:
     if row["state"] in ("requested", "running"):
-        phase = translate.said(PHASES[row["phase"]]) if row["phase"] else translate("waiting for the worker")
+        phase = translate(PHASES[row["phase"]]) if row["phase"] else translate("waiting for the worker")
         return translate("Paused: {phase}", phase=phase) if row["wish"] == "pause" else phase
     if row["state"] == "published":
         return translate("{version} was published.", version=version_name(row["version"], translate))
-    return translate.said(STOPPED if displayed_state(row) == "stopped" else ENDED[row["state"]])
+    return translate.message(STOPPED) if displayed_state(row) == "stopped" else translate(ENDED[row["state"]])
 
 
 def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:

@@ -8,7 +8,8 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from playground.chat.gestures import KNOBS
-from playground.chat.session import Chat, Refused
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.chat.views import View
 from playground.models.prompts import BadMessage
 from playground.settings import Settings
@@ -213,7 +214,7 @@ class Sidebar:
             self.chat.configure(annotator, values[self.system], sampling)
             return gr.skip()
         except (BadMessage, Refused) as error:
-            return self.notice.warn(translate.said(str(error)), translate("Setting not kept"))
+            return self.notice.warn(translate.message(error.message), translate("Setting not kept"))
 
     def on_reset(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
         """Give up this chat's own settings."""
@@ -223,7 +224,7 @@ class Sidebar:
             self.tab.check_current(annotator, snapshot)
             self.chat.configure(annotator, "", {})
         except Refused as error:
-            notice = self.notice.warn(words.of(request).said(str(error)))
+            notice = self.notice.warn(words.of(request).message(error.message))
         return {**self._settings_updates(annotator), **notice}
 
     # -- what they share
@@ -253,7 +254,7 @@ class Sidebar:
             translate = words.of(request)
             updates = {
                 **self.tab.panel.changed_updates(self.chat.view(annotator), translate, snapshot),
-                **self.notice.warn(translate.said(str(error)), title),
+                **self.notice.warn(translate.message(error.message), title),
             }
         return {**self.on_load(limit, request), **updates}
 
@@ -268,7 +269,7 @@ class Sidebar:
             view = gesture(annotator)
         except Refused as error:
             view = self.chat.view(annotator)
-            notice = self.notice.warn(translate.said(str(error)))
+            notice = self.notice.warn(translate.message(error.message))
         changed = self.tab.panel.changed_updates(view, translate, snapshot)
         return {**changed, **self.on_load(limit, request), **notice}
 

@@ -3,7 +3,6 @@
 `LoopStatus` is what is known, `StatusBar` the component that shows it and the place where other tabs ask for it.
 """
 
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -14,7 +13,9 @@ import gradio as gr
 
 from playground.serving.engine import Engine
 from playground.settings import Settings
-from playground.store import REFUSED, Store, StoreError
+from playground.store import Store, StoreError
+from playground.store.reasons import without_words
+from playground.system.messages import Message
 from playground.ui import words
 from playground.ui.handlers import GESTURE, Row
 from playground.ui.text import one_line
@@ -33,7 +34,6 @@ ENDED = {
     "not_enough": words.mark("Not enough evidence yet."),
     "failed": words.mark("The round failed."),
 }
-_ERROR = re.compile(r"(\w.{0,80}? in phase \w+): .*", re.S)  # the reason of a failed round, as the worker writes it
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
 TICK_SECONDS = 1.5  # between two updates of an open page
 FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
@@ -128,7 +128,7 @@ class StatusBar:
         self._lock = threading.Lock()
         self._status: LoopStatus | None = None
         self._read_at = 0.0  # on the monotonic clock, in seconds
-        self._failure: str | None = None  # why the last read failed
+        self._failure: Message | None = None  # why the last read failed
 
     def status(self) -> LoopStatus:
         """The status, at most a second old. One read serves the ticks of all pages, and so does a failed read:
@@ -140,9 +140,9 @@ class StatusBar:
                     self._status = LoopStatus.read(self.settings, self.store, self.engine)
                     self._failure = None
                 except StoreError as error:
-                    self._failure = str(error)
+                    self._failure = error.message
                 self._read_at = time.monotonic()
-            if self._status is None or self._failure:
+            if self._failure:
                 raise StoreError(self._failure)
             return self._status
 
@@ -182,14 +182,14 @@ def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
     """How the newest round ended, in one sentence. `row` is that round's."""
     policy = status.policy
     if status.state not in ("refused", "published") or policy is None:
-        return translate.said(public_reason(row) or ENDED[status.state])
+        why = public_reason(row)
+        return translate.message(why) if why else translate(ENDED[status.state])
     version = version_name(policy["version"], translate)
     if status.state == "refused":
-        reason = translate.said(row["reason"].removeprefix(REFUSED).rstrip("."))
+        reason = row["reason"].values.get("reason", row["reason"])
         return translate("{version} was refused: {reason}", version=version, reason=reason)
     if policy["status"] == "rejected":
-        reason = translate.said(policy["reason"])
-        return translate("{version} could not be loaded: {reason}", version=version, reason=reason)
+        return translate("{version} could not be loaded: {reason}", version=version, reason=policy["reason"])
     if policy["status"] == "live" and status.live_version != policy["version"]:
         return translate("{version} is published and is being loaded.", version=version)
     if policy["status"] == "live":
@@ -198,12 +198,12 @@ def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
     return translate("{version} was published; {name} answers now.", version=version, name=live_name)
 
 
-def public_reason(row: Row) -> str | None:
+def public_reason(row: Row) -> Message | None:
     """Why a round ended, as everybody may read it. The reason of a failed round comes without the error's own message,
     which may quote a person.
     """
     reason = row["reason"]
-    return _ERROR.sub(r"\1.", reason) if reason and row["state"] == "failed" else reason
+    return without_words(reason) if reason and row["state"] == "failed" else reason
 
 
 def version_name(version: int, translate: Words) -> str:
@@ -220,7 +220,7 @@ def invitation(settings: Settings, translate: Words) -> str:
 
 def _phase(row: Row, translate: Words) -> str:
     phase = row["phase"]
-    return translate.said(PHASES.get(phase, phase or ""))
+    return translate(PHASES.get(phase, phase or ""))
 
 
 def _votes(status: LoopStatus, translate: Words) -> tuple[str, float | None]:

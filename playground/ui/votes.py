@@ -96,7 +96,7 @@ def _row_html(vote: Row, translate: Words) -> str:
     cells = (
         f"<time>{created}</time>",
         escape(message),
-        f"<b{css_class}>{escape(translate.said(CHOICES[vote['choice']]))}</b>",
+        f"<b{css_class}>{escape(translate(CHOICES[vote['choice']]))}</b>",
         escape(foreseen),
         fate_html(vote, translate),
     )

@@ -1,9 +1,8 @@
-"""What browsers are told with every answer: what a page may load, who may frame it, and that no other origin may read
-it.
+"""Security headers of every answer: what a page may load, who may frame it, and that no other origin may read it.
 
-The page's own scripts are inline and differ from start to start, so a page's policy names the hash of each; text that
-got into a page past every sanitiser would still not run. `unsafe-eval` stays, since Gradio makes functions of its
-handlers' JavaScript and Vega of its plots'.
+The page's own scripts are inline and differ from start to start, so a page's policy names the hash of each. Text that
+gets into a page past every sanitiser still does not run. `unsafe-eval` is needed, since Gradio makes functions out of
+its handlers' JavaScript, and Vega out of its plots'.
 """
 
 import base64
@@ -16,14 +15,12 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
-FRAMED_BY = {
-    False: "'self'",
-    True: "'self' https://huggingface.co https://*.hf.space",
-}  # on a Space the hub shows the page in a frame
+FRAMED_BY = "'self'"
+FRAMED_BY_ON_SPACE = "'self' https://huggingface.co https://*.hf.space"  # the hub shows a Space in a frame
 INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.S)
 FIXED = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",  # a share link is nobody else's to know
+    "referrer-policy": "same-origin",  # other sites must not learn share links
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
@@ -40,7 +37,7 @@ class Page:
 
 @lru_cache(maxsize=8)
 def page(body: bytes) -> Page:
-    """The page's inline scripts and its packed form; one page differs from the next only after a restart."""
+    """An HTML answer with its packed form and its scripts. Cached, since pages change only at a restart."""
     return Page(body, gzip.compress(body, 6, mtime=0), sources(body))
 
 
@@ -50,8 +47,9 @@ def sources(html: bytes) -> tuple[str, ...]:
 
 
 def source(script: bytes) -> str:
-    """The CSP source of an inline script: browsers hash the text between its tags, with line ends as the parser reads
-    them.
+    """The CSP source of an inline script.
+
+    Browsers hash the text between its tags, with line ends as the HTML parser normalises them.
     """
     script = script.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
@@ -73,13 +71,13 @@ def policy(scripts: tuple[str, ...], framed: bool) -> str:
             "frame-src 'none'",
             "base-uri 'self'",
             "form-action 'self'",
-            f"frame-ancestors {FRAMED_BY[framed]}",
+            f"frame-ancestors {FRAMED_BY_ON_SPACE if framed else FRAMED_BY}",
         ]
     )
 
 
 def harden(headers: MutableHeaders, scripts: tuple[str, ...], framed: bool) -> None:
-    """Put our headers on an answer, and take away what would let another origin read it."""
+    """Put our headers on an answer, and remove those that would let another origin read it."""
     for name in [name for name in headers if name.startswith("access-control-")]:
         del headers[name]
     for name, value in FIXED.items():
@@ -88,10 +86,10 @@ def harden(headers: MutableHeaders, scripts: tuple[str, ...], framed: bool) -> N
 
 
 def is_foreign(headers: Headers) -> bool:
-    """Whether a page of another origin, or another port of this machine, made the browser send this request.
+    """Whether a page of another origin, such as another port of this machine, made the browser send this request.
 
     Browsers set `Sec-Fetch-Site` on https and on localhost, and `Origin` with every POST; no script can change them.
-    What sends neither is no browser and has nobody's cookie but its own.
+    A client that sends neither is no browser, and has no cookie of anybody else.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

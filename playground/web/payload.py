@@ -1,38 +1,39 @@
 """What a page may send with a gesture: the shape of the body and the type of each value, checked before Gradio sees it.
 
-Gradio believes its own page: it takes a file object wherever a component has a value, a handler's number from anybody,
-and any type in any place. Here a body is read strictly, and what Gradio gets is written anew from what was read.
-Whether a value makes sense (a message too long, a temperature out of range) is the handler's to say, in words.
+Gradio trusts its own page: it takes a file object wherever a component has a value, a handler's number from anybody,
+and any type in any place. Here a body is parsed strictly, and Gradio gets a new body made of what was parsed. Whether a
+value makes sense (a message too long, a temperature out of range) is checked by the handler, which explains it.
 """
 
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Whole
+Integer = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)] | Integer
 Text = Annotated[str, Field(strict=True)]
-Switch = Annotated[bool, Field(strict=True)]
-Few = Annotated[list[Annotated[str, Field(strict=True, max_length=200)]], Field(max_length=50)]
+Boolean = Annotated[bool, Field(strict=True)]
+Texts = Annotated[list[Annotated[str, Field(strict=True, max_length=200)]], Field(max_length=50)]
 
-# what the browser sends of a component that is a handler's input, by the component's class
-VALUES = {
+# the type of the value that the browser sends for an input of a handler, by the component's class
+VALUES: dict[str, Any] = {
     "State": None,  # its value is the server's; the browser sends null
     "Textbox": Text | None,
-    "Checkbox": Switch | None,
+    "Checkbox": Boolean | None,
     "Slider": Number,
     "Number": Number | None,
-    "Radio": Whole | Text | None,
-    "Dropdown": Whole | Text | None,
-    "CheckboxGroup": Few,
+    "Radio": Integer | Text | None,
+    "Dropdown": Integer | Text | None,
+    "CheckboxGroup": Texts,
 }
 FILE_KEYS = {"path", "url", "meta", "_type", "orig_name", "mime_type", "is_stream"}  # of Gradio's file objects
 EVENT_KEYS = {"index", "value", "previous_value", "liked", "selected"}  # what handlers read of an event
 
 
 class BadPayload(Exception):
-    """A body that no gesture of the page sends; the message says what is wrong with it."""
+    """A body that no gesture of the page would send; the message says what is wrong with it."""
 
 
 class Call(BaseModel):
@@ -49,23 +50,25 @@ class Call(BaseModel):
 
 @dataclass(frozen=True)
 class Handler:
-    """A Gradio handler that a page may call: by which of the two ways, from which components, and with which values."""
+    """A Gradio handler that a page may call: by which route, from which components, and with which values."""
 
-    queued: bool  # it streams, and is called by `queue/join`; else by `run/predict`
+    queued: bool  # whether it streams and is called by `queue/join`; otherwise it is called by `run/predict`
     triggers: frozenset[int]  # ids of the components whose events call it
-    values: TypeAdapter  # of `data`, as a tuple
-    event: frozenset[str]  # what it reads of its event, all of which must be there
+    values: TypeAdapter[tuple[Any, ...]]  # of `data`, as a tuple
+    event: frozenset[str]  # keys of its event data that it reads; all must be there
 
     @classmethod
     def of(cls, queued: bool, triggers: list[int], inputs: list[str], event: frozenset[str] = frozenset()) -> "Handler":
         """A handler whose inputs are components of these classes; KeyError for a class that no gesture sends."""
-        kinds = tuple(VALUES[name] for name in inputs)
-        return cls(queued, frozenset(triggers), TypeAdapter(tuple[kinds] if kinds else tuple[()]), event)
+        types = tuple(VALUES[name] for name in inputs)
+        tuple_type: Any = GenericAlias(tuple, types)  # known only at run time
+        return cls(queued, frozenset(triggers), TypeAdapter(tuple_type), event)
 
 
 def read(body: bytes, handlers: dict[int, Handler], queued: bool) -> Call:
-    """The Call in `body`, which a page sent to the way that is `queued` or not. BadPayload unless it is one that the
-    page could send.
+    """The Call in `body`, which was sent to `queue/join` where `queued`, else to `run/predict`.
+
+    BadPayload unless it is one that the page could send.
     """
     try:
         call = Call.model_validate_json(body)
@@ -82,15 +85,16 @@ def read(body: bytes, handlers: dict[int, Handler], queued: bool) -> Call:
     except ValidationError as error:
         raise BadPayload(f"data: {explain(error)}") from None
     checked = event(call.event_data)
-    if not handler.event <= (checked or {}).keys():
+    given = checked or {}
+    if not handler.event <= given.keys():
         raise BadPayload("event_data: something is missing")
-    if "index" in handler.event and not is_place(checked["index"]):
+    if "index" in handler.event and not is_index(given["index"]):
         raise BadPayload("event_data: index is no place in a chat or list")
     return call.model_copy(update={"event_data": checked})
 
 
-def event(data: Any) -> dict | None:
-    """What of an event the handlers read. BadPayload where a file object is anywhere in it."""
+def event(data: Any) -> dict[str, Any] | None:
+    """The part of an event's data that handlers read. BadPayload where a file object is anywhere in it."""
     if data is None:
         return None
     refuse_files(data)
@@ -100,7 +104,7 @@ def event(data: Any) -> dict | None:
 
 
 def plain(value: Any) -> Any:
-    """A text, number or switch, or a short list of whole numbers; anything else is left out."""
+    """A text, an integer, a boolean or a list of at most two integers; None instead of anything else."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, list) and len(value) <= 2 and all(type(item) is int for item in value):
@@ -108,7 +112,7 @@ def plain(value: Any) -> Any:
     return None
 
 
-def is_place(index: Any) -> bool:
+def is_index(index: Any) -> bool:
     """Whether an event's index is a row, or a row and a column."""
     if isinstance(index, list):
         return len(index) > 0
@@ -129,7 +133,7 @@ def refuse_files(value: Any) -> None:
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing wrong with a body, without what was sent."""
+    """The first problem of a body, without quoting the body."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"][:2] if isinstance(part, int) or part in Call.model_fields)
     return f"{place}: {first['msg']}" if place else first["msg"]

@@ -1,12 +1,15 @@
-"""The lean forward against transformers' own, token by token."""
+"""The fused forward against transformers' own, token by token."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
 
-from playground.decoding import lean, plain
-from playground.decoding.decoder import Sampling, run
-from playground.models import adapters, loading
+from playground.decoding import fused
+from playground.decoding.decoder import run
+from playground.decoding.forward import CachedPrefix
+from playground.decoding.sampling import Sampling
+from playground.decoding.transformers_forward import TransformersForward
+from playground.models import adapters, lora
 from tests.tiny import tiny_model
 
 IDS = [3 + 7 * i % 400 for i in range(40)]
@@ -30,13 +33,11 @@ def made(config):
 
 def trained(size=0.1):
     """The tiny model with a LoRA that does something."""
-    shell = loading.with_lora(
-        loading.shell(tiny_model()), rank=4, alpha=8, targets=loading.linear_targets(tiny_model())
-    )
+    shell = lora.with_lora(lora.tied_copy(tiny_model()), rank=4, alpha=8, targets=lora.linear_targets(tiny_model()))
     noise = torch.Generator().manual_seed(1)
     adapters.copy_strictly(
-        {k: size * torch.randn(v.shape, generator=noise) for k, v in loading.lora_parameters(shell).items()},
-        loading.lora_parameters(shell),
+        {k: size * torch.randn(v.shape, generator=noise) for k, v in lora.lora_parameters(shell).items()},
+        lora.lora_parameters(shell),
     )
     return shell.requires_grad_(False).get_base_model()
 
@@ -75,25 +76,25 @@ def full(model, ids):
 
 
 def test_reading_and_stepping_give_the_models_logits(model):
-    assert lean.fits(model)
-    forward = lean.Lean(model, "float32")
-    line, rows = forward.open(2, len(IDS), 6), [list(IDS), list(IDS)]
-    forward.read(line, IDS[:13])
-    torch.testing.assert_close(forward.read(line, IDS[13:]), full(model, IDS), atol=1e-4, rtol=1e-4)
+    assert fused.fits(model)
+    forward = fused.FusedForward(model, "float32")
+    cache, rows = forward.new_cache(2, len(IDS), 6), [list(IDS), list(IDS)]
+    forward.prefill(cache, IDS[:13])
+    torch.testing.assert_close(forward.prefill(cache, IDS[13:]), full(model, IDS), atol=1e-4, rtol=1e-4)
     for tokens in ([5, 9], [11, 2], [7, 7]):
         rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
         torch.testing.assert_close(
-            forward.step([line], tokens), torch.stack([full(model, row) for row in rows]), atol=1e-4, rtol=1e-4
+            forward.decode([cache], tokens), torch.stack([full(model, row) for row in rows]), atol=1e-4, rtol=1e-4
         )
-    line.drop(0)
-    torch.testing.assert_close(forward.step([line], [8])[0], full(model, [*rows[1], 8]), atol=1e-4, rtol=1e-4)
+    cache.drop(0)
+    torch.testing.assert_close(forward.decode([cache], [8])[0], full(model, [*rows[1], 8]), atol=1e-4, rtol=1e-4)
 
 
 def test_greedy_replies_are_those_of_transformers(model):
     greedy, prompts = Sampling(temperature=0, max_tokens=24), [IDS, IDS[:5], [4]]
     ours, theirs = (
         run(forward, prompts, [0] * 3, greedy, frozenset())
-        for forward in (lean.Lean(model, "float32"), plain.Plain(model))
+        for forward in (fused.FusedForward(model, "float32"), TransformersForward(model))
     )
     assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
 
@@ -104,12 +105,12 @@ def test_a_format_stays_near_the_model(number_format, most):
     ones.
     """
     model = trained()
-    forward, total = lean.Lean(model, number_format), 0.0
-    line = forward.open(1, 1, len(IDS))
-    forward.read(line, IDS[:1])
+    forward, total = fused.FusedForward(model, number_format), 0.0
+    cache = forward.new_cache(1, 1, len(IDS))
+    forward.prefill(cache, IDS[:1])
     for at in range(1, len(IDS)):
         truth, said = (
-            torch.log_softmax(x, -1) for x in (full(model, IDS[: at + 1]), forward.step([line], [IDS[at]])[0])
+            torch.log_softmax(x, -1) for x in (full(model, IDS[: at + 1]), forward.decode([cache], [IDS[at]])[0])
         )
         total += (truth.exp() * (truth - said)).sum().item()
     assert total / len(IDS) < most
@@ -119,46 +120,46 @@ def test_a_row_is_the_same_whatever_else_is_in_the_batch():
     """In int8 to the last bit, so that the same seed gives the same reply in a crowd; other formats go through
     libraries that do not promise it.
     """
-    forward = lean.Lean(tiny_model(), "int8")
+    forward = fused.FusedForward(tiny_model(), "int8")
 
     def opened(ids):
-        line = forward.open(2, len(ids), 4)
-        forward.read(line, ids)
-        return line
+        cache = forward.new_cache(2, len(ids), 4)
+        forward.prefill(cache, ids)
+        return cache
 
-    alone = forward.step([opened(IDS)], [5, 9])
-    beside = forward.step([opened(IDS[:7]), opened(IDS), opened(IDS[:20])], [1, 2, 5, 9, 3, 4])[2:4]
+    alone = forward.decode([opened(IDS)], [5, 9])
+    beside = forward.decode([opened(IDS[:7]), opened(IDS), opened(IDS[:20])], [1, 2, 5, 9, 3, 4])[2:4]
     assert torch.equal(alone, beside)
 
 
 def test_versions_share_the_head():
-    forward = lean.Lean(tiny_model(), "int8")
-    assert forward.sibling(trained()).head is forward.head
+    forward = fused.FusedForward(tiny_model(), "int8")
+    assert forward.for_model(trained()).head is forward.head
 
 
-def test_a_line_knows_its_own_size():
-    forward = lean.Lean(tiny_model(), "float32")
-    assert forward.open(2, 30, 12).nbytes == forward.line_bytes(2, 30, 12)
+def test_a_cache_knows_its_own_size():
+    forward = fused.FusedForward(tiny_model(), "float32")
+    assert forward.new_cache(2, 30, 12).nbytes == forward.cache_bytes(2, 30, 12)
 
 
 def test_what_a_reply_read_is_found_again():
-    forward = lean.Lean(tiny_model(), "float32")
-    line = forward.open(2, len(IDS), 6)
-    forward.read(line, list(IDS))
+    forward = fused.FusedForward(tiny_model(), "float32")
+    cache = forward.new_cache(2, len(IDS), 6)
+    forward.prefill(cache, list(IDS))
     for tokens in ([5, 9], [6, 10]):
-        forward.step([line], tokens)
-    assert line.shared([*IDS[:10], 1]) == (None, 10)
-    assert line.shared([*IDS, 9, 10, 3]) == (1, len(IDS) + 2)
+        forward.decode([cache], tokens)
+    assert cache.longest_prefix([*IDS[:10], 1]) == (None, 10)
+    assert cache.longest_prefix([*IDS, 9, 10, 3]) == (1, len(IDS) + 2)
     new = [*IDS, 9, 10, 3]
-    other = forward.open(2, len(new), 4)
-    other.take(line, 1, len(new) - 1, new)
-    torch.testing.assert_close(forward.read(other, [3]), full(tiny_model(), new), atol=1e-4, rtol=1e-4)
+    other = forward.new_cache(2, len(new), 4)
+    other.copy_prefix(cache, CachedPrefix(1, len(new) - 1), new)
+    torch.testing.assert_close(forward.prefill(other, [3]), full(tiny_model(), new), atol=1e-4, rtol=1e-4)
 
 
 def test_other_architectures_do_not_fit():
-    assert not lean.fits(made(GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4)))
-    assert not lean.fits(made(MistralConfig(**SIZES, sliding_window=16)))
-    assert not lean.fits(
+    assert not fused.fits(made(GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4)))
+    assert not fused.fits(made(MistralConfig(**SIZES, sliding_window=16)))
+    assert not fused.fits(
         made(
             type(tiny_model().config)(
                 **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}

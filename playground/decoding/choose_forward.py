@@ -1,0 +1,79 @@
+"""Which of the transformers forwards serves a model: the fastest one whose logits are the model's own.
+
+The fused forward is not among them; `tuning.py` chooses it where `fused.fits` says so.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from playground.decoding.forward import AnyForward, TokenIds
+from playground.decoding.transformers_forward import TransformersForward
+from playground.decoding.unbatched import OwnCacheForward, RereadForward
+
+log = logging.getLogger(__name__)
+
+PROBE_PROMPTS = ([1, 2, 3, 4, 5], [3, 1, 2])  # two replies to each
+PROBE_STEPS = ([5, 4, 2, 1], [1, 3, 3, 5])  # tokens that the four replies get
+MAX_KL = 1e-3  # nats between what the forward and the model say, in fp32
+MAX_KL_16_BIT = 0.1
+
+MakeForward: TypeAlias = Callable[[PreTrainedModel], AnyForward]
+
+_chosen: WeakKeyDictionary[PreTrainedModel, MakeForward] = WeakKeyDictionary()
+
+
+def transformers_forward_of(model: PreTrainedModel) -> AnyForward:
+    """The forward of `model`: the first of TransformersForward, OwnCacheForward and RereadForward that says what the
+    model says without any cache. Tried once for each model.
+    """
+    if model not in _chosen:
+        _chosen[model] = _first_faithful(model)
+    return _chosen[model](model)
+
+
+def _first_faithful(model: PreTrainedModel) -> MakeForward:
+    name = type(model).__name__
+    most = MAX_KL if model.dtype == torch.float32 else MAX_KL_16_BIT
+    if divergence(TransformersForward(model)) <= most:
+        return TransformersForward
+    if divergence(OwnCacheForward(model)) <= most:
+        log.warning("%s has a cache of its own kind: replies are decoded one by one, which is slower", name)
+        return OwnCacheForward
+    log.warning("no cache serves %s: each token of a reply reads the whole text again, which is slow", name)
+    return RereadForward
+
+
+def divergence(forward: AnyForward) -> float:
+    """Largest KL, in nats, of what the model says without a cache to what `forward` says, over a few steps of two
+    prompts with two replies each. Infinite where it cannot run the model.
+    """
+    try:
+        logits_after: list[tuple[TokenIds, torch.Tensor]] = []
+        caches = []
+        for prompt in PROBE_PROMPTS:
+            cache = forward.new_cache(2, len(prompt), 3)
+            logits_after.append((prompt, forward.prefill(cache, list(prompt))))
+            caches.append(cache)
+        for tokens in PROBE_STEPS:
+            logits = forward.decode(caches, tokens)
+            texts = [cache.prompt + reply for cache in caches for reply in cache.reply_tokens]
+            logits_after += zip(texts, logits, strict=True)
+        return max(_kl(forward.model, text, logits) for text, logits in logits_after)
+    except Exception:  # a model of any kind may raise anything on a cache that it does not know
+        log.debug("%s does not run %s", type(forward).__name__, type(forward.model).__name__, exc_info=True)
+        return float("inf")
+
+
+@torch.inference_mode()
+def _kl(model: PreTrainedModel, ids: TokenIds, logits: torch.Tensor) -> float:
+    """KL of what the model says after `ids` to `logits` (vocabulary,), in nats; infinite where either is NaN."""
+    inputs = torch.tensor([ids], device=next(model.parameters()).device)
+    truth = torch.log_softmax(model(input_ids=inputs, use_cache=False).logits[0, -1].float(), -1)
+    said = torch.log_softmax(logits, -1)
+    kl = (truth.exp() * (truth - said)).sum().item()
+    return kl if kl == kl else float("inf")

@@ -1,0 +1,88 @@
+"""Weights of linear layers, packed in the number formats that the fused forward decodes in."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch.nn.functional import linear
+
+INT4_GROUP = 32  # weights of a row that share a scale and a zero in int4
+INT8_ROWS = 4096  # rows that are quantised at once, so that temporary copies stay small
+
+
+class PackedWeight(Protocol):
+    """The weight (outputs, inputs) of a linear layer; a call multiplies x (rows, inputs) by it: (rows, outputs)."""
+
+    dtype: torch.dtype  # of the activations
+
+    def __init__(self, weight: torch.Tensor) -> None: ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class Int8Weight:
+    """int8 with one scale a row; activations in bf16."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = torch.empty_like(weight, dtype=torch.int8)
+        self.scale = weight.new_empty(len(weight), dtype=self.dtype)
+        parts = (tensor.split(INT8_ROWS) for tensor in (weight, self.weight, self.scale))
+        for rows, codes, scale in zip(*parts, strict=True):
+            scale.copy_((rows.abs().amax(1).float() / 127).clamp(min=1e-8))
+            codes.copy_((rows / scale.float()[:, None]).round().clamp(-128, 127))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int8pack_mm(x, self.weight, self.scale)
+
+
+class Int4Weight:
+    """int4 with a scale and a zero for each INT4_GROUP weights of a row; activations in bf16."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        groups = weight.reshape(len(weight), -1, INT4_GROUP)
+        low = groups.amin(-1, keepdim=True)
+        high = groups.amax(-1, keepdim=True)
+        scale = ((high - low) / 15).clamp(min=1e-8).to(self.dtype)
+        zero = (low + 8 * scale.float()).to(self.dtype)
+        codes = ((groups - zero.float()) / scale.float() + 8).round().clamp(0, 15).to(torch.int32)
+        self.weight = torch._convert_weight_to_int4pack_for_cpu(codes.reshape(weight.shape), 1)
+        self.scales = torch.cat([scale, zero], -1).transpose(0, 1).contiguous()  # (groups, rows, 2)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int4pack_mm_for_cpu(x, self.weight, INT4_GROUP, self.scales)
+
+
+class BFloat16Weight:
+    """bf16 weights and activations."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight.to(self.dtype)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight)
+
+
+class Float32Weight(BFloat16Weight):
+    """fp32 weights and activations."""
+
+    dtype = torch.float32
+
+
+class NumberFormat(NamedTuple):
+    """How a version's weights are packed: those of the blocks, and the head (the output embeddings)."""
+
+    blocks: type[PackedWeight]
+    head: type[PackedWeight]
+
+
+FORMATS = {
+    "int8": NumberFormat(Int8Weight, Int8Weight),
+    "int4": NumberFormat(Int4Weight, Int8Weight),
+    "bfloat16": NumberFormat(BFloat16Weight, BFloat16Weight),
+    "float32": NumberFormat(Float32Weight, Float32Weight),
+}

@@ -1,0 +1,226 @@
+"""The versions that can answer: which one is live, how another one is built and checked, and when one is unloaded.
+
+A version is a `Policy`: a module tree of its own over the base's tensors, with its LoRA copied in before anyone sees it
+and never written to again. Taking a version live is one pointer; a turn keeps the version it started with. At most
+RESIDENT versions are in memory, so a third one waits until the one before the live one has no streams.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from playground.decoding.forward import AnyForward
+from playground.decoding.kv_cache_pool import KVCachePool
+from playground.decoding.tuning import Choice
+from playground.models import adapters, lora, prompts
+from playground.models.loading import BaseIdentity, EndTokens
+from playground.models.lora import LoraPool, LoraShape
+from playground.settings import Settings
+from playground.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+RESIDENT = 2  # versions in memory, the one that is being built included
+CANARIES = 3  # plain requests that every new version reads, while people wait for it
+MAX_CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
+INSTANT_END = 0.5  # probability of an end token at the very beginning, above which a reply counts as ended at once
+
+
+class VersionGone(Exception):
+    """The requested version is not in memory any more."""
+
+
+@dataclass(eq=False)
+class Policy:
+    """An immutable version that the engine can run."""
+
+    version: int
+    model: PreTrainedModel
+    forward: AnyForward  # of the model
+    weights_sha256: str | None = None  # of a version's file of weights; None for the base
+    streams: int = 0  # turns that are pinned to it; changed under the lock of Versions
+
+
+@dataclass(frozen=True)
+class _Canary:
+    """A plain request, and what the base says after it."""
+
+    ids: list[int]
+    logprobs: torch.Tensor  # (vocabulary,) of the next token
+
+
+class Versions:
+    """Owns the resident versions; version 0 is the base. `follow_store` is called by one thread at a time, the other
+    methods by any.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        settings: Settings,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        identity: BaseIdentity,
+        choice: Choice,
+        end_tokens: EndTokens,
+        kv_pool: KVCachePool,
+        spare_core: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """`spare_core` is entered while a version is built: the decoder then leaves a core to this thread."""
+        self.end_tokens = end_tokens
+        self.answering = False  # whether turns have been answered since the start; set by the engine
+        self.store = store
+        self.settings = settings
+        self._base = base
+        self._identity = identity
+        self._kv_pool = kv_pool
+        self._spare_core = spare_core
+        self._lock = threading.Lock()
+        self.live = Policy(0, base, choice.forward(base))
+        self._resident = {0: self.live}
+        self._lora_pool = LoraPool(base)
+        usual_shape = LoraShape(settings.lora_rank, settings.lora_alpha, tuple(lora.linear_targets(base)))
+        self._lora_pool.prepare(RESIDENT, usual_shape)
+        requests = [canary.request for canary in prompts.canaries()[:CANARIES]]
+        encoded = prompts.encode_those_that_fit(requests, tokenizer, settings.context_tokens)
+        self._canaries = [_Canary(ids, _next_token_logprobs(self.live.forward, ids)) for ids in encoded]
+
+    # -- for turns
+
+    def pin(self, policy: Policy | None = None) -> Policy:
+        """The live version, or `policy` if it is still in memory (else VersionGone). It stays in memory until
+        `unpin`.
+        """
+        with self._lock:
+            policy = policy or self.live
+            if self._resident.get(policy.version) is not policy:
+                raise VersionGone(f"v{policy.version} has been let go of")
+            policy.streams += 1
+            return policy
+
+    def unpin(self, policy: Policy) -> None:
+        with self._lock:
+            policy.streams -= 1
+
+    # -- following the store
+
+    def follow_store(self) -> bool:
+        """Make the store's live version the one that answers. A version that cannot be used is rejected in the store
+        with the reason, and the version that was answering stays. Returns whether the version that answers is the
+        store's.
+        """
+        while True:
+            row = self.store.live_policy()
+            if row["version"] == self.live.version:
+                return True
+            policy = self._resident.get(row["version"])
+            if policy is None:
+                if not self._make_room():
+                    return False  # the version before the live one still has streams
+                policy = self._try(row)
+            if policy:
+                break
+        with self._lock:
+            self._resident[policy.version] = policy
+            self.live = policy
+        log.info("now answering: v%s", policy.version)
+        return True
+
+    def _try(self, row: dict[str, Any]) -> Policy | None:
+        """The version of a row of the store, built and checked. If that raises, whatever it is, the version is rejected
+        and None is returned.
+        """
+        policy = None
+        try:
+            with self._spare_core():
+                policy = self._build(row)
+                self._check_canaries(policy)
+                return policy
+        except StoreError:  # not the version's fault
+            raise
+        except Exception as error:  # RecursionError and MemoryError among them
+            if row["version"] == 0:
+                raise  # there is no other version to fall back on
+            reason = f"v{row['version']} cannot be loaded: {adapters.in_words(error)}"
+            if isinstance(error, adapters.BadAdapter):
+                reason = str(error)
+        log.error("version v%s is rejected: %s", row["version"], reason)
+        weights = policy.weights_sha256 if policy else None
+        self.store.reject_live(row["version"], reason, self._last_good(row["version"]), weights)
+        return None
+
+    def _last_good(self, bad: int) -> int:
+        """The version to fall back on: the one that answers. Right after a restart, when only the base is in memory, it
+        is the nearest version that the bad one descends from, in the end the base.
+        """
+        if self.live.version or self.answering:
+            return self.live.version
+        return self.store.last_good_before(bad)
+
+    def _make_room(self) -> bool:
+        """Unload the version before the live one; returns False while it has streams. Until then it is kept, so that
+        going back to it takes no time.
+        """
+        with self._lock:
+            unused = [p for p in self._resident.values() if p is not self.live and not p.streams]
+            for policy in unused:
+                del self._resident[policy.version]
+                self._kv_pool.forget(policy.forward)
+                self._lora_pool.release(policy.model)
+            return len(self._resident) < RESIDENT
+
+    def _build(self, row: dict[str, Any]) -> Policy:
+        """The version of a row, read from disk and checked; BadAdapter where it cannot be used."""
+        if row["version"] == 0:
+            return Policy(0, self._base, self.live.forward.for_model(self._base))
+        manifest, tensors = adapters.read(
+            adapters.place(self.settings.adapters_dir, row["path"]),
+            base_hash=self._identity["hash"],
+            expected_sha256=row["sha256"],
+        )
+        weights = manifest["files"][adapters.WEIGHTS]["sha256"]
+        earlier = self.store.quarantined(row["version"], weights)
+        if earlier:
+            raise adapters.BadAdapter(
+                f"v{row['version']} has the very weights of v{earlier['version']}, which was rejected: "
+                f"{earlier['reason']}"
+            )
+        model = adapters.build(manifest, tensors, self._lora_pool)
+        return Policy(row["version"], model, self.live.forward.for_model(model), weights)
+
+    def _check_canaries(self, policy: Policy) -> None:
+        """BadAdapter unless a version gives finite logits, is near the base, and does not end its reply at once on
+        every plain request.
+        """
+        divergences = []
+        instant_ends = 0
+        end_ids = [token for token in self.end_tokens if isinstance(token, int)]
+        for canary in self._canaries:
+            logprobs = _next_token_logprobs(policy.forward, canary.ids)
+            if not torch.isfinite(logprobs).all():
+                raise adapters.BadAdapter(f"v{policy.version} gives logits that are not finite")
+            divergences.append((logprobs.exp() * (logprobs - canary.logprobs)).sum().item())
+            instant_ends += sum(logprobs[token].exp().item() for token in end_ids) > INSTANT_END
+        if instant_ends == len(self._canaries):
+            raise adapters.BadAdapter(f"v{policy.version} ends its reply at once on every plain request")
+        mean = sum(divergences) / len(divergences)
+        if mean > MAX_CANARY_KL:
+            raise adapters.BadAdapter(
+                f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {MAX_CANARY_KL} is "
+                "accepted"
+            )
+
+
+def _next_token_logprobs(forward: AnyForward, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities (vocabulary,) of the token after a prompt."""
+    cache = forward.new_cache(1, len(ids), 1)
+    logits = forward.prefill(cache, ids)
+    forward.finish(cache)
+    return torch.log_softmax(logits, -1)

@@ -1,0 +1,142 @@
+"""Conversations: whose they are, their own settings, their share links, and the messages of their history.
+
+A conversation's `tail` is the last message that counts as history; its `shown_duel` is the pair that the page shows
+after it. Pairs of replies are in `duels.py`; deletion is in `erasures.py`.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from playground.store.checks import check_owner
+from playground.store.database import Database, Row, insert, now
+
+# SQL expressions about a conversation c
+TITLE = "(select m.text from message m where m.conversation = c.id and m.role = 'user' order by m.id limit 1)"
+
+# SQL expressions about a message m, as the owner of its conversation left it
+SHOWN = """coalesce((
+    select x.after from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator
+    where x.message = m.id order by x.id desc limit 1), m.text)"""
+EDITED = """exists (
+    select 1 from demonstration x join conversation o on o.id = m.conversation and o.annotator = x.annotator
+    where x.message = m.id)"""
+THUMB = """(
+    select t.thumb from rating t join conversation o on o.id = m.conversation and o.annotator = t.annotator
+    where t.message = m.id and t.superseded_by is null)"""
+
+# A counter rather than a time: with a clock that is set back, a new chat would come after an old one.
+NEXT_OPENED_AS = "(select max(opened_as) + 1 from conversation)"
+
+
+class Conversations(Database):
+    """Part of `Store`."""
+
+    def new_conversation(
+        self, annotator: int, system_prompt: str | None = None, sampling: Mapping[str, Any] | None = None
+    ) -> int:
+        """Make a conversation, which becomes the annotator's open one; returns its id."""
+        with self.writing() as db:
+            created = now()
+            columns = {
+                "annotator": annotator,
+                "system_prompt": system_prompt,
+                "sampling": json.dumps(sampling) if sampling else None,
+                "created": created,
+                "opened": created,
+            }
+            conversation = insert(db, "conversation", columns)
+            db.execute(f"update conversation set opened_as = {NEXT_OPENED_AS} where id = ?", [conversation])
+            return conversation
+
+    def conversation(self, annotator: int) -> Row | None:
+        """The conversation that this annotator opened last and did not delete, or None.
+
+        The columns of the table, with `sampling` decoded.
+        """
+        return self._conversation("annotator = ? and deleted is null order by opened_as desc", annotator)
+
+    def conversations(self, annotator: int, limit: int = 50) -> list[Row]:
+        """The annotator's conversations that have a message, the one opened last first.
+
+        Keys: id, title, created, opened, turns, shared (a bool).
+        """
+        rows = self.rows(
+            f"""select c.id, {TITLE} as title, c.created, c.opened, c.share_token is not null as shared,
+                  (select count(distinct d.user_message) from duel d where d.conversation = c.id) as turns
+                from conversation c where c.annotator = ? and c.deleted is null and title is not null
+                order by c.opened_as desc limit ?""",
+            annotator,
+            limit,
+        )
+        return [{**row, "shared": bool(row["shared"])} for row in rows]
+
+    def open_conversation(self, conversation: int, annotator: int) -> None:
+        """Make this the annotator's open conversation."""
+        with self.writing() as db:
+            check_owner(db, conversation, annotator)
+            db.execute(
+                f"update conversation set opened = ?, opened_as = {NEXT_OPENED_AS} where id = ?", [now(), conversation]
+            )
+
+    def configure(self, conversation: int, system_prompt: str | None, sampling: Mapping[str, Any] | None) -> None:
+        """Set the conversation's own system prompt and sampling from the next turn on; None means the app's."""
+        columns = {"system_prompt": system_prompt, "sampling": json.dumps(sampling) if sampling else None}
+        with self.writing() as db:
+            if not db.table("conversation").get(conversation)["deleted"]:
+                db.table("conversation").update(conversation, columns)
+
+    # -- share links
+
+    def share(self, conversation: int, annotator: int) -> str:
+        """The token by which anybody may read this conversation; the same each time."""
+        with self.writing() as db:
+            check_owner(db, conversation, annotator)
+            db.execute(
+                "update conversation set share_token = coalesce(share_token, ?) where id = ?",
+                [secrets.token_urlsafe(16), conversation],
+            )
+        return self.one("select share_token from conversation where id = ?", conversation)["share_token"]
+
+    def unshare(self, conversation: int, annotator: int) -> None:
+        """Make the share link invalid."""
+        with self.writing() as db:
+            check_owner(db, conversation, annotator)
+            db.table("conversation").update(conversation, {"share_token": None})
+
+    def shared(self, token: str) -> Row | None:
+        """The conversation that a share token leads to, as `conversation` returns it, or None."""
+        return self._conversation("share_token = ? and deleted is null", token)
+
+    def _conversation(self, where: str, value: int | str) -> Row | None:
+        row = self.row(f"select * from conversation where {where} limit 1", value)
+        if row is None:
+            return None
+        return {**row, "sampling": _json_or_none(row["sampling"])}
+
+    # -- messages
+
+    def history(self, conversation: int) -> list[Row]:
+        """The messages from the first to the conversation's tail.
+
+        Keys: id, role, text (as last edited), edited (a bool), thumb, policy.
+        """
+        rows = self.rows(
+            f"""with recursive path(id, parent, depth) as (
+                 select m.id, m.parent, 0 from message m join conversation c on c.tail = m.id where c.id = ?
+                 union all select m.id, m.parent, depth + 1 from message m join path on m.id = path.parent)
+               select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy
+               from path join message m on m.id = path.id left join generation g on g.message = m.id
+               order by depth desc""",
+            conversation,
+        )
+        return [{**row, "edited": bool(row["edited"])} for row in rows]
+
+
+def _json_or_none(text: str | None) -> Any:
+    """The value of a JSON column; None where it is empty or cannot be read."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None

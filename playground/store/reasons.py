@@ -1,0 +1,29 @@
+"""Why a round ended without a new version, as Messages: what the worker and the store write into its row."""
+
+from collections.abc import Iterable
+
+from playground.system.messages import Message, joined, plain
+
+STOPPED = Message("An admin stopped this round.")
+
+
+def not_published(refusals: Iterable[Message]) -> Message:
+    """The gate refused the new version, for one reason or several."""
+    return Message("The new version was not published: {reason}.", reason=joined(refusals))
+
+
+def broken(error: str, phase: str, words: Message | str = "") -> Message:
+    """An error ended the round: its kind, the phase, and what the error says, which may quote a person."""
+    if words:
+        return Message("{error} in phase {phase}: {reason}", error=error, phase=phase, reason=words)
+    return Message("{error} in phase {phase}.", error=error, phase=phase)
+
+
+def without_words(reason: Message) -> Message:
+    """A failed round's reason without what the error itself said, as everybody may read it."""
+    error, phase = reason.values.get("error"), reason.values.get("phase")
+    if isinstance(error, str) and isinstance(phase, str):
+        return broken(error, phase)
+    if not reason.values and " in phase " in reason.template:  # earlier versions stored the English sentence
+        return plain(str(reason).partition(": ")[0].rstrip(".") + ".")
+    return reason
