@@ -22,11 +22,7 @@ from training.round import Round
 from training.selftest import SelfTestFailed
 from training.worker import run_once
 
-<<<<<<< HEAD
-REAL = Path(loading.resolve(Settings()))
-=======
 REAL = Path(sources.resolve(Settings()))
->>>>>>> main
 real = [
     pytest.mark.real,
     pytest.mark.skipif(not REAL.exists(), reason="the embedded model is not there; `make setup` converts it"),
