@@ -17,9 +17,9 @@ from playground.system.messages import Message, loads
 
 # what an admin may tell a round, None being "go on", and the error where no round is active
 NO_ROUND = {
-    "pause": Message(Message("There is no round to pause.")),
-    "stop": Message(Message("There is no round to stop.")),
-    None: Message(Message("There is no round to resume.")),
+    "pause": Message("There is no round to pause."),
+    "stop": Message("There is no round to stop."),
+    None: Message("There is no round to resume."),
 }
 
 
