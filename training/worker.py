@@ -84,10 +84,10 @@ def run_once(
     try:
         with heartbeat(store, settings, round_id, owner), logged(folder_of(settings, round_id) / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
-                reason = Message(
+                died = Message(
                     "The worker died {n} times in phase {phase}; its log says why.", n=MAX_ATTEMPTS, phase=row["phase"]
                 )
-                store.end_round(round_id, owner, "failed", reason)
+                store.end_round(round_id, owner, "failed", died)
             else:
                 run_logged(kind(store, settings, row, owner))
     except RoundEnded:

@@ -13,7 +13,7 @@ from playground.chat.gestures import KNOBS
 from playground.chat.refusals import Refused, refusing
 from playground.chat.views import View, read_only, stored_view
 from playground.chat.votes import Votes
-from playground.models import prompts
+from playground.models import prompts, templates
 from playground.store import StoreError
 
 BACKGROUND_SECONDS = 5  # for which replies go on while no page looks: one that reloads is back by then
@@ -34,23 +34,24 @@ class Chat(Votes):
         with self._turn(annotator, address) as turn:
             if self.view(annotator).phase == "voting":
                 raise Refused("Pick a reply first: A, B, tie, both bad, or skip.")
-            if self.store.conversation(annotator) is None:
+            while (conversation := self.store.conversation(annotator)) is None:
                 self.store.new_conversation(annotator)
-            conversation = self.store.conversation(annotator)
             rows = self.store.history(conversation["id"])
-            history = [{"role": row["role"], "content": row["text"]} for row in rows]
+            history: list[templates.Message] = [{"role": row["role"], "content": row["text"]} for row in rows]
             yield from self._write(turn, conversation, history, text)
 
     def regenerate(self, annotator: int, address: str = "") -> Generator[View]:
         """Two new replies to the same message, as `send`; the pair before them is kept, with its vote if it had one."""
         with self._turn(annotator, address) as turn:
             view = self.view(annotator)
-            if view.duel is None or view.message is None:
-                raise Refused("There are no replies here to write again. Send a message first.")
             conversation = self.store.conversation(annotator)
-            user_message = self.store.duel(view.duel)["user_message"]
-            history = [{"role": message.role, "content": message.text} for message in view.history]
-            yield from self._write(turn, conversation, history, view.message, user_message)
+            duel = self.store.duel(view.duel) if view.duel is not None else None
+            if conversation is None or duel is None or view.message is None:
+                raise Refused("There are no replies here to write again. Send a message first.")
+            history: list[templates.Message] = [
+                {"role": message.role, "content": message.text} for message in view.history
+            ]
+            yield from self._write(turn, conversation, history, view.message, duel["user_message"])
 
     def finish_in_background(self, annotator: int, views: Generator[View]) -> None:
         """Go on with `views` (of `send` or `regenerate`), whose page went away, for as long as a page of this person

@@ -20,7 +20,7 @@ class ChatMessage:
     """
 
     id: int
-    role: str
+    role: Literal["user", "assistant"]
     text: str
     edited: bool = False
     thumb: int | None = None

@@ -49,7 +49,7 @@ class Votes(Writing):
                 if not turn.ended.is_set():
                     self._vote_early(turn, duel, ballot)
                     return self.view(annotator)
-            duel = self.store.duel(duel_id)
+            duel = self._own_duel(annotator, duel_id)  # as it is now
         if duel["same"]:
             raise Refused("Both gave the same answer, so there is nothing to vote on. Go on with the next message.")
         with refusing():

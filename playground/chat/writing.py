@@ -6,7 +6,7 @@ there.
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +16,9 @@ from playground.chat.refusals import Refused, refusing
 from playground.chat.turns import STOP_SECONDS, Turn, Turns
 from playground.chat.views import Side, StoreRow, View, stored_view
 from playground.decoding.sampling import Sampling
-from playground.models import active, prompts
+from playground.models import active, prompts, templates
 from playground.serving.engine import Engine, EngineStopped
-from playground.serving.stream import Stream
+from playground.serving.stream import ReplyRecord, Stream
 from playground.serving.versions import VersionGone
 from playground.settings import Settings
 from playground.store import Store, StoreUnavailable
@@ -37,7 +37,7 @@ class Finished:
     """A pair that is complete, as `Store.finish_duel` takes it."""
 
     duel: int
-    results: list[dict[str, Any]]
+    results: list[ReplyRecord]
     pair: active.Pair
 
 
@@ -119,7 +119,7 @@ class Writing(Turns):
         self,
         turn: Turn,
         conversation: StoreRow,
-        history: list[dict[str, str]],
+        history: list[templates.Message],
         text: str,
         user_message: int | None = None,
     ) -> Iterator[View]:
@@ -148,7 +148,7 @@ class Writing(Turns):
                 turn.duel = self.store.start_duel(conversation["id"], text, prompt, candidates, user_message)
             yield self.view(turn.annotator)
             yield from self._watch(turn, stream)
-            if len(seeds) > 2 and not stream.error:
+            if len(seeds) > 2 and stream.decoding and not stream.error:
                 pair = self._picker.pair(prompt, [reply.token_ids for reply in stream.decoding.replies], seeds[0])
             elif len(seeds) == 2:
                 yield from self._rewrite_right(turn, stream, prompt, sampling)
@@ -225,9 +225,9 @@ class Writing(Turns):
         }
 
     @staticmethod
-    def _results(turn: Turn, stream: Stream, pair: active.Pair) -> list[dict[str, Any]]:
+    def _results(turn: Turn, stream: Stream, pair: active.Pair) -> list[ReplyRecord]:
         """What `Store.finish_duel` records of the two replies that are shown."""
-        results: list[dict[str, Any]] = stream.results((pair.first, pair.second))
+        results = stream.results((pair.first, pair.second))
         if turn.replacement and not turn.replacement.error:
             [right] = turn.replacement.results((0,))
             if right["token_ids"]:
@@ -265,7 +265,7 @@ class Writing(Turns):
         )
 
 
-def _with_end(result: Mapping[str, Any], finish_reason: str) -> dict[str, Any]:
+def _with_end(result: ReplyRecord, finish_reason: str) -> ReplyRecord:
     """A reply's result with another reason for its end."""
     return {**result, "finish_reason": finish_reason}
 

@@ -235,7 +235,7 @@ def is_writing(view: View) -> bool:
 def hint_html(view: View, translate: Words) -> str:
     """The line above the vote buttons: what the person can do now."""
     if view.writing:
-        text = translate(PICK_GOES_ON if view.choice in SIDES else ONE_GOES_ON)
+        text = translate(PICK_GOES_ON) if view.choice in SIDES else translate(ONE_GOES_ON)
     elif view.progress:
         text = translate.message(view.progress)
     else:

@@ -119,6 +119,8 @@ class Reasons:
 
     def _fate_html(self, vote: int, translate: Words) -> str:
         row = self.store.vote_fate(vote)
+        if row is None:
+            return ""
         counts = f"<b>{escape(translate('Your vote counts:'))}</b> " if row["counts"] else ""
         return f'<span class="fate">{counts}{fate_html(row, translate)}</span>'
 

@@ -5,6 +5,7 @@
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -47,8 +48,8 @@ class LoopStatus:
     """
 
     settings: Settings
-    rounds: list[Row]
-    curves: dict[str, list[tuple[int, float]]]  # name: (step, value) of each PPO iteration
+    rounds: Sequence[Row]
+    curves: Mapping[str, Sequence[tuple[int, float | None]]]  # name: (step, value) of each PPO iteration
     policy: Row | None
     new_votes: int  # since the last round began
     live_version: int
@@ -126,25 +127,25 @@ class StatusBar:
         self.painted = gr.State(None)  # the HTML that this page has
         self.timer = gr.Timer(TICK_SECONDS)
         self._lock = threading.Lock()
-        self._status: LoopStatus | None = None
+        self._read: LoopStatus | Message | None = None  # what the last read gave, or why it failed
         self._read_at = 0.0  # on the monotonic clock, in seconds
-        self._failure: Message | None = None  # why the last read failed
 
     def status(self) -> LoopStatus:
         """The status, at most a second old. One read serves the ticks of all pages, and so does a failed read:
         otherwise each page would wait for the store in turn. StoreError where the store cannot answer.
         """
         with self._lock:
-            if time.monotonic() - self._read_at > FRESH_SECONDS:
+            result = self._read
+            if result is None or time.monotonic() - self._read_at > FRESH_SECONDS:
                 try:
-                    self._status = LoopStatus.read(self.settings, self.store, self.engine)
-                    self._failure = None
+                    result = LoopStatus.read(self.settings, self.store, self.engine)
                 except StoreError as error:
-                    self._failure = error.message
+                    result = error.message
+                self._read = result
                 self._read_at = time.monotonic()
-            if self._failure:
-                raise StoreError(self._failure)
-            return self._status
+        if isinstance(result, Message):
+            raise StoreError(result)
+        return result
 
     def invalidate(self) -> None:
         """Read the status anew at the next call: somebody has just changed it."""
@@ -243,12 +244,12 @@ def _progress(status: LoopStatus, row: Row, translate: Words) -> str:
         else:
             parts.append(translate("{n} of {total}", n=row["step"], total=row["steps"]))
     if row["phase"] in ("ppo", "gate"):
-        if rewards := [value for _, value in status.curves.get("reward", [])]:
+        if rewards := [value for _, value in status.curves.get("reward", []) if value is not None]:
             arrow = ""
             if len(rewards) > 1:
                 arrow = " ↑" if rewards[-1] > rewards[0] else " ↓"
             parts.append(translate("reward {value}", value=f"{rewards[-1]:.2f}") + arrow)
-        if kls := [value for _, value in status.curves.get("kl", [])]:
+        if kls := [value for _, value in status.curves.get("kl", []) if value is not None]:
             parts.append(f"KL {kls[-1]:.2f}")
     if (minutes := status.minutes_left) is not None:
         parts.append(translate("about {n} min left", n=f"{max(minutes, 1):.0f}"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
 
 from playground.system.messages import Message, Value
 
@@ -37,7 +38,7 @@ class Words:
         return message.translated(lambda english: self.catalogue.get(english, english))
 
 
-def of(request: gr.Request | None) -> Words:
+def of(request: gr.Request | Request | None) -> Words:
     """The words of the person who sent a request, in the first of the browser's languages that has a catalogue."""
     return Words(language(request.headers.get("accept-language", "") if request else ""))
 

@@ -63,7 +63,8 @@ class YourData:
         )
         learned = learned_from(self.store.learned_versions(annotator), translate)
         html = "".join(f"<p>{escape(text)}</p>" for text in (kept, learned) if text)
-        return {self.text: html, self.no_training: not self.store.person(annotator)["allow_training"]}
+        person = self.store.person(annotator)
+        return {self.text: html, self.no_training: person is not None and not person["allow_training"]}
 
 
 def learned_from(versions: Sequence[int], translate: Words) -> str:
