@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from playground.models import adapters, loading, lora
 from playground.models.adapters import CONFIG, MANIFEST, WEIGHTS
-from playground.serving import engine
+from playground.serving import versions
 from playground.serving.engine import Engine
 from playground.serving.versions import Policy
 from playground.settings import Settings
@@ -281,7 +281,7 @@ def test_whatever_a_version_raises_rejects_that_version(site, tensors, error, mo
     def broken(*_):
         raise error
 
-    monkeypatch.setattr(engine.adapters, "build", broken)
+    monkeypatch.setattr(versions.adapters, "build", broken)
     assert site.versions.follow_store() and site.live.version == 0
     assert type(error).__name__ in site.store.policy(bad)["reason"]
 

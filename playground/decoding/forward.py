@@ -77,7 +77,8 @@ class Forward(Protocol[CacheT]):
     def decode(self, caches: list[CacheT], tokens: TokenIds) -> torch.Tensor:
         """Take in the next token of every active reply, cache by cache; returns logits (replies, vocabulary).
 
-        Where it raises, the caches are as they were before.
+        Where the batched forwards raise, the caches are as they were before, so that a part of the batch can be tried
+        again. Those of `unbatched.py` do not undo the replies that came before the one that failed.
         """
 
     def finish(self, cache: CacheT) -> None:
