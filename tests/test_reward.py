@@ -259,13 +259,13 @@ def test_clear_agreement_is_enough():
 def test_too_little_evidence_says_so_with_numbers():
     enough, reason = reward_validation.evidence(11, 20, 0.8)
     assert not enough
-    assert reason.startswith(
+    assert str(reason).startswith(
         "Not enough evidence yet: 20 votes for A or B, cross-validated accuracy 0.55 [0.41, 0.68]; about "
     )
 
 
 def test_the_votes_asked_for_would_have_been_enough():
-    more = int(re.search(r"about (\d+) more", reward_validation.evidence(11, 20, 0.8)[1])[1])
+    more = int(re.search(r"about (\d+) more", str(reward_validation.evidence(11, 20, 0.8)[1]))[1])
     # the rate 0.55 of 20 + more votes must clear chance, and of 40 fewer it must not
     assert (
         reward_validation.wilson(0.55 * (20 + more), 20 + more, 0.8)[0]
@@ -276,12 +276,12 @@ def test_the_votes_asked_for_would_have_been_enough():
 
 def test_votes_that_disagree_with_each_other_are_not_asked_for_more():
     enough, reason = reward_validation.evidence(8, 20, 0.8)
-    assert not enough and reason.endswith("the votes do not agree with each other so far.")
+    assert not enough and str(reason).endswith("the votes do not agree with each other so far.")
 
 
 def test_no_decided_vote_is_not_enough_even_with_the_check_off():
     enough, reason = reward_validation.evidence(0, 0, 0)
-    assert not enough and "Vote A or B" in reason
+    assert not enough and "Vote A or B" in str(reason)
 
 
 def test_confidence_zero_turns_the_check_off():
