@@ -5,9 +5,45 @@ other take all the time there is (40 replies of the tiny model: 1 s on one threa
 """
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what tests start
 
 from tests.browsing import app, browser, paced, size, visit  # noqa: E402
 
 __all__ = ["app", "browser", "paced", "size", "visit"]
+
+# Files that take longest, the longest first. They run first, so that no process ends long after the other.
+SLOW = (
+    "test_browser_loop",
+    "test_benchmarks",
+    "test_browser_gestures",
+    "test_browser",
+    "test_selftest",
+    "test_loop",
+    "test_worker",
+    "test_browser_shown",
+    "test_app",
+    "test_simulate",
+    "test_browser_languages",
+    "test_pages_benchmark",
+    "test_browser_data",
+    "test_wishes",
+    "test_browser_admins",
+    "test_ppo",
+    "test_reward",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files, and put these files first."""
+    for item in items:
+        if _file(item) in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
+
+
+def _file(item: pytest.Item) -> str:
+    return Path(item.path).stem
