@@ -1,5 +1,6 @@
 """What the README and the other documents name is there: commands, flags, files and pictures."""
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -73,3 +74,49 @@ def test_a_make_target_exists(target):
 )
 def test_a_file_or_folder_exists(path):
     assert (ROOT / path).exists()
+
+
+# -- names in the architecture page
+
+
+def defined_names() -> set[str]:
+    """Every class, function and constant of the source; in a class or module also as `Class.name` and `module.name`."""
+    names: set[str] = set()
+    for file in [*ROOT.glob("playground/**/*.py"), *ROOT.glob("training/**/*.py")]:
+        module = ast.parse(file.read_text(encoding="utf-8"))
+        owners = [(file.stem, module)]
+        owners += [(node.name, node) for node in ast.walk(module) if isinstance(node, ast.ClassDef)]
+        for owner, node in owners:
+            bound = names_bound_in(node)
+            if isinstance(node, ast.ClassDef):
+                bound |= {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+            names |= bound | {f"{owner}.{name}" for name in bound}
+    return names
+
+
+def names_bound_in(node: ast.Module | ast.ClassDef) -> set[str]:
+    found = set()
+    for child in node.body:
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(child.name)
+        elif isinstance(child, ast.Assign):
+            found |= {target.id for target in child.targets if isinstance(target, ast.Name)}
+        elif isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
+            found.add(child.target.id)
+    return found
+
+
+def test_every_name_in_the_tables_of_the_architecture_page_is_in_the_source():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = defined_names()
+    own_classes = {name.split(".")[0] for name in names if "." in name}
+    asked = {
+        name
+        for name in re.findall(r"`([A-Za-z_]+\.(?!(?:py|json|pt)`)[A-Za-z_]+)`", page)
+        if name.split(".")[0] in own_classes
+    }
+    table = page[page.index("## 4.") :]
+    asked |= set(re.findall(r"`([A-Za-z_]+)`", table))
+    inherited = {"Chat.vote"}  # of the classes that Chat is made of
+    assert len(asked) > 80
+    assert sorted(name for name in asked - inherited if name not in names) == []
