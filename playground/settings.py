@@ -8,6 +8,7 @@ import codecs
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, overload
@@ -28,17 +29,23 @@ SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # and this where t
 # a Space can only be reached through the proxy of Hugging Face, which connects from inside its own network
 SPACE_PROXIES = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 127.0.0.0/8, fc00::/7, ::1"
 
-# The settings that an admin may change for the next rounds, by section: those of training and no others. Each section
-# is given by its first and its last setting.
-SECTIONS = {
-    "When a round runs": ("round_votes", "auto_train"),
-    "Preferences": ("heldout_fraction", "annotator_weight"),
-    "Where a round starts": ("start_from", "start_from"),
-    "SFT": ("sft_epochs", "sft_lr"),
-    "Reward model": ("reward_quantisation", "evidence_confidence"),
-    "PPO": ("lora_rank", "missing_end_penalty"),
-    "Gate": ("gate_prompts", "canary_fall"),
-}
+
+@dataclass(frozen=True)
+class ForRounds:
+    """Marks a setting of training, which an admin may change for the next rounds, and no other setting. `section` is
+    the part of the page's form that it stands in.
+    """
+
+    section: str
+
+
+WHEN = ForRounds("When a round runs")
+PREFERENCES = ForRounds("Preferences")
+START = ForRounds("Where a round starts")
+SFT = ForRounds("SFT")
+REWARD = ForRounds("Reward model")
+PPO = ForRounds("PPO")
+GATE = ForRounds("Gate")
 
 # encodings by the first bytes of a file; UTF-16's mark is the beginning of UTF-32's, so UTF-32 comes first
 BYTE_ORDER_MARKS = {
@@ -190,9 +197,9 @@ class Settings(BaseSettings):
     """Messages from one network address that may run and wait at once; of each person it is one."""
 
     # -- when a round runs
-    round_votes: int = Field(16, ge=1, le=100000)
+    round_votes: Annotated[int, WHEN] = Field(16, ge=1, le=100000)
     """New votes after which a training round starts by itself."""
-    auto_train: bool = True
+    auto_train: Annotated[bool, WHEN] = True
     """Start rounds by themselves; otherwise only on demand."""
     poll_seconds: float = Field(1.0, gt=0, le=60)
     """How often the worker looks for work and the server for a new version, in seconds."""
@@ -202,124 +209,124 @@ class Settings(BaseSettings):
     """Seed of the training rounds."""
 
     # -- preferences
-    heldout_fraction: float = Field(0.2, gt=0, lt=1)
+    heldout_fraction: Annotated[float, PREFERENCES] = Field(0.2, gt=0, lt=1)
     """Share of votes, taken in whole conversations, on which the reward model's accuracy is reported and the gate
     compares; never rolled out on.
     """
-    annotator_weight: float = Field(64.0, gt=0)
+    annotator_weight: Annotated[float, PREFERENCES] = Field(64.0, gt=0)
     """Largest total weight of one annotator's votes, in votes."""
 
     # -- where a round starts
-    start_from: Literal["base", "live"] = "base"
+    start_from: Annotated[Literal["base", "live"], START] = "base"
     """Every round trains from the base model on all votes, or goes on from the live version, scaled down to half the KL
     target.
     """
 
     # -- SFT
-    sft_epochs: int = Field(2, ge=0, le=100)
+    sft_epochs: Annotated[int, SFT] = Field(2, ge=0, le=100)
     """Passes over the demonstrations before PPO; 0 skips the warm start."""
-    sft_lr: float = Field(1e-4, gt=0, le=1)
+    sft_lr: Annotated[float, SFT] = Field(1e-4, gt=0, le=1)
     """AdamW learning rate of the warm start."""
 
     # -- reward model
-    reward_quantisation: Literal["nf4", "int8", "none"] = "nf4"
+    reward_quantisation: Annotated[Literal["nf4", "int8", "none"], REWARD] = "nf4"
     """bitsandbytes format of the reward model's frozen trunk."""
-    reward_layer: Fraction = 0.0
+    reward_layer: Annotated[Fraction, REWARD] = 0.0
     """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a
     tenth, a third and two thirds deep.
     """
-    reward_view: Literal["auto", "layers", "words", "style", "meaning", "length"] = "auto"
+    reward_view: Annotated[Literal["auto", "layers", "words", "style", "meaning", "length"], REWARD] = "auto"
     """What of the features the head reads: the layers' means, the shallowest's sum, counts of common tokens, the deep
     layers' means, or the length alone (a control); auto chooses among the first four by cross-validation."""
-    reward_lora_rank: int = Field(0, ge=0, le=256)
+    reward_lora_rank: Annotated[int, REWARD] = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
-    reward_lora_epochs: int = Field(3, ge=1, le=50)
+    reward_lora_epochs: Annotated[int, REWARD] = Field(3, ge=1, le=50)
     """Most epochs of that LoRA; it stops at the best held-out NLL."""
-    reward_pessimism: float = Field(0.0, ge=0, le=10)
+    reward_pessimism: Annotated[float, REWARD] = Field(0.0, ge=0, le=10)
     """λ of reward = mean − λ·deviation under the votes' posterior, in posterior deviations."""
-    reward_batch: Positive = 16
+    reward_batch: Annotated[Positive, REWARD] = 16
     """Replies scored at once."""
-    evidence_confidence: float = Field(0.98, ge=0, lt=1)
+    evidence_confidence: Annotated[float, REWARD] = Field(0.98, ge=0, lt=1)
     """The reward model's cross-validated accuracy must clear chance at this two-sided confidence, or the round ends; 0
     is off.
     """
 
     # -- PPO
-    lora_rank: int = Field(16, ge=1, le=256)
+    lora_rank: Annotated[int, PPO] = Field(16, ge=1, le=256)
     """Rank of the policy's LoRA, on all linear layers of the blocks."""
-    lora_alpha: int = Field(32, ge=1, le=1024)
+    lora_alpha: Annotated[int, PPO] = Field(32, ge=1, le=1024)
     """LoRA alpha; the update is scaled by alpha/rank."""
-    ppo_iterations: int = Field(12, ge=1, le=10000)
+    ppo_iterations: Annotated[int, PPO] = Field(12, ge=1, le=10000)
     """Most PPO iterations (rollout, then update) in a round."""
-    ppo_episodes: int = Field(64, ge=2, le=4096)
+    ppo_episodes: Annotated[int, PPO] = Field(64, ge=2, le=4096)
     """Replies sampled in each iteration."""
-    ppo_replies: int = Field(4, ge=1, le=64)
+    ppo_replies: Annotated[int, PPO] = Field(4, ge=1, le=64)
     """Replies sampled to each prompt."""
-    rollout_tokens: int = Field(48, ge=4, le=4096)
+    rollout_tokens: Annotated[int, PPO] = Field(48, ge=4, le=4096)
     """Longest reply in a rollout, in tokens."""
-    rollout_context: int = Field(256, ge=32, le=131072)
+    rollout_context: Annotated[int, PPO] = Field(256, ge=32, le=131072)
     """Longest prompt in a rollout, in tokens; the oldest turns are cut to fit."""
-    ppo_epochs: int = Field(2, ge=1, le=16)
+    ppo_epochs: Annotated[int, PPO] = Field(2, ge=1, le=16)
     """Passes over each iteration's episodes."""
-    ppo_minibatch: Positive = 32
+    ppo_minibatch: Annotated[Positive, PPO] = 32
     """Episodes in each optimizer step."""
-    ppo_microbatch: Positive = 8
+    ppo_microbatch: Annotated[Positive, PPO] = 8
     """Episodes in one forward and backward; in PPO, gradients add up to a minibatch.
     Changes memory, not PPO's update.
     """
-    ppo_share_prompts: bool = True
+    ppo_share_prompts: Annotated[bool, PPO] = True
     """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for
     each token.
     """
-    ppo_lr: float = Field(5e-4, gt=0, le=1)
+    ppo_lr: Annotated[float, PPO] = Field(5e-4, gt=0, le=1)
     """Adam learning rate of the policy's LoRA."""
-    value_lr: float = Field(2e-3, gt=0, le=1)
+    value_lr: Annotated[float, PPO] = Field(2e-3, gt=0, le=1)
     """Adam learning rate of the value head."""
-    value_warmup: int = Field(20, ge=0, le=1000)
+    value_warmup: Annotated[int, PPO] = Field(20, ge=0, le=1000)
     """Steps of the value head on the first rollouts' returns before the first policy step."""
-    kl_coefficient: float = Field(0.05, ge=0, le=10)
+    kl_coefficient: Annotated[float, PPO] = Field(0.05, ge=0, le=10)
     """First β, the weight of the per-token KL penalty, in reward deviations a nat."""
-    kl_target: float = Field(6.0, gt=0)
+    kl_target: Annotated[float, PPO] = Field(6.0, gt=0)
     """KL to the base that β aims at, in nats a reply; PPO ends when it is reached."""
-    kl_horizon: float = Field(64.0, gt=0)
+    kl_horizon: Annotated[float, PPO] = Field(64.0, gt=0)
     """Episodes over which β adapts."""
-    gae_lambda: Fraction = 1.0
+    gae_lambda: Annotated[Fraction, PPO] = 1.0
     """GAE λ."""
-    ratio_clip: float = Field(0.2, gt=0, lt=1)
+    ratio_clip: Annotated[float, PPO] = Field(0.2, gt=0, lt=1)
     """PPO clip range of the probability ratio."""
-    value_clip: float = Field(0.2, gt=0)
+    value_clip: Annotated[float, PPO] = Field(0.2, gt=0)
     """PPO clip range of the value."""
-    value_coefficient: float = Field(0.1, ge=0)
+    value_coefficient: Annotated[float, PPO] = Field(0.1, ge=0)
     """Weight of the value loss."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: Annotated[float, PPO] = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
-    kl_stop: float = Field(0.1, gt=0)
+    kl_stop: Annotated[float, PPO] = Field(0.1, gt=0)
     """Approximate KL between old and new policy, in nats a token, at which an iteration's epochs end."""
-    ratio_tolerance: float = Field(1e-3, gt=0)
+    ratio_tolerance: Annotated[float, PPO] = Field(1e-3, gt=0)
     """Largest distance of the first minibatch's ratio from 1 before the round is stopped as broken."""
-    missing_end_penalty: float = Field(0.0, ge=0)
+    missing_end_penalty: Annotated[float, PPO] = Field(0.0, ge=0)
     """Subtracted from the score of a rollout that reaches its token limit, in reward deviations."""
 
     # -- gate
-    gate_prompts: int = Field(32, ge=4, le=4096)
+    gate_prompts: Annotated[int, GATE] = Field(32, ge=4, le=4096)
     """Held-out prompts on which a new version is compared with the live one."""
-    gate_confidence: float = Field(0.95, gt=0, lt=1)
+    gate_confidence: Annotated[float, GATE] = Field(0.95, gt=0, lt=1)
     """Two-sided confidence of the gate's interval of the gain, which must lie above 0."""
-    kl_budget: float = Field(12.0, gt=0)
+    kl_budget: Annotated[float, GATE] = Field(12.0, gt=0)
     """Largest KL to the base, in nats a reply, that the gate lets through."""
-    length_factor: float = Field(4.0, gt=1)
+    length_factor: Annotated[float, GATE] = Field(4.0, gt=1)
     """The mean reply may become this many times longer, or shorter, where the votes clearly favour that."""
-    length_drift: float = Field(1.75, gt=1)
+    length_drift: Annotated[float, GATE] = Field(1.75, gt=1)
     """The same where they do not."""
-    empty_replies: Fraction = 0.1
+    empty_replies: Annotated[Fraction, GATE] = 0.1
     """Largest share of empty replies that the gate lets through."""
-    repetition_rise: Fraction = 0.15
+    repetition_rise: Annotated[Fraction, GATE] = 0.15
     """The share of repeated four-token runs may rise by this much over the live version's."""
-    distinct_share: Fraction = 0.7
+    distinct_share: Annotated[Fraction, GATE] = 0.7
     """Share of the live version's distinct-2 that must be left."""
-    ended_fall: Fraction = 0.25
+    ended_fall: Annotated[Fraction, GATE] = 0.25
     """The share of replies that end by themselves may fall by this much."""
-    canary_fall: float = Field(1.0, gt=0)
+    canary_fall: Annotated[float, GATE] = Field(1.0, gt=0)
     """Plain replies to plain requests may become this much less likely than under the base, in nats a token at
     `temperature`.
     """
@@ -388,10 +395,11 @@ def encoding_of(env_file: str | Path | None) -> str:
 
 def sections() -> dict[str, list[str]]:
     """The names of the settings that an admin may change, by section."""
-    names = list(Settings.model_fields)
-    by_section = {}
-    for section, (first, last) in SECTIONS.items():
-        by_section[section] = names[names.index(first) : names.index(last) + 1]
+    by_section: dict[str, list[str]] = {}
+    for name, field in Settings.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, ForRounds):
+                by_section.setdefault(mark.section, []).append(name)
     return by_section
 
 
