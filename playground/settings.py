@@ -109,8 +109,8 @@ class Settings(BaseSettings):
     model. plain: transformers' own forward.
     """
     kv_cache_mb: int = Field(384, ge=1, le=1 << 20)
-    """Memory for keys and values, in MB; when it is full, new messages wait in line. What nobody uses keeps earlier
-    turns for the next one.
+    """Memory for keys and values, in MB; when it is full, new messages wait in line. Memory that is not in
+    use keeps earlier turns for the next one.
     """
 
     # -- web

@@ -198,7 +198,7 @@ def test_one_cookie_that_sends_three_hundred_times_holds_one_place(site):
         for _ in range(300):
             crowd.join(cookie, "greedy-session")
             most = max(most, len(site.chat._turns))
-        until(lambda: len([t for t in threading.enumerate() if t.name == "linger"]) == 0)
+        until(lambda: len([t for t in threading.enumerate() if t.name == "finish in background"]) == 0)
         assert most == 1 and site.engine.waiting == 0 and len(site.chat._turns) == 1
         assert len(site.store.rows("select * from duel where conversation = (select max(id) from conversation)")) == 1
     finally:

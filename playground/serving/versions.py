@@ -101,7 +101,7 @@ class Versions:
         with self._lock:
             policy = policy or self.live
             if self._resident.get(policy.version) is not policy:
-                raise VersionGone(f"v{policy.version} has been let go of")
+                raise VersionGone(f"v{policy.version} is no longer loaded")
             policy.streams += 1
             return policy
 

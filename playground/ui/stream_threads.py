@@ -46,5 +46,5 @@ class StreamThreads:
                     return
                 yield update
         except BaseException:
-            threading.Thread(target=updates.close, name="linger", daemon=True).start()
+            threading.Thread(target=updates.close, name="finish in background", daemon=True).start()
             raise
