@@ -54,3 +54,16 @@ def test_it_can_be_ended_while_it_stands_still(counting):
     began = time.monotonic()
     counting.stop()
     assert counting.process.poll() is not None and time.monotonic() - began < 5
+
+
+def test_a_start_that_fails_is_tried_again(monkeypatch, tmp_path):
+    """The thread that keeps the child alive ended with the error, so the worker never came back."""
+    monkeypatch.setattr(child, "FIRST_DELAY", 0.05)
+    program = tmp_path / "program"
+    worker = Child([str(program)], {}).start()
+    time.sleep(0.1)
+    assert worker.process is None
+    program.write_text("#!/bin/sh\nsleep 60\n")
+    program.chmod(0o755)
+    until(lambda: worker.process and worker.process.poll() is None)
+    worker.stop()

@@ -7,6 +7,7 @@ Knows nothing about what the phases do; that is `round.py`'s. When rounds run is
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ class BeginsAgain(Exception):
     """Somebody took back a chat that this round has read: it goes back to its first phase without it."""
 
 
-class RoundControl:
+class RoundControl(ABC):
     """A running round without its phases. A subclass implements `run_phase` and `drop_models`."""
 
     def __init__(self, store: Store, settings: Settings, row: Row, owner: str) -> None:
@@ -52,12 +53,13 @@ class RoundControl:
         self._began_monotonic = time.monotonic()
         self._eraser = erase.Eraser(store, settings)
 
+    @abstractmethod
     def run_phase(self, phase: str) -> None:
-        raise NotImplementedError
+        """Do the work of one phase."""
 
+    @abstractmethod
     def drop_models(self) -> None:
         """Drop everything that was loaded for the round."""
-        raise NotImplementedError
 
     # -- the order of phases
 

@@ -7,6 +7,7 @@ by side here, so that a rotation is one complex product (RoPE, Su et al. 2021). 
 whatever else is in the batch. The packed weights are in `number_formats.py`, the cache in `prompt_cache.py`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -69,7 +70,7 @@ def _merged_weight(module: torch.nn.Module) -> torch.Tensor:
     return weight
 
 
-class _Block:
+class _Block(ABC):
     """A transformer block: its norms, and the projections that a subclass adds. x is (T, hidden) throughout."""
 
     dtype: torch.dtype  # of the projections' inputs
@@ -85,17 +86,17 @@ class _Block:
     def mlp_norm(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, x.shape[-1:], self._mlp_norm, self._eps).to(self.dtype)
 
+    @abstractmethod
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
         """(T, heads·head dim of q, k and v), the rotary pairs of q and k side by side."""
-        raise NotImplementedError
 
+    @abstractmethod
     def out(self, x: torch.Tensor) -> torch.Tensor:
         """The output projection of the attention: (T, hidden)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """(T, hidden) -> (T, hidden)."""
-        raise NotImplementedError
 
 
 class _ModelBlock(_Block):

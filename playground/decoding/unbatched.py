@@ -38,7 +38,8 @@ class PerReplyCache:
         return NOTHING_CACHED
 
     def copy_prefix(self, other: "PerReplyCache", prefix: CachedPrefix, ids: TokenIds) -> None:
-        raise NotImplementedError("nothing is ever found here")
+        """Never called, since `longest_prefix` finds nothing."""
+        raise AssertionError("there is no prefix to copy")
 
 
 @dataclass(frozen=True)

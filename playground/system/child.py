@@ -92,18 +92,25 @@ class Child:
 
     def _keep_alive(self) -> None:
         delay = FIRST_DELAY
-        while True:
-            with self._lock:
-                if self._stopping.is_set():
-                    return
-                # A process group of its own: Ctrl-C in the terminal then reaches only the parent, which ends the child
-                # in order.
-                self.process = subprocess.Popen(self.command, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
+        while not self._stopping.is_set():
             started = time.monotonic()
-            code = self.process.wait()
+            end = self._run_once()
             if self._stopping.is_set():
                 return
             was_steady = time.monotonic() - started > STEADY
             delay = FIRST_DELAY if was_steady else min(2 * delay, LONGEST_DELAY)
-            log.warning("the worker ended with exit code %s; the chat goes on, it starts again in %.0f s", code, delay)
+            log.warning("the worker %s; the chat goes on, it starts again in %.0f s", end, delay)
             self._stopping.wait(delay)
+
+    def _run_once(self) -> str:
+        """Run the child until it ends; how it ended, in words. Returns at once where it is to stop."""
+        with self._lock:
+            if self._stopping.is_set():
+                return "is not started any more"
+            try:
+                # A process group of its own: Ctrl-C in the terminal then reaches only the parent, which ends the child
+                # in order.
+                self.process = subprocess.Popen(self.command, env=self.env, stdin=subprocess.DEVNULL, process_group=0)
+            except OSError as error:  # no memory for another process, say; there may be some later
+                return f"could not be started: {error}"
+        return f"ended with exit code {self.process.wait()}"
