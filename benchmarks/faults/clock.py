@@ -36,6 +36,11 @@ LIBRARIES = (
     "/usr/lib/faketime/libfaketimeMT.so.1",
     "/usr/local/lib/faketime/libfaketimeMT.so.1",
 )
+# libfaketime before 0.9.11 moves what Python's time.sleep waits for on the monotonic clock, too, which then fails with
+# EINVAL (wolfcw/libfaketime issue 426); Python runs this file at each start
+SLEEP = """import select, time
+time.sleep = lambda seconds: select.select([], [], [], seconds)
+"""
 ACTIVE = "select id, owner, attempts, phase from round where state = 'running'"
 
 
@@ -47,6 +52,7 @@ class Clock:
         if library is None:
             raise FileNotFoundError("libfaketime is missing; apt-get install faketime")
         self._file = folder / "clock"
+        (folder / "sitecustomize.py").write_text(SLEEP)
         self.set("+0")
         self.environ = {
             "LD_PRELOAD": library,
@@ -54,6 +60,7 @@ class Clock:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
+            "PYTHONPATH": str(folder),
         }
 
     def set(self, offset: str) -> None:
@@ -188,7 +195,7 @@ def second_worker(app: App) -> Iterator[bool]:
     process = subprocess.Popen(
         command,
         cwd=app.folder,
-        env={**app.environ, "PYTHONPATH": str(ROOT)},
+        env={**app.environ, "PYTHONPATH": os.pathsep.join([app.environ["PYTHONPATH"], str(ROOT)])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
