@@ -135,7 +135,7 @@ def refused(store, settings):
 def not_enough(store):
     row = begun(store)
     store.end_round(
-        row["id"], "w1", "not_enough", Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=1)
+        row["id"], "w1", "not_enough", Message("Not enough evidence yet. Votes so far: {n}; vote on more replies.", n=1)
     )
     return row
 

@@ -105,6 +105,7 @@ def test_undo_gives_the_message_back(visit):
     turn(page, "Second message", "b")
     page.click("#undo")
     page.wait_for_function("document.querySelector('#message textarea').value == 'Second message'")
+    page.wait_for_selector("#notice :text('Your vote on these replies still counts')")
     page.wait_for_selector("#badge-a .chosen")
     assert messages(page, "a") == 2
     page.click("#undo")
@@ -165,14 +166,12 @@ def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
     assert page.input_value("#comment input, #comment textarea") == "short is good"
     page.locator("#tags label", has_text="better tone").click()
     page.wait_for_timeout(300)
-    page.click("#vote-b")  # another vote, which nobody has explained yet
+    page.click("#vote-b")  # another vote: the person's own words stay, the reasons for A go
     page.wait_for_selector("#vote-b.picked")
-    page.wait_for_function(
-        "!document.querySelector('#tags input:checked') && document.querySelector('#comment input, #comment "
-        "textarea').value == ''"
-    )
+    page.wait_for_function("!document.querySelector('#tags input:checked')")
+    assert page.input_value("#comment input, #comment textarea") == "short is good"
     assert app.rows("select tags, comment from vote order by id desc limit 2") == [
-        (None, None),
+        (None, "short is good"),
         ('["clearer", "better tone"]', "short is good"),
     ]
 
@@ -200,9 +199,11 @@ def test_earlier_chats_are_listed_opened_and_deleted(app, visit):
     page.wait_for_selector("#chats label:has-text('About rivers')")
     assert [t.strip() for t in page.locator("#chats label").all_inner_texts()] == ["About hills", "About rivers"]
     shot(page, "chats")
+    page.fill("#message textarea", "Which hill")
     page.click("#chats label:has-text('About rivers')")
     page.wait_for_selector("#chat-a .user:has-text('About rivers')")
     page.wait_for_selector("#badge-a .chosen")
+    assert page.input_value("#message textarea") == "", "what is written for one chat does not follow into another"
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("#delete-chat")
     page.wait_for_timeout(1000)
@@ -213,6 +214,7 @@ def test_earlier_chats_are_listed_opened_and_deleted(app, visit):
     page.click("#delete-chat")
     page.wait_for_function("document.querySelectorAll('#chats label').length == 1")
     page.wait_for_selector("#chat-a .user:has-text('About hills')")
+    assert page.input_value("#message textarea") == "Which hill"
 
 
 def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):

@@ -21,6 +21,17 @@ def test_a_changed_vote_supersedes_the_earlier_one_and_keeps_both_rows(store):
     assert store.current_vote(row["id"], who)["id"] == second
 
 
+def test_a_changed_vote_keeps_the_comment_but_not_the_tags(store):
+    """The comment is the person's own words; the tags are reasons for the other choice."""
+    who = store.annotator("somebody")
+    row = duel(store, who)
+    first = store.vote(row["id"], who, "a", row["left"]["message"])
+    store.explain(first, who, tags=["clearer"], comment="short is good")
+    store.vote(row["id"], who, "b", row["right"]["message"])
+    current = store.current_vote(row["id"], who)
+    assert (current["comment"], current["tags"]) == ("short is good", [])
+
+
 def test_a_changed_vote_changes_what_the_conversation_goes_on_with(store):
     who = store.annotator("somebody")
     row = duel(store, who)

@@ -138,10 +138,10 @@ def test_every_round_has_its_line_the_newest_first(tab, store, settings):
     rounds.running(store)
     lines = [round_summary.timeline_entry(row, W).rsplit(" · ", 1)[0] for row in store.rounds()]
     assert lines == [
-        "● Round 6 · running · 64 votes",
+        "● Round 6 · running · votes: 64",
         "■ Round 5 · stopped",
-        "✓ Round 4 · v2 published · 64 votes",
-        "✗ Round 3 · v1 refused · 64 votes",
+        "✓ Round 4 · v2 published · votes: 64",
+        "✗ Round 3 · v1 refused · votes: 64",
         "! Round 2 · failed",
         "– Round 1 · not enough evidence",
     ]
@@ -234,7 +234,7 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     store.update_round(row["id"], "w1", phase="reward")
     assert signs(store.round(row["id"])) == "✓✓●○○○"
     store.end_round(
-        row["id"], "w1", "not_enough", Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=1)
+        row["id"], "w1", "not_enough", Message("Not enough evidence yet. Votes so far: {n}; vote on more replies.", n=1)
     )
     assert signs(store.round(row["id"])) == "✓✓✗○○○"
     assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", (

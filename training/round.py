@@ -85,7 +85,7 @@ class Round(RoundControl):
         if len(prefs.pairs) < 2:
             self.end(
                 "not_enough",
-                Message("Not enough evidence yet: {n} votes. Vote on more replies.", n=len(prefs.votes)),
+                Message("Not enough evidence yet. Votes so far: {n}; vote on more replies.", n=len(prefs.votes)),
             )
 
     def _read_preferences(self) -> Preferences:

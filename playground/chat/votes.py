@@ -82,8 +82,8 @@ class Votes(Writing):
     def _pick(self, duel: StoreRow, choice: str) -> int:
         """The message that the conversation goes on with.
 
-        Where no side won it is drawn by lot. A pair that was voted on early goes on with the reply that went on to its
-        end.
+        Where no side won it is picked at random. A pair that was voted on early goes on with the reply that went on to
+        its end.
         """
         if choice in ("a", "b"):
             return int(duel["left" if choice == "a" else "right"]["message"])

@@ -100,7 +100,7 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
                 torch.set_num_threads(threads)
                 measured = _measure_steps(forward, ids, truth)
                 log.info(
-                    "%s on %d threads: %.1f ms a step, %.4f nats from the model",
+                    "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
                     number_format,
                     threads,
                     measured.milliseconds,

@@ -322,7 +322,7 @@ def _check_tensor(folder: Path, manifest: _CheckedManifest, name: str, tensor: t
 
 
 def in_words(error: Exception) -> str:
-    """An error that nobody foresaw, in one line."""
+    """An unexpected error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_ERROR_CHARS]
 
 

@@ -62,8 +62,9 @@ class Votes(Database):
     ) -> int:
         """Record a vote and move the conversation on to the message `continue_with`; returns the vote's id.
 
-        The vote is on disk when this returns. It supersedes this person's earlier vote on the same duel. StoreError
-        when the conversation does not show this duel any more.
+        The vote is on disk when this returns. It supersedes this person's earlier vote on the same duel, and takes over
+        its comment; not its tags, which fit that choice. StoreError when the conversation does not show this duel any
+        more.
 
         `early`: where replies were still being written, what both had said by then, as `finish_duel` takes it; the
         finish_reason of a reply that still grows is None. Training compares that many tokens of them, whatever the
@@ -75,7 +76,8 @@ class Votes(Database):
             if not db.execute("select 1 from conversation where shown_duel = ?", [duel]).fetchone():
                 raise StoreError(GONE_ON)
             earlier = db.execute(
-                "select id from vote where duel = ? and annotator = ? and superseded_by is null", [duel, annotator]
+                "select id, comment from vote where duel = ? and annotator = ? and superseded_by is null",
+                [duel, annotator],
             ).fetchone()
             vote: int = db.execute("select coalesce(max(id), 0) + 1 from vote").fetchone()[0]
             if earlier:
@@ -87,6 +89,7 @@ class Votes(Database):
                     "annotator": annotator,
                     "choice": choice,
                     "continued_with": continue_with,
+                    "comment": earlier[1] if earlier else None,
                     "shown_at": shown_at,
                     "dwell_ms": dwell_ms,
                     "created": now(),

@@ -197,13 +197,16 @@ class ChatTab:
         """Take the last turn back: its message returns to the box."""
         annotator = self.annotator(request)
         translate = words.of(request)
+        notice: Updates = {}
         try:
-            self.check_current(annotator, snapshot)
+            before = self.check_current(annotator, snapshot)
             view, text = self.chat.undo(annotator)
         except Refused as error:
             updates = self.panel.updates(self.chat.view(annotator), translate)
             return {**updates, **self.notice.warn(translate.message(error.message))}
-        return {**self.panel.updates(view, translate), self.panel.message: text}
+        if before.vote and before.choice != "skip":
+            notice = self.notice.confirm(translate("Taken back. Your vote on these replies still counts."))
+        return {**self.panel.updates(view, translate), self.panel.message: text, **notice}
 
     def on_earlier_pair(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
         return self._turn_over(-1, snapshot, request)
@@ -233,7 +236,7 @@ class ChatTab:
         translate = words.of(request)
         return {
             **self.panel.swap_update(snapshot, translate),
-            **self.panel.reasons.fate_update(snapshot.duel, self.annotator(request), translate),
+            **self.panel.reasons.fate_update(snapshot, self.annotator(request), translate),
         }
 
     # -- who asks, and from which page
@@ -253,7 +256,8 @@ class ChatTab:
         view = self.chat.view(annotator)
         if snapshot is not None and snapshot.is_behind(view):
             raise Refused(
-                "You went on in another tab or window. Here is the chat as it is now; what you pressed was not done."
+                "This chat changed in another tab or window. Here it is as it is now; nothing else was done. "
+                "Please try again."
             )
         return view
 

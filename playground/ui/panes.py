@@ -117,8 +117,11 @@ def badge_html(side: str, view: View | None, translate: Words) -> str:
             css_class = _voted_class(view, candidate)
         facts = _facts(side, view, candidate, translate)
         if candidate.chosen:
-            text = translate("✓ your pick") if view.choice in SIDES else translate("goes on from here, drawn by lot")
-            mark = f'<b class="mark">{escape(text)}</b>'
+            text, why = translate("✓ your pick"), ""
+            if view.choice not in SIDES:
+                text = translate("picked at random")
+                why = translate("No reply won, so one was picked at random, and the chat goes on from it.")
+            mark = f'<b class="mark" title="{escape(why)}">{escape(text)}</b>'
     text = escape(" · ".join(facts))
     return f'<div class="badge {css_class}"><b class="letter">{side.upper()}</b><span>{text}</span>{mark}</div>'
 
@@ -141,7 +144,7 @@ def _facts(side: str, view: View, candidate: Side, translate: Words) -> list[str
 
 def _voted_class(view: View, candidate: Side) -> str:
     """The CSS class of a side's badge after the vote. Where no side won, none looks like the winner, and the one that
-    the chat goes on with was drawn by lot.
+    the chat goes on with was picked at random.
     """
     if view.choice in SIDES:
         return "chosen" if candidate.chosen else "passed"

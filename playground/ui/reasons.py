@@ -112,9 +112,12 @@ class Reasons:
             self.fate: self._fate_html(view.vote, translate) if voted and view.vote else "",
         }
 
-    def fate_update(self, duel: int | None, annotator: int, translate: Words) -> Updates:
-        """What became of the person's vote on a pair, alone."""
-        vote = self.store.current_vote(duel, annotator) if duel else None
+    def fate_update(self, snapshot: PageSnapshot, annotator: int, translate: Words) -> Updates:
+        """What became of the person's vote on the pair that the page shows, alone; nothing where the page does not show
+        a vote yet.
+        """
+        shown = snapshot.duel is not None and snapshot.vote is not None
+        vote = self.store.current_vote(snapshot.duel, annotator) if snapshot.duel is not None and shown else None
         return {self.fate: self._fate_html(vote["id"], translate) if vote else ""}
 
     def _fate_html(self, vote: int, translate: Words) -> str:
@@ -129,7 +132,7 @@ def fate_html(row: Row, translate: Words) -> str:
     """What became of a vote (a row of `Store.my_votes`), as a chip."""
     css_class, text = _fate(row, translate)
     if row["early"]:
-        text += f" · {translate('picked early')}"
+        text += f" · {translate('voted before the replies ended')}"
     return f'<i class="chip {css_class}">{escape(text)}</i>'
 
 

@@ -4,7 +4,7 @@ a round's row and its files; nothing here knows the page.
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ def timeline_entry(row: Row, translate: Words) -> str:
         state_text = f"{version_name(row['version'], translate)} {state_text}"
     parts = [f"{SIGNS[state]} " + translate("Round {n}", n=row["id"]), state_text]
     if row["metrics"].get("votes"):
-        parts.append(translate("{n} votes", n=row["metrics"]["votes"]))
+        parts.append(translate("votes: {n}", n=row["metrics"]["votes"]))
     time = datetime.fromisoformat(row["ended"] or row["started"] or row["created"])
-    parts.append(time.astimezone().strftime("%m-%d %H:%M"))
+    parts.append(time.astimezone(UTC).strftime("%m-%d %H:%M UTC"))
     return " · ".join(parts)
 
 
@@ -128,12 +128,12 @@ def _share(share: float, interval: tuple[float | None, float | None] | None) -> 
 
 
 def agreement_html(status: LoopStatus, translate: Words) -> str:
-    """How often the reward model foresaw the last votes."""
+    """How often the reward model predicted the last votes."""
     hits, calls = status.forecasts
     if not calls:
         return ""
     text = translate(
-        "The reward model foresaw {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
+        "The reward model predicted {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
         "gives 50%.",
         n=hits,
         calls=calls,

@@ -33,6 +33,10 @@ KNOB_LABELS = {
 KNOB_STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05, "reply_tokens": 1}
 TITLE_CHARS = 44
 PAGE_SIZE = 20  # chats in the list at first, and more at each press
+MAX_DRAFTS = 20  # kept for a page; what a page may keep has a bound
+DRAFT_CHARS = 20_000
+
+Drafts = dict[int | None, str]
 
 
 class Sidebar:
@@ -43,6 +47,7 @@ class Sidebar:
         self.chat = chat
         self.notice = notice
         self.limit = gr.State(PAGE_SIZE)  # chats in the list
+        self.drafts: gr.State = gr.State({})  # what this page's message box held in other chats, as `exchange_draft`
         # the answer to the browser's question; not a gr.State, whose value `js` cannot change
         self.confirmed = gr.Checkbox(visible=False)
         with gr.Sidebar(open=False, elem_id="sidebar", width=300):
@@ -110,16 +115,18 @@ class Sidebar:
         own = self.outputs
         both = [*tab.panel.outputs, *own]
         snapshot = tab.panel.snapshot
+        moving = [snapshot, self.limit, tab.panel.message, self.drafts]
+        moved = [*both, self.drafts]
         page.load(self.on_load, [self.limit], own, **GESTURE)
         finished_turn.then(self.on_load, [self.limit], own, **GESTURE)
-        gr.on([self.new.click, tab.panel.new.click], self.on_new, [snapshot, self.limit], both, **GESTURE)
-        self.list.input(self.on_open, [self.list, snapshot, self.limit], both, **GESTURE)
+        gr.on([self.new.click, tab.panel.new.click], self.on_new, moving, moved, **GESTURE)
+        self.list.input(self.on_open, [self.list, *moving], moved, **GESTURE)
         self.more.click(self.on_more, [self.limit], [self.limit, *own], **GESTURE)
         self.delete.click(
             self.on_delete,
-            [self.confirmed, snapshot, self.limit],
-            both,
-            js="(_, page, limit) => [window.nudge.sure(), page, limit]",
+            [self.confirmed, *moving],
+            moved,
+            js="(_, ...others) => [window.nudge.sure(), ...others]",
             **GESTURE,
         )
         self.share.click(self.on_share, [snapshot, self.limit], both, **GESTURE)
@@ -172,16 +179,34 @@ class Sidebar:
         limit += PAGE_SIZE
         return {self.limit: limit, **self.on_load(limit, request)}
 
-    def on_new(self, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
-        return self._change_chat(self.chat.new_chat, snapshot, limit, request)
+    def on_new(
+        self, snapshot: PageSnapshot | None, limit: int, text: str, drafts: Drafts, request: gr.Request
+    ) -> Updates:
+        return self._change_chat(self.chat.new_chat, snapshot, limit, text, drafts, request)
 
-    def on_open(self, conversation: int, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+    def on_open(
+        self,
+        conversation: int,
+        snapshot: PageSnapshot | None,
+        limit: int,
+        text: str,
+        drafts: Drafts,
+        request: gr.Request,
+    ) -> Updates:
         def open_chat(annotator: int) -> View:
             return self.chat.open(annotator, conversation)
 
-        return self._change_chat(open_chat, snapshot, limit, request)
+        return self._change_chat(open_chat, snapshot, limit, text, drafts, request)
 
-    def on_delete(self, confirmed: bool, snapshot: PageSnapshot | None, limit: int, request: gr.Request) -> Updates:
+    def on_delete(
+        self,
+        confirmed: bool,
+        snapshot: PageSnapshot | None,
+        limit: int,
+        text: str,
+        drafts: Drafts,
+        request: gr.Request,
+    ) -> Updates:
         """Delete the chat that the page shows, and say which versions have learned from it."""
         conversation = snapshot.conversation if snapshot else None
         if not confirmed or conversation is None:
@@ -192,7 +217,7 @@ class Sidebar:
         def delete(annotator: int) -> View:
             return self.chat.delete(annotator, conversation)
 
-        updates = self._change_chat(delete, snapshot, limit, request)
+        updates = self._change_chat(delete, snapshot, limit, "", drafts, request)
         if self.notice.html in updates:  # refused
             return updates
         text = translate("Deleted: this chat's texts are gone.")
@@ -259,9 +284,17 @@ class Sidebar:
         return {**self.on_load(limit, request), **updates}
 
     def _change_chat(
-        self, gesture: Callable[[int], View], snapshot: PageSnapshot | None, limit: int, request: gr.Request
+        self,
+        gesture: Callable[[int], View],
+        snapshot: PageSnapshot | None,
+        limit: int,
+        text: str,
+        drafts: Drafts,
+        request: gr.Request,
     ) -> Updates:
-        """Do something that changes which chat is open, and show the chat and the list as they are then."""
+        """Do something that changes which chat is open, and show the chat and the list as they are then. `text` is what
+        the message box holds.
+        """
         annotator = self.tab.annotator(request)
         translate = words.of(request)
         notice: Updates = {}
@@ -271,7 +304,21 @@ class Sidebar:
             view = self.chat.view(annotator)
             notice = self.notice.warn(translate.message(error.message))
         changed = self.tab.panel.changed_updates(view, translate, snapshot)
+        if not notice:
+            text, drafts = exchange_draft(drafts, snapshot.duel if snapshot else None, text, view.duel)
+            changed |= {self.tab.panel.message: gr.update(value=text), self.drafts: drafts}
         return {**changed, **self.on_load(limit, request), **notice}
+
+
+def exchange_draft(drafts: Drafts, left: int | None, text: str, opened: int | None) -> tuple[str, Drafts]:
+    """The text for the message box of the chat that is `opened`, and the drafts then. `text` is what the box held in
+    the chat that was `left`. A chat is named by the pair that it shows; None is a chat without any.
+    """
+    others = {pair: draft for pair, draft in drafts.items() if pair not in (left, opened)}
+    if text and left != opened and len(text) <= DRAFT_CHARS:
+        others[left] = text
+    kept = dict(list(others.items())[-MAX_DRAFTS:])
+    return (text if left == opened else drafts.get(opened, "")), kept
 
 
 def _title(row: Row, translate: Words) -> str:

@@ -75,10 +75,10 @@ def table_html(votes: Sequence[Row], translate: Words) -> str:
         text = translate("You have not voted yet. Pick the better of two replies, and follow here what your vote does.")
         return f'<p class="empty">{escape(text)}</p>'
     headings = (
-        translate("When"),
+        translate("When (UTC)"),
         translate("Message"),
         translate("Vote"),
-        translate("Foreseen"),
+        translate("Predicted"),
         translate("What became of it"),
     )
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
@@ -91,13 +91,13 @@ def _row_html(vote: Row, translate: Words) -> str:
     message = translate("a deleted chat") if vote["deleted"] else one_line(vote["text"])
     if len(message) > MESSAGE_CHARS:
         message = message[: MESSAGE_CHARS - 1] + "…"
-    foreseen = {1: translate("yes"), 0: translate("no")}.get(vote["hit"], "–")
+    predicted = {1: translate("yes"), 0: translate("no")}.get(vote["hit"], "–")
     css_class = f' class="side-{vote["choice"]}"' if vote["choice"] in ("a", "b") else ""
     cells = (
         f"<time>{created}</time>",
         escape(message),
         f"<b{css_class}>{escape(translate(CHOICES[vote['choice']]))}</b>",
-        escape(foreseen),
+        escape(predicted),
         fate_html(vote, translate),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -21,7 +21,7 @@ WINDOW = 40  # duels or votes in a rolling mean
 TITLES = {
     "length": words.mark("Tokens of a reply, pair by pair"),
     "kl": words.mark("KL of each round's policy to the base, nats a reply"),
-    "agreement": words.mark("Share of fresh votes that the reward model foresaw, vote by vote"),
+    "agreement": words.mark("Share of fresh votes that the reward model predicted, vote by vote"),
     "position": words.mark("Share of side A among votes for A or B, vote by vote"),
 }
 # of the interval for sides: the page is looked at all the time, so a chance finding would often be shown
@@ -124,13 +124,13 @@ def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
 
 
 def agreement(rows: Sequence[Row], translate: Words) -> Watched:
-    """How often the reward model foresaw the winner before it learned from the vote (rows of `Store.forecast_history`);
-    guessing gives 50 %.
+    """How often the reward model predicted the winner before it learned from the vote (rows of
+    `Store.forecast_history`); guessing gives 50 %.
     """
     hits = [row["hit"] for row in rows]
     points = plots.rolling_mean(hits, WINDOW)
     if not points:
-        note = translate("Agreement with fresh votes: nothing to see before some votes were foreseen.")
+        note = translate("Agreement with fresh votes: nothing to see before some votes were predicted.")
         return Watched(Curve(points), None, note)
     recent = hits[-WINDOW:]
     low, high = wilson_interval(sum(recent), len(recent))
@@ -138,12 +138,13 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
     ok = low > 0.5
     if ok:
         note = translate(
-            "The reward model foresaw {share} of the last {n} votes for A or B [{low}, {high}]: better than guessing.",
+            "The reward model predicted {share} of the last {n} votes for A or B [{low}, {high}]: better than "
+            "guessing.",
             **figures,
         )
     else:
         note = translate(
-            "Look here: it foresaw {share} of the last {n} votes for A or B [{low}, {high}]; that may be guessing.",
+            "Look here: it predicted {share} of the last {n} votes for A or B [{low}, {high}]; that may be guessing.",
             **figures,
         )
     return Watched(Curve(points, {"limit": 0.5}), ok, note)
@@ -156,7 +157,7 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
     picks = [row["choice"] == "a" for row in rows]
     points = plots.rolling_mean(picks, WINDOW)
     if not points:
-        note = translate("Sides: nothing to see before there are votes for A or B.")
+        note = translate("Side A or B: nothing to see before there are votes for A or B.")
         return Watched(Curve(points), None, note)
     recent = picks[-WINDOW:]
     low, high = wilson_interval(sum(recent), len(recent), SIDES_CONFIDENCE)
