@@ -4,7 +4,9 @@ What the page does is in `playground/ui/`, what a gesture means in `playground/c
 `playground/web/allowlist.py`.
 """
 
+import asyncio
 import inspect
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -249,7 +251,14 @@ class Web(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await run_in_threadpool(self.before_shutdown)
+        logging.getLogger("uvicorn.error").addFilter(_is_unexpected)
         await super().shutdown(sockets)
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Whether a record of uvicorn's shutdown says more than that open pages were cut off, which always happens then."""
+    cut_off = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and "graceful shutdown" not in record.getMessage()
 
 
 def address(host: str, port: int) -> str:

@@ -61,9 +61,13 @@ def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_pat
         assert httpx.get(f"{url}/readyz").json()["ready"] is True
         workers = psutil.Process(process.pid).children()
         assert [w for w in workers if "training.worker" in w.cmdline()]
-        process.send_signal(number)
-        began = time.monotonic()
-        out, err = process.communicate(timeout=30)
+        with httpx.Client(base_url=url) as browser:
+            browser.get("/")
+            with browser.stream("GET", "/gradio_api/heartbeat/openpage01") as open_page:
+                assert open_page.status_code == 200
+                process.send_signal(number)
+                began = time.monotonic()
+                out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         assert time.monotonic() - began < 15
         assert out == "", "two lines on stdout are enough"
