@@ -161,7 +161,7 @@ def main():
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     state = options.folder / "visitor.json"
-    app = App(options.folder.resolve(), "--top-p", 0.9, tokens=192)
+    app = App(options.folder.resolve(), "--chat.top-p", 0.9, tokens=192)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -15,9 +15,9 @@ def settings(tmp_path):
 
 def test_the_need_counts_both_trunks_and_grows_with_the_microbatch(settings):
     weights = sum(p.numel() for p in tiny_model().parameters())
-    small, large = (gpu.need(settings.model_copy(update={"ppo_microbatch": n})) for n in (1, 64))
+    small, large = (gpu.need(settings.with_values(ppo={"microbatch": n})) for n in (1, 64))
     assert 2.6 * weights < small < large
-    assert gpu.need(settings.model_copy(update={"reward_quantisation": "none"})) - gpu.need(settings) == pytest.approx(
+    assert gpu.need(settings.with_values(reward={"quantisation": "none"})) - gpu.need(settings) == pytest.approx(
         1.4 * weights, abs=2
     )
 
