@@ -3,8 +3,8 @@ version that learned from it answers.
 
 `python -m tests.pictures FOLDER` keeps the app's data in FOLDER; where a version is live there already it only
 photographs the pages.
-`--film` plays the session anew. Real default model and settings, but for `--top-p 0.9`; a quarter of an hour on two
-cores, mostly the round.
+`--film` plays the session anew. Real default model and settings, but for `--chat.top-p 0.9`; a quarter of an hour on
+two cores, mostly the round.
 """
 
 import argparse

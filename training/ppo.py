@@ -177,7 +177,7 @@ def roll_out(
     end_tokens: EndTokens,
     settings: Settings,
 ) -> list[Episode]:
-    """`ppo_replies` replies of the policy to each prompt."""
+    """`ppo.replies` replies of the policy to each prompt."""
     return rollout.sample(
         policy.causal,
         prompts,

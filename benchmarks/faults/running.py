@@ -35,7 +35,7 @@ class DidNotStart(Exception):
 
 
 def flags_of(options: dict) -> list[str]:
-    """{"auto-train": False, "threads": 1} as `--no-auto-train --threads 1`."""
+    """{"round.auto": False, "threads": 1} as `--no-round.auto --threads 1`."""
     flags = []
     for name, value in options.items():
         if isinstance(value, bool):

@@ -234,5 +234,5 @@ class GateSettings(Group):
     """The share of replies that end by themselves may fall by this much."""
     canary_fall: ForRounds[float] = Field(1.0, gt=0)
     """Plain replies to plain requests may become this much less likely than under the base, in nats a token at
-    `temperature`.
+    `chat.temperature`.
     """
