@@ -98,6 +98,16 @@ def test_a_live_version_of_another_rank_is_refused_with_what_to_do(folder, tmp_p
         this._sft()
 
 
+def test_a_round_goes_on_with_the_settings_of_its_row_but_for_those_of_this_machine(folder, tmp_path):
+    """Also where the row has a setting that is no longer there."""
+    s = settings(model=folder, data_dir=tmp_path)
+    store = Store(s.database)
+    store.request_round()
+    config = {**s.flat("json"), "ppo.lr": 0.25, "gate.prompts": 7, "threads": 3, "data_dir": "elsewhere", "ppo.gone": 1}
+    this = Round(store, s, store.take_round("w", lease_seconds=60, config=config), "w")
+    assert this.settings == s.with_values(ppo={"lr": 0.25}, gate={"prompts": 7})
+
+
 def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):
     this = running(folder, tmp_path)
     replies = [([context], [n]) for n, context in enumerate((9, 9, 3, 3, 7, 7, 5, 5))]

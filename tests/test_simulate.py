@@ -22,7 +22,7 @@ def shorter(prompt, reply):
 
 def voted(folder, people=None, **changes):
     """A store in memory with simulated votes on the tiny model's replies: (store, ties)."""
-    settings = simulate.SimulateSettings.like(settings_for(folder), votes=24, **changes)
+    settings = simulate.SimulateSettings.like(settings_for(folder), **{"votes": 24, **changes})
     store = Store()
     people = people or {"shorter": Person(shorter, flip=settings.flip)}
     ties = simulate.make_duels(
