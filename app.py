@@ -87,7 +87,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
     engine.worker_process = worker
     try:
         app = server.create(settings, store, engine, Chat(store, engine, settings))
-        web = server.Web(app, before_shutdown=engine.close, request_seconds=settings.request_seconds)
+        web = server.Web(app, before_shutdown=engine.close, request_seconds=settings.limits.request_seconds)
         web.run([sock])
     finally:
         for number in END_SIGNALS:

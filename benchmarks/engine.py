@@ -59,7 +59,7 @@ class Site:
     """An engine with its threads running, over a fresh store, whose replies never end by themselves."""
 
     def __init__(self, settings, folder, base, tokenizer):
-        self.settings = settings.model_copy(update={"data_dir": Path(folder), "poll_seconds": 0.02})
+        self.settings = settings.with_values(data_dir=Path(folder), round={"poll_seconds": 0.02})
         (Path(folder) / "tuning.json").write_text((settings.data_dir / "tuning.json").read_text())
         self.engine = Engine(Store(self.settings.database), self.settings, base, tokenizer)
         self.engine.end_tokens = frozenset()
@@ -77,8 +77,8 @@ class Site:
             s.adapters_dir,
             version,
             tensors,
-            rank=s.lora_rank,
-            alpha=s.lora_alpha,
+            rank=s.ppo.lora_rank,
+            alpha=s.ppo.lora_alpha,
             targets=targets,
             base=engine.identity,
             parent=0,
@@ -93,7 +93,9 @@ class Site:
     def _random(self, size, seed, targets):
         s, noise = self.settings, torch.Generator().manual_seed(seed)
         shape = lora.lora_parameters(
-            lora.with_lora(lora.tied_copy(self.engine.base), rank=s.lora_rank, alpha=s.lora_alpha, targets=targets)
+            lora.with_lora(
+                lora.tied_copy(self.engine.base), rank=s.ppo.lora_rank, alpha=s.ppo.lora_alpha, targets=targets
+            )
         )
         return {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
 
@@ -231,7 +233,7 @@ def faithful_rows(settings, site, tokenizer):
     """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained
     version.
     """
-    exact = loading.load_trunk(settings.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    exact = loading.load_trunk(settings.with_values(dtype="float32", device="cpu"))
     rows, live = [], site.engine.live
     chosen = rollout.seed_prompts("heldout", tokenizer, 256)[: served.EPISODES]
     tuned = adapters.load(
@@ -398,8 +400,8 @@ def round_rows(settings, site, tokenizer, log):
     """Speed and first token of the chat while a worker trains on simulated votes."""
     prompt = text_prompt(tokenizer, PROMPT)
     folder = site.settings.data_dir / "beside"
-    job = Settings(**{**site.settings.model_dump(include=set(Settings.model_fields)), "data_dir": folder, "seed": 0})
-    said = simulate.SimulateSettings(**{**job.model_dump(), "votes": 48, "reply_tokens": 64})
+    job = Settings.like(site.settings, data_dir=folder, seed=0)
+    said = simulate.SimulateSettings.like(job, votes=48, chat={"reply_tokens": 64})
     store = Store(job.database)
     run_in_own_thread(
         settings.threads,
@@ -475,7 +477,9 @@ def process_rows(settings, tokenizer):
 
 def run(settings, log=print):
     """The rows."""
-    settings = settings.model_copy(update={"device": "cpu", **({"repeats": 2} if settings.quick else {})})
+    settings = settings.with_values(device="cpu")
+    if settings.quick:
+        settings = settings.with_values(repeats=2)
     base, tokenizer = (
         run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings)),
         loading.load_tokenizer(settings),

@@ -43,7 +43,7 @@ def make(pool, cache, settings, log=print):
             kind="gold",
             replies=some,
             layers=trunk.layers,
-            quantisation=settings.reward_quantisation,
+            quantisation=settings.reward.quantisation,
         )
     truth = hidden_rule(pool)
     pairs = [

@@ -21,7 +21,7 @@ class LastToken:
         torch.manual_seed(seed)
         trunk = loading.load_trunk(settings, training=True)
         self.peft = lora.with_lora(
-            trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=lora.linear_targets(trunk)
+            trunk, rank=settings.ppo.lora_rank, alpha=settings.ppo.lora_alpha, targets=lora.linear_targets(trunk)
         )
         self.trunk = self.peft.get_base_model().base_model
         self.head = torch.nn.Linear(trunk.get_input_embeddings().embedding_dim, 1, bias=False)
@@ -49,7 +49,7 @@ def accuracies(prefs, replies, pairs, settings, seed):
             scores = model([prefs.replies[i] for pair in ordered for i in pair])
             optimizer.zero_grad()
             torch.nn.functional.softplus(scores[1::2] - scores[0::2]).mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters, settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters, settings.ppo.max_grad_norm)
             optimizer.step()
         found.append(reward_validation.Predictions.of(all_scores(model, replies), 0.0, pairs).accuracy())
     return found

@@ -219,7 +219,7 @@ class Cells:
     def _candidates(self, replies):
         """Other replies of the base to the held-out prompts than the pool's."""
         if self._others is None:
-            settings = self.settings.model_copy(update={"replies": replies, "seed": self.settings.seed + 1})
+            settings = self.settings.with_values(replies=replies, seed=self.settings.seed + 1)
             self._others = pools.make_pool(settings, self.cache, None, self.log, ("heldout",))
         return self._others
 

@@ -180,7 +180,7 @@ def measure(settings, log=print):
         store = Store(Path(folder) / "nudge.db")
         log(f"filling a store with {votes:,} votes and {rounds} rounds")
         identity = loading.base_identity(loading.load_trunk(settings), settings)
-        config = settings.model_dump(mode="json", include=set(Settings.model_fields))
+        config = settings.flat("json")
         pages_store.fill(store, store.annotator(TOKEN), votes, rounds, config, identity)
         ours = Served(
             lambda port: ["app.py", "--no-worker", "--data-dir", folder, "--port", port], "/readyz", settings.environ()

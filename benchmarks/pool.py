@@ -91,8 +91,8 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
     tokenizer = loading.load_tokenizer(settings)
     key = {
         "model": sources.resolve(settings).rsplit("/", 1)[-1],
-        "temperature": settings.temperature,
-        "tokens": settings.reply_tokens,
+        "temperature": settings.chat.temperature,
+        "tokens": settings.chat.reply_tokens,
         "seed": settings.seed,
         "replies": settings.replies,
     }
@@ -103,7 +103,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
         for start in range(0, len(texts), 8):
             chunk = texts[start : start + 8]
             encoded = [
-                prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens)
+                prompts.encode([{"role": "user", "content": line}], tokenizer, settings.chat.context_tokens)
                 for line in chunk
             ]
 
@@ -116,8 +116,8 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
                     encoded,
                     rollout.generator(settings.seed, *chunk),
                     replies=settings.replies,
-                    max_tokens=settings.reply_tokens,
-                    temperature=settings.temperature,
+                    max_tokens=settings.chat.reply_tokens,
+                    temperature=settings.chat.temperature,
                     end_tokens=end,
                 )
                 done = start + len(chunk)  # noqa: B023, called in this turn
@@ -128,7 +128,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
             for i, completion in enumerate(completions):
                 lines.append(chunk[i // settings.replies])
                 ids.append((encoded[i // settings.replies], completion))
-                ended.append(len(completion) < settings.reply_tokens)
+                ended.append(len(completion) < settings.chat.reply_tokens)
                 held.append(part == "heldout")
     del trunk
     features, feature_trunk = [], None
@@ -144,8 +144,8 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
             compute,
             kind="features",
             ids=ids[start : start + 64],
-            quantisation=settings.reward_quantisation,
-            depths=[settings.reward_layer, *scorer.DEPTHS],
+            quantisation=settings.reward.quantisation,
+            depths=[settings.reward.layer, *scorer.DEPTHS],
             **key,
         )
         features += rows

@@ -48,7 +48,7 @@ class Reward:
 def train(job, settings):
     """All of the settings' iterations on the job's prompts, no reply ever ending by itself; returns the seconds, the
     processor's seconds and the tokens of each."""
-    reward = Reward(loading.load_trunk(settings), job["reward_head"], settings.reward_batch)
+    reward = Reward(loading.load_trunk(settings), job["reward_head"], settings.reward.batch)
     trainer = ppo.Trainer(PolicyModel(loading.load_trunk(settings, training=True), settings), settings)
     times = [(time.monotonic(), time.process_time())]
 

@@ -43,7 +43,7 @@ from transformers import AutoConfig
 
 from benchmarks import peer, report
 from playground.models import loading, sources
-from playground.settings import Positive, Settings, SettingsError, read
+from playground.settings import Positive, PPOSettings, Settings, SettingsError, read
 from playground.system import memory
 from training import ppo_math, rollout
 
@@ -54,15 +54,22 @@ PEER, PINS = (
 UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled
 
 
+class SmallPPOSettings(PPOSettings):
+    """PPO in sizes that TRL has memory for."""
+
+    episodes: int = Field(32, ge=2)
+    """Replies sampled in each iteration."""
+    minibatch: Positive = 8
+    """Episodes in each optimizer step; TRL's memory grows with it."""
+
+
 class PpoStepSettings(Settings):
     """Our PPO iteration beside TRL's."""
 
     quick: bool = False
     """8 episodes of 16 tokens, one process of each side, in minutes."""
-    ppo_episodes: int = Field(32, ge=2)
-    """Replies sampled in each iteration."""
-    ppo_minibatch: Positive = 8
-    """Episodes in each optimizer step; TRL's memory grows with it."""
+    ppo: SmallPPOSettings = SmallPPOSettings()
+    """How the policy is trained."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
     iterations: Positive = 3
@@ -78,12 +85,12 @@ def sizes(settings):
     """The settings as both sides read them: one number format, the CPU, and nothing that would end an
     iteration early.
     """
-    small = {"ppo_episodes": 8, "rollout_tokens": 16, "repeats": 1} if settings.quick else {}
-    settings = settings.model_copy(
-        update={**small, "model": sources.resolve(settings), "device": "cpu", "kl_target": 1e9, "kl_stop": 1e9}
-    )
+    if settings.quick:
+        settings = settings.with_values(ppo={"episodes": 8, "rollout_tokens": 16}, repeats=1)
+    endless = {"kl_target": 1e9, "kl_stop": 1e9}
+    settings = settings.with_values(model=sources.resolve(settings), device="cpu", ppo=endless)
     dtype = str(loading.trunk_dtype(settings)).removeprefix("torch.")
-    return settings.model_copy(update={"dtype": dtype, "ppo_iterations": settings.iterations + 1})
+    return settings.with_values(dtype=dtype, ppo={"iterations": settings.iterations + 1})
 
 
 def make_job(settings, prompts, width):
@@ -97,24 +104,24 @@ def make_job(settings, prompts, width):
         "dtype",
         "threads",
         "seed",
-        "temperature",
-        "rollout_tokens",
-        "lora_rank",
-        "lora_alpha",
-        "ppo_iterations",
-        "ppo_episodes",
-        "ppo_replies",
-        "ppo_minibatch",
-        "ppo_epochs",
-        "ppo_lr",
-        "kl_coefficient",
-        "ratio_clip",
-        "value_clip",
-        "value_coefficient",
-        "gae_lambda",
+        "chat.temperature",
+        "ppo.rollout_tokens",
+        "ppo.lora_rank",
+        "ppo.lora_alpha",
+        "ppo.iterations",
+        "ppo.episodes",
+        "ppo.replies",
+        "ppo.minibatch",
+        "ppo.epochs",
+        "ppo.lr",
+        "ppo.kl_coefficient",
+        "ppo.ratio_clip",
+        "ppo.value_clip",
+        "ppo.value_coefficient",
+        "ppo.gae_lambda",
     )
     return {
-        **{name: getattr(settings, name) for name in names},
+        **{name: value for name, value in settings.flat().items() if name in names},
         "prompts": prompts,
         "reward_head": head.tolist(),
         "pad": UNUSED_TOKEN,
@@ -149,16 +156,16 @@ def example(rows=8, tokens=48, seed=0):
 def our_arithmetic(tensors, s):
     """What `ppo_math` makes of the tensors; the whitening as TRL scales it."""
     t = {name: torch.as_tensor(x) for name, x in tensors.items()}
-    advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, s.gae_lambda)
+    advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, s.ppo.gae_lambda)
     n = t["mask"].sum()
     return {
         "GAE advantages": advantages,
         "GAE returns": returns,
         "whitened advantages": ppo_math.masked_whiten(advantages, t["mask"]) * ((n - 1) / n).sqrt(),
-        "policy loss": ppo_math.policy_loss(t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], s.ratio_clip)[
-            0
-        ],
-        "value loss": ppo_math.value_loss(t["new_values"], t["values"], t["returns"], t["mask"], s.value_clip),
+        "policy loss": ppo_math.policy_loss(
+            t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], s.ppo.ratio_clip
+        )[0],
+        "value loss": ppo_math.value_loss(t["new_values"], t["values"], t["returns"], t["mask"], s.ppo.value_clip),
     }
 
 
@@ -224,9 +231,9 @@ def run(settings, log=print):
     """The rows."""
     python, settings = peer.python(settings, PEER, PINS, log), sizes(settings)
     tokenizer = loading.load_tokenizer(settings)
-    seeds = rollout.seed_prompts("train", tokenizer, settings.rollout_context)
+    seeds = rollout.seed_prompts("train", tokenizer, settings.ppo.rollout_context)
     prompts = rollout.choose(
-        [], seeds, settings.ppo_episodes // settings.ppo_replies, rollout.generator(settings.seed, "ppo_step")
+        [], seeds, settings.ppo.episodes // settings.ppo.replies, rollout.generator(settings.seed, "ppo_step")
     )
     width = AutoConfig.from_pretrained(settings.model).hidden_size
     with tempfile.TemporaryDirectory() as folder:

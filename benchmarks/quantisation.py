@@ -44,8 +44,8 @@ def read_replies(settings):
     """One side: what loading the trunk and reading the replies on standard input takes."""
     torch.set_num_threads(settings.threads)
     replies = json.load(sys.stdin)
-    trunk = scorer.FeatureTrunk(settings.model_copy(update={"reward_quantisation": settings.side}))
-    trunk.features(replies[: settings.reward_batch])
+    trunk = scorer.FeatureTrunk(settings.with_values(reward={"quantisation": settings.side}))
+    trunk.features(replies[: settings.reward.batch])
     start = time.monotonic()
     trunk.features(replies)
     tokens = sum(len(prompt) + len(completion) for prompt, completion in replies)
@@ -76,7 +76,7 @@ def run(settings, log=print):
     seeds, prompts_each = (1, 32) if settings.quick else (3, None)
     rows, cache = [], pools.Cache(settings)
     for quantisation in FORMATS:
-        own = settings.model_copy(update={"reward_quantisation": quantisation})
+        own = settings.with_values(reward={"quantisation": quantisation})
         pool = pools.make_pool(own, cache, prompts_each, log)
         found = [
             learning.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]

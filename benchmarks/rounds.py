@@ -30,15 +30,12 @@ from training.round import Round
 
 ARMS = {
     "PPO": {},
-    "length-only reward": {"reward_view": "length", "evidence_confidence": 0.0},
+    "length-only reward": {"reward": {"view": "length", "evidence_confidence": 0.0}},
     "shuffled votes": {},
-    "pessimistic reward (λ = 1)": {"reward_pessimism": 1.0},
+    "pessimistic reward (λ = 1)": {"reward": {"pessimism": 1.0}},
     "far beyond the KL target": {
-        "kl_target": 60.0,
-        "kl_budget": 1000.0,
-        "ppo_iterations": 24,
-        "kl_coefficient": 0.0,
-        "length_factor": 1000.0,
+        "ppo": {"kl_target": 60.0, "iterations": 24, "kl_coefficient": 0.0},
+        "gate": {"kl_budget": 1000.0, "length_factor": 1000.0},
     },
 }
 
@@ -55,10 +52,7 @@ def round_cell(pool, base, settings, annotator, n, flip, seed, arm="PPO", log=pr
     """Run one round on `n` votes; returns what it says of itself and how often its policy truly beats the base."""
     folder = settings.data_dir / "benchmarks" / "round"
     shutil.rmtree(folder, ignore_errors=True)
-    names = set(Settings.model_fields)
-    job = Settings(
-        **{**settings.model_dump(include=names), "data_dir": folder, "seed": seed, "worker": False, **ARMS[arm]}
-    )
+    job = Settings.like(settings, data_dir=folder, seed=seed, worker=False, **ARMS[arm])
     score = annotators.find(annotator)
     pairs, rng = pools.duels(pool, n, seed)
     said = pools.choices(pool, pairs, annotators.Person(score, flip=flip), rng, shuffled=arm == "shuffled votes")
@@ -130,7 +124,7 @@ def truth(pool, settings, score, policy):
     )
     groups = pool.groups(heldout=True)
     lines = [pool.prompts[group[0]] for group in groups]
-    job = simulate.SimulateSettings(**{**settings.model_dump(), "eval_prompts": len(lines)})
+    job = simulate.SimulateSettings.like(settings, eval_prompts=len(lines))
     asked, replies = simulate.held_out_replies(tuned, job, tokenizer, loading.end_tokens(trunk, tokenizer), "after")
     assert asked == lines
     new = [score(line, reply) for line, reply in zip(lines, replies, strict=True)]

@@ -44,11 +44,11 @@ def chain(pool, settings, annotator, votes, start_from, seed, log=print):
     """
     folder = settings.data_dir / "benchmarks" / "three-rounds" / f"{annotator}-{start_from}"
     shutil.rmtree(folder, ignore_errors=True)
-    names, score = set(Settings.model_fields), annotators.find(annotator)
-    job = Settings(**{**settings.model_dump(include=names), "data_dir": folder, "seed": seed, "start_from": start_from})
+    score = annotators.find(annotator)
+    job = Settings.like(settings, data_dir=folder, seed=seed, round={"start_from": start_from})
     store, tokenizer, found = Store(job.database), loading.load_tokenizer(job), []
     for n in range(ROUNDS):
-        said = simulate.SimulateSettings(**{**job.model_dump(), "votes": votes, "annotator": annotator})
+        said = simulate.SimulateSettings.like(job, votes=votes, annotator=annotator)
         simulate.make_duels(
             store, said, loading.load_trunk(job), tokenizer, {annotator: Person(score)}, log, skip=n * votes
         )

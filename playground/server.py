@@ -68,7 +68,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
     # As `launch(max_threads=…)` sets it. With Gradio's default of 40 threads, 40 streams kept everybody else waiting.
     blocks._queue.max_thread_count = MAX_STREAMS
-    blocks.state_session_capacity = settings.sessions
+    blocks.state_session_capacity = settings.limits.sessions
     gradio = Gradio(blocks)
     # the middleware that is added last is the outermost
     app.add_middleware(PageCache)

@@ -63,7 +63,7 @@ class App:
             0,
             "--threads",
             1,
-            "--reply-tokens",
+            "--chat.reply-tokens",
             tokens,
             "--data-dir",
             folder / "data",

@@ -20,7 +20,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def chat(folder):
-    settings = Settings(model=str(folder), threads=1, reply_tokens=24, stream_hz=50, dtype="float32", _env_file=None)
+    settings = Settings(
+        model=str(folder), threads=1, chat={"reply_tokens": 24, "stream_hz": 50}, dtype="float32", _env_file=None
+    )
     engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     yield Chat(engine.store, engine, settings, random.Random(0))
     engine.close()

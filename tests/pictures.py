@@ -3,8 +3,8 @@ version that learned from it answers.
 
 `python -m tests.pictures FOLDER` keeps the app's data in FOLDER; where a version is live there already it only
 photographs the pages.
-`--film` plays the session anew. Real default model and settings, but for `--top-p 0.9`; a quarter of an hour on two
-cores, mostly the round.
+`--film` plays the session anew. Real default model and settings, but for `--chat.top-p 0.9`; a quarter of an hour on
+two cores, mostly the round.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def main():
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     state = options.folder / "visitor.json"
-    app = App(options.folder.resolve(), "--top-p", 0.9, tokens=192)
+    app = App(options.folder.resolve(), "--chat.top-p", 0.9, tokens=192)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -8,19 +8,19 @@ from playground.system.messages import Message
 from tests.stores import cast, take
 
 CONFIG = {
-    "kl_target": 6.0,
-    "kl_budget": 12.0,
-    "length_factor": 4.0,
-    "length_drift": 1.75,
-    "empty_replies": 0.1,
-    "repetition_rise": 0.15,
-    "distinct_share": 0.7,
-    "ended_fall": 0.25,
-    "canary_fall": 1.0,
-    "ppo_iterations": 12,
-    "round_votes": 16,
+    "ppo.kl_target": 6.0,
+    "gate.kl_budget": 12.0,
+    "gate.length_factor": 4.0,
+    "gate.length_drift": 1.75,
+    "gate.empty_replies": 0.1,
+    "gate.repetition_rise": 0.15,
+    "gate.distinct_share": 0.7,
+    "gate.ended_fall": 0.25,
+    "gate.canary_fall": 1.0,
+    "ppo.iterations": 12,
+    "round.votes": 16,
     "seed": 0,
-    "reward_quantisation": "nf4",
+    "reward.quantisation": "nf4",
 }
 REPORT = {
     "prompts": 32,
@@ -66,10 +66,10 @@ METRICS = {
 }
 
 
-def begun(store, **config):
+def begun(store, changes=None):
     """A round that a worker has taken; its row."""
     store.request_round()
-    return take(store, config={**CONFIG, **config})
+    return take(store, config={**CONFIG, **(changes or {})})
 
 
 def curves(store, row, steps=12):

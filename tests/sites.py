@@ -13,13 +13,12 @@ from playground.store import Store
 
 USUAL = {
     "threads": 1,
-    "reply_tokens": 8,
+    "chat": {"reply_tokens": 8},
     "dtype": "float32",
     "decode_format": "float32",
     "port": 0,
-    "auto_train": False,
-    "request_seconds": 3,
-    "unread_seconds": 5,
+    "round": {"auto": False},
+    "limits": {"request_seconds": 3, "unread_seconds": 5},
 }
 
 
@@ -27,7 +26,7 @@ class Site:
     """Serves from the start; `url`, `store`, `engine`, `settings`, and `admin_path()`."""
 
     def __init__(self, folder, **changes):
-        self.settings = Settings(**{"model": str(folder), "_env_file": None, **USUAL, **changes})
+        self.settings = Settings(model=str(folder), _env_file=None, **USUAL).with_values(**changes)
         self.store = Store()
         self.engine = Engine(
             self.store, self.settings, loading.load_trunk(self.settings), loading.load_tokenizer(self.settings)
@@ -36,7 +35,7 @@ class Site:
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = server.create(self.settings, self.store, self.engine, Chat(self.store, self.engine, self.settings))
-        self._web = server.Web(self.app, self.engine.close, self.settings.request_seconds)
+        self._web = server.Web(self.app, self.engine.close, self.settings.limits.request_seconds)
         self._thread = threading.Thread(target=self._web.run, args=([sock],))
         self._thread.start()
 

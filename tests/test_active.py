@@ -66,9 +66,10 @@ def folder(tmp_path_factory):
 REPLIES = [[20, 2], [30, 31, 32, 33, 2], [40, 41, 2], [50, 51, 52, 53, 54, 55, 2]]
 
 
-def picker(folder, tmp_path, **changes):
+def picker(folder, tmp_path, **chat):
     return active.Picker(
-        Settings(model=folder, data_dir=tmp_path, dtype="float32", threads=1, candidates=4, **changes), "abc" * 20
+        Settings(model=folder, data_dir=tmp_path, dtype="float32", threads=1, chat={"candidates": 4, **chat}),
+        "abc" * 20,
     )
 
 

@@ -38,7 +38,7 @@ def users(tmp_path):
 
 def admins_of(users, window=admins.WINDOW, **changes):
     return Admins(
-        Settings(host="0.0.0.0", **{"admins": "ada, bob", "users_file": str(users), "_env_file": None, **changes}),
+        Settings(host="0.0.0.0", admins="ada, bob", users_file=str(users), _env_file=None).with_values(**changes),
         Store(),
         window,
         CHEAP,
@@ -191,13 +191,13 @@ def test_the_wait_ends(users):
 
 
 def test_the_right_password_is_not_counted(users):
-    found = admins_of(users, sign_in_tries=1)
+    found = admins_of(users, limits={"sign_in_tries": 1})
     for _ in range(3):
         found.sign_in(Request(), found.store.annotator("somebody"), "ada", PASSWORD)
 
 
 def test_one_address_cannot_go_through_all_names(users):
-    found = admins_of(users, sign_in_tries=1)
+    found = admins_of(users, limits={"sign_in_tries": 1})
     who = found.store.annotator("somebody")
     answers = [guess(found, who, name) for name in ("bob", "cleo", "dan", "eve", "fay")]
     assert [isinstance(answer, TooMany) for answer in answers] == [False] * 4 + [True]
@@ -205,7 +205,7 @@ def test_one_address_cannot_go_through_all_names(users):
 
 def test_one_household_is_one_address(users):
     """Everybody with IPv6 has 2 to the power of 64 addresses."""
-    found = admins_of(users, sign_in_tries=1)
+    found = admins_of(users, limits={"sign_in_tries": 1})
     who = found.store.annotator("somebody")
     guess(found, who, client="2001:db8::1")
     assert isinstance(guess(found, who, client="2001:db8::ffff:2"), TooMany)
@@ -213,7 +213,7 @@ def test_one_household_is_one_address(users):
 
 
 def test_a_name_under_attack_from_everywhere_is_not_locked_for_who_was_here_before(users):
-    found = admins_of(users, sign_in_tries=1)
+    found = admins_of(users, limits={"sign_in_tries": 1})
     who = found.store.annotator("somebody")
     found.sign_in(Request(client="10.9.9.9"), who, "ada", PASSWORD)
     answers = [guess(found, who, client=f"10.1.0.{n}") for n in range(21)]
@@ -260,7 +260,7 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
         return False
 
     monkeypatch.setattr(Admins, "_matches", slow)
-    found, together = admins_of(users, sign_in_tries=1000), threading.Barrier(40)
+    found, together = admins_of(users, limits={"sign_in_tries": 1000}), threading.Barrier(40)
 
     def stranger(number):
         together.wait()

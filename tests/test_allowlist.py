@@ -322,7 +322,7 @@ def test_invented_sessions_are_bounded_in_gradio_too(site, page):  # noqa: F811
             == 200
         )
     kept = len(site.blocks.state_holder.session_data)
-    assert kept - before <= site.settings.sessions_per_person
+    assert kept - before <= site.settings.limits.sessions_per_person
 
 
 # -- what is sent back

@@ -40,26 +40,25 @@ def folder(tmp_path_factory):
 def settings_of(folder, **changes):
     return loading.bounded(
         Settings(
-            **{
-                "model": str(folder),
-                "device": "cpu",
-                "dtype": "float32",
-                "decode_format": "float32",
-                "threads": 1,
+            model=str(folder),
+            device="cpu",
+            dtype="float32",
+            decode_format="float32",
+            threads=1,
+            ppo={
                 "lora_rank": 2,
                 "lora_alpha": 4,
-                "ppo_iterations": 1,
-                "ppo_epochs": 1,
-                "ppo_episodes": 4,
-                "ppo_replies": 2,
-                "ppo_microbatch": 4,
-                "ppo_minibatch": 4,
+                "iterations": 1,
+                "epochs": 1,
+                "episodes": 4,
+                "replies": 2,
+                "microbatch": 4,
+                "minibatch": 4,
                 "rollout_tokens": 6,
                 "value_warmup": 1,
-                "_env_file": None,
-                **changes,
-            }
-        )
+            },
+            _env_file=None,
+        ).with_values(**changes)
     )
 
 
@@ -79,7 +78,7 @@ def test_a_pair_is_what_the_model_says_and_the_same_for_the_same_seeds(folder, n
     prompt = prompts.encode(
         [{"role": "user", "content": "What is the capital of France?"}],
         engine.tokenizer,
-        settings.context_tokens,
+        settings.chat.context_tokens,
         "You are brief.",
     )
     first, again = answer(engine, prompt, [1, 2]), answer(engine, prompt, [1, 2])
@@ -151,7 +150,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
     selftest.check_policy(policy, settings)
     assert policy.share_prompts == (name not in OWN_PROMPTS)
     assert ("each reply reads its prompt for itself" in caplog.text) == (name in OWN_PROMPTS)
-    seeds = rollout.seed_prompts("heldout", tokenizer, settings.rollout_context)[:2]
+    seeds = rollout.seed_prompts("heldout", tokenizer, settings.ppo.rollout_context)[:2]
     trainer = ppo.Trainer(policy, settings)
     ppo.train_ppo(
         trainer,
@@ -172,7 +171,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
 )
 def test_the_reward_models_trunk_reads_it(folder, name, quantisation):
     """Mamba multiplies by the weight of dt_proj itself, which a quantised layer does not have."""
-    trunk = scorer.FeatureTrunk(settings_of(folder(name), reward_quantisation=quantisation))
+    trunk = scorer.FeatureTrunk(settings_of(folder(name), reward={"quantisation": quantisation}))
     selftest.check_features(trunk, lora_rank=2)
     assert (
         trunk.features([(list(range(400)), list(range(400)))]).isfinite().all()

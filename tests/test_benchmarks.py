@@ -205,8 +205,14 @@ def test_the_pictures_show_what_there_is(pool, tmp_path):
 
 def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_path):
     """The pool of a tiny model, votes by a known score, a worker process, and the win rate on the held-out prompts."""
-    tiny = settings_for(tmp_path, ppo_iterations=2, gate_prompts=4, evidence_confidence=0.0, reply_tokens=8)
-    settings = learning.LearningSettings(**{**tiny.model_dump(), "replies": 2})
+    tiny = settings_for(
+        tmp_path,
+        ppo={"iterations": 2},
+        gate={"prompts": 4},
+        reward={"evidence_confidence": 0.0},
+        chat={"reply_tokens": 8},
+    )
+    settings = learning.LearningSettings.like(tiny, replies=2)
     pool = pools.make_pool(settings, pools.Cache(settings), 16, lambda text: None)
     assert len(pool.ids) == 64 and sum(pool.heldout) == 32
     trunk = loading.load_trunk(settings)
@@ -228,14 +234,12 @@ def test_three_rounds_in_a_row_are_real_ones(tmp_path):
     """
     tiny = settings_for(
         tmp_path,
-        ppo_iterations=2,
-        gate_prompts=4,
-        evidence_confidence=0.0,
-        gate_confidence=0.01,
-        reply_tokens=8,
-        rollout_tokens=8,
+        ppo={"iterations": 2, "rollout_tokens": 8},
+        gate={"prompts": 4, "confidence": 0.01},
+        reward={"evidence_confidence": 0.0},
+        chat={"reply_tokens": 8},
     )
-    settings = three_rounds.ThreeRoundsSettings(**{**tiny.model_dump(), "replies": 2})
+    settings = three_rounds.ThreeRoundsSettings.like(tiny, replies=2)
     pool = pools.make_pool(settings, pools.Cache(settings), 8, lambda text: None)
     found = three_rounds.chain(pool, settings, "brevity", 12, "live", 0, log=lambda text: None)
     assert len(found) == 3 and all(cell["state"] in ("published", "refused") for cell in found)
@@ -243,14 +247,14 @@ def test_three_rounds_in_a_row_are_real_ones(tmp_path):
 
 
 def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):
-    settings = quantisation.QuantisationSettings(**settings_for(tmp_path).model_dump())
+    settings = quantisation.QuantisationSettings.like(settings_for(tmp_path))
     side = quantisation.measured(settings, "nf4", [([5, 6, 7], [20, 21])] * 4)
     assert side["tokens_per_second"] > 0 and side["peak_mb"] > 100
 
 
 def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_down(tmp_path, monkeypatch):
     """Here the rule is to say `good answer` often; the gold model sees it in votes on 30 pairs of replies alone."""
-    settings = learning.LearningSettings(**settings_for(tmp_path).model_dump())
+    settings = learning.LearningSettings.like(settings_for(tmp_path))
     tokenizer, often = loading.load_tokenizer(settings), [i * 7 % 5 for i in range(80)]
     texts = [f"the story {'good answer ' * n}and the light number {i}" for i, n in enumerate(often)]
     ids = [([1], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from playground.models import loading
+from playground.settings import Settings, flag
 from playground.store import Store
 from tests.browsing import MARKS, App, become_admin, reload, shot, tab, turn
 from tests.test_loop import liking, settings_for
@@ -14,7 +15,7 @@ from training import simulate
 from training.annotators import Person
 
 pytestmark = MARKS
-OWN = {"model", "data_dir", "reply_tokens"}  # what App sets
+OWN = {"model", "data_dir", "chat.reply_tokens"}  # what App sets
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +24,13 @@ def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loop")
     settings = settings_for(
         folder,
-        round_votes=1000,
-        gate_confidence=0.2,
-        evidence_confidence=0,
-        ppo_iterations=12,
-        ppo_episodes=256,
-        ppo_minibatch=64,
-        ppo_lr=2e-3,
-        kl_target=9.0,
+        round={"votes": 1000},
+        gate={"confidence": 0.2},
+        reward={"evidence_confidence": 0},
+        ppo={"iterations": 12, "episodes": 256, "minibatch": 64, "lr": 2e-3, "kl_target": 9.0},
         seed=2,
     )  # PPO for long enough that both pages see it
-    votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
+    votes = simulate.SimulateSettings.like(settings, votes=40)
     simulate.make_duels(
         Store(settings.database),
         votes,
@@ -42,10 +39,12 @@ def app(tmp_path_factory):
         {"liking": Person(lambda prompt, reply: liking(reply))},
         log=lambda text: None,
     )
+    usual = Settings(_env_file=None).flat()
     flags = [
         part
-        for name in sorted(settings.model_fields_set - OWN)
-        for part in (f"--{name.replace('_', '-')}", getattr(settings, name))
+        for name, value in settings.flat().items()
+        if value != usual[name] and name not in OWN
+        for part in (flag(name), value)
     ]
     app = App(folder, *flags, model=settings.model, tokens=16)
     yield app
@@ -128,23 +127,23 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     tab(page, "training")
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()
-    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '9'")
+    page.wait_for_function("document.querySelector('#set-ppo-kl-target input')?.value == '9'")
     page.wait_for_timeout(1500)  # a fold that has just opened takes its values once more; nobody types as fast
-    page.fill("#set-kl-target input", "2.5")
-    page.press("#set-kl-target input", "Tab")
+    page.fill("#set-ppo-kl-target input", "2.5")
+    page.press("#set-ppo-kl-target input", "Tab")
     page.click("#save-settings")
     page.wait_for_selector("#notice .kept")
-    assert app.rows("select name, value from override") == [("kl_target", "2.5")]
-    page.fill("#set-kl-target input", "-1")
-    page.press("#set-kl-target input", "Tab")
+    assert app.rows("select name, value from override") == [("ppo.kl_target", "2.5")]
+    page.fill("#set-ppo-kl-target input", "-1")
+    page.press("#set-ppo-kl-target input", "Tab")
     page.click("#save-settings")
     page.wait_for_selector("#notice .warning:has-text('kl-target')")
-    assert app.rows("select name, value from override") == [("kl_target", "2.5")]
+    assert app.rows("select name, value from override") == [("ppo.kl_target", "2.5")]
     reload(page)
     tab(page, "training")
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()
-    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '2.5'")
+    page.wait_for_function("document.querySelector('#set-ppo-kl-target input')?.value == '2.5'")
     page.click("#reset-settings")
-    page.wait_for_function("document.querySelector('#set-kl-target input')?.value == '9'")
+    page.wait_for_function("document.querySelector('#set-ppo-kl-target input')?.value == '9'")
     assert app.rows("select name from override") == []

@@ -7,7 +7,7 @@ import pytest
 
 from playground.people import visitor
 from playground.people.admins import Admins
-from playground.settings import Settings, SettingsError, overridden, sections
+from playground.settings import Settings, SettingsError, flag, overridden, sections
 from playground.store import Store
 from playground.ui import unchecked
 from playground.ui.control import Control
@@ -41,55 +41,55 @@ def control():
     return control
 
 
-def values(control, **changes):
+def values(control, changes):
     """What the page sends: every field as it stands, with changes."""
     return {
         control.fields[name]: value
-        for name, value in {**{n: getattr(control.settings, n) for n in control.fields}, **changes}.items()
+        for name, value in {**{n: control.settings.flat()[n] for n in control.fields}, **changes}.items()
     }
 
 
 def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(control):
-    control.on_save(values(control, kl_target=4, ppo_iterations=6.0, start_from="live"), Request())
-    assert control.store.overrides() == {"kl_target": 4.0, "ppo_iterations": 6, "start_from": "live"}
-    assert control.on_load(Request())[control.fields["kl_target"]] == 4.0
-    control.on_save(values(control, kl_target=control.settings.kl_target), Request())
+    control.on_save(values(control, {"ppo.kl_target": 4, "ppo.iterations": 6.0, "round.start_from": "live"}), Request())
+    assert control.store.overrides() == {"ppo.kl_target": 4.0, "ppo.iterations": 6, "round.start_from": "live"}
+    assert control.on_load(Request())[control.fields["ppo.kl_target"]] == 4.0
+    control.on_save(values(control, {"ppo.kl_target": control.settings.ppo.kl_target}), Request())
     assert control.store.overrides() == {}, "what is as the app has it is no change"
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("kl_target", -1),
-        ("ppo_iterations", 2.5),
-        ("start_from", "nowhere"),
-        ("heldout_fraction", 1),
-        ("lora_rank", 10_000),
+        ("ppo.kl_target", -1),
+        ("ppo.iterations", 2.5),
+        ("round.start_from", "nowhere"),
+        ("preferences.heldout_fraction", 1),
+        ("ppo.lora_rank", 10_000),
     ],
 )
 def test_a_value_that_does_not_fit_saves_nothing(control, name, value):
-    control.on_save(values(control, ppo_epochs=3, **{name: value}), Request())
+    control.on_save(values(control, {"ppo.epochs": 3, name: value}), Request())
     assert control.store.overrides() == {}
-    with pytest.raises(SettingsError, match=name.replace("_", "-")):
+    with pytest.raises(SettingsError, match=flag(name)):
         overridden(control.settings, {name: value})
 
 
 def test_an_emptied_field_takes_the_change_back(control):
-    control.on_save(values(control, kl_target=4), Request())
-    control.on_save(values(control, kl_target=None), Request())
+    control.on_save(values(control, {"ppo.kl_target": 4}), Request())
+    control.on_save(values(control, {"ppo.kl_target": None}), Request())
     assert control.store.overrides() == {}
 
 
 def test_automatic_or_not_is_kept(control):
     control.on_auto(False, Request())
-    assert control.store.overrides() == {"auto_train": False}
+    assert control.store.overrides() == {"round.auto": False}
     control.on_auto(True, Request())
     assert control.store.overrides() == {}
 
 
 @pytest.mark.parametrize("request_", [Request(STRANGER), Request("forged")])
 def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
-    wanted = values(control, kl_target=4)
+    wanted = values(control, {"ppo.kl_target": 4})
     for handler, data in (
         (control.on_save, [wanted]),
         (control.on_reset, []),
@@ -140,7 +140,7 @@ def test_a_refusal_is_in_the_readers_language(control):
 
 def test_only_settings_of_training_can_be_changed():
     names = {name for names in sections().values() for name in names}
-    assert {"kl_target", "round_votes", "gate_prompts", "reward_quantisation"} <= names
+    assert {"ppo.kl_target", "round.votes", "gate.prompts", "reward.quantisation"} <= names
     assert not names & {
         "host",
         "port",
@@ -151,7 +151,9 @@ def test_only_settings_of_training_can_be_changed():
         "threads",
         "device",
         "seed",
-        "lease_seconds",
+        "round.lease_seconds",
+        "chat.temperature",
+        "limits.sessions",
     }
     with pytest.raises(SettingsError, match="data_dir"):
         overridden(Settings(_env_file=None), {"data_dir": "/"})

@@ -231,7 +231,7 @@ def test_while_both_say_the_same_there_is_nothing_to_vote_on(chat):
 
 def test_of_more_than_two_there_is_no_early_vote(chat):
     slow(chat, 0.03)
-    chat.settings = chat.settings.model_copy(update={"candidates": 4})
+    chat.settings = chat.settings.with_values(chat={"candidates": 4})
     ann = person(chat)
     stream = chat.send(ann, "Hello")
     next(stream)

@@ -32,7 +32,7 @@ def site(folder, tmp_path):
         device="cpu",
         dtype="float32",
         threads=1,
-        poll_seconds=0.05,
+        round={"poll_seconds": 0.05},
         decode_format="float32",
     )
     return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))

@@ -284,11 +284,11 @@ def test_there_are_ten_kinds_of_tampering_and_each_changes_the_folder(tmp_path):
 
 
 def test_flags_are_written_as_the_command_line_takes_them():
-    assert running.flags_of({"threads": 1, "worker": False, "auto-train": True}) == [
+    assert running.flags_of({"threads": 1, "worker": False, "round.auto": True}) == [
         "--threads",
         "1",
         "--no-worker",
-        "--auto-train",
+        "--round.auto",
     ]
 
 
@@ -378,11 +378,11 @@ def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
     settings = Settings(
         model=str(tiny_folder(tmp_path / "model")),
         threads=1,
-        reply_tokens=8,
+        chat={"reply_tokens": 8},
         dtype="float32",
         decode_format="float32",
         port=0,
-        auto_train=False,
+        round={"auto": False},
         _env_file=None,
     )
     store = Store()

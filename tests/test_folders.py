@@ -15,15 +15,8 @@ from tests.architectures import FOLDERS
 
 def settings_of(source, tmp_path, **changes):
     return Settings(
-        **{
-            "model": str(source),
-            "models_dir": tmp_path / "models",
-            "device": "cpu",
-            "dtype": "float32",
-            "_env_file": None,
-            **changes,
-        }
-    )
+        model=str(source), models_dir=tmp_path / "models", device="cpu", dtype="float32", _env_file=None
+    ).with_values(**changes)
 
 
 def start(settings):
@@ -173,8 +166,8 @@ def test_prompt_and_reply_together_stay_within_the_positions(positions, context,
         n_positions=positions,
     )
     settings = loading.bounded(settings_of(folder, tmp_path))
-    assert (settings.context_tokens, settings.reply_tokens) == (context, reply)
-    assert settings.rollout_context + settings.rollout_tokens <= positions
+    assert (settings.chat.context_tokens, settings.chat.reply_tokens) == (context, reply)
+    assert settings.ppo.rollout_context + settings.ppo.rollout_tokens <= positions
     assert loading.bounded(settings) == settings
 
 

@@ -22,7 +22,7 @@ def pleasant(prompt, reply):
 def voted(tmp_path_factory):
     """(settings, a function that gives a fresh store with 24 votes on the tiny model's replies)."""
     folder = tmp_path_factory.mktemp("forecast")
-    settings = simulate.SimulateSettings(**{**settings_for(folder).model_dump(), "votes": 24})
+    settings = simulate.SimulateSettings.like(settings_for(folder), votes=24)
     trunk, tokenizer = loading.load_trunk(settings), loading.load_tokenizer(settings)
 
     store = Store(folder / "votes.db")
@@ -113,7 +113,7 @@ def test_the_head_that_all_votes_give_is_left_for_the_chat_where_it_picks_pairs(
     settings, fill = voted
     store = fill()
     for candidates in (2, 3):
-        own = settings.model_copy(update={"candidates": candidates, "data_dir": tmp_path})
+        own = settings.with_values(chat={"candidates": candidates}, data_dir=tmp_path)
         Forecaster(store, own).step()
         file = active.head_file(own, store.last_base_hash())
         assert not file.exists() if candidates == 2 else not list(file.parent.glob("*.partial"))

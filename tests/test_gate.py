@@ -12,15 +12,17 @@ from training.preferences import TIE, A, B, Pair, Preferences
 from training.rollout import Episode
 
 SETTINGS = Settings(
-    kl_budget=10,
-    length_factor=4,
-    length_drift=2,
-    empty_replies=0.1,
-    gate_confidence=0.95,
-    canary_fall=0.5,
-    repetition_rise=0.15,
-    distinct_share=0.7,
-    ended_fall=0.25,
+    gate={
+        "kl_budget": 10,
+        "length_factor": 4,
+        "length_drift": 2,
+        "empty_replies": 0.1,
+        "confidence": 0.95,
+        "canary_fall": 0.5,
+        "repetition_rise": 0.15,
+        "distinct_share": 0.7,
+        "ended_fall": 0.25,
+    }
 )
 N = 32
 END = -1  # a token id that no reply holds

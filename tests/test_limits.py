@@ -18,7 +18,7 @@ class Clock:
 
 def limits(forgotten=None, clock=None, **settings):
     forget = (lambda name: None) if forgotten is None else forgotten.append
-    return Limits(Settings(**settings, _env_file=None), forget, clock or Clock())
+    return Limits(Settings(limits=settings, _env_file=None), forget, clock or Clock())
 
 
 ANN, BOB = Visitor("ann", "10.0.0.1"), Visitor("bob", "10.0.0.2")

@@ -27,32 +27,26 @@ GREEDY = Sampling(temperature=0, max_tokens=600)
 def settings_for(folder, **changes):
     """Settings that take a round through every phase in seconds on the tiny model."""
     return Settings(
-        **{
-            "model": str(planted_folder(folder / "model")),
-            "data_dir": folder / "data",
-            "device": "cpu",
-            "dtype": "float32",
-            "threads": 1,
-            "temperature": 1.0,
-            "reply_tokens": 16,
-            "round_votes": VOTES,
-            "stream_hz": 60,
-            "ppo_iterations": 8,
-            "ppo_episodes": 64,
-            "ppo_minibatch": 16,
+        model=str(planted_folder(folder / "model")),
+        data_dir=folder / "data",
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        chat={"temperature": 1.0, "reply_tokens": 16, "stream_hz": 60},
+        round={"votes": VOTES},
+        ppo={
+            "iterations": 8,
+            "episodes": 64,
+            "minibatch": 16,
             "rollout_tokens": 16,
-            "ppo_lr": 4e-3,
+            "lr": 4e-3,
             "kl_coefficient": 0.02,
             "kl_target": 3.0,
-            "kl_budget": 40.0,
-            "reward_layer": 0.25,
-            "gate_prompts": 32,
-            "evidence_confidence": 0.5,
-            "canary_fall": 100.0,
-            "decode_format": "float32",
-            **changes,
-        }
-    )  # to a random model no reply is plain
+        },
+        gate={"kl_budget": 40.0, "prompts": 32, "canary_fall": 100.0},
+        reward={"layer": 0.25, "evidence_confidence": 0.5},
+        decode_format="float32",
+    ).with_values(**changes)  # to a random model no reply is plain
 
 
 def liking(text):
@@ -124,7 +118,7 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
         assert engine.live.version == version - 1
 
         # every round starts from the base, so the second needs room to beat the first
-        row = run_once(store, settings.model_copy(update={"kl_target": 3.0 * version**2}), "test worker")
+        row = run_once(store, settings.with_values(ppo={"kl_target": 3.0 * version**2}), "test worker")
         assert row["state"] == "published", row["reason"]
         assert row["id"] == version
         assert store.live_policy()["version"] == version

@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def settings(folder="", **changes):
-    return Settings(**{"model": folder, "device": "cpu", "dtype": "float32", **changes})
+    return Settings(model=folder, device="cpu", dtype="float32").with_values(**changes)
 
 
 # -- where weights come from

@@ -39,10 +39,15 @@ def sites(tmp_path_factory):
     write_user(
         folder / "users", "ann", "the password of ann", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     )
-    admins = {"admins": "ann", "users_file": str(folder / "users"), "sign_in_tries": 2, "trusted_proxies": "127.0.0.1"}
+    admins = {
+        "admins": "ann",
+        "users_file": str(folder / "users"),
+        "limits": {"sign_in_tries": 2},
+        "trusted_proxies": "127.0.0.1",
+    }
     sites = {
-        "path": Site(folder / "model", root_path="/nudge", reply_tokens=60, **admins),
-        "plain": Site(folder / "model", reply_tokens=60),
+        "path": Site(folder / "model", root_path="/nudge", chat={"reply_tokens": 60}, **admins),
+        "plain": Site(folder / "model", chat={"reply_tokens": 60}),
     }
     yield sites
     for site in sites.values():

@@ -20,27 +20,26 @@ END = frozenset({tiny_tokenizer().eos_token_id})
 
 def settings(**changes):
     return Settings(
-        **{
-            "device": "cpu",
-            "dtype": "float32",
-            "threads": 1,
-            "temperature": 0.8,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        chat={"temperature": 0.8},
+        ppo={
             "lora_rank": 4,
             "lora_alpha": 8,
-            "ppo_iterations": 3,
-            "ppo_episodes": 8,
-            "ppo_replies": 2,
-            "ppo_minibatch": 4,
-            "ppo_epochs": 2,
+            "iterations": 3,
+            "episodes": 8,
+            "replies": 2,
+            "minibatch": 4,
+            "epochs": 2,
             "rollout_tokens": 8,
             "value_warmup": 2,
-            "ppo_lr": 2e-3,
+            "lr": 2e-3,
             "kl_target": 1e6,
-            "kl_budget": 1e6,
             "kl_stop": 1e6,
-            **changes,
-        }
-    )
+        },
+        gate={"kl_budget": 1e6},
+    ).with_values(**changes)
 
 
 def moved(policy, size=0.1):

@@ -98,7 +98,7 @@ def test_advantages_are_whitened_over_reply_tokens_of_all_minibatches():
 
 
 def test_the_value_heads_warm_up_lowers_its_error_and_leaves_the_policy():
-    t = trainer(value_warmup=30, value_lr=1e-2)
+    t = trainer(ppo={"value_warmup": 30, "value_lr": 1e-2})
     before = t.policy.state()
     trajectory, _ = ppo.measure(t.policy, EPISODES, SCORES, 0.0, t.settings)
     mask = trajectory.batch.mask
@@ -145,7 +145,7 @@ def test_a_ratio_that_is_no_number_stops_the_round():
 
 def test_the_first_step_moves_every_b_and_no_a():
     """B starts at zero, so A's gradient is zero until B has moved."""
-    t = trainer(ppo_epochs=1)
+    t = trainer(ppo={"epochs": 1})
     before = t.policy.state()
     optimise(t, measured(t))
     after = t.policy.state()
@@ -153,7 +153,7 @@ def test_the_first_step_moves_every_b_and_no_a():
 
 
 def test_every_lora_tensor_gets_a_gradient_once_b_has_moved():
-    t = trainer(ppo_epochs=2)
+    t = trainer(ppo={"epochs": 2})
     optimise(t, measured(t))
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in t.policy.parameters.values())
     assert all(p.grad is not None for p in t.policy.value_head.parameters())
@@ -172,7 +172,7 @@ def test_training_leaves_the_reference_alone():
 
 
 def test_an_update_makes_good_replies_likelier_and_bad_ones_less():
-    t = trainer(ppo_epochs=4, kl_coefficient=0, ppo_lr=1e-3, value_coefficient=0, gae_lambda=1)
+    t = trainer(ppo={"epochs": 4, "kl_coefficient": 0, "lr": 1e-3, "value_coefficient": 0, "gae_lambda": 1})
     trajectory = measured(t)
     optimise(t, trajectory)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_an_update_makes_good_replies_likelier_and_bad_ones_less():
 
 
 def test_a_spike_of_approximate_kl_ends_the_epochs():
-    t = trainer(ppo_lr=0.5, kl_stop=1e-3, ppo_epochs=8)
+    t = trainer(ppo={"lr": 0.5, "kl_stop": 1e-3, "epochs": 8})
     optimise(t, measured(t))
     steps = t.optimizer.state[next(iter(t.policy.parameters.values()))]["step"]
     assert steps == 1  # the second look finds the KL far above
@@ -189,7 +189,7 @@ def test_a_spike_of_approximate_kl_ends_the_epochs():
 
 def test_gradients_are_clipped():
     """One public trainer never applied its max_grad_norm."""
-    t = trainer(max_grad_norm=1e-3, ppo_epochs=1)
+    t = trainer(ppo={"max_grad_norm": 1e-3, "epochs": 1})
     norm = optimise(t, measured(t))["grad_norm"]
     grads = [p.grad for group in t.optimizer.param_groups for p in group["params"]]
     assert norm > 1e-3 and torch.stack([g.norm() for g in grads]).norm().item() == pytest.approx(1e-3, rel=1e-2)
@@ -203,13 +203,15 @@ def test_ppo_raises_the_reward():
     deviation, that is 1.
     """
     t = trainer(
-        ppo_iterations=6,
-        ppo_episodes=32,
-        ppo_replies=8,
-        ppo_minibatch=16,
-        ppo_lr=1e-2,
-        kl_coefficient=0,
-        rollout_tokens=4,
+        ppo={
+            "iterations": 6,
+            "episodes": 32,
+            "replies": 8,
+            "minibatch": 16,
+            "lr": 1e-2,
+            "kl_coefficient": 0,
+            "rollout_tokens": 4,
+        }
     )
     liking = 10 * t.policy.causal.get_input_embeddings().weight[:, 0].detach()
     ppo.train_ppo(
@@ -223,7 +225,7 @@ def test_ppo_raises_the_reward():
 
 
 def test_ppo_ends_when_the_kl_target_is_reached():
-    t = run(trainer(kl_target=1e-6))
+    t = run(trainer(ppo={"kl_target": 1e-6}))
     assert t.target_reached and t.iteration < 3
 
 
@@ -236,13 +238,13 @@ def exact_kl(policy, prompt, tokens=3, n=400):
 
 
 def test_an_overshoot_of_the_kl_target_is_scaled_down():
-    t = run(trainer(kl_target=0.05, ppo_lr=0.02))
+    t = run(trainer(ppo={"kl_target": 0.05, "lr": 0.02}))
     assert t.target_reached and t.history[-1]["kl"] > 0.1
     assert exact_kl(t.policy, [5, 6, 7]) < 1.5 * 0.05
 
 
 def test_an_overshoot_of_the_last_iteration_is_scaled_down_too():
-    t = run(trainer(kl_target=0.05, ppo_lr=0.02, ppo_iterations=1))
+    t = run(trainer(ppo={"kl_target": 0.05, "lr": 0.02, "iterations": 1}))
     assert not t.target_reached and any(v.any() for k, v in t.policy.state().items() if "lora_B" in k)
     assert exact_kl(t.policy, [5, 6, 7]) < 1.5 * 0.05
 
@@ -256,11 +258,11 @@ def test_half_the_update_is_a_quarter_of_the_kl():
     assert exact_kl(policy, [5, 6, 7]) == pytest.approx(0, abs=1e-5)
 
 
-def run_with_equal_scores(**changes):
+def run_with_equal_scores(**ppo_changes):
     """One iteration in which every reply scores 0 and KL costs nothing: only a penalty can move the policy. Some
     replies end, some do not.
     """
-    t = trainer(ppo_iterations=1, kl_coefficient=0, ppo_episodes=32, ppo_replies=8, **changes)
+    t = trainer(ppo={"iterations": 1, "kl_coefficient": 0, "episodes": 32, "replies": 8, **ppo_changes})
     ppo.train_ppo(t, lambda n, rng: [[5, 6, 7]] * n, lambda episodes: torch.zeros(len(episodes)), frozenset(range(60)))
     assert 0 < t.history[0]["ended"] < 1
     return t.policy
@@ -383,7 +385,9 @@ def test_the_microbatch_changes_memory_and_not_the_update(microbatch):
     """
 
     def updated(size):
-        settings = Settings(ppo_minibatch=4, ppo_microbatch=size, ppo_epochs=3, temperature=1.0, kl_stop=10.0)
+        settings = Settings(
+            ppo={"minibatch": 4, "microbatch": size, "epochs": 3, "kl_stop": 10.0}, chat={"temperature": 1.0}
+        )
         trainer = ppo.Trainer(PolicyModel(tiny_model(), settings), settings)
         episodes = [Episode([5, 6, 7], list(range(10, 12 + 3 * (i % 5))), True) for i in range(12)]
         scores = torch.linspace(-1, 1, 12).roll(5)

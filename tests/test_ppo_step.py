@@ -20,22 +20,14 @@ def settings_for(folder, **changes):
     """As small as the benchmark can be; what `sizes` makes of it."""
     return ppo_step.sizes(
         ppo_step.PpoStepSettings(
-            **{
-                "model": str(tiny_folder(folder / "model")),
-                "data_dir": folder,
-                "dtype": "float32",
-                "threads": 1,
-                "iterations": 2,
-                "repeats": 2,
-                "ppo_episodes": 4,
-                "ppo_replies": 2,
-                "ppo_minibatch": 2,
-                "ppo_microbatch": 1,
-                "rollout_tokens": 6,
-                "value_warmup": 1,
-                **changes,
-            }
-        )
+            model=str(tiny_folder(folder / "model")),
+            data_dir=folder,
+            dtype="float32",
+            threads=1,
+            iterations=2,
+            repeats=2,
+            ppo={"episodes": 4, "replies": 2, "minibatch": 2, "microbatch": 1, "rollout_tokens": 6, "value_warmup": 1},
+        ).with_values(**changes)
     )
 
 
@@ -109,16 +101,21 @@ def test_a_side_that_fails_says_why(tmp_path):
 
 
 def test_nothing_ends_an_iteration_early_and_both_sides_read_the_same_numbers(tmp_path):
-    settings = settings_for(tmp_path, kl_target=0.5, kl_stop=0.01)
+    settings = settings_for(tmp_path, ppo={"kl_target": 0.5, "kl_stop": 0.01})
     job = ppo_step.make_job(settings, PROMPTS, 64)
-    assert settings.kl_target == settings.kl_stop == 1e9 and settings.device == "cpu"
-    assert job["dtype"] == "float32" and job["ppo_iterations"] == settings.ppo_iterations == 3
+    assert settings.ppo.kl_target == settings.ppo.kl_stop == 1e9 and settings.device == "cpu"
+    assert job["dtype"] == "float32" and job["ppo.iterations"] == settings.ppo.iterations == 3
     assert len(job["reward_head"]) == 64 and json.loads(json.dumps(job)) == job
 
 
 def test_quick_is_smaller(tmp_path):
     settings = settings_for(tmp_path, quick=True)
-    assert (settings.ppo_episodes, settings.rollout_tokens, settings.repeats, settings.ppo_iterations) == (8, 16, 1, 3)
+    assert (settings.ppo.episodes, settings.ppo.rollout_tokens, settings.repeats, settings.ppo.iterations) == (
+        8,
+        16,
+        1,
+        3,
+    )
 
 
 # -- the peer

@@ -13,6 +13,8 @@ from unittest import mock
 
 import pytest
 
+from playground.settings import Settings, fields, flag, variable
+
 ROOT = Path(__file__).parent.parent
 NAMES = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
 DOCUMENTS = [ROOT / name for name in NAMES] + sorted((ROOT / "docs").glob("*.md"))
@@ -53,8 +55,8 @@ def test_a_command_exists_and_takes_its_flags(program, flags, monkeypatch, capsy
             importlib.import_module(name).main(["--help"])
         assert not ended.value.code
         help_text = capsys.readouterr().out
-    for flag in flags:
-        assert flag in help_text
+    for name in flags:
+        assert name in help_text
 
 
 @pytest.mark.parametrize(("document", "target"), list(links()))
@@ -108,7 +110,7 @@ def names_bound_in(node: ast.Module | ast.ClassDef) -> set[str]:
 
 def test_every_name_in_the_tables_of_the_architecture_page_is_in_the_source():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    names = defined_names()
+    names = defined_names() | set(fields(Settings))
     own_classes = {name.split(".")[0] for name in names if "." in name}
     asked = {
         name
@@ -120,3 +122,25 @@ def test_every_name_in_the_tables_of_the_architecture_page_is_in_the_source():
     inherited = {"Chat.vote"}  # of the classes that Chat is made of
     assert len(asked) > 80
     assert sorted(name for name in asked - inherited if name not in names) == []
+
+
+# -- settings
+
+
+def test_every_setting_that_a_document_names_by_its_group_is_there():
+    """In any of its three forms: `ppo.kl_target`, `--ppo.kl-target`, `NUDGE_PPO_KL_TARGET`."""
+    known = fields(Settings)
+    groups = "|".join({name.split(".")[0] for name in known if "." in name})
+    dotted = set(re.findall(rf"`((?:{groups})\.(?!(?:py|json|pt)`)\w+)(?==|`)", TEXT))
+    flags = set(re.findall(rf"--(?:no-)?((?:{groups})\.[a-z-]+)", TEXT))
+    variables = set(re.findall(r"NUDGE_[A-Z_]+", TEXT))
+    assert len(dotted) > 10 and len(flags) > 10 and len(variables) > 8
+    assert dotted - known.keys() == set()
+    assert {f"--{name}" for name in flags} - {flag(name) for name in known} == set()
+    assert variables - {variable(name) for name in known} == set()
+
+
+def test_the_table_of_groups_is_whole():
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    groups = {name.split(".")[0] for name in fields(Settings) if "." in name}
+    assert {group for group in groups if f"| `{group}` |" not in page} == set()

@@ -321,7 +321,7 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
     prefs, rights, decided = liked_token_preferences(40), 0.0, 0
     for seed in range(5):
         prefs.pairs = by_coin(prefs.pairs, seed)
-        _, report = reward.fit(prefs, FeatureTrunk(settings(folder, reward_layer=0)), settings(folder))
+        _, report = reward.fit(prefs, FeatureTrunk(settings(folder, reward={"layer": 0})), settings(folder))
         rights, decided = rights + report.cv_accuracy * 40, decided + 40
     low, high = reward_validation.wilson(rights, decided, 0.99)
     assert low < 0.5 < high
@@ -331,7 +331,7 @@ def fit_lora(folder, sure, quantisation="nf4", epochs=2):
     """Fit the LoRA against held-out predictions that are `sure` (score difference) and right: (trunk, features before,
     prefs, what it returns).
     """
-    s = settings(folder, reward_quantisation=quantisation, reward_lora_rank=4, reward_lora_epochs=epochs)
+    s = settings(folder, reward={"quantisation": quantisation, "lora_rank": 4, "lora_epochs": epochs})
     trunk, prefs = FeatureTrunk(s), liked_token_preferences(16)
     x, held = trunk.features(prefs.replies), prefs.heldout_part().pairs
     model = reward.fit_model(ExtractedFeatures.of(x, trunk.parts, prefs.replies), prefs.training_part(), "layers", 1.0)
@@ -372,6 +372,6 @@ def test_a_saved_lora_gives_the_same_rewards_on_a_fresh_trunk(folder, tmp_path):
 
 
 def test_fit_reports_the_lora_epochs_it_kept(folder):
-    s = settings(folder, reward_lora_rank=4, reward_lora_epochs=1)
+    s = settings(folder, reward={"lora_rank": 4, "lora_epochs": 1})
     _, report = reward.fit(liked_token_preferences(8), FeatureTrunk(s), s)
     assert report.lora_epochs in (0, 1)

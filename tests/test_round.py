@@ -33,8 +33,8 @@ def running(folder, tmp_path, live=None, **changes):
             s.adapters_dir,
             version,
             live,
-            rank=s.lora_rank,
-            alpha=s.lora_alpha,
+            rank=s.ppo.lora_rank,
+            alpha=s.ppo.lora_alpha,
             targets=this.models.policy.targets,
             base=this.models.base,
             parent=0,
@@ -69,7 +69,7 @@ def test_a_round_starts_from_the_base(folder, tmp_path):
 
 def test_a_round_can_go_on_from_the_live_version_at_half_the_kl_target(folder, tmp_path):
     live = strong()
-    this = running(folder, tmp_path, live=live, start_from="live", kl_target=0.2)
+    this = running(folder, tmp_path, live=live, round={"start_from": "live"}, ppo={"kl_target": 0.2})
     this._sft()
     assert 0.01 < ratio(this.models.policy.state(), live) < 0.9
     models = this.models
@@ -77,23 +77,35 @@ def test_a_round_can_go_on_from_the_live_version_at_half_the_kl_target(folder, t
     episodes = models.sample(models.policy.causal, chosen, "test", replies=4)
     assert models.policy.totals(episodes, 8).mean_kl == pytest.approx(0.1, rel=0.3)
     resumed = Round(this.store, this.settings, this.store.round(this.id), "w")
-    resumed.settings = this.settings.model_copy(update={"ppo_iterations": 1, "ppo_lr": 1e-9, "kl_target": 1e9})
+    resumed.settings = this.settings.with_values(ppo={"iterations": 1, "lr": 1e-9, "kl_target": 1e9})
     resumed.score = lambda episodes: torch.zeros(len(episodes))
     resumed._ppo()  # killed after its start was written, the round goes on from there
     assert ratio(resumed.models.policy.state(), models.policy.state()) == pytest.approx(1, abs=1e-3)
 
 
 def test_with_no_version_live_going_on_is_starting_from_the_base(folder, tmp_path):
-    this = running(folder, tmp_path, start_from="live")
+    this = running(folder, tmp_path, round={"start_from": "live"})
     this._sft()
     assert not (this.folder / "start.safetensors").exists()
 
 
 def test_a_live_version_of_another_rank_is_refused_with_what_to_do(folder, tmp_path):
-    this = running(folder, tmp_path, live=strong(), start_from="live")
-    this.settings = this.settings.model_copy(update={"lora_rank": 2})
-    with pytest.raises(adapters.BadAdapter, match="start with --lora-rank 4 --lora-alpha 8, or with --start-from base"):
+    this = running(folder, tmp_path, live=strong(), round={"start_from": "live"})
+    this.settings = this.settings.with_values(ppo={"lora_rank": 2})
+    with pytest.raises(
+        adapters.BadAdapter, match="start with --ppo.lora-rank 4 --ppo.lora-alpha 8, or with --round.start-from base"
+    ):
         this._sft()
+
+
+def test_a_round_goes_on_with_the_settings_of_its_row_but_for_those_of_this_machine(folder, tmp_path):
+    """Also where the row has a setting that is no longer there."""
+    s = settings(model=folder, data_dir=tmp_path)
+    store = Store(s.database)
+    store.request_round()
+    config = {**s.flat("json"), "ppo.lr": 0.25, "gate.prompts": 7, "threads": 3, "data_dir": "elsewhere", "ppo.gone": 1}
+    this = Round(store, s, store.take_round("w", lease_seconds=60, config=config), "w")
+    assert this.settings == s.with_values(ppo={"lr": 0.25}, gate={"prompts": 7})
 
 
 def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):

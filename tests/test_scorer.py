@@ -22,21 +22,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trunks(folder):
     """One trunk of each number format."""
-    return {q: FeatureTrunk(settings(folder, reward_quantisation=q)) for q in ("none", "nf4")}
+    return {q: FeatureTrunk(settings(folder, reward={"quantisation": q})) for q in ("none", "nf4")}
 
 
 def settings(folder, **changes):
     return Settings(
-        **{
-            "model": folder,
-            "device": "cpu",
-            "dtype": "float32",
-            "threads": 2,
-            "reward_quantisation": "none",
-            "reward_layer": 0.67,
-            **changes,
-        }
-    )
+        model=folder, device="cpu", dtype="float32", threads=2, reward={"quantisation": "none", "layer": 0.67}
+    ).with_values(**changes)
 
 
 # -- the model
@@ -180,7 +172,7 @@ def test_a_reply_scores_the_same_alone_and_among_longer_ones(trunks, quantisatio
 
 
 def test_features_come_back_in_the_order_given(folder):
-    small = FeatureTrunk(settings(folder, reward_batch=2))
+    small = FeatureTrunk(settings(folder, reward={"batch": 2}))
     torch.testing.assert_close(
         small.features(REPLIES), torch.cat([small.features([r]) for r in REPLIES]), rtol=1e-4, atol=1e-4
     )
@@ -217,13 +209,13 @@ def test_features_are_the_hidden_states_after_the_layer_asked_for(trunks):
 
 
 def test_the_layers_and_the_length_are_the_features(folder):
-    trunk, replies = FeatureTrunk(settings(folder, reward_layer=0)), REPLIES[:2]
+    trunk, replies = FeatureTrunk(settings(folder, reward={"layer": 0})), REPLIES[:2]
     assert trunk.layers == [1, 3] and trunk.parts == [
         64,
         64,
         1,
     ]  # of four blocks the first, a tenth and a third are all the first
     for n, layer in enumerate(trunk.layers):
-        one = FeatureTrunk(settings(folder, reward_layer=layer / 4)).features(replies)
+        one = FeatureTrunk(settings(folder, reward={"layer": layer / 4})).features(replies)
         torch.testing.assert_close(trunk.features(replies)[:, 64 * n : 64 * (n + 1)], one[:, :-1])
     torch.testing.assert_close(trunk.features(replies)[:, -1], torch.tensor([2.0, 30.0]).log())

@@ -193,7 +193,8 @@ def test_sound_replies_go_on_sharing_their_prompt(policy, caplog):
 
 
 def trunk(folder, quantisation="none", **changes):
-    return scorer.FeatureTrunk(settings(model=folder, reward_quantisation=quantisation, **changes))
+    own = settings(model=folder, reward={"quantisation": quantisation})
+    return scorer.FeatureTrunk(own.with_values(**changes))
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
@@ -257,7 +258,7 @@ def test_one_token_too_many_in_the_mean_is_seen_in_every_format(folder):
 
 
 def test_a_reward_lora_without_gradients_is_named(folder):
-    broken = trunk(folder, reward_layer=0.67)
+    broken = trunk(folder, reward={"layer": 0.67})
     structure.blocks(broken.model)[1].register_forward_hook(lambda module, args, output: output.detach())
     selftest.check_features(broken)
     assert message(selftest.check_features, broken, lora_rank=2).startswith("28 of 42 LoRA tensors get no gradient")

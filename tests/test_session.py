@@ -214,7 +214,7 @@ def test_replies_that_a_crash_cut_off_do_not_block_the_conversation(chat):
 
 def of_four(chat):
     """The same chat with four candidates to a message, and their streams as they were started."""
-    chat.settings = chat.settings.model_copy(update={"candidates": 4})
+    chat.settings = chat.settings.with_values(chat={"candidates": 4})
     streams, start = [], chat.engine.duel
     chat.engine.duel = lambda *args: streams.append(start(*args)) or streams[-1]
     return streams

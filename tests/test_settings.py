@@ -1,15 +1,32 @@
 """Where settings come from, and what is said of one that does not fit."""
 
 import ast
-import inspect
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from playground import settings
-from playground.settings import Settings, SettingsError, read
+from playground.settings import (
+    RENAMED,
+    Settings,
+    SettingsError,
+    accepted,
+    fields,
+    flag,
+    nested,
+    overridden,
+    read,
+    sections,
+    variable,
+)
+from training.simulate import SimulateSettings
+
+ROOT = Path(settings.__file__).parents[2]
+NAMES = list(fields(Settings))
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +77,23 @@ def test_a_flag_beats_the_environment(monkeypatch):
 
 
 def test_each_source_speaks_only_of_what_it_names(monkeypatch):
-    Path(".env").write_text("NUDGE_PORT=1001\nNUDGE_SEED=5\n")
-    monkeypatch.setenv("NUDGE_TOP_K", "7")
-    s = read(["--port", "1003"])
-    assert (s.port, s.seed, s.top_k) == (1003, 5, 7)
+    """Also of one group."""
+    Path(".env").write_text("NUDGE_SEED=5\nNUDGE_PPO_EPOCHS=3\nNUDGE_PPO_LR=0.1\n")
+    monkeypatch.setenv("NUDGE_CHAT_TOP_K", "7")
+    monkeypatch.setenv("NUDGE_PPO_LR", "0.2")
+    s = read(["--port", "1003", "--ppo.kl-target", "2"])
+    assert (s.port, s.seed, s.chat.top_k) == (1003, 5, 7)
+    assert (s.ppo.kl_target, s.ppo.lr, s.ppo.epochs, s.ppo.minibatch) == (2, 0.2, 3, 32)
 
 
 @pytest.mark.parametrize("flags, expected", [([], True), (["--no-worker"], False), (["--worker"], True)])
 def test_a_switch_has_a_flag_for_on_and_for_off(flags, expected):
     assert read(flags).worker is expected
+
+
+@pytest.mark.parametrize("flags, expected", [([], True), (["--no-round.auto"], False), (["--round.auto"], True)])
+def test_a_switch_of_a_group_too(flags, expected):
+    assert read(flags).round.auto is expected
 
 
 def test_an_unknown_flag_stops_with_its_name(capsys):
@@ -77,19 +102,70 @@ def test_an_unknown_flag_stops_with_its_name(capsys):
     assert "--prot" in capsys.readouterr().err
 
 
+# -- names of before
+
+
+def test_every_name_of_before_has_one_of_now():
+    assert len(RENAMED) == 74 and len(set(RENAMED.values())) == 74
+    assert set(RENAMED.values()) == {name for name in NAMES if "." in name}
+    assert not set(RENAMED) & set(NAMES)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_flag_of_before_is_refused_with_the_name_of_now(old):
+    """It would be an unknown flag, and nobody would know what it has become."""
+    new = flag(RENAMED[old])
+    for given in ([flag(old), "1"], [f"{flag(old)}=1"]):
+        with pytest.raises(SettingsError) as refused:
+            read(given)
+        assert str(refused.value) == f"{flag(old)} is now {new}."
+
+
+def test_a_switch_of_before_is_refused_too():
+    with pytest.raises(SettingsError, match=r"^--no-auto-train is now --no-round\.auto\.$"):
+        read(["--no-auto-train"])
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_variable_of_before_is_refused_with_the_name_of_now(old, monkeypatch):
+    """What is in the environment and no setting is ignored, so this one would have been."""
+    monkeypatch.setenv(variable(old), Settings().environ()[variable(RENAMED[old])])
+    if variable(old) == variable(RENAMED[old]):
+        assert read([]) == Settings()
+        return
+    with pytest.raises(SettingsError) as refused:
+        read([])
+    assert str(refused.value) == f"{variable(old)} is now {variable(RENAMED[old])}."
+
+
+def test_a_line_of_before_in_dotenv_is_refused_too():
+    Path(".env").write_text("NUDGE_PPO_LR=0.1\nnudge_kl_target=4\nNUDGE_STOP=x\n", encoding="utf-16")
+    with pytest.raises(SettingsError) as refused:
+        read([])
+    assert str(refused.value).splitlines() == [
+        "NUDGE_STOP in .env is now NUDGE_CHAT_STOP.",
+        "NUDGE_KL_TARGET in .env is now NUDGE_PPO_KL_TARGET.",
+    ]
+
+
+def test_other_commands_refuse_them_as_well():
+    with pytest.raises(SettingsError, match="--gate-prompts is now --gate.prompts."):
+        read(["--votes", "4", "--gate-prompts", "8"], SimulateSettings)
+
+
 # -- values that do not fit
 
 BAD = {
     "port": ("99999", "an integer at least 0 and at most 65535"),
-    "temperature": ("0", "a number at least 0.05 and at most 2"),
-    "heldout_fraction": ("1", "a number above 0 and below 1"),
+    "chat.temperature": ("0", "a number at least 0.05 and at most 2"),
+    "preferences.heldout_fraction": ("1", "a number above 0 and below 1"),
     "dtype": ("float16", "auto or float32 or bfloat16"),
     "device": ("gpu", "text matching ^(auto|cpu|mps|cuda(:\\d+)?)$"),
-    "reward_layer": ("1.5", "a number at least 0 and at most 1"),
+    "reward.layer": ("1.5", "a number at least 0 and at most 1"),
     "worker": ("maybe", "true or false"),
-    "reward_batch": ("0", "an integer at least 1"),
-    "ppo_lr": ("fast", "a number above 0 and at most 1"),
-    "reward_quantisation": ("nf8", "nf4 or int8 or none"),
+    "reward.batch": ("0", "an integer at least 1"),
+    "ppo.lr": ("fast", "a number above 0 and at most 1"),
+    "reward.quantisation": ("nf8", "nf4 or int8 or none"),
     "threads": ("-1", "an integer at least 0 and at most 256"),
 }
 
@@ -97,39 +173,61 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_value_is_named_with_its_flag_variable_value_and_what_is_accepted(name, monkeypatch):
     value, accepted = BAD[name]
-    monkeypatch.setenv(f"NUDGE_{name.upper()}", value)
+    monkeypatch.setenv(variable(name), value)
     with pytest.raises(SettingsError) as caught:
         read([])
-    assert str(caught.value).startswith(
-        f"--{name.replace('_', '-')} (NUDGE_{name.upper()}): got {value!r}; accepted: {accepted}. "
-    )
+    assert str(caught.value).startswith(f"{flag(name)} ({variable(name)}): got {value!r}; accepted: {accepted}. ")
 
 
 def test_a_bad_flag_is_explained_like_a_bad_variable():
     with pytest.raises(
         SettingsError,
-        match=r"^--heldout-fraction \(NUDGE_HELDOUT_FRACTION\): got '2'; accepted: a number above 0 and below 1\. ",
+        match=r"^--preferences\.heldout-fraction \(NUDGE_PREFERENCES_HELDOUT_FRACTION\): got '2'; accepted: a number "
+        r"above 0 and below 1\. ",
     ):
-        read(["--heldout-fraction", "2"])
+        read(["--preferences.heldout-fraction", "2"])
+
+
+def test_a_name_that_a_group_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setenv("NUDGE_PPO_LEARNING_RATE", "1")
+    with pytest.raises(SettingsError, match=r"\(NUDGE_PPO_LEARNING_RATE\): there is no such setting"):
+        read([])
+
+
+@pytest.mark.parametrize("value", ["fast", "1"])
+def test_a_group_is_no_setting_itself(value, monkeypatch):
+    """What is no JSON ended in a traceback of the parser."""
+    with pytest.raises(SettingsError, match="ppo"):
+        read(["--ppo", value])
+    monkeypatch.setenv("NUDGE_PPO", value)
+    with pytest.raises(SettingsError, match="ppo"):
+        read([])
 
 
 def test_all_bad_values_are_told_at_once():
     with pytest.raises(SettingsError) as caught:
-        read(["--port", "x", "--top-k", "-1"])
-    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["--port", "--top-k"]
+        read(["--port", "x", "--chat.top-k", "-1"])
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["--port", "--chat.top-k"]
 
 
 @pytest.mark.parametrize(
     "name, value",
-    [("port", 65535), ("port", 0), ("temperature", 0.05), ("temperature", 2), ("gae_lambda", 1), ("top_p", 1)],
+    [
+        ("port", 65535),
+        ("port", 0),
+        ("chat.temperature", 0.05),
+        ("chat.temperature", 2),
+        ("ppo.gae_lambda", 1),
+        ("chat.top_p", 1),
+    ],
 )
 def test_a_bound_itself_is_accepted(name, value):
-    assert getattr(Settings(**{name: value}), name) == value
+    assert read([flag(name), str(value)]).flat()[name] == value
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_setting_accepts_can_be_said_in_words(name):
-    assert str(settings.accepted(Settings.model_fields[name])).split()[0] in (
+    assert str(accepted(fields(Settings)[name])).split()[0] in (
         "an",
         "a",
         "true",
@@ -144,22 +242,37 @@ def test_what_a_setting_accepts_can_be_said_in_words(name):
 # -- the object
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_has_a_docstring(name):
-    description = Settings.model_fields[name].description
+@pytest.mark.parametrize("name", [*NAMES, *Settings.model_fields])
+def test_every_setting_and_every_group_has_a_docstring(name):
+    description = (fields(Settings).get(name) or Settings.model_fields[name]).description
     assert description and description.endswith(".")
+
+
+def test_what_an_admin_may_change_is_in_groups():
+    assert all("." in name for names in sections().values() for name in names)
 
 
 def test_every_setting_is_read_somewhere():
     """A setting that nothing reads is a promise that nothing keeps."""
-    folder = Path(settings.__file__).parent.parent
-    sources = [
-        p for part in ("playground", "training") for p in (folder / part).rglob("*.py") if p.name != "settings.py"
-    ] + [folder / "app.py"]
-    # besides attributes, the derived folders inside Settings itself
-    trees = [ast.parse(p.read_text()) for p in sources if p.exists()] + [ast.parse(inspect.getsource(Settings))]
-    read_somewhere = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert set(Settings.model_fields) - read_somewhere == set()
+    ours = [path for part in ("playground", "training") for path in (ROOT / part).rglob("*.py")]
+    # in their own room all settings are named; only the derived folders are read there
+    sources = [path for path in ours if path.parent.name != "settings" or path.name == "root.py"] + [ROOT / "app.py"]
+    read_somewhere = {name for source in sources for name in names_read(ast.parse(source.read_text()))}
+    assert set(NAMES) - read_somewhere == set()
+
+
+def names_read(tree):
+    """`settings.port` as "port", `self.settings.ppo.lr` as "ppo.lr", `"ppo.lr"` too; of a name that holds a group,
+    `chat.top_k`.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            yield node.value
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+            if isinstance(node.value, ast.Attribute | ast.Name):
+                holder = node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id
+                yield f"{holder}.{node.attr}"
 
 
 def test_help_lists_every_setting(capsys):
@@ -167,7 +280,7 @@ def test_help_lists_every_setting(capsys):
         read(["--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
-    assert [n for n in Settings.model_fields if f"--{n.replace('_', '-')}" not in text] == []
+    assert [name for name in NAMES if flag(name) not in text] == []
 
 
 def test_help_gives_meaning_and_default(capsys):
@@ -179,31 +292,66 @@ def test_help_gives_meaning_and_default(capsys):
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         Settings().port = 1
+    with pytest.raises(ValidationError):
+        Settings().ppo.lr = 1
 
 
-def test_a_child_process_reads_the_same_settings(monkeypatch):
-    here = read(
-        [
-            "--port",
-            "1003",
-            "--no-worker",
-            "--data-dir",
-            "other data",
-            "--dtype",
-            "float32",
-            "--ppo-lr",
-            "3e-5",
-            "--threads",
-            "3",
-        ]
-    )
-    for name, value in here.environ().items():
-        monkeypatch.setenv(name, value)
+def test_other_values_leave_the_rest_as_it_is():
+    first = Settings(port=1003, ppo={"epochs": 3})
+    second = first.with_values(seed=5, ppo={"lr": 0.1})
+    assert (second.port, second.seed, second.ppo.epochs, second.ppo.lr, first.seed) == (1003, 5, 3, 0.1, 0)
+    assert type(second) is Settings and first.with_values() == first
+    as_stored = overridden(first, {"ppo.lr": 0.1, "round.auto": False})
+    assert (as_stored.ppo.lr, as_stored.ppo.epochs, as_stored.round.auto) == (0.1, 3, False)
+
+
+def test_other_values_are_checked():
+    for changes, said in (
+        ({"port": -1}, r"--port \(NUDGE_PORT\): got -1"),
+        ({"ppo": {"lr": 2}}, r"--ppo.lr \(NUDGE_PPO_LR\): got 2"),
+        ({"ppo": {"rate": 1}}, "no such setting"),
+        ({"lr": 1}, "lr: there is no such setting"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            Settings().with_values(**changes)
+
+
+def test_settings_of_another_class_can_have_the_same_values():
+    job = SimulateSettings.like(Settings(port=1003, ppo={"lr": 0.1}), votes=4, json="figures.json")
+    assert (job.port, job.ppo.lr, job.votes, job.json_file) == (1003, 0.1, 4, "figures.json")
+    assert job.with_values(seed=1).json_file == "figures.json"
+    assert Settings.like(job) == Settings(port=1003, ppo={"lr": 0.1})
+
+
+def changed(name):
+    """Settings of which one has a value that is not its default."""
+    default = Settings().flat()[name]
+    candidates = [*get_args(fields(Settings)[name].annotation), "cpu", "/nudge", "10.0.0.0/8", "words, = é"]
+    if isinstance(default, bool):
+        candidates = [not default]
+    elif isinstance(default, int):
+        candidates = [default + 1]
+    elif isinstance(default, float):
+        candidates = [default * 0.9, default * 1.1, 0.5]
+    for value in candidates:
+        with suppress(SettingsError):
+            settings = Settings().with_values(**nested({name: value}))
+            if settings != Settings():
+                return settings
+    raise AssertionError(f"no value found for {name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_child_process_reads_the_same_settings(name, monkeypatch):
+    """Each setting, at a value that is not its default."""
+    here = changed(name)
+    for variable_name, value in here.environ().items():
+        monkeypatch.setenv(variable_name, value)
     assert read([]) == here
 
 
 def test_environ_names_every_setting():
-    assert set(Settings().environ()) == {f"NUDGE_{name.upper()}" for name in Settings.model_fields}
+    assert set(Settings().environ()) == {variable(name) for name in NAMES}
 
 
 def test_no_threads_given_means_one_for_each_core():

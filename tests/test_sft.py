@@ -21,7 +21,7 @@ def nll(policy):
 
 
 def test_sft_lowers_the_loss_of_the_demonstrations():
-    s = settings(sft_epochs=10, sft_lr=5e-3, temperature=1.0)
+    s = settings(sft={"epochs": 10, "lr": 5e-3}, chat={"temperature": 1.0})
     policy, losses = PolicyModel(tiny_model(), s), []
     before = nll(policy)
     last = sft.train(policy, DEMONSTRATIONS, s, lambda step, steps, loss: losses.append((step, steps, loss)))
@@ -31,13 +31,13 @@ def test_sft_lowers_the_loss_of_the_demonstrations():
 
 
 def test_sft_returns_the_mean_loss_of_its_last_epoch():
-    s, losses = settings(sft_epochs=2, ppo_microbatch=1), []
+    s, losses = settings(sft={"epochs": 2}, ppo={"microbatch": 1}), []
     last = sft.train(PolicyModel(tiny_model(), s), DEMONSTRATIONS, s, lambda step, steps, loss: losses.append(loss))
     assert len(losses) == 4 and last == pytest.approx((losses[2] + losses[3]) / 2)
 
 
 def test_sft_of_no_epochs_changes_nothing():
-    s = settings(sft_epochs=0)
+    s = settings(sft={"epochs": 0})
     policy = PolicyModel(tiny_model(), s)
     before = copy.deepcopy(policy.state())
     assert sft.train(policy, DEMONSTRATIONS, s) is None

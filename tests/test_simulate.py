@@ -22,7 +22,7 @@ def shorter(prompt, reply):
 
 def voted(folder, people=None, **changes):
     """A store in memory with simulated votes on the tiny model's replies: (store, ties)."""
-    settings = simulate.SimulateSettings(**{**settings_for(folder).model_dump(), "votes": 24, **changes})
+    settings = simulate.SimulateSettings.like(settings_for(folder), **{"votes": 24, **changes})
     store = Store()
     people = people or {"shorter": Person(shorter, flip=settings.flip)}
     ties = simulate.make_duels(
@@ -53,7 +53,7 @@ def test_votes_without_flips_are_the_annotators(tmp_path):
 
 
 def test_flipped_votes_are_about_as_many_as_asked_for(tmp_path):
-    store, _ = voted(tmp_path, votes=200, flip=0.25, reply_tokens=4)
+    store, _ = voted(tmp_path, votes=200, flip=0.25, chat={"reply_tokens": 4})
     decided = [meant == said for meant, said in choices(store) if meant != "tie"]
     assert 0.12 < 1 - sum(decided) / len(decided) < 0.40
 
@@ -78,7 +78,13 @@ def test_a_simulation_reports_what_it_changed(tmp_path):
     """The command itself, with a tiny model: figures on the page and in the file, the win rate too where the gate
     refuses.
     """
-    settings = settings_for(tmp_path, ppo_iterations=1, gate_prompts=4, evidence_confidence=0.0, reply_tokens=8)
+    settings = settings_for(
+        tmp_path,
+        ppo={"iterations": 1},
+        gate={"prompts": 4},
+        reward={"evidence_confidence": 0.0},
+        chat={"reply_tokens": 8},
+    )
     command = [
         sys.executable,
         "-m",

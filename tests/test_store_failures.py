@@ -143,7 +143,7 @@ def gestures(store):
         "a shared chat": lambda: store.share(other["conversation"], who),
         "settings": lambda: store.configure(row["conversation"], text, {"top_k": 3}),
         "a round": store.request_round,
-        "an admin's setting": lambda: store.override({"kl_target": 4.0}, who),
+        "an admin's setting": lambda: store.override({"ppo.kl_target": 4.0}, who),
         "a sign-in": lambda: store.sign_in(who, "ann", 1e10),
     }
 

@@ -1,5 +1,6 @@
 """The file itself: schema, connections, transactions, several writers at once."""
 
+import json
 import multiprocessing
 import sqlite3
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
+from playground.settings import Settings, overridden
 from playground.store import Store
 from playground.store.migrations import migrations
 from tests.stores import BASE, cast, file_store, store, take  # noqa: F401 (fixtures)
@@ -23,6 +25,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0005_early_votes",
         "0006_erasure",
         "0007_report",
+        "0008_settings",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 
@@ -209,3 +212,23 @@ def test_a_file_of_before_the_gestures_shows_what_it_showed(tmp_path):
     assert store.shown_duel(1)["id"] == 1
     assert store.conversation(1)["opened"] == store.conversation(1)["created"]
     assert [c["title"] for c in store.conversations(1)] == ["Turn 0"]
+
+
+def test_a_file_of_before_the_groups_keeps_what_admins_changed_and_what_rounds_ran_with(tmp_path):
+    """Settings were one flat list: `kl_target`, `ppo_lr`, `round_votes`."""
+    path = tmp_path / "nudge.db"
+    old = sqlite_utils.Database(path)
+    migrations.apply(old, stop_before="0008_settings")
+    created = "2026-01-01T00:00:00.000Z"
+    old["annotator"].insert({"id": 1, "token_hash": "x", "kind": "anonymous", "created": created})
+    for name, value in (("kl_target", "4.0"), ("auto_train", "false"), ("start_from", '"live"')):
+        old["override"].insert({"name": name, "value": value, "annotator": 1, "created": created})
+    flat = {"port": 7860, "data_dir": "data", "seed": 3, "ppo_lr": 1e-3, "kl_target": 4.0, "temperature": 0.9}
+    for state, config in (("published", json.dumps(flat)), ("running", json.dumps(flat)), ("failed", None)):
+        old["round"].insert({"state": state, "phase": "ppo", "config": config, "created": created})
+    old.close()
+    store = Store(path)
+    assert store.overrides() == {"ppo.kl_target": 4.0, "round.auto": False, "round.start_from": "live"}
+    now = {"port": 7860, "data_dir": "data", "seed": 3, "ppo.lr": 1e-3, "ppo.kl_target": 4.0, "chat.temperature": 0.9}
+    assert [row["config"] for row in store.rounds()] == [{}, now, now]
+    assert overridden(Settings(_env_file=None), store.overrides()).ppo.kl_target == 4.0

@@ -29,12 +29,11 @@ def site(folder, tmp_path_factory):  # noqa: F811
     settings = Settings(
         model=str(folder),
         threads=1,
-        reply_tokens=8,
+        chat={"reply_tokens": 8},
         dtype="float32",
         port=0,
-        auto_train=False,
+        round={"auto": False, "poll_seconds": 0.2},
         data_dir=data,
-        poll_seconds=0.2,
         _env_file=None,
     )
     store = Store(settings.database, patience=0.2)

@@ -271,10 +271,10 @@ def test_without_a_round_there_is_nothing_to_wish(store, wish, said):
 
 def test_settings_of_the_next_rounds_are_kept_and_taken_back(store):
     who = store.annotator("admin")
-    store.override({"kl_target": 4.0, "auto_train": False}, who)
-    store.override({"kl_target": 5.0, "seed": None}, who)
-    assert store.overrides() == {"auto_train": False, "kl_target": 5.0}
-    store.override({"kl_target": None, "auto_train": None}, who)
+    store.override({"ppo.kl_target": 4.0, "round.auto": False}, who)
+    store.override({"ppo.kl_target": 5.0, "seed": None}, who)
+    assert store.overrides() == {"round.auto": False, "ppo.kl_target": 5.0}
+    store.override({"ppo.kl_target": None, "round.auto": None}, who)
     assert store.overrides() == {}
 
 

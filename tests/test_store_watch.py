@@ -20,10 +20,10 @@ def test_lengths_are_of_finished_pairs(store):
 def test_kl_is_of_rounds_whose_gate_measured_it(store):
     version = published(store)
     store.request_round()
-    row = take(store, config={"kl_target": 6.0})
+    row = take(store, config={"ppo.kl_target": 6.0})
     store.update_round(row["id"], "w1", metrics={"kl": 5.5})
     assert version == 1 and [(r["round"], r["version"], r["kl"], r["config"]) for r in store.round_kls()] == [
-        (2, None, 5.5, {"kl_target": 6.0})
+        (2, None, 5.5, {"ppo.kl_target": 6.0})
     ]
 
 

@@ -50,14 +50,14 @@ def tensors(app):
 @pytest.fixture
 def site(app, tmp_path):
     """The engine over an empty store, as a new process."""
-    at_store(app, Store(), app.settings.model_copy(update={"data_dir": tmp_path}))
+    at_store(app, Store(), app.settings.with_values(data_dir=tmp_path))
     return restarted(app)
 
 
 @pytest.fixture(scope="module")
 def good(app, tensors, tmp_path_factory):
     """The engine with a good version live, which all tests that reject another one share; and that version's Policy."""
-    at_store(app, Store(), app.settings.model_copy(update={"data_dir": tmp_path_factory.mktemp("good")}))
+    at_store(app, Store(), app.settings.with_values(data_dir=tmp_path_factory.mktemp("good")))
     publish(app, tensors)
     assert app.versions.follow_store() and app.live.version == 1
     return app.store, app.settings, app.live

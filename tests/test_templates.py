@@ -147,7 +147,9 @@ def test_what_a_template_refuses_the_person_is_told():
 
 def test_a_system_prompt_is_tried_when_it_is_saved(tmp_path):
     """A template that refuses it ended every later message in a traceback."""
-    settings = Settings(model=str(tiny_folder(tmp_path)), dtype="float32", threads=1, context_tokens=64, _env_file=None)
+    settings = Settings(
+        model=str(tiny_folder(tmp_path)), dtype="float32", threads=1, chat={"context_tokens": 64}, _env_file=None
+    )
     chat = Chat(
         Store(), Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings)), settings
     )

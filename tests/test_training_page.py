@@ -65,12 +65,12 @@ def test_the_strip_counts_votes_before_the_first_round(store, settings):
 
 
 def test_where_training_is_on_demand_the_strip_promises_nothing(store, settings):
-    html = status_html(now(store, settings.model_copy(update={"auto_train": False})), W)
+    html = status_html(now(store, settings.with_values(round={"auto": False})), W)
     assert "on demand" in html and "start learning" not in html
 
 
 def test_what_an_admin_changed_is_what_the_strip_counts_to(store, settings):
-    store.override({"round_votes": 4}, store.annotator("admin"))
+    store.override({"round.votes": 4}, store.annotator("admin"))
     assert "0 of 4 new votes" in status_html(now(store, settings), W)
 
 
@@ -164,7 +164,7 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
         and "How do I boil an egg?" in painted[tab.samples]
     )
     assert "You are helpful" not in painted[tab.samples], "the question, not the template"
-    assert 'class="changed"' not in painted[tab.config] and "kl_target" in painted[tab.config]
+    assert 'class="changed"' not in painted[tab.config] and "ppo.kl_target" in painted[tab.config]
 
 
 STRANGER = ("y" * 43,)  # a cookie
@@ -255,10 +255,10 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
 
 
 def test_what_differs_from_the_defaults_comes_first(store):
-    row = rounds.begun(store, kl_target=3.5)
+    row = rounds.begun(store, {"ppo.kl_target": 3.5})
     html = round_summary.config_html(store.round(row["id"]), W)
     assert (
-        html.index("kl_target") < html.index("round_votes")
+        html.index("ppo.kl_target") < html.index("round.votes")
         and "1 differ from the defaults" in html
         and "<td>3.5</td>" in html
     )

@@ -41,8 +41,8 @@ def test_another_machine_measures_for_itself(settings, monkeypatch):
 
 
 def test_a_setting_overrides(settings):
-    assert chosen(settings.model_copy(update={"decode_format": "bfloat16"}))[0].number_format == "bfloat16"
-    choice, model = chosen(settings.model_copy(update={"decode_format": "plain"}))
+    assert chosen(settings.with_values(decode_format="bfloat16"))[0].number_format == "bfloat16"
+    choice, model = chosen(settings.with_values(decode_format="plain"))
     assert choice.number_format == "plain" and isinstance(choice.forward(model), TransformersForward)
 
 
@@ -54,7 +54,7 @@ def test_a_format_far_from_the_model_is_not_chosen(settings, monkeypatch):
 def test_what_is_measured_is_the_format_and_not_unwritten_memory(settings):
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
-        assert chosen(settings.model_copy(update={"decode_format": "float32"}))[0].nats < 1e-4
+        assert chosen(settings.with_values(decode_format="float32"))[0].nats < 1e-4
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -31,15 +31,17 @@ def site(folder):
     settings = Settings(
         model=str(folder),
         threads=1,
-        reply_tokens=400,
+        chat={"reply_tokens": 400},
         dtype="float32",
         port=0,
-        auto_train=False,
-        waiting_messages=WAITING,
-        messages_per_address=1000,
-        sessions_per_address=1000,
-        requests_per_minute=100_000,
-        unread_seconds=120,
+        round={"auto": False},
+        limits={
+            "waiting_messages": WAITING,
+            "messages_per_address": 1000,
+            "sessions_per_address": 1000,
+            "requests_per_minute": 100_000,
+            "unread_seconds": 120,
+        },
         _env_file=None,
     )
     store = Store()
@@ -241,7 +243,7 @@ def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
 
 def test_an_address_has_so_many_messages_and_another_has_its_own(chat):
     slow(chat)
-    chat.settings = chat.settings.model_copy(update={"messages_per_address": 2})
+    chat.settings = chat.settings.with_values(limits={"messages_per_address": 2})
     streams = [chat.send(person(chat, name), "Hello", "10.0.0.7") for name in ("ann", "bob")]
     [next(stream) for stream in streams]
     with pytest.raises(Refused, match="From your network address 2 messages"):
@@ -256,7 +258,7 @@ def test_an_address_has_so_many_messages_and_another_has_its_own(chat):
 
 
 def test_what_is_refused_leaves_no_trace(chat):
-    chat.settings = chat.settings.model_copy(update={"waiting_messages": 1})
+    chat.settings = chat.settings.with_values(limits={"waiting_messages": 1})
     step, go = chat.engine.step, threading.Event()
     chat.engine.step = lambda: (go.wait(), step())[1]
     first = chat.send(person(chat, "ann"), "Hello")

@@ -20,15 +20,13 @@ def voted(tmp_path_factory):
     """Settings whose store holds 40 votes on the tiny model's replies."""
     settings = settings_for(
         tmp_path_factory.mktemp("voted"),
-        lease_seconds=1.0,
-        poll_seconds=0.05,
-        ppo_iterations=6,
-        kl_target=1e9,
-        gate_confidence=0.2,
-        evidence_confidence=0,
+        round={"lease_seconds": 1.0, "poll_seconds": 0.05},
+        ppo={"iterations": 6, "kl_target": 1e9},
+        gate={"confidence": 0.2},
+        reward={"evidence_confidence": 0},
     )
     store = Store(settings.database)
-    votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
+    votes = simulate.SimulateSettings.like(settings, votes=40)
     simulate.make_duels(
         store,
         votes,
@@ -65,9 +63,9 @@ def test_a_paused_round_stands_still_keeps_its_lease_and_goes_on_where_it_was(vo
     store.set_round_command(asked, "pause")
     wait_until(lambda: "is paused" in log(settings, asked), 30)
     step = store.round(asked)["step"]
-    time.sleep(2 * settings.lease_seconds)
+    time.sleep(2 * settings.round.lease_seconds)
     assert store.round(asked)["step"] == step
-    assert store.take_round("thief", lease_seconds=settings.lease_seconds) is None, (
+    assert store.take_round("thief", lease_seconds=settings.round.lease_seconds) is None, (
         "the heartbeat goes on while it waits"
     )
     store.set_round_command(asked, None)
@@ -89,11 +87,11 @@ def test_a_stopped_round_ends_at_its_next_step_and_the_next_one_runs_with_what_w
     assert worker.ended()
     row = store.round(asked)
     assert (row["state"], row["reason"]) == ("failed", STOPPED) and row["step"] < 6
-    store.override({"ppo_iterations": 1, "ppo_epochs": 1}, store.annotator("admin"))
+    store.override({"ppo.iterations": 1, "ppo.epochs": 1}, store.annotator("admin"))
     asked = store.request_round()
     row = run_once(store, settings, "w1")
-    assert row["id"] == asked and row["config"]["ppo_iterations"] == 1 and len(store.metrics(asked)["reward"]) == 1
-    store.override({"ppo_iterations": None, "ppo_epochs": None}, store.annotator("admin"))
+    assert row["id"] == asked and row["config"]["ppo.iterations"] == 1 and len(store.metrics(asked)["reward"]) == 1
+    store.override({"ppo.iterations": None, "ppo.epochs": None}, store.annotator("admin"))
 
 
 def test_a_worker_that_takes_a_paused_round_over_waits_too_and_obeys_a_stop(voted):
@@ -112,23 +110,23 @@ def test_a_worker_that_takes_a_paused_round_over_waits_too_and_obeys_a_stop(vote
 def test_automatic_rounds_can_be_turned_off_and_need_as_many_votes_as_was_set(voted):
     settings, store = voted
     admin = store.annotator("admin")
-    store.override({"auto_train": False, "round_votes": 1}, admin)
-    assert with_overrides(store, settings).auto_train is False
+    store.override({"round.auto": False, "round.votes": 1}, admin)
+    assert with_overrides(store, settings).round.auto is False
     with store.writing() as db:
         db.execute("update round set last_vote = 0")
     last = store.last_round()["id"]
     assert store.new_votes() == 40 and run_once(store, settings, "w") is None and store.last_round()["id"] == last
-    store.override({"auto_train": None, "round_votes": 41}, admin)
+    store.override({"round.auto": None, "round.votes": 41}, admin)
     assert run_once(store, settings, "w") is None
-    store.override({"round_votes": None}, admin)
+    store.override({"round.votes": None}, admin)
 
 
 def test_a_change_that_does_not_fit_any_more_is_left_out(voted, caplog):
     settings, store = voted
     admin = store.annotator("admin")
-    store.override({"kl_target": -4}, admin)
-    assert with_overrides(store, settings) is settings and "kl-target" in caplog.text
-    store.override({"kl_target": None}, admin)
+    store.override({"ppo.kl_target": -4}, admin)
+    assert with_overrides(store, settings) is settings and "ppo.kl-target" in caplog.text
+    store.override({"ppo.kl_target": None}, admin)
 
 
 def log(settings, round_id):

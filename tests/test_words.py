@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from playground.chat.votes import REASONS
-from playground.settings import Settings, overridden, sections
+from playground.settings import Settings, fields, overridden, sections
 from playground.system.messages import Message, UserFacingError, joined, loads, plain
 from playground.ui import words
 from playground.ui.words import CATALOGUES, CHINESE, Words
@@ -107,7 +107,7 @@ def templates() -> frozenset[str]:
 def descriptions() -> list[str]:
     """What the settings mean that admins change on the page."""
     names = [name for names in sections().values() for name in names]
-    return [" ".join(Settings.model_fields[name].description.split()) for name in names]
+    return [" ".join(fields(Settings)[name].description.split()) for name in names]
 
 
 def places(template: str) -> set[str]:
@@ -194,7 +194,7 @@ def test_an_error_for_people_says_its_message():
 
 def test_a_setting_that_does_not_fit_is_explained_in_both_languages():
     with pytest.raises(UserFacingError) as caught:
-        overridden(Settings(_env_file=None), {"round_votes": 0, "heldout_fraction": 2.0})
+        overridden(Settings(_env_file=None), {"round.votes": 0, "preferences.heldout_fraction": 2.0})
     english, chinese = str(caught.value), Words(CHINESE).message(caught.value.message)
     assert "got 0; accepted: an integer at least 1 and at most 100000. New votes after which" in english
     assert "a number above 0 and below 1" in english and english.count("\n") == 1

@@ -28,14 +28,12 @@ def voted(tmp_path_factory):
     """Settings whose store holds 40 votes on the tiny model's replies, one demonstration, and no round yet."""
     settings = settings_for(
         tmp_path_factory.mktemp("voted"),
-        lease_seconds=1.0,
-        poll_seconds=0.2,
-        ppo_iterations=3,
-        kl_target=30.0,
-        gate_confidence=0.2,
+        round={"lease_seconds": 1.0, "poll_seconds": 0.2},
+        ppo={"iterations": 3, "kl_target": 30.0},
+        gate={"confidence": 0.2},
     )
     store = Store(settings.database)
-    votes = simulate.SimulateSettings(**{**settings.model_dump(), "votes": 40})
+    votes = simulate.SimulateSettings.like(settings, votes=40)
     tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings)
     simulate.make_duels(
         store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None
@@ -102,7 +100,7 @@ def test_a_round_that_breaks_is_failed_with_its_reason_and_the_next_one_can_run(
 
 def test_a_round_that_kills_every_worker_is_given_up(tmp_path):
     """Regression: a worker that died at the start of a phase was followed by the next one for ever."""
-    settings = settings_for(tmp_path, lease_seconds=0.01)
+    settings = settings_for(tmp_path, round={"lease_seconds": 0.01})
     store = Store(settings.database)
     store.request_round()
     for attempt in range(MAX_ATTEMPTS):

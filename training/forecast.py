@@ -81,7 +81,7 @@ class Forecaster:
         new_pairs = [pair for pair in prefs.pairs if pair.vote in waiting]
         known = replace(prefs, pairs=[pair for pair in prefs.pairs if pair.vote not in waiting])
         forecasts = self.forecasts(prefs, known, new_pairs)
-        if self.settings.candidates > 2:
+        if self.settings.chat.candidates > 2:
             self.write_head(prefs, active.head_file(self.settings, base_hash))
         made = {pair.vote: forecast for pair, forecast in zip(new_pairs, forecasts, strict=True)}
         nothing = Forecast()  # of both bad, or the same reply twice
@@ -145,7 +145,7 @@ class Forecaster:
         """(N, D). The features of each reply are computed once and kept in DATA/features, in a folder for each base
         model, quantisation and choice of layers.
         """
-        key = json.dumps([self.store.last_base_hash(), self.settings.reward_quantisation, self.trunk.layers])
+        key = json.dumps([self.store.last_base_hash(), self.settings.reward.quantisation, self.trunk.layers])
         folder = self.settings.data_dir / "features" / _digest(key)
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{reply_name(reply)}.npy" for reply in replies]

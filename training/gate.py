@@ -103,7 +103,7 @@ def decide(
         reward_new=float(np.mean(reward_new)),
         reward_live=float(np.mean(reward_live)),
         gain=float(np.mean(np.asarray(reward_new) - np.asarray(reward_live))),
-        gain_interval=posterior_interval(np.asarray(gains), settings.gate_confidence, settings.seed),
+        gain_interval=posterior_interval(np.asarray(gains), settings.gate.confidence, settings.seed),
         kl=float(np.mean(kl)),
         length_new=new_side.length,
         length_live=live_side.length,
@@ -128,8 +128,8 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
     length_ratio = report.length_new / report.length_live
     shorter_favoured = report.length_votes[1] < 0
     longer_favoured = report.length_votes[0] > 0
-    shortest = 1 / (settings.length_factor if shorter_favoured else settings.length_drift)
-    longest = settings.length_factor if longer_favoured else settings.length_drift
+    shortest = 1 / (settings.gate.length_factor if shorter_favoured else settings.gate.length_drift)
+    longest = settings.gate.length_factor if longer_favoured else settings.gate.length_drift
     canary_fall = report.canary_base - report.canary_new
 
     # each check is written `not a <= b`, so that NaN never passes
@@ -145,18 +145,18 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
                 n=report.prompts,
             )
         )
-    if not report.kl <= settings.kl_budget:
+    if not report.kl <= settings.gate.kl_budget:
         reasons.append(
             Message(
                 "it moved too far from the base: {kl} nats a reply, and the budget is {limit}",
                 kl=f"{report.kl:.1f}",
-                limit=f"{settings.kl_budget:g}",
+                limit=f"{settings.gate.kl_budget:g}",
             )
         )
     if not shortest <= length_ratio <= longest:
         limit = longest if length_ratio > 1 else 1 / shortest
         figures = {"new": f"{report.length_new:.0f}", "live": f"{report.length_live:.0f}", "limit": f"{limit:g}"}
-        if limit == settings.length_factor:
+        if limit == settings.gate.length_factor:
             reason = Message(
                 "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
                 "limit",
@@ -169,49 +169,49 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
                 **figures,
             )
         reasons.append(reason)
-    if not report.empty <= settings.empty_replies:
+    if not report.empty <= settings.gate.empty_replies:
         reasons.append(
             Message(
                 "{empty} of its replies are empty, and {limit} is the limit",
                 empty=f"{report.empty:.0%}",
-                limit=f"{settings.empty_replies:.0%}",
+                limit=f"{settings.gate.empty_replies:.0%}",
             )
         )
-    if not report.repetition_new <= report.repetition_live + settings.repetition_rise:
+    if not report.repetition_new <= report.repetition_live + settings.gate.repetition_rise:
         reasons.append(
             Message(
                 "it repeats itself: {new} of its four-token runs are repeats, {live} of the live version's, and "
                 "{limit} more is the limit",
                 new=f"{report.repetition_new:.0%}",
                 live=f"{report.repetition_live:.0%}",
-                limit=f"{settings.repetition_rise:.0%}",
+                limit=f"{settings.gate.repetition_rise:.0%}",
             )
         )
-    if not report.distinct_new >= settings.distinct_share * report.distinct_live:
+    if not report.distinct_new >= settings.gate.distinct_share * report.distinct_live:
         reasons.append(
             Message(
                 "its replies became alike: {new} of their word pairs are distinct, {live} of the live version's, and "
                 "{limit} of that must be left",
                 new=f"{report.distinct_new:.0%}",
                 live=f"{report.distinct_live:.0%}",
-                limit=f"{settings.distinct_share:.0%}",
+                limit=f"{settings.gate.distinct_share:.0%}",
             )
         )
-    if not report.ended_new >= report.ended_live - settings.ended_fall:
+    if not report.ended_new >= report.ended_live - settings.gate.ended_fall:
         reasons.append(
             Message(
                 "fewer of its replies come to an end: {new} against {live}, and {limit} fewer is the limit",
                 new=f"{report.ended_new:.0%}",
                 live=f"{report.ended_live:.0%}",
-                limit=f"{settings.ended_fall:.0%}",
+                limit=f"{settings.gate.ended_fall:.0%}",
             )
         )
-    if not canary_fall <= settings.canary_fall:
+    if not canary_fall <= settings.gate.canary_fall:
         reasons.append(
             Message(
                 "plain replies became unlikely: by {fall} nats a token, and {limit} is the limit",
                 fall=f"{canary_fall:.2f}",
-                limit=f"{settings.canary_fall:g}",
+                limit=f"{settings.gate.canary_fall:g}",
             )
         )
     return reasons

@@ -23,11 +23,11 @@ def need(settings: Settings) -> int:
     weights = sum(parameter.numel() for parameter in model.parameters())
     width = model.get_input_embeddings().embedding_dim
     linear = [module for module in blocks.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
-    lora = sum(settings.lora_rank * sum(module.weight.shape) for module in linear)
-    tokens = settings.ppo_microbatch * (settings.rollout_context + settings.rollout_tokens)
-    reply_tokens = settings.ppo_microbatch * settings.rollout_tokens
+    lora = sum(settings.ppo.lora_rank * sum(module.weight.shape) for module in linear)
+    tokens = settings.ppo.microbatch * (settings.ppo.rollout_context + settings.ppo.rollout_tokens)
+    reply_tokens = settings.ppo.microbatch * settings.ppo.rollout_tokens
     policy_bytes_a_weight = 2
-    reward_bytes_a_weight = {"nf4": 0.6, "int8": 1.1, "none": 2.0}[settings.reward_quantisation]
+    reward_bytes_a_weight = {"nf4": 0.6, "int8": 1.1, "none": 2.0}[settings.reward.quantisation]
     activations = tokens * width * len(blocks) * 50
     logits = 3 * 4 * reply_tokens * config.get_text_config().vocab_size
     return int(weights * (policy_bytes_a_weight + reward_bytes_a_weight) + 16 * lora + (activations + logits))
@@ -43,6 +43,6 @@ def check(settings: Settings) -> None:
     if free < needed:
         raise NotEnoughMemory(
             f"The GPU has {free / 1e9:.1f} GB free and a round needs about {needed / 1e9:.1f} GB. End other programs "
-            "on it, or lower "
-            f"--ppo-microbatch (now {settings.ppo_microbatch}) or --rollout-context (now {settings.rollout_context})."
+            f"on it, or lower --ppo.microbatch (now {settings.ppo.microbatch}) or --ppo.rollout-context (now "
+            f"{settings.ppo.rollout_context})."
         )

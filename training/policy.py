@@ -124,10 +124,10 @@ class PolicyModel:
 
     def __init__(self, trunk: PreTrainedModel, settings: Settings) -> None:
         self.targets = lora.linear_targets(trunk)
-        self.rank = settings.lora_rank
-        self.alpha = settings.lora_alpha
-        self.temperature = settings.temperature
-        self.share_prompts = settings.ppo_share_prompts
+        self.rank = settings.ppo.lora_rank
+        self.alpha = settings.ppo.lora_alpha
+        self.temperature = settings.chat.temperature
+        self.share_prompts = settings.ppo.share_prompts
         torch.manual_seed(settings.seed)  # LoRA's A starts random
         self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = trunk  # with the LoRA in its layers

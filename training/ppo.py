@@ -54,19 +54,19 @@ class Trainer:
         self.settings = settings
         self.optimizer = torch.optim.Adam(
             [
-                {"params": list(policy.parameters.values()), "lr": settings.ppo_lr},
-                {"params": list(policy.value_head.parameters()), "lr": settings.value_lr},
+                {"params": list(policy.parameters.values()), "lr": settings.ppo.lr},
+                {"params": list(policy.value_head.parameters()), "lr": settings.ppo.value_lr},
             ],
             eps=1e-5,
         )
-        self.beta = settings.kl_coefficient
+        self.beta = settings.ppo.kl_coefficient
         self.iteration = 0  # how many are done
         self.history: list[Metrics] = []  # of each iteration
 
     @property
     def target_reached(self) -> bool:
         """Whether the last rollouts were at the KL target."""
-        return bool(self.history) and self.history[-1]["kl"] >= self.settings.kl_target
+        return bool(self.history) and self.history[-1]["kl"] >= self.settings.ppo.kl_target
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -109,8 +109,8 @@ def train_ppo(
     """
     policy = trainer.policy
     settings = trainer.settings
-    prompts_per_iteration = max(1, settings.ppo_episodes // settings.ppo_replies)
-    while trainer.iteration < settings.ppo_iterations and not trainer.target_reached:
+    prompts_per_iteration = max(1, settings.ppo.episodes // settings.ppo.replies)
+    while trainer.iteration < settings.ppo.iterations and not trainer.target_reached:
         rng = rollout.generator(settings.seed, "ppo", trainer.iteration)
 
         # 1. sample replies of the policy
@@ -121,17 +121,17 @@ def train_ppo(
         #    prompt is subtracted
         scores = score(episodes)  # (N,)
         ended = torch.tensor([float(episode.ended) for episode in episodes])
-        penalised = scores - settings.missing_end_penalty * (1 - ended)
-        centred = ppo_math.leave_one_out(penalised, settings.ppo_replies).to(policy.device)
+        penalised = scores - settings.ppo.missing_end_penalty * (1 - ended)
+        centred = ppo_math.leave_one_out(penalised, settings.ppo.replies).to(policy.device)
 
         # 3. measure microbatches in the first epoch's order: old log-probabilities come from these same tensors, so the
         #    first ratio is exactly 1. Replies to one prompt stay together, since it is read once for them
-        first_replies = rng.sample(range(0, len(episodes), settings.ppo_replies), len(prompts))
-        order = [first + k for first in first_replies for k in range(settings.ppo_replies)]
+        first_replies = rng.sample(range(0, len(episodes), settings.ppo.replies), len(prompts))
+        order = [first + k for first in first_replies for k in range(settings.ppo.replies)]
         trajectories = []
         sums: list[Metrics] = []
-        for start in range(0, len(order), settings.ppo_microbatch):
-            rows = order[start : start + settings.ppo_microbatch]
+        for start in range(0, len(order), settings.ppo.microbatch):
+            rows = order[start : start + settings.ppo.microbatch]
             microbatch = [episodes[i] for i in rows]
             trajectory, token_sums = measure(policy, microbatch, centred[rows], trainer.beta, settings)
             trajectories.append(trajectory)
@@ -157,7 +157,7 @@ def train_ppo(
             metrics["explained_variance"] = explained_variance(trajectories)
             metrics |= optimise(trainer, trajectories, rng)
             trainer.beta = ppo_math.adapted_beta(
-                trainer.beta, metrics["kl"], settings.kl_target, len(episodes), settings.kl_horizon
+                trainer.beta, metrics["kl"], settings.ppo.kl_target, len(episodes), settings.ppo.kl_horizon
             )
         on_iteration(trainer, metrics)
 
@@ -167,7 +167,7 @@ def train_ppo(
     def sample_policy() -> list[Episode]:
         return roll_out(policy, choose_prompts(prompts_per_iteration, rng), rng, end_tokens, settings)
 
-    scale_to_kl_target(policy, settings.kl_target, sample_policy, settings)
+    scale_to_kl_target(policy, settings.ppo.kl_target, sample_policy, settings)
 
 
 def roll_out(
@@ -177,14 +177,14 @@ def roll_out(
     end_tokens: EndTokens,
     settings: Settings,
 ) -> list[Episode]:
-    """`ppo_replies` replies of the policy to each prompt."""
+    """`ppo.replies` replies of the policy to each prompt."""
     return rollout.sample(
         policy.causal,
         prompts,
         rng,
-        replies=settings.ppo_replies,
-        max_tokens=settings.rollout_tokens,
-        temperature=settings.temperature,
+        replies=settings.ppo.replies,
+        max_tokens=settings.ppo.rollout_tokens,
+        temperature=settings.chat.temperature,
         end_tokens=end_tokens,
     )
 
@@ -196,7 +196,7 @@ def scale_to_kl_target(
     draws have a mean KL of `target` nats. An iteration's steps overshoot the target.
     """
     for _ in range(SCALING_ROUNDS):
-        kl = policy.totals(sample_policy(), settings.ppo_microbatch).mean_kl
+        kl = policy.totals(sample_policy(), settings.ppo.microbatch).mean_kl
         if kl <= NEAR_TARGET * target:
             break
         policy.scale_update((target / kl) ** 0.5)  # KL grows with about the square of the update
@@ -230,7 +230,7 @@ def minibatches(trajectories: Sequence[Trajectory], settings: Settings) -> list[
     """Trajectories in groups of one optimizer step each. The size of the microbatches does not change what a step
     sees.
     """
-    per_step = max(1, settings.ppo_minibatch // settings.ppo_microbatch)
+    per_step = max(1, settings.ppo.minibatch // settings.ppo.microbatch)
     return [trajectories[i : i + per_step] for i in range(0, len(trajectories), per_step)]
 
 
@@ -247,8 +247,8 @@ def warm_up_values(policy: PolicyModel, trajectories: Sequence[Trajectory], sett
     """Fit the value head to the first rollouts' returns before the first policy step (VC-PPO: an untrained value head
     is a known cause of collapse).
     """
-    optimizer = torch.optim.Adam(policy.value_head.parameters(), lr=settings.value_lr, eps=1e-5)
-    for _ in range(settings.value_warmup):
+    optimizer = torch.optim.Adam(policy.value_head.parameters(), lr=settings.ppo.value_lr, eps=1e-5)
+    for _ in range(settings.ppo.value_warmup):
         for minibatch in minibatches(trajectories, settings):
             optimizer.zero_grad()
             for trajectory, share in zip(minibatch, token_shares(minibatch), strict=True):
@@ -269,7 +269,7 @@ def estimate_advantages(trajectories: Sequence[Trajectory], settings: Settings) 
     for trajectory in trajectories:
         trajectory.hidden = torch.zeros(0)
         trajectory.advantages, trajectory.returns = ppo_math.gae(
-            trajectory.rewards, trajectory.old_values, trajectory.batch.mask, gamma=1.0, lam=settings.gae_lambda
+            trajectory.rewards, trajectory.old_values, trajectory.batch.mask, gamma=1.0, lam=settings.ppo.gae_lambda
         )
     flat = torch.cat([trajectory.advantages[mask] for trajectory, mask in zip(trajectories, masks, strict=True)])
     whitened = ppo_math.masked_whiten(flat, torch.ones_like(flat)).split([int(mask.sum()) for mask in masks])
@@ -298,7 +298,7 @@ def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.R
     def means() -> Metrics:
         return {name: total / steps for name, total in sums.items()}
 
-    for epoch in range(settings.ppo_epochs):
+    for epoch in range(settings.ppo.epochs):
         for minibatch in groups if epoch == 0 else rng.sample(groups, len(groups)):
             trainer.optimizer.zero_grad()
             losses: Metrics = {}
@@ -306,9 +306,9 @@ def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.R
                 parts = accumulate(policy, trajectory, share, settings, check_ratio=steps == 0)
                 for name, value in parts.items():
                     losses[name] = losses.get(name, 0.0) + value
-            if losses["approx_kl"] > settings.kl_stop:
+            if losses["approx_kl"] > settings.ppo.kl_stop:
                 return means()
-            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
+            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.ppo.max_grad_norm).item()
             trainer.optimizer.step()
             steps += 1
             for name, value in losses.items():
@@ -327,17 +327,17 @@ def accumulate(
     logprobs = policy.token_logprobs(hidden, trajectory.batch)
     new_logprobs = logprobs.detach()
     ratio_error = (torch.exp(new_logprobs - trajectory.old_logprobs) - 1).abs().max().item()
-    if check_ratio and not ratio_error <= settings.ratio_tolerance:
+    if check_ratio and not ratio_error <= settings.ppo.ratio_tolerance:
         raise RatioNotOne(
-            f"the first ratio is off by {ratio_error:.2e}; at most {settings.ratio_tolerance:.0e} is accepted"
+            f"the first ratio is off by {ratio_error:.2e}; at most {settings.ppo.ratio_tolerance:.0e} is accepted"
         )
     policy_loss, clip_fraction = ppo_math.policy_loss(
-        logprobs, trajectory.old_logprobs, trajectory.advantages, mask, settings.ratio_clip
+        logprobs, trajectory.old_logprobs, trajectory.advantages, mask, settings.ppo.ratio_clip
     )
     value_loss = ppo_math.value_loss(
-        policy.values(hidden) * mask, trajectory.old_values, trajectory.returns, mask, settings.value_clip
+        policy.values(hidden) * mask, trajectory.old_values, trajectory.returns, mask, settings.ppo.value_clip
     )
-    (share * (policy_loss + settings.value_coefficient * value_loss)).backward()
+    (share * (policy_loss + settings.ppo.value_coefficient * value_loss)).backward()
     approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(trajectory.old_logprobs, new_logprobs), mask)
     values = {
         "policy_loss": policy_loss,

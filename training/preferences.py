@@ -181,8 +181,8 @@ def from_store(
         store.ratings_for_training(base_hash),
         store.demonstrations(base_hash),
         encode_reply,
-        heldout_fraction=settings.heldout_fraction,
-        annotator_weight=settings.annotator_weight,
+        heldout_fraction=settings.preferences.heldout_fraction,
+        annotator_weight=settings.preferences.annotator_weight,
         seed=settings.seed,
     )
 

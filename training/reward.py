@@ -85,17 +85,17 @@ def fit(
     matched = cv.where(_length_matched(prefs, indices))
 
     lora = LoraFit(epochs=0, tensors={}, heldout=heldout)
-    if settings.reward_lora_rank:
+    if settings.reward.lora_rank:
         start = fit_model(extracted, prefs.training_part(), feature_set, penalty)
         lora = fit_lora(start, prefs, trunk, settings, heldout)
         if lora.epochs:
             extracted = extracted._replace(features=start.features(trunk, prefs.replies))
-    model = fit_model(extracted, prefs, feature_set, penalty, settings.reward_pessimism)
+    model = fit_model(extracted, prefs, feature_set, penalty, settings.reward.pessimism)
     if lora.epochs:
         model.lora = lora.tensors
 
     correct, decided = cv.count_correct()
-    enough, reason = evidence(correct, decided, settings.evidence_confidence)
+    enough, reason = evidence(correct, decided, settings.reward.evidence_confidence)
     report = Report(
         pairs=len(prefs.pairs),
         feature_set=feature_set,
@@ -173,7 +173,7 @@ def fit_lora(
     """
     pairs = prefs.training_part().pairs
     heldout_pairs = prefs.heldout_part().pairs
-    parameters = trunk.attach_lora(settings.reward_lora_rank)
+    parameters = trunk.attach_lora(settings.reward.lora_rank)
     weight = model.weight.clone().requires_grad_(True)  # (d,)
     log_nu = torch.tensor(model.log_nu)
     optimizer = torch.optim.AdamW(
@@ -186,8 +186,8 @@ def fit_lora(
     best = LoraFit(epochs=0, tensors=copied(), heldout=heldout)
     best_nll = heldout.nll()
     order = torch.Generator().manual_seed(settings.seed)
-    pairs_per_step = max(1, settings.reward_batch // 2)
-    for epoch in range(settings.reward_lora_epochs):
+    pairs_per_step = max(1, settings.reward.batch // 2)
+    for epoch in range(settings.reward.lora_epochs):
         for rows in torch.randperm(len(pairs), generator=order).split(pairs_per_step):
             batch = [pairs[i] for i in rows]
             replies = [prefs.replies[index] for pair in batch for index in (pair.left, pair.right)]

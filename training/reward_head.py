@@ -209,7 +209,7 @@ def span(x: torch.Tensor, prefs: Preferences) -> torch.Tensor:
 def designs(extracted: ExtractedFeatures, prefs: Preferences, settings: Settings) -> dict[str, torch.Tensor]:
     """{feature set: x (N, r)} of the feature sets to choose among, each in the span of what the votes compare."""
     found = {}
-    for feature_set in scorer.feature_set_names(extracted.parts, settings.reward_view):
+    for feature_set in scorer.feature_set_names(extracted.parts, settings.reward.view):
         x, _, _ = standardised(extracted, feature_set)
         found[feature_set] = x @ span(x, prefs)
     return found

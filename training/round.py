@@ -108,12 +108,14 @@ class Round(RoundControl):
         settings = self.settings
         policy = self.models.policy
         live = self.store.live_policy()
-        from_live = settings.start_from == "live" and live["version"] > 0
+        from_live = settings.round.start_from == "live" and live["version"] > 0
         if from_live:
             self._start_from_live(live)
         rows = self.store.demonstrations(self.models.base["hash"])
-        demonstrations = sft.examples(rows, self.models.encode_reply, settings.rollout_context, self.models.max_tokens)
-        fine_tune = bool(demonstrations) and settings.sft_epochs > 0
+        demonstrations = sft.examples(
+            rows, self.models.encode_reply, settings.ppo.rollout_context, self.models.max_tokens
+        )
+        fine_tune = bool(demonstrations) and settings.sft.epochs > 0
         if fine_tune:
 
             def on_step(step: int, steps: int, loss: float) -> None:
@@ -135,19 +137,20 @@ class Round(RoundControl):
             base_hash=self.models.base["hash"],
             expected_sha256=live["sha256"],
         )
-        if (manifest["rank"], manifest["alpha"]) != (settings.lora_rank, settings.lora_alpha):
+        if (manifest["rank"], manifest["alpha"]) != (settings.ppo.lora_rank, settings.ppo.lora_alpha):
             raise adapters.BadAdapter(
                 f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start "
-                f"with --lora-rank {manifest['rank']} --lora-alpha {manifest['alpha']}, or with --start-from base"
+                f"with --ppo.lora-rank {manifest['rank']} --ppo.lora-alpha {manifest['alpha']}, or with "
+                "--round.start-from base"
             )
         policy = self.models.policy
         policy.load(tensors)
 
         def sample_policy() -> list[Episode]:
-            chosen = self.models.training_prompts(settings.ppo_episodes, self.models.rng("start"))
+            chosen = self.models.training_prompts(settings.ppo.episodes, self.models.rng("start"))
             return self.models.sample(policy.causal, chosen, "start")
 
-        ppo.scale_to_kl_target(policy, settings.kl_target / 2, sample_policy, settings)
+        ppo.scale_to_kl_target(policy, settings.ppo.kl_target / 2, sample_policy, settings)
 
     # -- reward
 
@@ -173,7 +176,7 @@ class Round(RoundControl):
         if not report.enough:
             self.end("not_enough", report.reason)
         with models.policy.reference():
-            chosen = models.training_prompts(self.settings.ppo_episodes, models.rng("reference"))
+            chosen = models.training_prompts(self.settings.ppo.episodes, models.rng("reference"))
             episodes = models.sample(models.policy.causal, chosen, "reference")
         show_percent(90)
         features = models.features(model, episodes)
@@ -191,7 +194,7 @@ class Round(RoundControl):
     def _ppo(self) -> None:
         """PPO from the start or from the checkpoint ppo.pt; the policy becomes policy.safetensors."""
         policy = self.models.policy
-        iterations = self.settings.ppo_iterations
+        iterations = self.settings.ppo.iterations
         trainer = Trainer(policy, self.settings)
         checkpoint = self.folder / "ppo.pt"
         start = self.folder / "start.safetensors"
@@ -262,20 +265,20 @@ class Round(RoundControl):
         draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
         gains = (draws_new - draws_live) / model.spread
         self.progress(3, 4, {})
-        canaries = rollout.canaries(models.tokenizer, settings.rollout_context, models.max_tokens)
+        canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
         canary_tokens = sum(len(episode.completion) for episode in canaries)
-        canary_totals = policy.totals(canaries, settings.ppo_microbatch)
+        canary_totals = policy.totals(canaries, settings.ppo.microbatch)
         return gate.decide(
             replies.new,
             replies.live,
             reward_new=model.reward(features_new).numpy(),
             reward_live=model.reward(features_live).numpy(),
             gains=gains.numpy(),
-            kl=policy.totals(replies.new, settings.ppo_microbatch).kl,
+            kl=policy.totals(replies.new, settings.ppo.microbatch).kl,
             texts=replies.new_texts,
             canary_new=sum(canary_totals.logprob) / canary_tokens,
             canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
-            length_votes=gate.favoured_length(models.preferences, settings.gate_confidence, settings.seed),
+            length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
             settings=settings,
         )
 
@@ -317,8 +320,8 @@ class Round(RoundControl):
             settings.adapters_dir,
             version,
             load_file(self.folder / "policy.safetensors"),
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
+            rank=settings.ppo.lora_rank,
+            alpha=settings.ppo.lora_alpha,
             targets=models.policy.targets,
             base=models.base,
             parent=live["version"],

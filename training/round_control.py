@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from playground.models import loading
-from playground.settings import Settings
+from playground.settings import Settings, fields, nested
 from playground.store import STOPPED, Store
 from playground.system import memory
 from playground.system.messages import Message
@@ -44,8 +44,9 @@ class RoundControl(ABC):
         self.owner = owner
         self.id: int = row["id"]
         self.phase: str = row["phase"]
-        config = {name: value for name, value in row["config"].items() if name not in OF_THIS_MACHINE}
-        self.settings: Settings = loading.bounded(Settings(**{**settings.model_dump(), **config}))
+        taken = fields(Settings).keys() - OF_THIS_MACHINE
+        config = {name: value for name, value in row["config"].items() if name in taken}
+        self.settings: Settings = loading.bounded(Settings.like(settings, **nested(config)))
         self.folder = erase.folder_of(settings, self.id)
         self.folder.mkdir(parents=True, exist_ok=True)
         # when the running phase began, moved forward by its pauses: the time of day is for the page alone
@@ -138,7 +139,7 @@ class RoundControl(ABC):
             if not paused:
                 log.info("round %s is paused", self.id)
             began = time.monotonic()
-            time.sleep(self.settings.poll_seconds)
+            time.sleep(self.settings.round.poll_seconds)
             self.store.update_round(self.id, self.owner)  # LeaseLost where another worker has taken it over
             paused += time.monotonic() - began
         if paused:

@@ -101,14 +101,14 @@ class RoundModels:
     def trunk(self) -> FeatureTrunk:
         """The reward model's trunk."""
         trunk = FeatureTrunk(self.settings)
-        selftest.check_features(trunk, self.settings.reward_lora_rank)
+        selftest.check_features(trunk, self.settings.reward.lora_rank)
         return trunk
 
     @cached_property
     def reward_model(self) -> RewardModel:
         model = RewardModel.load(self.folder / "reward.safetensors")
         if model.lora:
-            self.trunk.attach_lora(self.settings.reward_lora_rank, model.lora)
+            self.trunk.attach_lora(self.settings.reward.lora_rank, model.lora)
         return model
 
     def reward(self, episodes: Sequence[Episode]) -> torch.Tensor:
@@ -138,7 +138,7 @@ class RoundModels:
         voted = [tuple(prefs.replies[pair.left][0]) for pair in pairs]
         latest_first = dict.fromkeys(reversed(voted))
         oldest_first = reversed(latest_first)
-        return [list(prompt) for prompt in oldest_first if len(prompt) <= self.settings.rollout_context]
+        return [list(prompt) for prompt in oldest_first if len(prompt) <= self.settings.ppo.rollout_context]
 
     @cached_property
     def _training_contexts(self) -> list[list[int]]:
@@ -150,7 +150,7 @@ class RoundModels:
 
     def seed_prompts(self, part: str) -> list[list[int]]:
         """The shipped prompts, `train` or `heldout`, that fit into a rollout."""
-        return rollout.seed_prompts(part, self.tokenizer, self.settings.rollout_context)
+        return rollout.seed_prompts(part, self.tokenizer, self.settings.ppo.rollout_context)
 
     def training_prompts(self, n: int, rng: random.Random) -> list[list[int]]:
         """`n` prompts to train on."""
@@ -159,7 +159,7 @@ class RoundModels:
     def gate_prompts(self) -> list[list[int]]:
         """The held-out prompts of the gate."""
         seeds = self.seed_prompts("heldout")
-        return rollout.choose(self.contexts(heldout=True), seeds, self.settings.gate_prompts, self.rng("gate"))
+        return rollout.choose(self.contexts(heldout=True), seeds, self.settings.gate.prompts, self.rng("gate"))
 
     def sample(
         self, model: PreTrainedModel, prompt_ids: Sequence[list[int]], name: str, replies: int = 1
@@ -170,8 +170,8 @@ class RoundModels:
             prompt_ids,
             self.rng(name),
             replies=replies,
-            max_tokens=self.settings.rollout_tokens,
-            temperature=self.settings.temperature,
+            max_tokens=self.settings.ppo.rollout_tokens,
+            temperature=self.settings.chat.temperature,
             end_tokens=self.end_tokens,
         )
 

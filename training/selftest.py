@@ -66,7 +66,7 @@ def check_policy(policy: PolicyModel, settings: Settings) -> None:
         set_b(policy.parameters, 0.01)
         with torch.no_grad():
             old = policy.logprobs(batch)
-        check_ratio(policy.causal, old, policy.logprobs(batch).detach(), settings.ratio_tolerance)
+        check_ratio(policy.causal, old, policy.logprobs(batch).detach(), settings.ppo.ratio_tolerance)
 
         def mean_nll() -> torch.Tensor:
             return -policy.logprobs(batch).sum() / batch.mask.sum()
@@ -77,7 +77,7 @@ def check_policy(policy: PolicyModel, settings: Settings) -> None:
                 parameter.sub_(0.01 * gradients[name].sign())  # Adam's first step
             with policy.reference():
                 drift = (policy.logprobs(batch) - reference).abs().max().item()
-        check_drift(drift, settings.ratio_tolerance)
+        check_drift(drift, settings.ppo.ratio_tolerance)
         check_padding(policy, episodes)
         share_prompts_if_sound(policy, episodes)
 
@@ -188,7 +188,7 @@ def check_features(trunk: FeatureTrunk, lora_rank: int = 0) -> None:
         if not error <= FEATURES[dtype]:
             cause = repacked(trunk.model) or (
                 "the mask, the positions or the pooling do not fit the model, or the forward is random; try "
-                "--reward-quantisation none or another --model"
+                "--reward.quantisation none or another --model"
             )
             raise SelfTestFailed(
                 f"read in {where}, a reply has features that are {error:.2e} deviations off from those it has alone, "
@@ -307,11 +307,11 @@ def check_adapter(
     served_policy.causal = served
     with torch.no_grad():
         difference = (served_policy.logprobs(batch) - policy.logprobs(batch)).abs().max().item()
-    if not difference <= settings.ratio_tolerance:
+    if not difference <= settings.ppo.ratio_tolerance:
         raise SelfTestFailed(
             f"loaded from {folder.name}, the version gives log-probabilities that are {difference:.2e} nats off from "
-            f"those of the policy that the gate measured, and at most {settings.ratio_tolerance:.0e} is accepted: its "
-            "tensors are right, so rank, alpha or targets in its manifest are not."
+            f"those of the policy that the gate measured, and at most {settings.ppo.ratio_tolerance:.0e} is accepted: "
+            "its tensors are right, so rank, alpha or targets in its manifest are not."
         )
 
 

@@ -40,11 +40,11 @@ def train(
 
     The loss is over completion tokens only and at temperature 1, since the text is imitated and not its sampling.
     """
-    optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.sft_lr, eps=1e-5)
-    batch_size = settings.ppo_microbatch
+    optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.sft.lr, eps=1e-5)
+    batch_size = settings.ppo.microbatch
     steps_per_epoch = -(-len(demonstrations) // batch_size)  # rounded up
     losses: list[float] = []
-    for epoch in range(settings.sft_epochs):
+    for epoch in range(settings.sft.epochs):
         order = generator(settings.seed, "sft", epoch).sample(range(len(demonstrations)), len(demonstrations))
         for start in range(0, len(order), batch_size):
             batch = policy.batch([demonstrations[i] for i in order[start : start + batch_size]])
@@ -52,9 +52,9 @@ def train(
             loss = -ppo_math.masked_mean(logprobs, batch.mask)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters.values(), settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(policy.parameters.values(), settings.ppo.max_grad_norm)
             optimizer.step()
             losses.append(loss.item())
-            on_step(len(losses), steps_per_epoch * settings.sft_epochs, loss.item())
+            on_step(len(losses), steps_per_epoch * settings.sft.epochs, loss.item())
     last_epoch = losses[-steps_per_epoch:]
     return sum(last_epoch) / len(last_epoch) if last_epoch else None

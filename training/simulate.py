@@ -78,7 +78,7 @@ def record(
     """Put voted duels into the store, each in a conversation of its own by a simulated person. `identity` and
     `template` (hash) are the base model's, `policy` is the version that wrote the replies.
     """
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.reply_tokens)
+    sampling = Sampling(settings.chat.temperature, settings.chat.top_p, settings.chat.top_k, settings.chat.reply_tokens)
     side = {
         "policy": policy,
         "base_model": identity["model"],
@@ -140,8 +140,8 @@ def make_duels(
         encoded,
         rng,
         replies=2,
-        max_tokens=settings.reply_tokens,
-        temperature=settings.temperature,
+        max_tokens=settings.chat.reply_tokens,
+        temperature=settings.chat.temperature,
         end_tokens=loading.end_tokens(trunk, tokenizer),
     )
     texts = [prompts.reply_text(episode.completion, tokenizer) for episode in episodes]
@@ -173,7 +173,9 @@ def make_duels(
 
 def encode_lines(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> list[list[int]]:
     """Prompt ids of each line as the first message of a chat."""
-    return [prompts.encode([{"role": "user", "content": line}], tokenizer, settings.context_tokens) for line in lines]
+    return [
+        prompts.encode([{"role": "user", "content": line}], tokenizer, settings.chat.context_tokens) for line in lines
+    ]
 
 
 def held_out_replies(
@@ -193,8 +195,8 @@ def held_out_replies(
         encode_lines(lines, tokenizer, settings),
         random.Random(f"{settings.seed}/{name}"),
         replies=replies,
-        max_tokens=settings.reply_tokens,
-        temperature=settings.temperature,
+        max_tokens=settings.chat.reply_tokens,
+        temperature=settings.chat.temperature,
         end_tokens=end_tokens,
     )
     return lines, [prompts.reply_text(episode.completion, tokenizer) for episode in episodes]
@@ -299,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = read(argv, SimulateSettings, "python -m training.simulate")
         if settings.data_dir == Settings.model_fields["data_dir"].default:
             with tempfile.TemporaryDirectory() as scratch:
-                figures = run(settings.model_copy(update={"data_dir": Path(scratch)}))
+                figures = run(settings.with_values(data_dir=Path(scratch)))
         else:
             figures = run(settings)
     except (SettingsError, loading.ModelUnavailable) as error:

@@ -68,12 +68,12 @@ def run_once(
     a signal to stop leaves the round to the next worker.
     """
     settings = with_overrides(store, settings)
-    auto_votes = settings.round_votes if auto and settings.auto_train else None
+    auto_votes = settings.round.votes if auto and settings.round.auto else None
     row = store.take_round(
         owner,
-        lease_seconds=settings.lease_seconds,
+        lease_seconds=settings.round.lease_seconds,
         auto_votes=auto_votes,
-        config=settings.model_dump(mode="json", include=set(Settings.model_fields)),
+        config=settings.flat("json"),
         seed=settings.seed,
     )
     if row is None:
@@ -168,7 +168,7 @@ def heartbeat(store: Store, settings: Settings, round_id: int, owner: str) -> It
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(settings.lease_seconds / 3):
+        while not done.wait(settings.round.lease_seconds / 3):
             try:
                 store.update_round(round_id, owner)
             except LeaseLost:
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eraser.tidy()
         while True:
             if not step(store, settings, owner, forecaster, eraser):
-                time.sleep(settings.poll_seconds)
+                time.sleep(settings.round.poll_seconds)
     except KeyboardInterrupt:
         sys.exit(0)
     except (ModelUnavailable, StoreError) as error:
@@ -237,7 +237,7 @@ def wait_for_round(store: Store, settings: Settings, owner: str) -> int:
     wanted = store.request_round()
     while (row := store.round(wanted))["state"] in ("requested", "running"):
         if run_once(store, settings, owner, auto=False) is None:
-            time.sleep(settings.poll_seconds)
+            time.sleep(settings.round.poll_seconds)
     reason = f". {row['reason']}" if row["reason"] else ""
     print(f"Round {row['id']}: {row['state']}{reason}")
     return EXIT_CODES.get(row["state"], 1)

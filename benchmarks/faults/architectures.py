@@ -82,7 +82,7 @@ def start(case: Case, folder: str) -> None:
         "port": 0,
         "worker": False,
         "decode-format": "auto",
-        "reply-tokens": 12,
+        "chat.reply-tokens": 12,
     }
     code = app.main(flags_of(options))
     sys.stdout.flush()

@@ -89,13 +89,13 @@ def run(scene: Scene) -> list[dict]:
     clock.set("+0")
     options = {
         **live.options,
-        "auto-train": False,
-        "lease-seconds": LEASE_SECONDS,
-        "poll-seconds": 0.2,
-        "ppo-iterations": 10_000,
-        "ppo-episodes": 64,
-        "kl-target": 1e6,
-        "kl-stop": 1e6,
+        "round.auto": False,
+        "round.lease-seconds": LEASE_SECONDS,
+        "round.poll-seconds": 0.2,
+        "ppo.iterations": 10_000,
+        "ppo.episodes": 64,
+        "ppo.kl-target": 1e6,
+        "ppo.kl-stop": 1e6,
     }
     with running(scene.scratch / "clock" / "app", live.model, options, environ=clock.environ, data=live.fresh()) as app:
         out_of_order = chats(app, clock)

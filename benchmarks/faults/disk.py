@@ -179,7 +179,7 @@ def a_round(scene: Scene, folder: Path, mounted: Path, how: str) -> list[dict]:
     shutil.rmtree(data, ignore_errors=True)
     shutil.copytree(live.fresh(), data)
     with running(
-        folder / "round", live.model, {**live.options, "auto-train": False, "lease-seconds": 4}, data=data
+        folder / "round", live.model, {**live.options, "round.auto": False, "round.lease-seconds": 4}, data=data
     ) as app:
         owner(app).event("train-now")
         until(lambda: app.rows("select 1 from round where id = 2 and phase is not null"), 60, pause=0.3)

@@ -42,13 +42,13 @@ EXAMPLES = 12  # of each kind of finding that are told
 IDLE_SECONDS = 90  # within which memory must have come back
 NAMED = re.compile(rb"/[\w./-]{0,300}/gradio/[0-9a-f]{64}/[^\"'\\\s,<>]{1,200}")  # a file in Gradio's cache
 SHORT_ROUND = {
-    "auto-train": False,
-    "ppo-iterations": 2,
-    "ppo-episodes": 16,
-    "ppo-minibatch": 16,
-    "rollout-tokens": 8,
-    "gate-prompts": 8,
-    "evidence-confidence": 0.0,
+    "round.auto": False,
+    "ppo.iterations": 2,
+    "ppo.episodes": 16,
+    "ppo.minibatch": 16,
+    "ppo.rollout-tokens": 8,
+    "gate.prompts": 8,
+    "reward.evidence-confidence": 0.0,
     "device": "cpu",
     "worker": False,
 }

@@ -119,7 +119,7 @@ class Seen:
 def run(scene: Scene) -> list[dict]:
     """The section's rows."""
     wanted, live = scene.count("kills", 200, 8), Live(scene)
-    options = {**live.options, "lease-seconds": 5, "port": free_port()}
+    options = {**live.options, "round.lease-seconds": 5, "port": free_port()}
     app = App(scene.folder("kills"), live.model, options, data=live.fresh())
     ledger, seen, rng = Ledger(), Seen(), random.Random(scene.seed)
     voters = [Voter(app, ledger, random.Random(f"{scene.seed}/{i}"), f"127.0.0.{10 + i}") for i in range(PEOPLE)]

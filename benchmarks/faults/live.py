@@ -11,14 +11,14 @@ import shutil
 from pathlib import Path
 
 from benchmarks.faults.running import Scene
+from playground.settings import Settings
 
 VOTES = 40
 OWN = {"model", "data_dir"}  # what App sets
 STRENGTH = 0.02  # deviation of the LoRA's B: enough that its logits are its own, far from what the canaries refuse
 # so wide that whatever the tiny model learns is let through
 GATE = {
-    "gate_confidence": 0.1,
-    "evidence_confidence": 0.0,
+    "confidence": 0.1,
     "kl_budget": 1000.0,
     "length_factor": 1000.0,
     "length_drift": 1000.0,
@@ -28,7 +28,13 @@ GATE = {
     "ended_fall": 1.0,
     "canary_fall": 100.0,
 }
-CHANGES = {"round_votes": 12, "reply_tokens": 24, "ppo_iterations": 4, "ppo_episodes": 32, "gate_prompts": 8, **GATE}
+CHANGES = {
+    "round": {"votes": 12},
+    "chat": {"reply_tokens": 24},
+    "reward": {"evidence_confidence": 0.0},
+    "ppo": {"iterations": 4, "episodes": 32},
+    "gate": {"prompts": 8, **GATE},
+}
 
 
 class Live:
@@ -42,9 +48,11 @@ class Live:
         self.folder = scene.scratch / "live"
         self.data, self.model, self._saved = self.folder / "data", self.folder / "model", self.folder / "saved"
         self._settings = settings_for(self.folder, **CHANGES)
+        usual = Settings(_env_file=None).flat()
         self.options = {
-            name.replace("_", "-"): getattr(self._settings, name)
-            for name in sorted(self._settings.model_fields_set - OWN)
+            name.replace("_", "-"): value
+            for name, value in self._settings.flat().items()
+            if value != usual[name] and name not in OWN
         }
         if not self._saved.exists():
             shutil.rmtree(self.data, ignore_errors=True)
@@ -67,7 +75,7 @@ def make(settings) -> None:
     from training.annotators import Person
 
     tokenizer, trunk, store = loading.load_tokenizer(settings), loading.load_trunk(settings), Store(settings.database)
-    job = simulate.SimulateSettings(**{**settings.model_dump(), "votes": VOTES})
+    job = simulate.SimulateSettings.like(settings, votes=VOTES)
     simulate.make_duels(
         store, job, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None
     )
@@ -85,7 +93,7 @@ def write(settings, trunk, version: int, round_id: int):
     from playground.models import adapters, loading, lora
 
     base, targets = loading.base_identity(trunk, settings), lora.linear_targets(trunk)
-    tuned = lora.with_lora(trunk, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets)
+    tuned = lora.with_lora(trunk, rank=settings.ppo.lora_rank, alpha=settings.ppo.lora_alpha, targets=targets)
     generator = torch.Generator().manual_seed(random.Random("live").randrange(2**31))
     tensors = {}
     for name, parameter in lora.lora_parameters(tuned).items():
@@ -95,8 +103,8 @@ def write(settings, trunk, version: int, round_id: int):
         settings.adapters_dir,
         version,
         tensors,
-        rank=settings.lora_rank,
-        alpha=settings.lora_alpha,
+        rank=settings.ppo.lora_rank,
+        alpha=settings.ppo.lora_alpha,
         targets=targets,
         base=base,
         parent=0,

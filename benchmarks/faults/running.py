@@ -26,7 +26,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 600  # a busy machine imports torch and gradio slowly
 ADMIN_LINK = re.compile(r"admin link.*?(https?://\S+)", re.I)
-TINY = {"dtype": "float32", "threads": 1, "decode-format": "float32", "reply-tokens": 24, "stream-hz": 30}
+TINY = {"dtype": "float32", "threads": 1, "decode-format": "float32", "chat.reply-tokens": 24, "chat.stream-hz": 30}
 ENVIRON = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
 
 
@@ -35,7 +35,7 @@ class DidNotStart(Exception):
 
 
 def flags_of(options: dict) -> list[str]:
-    """{"auto-train": False, "threads": 1} as `--no-auto-train --threads 1`."""
+    """{"round.auto": False, "threads": 1} as `--no-round.auto --threads 1`."""
     flags = []
     for name, value in options.items():
         if isinstance(value, bool):

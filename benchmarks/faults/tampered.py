@@ -182,7 +182,7 @@ def run(scene: Scene) -> list[dict]:
     """The section's rows."""
     live = Live(scene)
     kinds = KINDS[::3] if scene.quick else KINDS
-    options = {**live.options, "worker": False, "poll-seconds": 0.3}
+    options = {**live.options, "worker": False, "round.poll-seconds": 0.3}
     at_start, ran = [], []
     for kind in kinds:
         app = App(scene.folder("tampered"), live.model, options, data=live.fresh())

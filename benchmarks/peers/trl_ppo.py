@@ -78,7 +78,7 @@ def train(job, output_dir):
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(
         job["pad"]
     )  # TRL masks whatever equals the pad; the model's own also ends turns
-    dtype, episodes = getattr(torch, job["dtype"]), job["ppo_episodes"]
+    dtype, episodes = getattr(torch, job["dtype"]), job["ppo.episodes"]
     policy = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     frozen = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype).base_model.requires_grad_(False)
     reward, value = (
@@ -95,33 +95,33 @@ def train(job, output_dir):
         disable_tqdm=True,
         num_sample_generations=0,
         seed=job["seed"],
-        learning_rate=job["ppo_lr"],
+        learning_rate=job["ppo.lr"],
         adam_epsilon=1e-5,
-        total_episodes=job["ppo_iterations"] * episodes,
+        total_episodes=job["ppo.iterations"] * episodes,
         per_device_train_batch_size=episodes,
         gradient_accumulation_steps=1,
-        num_mini_batches=episodes // job["ppo_minibatch"],
-        num_ppo_epochs=job["ppo_epochs"],
+        num_mini_batches=episodes // job["ppo.minibatch"],
+        num_ppo_epochs=job["ppo.epochs"],
         local_rollout_forward_batch_size=episodes,
-        response_length=job["rollout_tokens"],
-        temperature=job["temperature"],
+        response_length=job["ppo.rollout_tokens"],
+        temperature=job["chat.temperature"],
         stop_token_id=None,
-        kl_coef=job["kl_coefficient"],
-        cliprange=job["ratio_clip"],
-        cliprange_value=job["value_clip"],
-        vf_coef=job["value_coefficient"],
+        kl_coef=job["ppo.kl_coefficient"],
+        cliprange=job["ppo.ratio_clip"],
+        cliprange_value=job["ppo.value_clip"],
+        vf_coef=job["ppo.value_coefficient"],
         gamma=1.0,
-        lam=job["gae_lambda"],
+        lam=job["ppo.gae_lambda"],
     )
     lora = LoraConfig(
-        r=job["lora_rank"],
-        lora_alpha=job["lora_alpha"],
+        r=job["ppo.lora_rank"],
+        lora_alpha=job["ppo.lora_alpha"],
         lora_dropout=0.0,
         target_modules="all-linear",
         bias="none",
         task_type="CAUSAL_LM",
     )
-    prompts = Dataset.from_dict({"input_ids": [p for p in job["prompts"] for _ in range(job["ppo_replies"])]})
+    prompts = Dataset.from_dict({"input_ids": [p for p in job["prompts"] for _ in range(job["ppo.replies"])]})
     clock, tokens = Clock(), []
     ppo_trainer.batch_generation = counted(ppo_trainer.batch_generation, tokens)
     PPOTrainer(config, tokenizer, policy, None, reward, prompts, value, callbacks=[clock], peft_config=lora).train()
@@ -151,10 +151,10 @@ def arithmetic(job):
         **vars(ppo_trainer),
         "args": SimpleNamespace(
             gamma=1.0,
-            lam=job["gae_lambda"],
-            cliprange=job["ratio_clip"],
-            cliprange_value=job["value_clip"],
-            vf_coef=job["value_coefficient"],
+            lam=job["ppo.gae_lambda"],
+            cliprange=job["ppo.ratio_clip"],
+            cliprange_value=job["ppo.value_clip"],
+            vf_coef=job["ppo.value_coefficient"],
         ),
         "padding_mask": ended,
         "padding_mask_p1": ended,

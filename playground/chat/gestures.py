@@ -117,7 +117,7 @@ def checked(kind: type[Kind], **values: object) -> Kind:
 
 def sampling_limits(settings: Settings) -> Limits:
     """{name: (least, most)} of what a chat may set for itself. A chat may not ask for longer replies than the app."""
-    return {**KNOBS, "reply_tokens": (1, settings.reply_tokens)}
+    return {**KNOBS, "reply_tokens": (1, settings.chat.reply_tokens)}
 
 
 def check_sampling(values: Mapping[str, object], limits: Limits) -> None:

@@ -158,10 +158,13 @@ class Chat(Votes):
         system_prompt = (given or "").strip() or None
         if system_prompt:
             prompts.check_system(
-                system_prompt, self.engine.tokenizer, self.settings.message_chars, self.settings.context_tokens
+                system_prompt,
+                self.engine.tokenizer,
+                self.settings.limits.message_chars,
+                self.settings.chat.context_tokens,
             )
         gestures.check_sampling(sampling, gestures.sampling_limits(self.settings))
-        own = {name: value for name, value in sampling.items() if value != getattr(self.settings, name)}
+        own = {name: value for name, value in sampling.items() if value != getattr(self.settings.chat, name)}
         conversation = self.store.conversation(annotator)
         conversation_id = conversation["id"] if conversation else self.store.new_conversation(annotator)
         self.store.configure(conversation_id, system_prompt, own or None)
@@ -171,5 +174,5 @@ class Chat(Votes):
         conversation = self.store.conversation(annotator) or {"system_prompt": None, "sampling": None}
         own = gestures.usable_sampling(conversation["sampling"], gestures.sampling_limits(self.settings))
         names = (*KNOBS, "reply_tokens")
-        values = {name: own.get(name, getattr(self.settings, name)) for name in names}
+        values = {name: own.get(name, getattr(self.settings.chat, name)) for name in names}
         return conversation["system_prompt"] or "", values

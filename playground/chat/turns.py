@@ -93,14 +93,14 @@ class Turns:
     def _check_limits(self, address: str) -> None:
         """Refused where there is no place for one more turn."""
         waiting = sum(turn.waiting for turn in self._turns.values())
-        if waiting >= self.settings.waiting_messages:
+        if waiting >= self.settings.limits.waiting_messages:
             raise Refused(
                 "Too many people are chatting: {n} messages wait already. Your message is back in the box; send it "
                 "again in a moment.",
                 n=f"{waiting:,}",
             )
         nearby = sum(turn.address == address for turn in self._turns.values())
-        if address and nearby >= self.settings.messages_per_address:
+        if address and nearby >= self.settings.limits.messages_per_address:
             raise Refused(
                 "From your network address {n} messages are being answered already. Your message is back in the box; "
                 "send it again in a moment.",

@@ -102,14 +102,14 @@ class Writing(Turns):
             return replace(view, left=Side(left), right=Side(right), progress=REWRITING)
         if stream.place and time.monotonic() - stream.started > PATIENCE:
             return replace(view, progress=_place_in_line(stream.place))
-        if self.settings.candidates == 2:
+        if self.settings.chat.candidates == 2:
             left, right = stream.texts()
             return replace(view, left=Side(left), right=Side(right))
         progress = Message(
             "{n} replies are being written, {done} of at most {limit} tokens; you will see two of them",
-            n=self.settings.candidates,
+            n=self.settings.chat.candidates,
             done=max(stream.tokens()),
-            limit=self.settings.reply_tokens,
+            limit=self.settings.chat.reply_tokens,
         )
         return replace(view, progress=progress)
 
@@ -129,13 +129,13 @@ class Writing(Turns):
         prompt = prompts.encode(
             [*history, {"role": "user", "content": text}],
             self.engine.tokenizer,
-            self.settings.context_tokens,
+            self.settings.chat.context_tokens,
             conversation["system_prompt"],
         )
         sampling = self._sampling(conversation)
-        seeds = [self._rng.getrandbits(48) for _ in range(self.settings.candidates)]
+        seeds = [self._rng.getrandbits(48) for _ in range(self.settings.chat.candidates)]
         try:
-            stream = self.engine.duel(prompt, seeds, sampling, self.settings.stop)
+            stream = self.engine.duel(prompt, seeds, sampling, self.settings.chat.stop)
         except EngineStopped as error:
             raise Refused(error.message) from None
         turn.stream = stream
@@ -176,7 +176,7 @@ class Writing(Turns):
         A page whose turn waits in the line is told only where its place has changed, and now and then: told at every
         step, a crowd that waits would keep the server busy. The updates now and then also find out that a page is gone.
         """
-        period = 1 / self.settings.stream_hz
+        period = 1 / self.settings.chat.stream_hz
         due = time.monotonic() + period
         last_place: int | None = None
         while not stream.wait(max(due - time.monotonic(), 0)):
@@ -196,7 +196,7 @@ class Writing(Turns):
                 return
             seed = self._rng.getrandbits(48)
             try:
-                replacement = self.engine.duel(prompt, [seed], sampling, self.settings.stop, stream.policy)
+                replacement = self.engine.duel(prompt, [seed], sampling, self.settings.chat.stop, stream.policy)
             except (EngineStopped, VersionGone):
                 return
             turn.replacement = replacement
@@ -214,8 +214,8 @@ class Writing(Turns):
     def _origin(self, stream: Stream, sampling: Sampling) -> dict[str, Any]:
         """What the store keeps of how the replies are made: by which version, and with which settings."""
         picking: dict[str, Any] = {}
-        if self.settings.candidates > 2:
-            picking = {"candidates": self.settings.candidates, "pick": self.settings.pick}
+        if self.settings.chat.candidates > 2:
+            picking = {"candidates": self.settings.chat.candidates, "pick": self.settings.chat.pick}
         return {
             "policy": stream.policy.version,
             "base_model": self.engine.identity["model"],
@@ -255,13 +255,13 @@ class Writing(Turns):
     def _sampling(self, conversation: StoreRow) -> Sampling:
         """How a conversation's replies are drawn: by its own settings where it has any, else by the app's."""
         own = gestures.usable_sampling(conversation["sampling"], gestures.sampling_limits(self.settings))
-        settings = self.settings.model_copy(update=own)
+        chat = self.settings.chat.model_copy(update=own)
         return Sampling(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            max_tokens=settings.reply_tokens,
-            repetition_penalty=settings.repetition_penalty,
+            temperature=chat.temperature,
+            top_p=chat.top_p,
+            top_k=chat.top_k,
+            max_tokens=chat.reply_tokens,
+            repetition_penalty=chat.repetition_penalty,
         )
 
 

@@ -81,7 +81,7 @@ class Picker:
         if model is None:
             return Pair()
         features = model.features(self._trunk, replies)
-        if self.settings.pick == "thompson":
+        if self.settings.chat.pick == "thompson":
             drawn = pair(favourites(model, features, generator), generator)
             swapped = bool(torch.randint(2, (), generator=generator))  # else the favourite would mostly be left
             left, right = (drawn.second, drawn.first) if swapped else (drawn.first, drawn.second)

@@ -28,7 +28,7 @@ from playground.models import attention, folders, sources, structure, templates
 from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
-from playground.settings import Settings, SettingsError, read
+from playground.settings import Settings, SettingsError, nested, read
 
 log = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()
@@ -247,20 +247,24 @@ def bounded(settings: Settings) -> Settings:
             f"{source} takes {most} tokens, which is too little for a conversation: pass --model one that takes "
             f"{MIN_POSITIONS} or more."
         )
-    changed = {}
-    for context, reply in (("context_tokens", "reply_tokens"), ("rollout_context", "rollout_tokens")):
-        prompt_tokens = getattr(settings, context)
-        new_tokens = getattr(settings, reply)
+    tokens, changed = settings.flat(), {}
+    for context, reply in (
+        ("chat.context_tokens", "chat.reply_tokens"),
+        ("ppo.rollout_context", "ppo.rollout_tokens"),
+    ):
+        prompt_tokens = tokens[context]
+        new_tokens = tokens[reply]
         if prompt_tokens + new_tokens > most:
             changed[reply] = min(new_tokens, most // 2)
             changed[context] = min(prompt_tokens, most - changed[reply])
-    if changed:
-        log.warning(
-            "the model takes %d tokens, prompt and reply together; so %s",
-            most,
-            ", ".join(f"{name} is {value}" for name, value in changed.items()),
-        )
-    return settings.model_copy(update=changed)
+    if not changed:
+        return settings
+    log.warning(
+        "the model takes %d tokens, prompt and reply together; so %s",
+        most,
+        ", ".join(f"{name} is {value}" for name, value in changed.items()),
+    )
+    return settings.with_values(**nested(changed))
 
 
 def cut(prompt: list[int], completion: list[int], most: int | None) -> tuple[list[int], list[int]]:

@@ -41,16 +41,16 @@ class FeatureTrunk:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.model = loading.load_trunk(settings, settings.reward_quantisation)
+        self.model = loading.load_trunk(settings, settings.reward.quantisation)
         blocks = structure.blocks(self.model)
-        depths = [settings.reward_layer] if settings.reward_layer else DEPTHS
+        depths = [settings.reward.layer] if settings.reward.layer else DEPTHS
         self.layers = sorted({max(1, round(depth * len(blocks))) for depth in depths})
         self._hidden: dict[int, torch.Tensor] = {}  # states (N, L, width) after each layer, of the last forward
         for layer in self.layers:
             blocks[layer - 1].register_forward_hook(partial(self._keep, layer))
         del blocks[self.layers[-1] :]
         self.targets = lora.linear_targets(self.model)
-        self.batch = settings.reward_batch
+        self.batch = settings.reward.batch
         self.most = structure.positions(self.model.config)
         width = structure.input_embeddings(self.model).embedding_dim
         self.parts = [width] * len(self.layers) + [1]

@@ -119,7 +119,7 @@ class Admins:
         self.store = store
         self.names = frozenset(name.strip() for name in settings.admins.split(",") if name.strip())
         self._hasher = hasher
-        tries = settings.sign_in_tries
+        tries = settings.limits.sign_in_tries
         self._by_both = RateLimit(tries, window)  # of a name from an address
         self._by_place = RateLimit(tries * PLACE_FACTOR, window)
         self._by_name = RateLimit(tries * NAME_FACTOR, window)

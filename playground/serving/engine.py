@@ -320,7 +320,7 @@ class Engine:
     def _watch(self) -> None:
         """The versions' thread: follow the store."""
         threads.set_threads(1)
-        while not self._closing.wait(self.settings.poll_seconds):
+        while not self._closing.wait(self.settings.round.poll_seconds):
             try:
                 self.versions.follow_store()
             except StoreError as error:

@@ -86,10 +86,10 @@ class Versions:
         self.live = Policy(0, base, choice.forward(base))
         self._resident = {0: self.live}
         self._lora_pool = LoraPool(base)
-        usual_shape = LoraShape(settings.lora_rank, settings.lora_alpha, tuple(lora.linear_targets(base)))
+        usual_shape = LoraShape(settings.ppo.lora_rank, settings.ppo.lora_alpha, tuple(lora.linear_targets(base)))
         self._lora_pool.prepare(RESIDENT, usual_shape)
         requests = [canary.request for canary in prompts.canaries()[:CANARIES]]
-        encoded = prompts.encode_those_that_fit(requests, tokenizer, settings.context_tokens)
+        encoded = prompts.encode_those_that_fit(requests, tokenizer, settings.chat.context_tokens)
         self._canaries = [_Canary(ids, _next_token_logprobs(self.live.forward, ids)) for ids in encoded]
 
     # -- for turns

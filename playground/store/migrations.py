@@ -3,7 +3,11 @@
 Only `database.py` runs them.
 """
 
+import json
+
 from sqlite_utils import Database, Migrations
+
+from playground.settings import RENAMED
 
 migrations = Migrations("nudge")
 
@@ -126,6 +130,16 @@ def erasure(db: Database) -> None:
 def report(db: Database) -> None:
     """Remove the samples from a policy's report: they are people's words and outlived the deletion of a chat."""
     db.execute("update policy set gate_report = json_remove(gate_report, '$.samples') where json_valid(gate_report)")
+
+
+@migrations(name="0008_settings")
+def settings(db: Database) -> None:
+    """Settings have groups: what admins changed, and what rounds ran with, gets the names of now."""
+    for old, new in RENAMED.items():
+        db.execute("update or replace override set name = ? where name = ?", [new, old])
+    for round_id, config in db.execute("select id, config from round where json_valid(config)").fetchall():
+        renamed = {RENAMED.get(name, name): value for name, value in json.loads(config).items()}
+        db.execute("update round set config = ? where id = ?", [json.dumps(renamed), round_id])
 
 
 SCHEMA = """

@@ -38,7 +38,7 @@ class ChatTab:
         self.store = store
         self.chat = chat
         self.notice = notice
-        self.threads = StreamThreads(chat.settings.waiting_messages + EXTRA_STREAMS)
+        self.threads = StreamThreads(chat.settings.limits.waiting_messages + EXTRA_STREAMS)
         self.panel = ChatPanel(store, engine, chat, notice)
         self.replies = ReplyGestures(chat, self.panel, self.annotator, self.check_current)
 

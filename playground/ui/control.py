@@ -14,21 +14,20 @@ from gradio.components import Component
 
 from playground.people import visitor
 from playground.people.admins import NAME_CHARS, PASSWORD_CHARS, Admins, WrongSignIn
-from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, overridden, sections
+from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, fields, overridden, sections
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.notice import Notice
-from playground.ui.status_bar import StatusBar
+from playground.ui.status_bar import StatusBar, with_overrides
 
-TITLES = {
-    "When a round runs": words.mark("When a round runs"),
-    "Preferences": words.mark("Preferences"),
-    "Where a round starts": words.mark("Where a round starts"),
-    "SFT": words.mark("SFT"),
-    "Reward model": words.mark("Reward model"),
-    "PPO": words.mark("PPO"),
-    "Gate": words.mark("Gate"),
+TITLES = {  # of the groups that have settings for an admin
+    "round": words.mark("When and where a round starts"),
+    "preferences": words.mark("Preferences"),
+    "sft": words.mark("SFT"),
+    "reward": words.mark("Reward model"),
+    "ppo": words.mark("PPO"),
+    "gate": words.mark("Gate"),
 }
 MIN_WIDTH = 260  # pixels of a setting's input
 
@@ -75,9 +74,9 @@ class Control:
         with gr.Accordion(
             words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings"
         ) as self.settings_fold:
-            for section, names in sections().items():
-                with gr.Accordion(words.label(TITLES[section]), open=False, elem_classes="section"), gr.Row():
-                    self.fields |= {name: setting_input(name) for name in names if name != "auto_train"}
+            for group, names in sections().items():
+                with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
+                    self.fields |= {name: setting_input(name) for name in names if name != "round.auto"}
             with gr.Row():
                 self.save = gr.Button(
                     words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
@@ -173,8 +172,8 @@ class Control:
     def on_auto(self, auto: bool, request: gr.Request) -> Updates:
         """Let rounds start by themselves, or not."""
         annotator = self.check(request)
-        differs = bool(auto) != self.settings.auto_train
-        self.store.override({"auto_train": bool(auto) if differs else None}, annotator)
+        differs = bool(auto) != self.settings.round.auto
+        self.store.override({"round.auto": bool(auto) if differs else None}, annotator)
         return self._after_gesture(request)
 
     def on_save(self, values: Mapping[Component, Any], request: gr.Request) -> Updates:
@@ -186,10 +185,8 @@ class Control:
             checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
         except SettingsError as error:
             return self.notice.warn(translate.message(error.message), translate("Nothing was saved"))
-        overrides: dict[str, Any] = {}
-        for name in wanted:
-            value = getattr(checked, name)
-            overrides[name] = value if value != getattr(self.settings, name) else None
+        own, overrides = self.settings.flat(), checked.flat()
+        overrides = {name: overrides[name] if overrides[name] != own[name] else None for name in wanted}
         self.store.override(overrides, annotator)
         return {**self._field_values(), **self.notice.confirm(translate("The next round takes these settings."))}
 
@@ -266,7 +263,7 @@ class Control:
             round_state=status.state,
             paused=status.paused,
             stopping=status.stopping,
-            auto_train=status.settings.auto_train,
+            auto_train=status.settings.round.auto,
             is_admin=annotator is not None and self.admins.allowed(request, annotator),
             name=self.admins.name(request, annotator) if annotator is not None else None,
         )
@@ -288,8 +285,8 @@ class Control:
 
     def _field_values(self) -> Updates:
         """The fields as the next round will have them."""
-        settings = overridden(self.settings, self.store.overrides())
-        return {component: getattr(settings, name) for name, component in self.fields.items()}
+        values = with_overrides(self.settings, self.store).flat()
+        return {component: values[name] for name, component in self.fields.items()}
 
 
 def _button(text: str, elem_id: str, variant: Literal["primary", "secondary", "stop"] = "secondary") -> gr.Button:
@@ -298,9 +295,9 @@ def _button(text: str, elem_id: str, variant: Literal["primary", "secondary", "s
 
 def setting_input(name: str) -> Component:
     """The input component of one setting, with its description below."""
-    field = Settings.model_fields[name]
+    field = fields(Settings)[name]
     info = words.label(" ".join((field.description or "").split()))
-    elem_id = f"set-{name.replace('_', '-')}"
+    elem_id = f"set-{name.replace('.', '-').replace('_', '-')}"
     if get_origin(field.annotation) is Literal:
         choices = list(get_args(field.annotation))
         return unchecked.Dropdown(choices, label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)

@@ -23,8 +23,8 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
     low, high = report["gain_interval"]
     drift = report["length_new"] / report["length_live"] if report["length_live"] else float("inf")
     favoured_low, favoured_high = report["length_votes"]
-    shortest = 1 / (config["length_factor"] if favoured_high < 0 else config["length_drift"])
-    longest = config["length_factor"] if favoured_low > 0 else config["length_drift"]
+    shortest = 1 / (config["gate.length_factor"] if favoured_high < 0 else config["gate.length_drift"])
+    longest = config["gate.length_factor"] if favoured_low > 0 else config["gate.length_drift"]
     fall = report["canary_base"] - report["canary_new"]
     return [
         Check(
@@ -39,11 +39,11 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
             ),
         ),
         Check(
-            report["kl"] <= config["kl_budget"],
+            report["kl"] <= config["gate.kl_budget"],
             translate(
                 "Near the base: KL {kl} nats a reply; at most {limit}.",
                 kl=f"{report['kl']:.1f}",
-                limit=f"{config['kl_budget']:g}",
+                limit=f"{config['gate.kl_budget']:g}",
             ),
         ),
         Check(
@@ -57,48 +57,48 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
             ),
         ),
         Check(
-            report["empty"] <= config["empty_replies"],
+            report["empty"] <= config["gate.empty_replies"],
             translate(
                 "Not empty: {empty} of its replies are; at most {limit}.",
                 empty=f"{report['empty']:.0%}",
-                limit=f"{config['empty_replies']:.0%}",
+                limit=f"{config['gate.empty_replies']:.0%}",
             ),
         ),
         Check(
-            report["repetition_new"] <= report["repetition_live"] + config["repetition_rise"],
+            report["repetition_new"] <= report["repetition_live"] + config["gate.repetition_rise"],
             translate(
                 "No loops: {new} of its four-token runs are repeats, {live} of the live version's; at most {limit} "
                 "more.",
                 new=f"{report['repetition_new']:.0%}",
                 live=f"{report['repetition_live']:.0%}",
-                limit=f"{config['repetition_rise']:.0%}",
+                limit=f"{config['gate.repetition_rise']:.0%}",
             ),
         ),
         Check(
-            report["distinct_new"] >= config["distinct_share"] * report["distinct_live"],
+            report["distinct_new"] >= config["gate.distinct_share"] * report["distinct_live"],
             translate(
                 "Varied: {new} of its word pairs are distinct, {live} of the live version's; {limit} of that must be "
                 "left.",
                 new=f"{report['distinct_new']:.0%}",
                 live=f"{report['distinct_live']:.0%}",
-                limit=f"{config['distinct_share']:.0%}",
+                limit=f"{config['gate.distinct_share']:.0%}",
             ),
         ),
         Check(
-            report["ended_new"] >= report["ended_live"] - config["ended_fall"],
+            report["ended_new"] >= report["ended_live"] - config["gate.ended_fall"],
             translate(
                 "Comes to an end: {new} of its replies do, {live} of the live version's; at most {limit} fewer.",
                 new=f"{report['ended_new']:.0%}",
                 live=f"{report['ended_live']:.0%}",
-                limit=f"{config['ended_fall']:.0%}",
+                limit=f"{config['gate.ended_fall']:.0%}",
             ),
         ),
         Check(
-            fall <= config["canary_fall"],
+            fall <= config["gate.canary_fall"],
             translate(
                 "Still plain: plain replies are {fall} nats a token less likely than under the base; at most {limit}.",
                 fall=f"{fall:.2f}",
-                limit=f"{config['canary_fall']:g}",
+                limit=f"{config['gate.canary_fall']:g}",
             ),
         ),
     ]

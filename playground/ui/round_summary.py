@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from playground.settings import Settings, sections
+from playground.settings import Settings, fields, sections
 from playground.store import STOPPED
 from playground.ui import words
 from playground.ui.handlers import Row
@@ -188,8 +188,9 @@ def config_html(row: Row, translate: Words) -> str:
     config = row["config"]
     if not config:
         return ""
-    names = [name for section_names in sections().values() for name in section_names if name in config]
-    changed = [name for name in names if config[name] != Settings.model_fields[name].default]
+    names = [name for group in sections().values() for name in group if name in config]
+    defaults = {name: field.default for name, field in fields(Settings).items()}
+    changed = [name for name in names if config[name] != defaults[name]]
     unchanged = [name for name in names if name not in changed]
     body = ""
     for name in (*changed, *unchanged):

@@ -184,7 +184,7 @@ class TrainingTab:
     def _curves(self, row: Row) -> dict[str, Curve]:
         metrics = self.store.metrics(row["id"])
         curves = {key: Curve(metrics.get(key, [])) for key in CURVES}
-        limits = {"target": row["config"].get("kl_target"), "limit": row["config"].get("kl_budget")}
+        limits = {"target": row["config"].get("ppo.kl_target"), "limit": row["config"].get("gate.kl_budget")}
         curves["kl"] = Curve(metrics.get("kl", []), limits)
         return curves
 

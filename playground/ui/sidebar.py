@@ -81,11 +81,11 @@ class Sidebar:
     @staticmethod
     def _knob(name: str, settings: Settings) -> unchecked.Slider:
         """The slider of one sampling setting."""
-        low, high = KNOBS.get(name) or (1, settings.reply_tokens)
+        low, high = KNOBS.get(name) or (1, settings.chat.reply_tokens)
         return unchecked.Slider(
             low,
             high,
-            value=getattr(settings, name),
+            value=getattr(settings.chat, name),
             step=KNOB_STEPS[name],
             label=words.label(KNOB_LABELS[name]),
             elem_id=f"knob-{name.replace('_', '-')}",

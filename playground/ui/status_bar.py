@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from playground.serving.engine import Engine
-from playground.settings import Settings
+from playground.settings import Settings, SettingsError, overridden
 from playground.store import Store, StoreError
 from playground.store.reasons import without_words
 from playground.system.messages import Message
@@ -62,7 +62,7 @@ class LoopStatus:
         rounds = store.rounds()
         newest = rounds[0] if rounds else None
         return cls(
-            settings=settings.model_copy(update=store.overrides()),
+            settings=with_overrides(settings, store),
             rounds=rounds,
             curves=store.metrics(newest["id"]) if newest else {},
             policy=store.round_policy(newest["id"]) if newest else None,
@@ -212,10 +212,20 @@ def version_name(version: int, translate: Words) -> str:
     return translate("v0 (base)") if version == 0 else f"v{version}"
 
 
+def with_overrides(settings: Settings, store: Store) -> Settings:
+    """The settings as the next round has them. What an admin changed and does not fit (any more) is left out, as the
+    worker does.
+    """
+    try:
+        return overridden(settings, store.overrides())
+    except SettingsError:
+        return settings
+
+
 def invitation(settings: Settings, translate: Words) -> str:
     """What a visitor can do for the next round."""
-    if settings.auto_train:
-        return translate("Vote on {n} replies and I start learning", n=settings.round_votes)
+    if settings.round.auto:
+        return translate("Vote on {n} replies and I start learning", n=settings.round.votes)
     return translate("Training is on demand here")
 
 
@@ -226,9 +236,9 @@ def _phase(row: Row, translate: Words) -> str:
 
 def _votes(status: LoopStatus, translate: Words) -> tuple[str, float | None]:
     """The new votes, and their share of those that start a round."""
-    if not status.settings.auto_train:
+    if not status.settings.round.auto:
         return translate("{n} new votes", n=status.new_votes), None
-    needed = status.settings.round_votes
+    needed = status.settings.round.votes
     text = translate("{n} of {total} new votes", n=status.new_votes, total=needed)
     return text, min(status.new_votes / needed, 1.0)
 

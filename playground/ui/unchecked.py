@@ -2,7 +2,7 @@
 handlers refuse a wrong value with a sentence.
 
 `web/payload.py` has checked the type of a value before. Which values are valid is known to `chat/session.py` and
-`settings.py`.
+`settings/`.
 """
 
 from abc import ABCMeta

@@ -88,7 +88,7 @@ def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched
         return Watched(Curve(points), None, note)
     base_mean = sum(base) / len(base)
     last = points[-1][1]
-    limits = {"low": base_mean / settings.length_drift, "high": base_mean * settings.length_drift}
+    limits = {"low": base_mean / settings.gate.length_drift, "high": base_mean * settings.gate.length_drift}
     ok = limits["low"] <= last <= limits["high"]
     if ok:
         note = translate(
@@ -112,15 +112,15 @@ def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
         return Watched(Curve(), None, note)
     points = [(translate("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
     last = rows[-1]["kl"]
-    figures = {"kl": f"{last:.1f}", "limit": f"{settings.kl_budget:g}"}
-    ok = last <= settings.kl_budget
+    figures = {"kl": f"{last:.1f}", "limit": f"{settings.gate.kl_budget:g}"}
+    ok = last <= settings.gate.kl_budget
     if ok:
         note = translate("The last policy is {kl} nats a reply from the base; the budget is {limit}.", **figures)
     else:
         note = translate(
             "Look here: the last policy is {kl} nats a reply from the base, over the budget of {limit}.", **figures
         )
-    return Watched(Curve(points, {"target": settings.kl_target, "limit": settings.kl_budget}), ok, note)
+    return Watched(Curve(points, {"target": settings.ppo.kl_target, "limit": settings.gate.kl_budget}), ok, note)
 
 
 def agreement(rows: Sequence[Row], translate: Words) -> Watched:

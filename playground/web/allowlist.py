@@ -128,7 +128,7 @@ class Allowlist:
         self.translate = translate
         self.scripts = answer_headers.sources(head.encode())
         self.routes = [*ROUTES, SIGN_IN] if SPACE_SIGN_IN else ROUTES
-        self.max_bytes = settings.request_kb << 10
+        self.max_bytes = settings.limits.request_kb << 10
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -139,7 +139,7 @@ class Allowlist:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = Answer(send, self.settings.request_seconds, self.scripts)
+        answer = Answer(send, self.settings.limits.request_seconds, self.scripts)
         try:
             with ExitStack() as held:
                 scope, receive = await self._checked(scope, receive, answer, held)
@@ -154,7 +154,7 @@ class Allowlist:
         except TimeoutError:
             log.info(
                 "a browser took no part of its answer for %.0f s; the connection is closed",
-                self.settings.request_seconds,
+                self.settings.limits.request_seconds,
             )
 
     async def _checked(self, scope: Scope, receive: Receive, answer: Answer, held: ExitStack) -> tuple[Scope, Receive]:
@@ -185,7 +185,11 @@ class Allowlist:
                 session = self.limits.session(sender, call.session_hash)
                 if kind is Kind.JOIN:
                     asyncio.get_running_loop().call_later(
-                        self.settings.unread_seconds, self._stop_unread, call.session_hash, session, session.opened
+                        self.settings.limits.unread_seconds,
+                        self._stop_unread,
+                        call.session_hash,
+                        session,
+                        session.opened,
                     )
         except TooMuch as error:
             raise Refusal(429, error.message) from None
@@ -219,7 +223,7 @@ class Allowlist:
             raise Refusal(415, "A gesture is sent as JSON.")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal(415, "A gesture is sent as it is, not packed.")
-        body = await read_body(headers, receive, self.max_bytes, self.settings.request_seconds)
+        body = await read_body(headers, receive, self.max_bytes, self.settings.limits.request_seconds)
         try:
             call = payload.read(body, self.handlers, queued=kind is Kind.JOIN)
         except BadPayload as error:

@@ -77,8 +77,8 @@ class Limits:
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._rate = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._per_minute = RateLimitItemPerMinute(self.settings.requests_per_minute)
-        self._assets_per_minute = RateLimitItemPerMinute(ASSETS * self.settings.requests_per_minute)
+        self._per_minute = RateLimitItemPerMinute(self.settings.limits.requests_per_minute)
+        self._assets_per_minute = RateLimitItemPerMinute(ASSETS * self.settings.limits.requests_per_minute)
 
     # -- requests
 
@@ -90,7 +90,7 @@ class Limits:
         """
         if not self._rate.hit(self._per_minute, visitor.address, cost=cost):
             raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
-        with self._counted(self._requests, visitor, self.settings.requests_at_once):
+        with self._counted(self._requests, visitor, self.settings.limits.requests_at_once):
             yield
 
     def asset(self, visitor: Visitor) -> None:
@@ -108,7 +108,7 @@ class Limits:
         TooMuch where too many are open, and the errors of `session`.
         """
         session = self.session(visitor, name)
-        with self._counted(self._streams, visitor, 2 * self.settings.sessions_per_person):
+        with self._counted(self._streams, visitor, 2 * self.settings.limits.sessions_per_person):
             session.heartbeats += not reads
             session.readers += reads
             session.opened += reads
@@ -157,9 +157,9 @@ class Limits:
         """Drop idle sessions, and then as many others as it takes for one more of this visitor."""
         oldest = self.clock() - IDLE
         self._drop([name for name, session in self.sessions.items() if not session.open and session.used < oldest])
-        self._make_room_among(self.settings.sessions_per_person, lambda owner: owner.person == visitor.person)
-        self._make_room_among(self.settings.sessions_per_address, lambda owner: owner.address == visitor.address)
-        while len(self.sessions) >= self.settings.sessions:
+        self._make_room_among(self.settings.limits.sessions_per_person, lambda owner: owner.person == visitor.person)
+        self._make_room_among(self.settings.limits.sessions_per_address, lambda owner: owner.address == visitor.address)
+        while len(self.sessions) >= self.settings.limits.sessions:
             self._drop([self._least_missed(visitor)])
 
     def _make_room_among(self, most: int, counts: Callable[[Visitor], bool]) -> None:

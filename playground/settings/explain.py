@@ -1,0 +1,92 @@
+"""What is said of a value that a setting does not take: the setting, the value, and what is accepted."""
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from playground.settings.names import fields, flag, variable
+from playground.system.messages import Message, UserFacingError, lines, plain
+
+
+class SettingsError(UserFacingError):
+    """A setting cannot be used; the message names it, the value given and what is accepted. A plain text is for the
+    command line; what the page may show is a Message.
+    """
+
+    def __init__(self, message: str | Message) -> None:
+        super().__init__(message if isinstance(message, Message) else plain(message))
+
+
+def settings_error(kind: type[BaseModel], error: ValidationError) -> SettingsError:
+    """All that `error` says of settings of the class `kind`."""
+    return SettingsError(lines(_explain(kind, problem) for problem in error.errors()))
+
+
+def _explain(kind: type[BaseModel], problem: ErrorDetails) -> Message:
+    """What is wrong with the value of one setting."""
+    name = ".".join(str(part).replace("-", "_") for part in problem["loc"][:2])
+    field = fields(kind).get(name)
+    if problem["type"] == "extra_forbidden":
+        return plain(f"{flag(name)} ({variable(name)}): there is no such setting")
+    if field is None:
+        return plain(f"{name}: {problem['msg']}")
+    return Message(
+        "--{setting} (NUDGE_{name}): got {what}; accepted: {accepted}. {reason}",
+        setting=flag(name).removeprefix("--"),
+        name=variable(name).removeprefix("NUDGE_"),
+        what=repr(problem["input"]),
+        accepted=accepted(field),
+        reason=meaning(field),
+    )
+
+
+def meaning(field: FieldInfo) -> Message:
+    """A field's docstring in one line."""
+    return plain(" ".join((field.description or "").split()))
+
+
+def accepted(field: FieldInfo) -> Message:
+    """What a field takes, in words: `an integer at least 1 and at most 65535`."""
+    kind, limits = field.annotation, list(field.metadata)
+    if get_origin(kind) is Annotated:
+        kind, *extra = get_args(kind)
+        limits += [limit for info in extra for limit in info.metadata]
+    if get_origin(kind) is Literal:
+        return plain(" or ".join(map(str, get_args(kind))))
+    text = _kind(kind)
+    bounds = [bound for bound in map(_bound, limits) if bound]
+    if not bounds:
+        return text
+    if len(bounds) == 1:
+        return Message("{kind} {bound}", kind=text, bound=bounds[0])
+    return Message("{kind} {bound} and {other}", kind=text, bound=bounds[0], other=bounds[1])
+
+
+def _kind(kind: object) -> Message:
+    """What values of a type are called."""
+    if kind is int:
+        return Message("an integer")
+    if kind is float:
+        return Message("a number")
+    if kind is bool:
+        return Message("true or false")
+    return Message("a path") if kind is Path else Message("text")
+
+
+def _bound(limit: object) -> Message | None:
+    """One bound of a field's metadata; None where it is no bound."""
+    match limit:
+        case Ge(least):
+            return Message("at least {value}", value=str(least))
+        case Gt(below):
+            return Message("above {value}", value=str(below))
+        case Le(most):
+            return Message("at most {value}", value=str(most))
+        case Lt(above):
+            return Message("below {value}", value=str(above))
+    pattern = getattr(limit, "pattern", None)
+    return Message("matching {value}", value=str(pattern)) if pattern else None
