@@ -18,6 +18,7 @@ from benchmarks.faults.running import App, DidNotStart, Scene, rows, send_signal
 
 PEOPLE = 3
 MINUTES = 60  # after which no further kill is made
+ROUND_SECONDS = 60  # for which a round is waited for
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 
 
@@ -114,6 +115,7 @@ class Seen:
     not_live: int = 0
     mute: int = 0
     not_started: int = 0
+    in_rounds: int = 0
 
 
 def run(scene: Scene) -> list[dict]:
@@ -150,6 +152,7 @@ def run(scene: Scene) -> list[dict]:
         report.row("kills: restarts without the published version", seen.not_live, "", "≤ 0"),
         report.row("kills: restarts after which no message was answered", seen.mute, "", "≤ 0"),
         report.row("kills: rounds that began meanwhile", sum(n for _, n in rounds) - 1, "", "≥ 1"),
+        report.row("kills: in the middle of a round", seen.in_rounds, "", f"≥ {wanted // 20}"),
     ]
 
 
@@ -157,8 +160,7 @@ def slaughter(scene: Scene, app: App, ledger: Ledger, seen: Seen, rng: random.Ra
     """Kill until `wanted` processes have died, starting the server again whenever it is gone."""
     end = time.monotonic() + 60 * MINUTES
     while seen.kills < wanted and time.monotonic() < end:
-        # mostly soon, now and then late enough that a round has got somewhere
-        time.sleep(rng.uniform(0.2, 2) if rng.random() < 0.85 else rng.uniform(4, 12))
+        seen.in_rounds += wait_for_the_moment(app, rng)
         worker, whom = app.worker(), rng.choices(("worker", "server", "both"), (6, 3, 2))[0]
         if worker is None and whom == "worker":
             whom = "server"  # it is not up again yet
@@ -173,6 +175,21 @@ def slaughter(scene: Scene, app: App, ledger: Ledger, seen: Seen, rng: random.Ra
             scene.log(f"  {seen.kills} kills, {len(ledger.votes)} votes acknowledged, {len(seen.lost)} lost")
     if not app.alive:
         again(app, seen)
+
+
+def wait_for_the_moment(app: App, rng: random.Random) -> bool:
+    """Until the next kill: mostly soon, at times later, now and then in the middle of a round; returns whether a round
+    is seen to run.
+    """
+    kind = rng.choices(("soon", "later", "in a round"), (78, 10, 12))[0]
+    if kind == "in a round":
+        now = time.time()  # a round whose worker was killed still says that it is running, but its lease is old
+        working = "select 1 from round where state = 'running' and phase is not null and heartbeat > ?"
+        found = until(lambda: app.rows(working, now), ROUND_SECONDS, pause=0.3)
+        time.sleep(rng.uniform(0, 5))
+        return bool(found)
+    time.sleep(rng.uniform(4, 12) if kind == "later" else rng.uniform(0.2, 2))
+    return False
 
 
 def check_file(app: App, ledger: Ledger, seen: Seen) -> None:
