@@ -38,7 +38,7 @@ def site(folder, tmp_path):
     return Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings))
 
 
-def publish(site, size=0.05, version_of=None, **tensors):
+def publish(site, size=0.05, version_of=None, trial=False, **tensors):
     """Publish a LoRA of random tensors through a round, as the worker does; returns its version."""
     store, settings = site.store, site.settings
     store.request_round()
@@ -59,7 +59,7 @@ def publish(site, size=0.05, version_of=None, **tensors):
         round_id=round_id,
         scores={},
     )
-    store.publish(round_id, "worker", version, path, sha256, {})
+    store.publish(round_id, "worker", version, path, sha256, {}, trial)
     return version
 
 

@@ -26,6 +26,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0006_erasure",
         "0007_report",
         "0008_settings",
+        "0009_trial",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

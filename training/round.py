@@ -340,4 +340,5 @@ class Round(RoundControl):
             base_hash=models.base["hash"],
             expected_sha256=sha256,
         )
-        self.store.publish(self.id, self.owner, version, path, sha256, report)
+        trial = settings.trial.duels > 0
+        self.store.publish(self.id, self.owner, version, path, sha256, report, trial)

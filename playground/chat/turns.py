@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from playground.chat.refusals import Refused
 from playground.chat.views import View
 from playground.serving.engine import Engine
+from playground.serving.pair_stream import PairStream
 from playground.serving.stream import Stream
 from playground.settings import Settings
 from playground.store import Store
@@ -27,7 +28,7 @@ class Turn:
     def __init__(self, annotator: int, address: str) -> None:
         self.annotator = annotator
         self.address = address  # the network address that the message came from
-        self.stream: Stream | None = None
+        self.stream: Stream | PairStream | None = None
         self.replacement: Stream | None = None  # writes another right reply, since both said the same
         self.conversation: int | None = None
         self.duel: int | None = None  # once the store has it

@@ -67,7 +67,7 @@ class Votes(Writing):
                 turn.stop()  # this reply has ended already, and nobody asks for the other one
             return
         stream = turn.stream
-        if stream is None or self.settings.chat.candidates > 2 or turn.replacement or not all(stream.texts()):
+        if stream is None or len(stream.seeds) > 2 or turn.replacement or not all(stream.texts()):
             raise Refused("There is nothing to compare yet. Wait for the first words of both replies.")
         left, right = so_far = stream.so_far()
         if left["text"] == right["text"] or left["token_ids"] == right["token_ids"]:

@@ -18,6 +18,7 @@ from playground.chat.views import Side, StoreRow, View, stored_view
 from playground.decoding.sampling import Sampling
 from playground.models import active, prompts, templates
 from playground.serving.engine import Engine, EngineStopped
+from playground.serving.pair_stream import PairStream
 from playground.serving.stream import ReplyRecord, Stream
 from playground.serving.versions import VersionGone
 from playground.settings import Settings
@@ -74,7 +75,7 @@ class Writing(Turns):
         return self._voted_view(turn, turn.stream) if turn.voted else self._streaming_view(turn, turn.stream)
 
     @staticmethod
-    def _voted_view(turn: Turn, stream: Stream) -> View:
+    def _voted_view(turn: Turn, stream: Stream | PairStream) -> View:
         """After an early vote: the reply that was picked as it grows, and the other one where it ended."""
         view = turn.stored_view
         left, right = stream.texts()
@@ -85,7 +86,7 @@ class Writing(Turns):
             writing="a" if view.left and view.left.chosen else "b",
         )
 
-    def _streaming_view(self, turn: Turn, stream: Stream) -> View:
+    def _streaming_view(self, turn: Turn, stream: Stream | PairStream) -> View:
         """Both replies as they grow; of more than two, how far they are."""
         view = View(
             "streaming",
@@ -102,12 +103,12 @@ class Writing(Turns):
             return replace(view, left=Side(left), right=Side(right), progress=REWRITING)
         if stream.place and time.monotonic() - stream.started > PATIENCE:
             return replace(view, progress=_place_in_line(stream.place))
-        if self.settings.chat.candidates == 2:
+        if len(stream.seeds) == 2:
             left, right = stream.texts()
             return replace(view, left=Side(left), right=Side(right))
         progress = Message(
             "{n} replies are being written, {done} of at most {limit} tokens; you will see two of them",
-            n=self.settings.chat.candidates,
+            n=len(stream.seeds),
             done=max(stream.tokens()),
             limit=self.settings.chat.reply_tokens,
         )
@@ -133,24 +134,22 @@ class Writing(Turns):
             conversation["system_prompt"],
         )
         sampling = self._sampling(conversation)
-        seeds = [self._rng.getrandbits(48) for _ in range(self.settings.chat.candidates)]
         try:
-            stream = self.engine.duel(prompt, seeds, sampling, self.settings.chat.stop)
+            stream, pair = self._start(prompt, sampling)
         except EngineStopped as error:
             raise Refused(error.message) from None
         turn.stream = stream
         turn.conversation = conversation["id"]
-        pair = active.Pair()
         try:
-            origin = self._origin(stream, sampling)
-            candidates = [{**origin, "seed": seed} for seed in seeds[:2]]
+            candidates = self._origins(stream, sampling)
             with refusing():
                 turn.duel = self.store.start_duel(conversation["id"], text, prompt, candidates, user_message)
             yield self.view(turn.annotator)
             yield from self._watch(turn, stream)
-            if len(seeds) > 2 and stream.decoding and not stream.error:
-                pair = self._picker.pair(prompt, [reply.token_ids for reply in stream.decoding.replies], seeds[0])
-            elif len(seeds) == 2:
+            if isinstance(stream, Stream) and len(stream.seeds) > 2 and stream.decoding and not stream.error:
+                replies = [reply.token_ids for reply in stream.decoding.replies]
+                pair = self._picker.pair(prompt, replies, stream.seeds[0])
+            elif len(stream.seeds) == 2:
                 yield from self._rewrite_right(turn, stream, prompt, sampling)
         finally:  # the end, a closed generator (the browser went away), or an error: the rows get what is there
             turn.stop()
@@ -170,7 +169,19 @@ class Writing(Turns):
             raise Refused("Stopped before the first word. Your message is back in the box.")
         yield self.view(turn.annotator)
 
-    def _watch(self, turn: Turn, stream: Stream) -> Iterator[View]:
+    def _start(self, prompt: list[int], sampling: Sampling) -> tuple[Stream | PairStream, active.Pair]:
+        """The replies to a prompt, by two versions where the live one is on trial and this turn is to compare them; and
+        how the pair came about.
+        """
+        seeds = [self._rng.getrandbits(48) for _ in range(self.settings.chat.candidates)]
+        stop = self.settings.chat.stop
+        if match := self.engine.versions.match(self._rng):
+            pair = active.Pair(pairing="champion_challenger", probability=match.probability)
+            with suppress(VersionGone):  # the trial has ended this moment
+                return self.engine.match_duel(match, prompt, seeds, sampling, stop), pair
+        return self.engine.duel(prompt, seeds, sampling, stop), active.Pair()
+
+    def _watch(self, turn: Turn, stream: Stream | PairStream) -> Iterator[View]:
         """Views while `stream` goes on, at the page's pace.
 
         A page whose turn waits in the line is told only where its place has changed, and now and then: told at every
@@ -188,7 +199,9 @@ class Writing(Turns):
             if place:
                 stream.admitted.wait(WAITING_SECONDS)
 
-    def _rewrite_right(self, turn: Turn, stream: Stream, prompt: list[int], sampling: Sampling) -> Iterator[View]:
+    def _rewrite_right(
+        self, turn: Turn, stream: Stream | PairStream, prompt: list[int], sampling: Sampling
+    ) -> Iterator[View]:
         """While both replies are the same text, write another one for the right side, a few times; yields Views."""
         left, right = (result["text"] for result in stream.results())
         for _ in range(TRIES):
@@ -196,7 +209,7 @@ class Writing(Turns):
                 return
             seed = self._rng.getrandbits(48)
             try:
-                replacement = self.engine.duel(prompt, [seed], sampling, self.settings.chat.stop, stream.policy)
+                replacement = self.engine.duel(prompt, [seed], sampling, self.settings.chat.stop, stream.policies[1])
             except (EngineStopped, VersionGone):
                 return
             turn.replacement = replacement
@@ -211,21 +224,22 @@ class Writing(Turns):
 
     # -- what is recorded
 
-    def _origin(self, stream: Stream, sampling: Sampling) -> dict[str, Any]:
-        """What the store keeps of how the replies are made: by which version, and with which settings."""
+    def _origins(self, stream: Stream | PairStream, sampling: Sampling) -> list[dict[str, Any]]:
+        """What the store keeps of how each of the two replies is made: by which version, and with which settings."""
         picking: dict[str, Any] = {}
-        if self.settings.chat.candidates > 2:
-            picking = {"candidates": self.settings.chat.candidates, "pick": self.settings.chat.pick}
-        return {
-            "policy": stream.policy.version,
+        if len(stream.seeds) > 2:
+            picking = {"candidates": len(stream.seeds), "pick": self.settings.chat.pick}
+        origin = {
             "base_model": self.engine.identity["model"],
             "base_hash": self.engine.identity["hash"],
             "template_hash": self.engine.template_hash,
             "sampling": {**sampling.as_dict(), **picking},
         }
+        policies = stream.policies
+        return [{**origin, "policy": policies[i].version, "seed": stream.seeds[i]} for i in range(2)]
 
     @staticmethod
-    def _results(turn: Turn, stream: Stream, pair: active.Pair) -> list[ReplyRecord]:
+    def _results(turn: Turn, stream: Stream | PairStream, pair: active.Pair) -> list[ReplyRecord]:
         """What `Store.finish_duel` records of the two replies that are shown."""
         results = stream.results((pair.first, pair.second))
         if turn.replacement and not turn.replacement.error:

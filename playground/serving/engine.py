@@ -21,8 +21,9 @@ from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts, structure
 from playground.models.detokeniser import Detokeniser
+from playground.serving.pair_stream import PairStream
 from playground.serving.stream import Stream
-from playground.serving.versions import Policy, Versions
+from playground.serving.versions import Match, Policy, Versions
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.system import memory, safe_logging, threads
@@ -88,6 +89,7 @@ class Engine:
         """Bring up the live version (or the last good one) and the two threads."""
         sys.setswitchinterval(SWITCH_SECONDS)
         threads.run_in_own_thread(self.settings.threads, self.versions.follow_store)
+        threads.run_in_own_thread(self.settings.threads, self.versions.follow_trial)
         self.versions.answering = True
         memory.trim()  # building has freed about as much memory as it kept
         # what is here stays; a collection that looks through all of it would stop every stream for a quarter of a
@@ -148,6 +150,17 @@ class Engine:
             stream.place = len(self._waiting)
         self._work.set()
         return stream
+
+    def match_duel(
+        self, match: Match, prompt: list[int], seeds: Sequence[int], sampling: Sampling, stop_text: str = ""
+    ) -> PairStream:
+        """Start one reply by each of two versions, a seed for each. Raises as `duel`."""
+        left = self.duel(prompt, seeds[:1], sampling, stop_text, match.left)
+        try:
+            return PairStream(left, self.duel(prompt, seeds[1:2], sampling, stop_text, match.right))
+        except Exception:
+            left.stop()
+            raise
 
     def _decode(self) -> None:
         """The engine's thread: step while there is work, sleep while there is none."""
@@ -323,6 +336,7 @@ class Engine:
         while not self._closing.wait(self.settings.round.poll_seconds):
             try:
                 self.versions.follow_store()
+                self.versions.follow_trial()
             except StoreError as error:
                 log.warning("looking for a new version failed; trying again: %s", error)
                 self._closing.wait(STORE_PAUSE)

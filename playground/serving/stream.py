@@ -54,6 +54,11 @@ class Stream:
         self.first_token_ms = [None] * len(self.seeds)
         self.total_ms = [None] * len(self.seeds)
 
+    @property
+    def policies(self) -> list[Policy]:
+        """The version that writes each reply."""
+        return [self.policy] * len(self.seeds)
+
     def elapsed_ms(self) -> float:
         return 1e3 * (time.monotonic() - self.started)
 

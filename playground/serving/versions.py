@@ -2,10 +2,14 @@
 
 A version is a `Policy`: a module tree of its own over the base's tensors, with its LoRA copied in before anyone sees it
 and never written to again. Taking a version live is one pointer; a turn keeps the version it started with. At most
-RESIDENT versions are in memory, so a third one waits until the one before the live one has no streams.
+RESIDENT versions are in memory besides the base, so a third one waits until the one before the live one has no streams.
+
+While the live version is on trial, the one before it is kept in memory too, and `follow_trial` ends the trial when the
+votes say enough.
 """
 
 import logging
+import random
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from playground.decoding.forward import AnyForward
 from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.tuning import Choice
-from playground.models import adapters, lora, prompts
+from playground.models import adapters, lora, prompts, trial
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.lora import LoraPool, LoraShape
 from playground.settings import Settings
@@ -26,7 +30,7 @@ from playground.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
-RESIDENT = 2  # versions in memory, the one that is being built included
+RESIDENT = 2  # versions in memory besides the base, the one that is being built included
 CANARIES = 3  # plain requests that every new version reads, while people wait for it
 MAX_CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
 INSTANT_END = 0.5  # probability of an end token at the very beginning, above which a reply counts as ended at once
@@ -45,6 +49,23 @@ class Policy:
     forward: AnyForward  # of the model
     weights_sha256: str | None = None  # of a version's file of weights; None for the base
     streams: int = 0  # turns that are pinned to it; changed under the lock of Versions
+
+
+@dataclass(frozen=True)
+class OnTrial:
+    """The live version while it is on trial, and the one before it."""
+
+    new: Policy
+    before: Policy
+
+
+@dataclass(frozen=True)
+class Match:
+    """The two versions that a turn compares, and with what probability they were chosen."""
+
+    left: Policy
+    right: Policy
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,7 @@ class Versions:
         self._spare_core = spare_core
         self._lock = threading.Lock()
         self.live = Policy(0, base, choice.forward(base))
+        self.on_trial: OnTrial | None = None
         self._resident = {0: self.live}
         self._lora_pool = LoraPool(base)
         usual_shape = LoraShape(settings.ppo.lora_rank, settings.ppo.lora_alpha, tuple(lora.linear_targets(base)))
@@ -93,6 +115,23 @@ class Versions:
         self._canaries = [_Canary(ids, _next_token_logprobs(self.live.forward, ids)) for ids in encoded]
 
     # -- for turns
+
+    def match(self, rng: random.Random) -> Match | None:
+        """Two versions for the next turn to compare, while the live one is on trial; None where both replies are to be
+        by the live version. The sides are drawn at random.
+        """
+        on_trial = self.on_trial
+        if on_trial is None or on_trial.new is not self.live:
+            return None
+        settings = self.settings
+        drawn = trial.opponent(rng, settings, on_trial.before.version == 0)
+        if drawn is None:
+            return None
+        other = on_trial.before if drawn == "before" else self._resident[0]
+        probability = settings.trial.before_share if drawn == "before" else settings.trial.base_share
+        if rng.random() < 0.5:
+            return Match(on_trial.new, other, probability)
+        return Match(other, on_trial.new, probability)
 
     def pin(self, policy: Policy | None = None) -> Policy:
         """The live version, or `policy` if it is still in memory (else VersionGone). It stays in memory until
@@ -166,20 +205,60 @@ class Versions:
 
     def _make_room(self) -> bool:
         """Unload the version before the live one; returns False while it has streams. Until then it is kept, so that
-        going back to it takes no time.
+        going back to it takes no time. The base is always kept: its tensors are there anyway.
         """
         with self._lock:
             unused = [p for p in self._resident.values() if p is not self.live and not p.streams]
             for policy in unused:
-                del self._resident[policy.version]
                 self._kv_pool.forget(policy.forward)
-                self._lora_pool.release(policy.model)
-            return len(self._resident) < RESIDENT
+                if policy.version:
+                    del self._resident[policy.version]
+                    self._lora_pool.release(policy.model)
+            return len(self._resident.keys() - {0}) < RESIDENT
+
+    # -- the live version on trial
+
+    def follow_trial(self) -> None:
+        """End the live version's trial where the votes say enough; else have both of its versions in memory."""
+        row = self.store.open_trial()
+        if row is None or row["version"] != self.live.version:
+            self.on_trial = None
+            return
+        tally = trial.Tally(**self.store.compared(row["version"], row["against"]))
+        verdict = trial.verdict(tally, self.settings)
+        if verdict:
+            self.on_trial = None
+            self.store.end_trial(row["version"], verdict, trial.reason(verdict, tally, row["against"]))
+            log.info("v%s after %d wins and %d losses: %s", row["version"], tally.wins, tally.losses, verdict)
+        elif self.on_trial is None or self.on_trial.new is not self.live:
+            before = self._before(row)
+            self.on_trial = OnTrial(self.live, before) if before else None
+
+    def _before(self, trial_row: dict[str, Any]) -> Policy | None:
+        """The version that the live one is compared with, built if it is not in memory; None while there is no room for
+        it. Where it cannot be used, the trial ends undecided.
+        """
+        version = trial_row["against"]
+        policy = self._resident.get(version)
+        if policy or not self._make_room():
+            return policy
+        row = self.store.policy(version)
+        try:
+            with self._spare_core():
+                policy = self._build(row or {"version": version})
+                self._check_canaries(policy)
+        except StoreError:
+            raise
+        except Exception as error:
+            log.error("the trial of v%s ends: %s", trial_row["version"], adapters.in_words(error))
+            self.store.end_trial(trial_row["version"], "undecided", trial.gone(version))
+            return None
+        with self._lock:
+            self._resident[version] = policy
+        return policy
 
     def _build(self, row: dict[str, Any]) -> Policy:
         """The version of a row, read from disk and checked; BadAdapter where it cannot be used."""
-        if row["version"] == 0:
-            return Policy(0, self._base, self.live.forward.for_model(self._base))
         manifest, tensors = adapters.read(
             adapters.place(self.settings.adapters_dir, row["path"]),
             base_hash=self._identity["hash"],

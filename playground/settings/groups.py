@@ -236,3 +236,18 @@ class GateSettings(Group):
     """Plain replies to plain requests may become this much less likely than under the base, in nats a token at
     `chat.temperature`.
     """
+
+
+class TrialSettings(Group):
+    """How people decide whether a new version stays."""
+
+    duels: int = Field(25, ge=0, le=1000)
+    """Votes for A or B between a new version and the one before it, after which its trial is over; 0: no trial."""
+    before_share: Fraction = 0.45
+    """Share of the turns of a trial in which one reply is by the version before it."""
+    base_share: Fraction = 0.2
+    """Share of the turns of a trial in which one reply is by the base model."""
+    keep: float = Field(0.95, gt=0.5, lt=1)
+    """Probability that people prefer a version, at which its trial is over early and it stays."""
+    error: float = Field(0.06, gt=0, lt=0.5)
+    """Probability that a version as good as the one before it is rolled back."""

@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     """How the policy is trained."""
     gate: groups.GateSettings = groups.GateSettings()
     """What a new version must pass."""
+    trial: groups.TrialSettings = groups.TrialSettings()
+    """How people decide whether a new version stays."""
 
     @field_validator("threads")
     @classmethod

@@ -142,6 +142,16 @@ def settings(db: Database) -> None:
         db.execute("update round set config = ? where id = ?", [json.dumps(renamed), round_id])
 
 
+@migrations(name="0009_trial")
+def trial(db: Database) -> None:
+    """Versions on trial: compared with another version by people's votes, until one of the two stays."""
+    db.execute("""create table trial (
+                    version integer primary key references policy(version),
+                    against integer not null references policy(version),
+                    state text not null check (state in ('open', 'kept', 'undecided', 'rolled_back')),
+                    reason text, started text not null, ended text)""")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

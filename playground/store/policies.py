@@ -12,6 +12,8 @@ from playground.store.database import Database, Row, now
 from playground.store.errors import StoreError
 from playground.system.messages import Message
 
+ANOTHER_ANSWERS = Message("another version answers now, before people had decided")
+
 
 class Policies(Database):
     """Part of `Store`. A policy's row has the columns of its table (`migrations.py`)."""
@@ -50,18 +52,28 @@ class Policies(Database):
             return version
 
     def publish(
-        self, round_id: int, owner: str, version: int, path: str | Path, sha256: str, report: Mapping[str, Any]
+        self,
+        round_id: int,
+        owner: str,
+        version: int,
+        path: str | Path,
+        sha256: str,
+        report: Mapping[str, Any],
+        trial: bool = False,
     ) -> None:
         """Make a complete version live, retire the one before it and end the round, in one transaction.
 
-        `sha256` is that of the whole version, as `adapters.write` returns it. LeaseLost when `owner` no longer holds
-        the round.
+        `sha256` is that of the whole version, as `adapters.write` returns it. With `trial` it is on trial against the
+        one that was live. LeaseLost when `owner` no longer holds the round.
         """
         with self.writing() as db:
             check_lease(db, round_id, owner)
             columns = {"path": str(path), "sha256": sha256, "gate_report": json.dumps(report)}
             db.table("policy").update(version, columns)
-            _make_live(db, version, old_status="retired")
+            against = db.execute("select version from policy where status = 'live'").fetchone()[0]
+            make_live(db, version, old_status="retired")
+            if trial:
+                db.table("trial").insert({"version": version, "against": against, "state": "open", "started": now()})
             db.table("round").update(round_id, {"state": "published", "phase": "publish", "ended": now()})
 
     def refuse(
@@ -100,7 +112,7 @@ class Policies(Database):
         """
         with self.writing() as db:
             if db.table("policy").get(version)["status"] == "live":
-                _make_live(db, fallback, old_status="rejected")
+                make_live(db, fallback, old_status="rejected")
                 db.table("policy").update(version, {"reason": reason, "weights_sha256": weights_sha256})
 
     def quarantined(self, version: int, weights_sha256: str) -> Row | None:
@@ -131,10 +143,16 @@ class Policies(Database):
         with self.writing() as db:
             if db.table("policy").get(version)["status"] == "rejected":
                 raise StoreError("Version v{n} was rejected and cannot go live.", n=version)
-            _make_live(db, version, old_status="rolled_back")
+            make_live(db, version, old_status="rolled_back")
 
 
-def _make_live(db: sqlite_utils.Database, version: int, old_status: str) -> None:
-    """Make `version` live within a transaction; the one that was live gets the status `old_status`."""
+def make_live(db: sqlite_utils.Database, version: int, old_status: str) -> None:
+    """Make `version` live within a transaction; the one that was live gets the status `old_status`, and its trial is
+    over.
+    """
+    db.execute(
+        "update trial set state = 'undecided', reason = ?, ended = ? where state = 'open' and version != ?",
+        [ANOTHER_ANSWERS.dumps(), now(), version],
+    )
     db.execute("update policy set status = ? where status = 'live' and version != ?", [old_status, version])
     db.table("policy").update(version, {"status": "live"})

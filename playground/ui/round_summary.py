@@ -9,12 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from playground.models.trial import Tally
 from playground.settings import Settings, fields, sections
 from playground.store import STOPPED
 from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.phases import phases_html
-from playground.ui.status_bar import ENDED, PHASES, LoopStatus, invitation, public_reason, version_name
+from playground.ui.status_bar import ENDED, PHASES, LoopStatus, invitation, public_reason, trial_text, version_name
 from playground.ui.text import visible
 from playground.ui.words import Words
 
@@ -73,16 +74,22 @@ def no_round_html(status: LoopStatus, translate: Words) -> str:
     )
 
 
-def summary_html(row: Row, translate: Words, is_admin: bool = False) -> str:
-    """A round in a few lines: its state, its reason and what was measured. Only admins see an error's own message."""
+def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row | None = None) -> str:
+    """A round in a few lines: its state, its reason, what was measured, and the trial of its version (a row of
+    `status_bar.trial_of`). Only admins see an error's own message.
+    """
     state = displayed_state(row)
     reason = row["reason"] if is_admin else public_reason(row)
     reason_html = ""
     if reason and state != "stopped":
         reason_html = f"<p>{escape(visible(translate.message(reason)))}</p>"
     facts = "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in _facts(row, translate)
+        f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>"
+        for label, value in [*_facts(row, translate), *_trial_facts(trial, translate)]
     )
+    if trial:
+        text = trial_text(trial, version_name(trial["version"], translate), translate)
+        reason_html += f"<p>{escape(text)}</p>"
     return (
         f"<h2>{escape(translate('Round {n}', n=row['id']))}</h2>"
         f'<p class="outcome {state}">{escape(_state_sentence(row, translate))}</p>'
@@ -119,6 +126,18 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
     if metrics.get("phase_seconds"):
         facts.append((translate("minutes"), f"{sum(metrics['phase_seconds'].values()) / 60:.1f}"))
     return facts
+
+
+def _trial_facts(trial: Row | None, translate: Words) -> list[tuple[str, str]]:
+    """(label, value) of what people's votes said of a round's version."""
+    if trial is None or not trial["wins"] + trial["losses"]:
+        return []
+    tally = Tally(trial["wins"], trial["losses"])
+    name = version_name(trial["against"], translate)
+    return [
+        (translate("pairs won against {name}", name=name), f"{tally.wins} / {tally.decided}"),
+        (translate("probability that people prefer it"), f"{tally.better:.0%}"),
+    ]
 
 
 def _share(share: float, interval: tuple[float | None, float | None] | None) -> str:

@@ -28,7 +28,7 @@ from playground.ui.round_summary import (
     summary_html,
     timeline_entry,
 )
-from playground.ui.status_bar import LoopStatus, StatusBar
+from playground.ui.status_bar import LoopStatus, StatusBar, trial_of
 from playground.ui.words import Words
 
 CURVES = {
@@ -160,7 +160,8 @@ class TrainingTab:
         """What all that is shown depends on."""
         keys = ("id", "state", "policy_status", "step", "beat", "wish")
         rounds = [tuple(row[key] for key in keys) for row in status.rounds]
-        return (row["id"] if row else None, limit, rounds, status.forecasts, status.settings, is_admin)
+        trial = status.trial if row and status.round and row["id"] == status.round["id"] else None
+        return (row["id"] if row else None, limit, rounds, status.forecasts, status.settings, is_admin, trial)
 
     def _round_contents(self, row: Row | None, status: LoopStatus, translate: Words, is_admin: bool) -> dict[str, Any]:
         """What each part shows of a round to an admin or to somebody else, as plain values that can be compared."""
@@ -172,7 +173,7 @@ class TrainingTab:
             }
         folder = self.settings.rounds_dir / f"{row['id']:04d}"
         return {
-            "summary": summary_html(row, translate, is_admin),
+            "summary": summary_html(row, translate, is_admin, self._trial(row)),
             **self._curves(row),
             "calibration": _calibration_curve(row),
             "gate": self._gate_html(row, translate),
@@ -180,6 +181,10 @@ class TrainingTab:
             "config": config_html(row, translate),
             "log": log_tail(folder / "log.txt") if is_admin else "",
         }
+
+    def _trial(self, row: Row) -> Row | None:
+        """The trial of the version that a round made."""
+        return trial_of(self.store, row["version"]) if row["version"] is not None else None
 
     def _curves(self, row: Row) -> dict[str, Curve]:
         metrics = self.store.metrics(row["id"])

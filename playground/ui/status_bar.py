@@ -54,6 +54,7 @@ class LoopStatus:
     new_votes: int  # since the last round began
     live_version: int
     forecasts: tuple[int, int] = (0, 0)  # hits and calls of the reward model among the last votes
+    trial: Row | None = None  # of `policy`, with the votes so far: wins, losses, ties
     read_at: float = field(default_factory=time.time)  # seconds since the epoch
 
     @classmethod
@@ -61,14 +62,16 @@ class LoopStatus:
         """Read the status from the store. StoreError where it cannot answer."""
         rounds = store.rounds()
         newest = rounds[0] if rounds else None
+        policy = store.round_policy(newest["id"]) if newest else None
         return cls(
             settings=with_overrides(settings, store),
             rounds=rounds,
             curves=store.metrics(newest["id"]) if newest else {},
-            policy=store.round_policy(newest["id"]) if newest else None,
+            policy=policy,
             new_votes=store.new_votes(),
             live_version=engine.live.version,
             forecasts=store.forecasts(LAST_VOTES),
+            trial=trial_of(store, policy["version"]) if policy else None,
         )
 
     @property
@@ -114,6 +117,12 @@ class LoopStatus:
             return None
         seconds_per_step = max(self.read_at - began, 0) / done
         return seconds_per_step * (row["steps"] - row["step"]) / 60
+
+
+def trial_of(store: Store, version: int) -> Row | None:
+    """The trial of a version with the votes so far (wins, losses, ties), or None where it had none."""
+    row = store.trial(version)
+    return row and {**row, **store.compared(version, row["against"])}
 
 
 class StatusBar:
@@ -194,9 +203,29 @@ def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
     if policy["status"] == "live" and status.live_version != policy["version"]:
         return translate("{version} is published and is being loaded.", version=version)
     if policy["status"] == "live":
-        return translate("{version} is live.", version=version)
+        return trial_text(status.trial, version, translate) or translate("{version} is live.", version=version)
+    if policy["status"] == "rolled_back" and status.trial and status.trial["state"] == "rolled_back":
+        return trial_text(status.trial, version, translate)
     live_name = version_name(status.live_version, translate)
     return translate("{version} was published; {name} answers now.", version=version, name=live_name)
+
+
+def trial_text(trial: Row | None, version: str, translate: Words) -> str:
+    """How the trial of a version goes, or how it ended; empty where it had none. `version` is its name."""
+    if trial is None:
+        return ""
+    if trial["state"] == "open":
+        return translate(
+            "{version} is live, on trial against {name}: preferred in {wins} of {n} pairs so far.",
+            version=version,
+            name=version_name(trial["against"], translate),
+            wins=trial["wins"],
+            n=trial["wins"] + trial["losses"],
+        )
+    reason = translate.message(trial["reason"])
+    if trial["state"] == "rolled_back":
+        return translate("{version} was rolled back: {reason}.", version=version, reason=reason)
+    return translate("{version} is live: {reason}.", version=version, reason=reason)
 
 
 def public_reason(row: Row) -> Message | None:

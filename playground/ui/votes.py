@@ -14,6 +14,7 @@ from playground.ui import words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.handlers import GESTURE, Row, Trigger, Updates
 from playground.ui.reasons import fate_html
+from playground.ui.status_bar import version_name
 from playground.ui.text import one_line
 from playground.ui.words import Words
 
@@ -45,10 +46,25 @@ class VotesTab:
         translate = words.of(request)
         totals = self.store.vote_totals(annotator)
         votes = self.store.my_votes(annotator, limit=limit)
-        html = totals_html(totals, translate) + table_html(votes, translate)
+        html = totals_html(totals, translate) + self._trial_html(annotator, translate) + table_html(votes, translate)
         if hash(html) == painted:
             return gr.skip()
         return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=totals["listed"] > limit)}
+
+    def _trial_html(self, annotator: int, translate: Words) -> str:
+        """What the person's own votes say of the version on trial."""
+        trial = self.store.open_trial()
+        own = trial and self.store.compared(trial["version"], trial["against"], annotator)
+        if not trial or not own or not own["wins"] + own["losses"]:
+            return ""
+        text = translate(
+            "You preferred {version} to {name} in {wins} of {n} pairs.",
+            version=version_name(trial["version"], translate),
+            name=version_name(trial["against"], translate),
+            wins=own["wins"],
+            n=own["wins"] + own["losses"],
+        )
+        return f'<p class="trial">{escape(text)}</p>'
 
     def on_more(self, limit: int, request: gr.Request) -> Updates:
         """A longer table."""

@@ -1,0 +1,68 @@
+"""Versions on trial: against which version, what the votes on pairs of the two say, and how the trial ended.
+
+When a trial is over, and by which figures, is up to `playground/models/trial.py`.
+"""
+
+from playground.store.database import Database, Row, now
+from playground.store.policies import make_live
+from playground.store.votes import COUNTED, VOTES
+from playground.system.messages import Message, loads
+
+# conditions on a vote on a pair of two versions; ?1 is the one on trial, ?2 the other one
+OF_BOTH = "((l.policy = ?1 and r.policy = ?2) or (l.policy = ?2 and r.policy = ?1))"
+WON = "(v.choice = 'a' and l.policy = ?1 or v.choice = 'b' and r.policy = ?1)"
+LOST = "(v.choice = 'a' and l.policy = ?2 or v.choice = 'b' and r.policy = ?2)"
+
+
+class Trials(Database):
+    """Part of `Store`. A trial's row has the columns of its table (`migrations.py`), with `reason` as a Message."""
+
+    def open_trial(self) -> Row | None:
+        """The trial of the version that answers now, while it goes on; or None."""
+        return self._trial(
+            """select t.* from trial t join policy p on p.version = t.version
+               where p.status = 'live' and t.state = 'open'"""
+        )
+
+    def trial(self, version: int) -> Row | None:
+        """The trial of a version, or None where it had none."""
+        return self._trial("select * from trial where version = ?", version)
+
+    def _trial(self, sql: str, *values: int) -> Row | None:
+        row = self.row(sql, *values)
+        return row and {**row, "reason": loads(row["reason"]) if row["reason"] else None}
+
+    def compared(self, version: int, against: int, annotator: int | None = None) -> Row:
+        """Votes that count on pairs of two versions, of all people or of one.
+
+        Keys: wins and losses of `version`, and ties, both bad among them.
+        """
+        whose = "" if annotator is None else "and v.annotator = ?3"
+        return self.one(
+            f"""select coalesce(sum({WON}), 0) as wins, coalesce(sum({LOST}), 0) as losses,
+                  coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties
+                from {VOTES} join generation r on r.id = d.right_generation
+                where {COUNTED} and {OF_BOTH} {whose}""",
+            version,
+            against,
+            *([] if annotator is None else [annotator]),
+        )
+
+    def end_trial(self, version: int, state: str, reason: Message) -> None:
+        """End a trial: `state` is kept, undecided or rolled_back. A version that is rolled back makes room for the one
+        that it was compared with. A trial that is over stays as it is.
+        """
+        with self.writing() as db:
+            row = db.execute(
+                """select t.against, p.status, q.status from trial t join policy p on p.version = t.version
+                   join policy q on q.version = t.against where t.version = ? and t.state = 'open'""",
+                [version],
+            ).fetchone()
+            if row is None:
+                return
+            against, status, against_status = row
+            columns = {"state": state, "reason": reason.dumps(), "ended": now()}
+            db.table("trial").update(version, columns)
+            if state == "rolled_back" and status == "live" and against_status != "rejected":
+                make_live(db, against, old_status="rolled_back")
+                db.table("policy").update(version, {"reason": str(reason)})

@@ -1,0 +1,282 @@
+"""A version on trial: what the votes say, which pairs are shown, and how a trial ends."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from playground.chat.session import Chat
+from playground.models import loading, trial
+from playground.models.trial import Tally
+from playground.serving.engine import Engine
+from playground.settings import Settings
+from playground.store import Store
+from tests.test_engine import publish as publish_into
+from tests.tiny import tiny_folder
+
+USUAL = Settings(_env_file=None)
+
+
+# -- what the votes say
+
+
+def ends(win_rate, rng, settings=USUAL):
+    """How the trial of a version that wins this share of its pairs ends, looked at after every vote; and after how
+    many.
+    """
+    wins = 0
+    for pairs in range(1, settings.trial.duels + 1):
+        wins += rng.random() < win_rate
+        if ended := trial.verdict(Tally(wins, pairs - wins), settings):
+            return ended, pairs
+    raise AssertionError("a trial ends with its last pair")
+
+
+def share_rolled_back(win_rate, trials=4000):
+    rng = random.Random(0)
+    return sum(ends(win_rate, rng)[0] == "rolled_back" for _ in range(trials)) / trials
+
+
+def test_a_version_made_worse_is_rolled_back_and_an_equal_one_is_not():
+    assert share_rolled_back(0.2) >= 0.9
+    assert share_rolled_back(0.5) <= 0.06
+    assert share_rolled_back(0.7) <= 0.01
+
+
+@pytest.mark.parametrize("duels, error", [(1, 0.06), (7, 0.06), (25, 0.06), (100, 0.01), (25, 0.4)])
+def test_the_bounds_spend_no_more_than_the_error(duels, error):
+    """Of two equal versions, exactly: the probability of every sequence of votes that meets a bound."""
+    going_on = {0: 1.0}
+    crossed = 0.0
+    for bound in trial.most_wins(duels, error):
+        after = Counter()
+        for wins, probability in going_on.items():
+            after[wins] += probability / 2
+            after[wins + 1] += probability / 2
+        crossed += sum(probability for wins, probability in after.items() if wins <= bound)
+        going_on = {wins: probability for wins, probability in after.items() if wins > bound}
+    assert error / 2 * (duels >= 7) <= crossed <= error
+
+
+def test_the_probability_that_people_prefer_it():
+    assert Tally(0, 0).better == 0.5
+    assert Tally(3, 0).better == pytest.approx(1 - 0.5**4)
+    assert Tally(2, 6).better == pytest.approx(1 - Tally(6, 2).better)
+
+
+def test_a_trial_ends_early_when_people_clearly_prefer_it_and_at_the_latest_after_its_pairs():
+    assert trial.verdict(Tally(0, 0, ties=30), USUAL) is None
+    assert trial.verdict(Tally(2, 0), USUAL) is None
+    assert trial.verdict(Tally(8, 1), USUAL) == "kept"
+    assert trial.verdict(Tally(13, 11), USUAL) is None
+    assert trial.verdict(Tally(13, 12), USUAL) == "undecided"
+    assert trial.verdict(Tally(20, 18), USUAL) == "undecided", "more votes than were asked for"
+    assert trial.verdict(Tally(0, 7), USUAL) == "rolled_back"
+
+
+def test_opponents_have_their_shares():
+    rng = random.Random(0)
+    drawn = Counter(trial.opponent(rng, USUAL, against_base=False) for _ in range(10_000))
+    assert drawn["before"] / 10_000 == pytest.approx(0.45, abs=0.02)
+    assert drawn["base"] / 10_000 == pytest.approx(0.2, abs=0.02)
+    first = Counter(trial.opponent(rng, USUAL, against_base=True) for _ in range(10_000))
+    assert first["before"] / 10_000 == pytest.approx(0.65, abs=0.02) and not first["base"]
+
+
+# -- in the chat
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+class Scene:
+    """A chat whose live version is on trial. The engine's thread decodes; the test looks after the versions."""
+
+    def __init__(self, folder, data_dir, **changes):
+        self.settings = Settings(
+            model=str(folder),
+            data_dir=data_dir,
+            threads=1,
+            dtype="float32",
+            decode_format="float32",
+            chat={"reply_tokens": 12, "stream_hz": 50},
+            round={"poll_seconds": 60},
+            _env_file=None,
+        ).with_values(**changes)
+        self.store = Store()
+        self.start()
+
+    def start(self):
+        """Also a restart: another engine on the same store."""
+        base, tokenizer = loading.load_trunk(self.settings), loading.load_tokenizer(self.settings)
+        self.engine = Engine(self.store, self.settings, base, tokenizer)
+        self.base = self.engine.base
+        self.identity = self.engine.identity
+        self.engine.start()
+        self.chat = Chat(self.store, self.engine, self.settings, random.Random(0))
+
+    def publish(self, size=0.05):
+        version = publish_into(self, size, trial=True)
+        self.follow()
+        return version
+
+    def follow(self):
+        self.engine.versions.follow_store()
+        self.engine.versions.follow_trial()
+
+    def turn(self, annotator, better):
+        """One turn; `better(left version, right version)` gives the choice. Returns the duel."""
+        view = list(self.chat.send(annotator, "Tell me something"))[-1]
+        if view.phase == "same":
+            return None
+        duel = self.store.duel(view.duel)
+        self.chat.vote(annotator, view.duel, better(duel["left"]["policy"], duel["right"]["policy"]))
+        return duel
+
+
+@pytest.fixture
+def scene(folder, tmp_path):
+    scene = Scene(folder, tmp_path)
+    yield scene
+    scene.engine.close()
+
+
+def newest(left, right):
+    return "tie" if left == right else "a" if left > right else "b"
+
+
+def oldest(left, right):
+    return newest(right, left)
+
+
+def test_pairs_of_both_versions_are_shown_blind_and_counted(scene):
+    scene.publish()
+    version = scene.publish()
+    ann = scene.store.annotator("ann")
+    view = list(scene.chat.send(ann, "Hello"))[-1]
+    assert view.left.version is view.right.version is None, "nobody votes by the version"
+    scene.chat.vote(ann, view.duel, "skip")
+    duels = [duel for _ in range(14) if (duel := scene.turn(ann, newest))]
+    seen = Counter((duel["left"]["policy"], duel["right"]["policy"]) for duel in duels)
+    assert (2, 1) in seen or (1, 2) in seen
+    crossed = [duel for duel in duels if duel["left"]["policy"] != duel["right"]["policy"]]
+    assert {duel["pairing"] for duel in crossed} == {"champion_challenger"}
+    assert {duel["probability"] for duel in crossed} <= {0.45, 0.2}
+    counted = scene.store.compared(version, 1)
+    assert counted["wins"] == seen[2, 1] + seen[1, 2] and counted["losses"] == 0
+    assert scene.store.compared(1, version) == {"wins": 0, "losses": counted["wins"], "ties": 0}
+    assert scene.store.compared(version, 1, annotator=ann) == counted
+    assert scene.store.compared(version, 1, annotator=ann + 1)["wins"] == 0
+
+
+def test_a_version_that_people_do_not_prefer_is_rolled_back_by_itself(scene):
+    scene.publish()
+    version = scene.publish()
+    ann = scene.store.annotator("ann")
+    for _ in range(60):
+        scene.turn(ann, oldest)
+        scene.follow()
+        if scene.engine.live.version == 1:
+            break
+    ended = scene.store.trial(version)
+    assert ended["state"] == "rolled_back"
+    assert "people preferred v1 in" in str(ended["reason"])
+    assert scene.store.policy(version)["status"] == "rolled_back" and scene.store.live_policy()["version"] == 1
+    scene.follow()
+    assert scene.engine.live.version == 1 and scene.engine.versions.on_trial is None
+    duel = scene.turn(ann, newest)
+    assert duel is None or (duel["left"]["policy"], duel["right"]["policy"]) == (1, 1)
+
+
+def test_a_version_that_people_prefer_is_kept(scene):
+    version = scene.publish()
+    ann = scene.store.annotator("ann")
+    for _ in range(30):
+        scene.turn(ann, newest)
+        scene.follow()
+    ended = scene.store.trial(version)
+    assert ended["state"] == "kept" and "people preferred it to v0 (base) in" in str(ended["reason"])
+    assert scene.store.live_policy()["version"] == version
+
+
+def test_a_trial_goes_on_after_a_restart(scene):
+    scene.publish()
+    version = scene.publish()
+    scene.engine.close()
+    scene.start()
+    on_trial = scene.engine.versions.on_trial
+    assert (on_trial.new.version, on_trial.before.version) == (version, 1)
+    assert scene.store.open_trial()["version"] == version
+
+
+def test_a_newer_version_ends_the_trial_of_the_one_before(scene):
+    first, second = scene.publish(), scene.publish()
+    assert scene.store.trial(first)["state"] == "undecided"
+    assert scene.store.open_trial()["version"] == second and scene.store.open_trial()["against"] == first
+    scene.store.roll_back(first)
+    scene.follow()
+    assert scene.store.trial(second)["state"] == "undecided" and scene.store.open_trial() is None
+
+
+def test_a_trial_without_the_other_version_is_over(scene):
+    """Its folder was deleted while the server was down."""
+    first, second = scene.publish(), scene.publish()
+    scene.engine.close()
+    for file in (scene.settings.adapters_dir / f"v{first:04d}").iterdir():
+        file.unlink()
+    scene.start()
+    assert scene.engine.live.version == second and scene.engine.versions.on_trial is None
+    assert scene.store.trial(second)["state"] == "undecided"
+    assert f"v{first}" in str(scene.store.trial(second)["reason"])
+
+
+def test_an_early_vote_and_stop_work_on_a_pair_of_versions(scene):
+    scene.publish()
+    scene.engine.versions.match = lambda rng: versions_match(scene)
+    scene.engine.end_tokens = frozenset()
+    ann = scene.store.annotator("ann")
+    views = scene.chat.send(ann, "Hello")
+    voted = None
+    for view in views:
+        if voted is None and view.left and view.left.text and view.right.text and view.left.text != view.right.text:
+            voted = scene.chat.vote(ann, view.duel, "a")
+    assert view.phase == "voted" and view.choice == "a"
+    duel = scene.store.duel(view.duel)
+    assert {duel["left"]["policy"], duel["right"]["policy"]} == {0, 1}
+    assert duel["pairing"] == "champion_challenger"
+
+
+def versions_match(scene):
+    from playground.serving.versions import Match
+
+    on_trial = scene.engine.versions.on_trial
+    return Match(on_trial.new, on_trial.before, 0.65)
+
+
+def test_one_side_that_fails_ends_the_turn(scene):
+    scene.publish()
+    scene.engine.versions.match = lambda rng: versions_match(scene)
+    ann = scene.store.annotator("ann")
+
+    class Broken:
+        def __getattr__(self, name):
+            raise RuntimeError("this version is broken")
+
+    scene.engine.versions.on_trial.before.forward = Broken()
+    from playground.chat.refusals import Refused
+
+    with pytest.raises(Refused, match="could not answer"):
+        list(scene.chat.send(ann, "Hello"))
+    assert not scene.chat.busy(ann) and not scene.engine.versions.on_trial.new.streams
+
+
+def test_without_trials_the_gate_alone_decides(folder, tmp_path):
+    scene = Scene(folder, tmp_path, trial={"duels": 0})
+    try:
+        publish_into(scene, trial=False)
+        scene.follow()
+        assert scene.store.open_trial() is None and scene.engine.versions.on_trial is None
+    finally:
+        scene.engine.close()
