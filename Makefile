@@ -16,7 +16,7 @@ setup: .venv/requirements.stamp
 test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
-	nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .venv/requirements.stamp: requirements.txt
 	@test -n "$(PYTHON)" || { echo "Nudge needs Python 3.11, 3.12 or 3.13"; exit 1; }
