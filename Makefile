@@ -2,6 +2,7 @@
 # the first of these that runs
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+PYTEST = nice -n 19 $(BIN)/python -m pytest
 
 .PHONY: run setup test
 
@@ -12,11 +13,17 @@ run: setup
 setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
 
-# at the priority of the training worker, which some tests wait for, or it would get no core
+# At the priority of the training worker, which some tests wait for, or it would get no core. Those before a browser run
+# alone: they look at what a page shows while it changes. The others run in two processes.
 test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
-	nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not browser"
+	$(PYTEST) -m browser
+else
+	$(PYTEST) $(ARGS)
+endif
 
 .venv/requirements.stamp: requirements.txt
 	@test -n "$(PYTHON)" || { echo "Nudge needs Python 3.11, 3.12 or 3.13"; exit 1; }
