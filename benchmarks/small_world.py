@@ -89,7 +89,7 @@ class World:
         if self.kind == "mixed":  # the same words again and again
             repeats = (counts * (counts - 1)).sum(1) / LENGTH
             usual = float((LENGTH - 1) * (self.base.probabilities**2).sum())
-            worth = worth - 2.0 * np.maximum(repeats - usual - 1, 0)
+            worth = worth - 6 * np.maximum(repeats - usual - 0.3, 0)
         return worth
 
     def prefers_first(self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -101,13 +101,13 @@ def files(settings, row):
     )
 
 
-def published(store, settings):
+def published(store, settings, trial=False):
     row = begun(store)
     curves(store, row)
     files(settings, row)
     store.update_round(row["id"], "w1", metrics=METRICS)
     version = store.add_policy(row["id"], "w1", parent=store.live_policy()["version"])
-    store.publish(row["id"], "w1", version, "nowhere", "abc", REPORT)
+    store.publish(row["id"], "w1", version, "nowhere", "abc", REPORT, trial)
     return row
 
 

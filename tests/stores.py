@@ -40,20 +40,19 @@ def outcome(text, ids, reason="end"):
     }
 
 
-def duel(store, who, conversation=None, text="Hello", base_hash=BASE):
-    """A finished duel; returns its row."""
+def duel(store, who, conversation=None, text="Hello", base_hash=BASE, versions=(0, 0)):
+    """A finished duel of the left and the right version; returns its row."""
     conversation = conversation or store.new_conversation(who)
-    d = store.start_duel(
-        conversation, text, [1, 2, 3], [candidate(1, base_hash=base_hash), candidate(2, base_hash=base_hash)]
-    )
+    sides = [candidate(seed, version, base_hash) for seed, version in zip((1, 2), versions, strict=True)]
+    d = store.start_duel(conversation, text, [1, 2, 3], sides)
     store.finish_duel(d, [outcome("left", [4, 2]), outcome("right", [5, 2])])
     return store.duel(d)
 
 
-def cast(store, choice="a", who=None, conversation=None, base_hash=BASE):
+def cast(store, choice="a", who=None, conversation=None, base_hash=BASE, versions=(0, 0)):
     """A duel and a vote on it; returns the duel's row."""
     who = who or store.annotator("somebody")
-    row = duel(store, who, conversation, base_hash=base_hash)
+    row = duel(store, who, conversation, base_hash=base_hash, versions=versions)
     store.vote(row["id"], who, choice, row["left" if choice != "b" else "right"]["message"])
     return row
 

@@ -7,6 +7,8 @@ import json
 import gradio as gr
 import pytest
 
+from playground.models import trial
+from playground.models.trial import Tally
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
@@ -18,6 +20,7 @@ from playground.ui.rounds import CURVES, TrainingTab
 from playground.ui.status_bar import LoopStatus, StatusBar, status_html
 from playground.ui.words import Words
 from tests import rounds
+from tests.stores import cast
 from tests.test_control import OWNER, Engine, Request
 
 W, ZH = Words(), Words("zh-CN")
@@ -62,6 +65,34 @@ def test_the_strip_counts_votes_before_the_first_round(store, settings):
     html = status_html(now(store, settings), W)
     assert "Vote on 16 replies and I start learning" in html and "5 of 16 new votes" in html and "v0 (base)" in html
     assert "给 16 个回答投票" in status_html(now(store, settings), ZH)
+
+
+def test_a_version_on_trial_says_how_it_goes_and_how_it_ended(tab, store, settings):
+    rounds.published(store, settings)
+    row = rounds.published(store, settings, trial=True)
+    for choice, versions in (
+        ("a", (2, 1)),
+        ("b", (1, 2)),
+        ("a", (1, 2)),
+        ("tie", (1, 2)),
+        ("a", (2, 0)),
+        ("a", (2, 2)),
+    ):
+        cast(store, choice, versions=versions)
+    status = now(store, settings, version=2)
+    assert "v2 is live, on trial against v1: preferred in 2 of 3 pairs so far." in status_html(status, W)
+    assert "目前 3 组中有 2 组" in status_html(status, ZH)
+    summary = tab._round_contents(store.round(row["id"]) | {"version": 2}, status, W, False)["summary"]
+    assert "2 / 3" in summary and "probability that people prefer it" in summary
+    store.end_trial(2, "kept", trial.reason("kept", Tally(8, 1), 1))
+    assert "v2 is live: people preferred it to v1 in 8 of 9 pairs." in status_html(now(store, settings, 2), W)
+
+
+def test_a_version_that_was_rolled_back_says_why(store, settings):
+    rounds.published(store, settings, trial=True)
+    store.end_trial(1, "rolled_back", trial.reason("rolled_back", Tally(2, 9), 0))
+    html = status_html(now(store, settings), W)
+    assert "v1 was rolled back: people preferred v0 (base) in 9 of 11 pairs, so v0 (base) answers again." in html
 
 
 def test_where_training_is_on_demand_the_strip_promises_nothing(store, settings):

@@ -164,11 +164,16 @@ def test_pairs_of_both_versions_are_shown_blind_and_counted(scene):
     crossed = [duel for duel in duels if duel["left"]["policy"] != duel["right"]["policy"]]
     assert {duel["pairing"] for duel in crossed} == {"champion_challenger"}
     assert {duel["probability"] for duel in crossed} <= {0.45, 0.2}
-    counted = scene.store.compared(version, 1)
-    assert counted["wins"] == seen[2, 1] + seen[1, 2] and counted["losses"] == 0
-    assert scene.store.compared(1, version) == {"wins": 0, "losses": counted["wins"], "ties": 0}
-    assert scene.store.compared(version, 1, annotator=ann) == counted
-    assert scene.store.compared(version, 1, annotator=ann + 1)["wins"] == 0
+    row = scene.store.trial(version)
+    counted = scene.store.votes_on_trial(row)
+    assert counted == {"wins": seen[2, 1] + seen[1, 2], "losses": 0, "ties": 0}
+    swapped = {**row, "version": row["against"], "against": version}
+    assert scene.store.votes_on_trial(swapped) == {"wins": 0, "losses": counted["wins"], "ties": 0}
+    assert scene.store.votes_on_trial(row, annotator=ann) == counted
+    assert scene.store.votes_on_trial(row, annotator=ann + 1)["wins"] == 0
+    newest_vote = scene.store.one("select max(id) as id from vote")["id"]
+    later = {**row, "after_vote": newest_vote}
+    assert scene.store.votes_on_trial(later)["wins"] == 0, "votes from before a trial are not its"
 
 
 def test_a_version_that_people_do_not_prefer_is_rolled_back_by_itself(scene):
@@ -272,11 +277,13 @@ def test_one_side_that_fails_ends_the_turn(scene):
     assert not scene.chat.busy(ann) and not scene.engine.versions.on_trial.new.streams
 
 
-def test_without_trials_the_gate_alone_decides(folder, tmp_path):
+@pytest.mark.parametrize("begun", [False, True])
+def test_without_trials_the_gate_alone_decides(folder, tmp_path, begun):
+    """Also where a trial was open when the setting was changed."""
     scene = Scene(folder, tmp_path, trial={"duels": 0})
     try:
-        publish_into(scene, trial=False)
+        publish_into(scene, trial=begun)
         scene.follow()
-        assert scene.store.open_trial() is None and scene.engine.versions.on_trial is None
+        assert scene.engine.versions.on_trial is None and scene.engine.versions.match(random.Random(0)) is None
     finally:
         scene.engine.close()

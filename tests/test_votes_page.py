@@ -51,6 +51,18 @@ def test_others_votes_are_not_shown(tab, store):
     assert "You have not voted yet" in tab.on_tick(100, None, Request())[tab.html]
 
 
+def test_what_ones_own_votes_say_of_a_version_on_trial(tab, store):
+    store.request_round()
+    held = take(store)
+    store.publish(held["id"], "w1", store.add_policy(held["id"], "w1", parent=0), "nowhere", "abc", {}, trial=True)
+    cast(store, "a", store.annotator("somebody else"), versions=(0, 1))
+    assert "You preferred" not in tab.on_tick(100, None, Request())[tab.html]
+    for choice in ("a", "b", "a"):
+        cast(store, choice, me(store), versions=(1, 0))
+    html = tab.on_tick(100, None, Request())[tab.html]
+    assert "You preferred v1 to v0 (base) in 2 of 3 pairs." in html
+
+
 def test_earlier_votes_are_shown_when_asked_for(tab, store, monkeypatch):
     monkeypatch.setattr(votes, "PAGE_SIZE", 3)
     for _ in range(7):

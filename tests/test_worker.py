@@ -85,7 +85,7 @@ def test_a_requested_round_without_votes_says_that_there_is_not_enough_evidence(
     store.request_round()
     row = run_once(store, settings, "w")
     assert row["state"] == "not_enough"
-    assert "0 votes" in str(row["reason"])
+    assert "Votes so far: 0" in str(row["reason"])
 
 
 def test_a_round_that_breaks_is_failed_with_its_reason_and_the_next_one_can_run(tmp_path):

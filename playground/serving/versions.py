@@ -221,10 +221,10 @@ class Versions:
     def follow_trial(self) -> None:
         """End the live version's trial where the votes say enough; else have both of its versions in memory."""
         row = self.store.open_trial()
-        if row is None or row["version"] != self.live.version:
+        if row is None or row["version"] != self.live.version or not self.settings.trial.duels:
             self.on_trial = None
             return
-        tally = trial.Tally(**self.store.compared(row["version"], row["against"]))
+        tally = trial.Tally(**self.store.votes_on_trial(row))
         verdict = trial.verdict(tally, self.settings)
         if verdict:
             self.on_trial = None

@@ -149,6 +149,7 @@ def trial(db: Database) -> None:
                     version integer primary key references policy(version),
                     against integer not null references policy(version),
                     state text not null check (state in ('open', 'kept', 'undecided', 'rolled_back')),
+                    after_vote integer not null,  -- the newest vote when it began
                     reason text, started text not null, ended text)""")
 
 

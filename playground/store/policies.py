@@ -73,7 +73,11 @@ class Policies(Database):
             against = db.execute("select version from policy where status = 'live'").fetchone()[0]
             make_live(db, version, old_status="retired")
             if trial:
-                db.table("trial").insert({"version": version, "against": against, "state": "open", "started": now()})
+                db.execute(
+                    """insert into trial (version, against, state, after_vote, started)
+                       select ?, ?, 'open', coalesce(max(id), 0), ? from vote""",
+                    [version, against, now()],
+                )
             db.table("round").update(round_id, {"state": "published", "phase": "publish", "ended": now()})
 
     def refuse(

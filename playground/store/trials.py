@@ -32,19 +32,20 @@ class Trials(Database):
         row = self.row(sql, *values)
         return row and {**row, "reason": loads(row["reason"]) if row["reason"] else None}
 
-    def compared(self, version: int, against: int, annotator: int | None = None) -> Row:
-        """Votes that count on pairs of two versions, of all people or of one.
+    def votes_on_trial(self, trial: Row, annotator: int | None = None) -> Row:
+        """Votes that count on pairs of a trial's two versions, since it began, of all people or of one.
 
-        Keys: wins and losses of `version`, and ties, both bad among them.
+        Keys: wins and losses of the version on trial, and ties, both bad among them.
         """
-        whose = "" if annotator is None else "and v.annotator = ?3"
+        whose = "" if annotator is None else "and v.annotator = ?4"
         return self.one(
             f"""select coalesce(sum({WON}), 0) as wins, coalesce(sum({LOST}), 0) as losses,
                   coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties
                 from {VOTES} join generation r on r.id = d.right_generation
-                where {COUNTED} and {OF_BOTH} {whose}""",
-            version,
-            against,
+                where v.id > ?3 and {COUNTED} and {OF_BOTH} {whose}""",
+            trial["version"],
+            trial["against"],
+            trial["after_vote"],
             *([] if annotator is None else [annotator]),
         )
 

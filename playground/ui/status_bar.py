@@ -122,7 +122,7 @@ class LoopStatus:
 def trial_of(store: Store, version: int) -> Row | None:
     """The trial of a version with the votes so far (wins, losses, ties), or None where it had none."""
     row = store.trial(version)
-    return row and {**row, **store.compared(version, row["against"])}
+    return row and {**row, **store.votes_on_trial(row)}
 
 
 class StatusBar:

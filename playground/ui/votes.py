@@ -54,7 +54,7 @@ class VotesTab:
     def _trial_html(self, annotator: int, translate: Words) -> str:
         """What the person's own votes say of the version on trial."""
         trial = self.store.open_trial()
-        own = trial and self.store.compared(trial["version"], trial["against"], annotator)
+        own = trial and self.store.votes_on_trial(trial, annotator)
         if not trial or not own or not own["wins"] + own["losses"]:
             return ""
         text = translate(
