@@ -231,6 +231,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     db = sqlite_utils.Database(str(settings.database))
     for statement in (
         "drop table erasure",
+        "drop table trial",
         "drop table round_conversation",
         "drop index generation_prompt",
         f"update conversation set deleted = 'then' where id = {row['conversation']}",
