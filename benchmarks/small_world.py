@@ -151,7 +151,7 @@ class Chain:
         for _ in range(self.settings.votes):
             opponent = None
             if self.on_trial:
-                opponent = trial.opponent(self.draw, self.settings, self.before is self.world.base)
+                opponent, _ = trial.opponent(self.draw, self.settings, self.before is self.world.base)
             other = {None: self.live, "before": self.before, "base": self.world.base}[opponent]
             first, second = self.live.sample(1, self.rng), other.sample(1, self.rng)
             won = bool(self.world.prefers_first(first, second, self.rng)[0])

@@ -105,12 +105,13 @@ def test_undo_gives_the_message_back(visit):
     turn(page, "Second message", "b")
     page.click("#undo")
     page.wait_for_function("document.querySelector('#message textarea').value == 'Second message'")
-    page.wait_for_selector("#notice :text('Your vote on these replies still counts')")
+    page.wait_for_selector("#notice :text('your vote on its replies still counts')")
     page.wait_for_selector("#badge-a .chosen")
     assert messages(page, "a") == 2
+    page.fill("#message textarea", "And a draft")
     page.click("#undo")
     page.wait_for_selector("#chat-a .placeholder")
-    assert page.input_value("#message textarea") == "First message"
+    assert page.input_value("#message textarea") == "First message\n\nAnd a draft"
     assert page.locator("#undo").is_hidden()
 
 

@@ -80,8 +80,8 @@ def test_a_version_on_trial_says_how_it_goes_and_how_it_ended(tab, store, settin
     ):
         cast(store, choice, versions=versions)
     status = now(store, settings, version=2)
-    assert "v2 is live, on trial against v1: preferred in 2 of 3 pairs so far." in status_html(status, W)
-    assert "目前 3 组中有 2 组" in status_html(status, ZH)
+    assert "v2: preferred to v1 in 2 of 3 pairs (on trial)" in status_html(status, W)
+    assert "3 组中有 2 组" in status_html(status, ZH)
     summary = tab._round_contents(store.round(row["id"]) | {"version": 2}, status, W, False)["summary"]
     assert "2 / 3" in summary and "probability that people prefer it" in summary
     store.end_trial(2, "kept", trial.reason("kept", Tally(8, 1), 1))

@@ -18,6 +18,7 @@ from playground.system.messages import Message
 
 Verdict = Literal["kept", "rolled_back", "undecided"]
 Opponent = Literal["before", "base"]
+NO_TRIALS = Message("there are no trials any more")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def verdict(tally: Tally, settings: Settings) -> Verdict | None:
     if tally.decided == 0:
         return None
     bounds = most_wins(settings.trial.duels, settings.trial.error)
-    if tally.decided <= len(bounds) and tally.wins <= bounds[tally.decided - 1]:
+    if tally.wins <= bounds[min(tally.decided, len(bounds)) - 1]:  # several votes may come between two looks
         return "rolled_back"
     if tally.better >= settings.trial.keep:
         return "kept"
@@ -75,17 +76,20 @@ def most_wins(duels: int, error: float) -> tuple[int, ...]:
     return tuple(bounds)
 
 
-def opponent(rng: random.Random, settings: Settings, against_base: bool) -> Opponent | None:
-    """With whom the version on trial is compared in the next turn; None: with nobody, both replies are its own.
+def opponent(rng: random.Random, settings: Settings, against_base: bool) -> tuple[Opponent | None, float]:
+    """With whom the version on trial is compared in the next turn, and with what probability that is drawn; None: with
+    nobody, both replies are its own.
 
     `against_base`: whether the version before it is the base itself, which then has both shares.
     """
+    before = settings.trial.before_share
+    either = min(1.0, before + settings.trial.base_share)
+    if against_base:
+        before = either
     drawn = rng.random()
-    if drawn < settings.trial.before_share:
-        return "before"
-    if drawn < settings.trial.before_share + settings.trial.base_share:
-        return "before" if against_base else "base"
-    return None
+    if drawn < before:
+        return "before", before
+    return ("base", either - before) if drawn < either else (None, 1 - either)
 
 
 def reason(ended: Verdict, tally: Tally, against: int) -> Message:

@@ -123,12 +123,10 @@ class Versions:
         on_trial = self.on_trial
         if on_trial is None or on_trial.new is not self.live:
             return None
-        settings = self.settings
-        drawn = trial.opponent(rng, settings, on_trial.before.version == 0)
+        drawn, probability = trial.opponent(rng, self.settings, on_trial.before.version == 0)
         if drawn is None:
             return None
         other = on_trial.before if drawn == "before" else self._resident[0]
-        probability = settings.trial.before_share if drawn == "before" else settings.trial.base_share
         if rng.random() < 0.5:
             return Match(on_trial.new, other, probability)
         return Match(other, on_trial.new, probability)
@@ -221,8 +219,12 @@ class Versions:
     def follow_trial(self) -> None:
         """End the live version's trial where the votes say enough; else have both of its versions in memory."""
         row = self.store.open_trial()
-        if row is None or row["version"] != self.live.version or not self.settings.trial.duels:
+        if row is None or row["version"] != self.live.version:
             self.on_trial = None
+            return
+        if not self.settings.trial.duels:  # it was begun before the setting was changed
+            self.on_trial = None
+            self.store.end_trial(row["version"], "undecided", trial.NO_TRIALS)
             return
         tally = trial.Tally(**self.store.votes_on_trial(row))
         verdict = trial.verdict(tally, self.settings)

@@ -242,7 +242,9 @@ class TrialSettings(Group):
     """How people decide whether a new version stays."""
 
     duels: int = Field(25, ge=0, le=1000)
-    """Votes for A or B between a new version and the one before it, after which its trial is over; 0: no trial."""
+    """Votes for A or B between a new version and the one before it, after which its trial is over; 0: no trial.
+    Fewer than five roll nothing back at the usual `trial.error`.
+    """
     before_share: Fraction = 0.45
     """Share of the turns of a trial in which one reply is by the version before it."""
     base_share: Fraction = 0.2

@@ -12,8 +12,6 @@ from playground.store.database import Database, Row, now
 from playground.store.errors import StoreError
 from playground.system.messages import Message
 
-ANOTHER_ANSWERS = Message("another version answers now, before people had decided")
-
 
 class Policies(Database):
     """Part of `Store`. A policy's row has the columns of its table (`migrations.py`)."""
@@ -151,12 +149,6 @@ class Policies(Database):
 
 
 def make_live(db: sqlite_utils.Database, version: int, old_status: str) -> None:
-    """Make `version` live within a transaction; the one that was live gets the status `old_status`, and its trial is
-    over.
-    """
-    db.execute(
-        "update trial set state = 'undecided', reason = ?, ended = ? where state = 'open' and version != ?",
-        [ANOTHER_ANSWERS.dumps(), now(), version],
-    )
+    """Make `version` live within a transaction; the one that was live gets the status `old_status`."""
     db.execute("update policy set status = ? where status = 'live' and version != ?", [old_status, version])
     db.table("policy").update(version, {"status": "live"})

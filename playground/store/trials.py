@@ -1,6 +1,7 @@
 """Versions on trial: against which version, what the votes on pairs of the two say, and how the trial ended.
 
-When a trial is over, and by which figures, is up to `playground/models/trial.py`.
+A trial rests while another version answers, and goes on when its version is live again: after the next one was rolled
+back, or could not be loaded. When a trial is over, and by which figures, is up to `playground/models/trial.py`.
 """
 
 from playground.store.database import Database, Row, now
@@ -15,21 +16,24 @@ LOST = "(v.choice = 'a' and l.policy = ?2 or v.choice = 'b' and r.policy = ?2)"
 
 
 class Trials(Database):
-    """Part of `Store`. A trial's row has the columns of its table (`migrations.py`), with `reason` as a Message."""
+    """Part of `Store`. A trial's row has the columns of its table (`migrations.py`), with `reason` as a Message, and
+    `live`: whether its version answers now.
+    """
 
     def open_trial(self) -> Row | None:
         """The trial of the version that answers now, while it goes on; or None."""
-        return self._trial(
-            """select t.* from trial t join policy p on p.version = t.version
-               where p.status = 'live' and t.state = 'open'"""
-        )
+        return self._trial("p.status = 'live' and t.state = 'open'")
 
     def trial(self, version: int) -> Row | None:
         """The trial of a version, or None where it had none."""
-        return self._trial("select * from trial where version = ?", version)
+        return self._trial("t.version = ?", version)
 
-    def _trial(self, sql: str, *values: int) -> Row | None:
-        row = self.row(sql, *values)
+    def _trial(self, condition: str, *values: int) -> Row | None:
+        row = self.row(
+            f"""select t.*, p.status = 'live' as live from trial t join policy p on p.version = t.version
+                where {condition}""",
+            *values,
+        )
         return row and {**row, "reason": loads(row["reason"]) if row["reason"] else None}
 
     def votes_on_trial(self, trial: Row, annotator: int | None = None) -> Row:

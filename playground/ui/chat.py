@@ -57,7 +57,7 @@ class ChatTab:
         )
         panel.regenerate.click(self.on_regenerate, [snapshot], outputs, **STREAM)
         panel.stop.click(self.on_stop, None, None, **GESTURE)
-        panel.undo.click(self.on_undo, [snapshot], outputs, **GESTURE)
+        panel.undo.click(self.on_undo, [panel.message, snapshot], outputs, **GESTURE)
         panel.earlier_pair.click(self.on_earlier_pair, [snapshot], outputs, **GESTURE)
         panel.later_pair.click(self.on_later_pair, [snapshot], outputs, **GESTURE)
         for choice, button in panel.votes.items():
@@ -193,8 +193,8 @@ class ChatTab:
 
     # -- the conversation
 
-    def on_undo(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
-        """Take the last turn back: its message returns to the box."""
+    def on_undo(self, draft: str, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
+        """Take the last turn back: its message returns to the box, above what is written there already."""
         annotator = self.annotator(request)
         translate = words.of(request)
         notice: Updates = {}
@@ -205,8 +205,9 @@ class ChatTab:
             updates = self.panel.updates(self.chat.view(annotator), translate)
             return {**updates, **self.notice.warn(translate.message(error.message))}
         if before.vote and before.choice != "skip":
-            notice = self.notice.confirm(translate("Taken back. Your vote on these replies still counts."))
-        return {**self.panel.updates(view, translate), self.panel.message: text, **notice}
+            notice = self.notice.confirm(translate("The turn was taken back; your vote on its replies still counts."))
+        message = f"{text}\n\n{draft}" if draft.strip() else text
+        return {**self.panel.updates(view, translate), self.panel.message: message, **notice}
 
     def on_earlier_pair(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
         return self._turn_over(-1, snapshot, request)

@@ -90,6 +90,11 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
     if trial:
         text = trial_text(trial, version_name(trial["version"], translate), translate)
         reason_html += f"<p>{escape(text)}</p>"
+    if trial and trial["state"] == "open":
+        rule = translate(
+            "Only votes on pairs of the two versions count here; the trial ends as soon as they are clear."
+        )
+        reason_html += f"<p>{escape(rule)}</p>"
     return (
         f"<h2>{escape(translate('Round {n}', n=row['id']))}</h2>"
         f'<p class="outcome {state}">{escape(_state_sentence(row, translate))}</p>'

@@ -305,16 +305,16 @@ class Sidebar:
             notice = self.notice.warn(translate.message(error.message))
         changed = self.tab.panel.changed_updates(view, translate, snapshot)
         if not notice:
-            text, drafts = exchange_draft(drafts, snapshot.duel if snapshot else None, text, view.duel)
+            text, drafts = exchange_draft(drafts, snapshot.conversation if snapshot else None, text, view.conversation)
             changed |= {self.tab.panel.message: gr.update(value=text), self.drafts: drafts}
         return {**changed, **self.on_load(limit, request), **notice}
 
 
 def exchange_draft(drafts: Drafts, left: int | None, text: str, opened: int | None) -> tuple[str, Drafts]:
     """The text for the message box of the chat that is `opened`, and the drafts then. `text` is what the box held in
-    the chat that was `left`. A chat is named by the pair that it shows; None is a chat without any.
+    the chat that was `left`. A chat is named by its id; None is the empty page of somebody without any.
     """
-    others = {pair: draft for pair, draft in drafts.items() if pair not in (left, opened)}
+    others = {chat: draft for chat, draft in drafts.items() if chat not in (left, opened)}
     if text and left != opened and len(text) <= DRAFT_CHARS:
         others[left] = text
     kept = dict(list(others.items())[-MAX_DRAFTS:])

@@ -214,9 +214,11 @@ def trial_text(trial: Row | None, version: str, translate: Words) -> str:
     """How the trial of a version goes, or how it ended; empty where it had none. `version` is its name."""
     if trial is None:
         return ""
+    if trial["state"] == "open" and not trial["live"]:
+        return translate("{version} was on trial until another version came.", version=version)
     if trial["state"] == "open":
         return translate(
-            "{version} is live, on trial against {name}: preferred in {wins} of {n} pairs so far.",
+            "{version}: preferred to {name} in {wins} of {n} pairs (on trial)",
             version=version,
             name=version_name(trial["against"], translate),
             wins=trial["wins"],

@@ -84,7 +84,7 @@ def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched
     points = plots.rolling_mean([row["tokens"] for row in rows], WINDOW)
     base = [row["tokens"] for row in rows if row["policy"] == 0]
     if not points or not base:
-        note = translate("Length of replies: nothing to see yet. Chat, and it fills.")
+        note = translate("Length of replies: nothing to see before there are ten pairs, some of them by the base.")
         return Watched(Curve(points), None, note)
     base_mean = sum(base) / len(base)
     last = points[-1][1]
@@ -108,7 +108,7 @@ def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
     budget of the gate.
     """
     if not rows:
-        note = translate("Distance from the base: nothing to see before the first round has ended.")
+        note = translate("Distance from the base: nothing to see before a round has measured it.")
         return Watched(Curve(), None, note)
     points = [(translate("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
     last = rows[-1]["kl"]
@@ -157,7 +157,7 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
     picks = [row["choice"] == "a" for row in rows]
     points = plots.rolling_mean(picks, WINDOW)
     if not points:
-        note = translate("Side A or B: nothing to see before there are votes for A or B.")
+        note = translate("Side A or B: nothing to see before there are ten votes for A or B.")
         return Watched(Curve(points), None, note)
     recent = picks[-WINDOW:]
     low, high = wilson_interval(sum(recent), len(recent), SIDES_CONFIDENCE)
