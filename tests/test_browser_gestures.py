@@ -218,6 +218,20 @@ def test_earlier_chats_are_listed_opened_and_deleted(app, visit):
     assert page.input_value("#message textarea") == "Which hill"
 
 
+def test_what_is_written_right_after_new_chat_stays(visit):
+    """The answer to the click came late and emptied the box."""
+    page = visit()
+    turn(page, "About rivers", "a")
+    for _ in range(3):
+        page.route("**/gradio_api/**", lambda route: (page.wait_for_timeout(400), route.continue_()), times=1)
+        page.evaluate("document.querySelector('#new-chat').click()")
+        page.fill("#message textarea", "Quick words")
+        page.wait_for_timeout(1500)
+        assert page.input_value("#message textarea") == "Quick words"
+        page.fill("#message textarea", "")
+        turn(page, "About hills", "b")
+
+
 def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):
     page = visit()
     turn(page, "The first of many", "a")

@@ -305,8 +305,10 @@ class Sidebar:
             notice = self.notice.warn(translate.message(error.message))
         changed = self.tab.panel.changed_updates(view, translate, snapshot)
         if not notice:
-            text, drafts = exchange_draft(drafts, snapshot.conversation if snapshot else None, text, view.conversation)
-            changed |= {self.tab.panel.message: gr.update(value=text), self.drafts: drafts}
+            left = snapshot.conversation if snapshot else None
+            draft, changed[self.drafts] = exchange_draft(drafts, left, text, view.conversation)
+            if draft != text:  # else the box stays as it is: the person may be writing already
+                changed[self.tab.panel.message] = gr.update(value=draft)
         return {**changed, **self.on_load(limit, request), **notice}
 
 
