@@ -23,7 +23,7 @@ from benchmarks import report
 from playground.models import trial
 from playground.models.trial import Tally
 from playground.settings import Settings, read
-from training import gate, reward_head, reward_validation
+from training import evidence, gate, reward_head, reward_validation
 from training.preferences import A, B, Pair, Preferences
 
 WORDS = 60
@@ -157,7 +157,7 @@ class Chain:
             won = bool(self.world.prefers_first(first, second, self.rng)[0])
             place = len(self.replies)
             self.replies += [first[0], second[0]]
-            self.pairs.append(Pair(place, place + 1, A if won else B, group=str(place)))
+            self.pairs.append(Pair(place, place + 1, A if won else B, group=str(place), vote=place))
             if opponent and other is self.world.base:
                 self.versus_base = Tally(self.versus_base.wins + won, self.versus_base.losses + (not won))
             if self.on_trial and opponent == "before":
@@ -180,17 +180,21 @@ class Chain:
         """The policy of a round where it passes the gate, else None."""
         counts = torch.from_numpy(np.stack(self.replies))
         prefs = Preferences(replies=[([], [])] * len(counts), pairs=self.pairs)
+
+        def designs_of(part: Preferences, rows: list[int]) -> dict[str, torch.Tensor]:
+            seen = counts[rows]
+            x = ((seen - seen.mean(0)) / (seen.std(0).clamp_min(1e-6) * WORDS**0.5)).float()
+            return {"words": x @ reward_head.span(x, part)}
+
         centre, scale = counts.mean(0), counts.std(0).clamp_min(1e-6) * WORDS**0.5
         design = ((counts - centre) / scale).float()
         basis = reward_head.span(design, prefs)
         x = design @ basis
         with reward_head.one_thread():
             _, penalty = reward_validation.choose({"words": x}, prefs, self.seed)
-            folds, _ = reward_validation.cross_validate(
-                prefs, self.seed, lambda part: reward_head.fitted_scores(x, part, penalty)
-            )
+            known = evidence.assess(designs_of, prefs, self.settings)
             head = reward_head.fit_head(x, prefs, penalty)
-        if not reward_validation.evidence(*folds.count_correct(), self.settings.reward.evidence_confidence)[0]:
+        if not known.enough:
             return None
         weight = (basis @ head.weight).double() / scale
         kl = self.settings.ppo.kl_target if self.arm == "product" else self.live.kl + self.step
@@ -201,14 +205,14 @@ class Chain:
 
     def passes(self, candidate: Policy, heads: np.ndarray, number: int) -> bool:
         """The gate's question, by heads (WORDS, draws) from the posterior."""
+        gate_settings = self.settings.gate
+        prompts, replies = (32, 1) if self.arm == "product" else (gate_settings.prompts, gate_settings.replies)
+        n = prompts * replies
+        gains = ((candidate.sample(n, self.rng) - self.live.sample(n, self.rng)) @ heads).T
+        means = gate.mean_gains(gains, prompts, number)
         if self.arm == "product":
-            n = self.settings.gate.prompts
-            gains = ((candidate.sample(n, self.rng) - self.live.sample(n, self.rng)) @ heads).T
-            low, _ = gate.posterior_interval(gains, self.settings.gate.confidence, number)
-            return low > 0
-        n = GATE_PROMPTS * GATE_REPLIES
-        gains = ((candidate.sample(n, self.rng) - self.live.sample(n, self.rng)) @ heads).mean(0)
-        return bool(np.mean(gains > 0) >= 0.75)
+            return gate.central(means, 0.95)[0] > 0
+        return bool(np.mean(means > 0) >= gate_settings.better and np.mean(means > -0.1) >= gate_settings.not_worse)
 
 
 def run(settings: SmallWorldSettings, log: Callable[[str], None] = print) -> list[dict]:

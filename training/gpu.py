@@ -24,8 +24,8 @@ def need(settings: Settings) -> int:
     width = model.get_input_embeddings().embedding_dim
     linear = [module for module in blocks.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
     lora = sum(settings.ppo.lora_rank * sum(module.weight.shape) for module in linear)
-    tokens = settings.ppo.microbatch * (settings.ppo.rollout_context + settings.ppo.rollout_tokens)
-    reply_tokens = settings.ppo.microbatch * settings.ppo.rollout_tokens
+    tokens = settings.ppo.microbatch * (settings.ppo.rollout_context + settings.rollout_tokens)
+    reply_tokens = settings.ppo.microbatch * settings.rollout_tokens
     policy_bytes_a_weight = 2
     reward_bytes_a_weight = {"nf4": 0.6, "int8": 1.1, "none": 2.0}[settings.reward.quantisation]
     activations = tokens * width * len(blocks) * 50

@@ -18,7 +18,7 @@ from training import ppo_math, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
-SCALING_ROUNDS = 4  # at most; each samples replies of the policy anew
+RETURNS = 4  # at most; each samples replies of the policy anew
 NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
 
 Metrics = dict[str, float]
@@ -47,11 +47,17 @@ class Trajectory:
 
 
 class Trainer:
-    """PPO's state: policy, optimizer, β, iteration and curves; all of it is in the checkpoint."""
+    """PPO's state: policy, optimizer, β, iteration, KL target and curves; all of it is in the checkpoint."""
 
-    def __init__(self, policy: PolicyModel, settings: Settings) -> None:
+    def __init__(self, policy: PolicyModel, settings: Settings, kl_step: float | None = None) -> None:
+        """`policy` is where training starts. `kl_step`: how far its KL to the base may rise, in nats a reply, within
+        the gate's budget; None: the KL target is `ppo.kl_target`, wherever training starts.
+        """
         self.policy = policy
         self.settings = settings
+        self.kl_step = kl_step
+        self.kl_target = settings.ppo.kl_target
+        self.start = policy.state()
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(policy.parameters.values()), "lr": settings.ppo.lr},
@@ -66,7 +72,19 @@ class Trainer:
     @property
     def target_reached(self) -> bool:
         """Whether the last rollouts were at the KL target."""
-        return bool(self.history) and self.history[-1]["kl"] >= self.settings.ppo.kl_target
+        return bool(self.history) and self.history[-1]["kl"] >= self.kl_target
+
+    @property
+    def kl_start(self) -> float:
+        """KL of where training started, in nats a reply, as the first rollouts have it."""
+        return self.history[0]["kl"]
+
+    def add(self, metrics: Metrics) -> None:
+        """Add an iteration's metrics. The first iteration's KL, before any update, says where the target lies."""
+        self.iteration += 1
+        self.history.append(metrics)
+        if self.iteration == 1 and self.kl_step is not None:
+            self.kl_target = min(self.kl_start + self.kl_step, self.settings.gate.kl_budget)
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -76,6 +94,7 @@ class Trainer:
                 "value_head": self.policy.value_head.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "beta": self.beta,
+                "kl_target": self.kl_target,
                 "iteration": self.iteration,
                 "history": self.history,
             },
@@ -89,6 +108,7 @@ class Trainer:
         self.policy.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.beta = state["beta"]
+        self.kl_target = state["kl_target"]
         self.iteration = state["iteration"]
         self.history = state["history"]
 
@@ -145,8 +165,7 @@ def train_ppo(
             "entropy": sum(x["entropy"] for x in sums) / tokens,  # nats a token
             **{name: sum(x[name] for x in sums) / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},  # nats a reply
         }
-        trainer.iteration += 1
-        trainer.history.append(metrics)
+        trainer.add(metrics)
 
         # 4. unless the KL target is reached: advantages and returns by GAE, whitened over all reply tokens of the
         #    iteration; optimise; adapt β
@@ -157,17 +176,17 @@ def train_ppo(
             metrics["explained_variance"] = explained_variance(trajectories)
             metrics |= optimise(trainer, trajectories, rng)
             trainer.beta = ppo_math.adapted_beta(
-                trainer.beta, metrics["kl"], settings.ppo.kl_target, len(episodes), settings.ppo.kl_horizon
+                trainer.beta, metrics["kl"], trainer.kl_target, len(episodes), settings.ppo.kl_horizon
             )
         on_iteration(trainer, metrics)
 
-    # 5. scale the update down to the KL target where the last steps overshot it
+    # 5. take the update back to the KL target where the last steps overshot it
     rng = rollout.generator(settings.seed, "ppo", "back")
 
     def sample_policy() -> list[Episode]:
         return roll_out(policy, choose_prompts(prompts_per_iteration, rng), rng, end_tokens, settings)
 
-    scale_to_kl_target(policy, settings.ppo.kl_target, sample_policy, settings)
+    return_to_kl_target(trainer, sample_policy)
 
 
 def roll_out(
@@ -183,23 +202,39 @@ def roll_out(
         prompts,
         rng,
         replies=settings.ppo.replies,
-        max_tokens=settings.ppo.rollout_tokens,
+        max_tokens=settings.rollout_tokens,
         temperature=settings.chat.temperature,
         end_tokens=end_tokens,
     )
 
 
-def scale_to_kl_target(
-    policy: PolicyModel, target: float, sample_policy: Callable[[], list[Episode]], settings: Settings
-) -> None:
-    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `sample_policy()`
-    draws have a mean KL of `target` nats. An iteration's steps overshoot the target.
+def return_to_kl_target(trainer: Trainer, sample_policy: Callable[[], list[Episode]]) -> None:
+    """Move the policy back, along the line to where training started (Wortsman et al. 2022), until replies that
+    `sample_policy()` draws have a mean KL to the base of the target, and one to the start of the step. An iteration's
+    steps overshoot the target.
     """
-    for _ in range(SCALING_ROUNDS):
-        kl = policy.totals(sample_policy(), settings.ppo.microbatch).mean_kl
-        if kl <= NEAR_TARGET * target:
+    policy = trainer.policy
+    end = policy.state()
+    share = 1.0  # of the way from the start to the end
+    for _ in range(RETURNS):
+        episodes = sample_policy()
+        moved = policy.totals(episodes, trainer.settings.ppo.microbatch)
+        factor = _share_left(trainer.kl_start, moved.mean_kl, trainer.kl_target)
+        if trainer.kl_step is not None:
+            kl_start = policy.kl_from(trainer.start, episodes, moved.logprob, trainer.settings.ppo.microbatch)
+            factor = min(factor, _share_left(0.0, kl_start, trainer.kl_step))
+        if factor == 1:
             break
-        policy.scale_update((target / kl) ** 0.5)  # KL grows with about the square of the update
+        share *= factor
+        policy.interpolate(trainer.start, end, share)
+
+
+def _share_left(kl_start: float, kl: float, target: float) -> float:
+    """The share of the way from the start to here at which the KL, whose root grows about evenly on it, is `target`."""
+    if kl <= NEAR_TARGET * target:
+        return 1.0
+    root_start = min(kl_start, kl) ** 0.5
+    return max(0.0, (target**0.5 - root_start) / max(kl**0.5 - root_start, 1e-9))
 
 
 @torch.no_grad()

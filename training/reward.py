@@ -17,10 +17,10 @@ from playground.models import adapters, scorer
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from playground.settings import Settings
 from playground.system.messages import Message
-from training import preferences
+from training import evidence, preferences
 from training.preferences import Preferences
 from training.reward_head import designs, fit_head, fitted_scores, one_thread, span, standardised
-from training.reward_validation import Predictions, ReliabilityBin, choose, cross_validate, evidence, wilson
+from training.reward_validation import Predictions, ReliabilityBin, choose, cross_validate, wilson
 
 LENGTH_MATCHED = 0.1  # two replies are of one length if their log lengths differ by less
 
@@ -45,6 +45,9 @@ class Report:
     heldout_accuracy: float | None
     heldout_interval: tuple[float, float] | None
     heldout_nll: float | None
+    forecasts: int  # of votes, each by a head fitted on those before it
+    forecast_hits: float
+    e_value: float  # see `evidence.py`
     enough: bool
     reason: Message | None
     lora_epochs: int = 0
@@ -70,14 +73,20 @@ def fit(
     they are measured on, so that what the choice overfits does not count as learning. The returned model is fitted on
     all votes, so that none is wasted.
     """
-    extracted = ExtractedFeatures.of(trunk.features(prefs.replies, on_batch), trunk.parts, prefs.replies)
+    trunk_features = trunk.features(prefs.replies, on_batch)
+    extracted = ExtractedFeatures.of(trunk_features, trunk.parts, prefs.replies)
     x_by_feature_set = designs(extracted, prefs, settings)
 
     def scores_by_own_choice(part: Preferences) -> tuple[torch.Tensor, float]:
         feature_set, penalty = choose(x_by_feature_set, part, settings.seed)
         return fitted_scores(x_by_feature_set[feature_set], part, penalty)
 
+    def designs_of(part: Preferences, rows: list[int]) -> dict[str, torch.Tensor]:
+        seen = ExtractedFeatures.of(trunk_features[rows], trunk.parts, part.replies)
+        return designs(seen, part, settings)
+
     with one_thread():
+        known = evidence.assess(designs_of, prefs, settings)
         cv, indices = cross_validate(prefs, settings.seed, scores_by_own_choice)
         scores, log_nu = scores_by_own_choice(prefs.training_part())
         heldout = Predictions.of(scores, log_nu, prefs.heldout_part().pairs)
@@ -95,7 +104,6 @@ def fit(
         model.lora = lora.tensors
 
     correct, decided = cv.count_correct()
-    enough, reason = evidence(correct, decided, settings.reward.evidence_confidence)
     report = Report(
         pairs=len(prefs.pairs),
         feature_set=feature_set,
@@ -111,8 +119,11 @@ def fit(
         heldout_accuracy=lora.heldout.accuracy(),
         heldout_interval=lora.heldout.interval(),
         heldout_nll=lora.heldout.nll(),
-        enough=enough,
-        reason=reason,
+        forecasts=known.forecasts,
+        forecast_hits=known.hits,
+        e_value=known.e_value,
+        enough=known.enough,
+        reason=known.reason,
         lora_epochs=lora.epochs,
     )
     return model, report

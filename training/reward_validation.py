@@ -1,5 +1,5 @@
 """What may be said of a reward model: predictions on votes that it was not fitted on, the choice of feature set and
-penalty by cross-validation, and whether the votes are evidence enough.
+penalty by cross-validation. Whether the votes are evidence enough is `evidence.py`'s.
 
 Fits heads by `reward_head.py`. Knows nothing about trunks or files.
 """
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from playground.system.messages import Message
 from training import preferences
 from training.preferences import Pair, Preferences
 from training.reward_head import Objective, minimise, pair_columns
@@ -177,7 +176,7 @@ def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> l
     return sums
 
 
-# -- evidence
+# -- intervals
 
 
 def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -186,39 +185,3 @@ def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, flo
         return (0.0, 1.0)
     interval = binomtest(int(round(correct)), n).proportion_ci(confidence, method="wilson")
     return (float(interval.low), float(interval.high))
-
-
-def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, Message | None]:
-    """(enough, reason): whether the interval of the accuracy lies above chance. The reason says about how many more
-    votes are needed, and is None where there are enough. Confidence 0 switches the check off.
-    """
-    if decided == 0:
-        return False, Message(
-            "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
-        )
-    if not confidence:
-        return True, None
-    accuracy = correct / decided
-    low, high = wilson(correct, decided, confidence)
-    if low > 0.5:
-        return True, None
-    numbers_tried = range(decided + 1, 20 * decided + 200)
-    needed = next((n for n in numbers_tried if wilson(accuracy * n, n, confidence)[0] > 0.5), None)
-    figures: dict[str, str | int] = {
-        "votes": int(decided),
-        "accuracy": f"{accuracy:.2f}",
-        "low": f"{low:.2f}",
-        "high": f"{high:.2f}",
-    }
-    if needed:
-        return False, Message(
-            "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; "
-            "about {more} more at this agreement rate.",
-            **figures,
-            more=int(needed - decided),
-        )
-    return False, Message(
-        "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; the "
-        "votes do not agree with each other so far.",
-        **figures,
-    )

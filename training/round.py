@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from playground.decoding import tuning
 from playground.models import adapters, prompts
+from playground.models.trial import Tally
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gate, ppo, preferences, reward, rollout, selftest, served, sft
+from training import erase, gate, ppo, preferences, ratchet, reward, rollout, selftest, served, sft
 from training.gate import GateReport
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
+from training.ratchet import EndedTrial
 from training.rollout import Episode
 from training.round_control import RoundControl, write_json
 from training.round_models import RoundModels
@@ -36,10 +39,12 @@ SAMPLES = 8  # that a gate's report keeps, of shipped prompts and of people's pr
 
 @dataclass(frozen=True)
 class GateReplies:
-    """Replies of two versions to the gate's prompts, in the same order."""
+    """Replies to the gate's prompts by the new policy, the live version and the base, in the same order."""
 
+    prompts: int
     new: list[Episode]
     live: list[Episode]
+    base: list[Episode]
     new_texts: list[str]
 
 
@@ -108,9 +113,7 @@ class Round(RoundControl):
         settings = self.settings
         policy = self.models.policy
         live = self.store.live_policy()
-        from_live = settings.round.start_from == "live" and live["version"] > 0
-        if from_live:
-            self._start_from_live(live)
+        from_live = self._goes_on(live) and self._start_from_live(live)
         rows = self.store.demonstrations(self.models.base["hash"])
         demonstrations = sft.examples(
             rows, self.models.encode_reply, settings.ppo.rollout_context, self.models.max_tokens
@@ -125,12 +128,26 @@ class Round(RoundControl):
             self.record(demonstrations=len(demonstrations), sft_loss=loss)
         if from_live or fine_tune:
             save_file(policy.state(), self.folder / "start.safetensors")
-            self.record(started_from=live["version"] if from_live else 0)
+        self.record(started_from=live["version"] if from_live else 0)
 
-    def _start_from_live(self, live: Row) -> None:
-        """Put the live version's update into the policy, scaled down to half the KL target: PPO then has room to move
-        on in the same direction.
-        """
+    def _goes_on(self, live: Row) -> bool:
+        """Whether this round goes on from the live version."""
+        if self.settings.round.start_from == "base" or live["version"] == 0:
+            return False
+        votes = self.store.votes_against_base(live["version"])
+        against_base = Tally(votes["wins"], votes["losses"])
+        if ratchet.retreats(against_base):
+            log.info(
+                "people preferred the base to v%04d in %d of %d pairs, so this round starts from the base",
+                live["version"],
+                against_base.losses,
+                against_base.decided,
+            )
+            return False
+        return True
+
+    def _start_from_live(self, live: Row) -> bool:
+        """Put the live version's update into the policy; False where its LoRA has another shape."""
         settings = self.settings
         manifest, tensors = adapters.read(
             adapters.place(settings.adapters_dir, live["path"]),
@@ -138,19 +155,15 @@ class Round(RoundControl):
             expected_sha256=live["sha256"],
         )
         if (manifest["rank"], manifest["alpha"]) != (settings.ppo.lora_rank, settings.ppo.lora_alpha):
-            raise adapters.BadAdapter(
-                f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start "
-                f"with --ppo.lora-rank {manifest['rank']} --ppo.lora-alpha {manifest['alpha']}, or with "
-                "--round.start-from base"
+            log.info(
+                "v%04d has a LoRA of rank %s and alpha %s, so this round starts from the base",
+                live["version"],
+                manifest["rank"],
+                manifest["alpha"],
             )
-        policy = self.models.policy
-        policy.load(tensors)
-
-        def sample_policy() -> list[Episode]:
-            chosen = self.models.training_prompts(settings.ppo.episodes, self.models.rng("start"))
-            return self.models.sample(policy.causal, chosen, "start")
-
-        ppo.scale_to_kl_target(policy, settings.ppo.kl_target / 2, sample_policy, settings)
+            return False
+        self.models.policy.load(tensors)
+        return True
 
     # -- reward
 
@@ -195,14 +208,14 @@ class Round(RoundControl):
         """PPO from the start or from the checkpoint ppo.pt; the policy becomes policy.safetensors."""
         policy = self.models.policy
         iterations = self.settings.ppo.iterations
-        trainer = Trainer(policy, self.settings)
         checkpoint = self.folder / "ppo.pt"
         start = self.folder / "start.safetensors"
+        if start.exists():
+            policy.load(load_file(start))
+        trainer = Trainer(policy, self.settings, self._kl_step())
         if checkpoint.exists():
             trainer.load(checkpoint)
             log.info("ppo goes on after iteration %d", trainer.iteration)
-        elif start.exists():
-            policy.load(load_file(start))
         self.resumed_at_step(trainer.iteration)
         self.progress(trainer.iteration, iterations, {})
 
@@ -225,22 +238,28 @@ class Round(RoundControl):
 
         ppo.train_ppo(trainer, self.models.training_prompts, self.score, self.models.end_tokens, on_iteration)
         save_file(policy.state(), self.folder / "policy.safetensors")
+        self.record(kl_start=trainer.kl_start, kl_target=trainer.kl_target)
+
+    def _kl_step(self) -> float | None:
+        """By how much this round may raise the KL to the base; None where it starts from the base."""
+        figures = self.store.round(self.id)["metrics"]
+        if not figures.get("started_from"):
+            return None
+        trials = [
+            EndedTrial(row["state"], Tally(row["wins"], row["losses"], row["ties"]))
+            for row in self.store.ended_trials()
+        ]
+        return ratchet.step(self.settings.ppo.kl_step, trials, figures["cv_accuracy"])
 
     # -- gate
 
     def _gate(self) -> None:
-        """The comparison with the live version becomes gate.json."""
+        """The comparison with the live version and the base becomes gate.json."""
         models = self.models
-        chosen = models.gate_prompts()
-        new = models.sample(models.trained_policy.causal, chosen, "gate-sample")
-        self.progress(1, 4, {})
-        live = models.sample(models.live_model(), chosen, "gate-sample")
-        self.progress(2, 4, {})
-        texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
-        replies = GateReplies(new=new, live=live, new_texts=texts)
+        replies = self._gate_replies()
         report = self._compare(replies)
         samples = self._samples(replies)
-        self.progress(4, 4, {})
+        self.progress(5, 5, {})
         log.info(
             "gate: gain %+.2f [%+.2f, %+.2f], KL %.1f: %s",
             report.gain,
@@ -250,9 +269,27 @@ class Round(RoundControl):
         )
         trained = models.trained_policy.causal
         forward = tuning.choose(self.settings, trained, models.base).forward(trained)
-        served_kl = served.divergence(trained, forward, new)
+        served_kl = served.divergence(trained, forward, replies.new)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
+
+    def _gate_replies(self) -> GateReplies:
+        models = self.models
+        chosen = models.gate_prompts()
+        policy = models.trained_policy
+
+        def sample(model: PreTrainedModel) -> list[Episode]:
+            return models.sample(model, chosen, "gate-sample", self.settings.gate.replies)
+
+        new = sample(policy.causal)
+        self.progress(1, 5, {})
+        with policy.reference():
+            base = sample(policy.causal)
+        self.progress(2, 5, {})
+        live = sample(models.live_model()) if self.store.live_policy()["version"] else base
+        self.progress(3, 5, {})
+        texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
+        return GateReplies(prompts=len(chosen), new=new, live=live, base=base, new_texts=texts)
 
     def _compare(self, replies: GateReplies) -> GateReport:
         settings = self.settings
@@ -264,23 +301,25 @@ class Round(RoundControl):
         draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
         draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
         gains = (draws_new - draws_live) / model.spread
-        self.progress(3, 4, {})
+        self.progress(4, 5, {})
         canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
         canary_tokens = sum(len(episode.completion) for episode in canaries)
         canary_totals = policy.totals(canaries, settings.ppo.microbatch)
-        return gate.decide(
-            replies.new,
-            replies.live,
+        compared = gate.Compared(
+            prompts=replies.prompts,
+            new=replies.new,
+            live=replies.live,
+            base=replies.base,
+            texts=replies.new_texts,
             reward_new=model.reward(features_new).numpy(),
             reward_live=model.reward(features_live).numpy(),
             gains=gains.numpy(),
             kl=policy.totals(replies.new, settings.ppo.microbatch).kl,
-            texts=replies.new_texts,
             canary_new=sum(canary_totals.logprob) / canary_tokens,
             canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
             length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
-            settings=settings,
         )
+        return gate.decide(compared, settings)
 
     def _samples(self, replies: GateReplies) -> list[dict[str, Any]]:
         """Some replies before and after, each marked whether its prompt is a shipped one: everybody may read those, and
@@ -290,7 +329,9 @@ class Round(RoundControl):
         shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in self.models.seed_prompts(part)}
         samples = []
         room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
-        for after, before, text in zip(replies.new, replies.live, replies.new_texts, strict=True):
+        per_prompt = len(replies.new) // replies.prompts
+        first_of_each = (values[::per_prompt] for values in (replies.new, replies.live, replies.new_texts))
+        for after, before, text in zip(*first_of_each, strict=True):
             is_shipped = tuple(after.prompt) in shipped
             if not room[is_shipped]:
                 continue

@@ -170,7 +170,7 @@ class RoundModels:
             prompt_ids,
             self.rng(name),
             replies=replies,
-            max_tokens=self.settings.ppo.rollout_tokens,
+            max_tokens=self.settings.rollout_tokens,
             temperature=self.settings.chat.temperature,
             end_tokens=self.end_tokens,
         )

@@ -247,7 +247,7 @@ def bounded(settings: Settings) -> Settings:
             f"{source} takes {most} tokens, which is too little for a conversation: pass --model one that takes "
             f"{MIN_POSITIONS} or more."
         )
-    tokens, changed = settings.flat(), {}
+    tokens, changed = settings.flat() | {"ppo.rollout_tokens": settings.rollout_tokens}, {}
     for context, reply in (
         ("chat.context_tokens", "chat.reply_tokens"),
         ("ppo.rollout_context", "ppo.rollout_tokens"),
