@@ -19,7 +19,7 @@ from playground.settings import Settings
 from playground.system.messages import Message
 from training import preferences
 from training.preferences import Pair, Preferences
-from training.reward_head import fitted_scores, pair_columns
+from training.reward_head import fit_head, pair_columns
 from training.reward_validation import choose
 
 FIRST = 4  # votes before the first forecast
@@ -99,10 +99,14 @@ def forecast(
     if choice is None or len(fitted) <= CHOOSE_UP_TO:
         choice = choose(x_by_feature_set, learnt, seed)
     feature_set, penalty = choice
-    scores, _ = fitted_scores(x_by_feature_set[feature_set], learnt, penalty)
+    x = x_by_feature_set[feature_set]
+    head = fit_head(x, learnt, penalty)
     left, right, outcome = pair_columns(part.pairs[len(fitted) :])
-    margin = (scores[left] - scores[right]) * (1 - outcome)  # of the reply that was chosen over the other one
-    return torch.sigmoid(margin).tolist(), choice
+    difference = x[left] - x[right]  # (k, r)
+    margin = difference @ head.weight * (1 - outcome)  # of the reply that was chosen over the other one
+    variance = (difference @ head.factor).square().sum(-1)
+    # the mean of a logistic function over a Gaussian margin (MacKay 1992)
+    return torch.sigmoid(margin / (1 + torch.pi / 8 * variance).sqrt()).tolist(), choice
 
 
 def of_pairs(prefs: Preferences, pairs: Sequence[Pair]) -> tuple[Preferences, list[int]]:
