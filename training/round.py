@@ -21,7 +21,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gate, ppo, preferences, reward, rollout, selftest, served, sft
+from training import erase, gate, gpu, ppo, preferences, reward, rollout, selftest, served, sft
 from training.gate import GateReport
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
@@ -195,7 +195,7 @@ class Round(RoundControl):
         """PPO from the start or from the checkpoint ppo.pt; the policy becomes policy.safetensors."""
         policy = self.models.policy
         iterations = self.settings.ppo.iterations
-        trainer = Trainer(policy, self.settings)
+        trainer = Trainer(policy, gpu.with_room_used(self.settings))
         checkpoint = self.folder / "ppo.pt"
         start = self.folder / "start.safetensors"
         if checkpoint.exists():
