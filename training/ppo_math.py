@@ -43,8 +43,8 @@ def masked_whiten(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> tor
 
 
 class _Vocabulary:
-    """softmax(head(hidden) / temperature) of at most `head_rows` hidden states at once. The buffers are reused, since new
-    memory for tensors of this size costs more than the arithmetic on them.
+    """softmax(head(hidden) / temperature) of at most `head_rows` hidden states at once. The buffers are reused, since
+    new memory for tensors of this size costs more than the arithmetic on them.
     """
 
     def __init__(
