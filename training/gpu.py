@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 from playground.models import loading, sources, structure
 from playground.settings import Settings
 from playground.system import memory
+from training import ppo_math, rollout
 
 REWARD_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a quantised weight, with its scales
 ROOM = 0.5  # of the free memory that a round may need with larger microbatches
@@ -18,9 +19,11 @@ class NotEnoughMemory(Exception):
 
 def need(settings: Settings) -> int:
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, the LoRA with Adam's
-    moments, and the activations of one microbatch.
+    moments, and the larger one of what an update and a rollout need beside them: the activations of one microbatch, or
+    keys and values.
     """
     config = loading.load_config(sources.source_of(settings))
+    text = config.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     blocks = structure.blocks(model)
@@ -30,13 +33,18 @@ def need(settings: Settings) -> int:
     in_blocks = sum(module.weight.numel() for module in linear)  # quantisation leaves embeddings and head as they are
     lora = sum(settings.ppo.lora_rank * sum(module.weight.shape) for module in linear)
     tokens = settings.ppo.microbatch * (settings.ppo.rollout_context + settings.ppo.rollout_tokens)
-    reply_tokens = settings.ppo.microbatch * settings.ppo.rollout_tokens
+    head_rows = min(settings.ppo.microbatch * settings.ppo.rollout_tokens, ppo_math.HEAD_ROWS_GPU)
     bytes_a_weight = loading.trunk_dtype(settings).itemsize
     reward_bytes = REWARD_BYTES.get(settings.reward.quantisation, bytes_a_weight)
     trunks = weights * bytes_a_weight + (weights - in_blocks) * bytes_a_weight + in_blocks * reward_bytes
     activations = tokens * width * len(blocks) * 25 * bytes_a_weight
-    logits = 3 * 4 * reply_tokens * config.get_text_config().vocab_size
-    return int(trunks + 16 * lora + activations + logits)
+    logits = 2 * (bytes_a_weight + 4 + 4) * head_rows * text.vocab_size  # of policy and reference
+    all_heads = getattr(text, "num_attention_heads", 1)  # a state-space model has none, and less to keep
+    heads = getattr(text, "num_key_value_heads", None) or all_heads
+    kv_width = heads * (getattr(text, "head_dim", None) or width // all_heads)
+    rollout_tokens = rollout.ROWS_GPU * (settings.ppo.rollout_context + settings.ppo.rollout_tokens)
+    keys_values = 2 * len(blocks) * kv_width * bytes_a_weight * rollout_tokens
+    return int(trunks + 16 * lora + max(activations + logits, keys_values))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 HEAD_ROWS = 96  # hidden states that a CPU multiplies with the vocabulary at once: their logits stay in its cache
-HEAD_ROWS_GPU = 1024  # a GPU does the work of many rows in about the time of few
+HEAD_ROWS_GPU = 512  # a GPU does the work of many rows in about the time of few
 
 
 def head_rows(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from playground.models.loading import EndTokens
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
 ROWS = 32  # replies that are decoded at once on a CPU
-ROWS_GPU = 128  # on a GPU, where a step takes about as long for many rows as for few
+ROWS_GPU = 64  # on a GPU, where a step takes about as long for many rows as for few
 
 T = TypeVar("T")
 
