@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from playground.settings import Settings
 from tests.test_policy import END, EPISODES, SCORES, moved, settings
@@ -410,3 +411,35 @@ def test_the_microbatch_changes_memory_and_not_the_update(microbatch):
         torch.testing.assert_close(
             parts[name], whole[name], rtol=0, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+class CountsReads(TorchDispatchMode):
+    """Counts what makes a program wait for a GPU: numbers read out of tensors, and results whose size is read from
+    one.
+    """
+
+    READS = ("_local_scalar_dense", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(name in str(func) for name in self.READS)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_reads_no_number_for_each_of_its_microbatches():
+    """Each number that is read makes a GPU run dry, which then waits for the next kernels."""
+    counts = []
+    for size in (1, 4):
+        t = trainer(ppo={"minibatch": 4, "microbatch": size, "epochs": 2})
+        with CountsReads() as reads:
+            trajectories = [
+                ppo.measure(t.policy, EPISODES[i : i + size], SCORES[i : i + size], t.beta, t.settings)[0]
+                for i in range(0, 4, size)
+            ]
+            ppo.estimate_advantages(trajectories, t.settings)
+            ppo.optimise(t, trajectories, generator("test"))
+        counts.append(reads.count)
+    assert counts[0] - counts[1] <= 3 * 3, counts  # transformers' mask looks at the padding in each forward: 3 forwards

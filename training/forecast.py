@@ -20,6 +20,7 @@ from playground.models import active, loading, prompts
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from playground.settings import Settings
 from playground.store import Store, StoreUnavailable
+from playground.system import memory
 from training import preferences, reward
 from training.erase import reply_name
 from training.preferences import Pair, Preferences, Reply
@@ -122,8 +123,10 @@ class Forecaster:
             return reward.fit_model(extracted, prefs, feature_set, penalty)
 
     def rest(self) -> None:
-        """Free the trunk's memory."""
-        self._trunk = None
+        """Free the trunk's memory, on a GPU too."""
+        if self._trunk is not None:
+            self._trunk = None
+            memory.release()
 
     # -- parts
 

@@ -103,7 +103,8 @@ class Trainer:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        # to the CPU first: the checkpoint may be from another device, and Adam's step counters stay on the CPU
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.policy.load(state["lora"])
         self.policy.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -142,28 +143,30 @@ def train_ppo(
         scores = score(episodes)  # (N,)
         ended = torch.tensor([float(episode.ended) for episode in episodes])
         penalised = scores - settings.ppo.missing_end_penalty * (1 - ended)
-        centred = ppo_math.leave_one_out(penalised, settings.ppo.replies).to(policy.device)
+        centred = ppo_math.leave_one_out(penalised, settings.ppo.replies)
 
         # 3. measure microbatches in the first epoch's order: old log-probabilities come from these same tensors, so the
         #    first ratio is exactly 1. Replies to one prompt stay together, since it is read once for them
         first_replies = rng.sample(range(0, len(episodes), settings.ppo.replies), len(prompts))
         order = [first + k for first in first_replies for k in range(settings.ppo.replies)]
         trajectories = []
-        sums: list[Metrics] = []
+        token_sums = []
         for start in range(0, len(order), settings.ppo.microbatch):
             rows = order[start : start + settings.ppo.microbatch]
             microbatch = [episodes[i] for i in rows]
-            trajectory, token_sums = measure(policy, microbatch, centred[rows], trainer.beta, settings)
+            scores_of_rows = centred[rows].to(policy.device)
+            trajectory, sums_of_rows = measure(policy, microbatch, scores_of_rows, trainer.beta, settings)
             trajectories.append(trajectory)
-            sums.append(token_sums)
+            token_sums.append(sums_of_rows)
+        sums = ppo_math.read_back(ppo_math.added(token_sums))
         tokens = sum(len(episode.completion) for episode in episodes)
         metrics = {
             "reward": scores.mean().item(),
             "ended": ended.mean().item(),
             "length": tokens / len(episodes),
             "beta": trainer.beta,
-            "entropy": sum(x["entropy"] for x in sums) / tokens,  # nats a token
-            **{name: sum(x[name] for x in sums) / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},  # nats a reply
+            "entropy": sums["entropy"] / tokens,  # nats a token
+            **{name: sums[name] / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},  # nats a reply
         }
         trainer.add(metrics)
 
@@ -240,8 +243,10 @@ def _share_left(kl_start: float, kl: float, target: float) -> float:
 @torch.no_grad()
 def measure(
     policy: PolicyModel, episodes: Sequence[Episode], scores: torch.Tensor, beta: float, settings: Settings
-) -> tuple[Trajectory, Metrics]:
-    """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens}. scores (B,)."""
+) -> tuple[Trajectory, dict[str, torch.Tensor]]:
+    """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens, scalar}. scores
+    (B,).
+    """
     batch = policy.batch(episodes)
     comparison = policy.compare(batch)
     kl_k1 = ppo_math.kl_k1(comparison.logprob, comparison.ref_logprob)
@@ -258,7 +263,7 @@ def measure(
         returns=not_yet,
     )
     sums = {"kl": comparison.kl, "kl_k1": kl_k1, "kl_k3": kl_k3, "entropy": comparison.entropy}
-    return trajectory, {name: values.sum().item() for name, values in sums.items()}
+    return trajectory, {name: values.sum() for name, values in sums.items()}
 
 
 def minibatches(trajectories: Sequence[Trajectory], settings: Settings) -> list[Sequence[Trajectory]]:
@@ -300,23 +305,24 @@ def estimate_advantages(trajectories: Sequence[Trajectory], settings: Settings) 
     """Fill in advantages and returns, and drop the hidden states. Whitening is over the whole iteration, not a
     minibatch.
     """
-    masks = [trajectory.batch.mask.bool() for trajectory in trajectories]
     for trajectory in trajectories:
         trajectory.hidden = torch.zeros(0)
         trajectory.advantages, trajectory.returns = ppo_math.gae(
             trajectory.rewards, trajectory.old_values, trajectory.batch.mask, gamma=1.0, lam=settings.ppo.gae_lambda
         )
-    flat = torch.cat([trajectory.advantages[mask] for trajectory, mask in zip(trajectories, masks, strict=True)])
-    whitened = ppo_math.masked_whiten(flat, torch.ones_like(flat)).split([int(mask.sum()) for mask in masks])
-    for trajectory, mask, values in zip(trajectories, masks, whitened, strict=True):
-        trajectory.advantages[mask] = values
+    flat = torch.cat([trajectory.advantages.flatten() for trajectory in trajectories])
+    mask = torch.cat([trajectory.batch.mask.flatten() for trajectory in trajectories])
+    whitened = ppo_math.masked_whiten(flat, mask).split([trajectory.advantages.numel() for trajectory in trajectories])
+    for trajectory, values in zip(trajectories, whitened, strict=True):
+        trajectory.advantages = values.view_as(trajectory.advantages)
 
 
 def explained_variance(trajectories: Sequence[Trajectory]) -> float:
     """Of the value head, over all reply tokens."""
-    values = torch.cat([trajectory.old_values[trajectory.batch.mask.bool()] for trajectory in trajectories])
-    returns = torch.cat([trajectory.returns[trajectory.batch.mask.bool()] for trajectory in trajectories])
-    return ppo_math.explained_variance(values, returns, torch.ones_like(values))
+    values = torch.cat([trajectory.old_values.flatten() for trajectory in trajectories])
+    returns = torch.cat([trajectory.returns.flatten() for trajectory in trajectories])
+    mask = torch.cat([trajectory.batch.mask.flatten() for trajectory in trajectories])
+    return ppo_math.explained_variance(values, returns, mask)
 
 
 def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.Random) -> Metrics:
@@ -336,14 +342,14 @@ def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.R
     for epoch in range(settings.ppo.epochs):
         for minibatch in groups if epoch == 0 else rng.sample(groups, len(groups)):
             trainer.optimizer.zero_grad()
-            losses: Metrics = {}
-            for trajectory, share in zip(minibatch, token_shares(minibatch), strict=True):
-                parts = accumulate(policy, trajectory, share, settings, check_ratio=steps == 0)
-                for name, value in parts.items():
-                    losses[name] = losses.get(name, 0.0) + value
+            shares = token_shares(minibatch)
+            parts = [accumulate(policy, *part, settings) for part in zip(minibatch, shares, strict=True)]
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.ppo.max_grad_norm)
+            ratio_error = torch.stack([part.pop("ratio_error") for part in parts]).max()
+            losses = ppo_math.read_back({**ppo_math.added(parts), "grad_norm": grad_norm, "ratio_error": ratio_error})
+            check_first_ratio(losses.pop("ratio_error"), steps, settings.ppo.ratio_tolerance)
             if losses["approx_kl"] > settings.ppo.kl_stop:
                 return means()
-            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.ppo.max_grad_norm).item()
             trainer.optimizer.step()
             steps += 1
             for name, value in losses.items():
@@ -351,21 +357,23 @@ def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.R
     return means()
 
 
+def check_first_ratio(error: float, steps: int, tolerance: float) -> None:
+    """RatioNotOne where a minibatch's largest distance of a ratio from 1 exceeds the tolerance before any step."""
+    if steps == 0 and not error <= tolerance:
+        raise RatioNotOne(f"the first ratio is off by {error:.2e}; at most {tolerance:.0e} is accepted")
+
+
 def accumulate(
-    policy: PolicyModel, trajectory: Trajectory, share: torch.Tensor, settings: Settings, check_ratio: bool
-) -> Metrics:
-    """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns its share of the losses
-    and metrics.
+    policy: PolicyModel, trajectory: Trajectory, share: torch.Tensor, settings: Settings
+) -> dict[str, torch.Tensor]:
+    """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns, as scalars on its
+    device, its share of the losses and metrics and its largest distance of a ratio from 1 (`ratio_error`).
     """
     mask = trajectory.batch.mask
     hidden = policy.hidden(trajectory.batch)
     logprobs = policy.token_logprobs(hidden, trajectory.batch)
     new_logprobs = logprobs.detach()
-    ratio_error = (torch.exp(new_logprobs - trajectory.old_logprobs) - 1).abs().max().item()
-    if check_ratio and not ratio_error <= settings.ppo.ratio_tolerance:
-        raise RatioNotOne(
-            f"the first ratio is off by {ratio_error:.2e}; at most {settings.ppo.ratio_tolerance:.0e} is accepted"
-        )
+    ratio_error = (torch.exp(new_logprobs - trajectory.old_logprobs) - 1).abs().max()
     policy_loss, clip_fraction = ppo_math.policy_loss(
         logprobs, trajectory.old_logprobs, trajectory.advantages, mask, settings.ppo.ratio_clip
     )
@@ -380,4 +388,4 @@ def accumulate(
         "clip_fraction": clip_fraction,
         "approx_kl": approx_kl,
     }
-    return {name: (share * value).item() for name, value in values.items()}
+    return {"ratio_error": ratio_error} | {name: share * value.detach() for name, value in values.items()}

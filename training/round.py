@@ -23,7 +23,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gate, ppo, preferences, ratchet, reward, rollout, selftest, served, sft
+from training import erase, gate, gpu, ppo, preferences, ratchet, reward, rollout, selftest, served, sft
 from training.gate import GateReport
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
@@ -212,7 +212,7 @@ class Round(RoundControl):
         start = self.folder / "start.safetensors"
         if start.exists():
             policy.load(load_file(start))
-        trainer = Trainer(policy, self.settings, self._kl_step())
+        trainer = Trainer(policy, gpu.with_room_used(self.settings), self._kl_step())
         if checkpoint.exists():
             trainer.load(checkpoint)
             log.info("ppo goes on after iteration %d", trainer.iteration)

@@ -174,8 +174,8 @@ class PPOSettings(Group):
     minibatch: ForRounds[Positive] = 32
     """Episodes in each optimizer step."""
     microbatch: ForRounds[Positive] = 8
-    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch.
-    Changes memory, not PPO's update.
+    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch, and a GPU with room takes a whole
+    one. Changes memory, not PPO's update.
     """
     share_prompts: ForRounds[bool] = True
     """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for
