@@ -119,6 +119,7 @@ def run(settings, log=print):
     device = loading.device_of(settings)
     if device.type != "cuda" and not settings.quick:
         raise SettingsError("--device: there is no CUDA here; --quick runs without it")
+    torch.set_num_threads(settings.threads)
     rows = card(device)
     with tempfile.TemporaryDirectory() as scratch:
         for name, section in sections(settings):
