@@ -60,6 +60,7 @@ class Crowd:
         self.identity = loading.base_identity(trunk, settings)
         self.end_tokens = loading.end_tokens(trunk, tokenizer)
         self.pool = LoraPool(trunk)
+        self._held_out: dict[tuple[int, int, int], list[list[Reply]]] = {}
         self.lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
         random.Random(settings.seed).shuffle(self.lines)
 
@@ -205,9 +206,11 @@ class Crowd:
 
     def held_out(self, version: int, replies: int, prompts_at_most: int) -> list[list[Reply]]:
         """Replies of a version to each held-out prompt."""
-        lines = heldout_lines()[:prompts_at_most]
-        found = self.replies(version, lines, "held out", replies)
-        return [found[i : i + replies] for i in range(0, len(found), replies)]
+        key = (version, replies, prompts_at_most)
+        if key not in self._held_out:
+            found = self.replies(version, heldout_lines()[:prompts_at_most], "held out", replies)
+            self._held_out[key] = [found[i : i + replies] for i in range(0, len(found), replies)]
+        return self._held_out[key]
 
     def win_rate(self, ours: list[list[Reply]], theirs: list[list[Reply]]) -> tuple[float, tuple[float, float]]:
         """How often, by the people's scores, a reply of ours is better than one of theirs to the same prompt; and an

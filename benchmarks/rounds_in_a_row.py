@@ -26,7 +26,7 @@ from benchmarks.crowd import Crowd
 from playground.models import loading
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
-from training import annotators
+from training import annotators, worker
 
 RESULTS = Path(__file__).parent.parent / "assets" / "rounds_in_a_row.jsonl"
 # what an arm changes in the settings
@@ -96,14 +96,17 @@ class Chain:
         self.folder = settings.data_dir / "benchmarks" / "rounds-in-a-row" / name
         short = {"ppo": {"iterations": 3, "episodes": 16, "rollout_tokens": 32}, "gate": {"prompts": 8, "replies": 2}}
         quick = short if settings.quick else {}
+        self._chat: Crowd | None = None
         self.job = Settings.like(settings, data_dir=self.folder, worker=False, **(quick | ARMS[arm]))
+        self.on_gpu = loading.device_of(self.job).type == "cuda"  # where a process takes longer to start than to train
 
     def known(self) -> list[dict[str, Any]]:
         """Figures of the rounds that are done."""
         file = self.settings.results
         lines = file.read_text().splitlines() if file.exists() else []
         rows = [row for row in map(json.loads, lines) if all(row.get(name) == self.key[name] for name in self.key)]
-        return sorted(rows, key=lambda row: row["round"])[: self.rounds]
+        by_round = {row["round"]: row for row in rows}  # the last one, where a chain was begun anew
+        return [by_round[number] for number in sorted(by_round)][: self.rounds]
 
     def run(self) -> list[dict[str, Any]]:
         done = self.known()
@@ -126,27 +129,18 @@ class Chain:
     def _round(self, store: Store, number: int) -> dict[str, Any]:
         """Votes, a round, and the truth."""
         began = time.monotonic()
-        people = annotators.people(self.annotator, flip=self.settings.flip)
-        tokenizer = loading.load_tokenizer(self.job)
-        chat = Crowd(store, self.job, loading.load_trunk(self.job), tokenizer, people)
-        votes = chat.vote(self.settings.votes, (number - 1) * self.settings.votes, self.arm == "shuffled votes")
+        chat = self._crowd(store)
+        there = store.one("select count(*) as n from vote")["n"]  # of a chain that was stopped in the middle of a round
+        votes = chat.vote(number * self.settings.votes - there, there, self.arm == "shuffled votes")
         voted = store.live_policy()["version"]
-        if self.job.device == "cpu" or not torch.cuda.is_available():
-            chat.trunk = None  # the worker needs the memory
-            gc.collect()
         start = time.monotonic()
-        with (self.folder / f"worker {number}.log").open("w") as log:
-            subprocess.run(
-                [sys.executable, "-m", "training.worker", "--once"],
-                env={**os.environ, **self.job.environ()},
-                cwd=Path(__file__).parent.parent,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
+        if self.on_gpu:
+            store.request_round()
+            worker.run_once(store, self.job, "chain", auto=False)
+        else:
+            self._run_worker(self.folder / f"worker {number}.log")
+            chat = self._crowd(store)
         minutes = (time.monotonic() - start) / 60
-        if chat.trunk is None:
-            chat = Crowd(store, self.job, loading.load_trunk(self.job), tokenizer, people)
         row = store.last_round()
         assert row is not None  # the worker was told to run one
         live = store.live_policy()["version"]
@@ -166,6 +160,28 @@ class Chain:
             **self._truth(chat, store, live, candidate, voted),
             "all_minutes": round((time.monotonic() - began) / 60, 2),
         }
+
+    def _crowd(self, store: Store) -> Crowd:
+        """The people of this chain, with the models loaded."""
+        if self._chat is None:
+            people = annotators.people(self.annotator, flip=self.settings.flip)
+            tokenizer = loading.load_tokenizer(self.job)
+            self._chat = Crowd(store, self.job, loading.load_trunk(self.job), tokenizer, people)
+        return self._chat
+
+    def _run_worker(self, log: Path) -> None:
+        """One round in a process of its own, which gets the memory for itself."""
+        self._chat = None
+        gc.collect()
+        with log.open("w") as output:
+            subprocess.run(
+                [sys.executable, "-m", "training.worker", "--once"],
+                env={**os.environ, **self.job.environ()},
+                cwd=Path(__file__).parent.parent,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
 
     def _truth(
         self, chat: Crowd, store: Store, live: int, candidate: dict[str, Any] | None, before: int

@@ -146,7 +146,7 @@ class RewardSettings(Group):
     """λ of reward = mean − λ·deviation under the votes' posterior, in posterior deviations."""
     batch: ForRounds[Positive] = 16
     """Replies scored at once."""
-    evidence_confidence: ForRounds[float] = Field(0.95, ge=0, lt=1)
+    evidence_confidence: ForRounds[float] = Field(0.8, ge=0, lt=1)
     """Confidence that votes agree with each other, by forecasts of each from those before it, which a round needs, or
     it ends; 0 is off. It holds however often one looks.
     """
