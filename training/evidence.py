@@ -25,8 +25,9 @@ from training.reward_validation import choose
 FIRST = 4  # votes before the first forecast
 GROWTH = 1.2  # the head is fitted anew when there are this many times more votes
 CHOOSE_UP_TO = 200  # votes; above, feature set and penalty stay what they were
-# (preferences of n replies, which rows of all replies these are) -> {feature set: x (n, r)}, see `reward_head.designs`
-DesignsOf = Callable[[Preferences, list[int]], dict[str, torch.Tensor]]
+# (preferences of n replies, which rows of all replies these are, the first how many of them are known) ->
+# {feature set: x (n, r)}, see `reward_head.designs`
+DesignsOf = Callable[[Preferences, list[int], int], dict[str, torch.Tensor]]
 STAKES = (0.25, 0.5, 1.0)  # share of what a forecast would bet; a third of the coin goes into each
 
 
@@ -93,15 +94,16 @@ def forecast(
     decided = [pair for pair in new if pair.outcome != preferences.TIE]
     if preferences.count_decided(fitted) < FIRST or not decided:
         return [0.5] * len(decided), choice
-    part, rows = of_pairs(prefs, [*fitted, *decided])
-    learnt = replace(part, pairs=part.pairs[: len(fitted)])
-    x_by_feature_set = designs_of(learnt, rows)
+    learnt, rows, place = of_pairs(prefs, fitted, decided)
+    known_rows = len({index for pair in fitted for index in (pair.left, pair.right)})
+    x_by_feature_set = designs_of(learnt, rows, known_rows)
     if choice is None or len(fitted) <= CHOOSE_UP_TO:
         choice = choose(x_by_feature_set, learnt, seed)
     feature_set, penalty = choice
     x = x_by_feature_set[feature_set]
     head = fit_head(x, learnt, penalty)
-    left, right, outcome = pair_columns(part.pairs[len(fitted) :])
+    left, right, outcome = pair_columns(decided)
+    left, right = (torch.tensor([place[row] for row in column.tolist()]) for column in (left, right))
     difference = x[left] - x[right]  # (k, r)
     margin = difference @ head.weight * (1 - outcome)  # of the reply that was chosen over the other one
     variance = (difference @ head.factor).square().sum(-1)
@@ -109,16 +111,27 @@ def forecast(
     return torch.sigmoid(margin / (1 + torch.pi / 8 * variance).sqrt()).tolist(), choice
 
 
-def of_pairs(prefs: Preferences, pairs: Sequence[Pair]) -> tuple[Preferences, list[int]]:
-    """Preferences of these pairs alone, with the labels of their replies, and which replies of `prefs` these are."""
-    rows = sorted({index for pair in pairs for index in (pair.left, pair.right)})
+def of_pairs(
+    prefs: Preferences, fitted: Sequence[Pair], decided: Sequence[Pair]
+) -> tuple[Preferences, list[int], dict[int, int]]:
+    """Preferences that hold the pairs of `fitted` alone, over the replies of these pairs and then those that only
+    `decided` has; which rows of all replies these are; and the place of each. A thumb on a reply of the latter would
+    tell how its pair was decided, so only those on the former are taken.
+    """
+    known = sorted({index for pair in fitted for index in (pair.left, pair.right)})
+    new = sorted({index for pair in decided for index in (pair.left, pair.right)} - set(known))
+    rows = [*known, *new]
     place = {row: i for i, row in enumerate(rows)}
-    part = Preferences(
+    learnt = Preferences(
         replies=[prefs.replies[row] for row in rows],
-        pairs=[replace(pair, left=place[pair.left], right=place[pair.right]) for pair in pairs],
-        labels=[replace(label, reply=place[label.reply]) for label in prefs.labels if label.reply in place],
+        pairs=[replace(pair, left=place[pair.left], right=place[pair.right]) for pair in fitted],
+        labels=[
+            replace(label, reply=place[label.reply])
+            for label in prefs.labels
+            if place.get(label.reply, len(known)) < len(known)
+        ],
     )
-    return part, rows
+    return learnt, rows, place
 
 
 def fortune(probabilities: Sequence[float]) -> np.ndarray:

@@ -81,9 +81,9 @@ def fit(
         feature_set, penalty = choose(x_by_feature_set, part, settings.seed)
         return fitted_scores(x_by_feature_set[feature_set], part, penalty)
 
-    def designs_of(part: Preferences, rows: list[int]) -> dict[str, torch.Tensor]:
-        seen = ExtractedFeatures.of(trunk_features[rows], trunk.parts, part.replies)
-        return designs(seen, part, settings)
+    def designs_of(part: Preferences, rows: list[int], known: int) -> dict[str, torch.Tensor]:
+        seen = ExtractedFeatures.of(trunk_features[rows], trunk.parts, part.replies, known)
+        return designs(seen, part, settings, known)
 
     with one_thread():
         known = evidence.assess(designs_of, prefs, settings)

@@ -8,23 +8,19 @@ interruptions are `round_control.py`'s; loading is `round_models.py`'s; when rou
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from playground.decoding import tuning
-from playground.models import adapters, prompts
+from playground.models import adapters
 from playground.models.trial import Tally
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gate, gpu, ppo, preferences, ratchet, reward, rollout, selftest, served, sft
-from training.gate import GateReport
+from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
 from training.ratchet import EndedTrial
@@ -33,19 +29,6 @@ from training.round_control import RoundControl, write_json
 from training.round_models import RoundModels
 
 log = logging.getLogger(__name__)
-
-SAMPLES = 8  # that a gate's report keeps, of shipped prompts and of people's prompts each
-
-
-@dataclass(frozen=True)
-class GateReplies:
-    """Replies to the gate's prompts by the new policy, the live version and the base, in the same order."""
-
-    prompts: int
-    new: list[Episode]
-    live: list[Episode]
-    base: list[Episode]
-    new_texts: list[str]
 
 
 class Round(RoundControl):
@@ -114,10 +97,7 @@ class Round(RoundControl):
         policy = self.models.policy
         live = self.store.live_policy()
         from_live = self._goes_on(live) and self._start_from_live(live)
-        rows = self.store.demonstrations(self.models.base["hash"])
-        demonstrations = sft.examples(
-            rows, self.models.encode_reply, settings.ppo.rollout_context, self.models.max_tokens
-        )
+        demonstrations = self.models.demonstrations(live if from_live else None)
         fine_tune = bool(demonstrations) and settings.sft.epochs > 0
         if fine_tune:
 
@@ -188,6 +168,10 @@ class Round(RoundControl):
         )
         if not report.enough:
             self.end("not_enough", report.reason)
+        nothing_left = self._nothing_left()
+        if nothing_left:
+            self.record(nothing_left=True)
+            self.end("not_enough", nothing_left)
         with models.policy.reference():
             chosen = models.training_prompts(self.settings.ppo.episodes, models.rng("reference"))
             episodes = models.sample(models.policy.causal, chosen, "reference")
@@ -196,6 +180,16 @@ class Round(RoundControl):
         model.standardise(features)
         model.save(self.folder / "reward.safetensors")
         selftest.check_head(model, self.folder / "reward.safetensors", features)
+
+    def _nothing_left(self) -> Message | None:
+        """Why people's choices between replies of the live version leave nothing to learn, or None. The base is always
+        trained, and a round that a person asked for always runs.
+        """
+        live = self.store.live_policy()["version"]
+        if live == 0 or self.store.round(self.id)["asked"]:
+            return None
+        fresh = self.store.votes_on_own_pairs(live)
+        return ratchet.nothing_left(fresh["hits"], fresh["forecasts"], fresh["ties"], fresh["votes"])
 
     # -- ppo
 
@@ -212,7 +206,9 @@ class Round(RoundControl):
         start = self.folder / "start.safetensors"
         if start.exists():
             policy.load(load_file(start))
-        trainer = Trainer(policy, gpu.with_room_used(self.settings), self._kl_step())
+        kl_step = self._kl_step()
+        self.record(kl_step=kl_step)
+        trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
         if checkpoint.exists():
             trainer.load(checkpoint)
             log.info("ppo goes on after iteration %d", trainer.iteration)
@@ -225,7 +221,8 @@ class Round(RoundControl):
             self.store.add_metrics(self.id, trainer.iteration, metrics)
             trainer.save(checkpoint)
             memory.trim()
-            self.store.update_round(self.id, self.owner, step=trainer.iteration, steps=iterations, attempts=1)
+            kl = {"kl_start": trainer.kl_start, "kl_target": trainer.kl_target}  # known from the first iteration on
+            self.store.update_round(self.id, self.owner, kl, step=trainer.iteration, steps=iterations, attempts=1)
             log.info(
                 "ppo %d of %d: reward %.2f, KL %.2f, length %.0f",
                 trainer.iteration,
@@ -238,7 +235,6 @@ class Round(RoundControl):
 
         ppo.train_ppo(trainer, self.models.training_prompts, self.score, self.models.end_tokens, on_iteration)
         save_file(policy.state(), self.folder / "policy.safetensors")
-        self.record(kl_start=trainer.kl_start, kl_target=trainer.kl_target)
 
     def _kl_step(self) -> float | None:
         """By how much this round may raise the KL to the base; None where it starts from the base."""
@@ -256,10 +252,15 @@ class Round(RoundControl):
     def _gate(self) -> None:
         """The comparison with the live version and the base becomes gate.json."""
         models = self.models
-        replies = self._gate_replies()
-        report = self._compare(replies)
-        samples = self._samples(replies)
-        self.progress(5, 5, {})
+
+        def show_step(step: int) -> None:
+            self.progress(step, 5, {})
+
+        replies = round_gate.sample(models, show_step)
+        report = round_gate.compare(models, replies)
+        show_step(4)
+        samples = round_gate.samples(models, replies)
+        show_step(5)
         log.info(
             "gate: gain %+.2f [%+.2f, %+.2f], KL %.1f: %s",
             report.gain,
@@ -272,79 +273,6 @@ class Round(RoundControl):
         served_kl = served.divergence(trained, forward, replies.new)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
-
-    def _gate_replies(self) -> GateReplies:
-        models = self.models
-        chosen = models.gate_prompts()
-        policy = models.trained_policy
-
-        def sample(model: PreTrainedModel) -> list[Episode]:
-            return models.sample(model, chosen, "gate-sample", self.settings.gate.replies)
-
-        new = sample(policy.causal)
-        self.progress(1, 5, {})
-        with policy.reference():
-            base = sample(policy.causal)
-        self.progress(2, 5, {})
-        live = sample(models.live_model()) if self.store.live_policy()["version"] else base
-        self.progress(3, 5, {})
-        texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
-        return GateReplies(prompts=len(chosen), new=new, live=live, base=base, new_texts=texts)
-
-    def _compare(self, replies: GateReplies) -> GateReport:
-        settings = self.settings
-        models = self.models
-        model = models.reward_model
-        policy = models.trained_policy
-        features_new = models.features(model, replies.new)
-        features_live = models.features(model, replies.live)
-        draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
-        draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
-        gains = (draws_new - draws_live) / model.spread
-        self.progress(4, 5, {})
-        canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
-        canary_tokens = sum(len(episode.completion) for episode in canaries)
-        canary_totals = policy.totals(canaries, settings.ppo.microbatch)
-        compared = gate.Compared(
-            prompts=replies.prompts,
-            new=replies.new,
-            live=replies.live,
-            base=replies.base,
-            texts=replies.new_texts,
-            reward_new=model.reward(features_new).numpy(),
-            reward_live=model.reward(features_live).numpy(),
-            gains=gains.numpy(),
-            kl=policy.totals(replies.new, settings.ppo.microbatch).kl,
-            canary_new=sum(canary_totals.logprob) / canary_tokens,
-            canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
-            length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
-        )
-        return gate.decide(compared, settings)
-
-    def _samples(self, replies: GateReplies) -> list[dict[str, Any]]:
-        """Some replies before and after, each marked whether its prompt is a shipped one: everybody may read those, and
-        only admins the others.
-        """
-        tokenizer = self.models.tokenizer
-        shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in self.models.seed_prompts(part)}
-        samples = []
-        room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
-        per_prompt = len(replies.new) // replies.prompts
-        first_of_each = (values[::per_prompt] for values in (replies.new, replies.live, replies.new_texts))
-        for after, before, text in zip(*first_of_each, strict=True):
-            is_shipped = tuple(after.prompt) in shipped
-            if not room[is_shipped]:
-                continue
-            room[is_shipped] -= 1
-            samples.append(
-                {
-                    "prompt": prompts.decode(after.prompt, tokenizer),
-                    "new": text,
-                    "live": prompts.reply_text(before.completion, tokenizer),
-                    "shipped": is_shipped,
-                }
-            )
-        return samples
 
     # -- publish
 

@@ -134,9 +134,17 @@ class ExtractedFeatures(NamedTuple):
     tokens: list[int]  # that are counted
 
     @classmethod
-    def of(cls, features: torch.Tensor, parts: Sequence[int], replies: Sequence[TokenisedReply]) -> "ExtractedFeatures":
-        """From a trunk's features (N, sum of parts), with counts of the tokens common among these replies."""
-        tokens = common_tokens(replies)
+    def of(
+        cls,
+        features: torch.Tensor,
+        parts: Sequence[int],
+        replies: Sequence[TokenisedReply],
+        known: int | None = None,
+    ) -> "ExtractedFeatures":
+        """From a trunk's features (N, sum of parts), with counts of the tokens common among these replies, or among the
+        first `known` of them.
+        """
+        tokens = common_tokens(replies[:known])
         return cls(with_counts(features, replies, tokens), [*parts, len(tokens)], tokens)
 
 

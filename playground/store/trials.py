@@ -67,6 +67,20 @@ class Trials(Database):
             sums = {name: total + votes[name] for name, total in sums.items()}
         return sums
 
+    def votes_on_own_pairs(self, version: int) -> Row:
+        """Votes that count on pairs of which both replies are by this version.
+
+        Keys: votes; ties, both bad among them; forecasts: those for A or B that the reward model forecast before it
+        learned from them; hits: those that it forecast rightly.
+        """
+        return self.one(
+            f"""select count(*) as votes, coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties,
+                  count(f.hit) as forecasts, coalesce(sum(f.hit), 0) as hits
+                from {VOTES} join generation r on r.id = d.right_generation left join forecast f on f.vote = v.id
+                where {COUNTED} and l.policy = ?1 and r.policy = ?1""",
+            version,
+        )
+
     def end_trial(self, version: int, state: str, reason: Message) -> None:
         """End a trial: `state` is kept, undecided or rolled_back. A version that is rolled back makes room for the one
         that it was compared with. A trial that is over stays as it is.
