@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from playground.models import intervals
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward, reward_head, reward_validation
@@ -243,13 +244,16 @@ def test_more_votes_leave_less_doubt():
 
 
 def test_wilson_of_eight_in_ten():
-    assert reward_validation.wilson(8, 10) == pytest.approx(
-        (0.4901625, 0.9433178), abs=1e-6
-    )  # Wilson 1927, z = 1.959964
+    assert intervals.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # Wilson 1927, z = 1.959964
+
+
+def test_wilson_of_none_and_of_all_in_ten():
+    assert intervals.wilson(0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
+    assert intervals.wilson(10, 10) == pytest.approx((0.7224672, 1.0), abs=1e-6)
 
 
 def test_wilson_without_data_is_everything():
-    assert reward_validation.wilson(0, 0) == (0.0, 1.0)
+    assert intervals.wilson(0, 0) == (0.0, 1.0)
 
 
 def test_clear_agreement_is_enough():
@@ -268,9 +272,9 @@ def test_the_votes_asked_for_would_have_been_enough():
     more = int(re.search(r"about (\d+) more", str(reward_validation.evidence(11, 20, 0.8)[1]))[1])
     # the rate 0.55 of 20 + more votes must clear chance, and of 40 fewer it must not
     assert (
-        reward_validation.wilson(0.55 * (20 + more), 20 + more, 0.8)[0]
+        intervals.wilson(0.55 * (20 + more), 20 + more, 0.8)[0]
         > 0.5
-        >= reward_validation.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
+        >= intervals.wilson(0.55 * (more - 20), more - 20, 0.8)[0]
     )
 
 
@@ -323,7 +327,7 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
         prefs.pairs = by_coin(prefs.pairs, seed)
         _, report = reward.fit(prefs, FeatureTrunk(settings(folder, reward={"layer": 0})), settings(folder))
         rights, decided = rights + report.cv_accuracy * 40, decided + 40
-    low, high = reward_validation.wilson(rights, decided, 0.99)
+    low, high = intervals.wilson(rights, decided, 0.99)
     assert low < 0.5 < high
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from playground.settings import Settings
 from playground.system.messages import Message
@@ -226,24 +225,20 @@ def posterior_interval(gains: np.ndarray, confidence: float, seed: int) -> tuple
     """
     draws, prompts = gains.shape
     resampled = np.random.default_rng(seed).integers(0, prompts, (draws, prompts))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.take_along_axis(gains, resampled, 1).mean(1), [tail, 1 - tail])
-    return float(low), float(high)
+    return _middle(np.take_along_axis(gains, resampled, 1).mean(1), confidence)
 
 
 def interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Bootstrap interval of a mean (percentile, 5,000 resamples). values (N,)."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    result = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=5000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(result.low), float(result.high)
+    """Bootstrap interval of a mean (percentile, 5,000 resamples; Efron 1979). values (N,)."""
+    resampled = np.random.default_rng(seed).integers(0, len(values), (5000, len(values)))
+    return _middle(values[resampled].mean(1), confidence)
+
+
+def _middle(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The quantiles between which the middle `confidence` of the means lies. means (resamples,)."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def favoured_length(prefs: Preferences, confidence: float, seed: int) -> tuple[float, float]:

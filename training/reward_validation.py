@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
+from playground.models.intervals import wilson
 from playground.system.messages import Message
 from training import preferences
 from training.preferences import Pair, Preferences
@@ -178,14 +178,6 @@ def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> l
 
 
 # -- evidence
-
-
-def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a proportion (Wilson 1927); (0, 1) without data."""
-    if n == 0:
-        return (0.0, 1.0)
-    interval = binomtest(int(round(correct)), n).proportion_ci(confidence, method="wilson")
-    return (float(interval.low), float(interval.high))
 
 
 def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, Message | None]:
