@@ -4,6 +4,9 @@ What the page does is in `playground/ui/`, what a gesture means in `playground/c
 `playground/web/allowlist.py`.
 """
 
+from playground.ui import quick_gradio as quick_gradio
+
+# isort: split
 import asyncio
 import inspect
 import logging

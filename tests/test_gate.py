@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from playground.settings import Settings
 from training import gate
@@ -259,6 +260,14 @@ def test_the_interval_is_that_of_the_mean():
     low, high = gate.interval(gains, 0.95, 0)
     assert (low, high) == pytest.approx((gains.mean() - 0.098, gains.mean() + 0.098), abs=0.015)
     assert gate.interval(gains, 0.95, 0) == (low, high)
+
+
+def test_the_interval_is_scipys():
+    gains = np.random.default_rng(3).normal(0.3, 1, 37)
+    result = bootstrap(
+        (gains,), np.mean, confidence_level=0.9, n_resamples=5000, method="percentile", rng=np.random.default_rng(5)
+    )
+    assert gate.interval(gains, 0.9, 5) == pytest.approx(tuple(result.confidence_interval), abs=1e-12)
 
 
 def test_the_posterior_interval_adds_both_doubts():

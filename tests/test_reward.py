@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from playground.models import intervals
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward, reward_head, reward_validation
@@ -242,13 +243,16 @@ def test_more_votes_leave_less_doubt():
 
 
 def test_wilson_of_eight_in_ten():
-    assert reward_validation.wilson(8, 10) == pytest.approx(
-        (0.4901625, 0.9433178), abs=1e-6
-    )  # Wilson 1927, z = 1.959964
+    assert intervals.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # Wilson 1927, z = 1.959964
+
+
+def test_wilson_of_none_and_of_all_in_ten():
+    assert intervals.wilson(0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
+    assert intervals.wilson(10, 10) == pytest.approx((0.7224672, 1.0), abs=1e-6)
 
 
 def test_wilson_without_data_is_everything():
-    assert reward_validation.wilson(0, 0) == (0.0, 1.0)
+    assert intervals.wilson(0, 0) == (0.0, 1.0)
 
 
 # -- the whole fit, and the LoRA below the head
@@ -288,7 +292,7 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
         _, report = reward.fit(prefs, FeatureTrunk(settings(folder, reward={"layer": 0})), settings(folder))
         rights, decided = rights + report.cv_accuracy * 40, decided + 40
         assert not report.enough and str(report.reason).startswith("Not enough evidence yet: 40 votes for A or B")
-    low, high = reward_validation.wilson(rights, decided, 0.99)
+    low, high = intervals.wilson(rights, decided, 0.99)
     assert low < 0.5 < high
 
 

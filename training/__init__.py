@@ -5,3 +5,5 @@ Votes to pairs: preferences. The reward model: reward, reward_head, reward_valid
 policy, rollout, sft, ppo, ppo_math. The gate: gate, served. The round and its worker: round, round_control,
 round_models, worker, erase, gpu, selftest. Simulated votes: annotators, simulate.
 """
+
+from playground.system import quick_imports as quick_imports  # before any import of transformers

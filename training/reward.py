@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from playground.models import adapters, scorer
+from playground.models.intervals import wilson
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from playground.settings import Settings
 from playground.system.messages import Message
 from training import evidence, preferences
 from training.preferences import Preferences
 from training.reward_head import designs, fit_head, fitted_scores, one_thread, span, standardised
-from training.reward_validation import Predictions, ReliabilityBin, choose, cross_validate, wilson
+from training.reward_validation import Predictions, ReliabilityBin, choose, cross_validate
 
 LENGTH_MATCHED = 0.1  # two replies are of one length if their log lengths differ by less
 

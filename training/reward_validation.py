@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
+from playground.models.intervals import wilson
 from training import preferences
 from training.preferences import Pair, Preferences
 from training.reward_head import Objective, minimise, pair_columns
@@ -174,14 +174,3 @@ def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> l
         phi, _ = minimise(objective.penalised(penalty), start=phi)  # from where the stronger penalty's fit ended
         sums.append(((1 - pairs_kept) * objective.pair_nll(phi)).sum().item())
     return sums
-
-
-# -- intervals
-
-
-def wilson(correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a proportion (Wilson 1927); (0, 1) without data."""
-    if n == 0:
-        return (0.0, 1.0)
-    interval = binomtest(int(round(correct)), n).proportion_ci(confidence, method="wilson")
-    return (float(interval.low), float(interval.high))

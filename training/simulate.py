@@ -26,13 +26,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.decoding.sampling import Sampling
 from playground.models import adapters, loading, prompts
+from playground.models.intervals import wilson
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
 from playground.system import memory
 from training import annotators, rollout
 from training.annotators import Person
-from training.reward_validation import wilson
 from training.rollout import Episode
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 
 import gradio as gr
-from scipy.stats import binomtest
 
+from playground.models.intervals import wilson
 from playground.settings import Settings
 from playground.store import Store
 from playground.ui import plots, words
@@ -134,7 +134,7 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
         note = translate("Agreement with fresh votes: nothing to see before some votes were predicted.")
         return Watched(Curve(points), None, note)
     recent = hits[-WINDOW:]
-    low, high = wilson_interval(sum(recent), len(recent))
+    low, high = wilson(sum(recent), len(recent))
     figures = _figures(sum(recent), len(recent), low, high)
     ok = low > 0.5
     if ok:
@@ -161,7 +161,7 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
         note = translate("Side A or B: nothing to see before there are ten votes for A or B.")
         return Watched(Curve(points), None, note)
     recent = picks[-WINDOW:]
-    low, high = wilson_interval(sum(recent), len(recent), SIDES_CONFIDENCE)
+    low, high = wilson(sum(recent), len(recent), SIDES_CONFIDENCE)
     figures = _figures(sum(recent), len(recent), low, high)
     ok = low <= 0.5 <= high
     if ok:
@@ -174,14 +174,8 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
             "side.",
             **figures,
         )
-    lowest, highest = wilson_interval(len(recent) / 2, len(recent), SIDES_CONFIDENCE)
+    lowest, highest = wilson(len(recent) / 2, len(recent), SIDES_CONFIDENCE)
     return Watched(Curve(points, {"target": 0.5, "low": lowest, "high": highest}), ok, note)
-
-
-def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share."""
-    interval = binomtest(round(successes), trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _figures(successes: int, trials: int, low: float, high: float) -> dict[str, str | int]:

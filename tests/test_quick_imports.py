@@ -1,0 +1,62 @@
+"""What the server and the worker import: nothing that takes seconds and is never used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "scipy.optimize", "scipy.stats")
+PROGRAM = """
+import ast, inspect, json, sys
+stubs = []
+ast.get_source_segment = lambda code, node: stubs.append(node.name)  # only Gradio calls it, for a component's stub
+
+import training.worker
+import training.simulate
+imported = {"worker": [*sys.modules]}
+from playground import server
+from playground.chat.session import Chat
+from playground.serving.engine import Engine
+imported["server"] = [*sys.modules]
+
+import torch
+from transformers.masking_utils import TransformGetItemToIndex
+with TransformGetItemToIndex():
+    item = torch.func.vmap(lambda i: torch.arange(3)[i])(torch.tensor([2, 0]))
+import torch._dynamo
+REPLACED = (inspect.getfile, torch.compile, torch.distributed.is_available, torch._dynamo.disable)
+print(json.dumps({
+    "imported": imported,
+    "stubs": stubs,
+    "item": item.tolist(),
+    "in_use": [f.__module__ for f in REPLACED],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("process", ["worker", "server"])
+def test_neither_process_imports_what_it_never_uses(report, process):
+    """Each start took 12 to 19 s of CPU time, more than half of it to import these."""
+    assert set(report["imported"][process]) & set(UNUSED) == set()
+
+
+def test_gradio_makes_no_stubs_for_type_checkers(report):
+    assert report["stubs"] == []
+
+
+def test_a_rare_mask_still_finds_what_it_needs_of_dynamo(report):
+    assert report["item"] == [2, 0]
+
+
+def test_after_the_imports_everything_is_as_it_was(report):
+    assert not [module for module in report["in_use"] if module.startswith("playground")]
