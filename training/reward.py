@@ -163,6 +163,12 @@ def fit_model(
     )
 
 
+def fit_votes(extracted: ExtractedFeatures, prefs: Preferences, settings: Settings) -> RewardModel:
+    """The RewardModel of all of `prefs`, its feature set and penalty chosen by cross-validation, without a report."""
+    feature_set, penalty = choose(designs(extracted, prefs, settings), prefs, settings.seed)
+    return fit_model(extracted, prefs, feature_set, penalty, settings.reward.pessimism)
+
+
 # -- the LoRA below the head
 
 
