@@ -1,8 +1,8 @@
 """How fast the chat writes on a GPU: the graph forward beside transformers' `generate`, the same model in one run.
 
 `python -m benchmarks.gpu_decode [--quick] [--json FILE] [--model FOLDER] [--only small,large,match,crowd]`;
-`benchmarks.gpu` calls `rows`. A pair is two replies to one prompt. The larger models have the shapes of Qwen2.5-1.5B and -7B and random
-weights. Times are medians, measured around steps that are waited for.
+`benchmarks.gpu` calls `rows`. A pair is two replies to one prompt. The larger models have the shapes of Qwen2.5-1.5B
+and -7B and random weights. Times are medians, measured around steps that are waited for.
 """
 
 import argparse
