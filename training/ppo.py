@@ -200,8 +200,7 @@ def roll_out(
     settings: Settings,
 ) -> list[Episode]:
     """`ppo.replies` replies of the policy to each prompt."""
-    return rollout.sample(
-        policy.causal,
+    return policy.rollouts.sample(
         prompts,
         rng,
         replies=settings.ppo.replies,
