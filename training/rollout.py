@@ -19,6 +19,7 @@ from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
 from playground.models.loading import EndTokens
+from playground.settings import Settings
 from training import gpu
 
 SEED_PROMPTS = prompts.SHIPPED
@@ -135,6 +136,24 @@ class Rollouts:
             for i, reply in enumerate(decoded):
                 episodes.append(Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end"))
         return episodes
+
+    def by_settings(
+        self,
+        settings: Settings,
+        prompt_ids: Sequence[list[int]],
+        rng: random.Random,
+        end_tokens: EndTokens,
+        replies: int,
+    ) -> list[Episode]:
+        """`sample` with the settings' temperature and reply length."""
+        return self.sample(
+            prompt_ids,
+            rng,
+            replies=replies,
+            max_tokens=settings.rollout_tokens,
+            temperature=settings.chat.temperature,
+            end_tokens=end_tokens,
+        )
 
     def _graph_forward(self, least_slots: int, slots: int, columns: int) -> GraphForward:
         """The kept forward, with the model's weights as they are now; a new one where that was made for fewer slots or

@@ -51,7 +51,8 @@ class Round(RoundControl):
             "publish": self._publish,
         }
         phases[phase]()
-        self.record(part_seconds=self.models.seconds)
+        if phase != "publish":  # after it the row is closed
+            self.record(part_seconds=self.models.seconds)
 
     # -- collect
 

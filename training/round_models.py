@@ -210,14 +210,7 @@ class RoundModels:
 
     def sample(self, rollouts: Rollouts, prompt_ids: Sequence[list[int]], name: str, replies: int = 1) -> list[Episode]:
         """`replies` of a model to each prompt, with the random source `name`."""
-        return rollouts.sample(
-            prompt_ids,
-            self.rng(name),
-            replies=replies,
-            max_tokens=self.settings.rollout_tokens,
-            temperature=self.settings.chat.temperature,
-            end_tokens=self.end_tokens,
-        )
+        return rollouts.by_settings(self.settings, prompt_ids, self.rng(name), self.end_tokens, replies)
 
     def encode_reply(self, text: str) -> list[int]:
         return prompts.encode_reply(text, self.tokenizer)
