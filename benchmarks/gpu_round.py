@@ -1,5 +1,5 @@
-"""Whole rounds on a GPU: one on scripted votes in a worker process, then two more in one process, as a worker runs
-them, with two swaps, and what each leaves in memory.
+"""Whole rounds on a GPU, on scripted votes: two in one process, as a worker runs them, with a swap after each, and what
+they leave in memory; and one in a worker process.
 """
 
 import os
@@ -115,62 +115,80 @@ def swap(settings, store, pool, device):
     return total / tokens, model
 
 
-def rounds(settings, device, log):
-    """Rows: a round in a process of its own, then two in this one."""
-    first, short = jobs(settings)
+def begun(settings, device, log):
+    """(settings of the round, store with its votes, tokenizer, [the row of writing them])."""
+    first = jobs(settings)[0]
     first.data_dir.mkdir(parents=True, exist_ok=True)
     store, tokenizer = Store(first.database), loading.load_tokenizer(first)
     written = duels(first, store, tokenizer, device, log)
     memory.release()
-    rows = [report.row(f"{first.votes} voted duels of {first.chat.reply_tokens} tokens", written.seconds, "s")]
+    what = f"{first.votes} voted duels of {first.chat.reply_tokens} tokens"
+    return first, store, tokenizer, [report.row(what, written.seconds, "s")]
 
+
+def in_a_worker(settings, device, log):
+    """Rows: a round in a worker process of its own."""
+    first, store, _, rows = begun(settings, device, log)
     row, watch, peak = in_a_process(first, store, device, log)
-    log(f"round 1: {row['state']} {row['reason'] or ''} {row['metrics']}")
-    needed = gpu_memory.need(gpu_memory.with_room_used(first)) / 1e6
-    rows += phase_rows(row, "round 1")
-    rows += [
-        report.row("round 1: ends by itself", ended_well(row), "", "≥ 1"),
-        report.row(f"round 1: {row['state']}; gain", row["metrics"].get("gate_gain")),
-        report.row("round 1: KL", row["metrics"].get("kl"), "nats a reply"),
-        report.row(
-            "round 1: KL of what is served to what was trained", row["metrics"].get("served_kl"), "nats a token"
-        ),
-        report.row("round 1: worker process, from start to end", watch.seconds, "s"),
-        report.row("round 1: peak of the worker on the device, context included", peak, "MB"),
-        report.row("round 1: need that was computed before it", needed, "MB"),
+    return [
+        *rows,
+        *round_rows(row, "worker's round", peak, log),
+        report.row("worker's round: need that was computed before it", needed_mb(first), "MB"),
+        report.row("worker's round: its process, from start to end", watch.seconds, "s"),
     ]
-    return rows + two_in_one_process(short, store, tokenizer, device, log)
 
 
-def two_in_one_process(settings, store, tokenizer, device, log):
-    """Rows: two short rounds on more votes and two swaps in this process, as a worker and a server would."""
-    rows = []
-    pool = lora.LoraPool(loading.load_trunk(settings))
-    more = settings.with_values(votes=settings.votes // 4)
-    left_mb = []  # of tensors, after each round
-    before_mb = gpu.allocated_mb(device)
-    for number in (2, 3):
-        duels(more, store, tokenizer, device, log, skip=settings.votes * number)
+def needed_mb(settings):
+    return gpu_memory.need(gpu_memory.with_room_used(settings)) / 1e6
+
+
+def round_rows(row, what, peak, log):
+    """Rows of a round that has ended, from its row in the store and its peak on the device in MB."""
+    figures = row["metrics"]
+    log(f"{what}: {row['state']} {row['reason'] or ''} {figures}")
+    parts = sorted(figures.get("part_seconds", {}).items(), key=lambda part: -part[1])
+    return [
+        *phase_rows(row, what),
+        *[report.row(f"{what}: part {name}", seconds, "s") for name, seconds in parts],
+        report.row(f"{what}: ends by itself", ended_well(row), "", "≥ 1"),
+        report.row(f"{what}: {row['state']}; gain", figures.get("gate_gain")),
+        report.row(f"{what}: KL", figures.get("kl"), "nats a reply"),
+        report.row(f"{what}: KL of what is served to what was trained", figures.get("served_kl"), "nats a token"),
+        report.row(f"{what}: peak on the device", peak, "MB"),
+    ]
+
+
+def rounds(settings, device, log):
+    """Rows: a round, a short one after it on more votes, and a swap after each, in this process, as a worker and a
+    server would; and what they leave in memory.
+    """
+    first, store, tokenizer, rows = begun(settings, device, log)
+    short = jobs(settings)[1]
+    rows.append(report.row("round 1: need that was computed before it", needed_mb(first), "MB"))
+    pool = lora.LoraPool(loading.load_trunk(first))
+    left_mb = [gpu.allocated_mb(device)]  # of tensors: before the rounds and after each
+    for number, own in ((1, first), (2, short)):
+        if number > 1:
+            duels(own.with_values(votes=own.votes // 4), store, tokenizer, device, log, skip=own.votes * number)
         store.request_round()
         with gpu.Stopwatch(device) as watch, watched(device) as peak:
-            row = worker.run_once(store, settings, "benchmark", auto=False)
-        log(f"round {number}: {row['state']} {row['reason'] or ''} {row['metrics'].get('phase_seconds')}")
-        kl, model = swap(settings, store, pool, device)
+            row = worker.run_once(store, own, "benchmark", auto=False)
+        rows += round_rows(row, f"round {number}", peak[0], log)
+        rows.append(report.row(f"round {number}: from start to end", watch.seconds, "s"))
+        kl, model = swap(own, store, pool, device)
         pool.release(model)
         del model
         memory.release()
         left_mb.append(gpu.allocated_mb(device))
-        rows += [
-            report.row(f"round {number}, in one process with the next: ends by itself", ended_well(row), "", "≥ 1"),
-            report.row(f"round {number}: seconds", watch.seconds, "s"),
-            report.row(f"round {number}: peak on the device", peak[0], "MB"),
-            report.row(f"version of round {number}: KL of the device to fp32 on the CPU", kl, "nats", f"≤ {SWAP_KL}"),
-        ]
-    rows.append(report.row("tensors before the rounds", before_mb, "MB"))
-    rows.append(report.row("tensors after one round and swap", left_mb[0], "MB"))
-    growth = left_mb[1] / left_mb[0] if left_mb[0] else None
-    rows.append(report.row("tensors after two rounds and swaps, over those after one", growth, "", "≤ 1.05"))
-    return rows
+        what = f"version of round {number}: KL of the device to fp32 on the CPU"
+        rows.append(report.row(what, kl, "nats", f"≤ {SWAP_KL}"))
+    growth = left_mb[2] / left_mb[1] if left_mb[1] else None
+    return [
+        *rows,
+        report.row("tensors before the rounds", left_mb[0], "MB"),
+        report.row("tensors after one round and swap", left_mb[1], "MB"),
+        report.row("tensors after two rounds and swaps, over those after one", growth, "", "≤ 1.05"),
+    ]
 
 
-SECTIONS = {"round": rounds}
+SECTIONS = {"rounds": rounds, "worker": in_a_worker}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from playground.decoding import decoder
+from playground.decoding import decode_batch, decoder
 from playground.decoding.decoder import Decoding, run, step
 from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
@@ -166,3 +166,13 @@ def test_two_versions_decode_at_once():
     for decoding, forward in zip(decodings, versions, strict=True):
         alone = run(TransformersForward(forward.model), [IDS], [1], sampling, frozenset())
         assert [r.token_ids for r in decoding.replies] == [alone[0].token_ids] * 2
+
+
+def test_all_graphs_of_a_device_are_captured_on_one_stream(monkeypatch):
+    """cuBLAS keeps a workspace for each stream that it has seen: a stream for each graph cost 34 MB a graph for ever."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    decode_batch._capture_stream.cache_clear()
+    first, second = (decode_batch._capture_stream(torch.device("cuda", 0)) for _ in range(2))
+    assert first is second and made == [torch.device("cuda", 0)]
+    decode_batch._capture_stream.cache_clear()

@@ -28,3 +28,19 @@ def test_another_version_is_as_far_as_its_probabilities_say():
         tokens += len(e.completion)
     found = served.divergence(model, fused.FusedForward(other, "float32"), EPISODES)
     assert found > 0.01 and abs(found - total / tokens) < 1e-5
+
+
+def test_only_the_beginnings_of_replies_are_decoded():
+    model, other = trained(), tiny_model()
+    long = [Episode(e.prompt, (e.completion * 40)[: served.TOKENS + 30], False) for e in EPISODES]
+    cut = [Episode(e.prompt, e.completion[: served.TOKENS], False) for e in long]
+    steps = []
+
+    class Counted(fused.FusedForward):
+        def decode(self, caches, tokens):
+            steps.append(len(tokens))
+            return super().decode(caches, tokens)
+
+    found = served.divergence(model, Counted(other, "float32"), long)
+    assert found == served.divergence(model, fused.FusedForward(other, "float32"), cut)
+    assert len(steps) == served.TOKENS - 1
