@@ -85,7 +85,9 @@ class Stopwatch:
 
 
 def sections(settings):
-    """[(name, function of (settings, device, log) that returns rows)] of the parts that the settings name."""
+    """[(name, function of (settings, device, log) that returns rows)] of the parts that the settings name, in their
+    order.
+    """
     wanted = [name for name in settings.only.split(",") if name]
     found = []
     for part, modules in PARTS.items():
@@ -97,7 +99,8 @@ def sections(settings):
     names = {name for part, name, _ in found} | set(PARTS)
     if unknown := set(wanted) - names:
         raise SettingsError(f"--only: {', '.join(sorted(unknown))}: choose among {', '.join(sorted(names))}")
-    return [(name, run) for part, name, run in found if not wanted or part in wanted or name in wanted]
+    chosen = [(name, run) for word in wanted for part, name, run in found if word in (part, name)]
+    return list(dict.fromkeys(chosen)) if wanted else [(name, run) for _, name, run in found]
 
 
 def _sections_of(module):

@@ -86,6 +86,13 @@ def test_a_missing_gpu_and_an_unknown_part_are_refused_in_words(folder):
         gpu.run(settings_for(folder, only="nothing"))
 
 
+def test_sections_run_in_the_order_in_which_they_are_named(folder):
+    named = [name for name, _ in gpu.sections(settings_for(folder, only="rounds,selftest,rounds"))]
+    assert named == ["rounds", "selftest"]
+    everything = [name for name, _ in gpu.sections(settings_for(folder))]
+    assert {"selftest", "trunks", "ppo", "resume", "rounds", "worker", "decode"} == set(everything)
+
+
 def test_a_cpu_has_no_figures_of_a_gpu():
     with gpu.Stopwatch(torch.device("cpu")) as watch, gpu_ppo.counted_waits(torch.device("cpu")) as waits:
         pass
