@@ -188,7 +188,8 @@ class Chain:
         basis = reward_head.span(design, prefs)
         x = design @ basis
         with reward_head.one_thread():
-            _, penalty = reward_validation.choose({"words": x}, prefs, self.seed)
+            [choice] = reward_validation.choose({"words": x}, prefs, self.seed)
+            penalty = choice.penalty
             known = evidence.assess(designs_of, prefs, self.settings)
             folds, _ = reward_validation.cross_validate(
                 prefs, self.seed, lambda part: reward_head.fitted_scores(x, part, penalty)

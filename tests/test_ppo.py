@@ -319,8 +319,8 @@ def test_only_the_first_iteration_says_where_the_target_lies():
 
 
 def test_an_overshoot_is_taken_back_towards_the_start_to_both_limits():
-    """Without limits the same steps lead far from the start; with them no further than a step from it, and from the base
-    than the target.
+    """Without limits the same steps lead far from the start; with them no further than a step from it, and from the
+    base than the target.
     """
     step = 0.3
     changes = {"lr": 0.02, "iterations": 2, "episodes": 64, "replies": 16, "minibatch": 16}
