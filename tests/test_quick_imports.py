@@ -55,7 +55,7 @@ def report(tmp_path_factory):
 
 @pytest.mark.parametrize("process", ["worker", "server"])
 def test_neither_process_imports_what_it_never_uses(report, process):
-    """Each start took 12 to 19 s of CPU time, more than half of it to import these."""
+    """Each start took 12 to 20 s of CPU time, 6 to 8 s of it for these."""
     assert set(report["imported"][process]) & set(UNUSED) == set()
 
 

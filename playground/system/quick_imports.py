@@ -1,7 +1,7 @@
 """Imports transformers and peft without the parts of torch that they load and that are never used here.
 
 Nudge compiles nothing and distributes nothing. Torch's compiler (Dynamo, Inductor), its distributed tensors and SciPy's
-optimisers are imported all the same, and that took more than half of the start of the server and of the worker. Who
+optimisers are imported all the same, and that took 40 to 50 % of the start of both processes. Who
 imports transformers or peft imports this module first; `tests/test_quick_imports.py` checks it.
 """
 
