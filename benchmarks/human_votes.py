@@ -289,7 +289,10 @@ def size_rows(name: str, ours: Sequence[Predictions], length: Sequence[Predictio
         accuracy_row(f"{name}, the reward model", mine),
         accuracy_row(f"{name}, the length alone", plain),
         report.row(
-            f"{name}, the reward model above the length [{low:+.3f}, {high:+.3f}]", (mine - plain).mean(), "", bar
+            f"{name}, the reward model above the length [{low:+.3f}, {high:+.3f}]",
+            float((mine - plain).mean()),
+            "",
+            bar,
         ),
         report.row(f"{name}, the reward model: NLL", mean(p.nll() or 0.0 for p in ours), "nats"),
         report.row(f"{name}, the length alone: NLL", mean(p.nll() or 0.0 for p in length), "nats"),

@@ -246,15 +246,16 @@ class Head:
         outside = (x.square().sum(-1) - z.square().sum(-1)).clamp(min=0)
         return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
 
-    def draws(
-        self, x: torch.Tensor, root: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
-        """Scores (n, N) of x (N, d) under n heads. `root` (r, k) times the standard normal `noise` (k, n) is how far
-        each is from the fitted one in directions that votes compare; elsewhere they are draws from the prior.
+    def draws(self, x: torch.Tensor, root: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Scores (n, N) of x (N, d) under n heads, each root·noise from the fitted one: `root` (r, k), and `noise`
+        (k, n) from a standard normal.
         """
-        free = torch.randn(len(self.weight), noise.shape[1], generator=generator) / self.penalty**0.5  # (d, n)
-        moved = root @ noise - self.basis.T @ free  # (r, n)
-        return x @ self.weight + (x @ self.basis @ moved + x @ free).T
+        return x @ self.weight + (x @ self.basis @ (root @ noise)).T
+
+    def prior_draws(self, x: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+        """What n draws from the prior add to the scores of x (N, d), in directions that no vote compares: (n, N)."""
+        free = torch.randn(len(self.weight), n, generator=generator) / self.penalty**0.5  # (d, n)
+        return (x @ free - x @ self.basis @ (self.basis.T @ free)).T
 
 
 @dataclass
@@ -291,23 +292,23 @@ class RewardModel:
 
     def draws(self, features: torch.Tensor, n: int, seed: int) -> torch.Tensor:
         """Raw scores (n, N) under n reward models, as other votes from the same people would have given them: each vote
-        moves all heads at once. What no vote compares is drawn from the prior. The same seed gives the same models.
+        moves all heads at once. The same seed gives the same models.
         """
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.heads[0].influence.shape[1], n, generator=generator)  # (votes, n)
         drawn = torch.zeros(n, len(features))
         for head in self.heads:
             x = head.design(features, self.parts)
-            drawn += head.share * head.draws(x, head.influence, noise, generator)
+            drawn += head.share * head.draws(x, head.influence, noise)
         return drawn
 
     def posterior_draws(self, features: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Raw scores (n, N) under n reward models drawn from the posterior."""
+        """Raw scores (n, N) under n models drawn from the posterior, which is the prior where no vote compares."""
         drawn = torch.zeros(n, len(features))
         for head in self.heads:
             x = head.design(features, self.parts)
             noise = torch.randn(head.factor.shape[1], n, generator=generator)
-            drawn += head.share * head.draws(x, head.factor, noise, generator)
+            drawn += head.share * (head.draws(x, head.factor, noise) + head.prior_draws(x, n, generator))
         return drawn
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
