@@ -5,6 +5,7 @@ fails does not end the others: its row says "not run", and its error is printed.
 sections on the CPU, with whatever `--model` names.
 """
 
+import gc
 import importlib
 import json
 import sys
@@ -49,8 +50,12 @@ def used_mb(device):
 
 
 def allocated_mb(device):
-    """MB of tensors of this process on a GPU; 0 on a CPU."""
-    return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+    """MB of tensors of this process on a device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e6
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()) / 1e6
 
 
 def synchronise(device):

@@ -58,11 +58,17 @@ def parts(settings, device, log):
     policy = PolicyModel(loading.load_trunk(settings, training=True), settings)
     end_tokens = loading.end_tokens(policy.causal, tokenizer)
     prompts = prompts_of(tokenizer, settings, settings.ppo.episodes // settings.ppo.replies)
-    ppo.roll_out(policy, prompts, random.Random(0), end_tokens, settings)  # warms up
+
+    def roll_out(seed):
+        return policy.rollouts.by_settings(settings, prompts, random.Random(seed), end_tokens, settings.ppo.replies)
+
+    with gpu.Stopwatch(device) as first:
+        roll_out(0)  # captures the graphs
     with gpu.Stopwatch(device) as watch:
-        episodes = ppo.roll_out(policy, prompts, random.Random(1), end_tokens, settings)
+        episodes = roll_out(1)
     tokens = sum(len(episode.completion) for episode in episodes)
     rows = [
+        report.row("rollout: the first iteration's replies", first.seconds, "s"),
         report.row("rollout: one iteration's replies", watch.seconds, "s"),
         report.row("rollout: tokens a second", tokens / watch.seconds),
         report.row("rollout: milliseconds a step", 1e3 * watch.seconds / settings.rollout_tokens, "ms"),

@@ -68,3 +68,21 @@ def test_a_gpu_without_bf16_gets_fp32(settings, monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert loading.trunk_dtype(settings.with_values(dtype="auto")) == dtype
     assert loading.trunk_dtype(settings.with_values(dtype="bfloat16")) == torch.bfloat16
+
+
+def test_the_need_has_room_for_the_fewest_replies_of_a_rollout_and_more_room_takes_more(settings, monkeypatch):
+    model = tiny_model()
+    config = model.config
+    a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    a_slot = gpu.slot_bytes(config, 4, 100)
+    assert a_slot == 100 * a_token + 2 * gpu.DRAWING_BYTES * config.vocab_size
+    shorter, longer = (gpu.need(settings.with_values(ppo={"rollout_tokens": n})) for n in (1000, 1100))
+    keys_and_values = gpu.LEAST_ROWS // 2 * 200 * a_token
+    assert longer - shorter >= keys_and_values
+    for slots in (20, 30):
+        free = slots * a_slot / gpu.ROLLOUT_SHARE
+        monkeypatch.setattr(gpu, "free_bytes", lambda _device, free=free: int(free) + 1)
+        assert gpu.slots_with_room(model, 100) == slots
+    for free, slots in ((0, gpu.LEAST_ROWS // 2), (10**13, gpu.MOST_ROWS // 2)):
+        monkeypatch.setattr(gpu, "free_bytes", lambda _device, free=free: free)
+        assert gpu.slots_with_room(model, 100) == slots

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_ppo
+from playground.decoding import graph_forward
 from playground.settings import SettingsError
 from tests.test_loop import planted_folder
+from training import gpu as gpu_memory
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +53,19 @@ def test_an_update_and_a_checkpoint_have_their_rows(folder):
     assert rows["checkpoint, and back: same tensors, goes on"]["ok"]
 
 
-def test_three_rounds_run_and_each_version_is_read_again(folder):
+@pytest.mark.parametrize("graphs", [False, True])
+def test_three_rounds_run_and_each_version_is_read_again(folder, monkeypatch, graphs):
+    """With `graphs`, rollouts run as on a GPU, where what a round leaves behind is sooner missed."""
+    if graphs:
+        monkeypatch.setattr(graph_forward, "fits", lambda _model: True)
+        monkeypatch.setattr(gpu_memory, "free_bytes", lambda _device: 10**9)
     rows = run(folder, only="round")
     assert rows["round 1: ends by itself"]["ok"] and rows["round 1: all phases"]["value"] > 0
     for number in (2, 3):
         assert rows[f"round {number}, in one process with the next: ends by itself"]["ok"]
         assert rows[f"version of round {number}: KL of the device to fp32 on the CPU"]["value"] < 1e-4
+    assert rows["tensors after one round and swap"]["value"] > 0
+    assert rows["tensors after two rounds and swaps, over those after one"]["ok"]
 
 
 def test_a_section_that_fails_leaves_the_others_their_rows(folder, monkeypatch):

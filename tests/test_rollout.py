@@ -1,9 +1,13 @@
 """Prompts for training, and the policy's replies to them."""
 
 import pytest
+import torch
 
+from playground.decoding import graph_forward, lean_model
+from playground.settings import Settings
 from tests.tiny import tiny_model, tiny_tokenizer
-from training import rollout
+from training import gpu, rollout, selftest
+from training.policy import PolicyModel
 
 TOKENIZER = tiny_tokenizer()
 END = frozenset({TOKENIZER.eos_token_id})
@@ -95,3 +99,96 @@ def test_the_canaries_are_plain_replies_without_their_end():
     found = rollout.canaries(tokenizer, 256)
     assert len(found) >= 10 and not any(tokenizer.eos_token_id in e.completion or e.ended for e in found)
     assert "capital of France" in tokenizer.decode(found[1].prompt) and "Paris" in tokenizer.decode(found[1].completion)
+
+
+# -- on a GPU, whose forward runs here without its graphs
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """As if the models were on a GPU with 1 TB free; returns (the forwards that are made, the free bytes)."""
+    made, free = [], [10**12]
+
+    class Recorded(graph_forward.GraphForward):
+        def __init__(self, *args, **options):
+            made.append(self)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(rollout, "GraphForward", Recorded)
+    monkeypatch.setattr(graph_forward, "fits", lambda _model: True)
+    monkeypatch.setattr(gpu, "free_bytes", lambda _device: free[0])
+    return made, free
+
+
+def write(rollouts, chosen, seed=0, **changes):
+    options = {"replies": 2, "max_tokens": 12, "temperature": 1.0, "end_tokens": END, **changes}
+    return rollouts.sample(chosen, rollout.generator(seed), **options)
+
+
+def new_policy(tmp_path):
+    settings = Settings(data_dir=tmp_path, device="cpu", dtype="float32")
+    return PolicyModel(tiny_model(TOKENIZER), settings)
+
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+
+
+@pytest.mark.parametrize("merged_parameters", [10**9, 0])
+def test_rollouts_keep_their_forward_and_follow_the_lora(graphs, tmp_path, monkeypatch, merged_parameters):
+    """A forward that kept old weights would sample another policy than the one whose ratios are taken."""
+    made, _ = graphs
+    monkeypatch.setattr(lean_model, "MERGED_PARAMETERS", merged_parameters)
+    policy = new_policy(tmp_path)
+    bare = [parameter.clone() for parameter in tiny_model(TOKENIZER).parameters()]
+    with policy.reference():
+        reference = write(policy.rollouts, PROMPTS)
+    assert reference == sample(tiny_model(TOKENIZER), PROMPTS)
+    kept = len(made)
+    seen = [reference]
+    for size in (0.5, 1.0):
+        selftest.set_b(policy.parameters, size)
+        ours = write(policy.rollouts, PROMPTS)
+        assert ours == sample(policy.causal, PROMPTS)
+        assert ours not in seen
+        seen.append(ours)
+    with policy.reference():
+        assert write(policy.rollouts, PROMPTS) == reference
+    own = [forward for forward in made if forward is policy.rollouts._graphs]
+    assert len(own) == 1 and made.index(own[0]) < kept
+    weights = [parameter for name, parameter in policy.causal.named_parameters() if "lora_" not in name]
+    assert all(torch.equal(a, b) for a, b in zip(weights, bare, strict=True))
+
+
+def test_more_prompts_or_longer_ones_get_a_forward_with_room_for_them(graphs):
+    made, _ = graphs
+    rollouts = rollout.Rollouts(tiny_model(TOKENIZER))
+    write(rollouts, PROMPTS[:1])
+    assert len(made) == 1 and (made[0].slots, made[0].slot_tokens) == (1, rollout.COLUMNS)
+    write(rollouts, PROMPTS)
+    write(rollouts, PROMPTS[:2], replies=1)
+    assert len(made) == 2 and made[1].slots == 3
+    write(rollouts, PROMPTS, max_tokens=rollout.COLUMNS // 2)
+    assert len(made) == 3 and made[2].slot_tokens == 2 * rollout.COLUMNS
+
+
+def test_a_gpu_with_little_room_decodes_fewer_replies_at_once_and_writes_the_same(graphs):
+    made, free = graphs
+    model = tiny_model(TOKENIZER)
+    chosen = PROMPTS * 6
+    with_room = write(rollout.Rollouts(model), chosen)
+    free[0] = 0
+    assert write(rollout.Rollouts(model), chosen) == with_room
+    assert [forward.slots for forward in made] == [18, gpu.LEAST_ROWS // 2]
+
+
+def test_ended_replies_leave_no_keys_and_values_behind(graphs):
+    made, _ = graphs
+    write(rollout.Rollouts(tiny_model(TOKENIZER)), PROMPTS)
+    forward = made[0]
+    cache = forward.new_cache(2, 3, 4)
+    forward.prefill(cache, [1, 2, 3])
+    forward.decode([cache], [4, 5])
+    for reply in (0, 1):
+        cache.drop(reply)
+    forward.finish(cache)
+    assert not cache.reply_kv and not cache.slots

@@ -1,16 +1,22 @@
 """How much GPU memory a round needs, whether that much is free, and what more of it is good for."""
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from playground.decoding.lean_model import MERGED_PARAMETERS
 from playground.models import loading, sources, structure
 from playground.settings import Settings
 from playground.system import memory
-from training import ppo_math, rollout
+from training import ppo_math
 
 REWARD_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a quantised weight, with its scales
 ROOM = 0.5  # of the free memory that a round may need with larger microbatches
+# replies that a rollout decodes at once: as many as have room in a share of the free memory, at most and at least
+MOST_ROWS = 256
+LEAST_ROWS = 16
+ROLLOUT_SHARE = 0.25
+DRAWING_BYTES = 16  # of each logit of a row that a step draws a token from
 
 
 class NotEnoughMemory(Exception):
@@ -19,8 +25,8 @@ class NotEnoughMemory(Exception):
 
 def need(settings: Settings) -> int:
     """About how many bytes a round takes on a GPU: the policy's trunk, the reward model's, the LoRA with Adam's
-    moments, and the larger one of what an update and a rollout need beside them: the activations of one microbatch, or
-    keys and values.
+    moments, the activations of one microbatch, and what a rollout of LEAST_ROWS replies keeps: a copy of the blocks
+    with the LoRA merged, and keys and values.
     """
     config = loading.load_config(sources.source_of(settings))
     text = config.get_text_config()
@@ -39,12 +45,30 @@ def need(settings: Settings) -> int:
     trunks = weights * bytes_a_weight + (weights - in_blocks) * bytes_a_weight + in_blocks * reward_bytes
     activations = tokens * width * len(blocks) * 25 * bytes_a_weight
     logits = 2 * (bytes_a_weight + 4 + 4) * head_rows * text.vocab_size  # of policy and reference
+    merged = in_blocks * bytes_a_weight if weights <= MERGED_PARAMETERS else 0
+    columns = settings.ppo.rollout_context + 2 * settings.rollout_tokens + 2
+    rollout = LEAST_ROWS // 2 * slot_bytes(config, bytes_a_weight, columns)
+    return int(trunks + 16 * lora + activations + logits + merged + rollout)
+
+
+def slot_bytes(config: PretrainedConfig, bytes_a_weight: int, columns: int) -> int:
+    """What a rollout takes for two replies to a prompt: the keys and values of so many columns, and the logits of a
+    step.
+    """
+    text = config.get_text_config()
     all_heads = getattr(text, "num_attention_heads", 1)  # a state-space model has none, and less to keep
     heads = getattr(text, "num_key_value_heads", None) or all_heads
-    kv_width = heads * (getattr(text, "head_dim", None) or width // all_heads)
-    rollout_tokens = rollout.ROWS_GPU * (settings.ppo.rollout_context + settings.rollout_tokens)
-    keys_values = 2 * len(blocks) * kv_width * bytes_a_weight * rollout_tokens
-    return int(trunks + 16 * lora + max(activations + logits, keys_values))
+    kv_width = heads * (getattr(text, "head_dim", None) or text.hidden_size // all_heads)
+    kv_bytes = 2 * text.num_hidden_layers * kv_width * bytes_a_weight
+    return columns * kv_bytes + 2 * DRAWING_BYTES * text.vocab_size
+
+
+def slots_with_room(model: PreTrainedModel, columns: int) -> int:
+    """How many pairs of replies with so many columns each a rollout on the model's GPU has room for, within LEAST_ROWS
+    and MOST_ROWS.
+    """
+    room = int(ROLLOUT_SHARE * free_bytes(model.device)) // slot_bytes(model.config, model.dtype.itemsize, columns)
+    return min(max(room, LEAST_ROWS // 2), MOST_ROWS // 2)
 
 
 def free_bytes(device: torch.device) -> int:

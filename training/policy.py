@@ -17,7 +17,7 @@ from playground.models import adapters, lora, structure
 from playground.models.batches import pad
 from playground.settings import Settings
 from training import ppo_math
-from training.rollout import Episode
+from training.rollout import Episode, Rollouts
 
 
 @dataclass
@@ -131,6 +131,7 @@ class PolicyModel:
         torch.manual_seed(settings.seed)  # LoRA's A starts random
         self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = trunk  # with the LoRA in its layers
+        self.rollouts = Rollouts(trunk)
         self.parameters: dict[str, torch.nn.Parameter] = lora.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)

@@ -14,12 +14,9 @@ import torch
 
 from playground.models.loading import EndTokens
 from playground.settings import Settings
-from training import ppo_math, rollout
+from training import kl_target, ppo_math, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
-
-RETURNS = 4  # at most; each samples replies of the policy anew
-NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
 
 Metrics = dict[str, float]
 ChoosePrompts = Callable[[int, random.Random], list[list[int]]]
@@ -136,7 +133,7 @@ def train_ppo(
 
         # 1. sample replies of the policy
         prompts = choose_prompts(prompts_per_iteration, rng)
-        episodes = roll_out(policy, prompts, rng, end_tokens, settings)
+        episodes = policy.rollouts.by_settings(settings, prompts, rng, end_tokens, settings.ppo.replies)
 
         # 2. score whole replies; a reply without an end pays a penalty, and the mean of the other replies to the same
         #    prompt is subtracted
@@ -187,57 +184,10 @@ def train_ppo(
     rng = rollout.generator(settings.seed, "ppo", "back")
 
     def sample_policy() -> list[Episode]:
-        return roll_out(policy, choose_prompts(prompts_per_iteration, rng), rng, end_tokens, settings)
+        prompts = choose_prompts(prompts_per_iteration, rng)
+        return policy.rollouts.by_settings(settings, prompts, rng, end_tokens, settings.ppo.replies)
 
-    return_to_kl_target(trainer, sample_policy)
-
-
-def roll_out(
-    policy: PolicyModel,
-    prompts: list[list[int]],
-    rng: random.Random,
-    end_tokens: EndTokens,
-    settings: Settings,
-) -> list[Episode]:
-    """`ppo.replies` replies of the policy to each prompt."""
-    return rollout.sample(
-        policy.causal,
-        prompts,
-        rng,
-        replies=settings.ppo.replies,
-        max_tokens=settings.rollout_tokens,
-        temperature=settings.chat.temperature,
-        end_tokens=end_tokens,
-    )
-
-
-def return_to_kl_target(trainer: Trainer, sample_policy: Callable[[], list[Episode]]) -> None:
-    """Move the policy back, along the line to where training started (Wortsman et al. 2022), until replies that
-    `sample_policy()` draws have a mean KL to the base of the target, and one to the start of the step. An iteration's
-    steps overshoot the target.
-    """
-    policy = trainer.policy
-    end = policy.state()
-    share = 1.0  # of the way from the start to the end
-    for _ in range(RETURNS):
-        episodes = sample_policy()
-        moved = policy.totals(episodes, trainer.settings.ppo.microbatch)
-        factor = _share_left(trainer.kl_start, moved.mean_kl, trainer.kl_target)
-        if trainer.kl_step is not None:
-            kl_start = policy.kl_from(trainer.start, episodes, moved.logprob, trainer.settings.ppo.microbatch)
-            factor = min(factor, _share_left(0.0, kl_start, trainer.kl_step))
-        if factor == 1:
-            break
-        share *= factor
-        policy.interpolate(trainer.start, end, share)
-
-
-def _share_left(kl_start: float, kl: float, target: float) -> float:
-    """The share of the way from the start to here at which the KL, whose root grows about evenly on it, is `target`."""
-    if kl <= NEAR_TARGET * target:
-        return 1.0
-    root_start = min(kl_start, kl) ** 0.5
-    return max(0.0, (target**0.5 - root_start) / max(kl**0.5 - root_start, 1e-9))
+    kl_target.return_to(trainer, sample_policy)
 
 
 @torch.no_grad()

@@ -19,11 +19,13 @@ from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
 from playground.models.loading import EndTokens
+from playground.settings import Settings
+from training import gpu
 
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
 ROWS = 32  # replies that are decoded at once on a CPU
-ROWS_GPU = 256  # on a GPU, where a step takes about as long for many rows as for few
+COLUMNS = 256  # a GPU's memory for replies is made in multiples of so many columns, so that it serves other prompts too
 
 T = TypeVar("T")
 
@@ -89,6 +91,85 @@ def generator(*key: object) -> random.Random:
     return random.Random(hashlib.sha256("/".join(map(str, key)).encode()).digest())
 
 
+class Rollouts:
+    """Writes replies of one model. On a GPU it keeps the forward that decodes, since to capture its graphs takes about
+    as long as to write the replies of a PPO iteration.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._graphs: GraphForward | None = None
+        self._slots_wanted = 0  # when it was made
+
+    def sample(
+        self,
+        prompt_ids: Sequence[list[int]],
+        rng: random.Random,
+        *,
+        replies: int,
+        max_tokens: int,
+        temperature: float,
+        end_tokens: EndTokens,
+        rows: int | None = None,
+    ) -> list[Episode]:
+        """`replies` episodes of the model as it is now for each prompt, in the order of the prompts. As many are
+        decoded at once as a GPU has room for, or on a CPU `rows`, by default ROWS.
+
+        There is no top-p and no top-k, since they would bias the estimate of the KL.
+        """
+        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+        longest = max((len(prompt) for prompt in prompt_ids), default=0)
+        slots_each = -(-replies // 2)  # on a GPU two replies to a prompt share a slot
+        columns = longest + 2 * max_tokens + 2
+        if graph_forward.fits(self.model):
+            graphs = self._graph_forward(slots_each, slots_each * len(prompt_ids), columns)
+            forward: AnyForward = graphs
+            prompts_at_once = graphs.slots // slots_each
+        else:
+            forward = forward_of(self.model)
+            prompts_at_once = max(1, (rows or rows_of(self.model, columns)) // replies)
+        episodes: list[Episode] = []
+        for start in range(0, len(prompt_ids), prompts_at_once):
+            chunk = prompt_ids[start : start + prompts_at_once]
+            seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
+            decoded = decoder.run(forward, chunk, seeds, sampling, end_tokens, n=replies)
+            for i, reply in enumerate(decoded):
+                episodes.append(Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end"))
+        return episodes
+
+    def by_settings(
+        self,
+        settings: Settings,
+        prompt_ids: Sequence[list[int]],
+        rng: random.Random,
+        end_tokens: EndTokens,
+        replies: int,
+    ) -> list[Episode]:
+        """`sample` with the settings' temperature and reply length."""
+        return self.sample(
+            prompt_ids,
+            rng,
+            replies=replies,
+            max_tokens=settings.rollout_tokens,
+            temperature=settings.chat.temperature,
+            end_tokens=end_tokens,
+        )
+
+    def _graph_forward(self, least_slots: int, slots: int, columns: int) -> GraphForward:
+        """The kept forward, with the model's weights as they are now; a new one where that was made for fewer slots or
+        columns. It has as many of the `slots` as there is room for, but `least_slots`.
+        """
+        if self._graphs and self._graphs.slot_tokens >= columns and self._slots_wanted >= slots:
+            self._graphs.refresh()
+            return self._graphs
+        self._graphs = None  # its memory is free from here on
+        columns = -(-columns // COLUMNS) * COLUMNS
+        room = gpu.slots_with_room(self.model, columns)
+        self._slots_wanted = slots
+        self._graphs = GraphForward(self.model, max(least_slots, min(slots, room)), columns, retains=False)
+        return self._graphs
+
+
 def sample(
     model: PreTrainedModel,
     prompt_ids: Sequence[list[int]],
@@ -100,35 +181,25 @@ def sample(
     end_tokens: EndTokens,
     rows: int | None = None,
 ) -> list[Episode]:
-    """`replies` episodes for each prompt, in the order of the prompts; at most `rows` replies (by default ROWS or
-    ROWS_GPU) are decoded at once.
-
-    There is no top-p and no top-k, since they would bias the estimate of the KL.
-    """
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-    episodes: list[Episode] = []
-    if rows is None:
-        rows = ROWS if model.device.type == "cpu" else ROWS_GPU
-    prompts_at_once = max(1, rows // replies)
-    longest = max((len(prompt) for prompt in prompt_ids), default=0)
-    forward = forward_for(
-        model, pairs=min(len(prompt_ids), prompts_at_once) * -(-replies // 2), tokens=longest + 2 * max_tokens + 2
+    """`Rollouts.sample` of a model that writes once."""
+    return Rollouts(model).sample(
+        prompt_ids,
+        rng,
+        replies=replies,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        end_tokens=end_tokens,
+        rows=rows,
     )
-    for start in range(0, len(prompt_ids), prompts_at_once):
-        chunk = prompt_ids[start : start + prompts_at_once]
-        seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
-        decoded = decoder.run(forward, chunk, seeds, sampling, end_tokens, n=replies)
-        for i, reply in enumerate(decoded):
-            episodes.append(Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end"))
-    return episodes
 
 
-def forward_for(model: PreTrainedModel, pairs: int, tokens: int) -> AnyForward:
-    """The fastest forward of a model for rollouts. On a GPU it has room for so many pairs of replies, with `tokens`
-    columns each: the prompt's, and one of each reply's in turn.
-    """
-    if graph_forward.fits(model):
-        return GraphForward(model, pairs, tokens)
+def rows_of(model: PreTrainedModel, columns: int) -> int:
+    """How many replies a forward without graphs decodes at once, with so many columns for two of them."""
+    return ROWS if model.device.type == "cpu" else 2 * gpu.slots_with_room(model, columns)
+
+
+def forward_of(model: PreTrainedModel) -> AnyForward:
+    """The fastest forward of a model for which there are no graphs."""
     if fused.fits(model):
         return fused.FusedForward(model, str(model.dtype).removeprefix("torch."))
     return transformers_forward_of(model)

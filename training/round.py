@@ -20,7 +20,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
+from training import erase, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
 from training.ratchet import EndedTrial
@@ -51,6 +51,8 @@ class Round(RoundControl):
             "publish": self._publish,
         }
         phases[phase]()
+        if phase != "publish":  # after it the row is closed
+            self.record(part_seconds=self.models.seconds)
 
     # -- collect
 
@@ -155,9 +157,11 @@ class Round(RoundControl):
             self.progress(round(percent), 100, {})
 
         # features and folds take about 70 % of the phase, the replies of the reference most of the rest
-        model, report = reward.fit(
-            models.preferences, models.trunk, self.settings, lambda done, total: show_percent(70 * done / total)
-        )
+        trunk = models.trunk
+        with models.seconds.part("fit reward model"):
+            model, report = reward.fit(
+                models.preferences, trunk, self.settings, lambda done, total: show_percent(70 * done / total)
+            )
         self.record(**report.as_metrics())
         log.info(
             "reward model: %s; cross-validated accuracy %.2f [%.2f, %.2f]",
@@ -171,9 +175,9 @@ class Round(RoundControl):
         if nothing_left:
             self.record(nothing_left=True)
             self.end("not_enough", nothing_left)
-        with models.policy.reference():
+        with models.seconds.part("standardise: replies"), models.policy.reference():
             chosen = models.training_prompts(self.settings.ppo.episodes, models.rng("reference"))
-            episodes = models.sample(models.policy.causal, chosen, "reference")
+            episodes = models.sample(models.policy.rollouts, chosen, "reference")
         show_percent(90)
         features = models.features(model, episodes)
         model.standardise(features)
@@ -207,7 +211,7 @@ class Round(RoundControl):
             policy.load(load_file(start))
         kl_step = self._kl_step()
         self.record(kl_step=kl_step)
-        trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
+        trainer = Trainer(policy, self.models.settings_with_room, kl_step)
         if checkpoint.exists():
             trainer.load(checkpoint)
             log.info("ppo goes on after iteration %d", trainer.iteration)
@@ -268,8 +272,9 @@ class Round(RoundControl):
             joined(report.refused_because) if report.refused_because else "passed",
         )
         trained = models.trained_policy.causal
-        forward = tuning.choose(self.settings, trained, models.base).forward(trained)
-        served_kl = served.divergence(trained, forward, replies.new)
+        with models.seconds.part("gate: served"):
+            forward = tuning.choose(self.settings, trained, models.base).forward(trained)
+            served_kl = served.divergence(trained, forward, replies.first_of_each(replies.new))
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
 

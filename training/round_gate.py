@@ -6,15 +6,15 @@ Reads the models of the round; writes nothing.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import Any, TypeVar
 
 from playground.models import prompts
 from training import gate, rollout
 from training.gate import GateReport
-from training.rollout import Episode
+from training.rollout import Episode, Rollouts
 from training.round_models import RoundModels
+
+T = TypeVar("T")
 
 SAMPLES = 8  # that a report keeps, of shipped prompts and of people's prompts each
 
@@ -31,21 +31,26 @@ class GateReplies:
     base: Sequence[Episode]
     new_texts: Sequence[str]
 
+    def first_of_each(self, values: Sequence[T]) -> Sequence[T]:
+        """Of these (N,) the first of each prompt."""
+        return values[:: len(self.new) // self.prompts]
+
 
 def sample(models: RoundModels, show_step: Callable[[int], None]) -> GateReplies:
     """`gate.replies` of each version to each of the gate's prompts. `show_step(n)` counts the versions."""
     chosen = models.gate_prompts()
     policy = models.trained_policy
 
-    def by(model: PreTrainedModel) -> list[Episode]:
-        return models.sample(model, chosen, "gate-sample", models.settings.gate.replies)
+    def by(rollouts: Rollouts, version: str) -> list[Episode]:
+        with models.seconds.part(f"gate: replies of {version}"):
+            return models.sample(rollouts, chosen, "gate-sample", models.settings.gate.replies)
 
-    new = by(policy.causal)
+    new = by(policy.rollouts, "new")
     show_step(1)
     with policy.reference():
-        base = by(policy.causal)
+        base = by(policy.rollouts, "base")
     show_step(2)
-    live = by(models.live_model()) if models.live_version else base
+    live = by(Rollouts(models.live_model()), "live") if models.live_version else base
     show_step(3)
     texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
     return GateReplies(prompts=len(chosen), new=new, live=live, base=base, new_texts=texts)
@@ -56,14 +61,20 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
     settings = models.settings
     model = models.reward_model
     policy = models.trained_policy
-    features_new = models.features(model, replies.new)
-    features_live = models.features(model, replies.live)
-    draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
-    draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
-    gains = (draws_new - draws_live) / model.spread
+    seconds = models.seconds
+    with seconds.part("gate: features"):
+        features_new = models.features(model, replies.new)
+        features_live = models.features(model, replies.live)
+    with seconds.part("gate: draws"):
+        draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
+        draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
+        gains = (draws_new - draws_live) / model.spread
     canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
     canary_tokens = sum(len(episode.completion) for episode in canaries)
-    canary_totals = policy.totals(canaries, settings.ppo.microbatch)
+    with seconds.part("gate: likelihoods"):
+        at_once = models.settings_with_room.ppo.microbatch
+        canary_totals = policy.totals(canaries, at_once)
+        totals_new = policy.totals(replies.new, at_once)
     compared = gate.Compared(
         prompts=replies.prompts,
         new=replies.new,
@@ -73,12 +84,13 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
         reward_new=model.reward(features_new).numpy(),
         reward_live=model.reward(features_live).numpy(),
         gains=gains.numpy(),
-        kl=policy.totals(replies.new, settings.ppo.microbatch).kl,
+        kl=totals_new.kl,
         canary_new=sum(canary_totals.logprob) / canary_tokens,
         canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
         length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
     )
-    return gate.decide(compared, settings)
+    with seconds.part("gate: decide"):
+        return gate.decide(compared, settings)
 
 
 def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
@@ -89,9 +101,8 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
     shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in models.seed_prompts(part)}
     found = []
     room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
-    per_prompt = len(replies.new) // replies.prompts
-    first_of_each = (values[::per_prompt] for values in (replies.new, replies.live, replies.new_texts))
-    for after, before, text in zip(*first_of_each, strict=True):
+    new, live = replies.first_of_each(replies.new), replies.first_of_each(replies.live)
+    for after, before, text in zip(new, live, replies.first_of_each(replies.new_texts), strict=True):
         is_shipped = tuple(after.prompt) in shipped
         if not room[is_shipped]:
             continue

@@ -21,10 +21,11 @@ from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store
-from training import rollout, selftest, sft
+from training import gpu, rollout, selftest, sft
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
-from training.rollout import Episode
+from training.rollout import Episode, Rollouts
+from training.timing import PartSeconds
 
 
 class RoundModels:
@@ -35,6 +36,7 @@ class RoundModels:
         self.settings = settings
         self.round_id = round_id
         self.folder = folder
+        self.seconds = PartSeconds()
 
     # -- the policy and its base
 
@@ -44,13 +46,17 @@ class RoundModels:
 
     @cached_property
     def _loaded_base(self) -> "LoadedBase":
-        return LoadedBase(loading.load_trunk(self.settings, training=True), self.settings, self.tokenizer)
+        with self.seconds.part("load policy"):
+            return LoadedBase(loading.load_trunk(self.settings, training=True), self.settings, self.tokenizer)
 
     @cached_property
     def policy(self) -> PolicyModel:
         """The policy being trained, loaded and tested."""
-        policy = PolicyModel(self._loaded_base.trunk, self.settings)
-        selftest.check_policy(policy, self.settings)
+        base = self._loaded_base
+        with self.seconds.part("add LoRA"):
+            policy = PolicyModel(base.trunk, self.settings)
+        with self.seconds.part("test policy"):
+            selftest.check_policy(policy, self.settings)
         return policy
 
     @cached_property
@@ -80,6 +86,11 @@ class RoundModels:
         _ = self.policy  # a faulty base ends the round in its first phase
         return self._loaded_base
 
+    @cached_property
+    def settings_with_room(self) -> Settings:
+        """The settings with larger microbatches where a GPU has room for them beside these models."""
+        return gpu.with_room_used(self.settings)
+
     @property
     def max_tokens(self) -> int | None:
         """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
@@ -107,8 +118,10 @@ class RoundModels:
     @cached_property
     def trunk(self) -> FeatureTrunk:
         """The reward model's trunk."""
-        trunk = FeatureTrunk(self.settings)
-        selftest.check_features(trunk, self.settings.reward.lora_rank)
+        with self.seconds.part("load reward trunk"):
+            trunk = FeatureTrunk(self.settings)
+        with self.seconds.part("test reward trunk"):
+            selftest.check_features(trunk, self.settings.reward.lora_rank)
         return trunk
 
     @cached_property
@@ -195,19 +208,9 @@ class RoundModels:
         seeds = self.seed_prompts("heldout")
         return rollout.choose(self.contexts(heldout=True), seeds, self.settings.gate.prompts, self.rng("gate"))
 
-    def sample(
-        self, model: PreTrainedModel, prompt_ids: Sequence[list[int]], name: str, replies: int = 1
-    ) -> list[Episode]:
+    def sample(self, rollouts: Rollouts, prompt_ids: Sequence[list[int]], name: str, replies: int = 1) -> list[Episode]:
         """`replies` of a model to each prompt, with the random source `name`."""
-        return rollout.sample(
-            model,
-            prompt_ids,
-            self.rng(name),
-            replies=replies,
-            max_tokens=self.settings.rollout_tokens,
-            temperature=self.settings.chat.temperature,
-            end_tokens=self.end_tokens,
-        )
+        return rollouts.by_settings(self.settings, prompt_ids, self.rng(name), self.end_tokens, replies)
 
     def encode_reply(self, text: str) -> list[int]:
         return prompts.encode_reply(text, self.tokenizer)

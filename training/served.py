@@ -11,14 +11,15 @@ from playground.decoding.forward import AnyForward
 from training.rollout import Episode
 
 EPISODES = 8  # of the gate's; logits over the whole vocabulary are compared
+TOKENS = 48  # of each, which are decoded one after the other
 
 
 @torch.no_grad()
 def divergence(model: PreTrainedModel, forward: AnyForward, episodes: Sequence[Episode]) -> float:
     """Mean KL(trained ‖ served) in nats a token, at temperature 1: `model` as it was trained, `forward` as the decoder
-    reads it (a forward of `playground/decoding`), which decodes the replies together.
+    reads it (a forward of `playground/decoding`), which decodes the beginnings of the replies together.
     """
-    episodes = episodes[:EPISODES]
+    episodes = [Episode(episode.prompt, episode.completion[:TOKENS], False) for episode in episodes[:EPISODES]]
     trained = [logprobs(model, episode) for episode in episodes]  # (T, V) each
     caches = []
     logits = []  # (V,) of each growing reply

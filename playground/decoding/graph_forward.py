@@ -42,11 +42,13 @@ class _Launched:
 class GraphForward:
     """One version of a model of the family. Fulfils `forward.DrawingForward`.
 
-    Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait.
+    Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait. `retains`:
+    the keys and values of replies that have ended are kept in their cache, for a prompt that begins with them.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, slot_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, slot_tokens: int, retains: bool = True) -> None:
         self.model = model
+        self.retains = retains
         self.prefill_chunk = PREFILL_CHUNK
         self.prefill_tokens = PREFILL_TOKENS
         device = next(model.parameters()).device
@@ -60,7 +62,12 @@ class GraphForward:
         self._results = [torch.zeros(2, 2 * slots, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
 
     def for_model(self, model: PreTrainedModel) -> "GraphForward":
-        return GraphForward(model, self.slots, self.slot_tokens)
+        return GraphForward(model, self.slots, self.slot_tokens, self.retains)
+
+    def refresh(self) -> None:
+        """The model's LoRA has been changed, or switched on or off: read it again. No reply may be growing."""
+        self._launched = None
+        self.lean.refresh()
 
     def cache_bytes(self, n: int, prompt_tokens: int, new_tokens: int) -> int:
         shape = self.lean.shape
@@ -218,7 +225,8 @@ class GraphForward:
         taken_in = cache.steps - (len(cache.prompt) - cache.shared)
         for reply, tokens in enumerate(cache.reply_tokens):
             del tokens[max(0, taken_in) :]  # the last one was drawn, and no step took it in
-            cache.reply_kv.append(self.batch.reply_kv(cache.slots[reply // 2], cache.columns(reply)))
+            if self.retains:
+                cache.reply_kv.append(self.batch.reply_kv(cache.slots[reply // 2], cache.columns(reply)))
         for slot in cache.slots:
             self._owners[slot] = None
         cache.slots = []

@@ -49,6 +49,14 @@ class PackedLinear:
                 self.lora = _stacked_lora(layers, dtype)
         self.bias = _joined_bias([llama.base_linear(layer) for layer in layers], dtype)
 
+    def refresh(self, layers: Sequence[torch.nn.Module]) -> None:
+        """Read the LoRA of `layers` again, into the same memory."""
+        if self.lora is not None:
+            for kept, new in zip(self.lora, _stacked_lora(layers, self.weight.dtype), strict=True):
+                kept.copy_(new)
+        elif any(llama.lora_of(layer) for layer in layers):
+            torch.cat([llama.merged_weight(layer).to(self.weight.dtype) for layer in layers], out=self.weight)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(T, inputs) -> (T, outputs)."""
         y = linear(x, self.weight, self.bias)
@@ -123,6 +131,7 @@ class LeanBlock:
     def __init__(self, block: LlamaDecoderLayer, dtype: torch.dtype, merged: bool) -> None:
         attention = block.self_attn
         mlp = block.mlp
+        self._block = block
         self.eps = block.input_layernorm.variance_epsilon
         self.input_norm = block.input_layernorm.weight.detach().to(dtype)
         self.mlp_norm = block.post_attention_layernorm.weight.detach().to(dtype)
@@ -130,6 +139,14 @@ class LeanBlock:
         self.out = PackedLinear([attention.o_proj], dtype, merged)
         self.gate_up = PackedLinear([mlp.gate_proj, mlp.up_proj], dtype, merged)
         self.down = PackedLinear([mlp.down_proj], dtype, merged)
+
+    def refresh(self) -> None:
+        attention = self._block.self_attn
+        mlp = self._block.mlp
+        self.qkv.refresh([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out.refresh([attention.o_proj])
+        self.gate_up.refresh([mlp.gate_proj, mlp.up_proj])
+        self.down.refresh([mlp.down_proj])
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """q, k and v of the attention: (T, (heads + 2·kv heads)·head dim)."""
@@ -160,6 +177,12 @@ class LeanModel:
         self.device = self.embedding.device
         self.frequencies = trunk.rotary_emb.inv_freq.float().to(self.device)
         self.rotation_scale = trunk.rotary_emb.attention_scaling
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Read the model's LoRA again, into the same memory: graphs of the steps stay valid."""
+        for block in self.blocks:
+            block.refresh()
 
     def run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The residual stream (T, hidden) after all blocks, for token ids and positions (T,)."""

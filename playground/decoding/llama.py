@@ -46,16 +46,16 @@ def base_linear(module: torch.nn.Module) -> torch.nn.Linear:
 
 
 def lora_of(module: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The LoRA pairs of a linear layer in fp32: A (rank, inputs), and B (outputs, rank) times its scale. Empty where
-    there is none.
+    """The LoRA pairs of a linear layer in fp32: A (rank, inputs), and B (outputs, rank) times its scale, which is 0
+    where the LoRA is off. Empty where there is none.
     """
-    if not isinstance(module, LoraLayer) or module.disable_adapters:
+    if not isinstance(module, LoraLayer):
         return []
     pairs = []
     for name, scale in module.scaling.items():
         a = base_linear(module.lora_A[name]).weight.detach().float()
         b = base_linear(module.lora_B[name]).weight.detach().float()
-        pairs.append((a, scale * b))
+        pairs.append((a, (0.0 if module.disable_adapters else scale) * b))
     return pairs
 
 

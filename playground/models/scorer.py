@@ -25,6 +25,7 @@ from playground.settings import Settings
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
 BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of the length
+GPU_BATCH = 4  # times as many replies and tokens are read at once on a GPU, which small batches keep waiting
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
 COMMON_TOKENS = 200  # tokens that are counted
 
@@ -50,7 +51,9 @@ class FeatureTrunk:
             blocks[layer - 1].register_forward_hook(partial(self._keep, layer))
         del blocks[self.layers[-1] :]
         self.targets = lora.linear_targets(self.model)
-        self.batch = settings.reward.batch
+        larger = GPU_BATCH if self.model.device.type == "cuda" else 1
+        self.batch = larger * settings.reward.batch
+        self.batch_tokens = larger * BATCH_TOKENS
         self.most = structure.positions(self.model.config)
         width = structure.input_embeddings(self.model).embedding_dim
         self.parts = [width] * len(self.layers) + [1]
@@ -93,7 +96,7 @@ class FeatureTrunk:
         done = 0
         while done < len(order):
             rows = order[done : done + self.batch]
-            while len(rows) > 1 and len(rows) * sum(map(len, replies[rows[-1]])) > BATCH_TOKENS:
+            while len(rows) > 1 and len(rows) * sum(map(len, replies[rows[-1]])) > self.batch_tokens:
                 rows.pop()
             out[rows] = self.batch_features([replies[i] for i in rows]).cpu()
             done += len(rows)

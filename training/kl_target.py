@@ -1,0 +1,44 @@
+"""Takes a policy that has overshot its KL target back to it.
+
+What the target is, is up to the trainer.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from training.rollout import Episode
+
+if TYPE_CHECKING:
+    from training.ppo import Trainer
+
+RETURNS = 4  # at most; each samples replies of the policy anew
+NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
+
+
+def return_to(trainer: "Trainer", sample_policy: Callable[[], list[Episode]]) -> None:
+    """Move the policy back, along the line to where training started (Wortsman et al. 2022), until replies that
+    `sample_policy()` draws have a mean KL to the base of the target, and one to the start of the step. An iteration's
+    steps overshoot the target.
+    """
+    policy = trainer.policy
+    end = policy.state()
+    share = 1.0  # of the way from the start to the end
+    for _ in range(RETURNS):
+        episodes = sample_policy()
+        moved = policy.totals(episodes, trainer.settings.ppo.microbatch)
+        factor = _share_left(trainer.kl_start, moved.mean_kl, trainer.kl_target)
+        if trainer.kl_step is not None:
+            kl_start = policy.kl_from(trainer.start, episodes, moved.logprob, trainer.settings.ppo.microbatch)
+            factor = min(factor, _share_left(0.0, kl_start, trainer.kl_step))
+        if factor == 1:
+            break
+        share *= factor
+        policy.interpolate(trainer.start, end, share)
+
+
+def _share_left(kl_start: float, kl: float, target: float) -> float:
+    """The share of the way from the start to here at which the KL, whose root grows about evenly on it, is `target`."""
+    if kl <= NEAR_TARGET * target:
+        return 1.0
+    root_start = min(kl_start, kl) ** 0.5
+    return max(0.0, (target**0.5 - root_start) / max(kl**0.5 - root_start, 1e-9))
