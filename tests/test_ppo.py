@@ -318,11 +318,11 @@ def test_only_the_first_iteration_says_where_the_target_lies():
 
 
 def test_an_overshoot_is_taken_back_towards_the_start_to_both_limits():
-    """Without limits the same steps lead far from the start; with them no further than a step from it, and from the base
-    than the target.
+    """Without limits the same steps lead far from the start; with them no further than a step from it, and from the
+    base than the target.
     """
     step = 0.3
-    changes = {"lr": 0.02, "iterations": 2, "episodes": 64, "replies": 16, "minibatch": 16}
+    changes = {"lr": 0.02, "iterations": 1, "episodes": 64, "replies": 16, "minibatch": 16}
     assert kl_to_start(run(started(1e6, ppo=changes))) > 3 * step
     t = run(started(step, ppo=changes))
     assert any(not torch.equal(t.start[name], tensor) for name, tensor in t.policy.state().items())
