@@ -181,9 +181,10 @@ class Chain:
         counts = torch.from_numpy(np.stack(self.replies))
         prefs = Preferences(replies=[([], [])] * len(counts), pairs=self.pairs)
 
-        def designs_of(part: Preferences, rows: list[int]) -> dict[str, torch.Tensor]:
+        def designs_of(part: Preferences, rows: list[int], known: int) -> dict[str, torch.Tensor]:
             seen = counts[rows]
-            x = ((seen - seen.mean(0)) / (seen.std(0).clamp_min(1e-6) * WORDS**0.5)).float()
+            usual = seen[:known]
+            x = ((seen - usual.mean(0)) / (usual.std(0).clamp_min(1e-6) * WORDS**0.5)).float()
             return {"words": x @ reward_head.span(x, part)}
 
         centre, scale = counts.mean(0), counts.std(0).clamp_min(1e-6) * WORDS**0.5
