@@ -180,7 +180,8 @@ class Chain:
 
         def designs_of(part: Preferences, rows: list[int], known: int) -> dict[str, torch.Tensor]:
             seen = counts[rows]
-            x = ((seen - seen[:known].mean(0)) / (seen[:known].std(0).clamp_min(1e-6) * WORDS**0.5)).float()
+            usual = seen[:known]
+            x = ((seen - usual.mean(0)) / (usual.std(0).clamp_min(1e-6) * WORDS**0.5)).float()
             return {"words": x @ reward_head.span(x, part)}
 
         centre, scale = counts.mean(0), counts.std(0).clamp_min(1e-6) * WORDS**0.5

@@ -323,7 +323,7 @@ def test_an_overshoot_is_taken_back_towards_the_start_to_both_limits():
     base than the target.
     """
     step = 0.3
-    changes = {"lr": 0.02, "iterations": 2, "episodes": 64, "replies": 16, "minibatch": 16}
+    changes = {"lr": 0.02, "iterations": 1, "episodes": 64, "replies": 16, "minibatch": 16}
     assert kl_to_start(run(started(1e6, ppo=changes))) > 3 * step
     t = run(started(step, ppo=changes))
     assert any(not torch.equal(t.start[name], tensor) for name, tensor in t.policy.state().items())
