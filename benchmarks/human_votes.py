@@ -1,10 +1,10 @@
-"""How well the reward model predicts real people's votes, beside the length alone and TRL's RewardTrainer, from 50 votes
-to all of them: `python -m benchmarks.human_votes --votes-file FILE`.
+"""How well the reward model predicts real people's votes, beside the length alone and TRL's RewardTrainer, from 50
+votes to all of them: `python -m benchmarks.human_votes --votes-file FILE`.
 
 FILE has one JSON object a line: `instruction`, `input` (may be empty), `reply_1`, `reply_2`, and `votes`, of several
 people, each 1, 2 or 0 for a tie. The majority is the vote that is learned and predicted; rows without one are left out.
-Five folds of whole prompts: a fold is predicted by reward models that have seen votes of the four others alone. Features
-and the peer's scores are kept in `DATA/benchmarks/human_votes.db`, so that a run that was stopped goes on where it was.
+Five folds of whole prompts: a fold is predicted by reward models that have seen votes of the four others alone. What
+was read and trained is kept in `DATA/benchmarks/human_votes.db`, so that a run that was stopped goes on where it was.
 """
 
 import itertools
@@ -289,7 +289,10 @@ def size_rows(name: str, ours: Sequence[Predictions], length: Sequence[Predictio
         accuracy_row(f"{name}, the reward model", mine),
         accuracy_row(f"{name}, the length alone", plain),
         report.row(
-            f"{name}, the reward model above the length [{low:+.3f}, {high:+.3f}]", (mine - plain).mean(), "", bar
+            f"{name}, the reward model above the length [{low:+.3f}, {high:+.3f}]",
+            float((mine - plain).mean()),
+            "",
+            bar,
         ),
         report.row(f"{name}, the reward model: NLL", mean(p.nll() or 0.0 for p in ours), "nats"),
         report.row(f"{name}, the length alone: NLL", mean(p.nll() or 0.0 for p in length), "nats"),

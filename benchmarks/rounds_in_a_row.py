@@ -156,10 +156,21 @@ class Chain:
             "live": live,
             "minutes": round(minutes, 2),
             "phase_seconds": metrics.get("phase_seconds"),
+            "curve": self._curve(store, row["id"]),
             **{name: metrics.get(name) for name in names},
             **self._truth(chat, store, live, candidate, voted),
             "all_minutes": round((time.monotonic() - began) / 60, 2),
         }
+
+    @staticmethod
+    def _curve(store: Store, round_id: int) -> list[list[float]]:
+        """[KL, reward] of each iteration of PPO."""
+        rows = store.rows(
+            """select k.value as kl, r.value as reward from metric k join metric r on r.round = k.round
+               and r.step = k.step and r.name = 'reward' where k.round = ? and k.name = 'kl' order by k.step""",
+            round_id,
+        )
+        return [[round(row["kl"], 2), round(row["reward"], 2)] for row in rows]
 
     def _crowd(self, store: Store) -> Crowd:
         """The people of this chain, with the models loaded."""

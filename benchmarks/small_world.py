@@ -178,9 +178,10 @@ class Chain:
         counts = torch.from_numpy(np.stack(self.replies))
         prefs = Preferences(replies=[([], [])] * len(counts), pairs=self.pairs)
 
-        def designs_of(part: Preferences, rows: list[int]) -> dict[str, torch.Tensor]:
+        def designs_of(part: Preferences, rows: list[int], known: int) -> dict[str, torch.Tensor]:
             seen = counts[rows]
-            x = ((seen - seen.mean(0)) / (seen.std(0).clamp_min(1e-6) * WORDS**0.5)).float()
+            usual = seen[:known]
+            x = ((seen - usual.mean(0)) / (usual.std(0).clamp_min(1e-6) * WORDS**0.5)).float()
             return {"words": x @ reward_head.span(x, part)}
 
         centre, scale = counts.mean(0), counts.std(0).clamp_min(1e-6) * WORDS**0.5
@@ -188,7 +189,8 @@ class Chain:
         basis = reward_head.span(design, prefs)
         x = design @ basis
         with reward_head.one_thread():
-            _, penalty = reward_validation.choose({"words": x}, prefs, self.seed)
+            [choice] = reward_validation.choose({"words": x}, prefs, self.seed)
+            penalty = choice.penalty
             known = evidence.assess(designs_of, prefs, self.settings)
             folds, _ = reward_validation.cross_validate(
                 prefs, self.seed, lambda part: reward_head.fitted_scores(x, part, penalty)

@@ -20,7 +20,7 @@ from playground.system.messages import Message
 from training import preferences
 from training.preferences import Pair, Preferences
 from training.reward_head import fit_head, pair_columns
-from training.reward_validation import choose
+from training.reward_validation import Choice, choose
 
 FIRST = 4  # votes before the first forecast
 GROWTH = 1.2  # the head is fitted anew when there are this many times more votes
@@ -52,12 +52,12 @@ def assess(designs_of: DesignsOf, prefs: Preferences, settings: Settings) -> Evi
     needed = 1 / (1 - confidence)
     made: list[float] = []
     fortunes = np.ones(1)
-    choice: tuple[str, float] | None = None
+    choices: list[Choice] = []
     votes = sorted((pair for pair in prefs.pairs if pair.vote is not None), key=lambda pair: pair.vote or 0)
     for start, end in blocks(len(votes)):
         if fortunes.max() >= needed:
             break
-        probabilities, choice = forecast(designs_of, prefs, votes[:start], votes[start:end], choice, settings.seed)
+        probabilities, choices = forecast(designs_of, prefs, votes[:start], votes[start:end], choices, settings.seed)
         made += probabilities
         fortunes = fortune(made)
     hits = float(np.sum(np.sign(np.array(made) - 0.5) / 2 + 0.5))
@@ -83,32 +83,34 @@ def forecast(
     prefs: Preferences,
     known: Sequence[Pair],
     new: Sequence[Pair],
-    choice: tuple[str, float] | None,
+    choices: list[Choice],
     seed: int,
-) -> tuple[list[float], tuple[str, float] | None]:
-    """The probability, among A and B, of each decided vote of `new`, by a head fitted on `known` and on edited replies;
-    and the feature set and penalty that were chosen. Nothing of later votes is used, not even how their replies look.
+) -> tuple[list[float], list[Choice]]:
+    """The probability, among A and B, of each decided vote of `new`, by heads fitted on `known` and on edited replies;
+    and the choices of these heads. Nothing of later votes is used, not even how their replies look.
     """
     edits = [pair for pair in prefs.pairs if pair.vote is None]
     fitted = [*edits, *known]
     decided = [pair for pair in new if pair.outcome != preferences.TIE]
     if preferences.count_decided(fitted) < FIRST or not decided:
-        return [0.5] * len(decided), choice
+        return [0.5] * len(decided), choices
     learnt, rows, place = of_pairs(prefs, fitted, decided)
     known_rows = len({index for pair in fitted for index in (pair.left, pair.right)})
     x_by_feature_set = designs_of(learnt, rows, known_rows)
-    if choice is None or len(fitted) <= CHOOSE_UP_TO:
-        choice = choose(x_by_feature_set, learnt, seed)
-    feature_set, penalty = choice
-    x = x_by_feature_set[feature_set]
-    head = fit_head(x, learnt, penalty)
+    if not choices or len(fitted) <= CHOOSE_UP_TO:
+        choices = choose(x_by_feature_set, learnt, seed)
     left, right, outcome = pair_columns(decided)
     left, right = (torch.tensor([place[row] for row in column.tolist()]) for column in (left, right))
-    difference = x[left] - x[right]  # (k, r)
-    margin = difference @ head.weight * (1 - outcome)  # of the reply that was chosen over the other one
-    variance = (difference @ head.factor).square().sum(-1)
-    # the mean of a logistic function over a Gaussian margin (MacKay 1992)
-    return torch.sigmoid(margin / (1 + torch.pi / 8 * variance).sqrt()).tolist(), choice
+    probability = torch.zeros(len(decided))
+    for choice in choices:
+        x = x_by_feature_set[choice.feature_set]
+        head = fit_head(x, learnt, choice.penalty)
+        difference = x[left] - x[right]  # (k, r)
+        margin = difference @ head.weight * (1 - outcome)  # of the reply that was chosen over the other one
+        variance = (difference @ head.factor).square().sum(-1)
+        # the mean of a logistic function over a Gaussian margin (MacKay 1992)
+        probability += choice.share * torch.sigmoid(margin / (1 + torch.pi / 8 * variance).sqrt())
+    return probability.tolist(), choices
 
 
 def of_pairs(

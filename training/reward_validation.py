@@ -1,5 +1,5 @@
-"""What may be said of a reward model: predictions on votes that it was not fitted on, the choice of feature set and
-penalty by cross-validation. Whether the votes are evidence enough is `evidence.py`'s.
+"""What may be said of a reward model: predictions on votes that it was not fitted on, and the choice of its heads by
+cross-validation. Whether the votes are evidence enough is `evidence.py`'s.
 
 Fits heads by `reward_head.py`. Knows nothing about trunks or files.
 """
@@ -16,6 +16,8 @@ from training.preferences import Pair, Preferences
 from training.reward_head import Objective, minimise, pair_columns
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
+SHARPNESS = 1.0  # of the heads' shares; 0 would give all feature sets the same
+LEAST_SHARE = 0.01  # of the score that a head must have
 MOST_NUMBERS = 1 << 24  # in each of the largest tensors of a fit: 128 MB
 FOLDS = 10  # each is predicted from the nine others; of a hundred votes, mostly ties, every decided one counts
 
@@ -142,18 +144,43 @@ def cross_validate(
     return Predictions.join(several), indices
 
 
-def choose(designs: Mapping[str, torch.Tensor], prefs: Preferences, seed: int) -> tuple[str, float]:
-    """(feature set, penalty) of least cross-validated NLL; the first set and the strongest penalty where no fold can be
-    held out. `designs` as `reward_head.designs` returns them.
+@dataclass(frozen=True)
+class Choice:
+    """One head of a reward model: what it reads, how strongly its weights are penalised, and its share of the score."""
+
+    feature_set: str
+    penalty: float
+    share: float = 1.0
+
+
+def choose(designs: Mapping[str, torch.Tensor], prefs: Preferences, seed: int) -> list[Choice]:
+    """The heads of a reward model of these votes, the largest share first; shares sum to 1. `designs` as
+    `reward_head.designs` returns them.
+
+    Each feature set has the penalty of least cross-validated NLL, the strongest one where no fold can be held out. Its
+    share is in proportion to the likelihood of the held-out votes to the power of SHARPNESS (pseudo-Bayesian model
+    averaging, Geisser and Eddy 1979): sets that predict alike share the score, and one that predicts clearly worse than
+    the length alone has next to none of it. Shares below LEAST_SHARE are left out.
     """
-    nll = {(feature_set, penalty): 0.0 for feature_set in designs for penalty in PENALTIES}
     folds = split(prefs, seed)
+    penalty = {}
+    log_likelihood = []
     for feature_set, x in designs.items():
+        nll = torch.zeros(len(PENALTIES))
         at_once = max(1, MOST_NUMBERS // max(1, x.shape[1] * max(x.shape[1], len(prefs.pairs))))
         for i in range(0, len(folds), at_once):
-            for penalty, fold_nll in zip(PENALTIES, heldout_nll(x, prefs, folds[i : i + at_once]), strict=True):
-                nll[feature_set, penalty] += fold_nll
-    return min(nll, key=lambda choice: nll[choice])
+            nll += torch.tensor(heldout_nll(x, prefs, folds[i : i + at_once]))
+        penalty[feature_set] = PENALTIES[int(nll.argmin())]
+        log_likelihood.append(-nll.min())
+    shares = torch.softmax(SHARPNESS * torch.stack(log_likelihood), 0)
+    shares = torch.where(shares < LEAST_SHARE, 0, shares)
+    shares /= shares.sum()
+    choices = [
+        Choice(feature_set, penalty[feature_set], share)
+        for feature_set, share in zip(designs, shares.tolist(), strict=True)
+        if share
+    ]
+    return sorted(choices, key=lambda choice: -choice.share)
 
 
 def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> list[float]:

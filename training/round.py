@@ -164,9 +164,8 @@ class Round(RoundControl):
             )
         self.record(**report.as_metrics())
         log.info(
-            "reward model: view %s, penalty %g, cross-validated accuracy %.2f [%.2f, %.2f]",
-            report.feature_set,
-            report.penalty,
+            "reward model: %s; cross-validated accuracy %.2f [%.2f, %.2f]",
+            ", ".join(f"{head.share:.0%} {head.feature_set} with penalty {head.penalty:g}" for head in report.heads),
             report.cv_accuracy,
             *report.cv_interval,
         )

@@ -29,6 +29,7 @@ from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
 from playground.settings import Settings, SettingsError, nested, read
+from playground.system import quick_imports
 
 log = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()
@@ -201,9 +202,10 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
 def _from_pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
     """The model of `source`; ModelUnavailable where it cannot be loaded, or lacks weights that would then be random."""
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, output_loading_info=True, **options
-        )
+        with quick_imports.without_dynamo():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source, trust_remote_code=False, output_loading_info=True, **options
+            )
     except Exception as error:  # it reads files of strangers and may raise anything
         raise ModelUnavailable(_advice(source, error)) from None
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)

@@ -136,8 +136,8 @@ class RewardSettings(Group):
     tenth, a third and two thirds deep.
     """
     view: ForRounds[Literal["auto", "layers", "words", "style", "meaning", "length"]] = "auto"
-    """What of the features the head reads: the layers' means, the shallowest's sum, counts of common tokens, the deep
-    layers' means, or the length alone (a control); auto chooses among the first four by cross-validation."""
+    """What of the features the reward model reads: the layers' means, the shallowest's sum, counts of common tokens,
+    the deep layers' means, or the length alone; auto averages heads on each, by how well they predict other votes."""
     lora_rank: ForRounds[int] = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     lora_epochs: ForRounds[int] = Field(3, ge=1, le=50)

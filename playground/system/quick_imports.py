@@ -1,10 +1,11 @@
 """Imports transformers and peft without the parts of torch that they load and that are never used here.
 
 Nudge compiles nothing and distributes nothing. Torch's compiler (Dynamo, Inductor), its distributed tensors and SciPy's
-optimisers are imported all the same, and that took more than half of the start of the server and of the worker. Who
+optimisers are imported all the same, and that took 40 to 50 % of the start of both processes. Who
 imports transformers or peft imports this module first; `tests/test_quick_imports.py` checks it.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,24 +31,37 @@ def _transform_get_item_to_index() -> Any:
     return TransformGetItemToIndex()
 
 
+class _Marks(ModuleType):
+    """Stands for Dynamo where it is only asked to mark functions for the compiler; anything else is the real one's."""
+
+    allow_in_graph = assume_constant_result = disable = staticmethod(_undecorated)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _remove_marks()
+        return getattr(importlib.import_module(DYNAMO), name)
+
+
+def _remove_marks() -> None:
+    """From now on `import torch._dynamo` imports it."""
+    if isinstance(sys.modules.get(DYNAMO), _Marks):
+        del sys.modules[DYNAMO], sys.modules[HIGHER_ORDER]
+
+
 @contextmanager
-def _without_dynamo() -> Iterator[None]:
-    """Inside, Dynamo is a package with no more than transformers takes from it while it is imported: marks on functions
-    that tell the compiler how to treat them, and a context.
+def without_dynamo() -> Iterator[None]:
+    """Inside, to import transformers and to load a model does not import Dynamo, of which they take no more than marks
+    on functions that tell the compiler how to treat them, and a context.
     """
-    if DYNAMO in sys.modules:
-        yield
-        return
-    dynamo: Any = ModuleType(DYNAMO)
-    dynamo.__path__ = []
-    dynamo.allow_in_graph = dynamo.assume_constant_result = dynamo.disable = _undecorated
-    higher_order: Any = ModuleType(HIGHER_ORDER)
-    higher_order.TransformGetItemToIndex = _transform_get_item_to_index
-    sys.modules |= {DYNAMO: dynamo, HIGHER_ORDER: higher_order}
+    if DYNAMO not in sys.modules:
+        higher_order: Any = ModuleType(HIGHER_ORDER)
+        higher_order.TransformGetItemToIndex = _transform_get_item_to_index
+        sys.modules |= {DYNAMO: _Marks(DYNAMO), HIGHER_ORDER: higher_order}
     try:
         yield
     finally:
-        del sys.modules[DYNAMO], sys.modules[HIGHER_ORDER]
+        _remove_marks()
 
 
 @contextmanager
@@ -62,7 +76,7 @@ def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 
 with (
-    _without_dynamo(),
+    without_dynamo(),
     # bitsandbytes compiles some of its functions, which loads Inductor
     _replaced(torch, "compile", _undecorated),
     # transformers and peft ask once; from then on they take this for a torch that was built without distribution

@@ -1,7 +1,7 @@
 """Imports Gradio without the stubs that it makes for type checkers.
 
 For each of its components, Gradio parses the module's source and writes a `.pyi` file beside it, each time that it is
-imported: two thirds of the seconds that its import takes, for files that its wheel has. Who imports Gradio imports this
+imported: half of the seconds that its import takes, for files that its wheel has. Who imports Gradio imports this
 module first.
 """
 
