@@ -169,7 +169,7 @@ def test_two_versions_decode_at_once():
 
 
 def test_all_graphs_of_a_device_are_captured_on_one_stream(monkeypatch):
-    """cuBLAS keeps a workspace for each stream that it has seen: a stream for each graph cost 34 MB a graph for ever."""
+    """cuBLAS keeps a workspace for each stream that it has seen: 34 MB for each graph with a stream for each."""
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
     decode_batch._capture_stream.cache_clear()
