@@ -398,7 +398,7 @@ def test_replies_in_the_gate_are_as_long_as_in_the_chat(folder, tmp_path):
     """Of shorter ones nobody sees how they end."""
     this = running(folder, tmp_path, chat={"reply_tokens": 12}, ppo={"rollout_tokens": 0})
     assert this.settings.rollout_tokens == 12
-    episodes = this.models.sample(this.models.policy.causal, [[5, 6]] * 16, "test")
+    episodes = this.models.sample(this.models.policy.rollouts, [[5, 6]] * 16, "test")
     assert max(len(episode.completion) for episode in episodes) == 12
 
 

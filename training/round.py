@@ -20,7 +20,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
+from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
 from training.ratchet import EndedTrial
@@ -211,7 +211,7 @@ class Round(RoundControl):
             policy.load(load_file(start))
         kl_step = self._kl_step()
         self.record(kl_step=kl_step)
-        trainer = Trainer(policy, self.models.settings_with_room, kl_step)
+        trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
         if checkpoint.exists():
             trainer.load(checkpoint)
             log.info("ppo goes on after iteration %d", trainer.iteration)
