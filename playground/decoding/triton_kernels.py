@@ -167,4 +167,4 @@ class TritonSlotStep:
         return out
 
 
-TRITON = Kernels("triton", rms_norm, silu_and_mul, TritonSlotStep)
+TRITON = Kernels("triton", rms_norm, silu_and_mul, TritonSlotStep, reads_context=False)
