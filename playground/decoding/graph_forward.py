@@ -215,6 +215,8 @@ class GraphForward:
         for cache in caches:
             if not cache.slots and not self._fill_slots(cache, len(cache.prompt), 0):
                 raise ValueError(f"more replies than {self.slots} slots hold")
+            if cache.shared + 2 * cache.steps + 2 > self.slot_tokens:
+                raise ValueError(f"longer replies than {self.slot_tokens} columns hold")
         replies = [(cache, reply) for cache in caches for reply in cache.active]
         rows = [cache.row(reply) for cache, reply in replies]
         slots, context = self._size(caches)
