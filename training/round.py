@@ -8,6 +8,7 @@ interruptions are `round_control.py`'s; loading is `round_models.py`'s; when rou
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -272,9 +273,12 @@ class Round(RoundControl):
             joined(report.refused_because) if report.refused_because else "passed",
         )
         trained = models.trained_policy.causal
+        first = replies.first_of_each(replies.new)
         with models.seconds.part("gate: served"):
-            forward = tuning.choose(self.settings, trained, models.base).forward(trained)
-            served_kl = served.divergence(trained, forward, replies.first_of_each(replies.new))
+            choice = tuning.choose(self.settings, trained, models.base)
+            room = served.room(first)
+            forward = replace(choice, slots=room["slots"], slot_tokens=room["slot_tokens"]).forward(trained)
+            served_kl = served.divergence(trained, forward, first)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
 

@@ -16,13 +16,16 @@ from transformers import PreTrainedModel
 from playground.decoding import llama
 from playground.decoding.decode_batch import DecodeBatch, StepShape
 from playground.decoding.forward import Drawn, TokenIds
+from playground.decoding.kernels import Kernels
 from playground.decoding.lean_model import LeanModel, number_format
 from playground.decoding.sampling import Sampling
 from playground.decoding.slot_cache import SlotCache
 
 PREFILL_CHUNK = 512  # tokens of one prompt
 PREFILL_TOKENS = 2048  # tokens of all prompts that are read together
-MAX_SLOTS = 32  # pairs of replies
+MAX_SLOTS = 32  # pairs of replies that the chat decodes at once
+PREPARED_SLOTS = (1, 2)  # numbers of slots, and of columns in them, whose graphs are made before a version answers
+PREPARED_COLUMNS = (256, 512)
 
 
 def fits(model: PreTrainedModel) -> bool:
@@ -42,17 +45,25 @@ class _Launched:
 class GraphForward:
     """One version of a model of the family. Fulfils `forward.DrawingForward`.
 
-    Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait. `retains`:
-    the keys and values of replies that have ended are kept in their cache, for a prompt that begins with them.
+    Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait. `kernels`
+    are chosen where they are not given. `retains`: the keys and values of replies that have ended are kept in their
+    cache, for a prompt that begins with them.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, slot_tokens: int, retains: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        slots: int,
+        slot_tokens: int,
+        kernels: Kernels | None = None,
+        retains: bool = True,
+    ) -> None:
         self.model = model
         self.retains = retains
         self.prefill_chunk = PREFILL_CHUNK
         self.prefill_tokens = PREFILL_TOKENS
         device = next(model.parameters()).device
-        self.lean = LeanModel(model, number_format(device, model.dtype))
+        self.lean = LeanModel(model, number_format(device, model.dtype), kernels)
         self.slots = slots
         self.slot_tokens = slot_tokens
         self._batch: DecodeBatch | None = None  # made when the first reply is decoded
@@ -62,7 +73,7 @@ class GraphForward:
         self._results = [torch.zeros(2, 2 * slots, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
 
     def for_model(self, model: PreTrainedModel) -> "GraphForward":
-        return GraphForward(model, self.slots, self.slot_tokens, self.retains)
+        return GraphForward(model, self.slots, self.slot_tokens, self.lean.kernels, self.retains)
 
     def refresh(self) -> None:
         """The model's LoRA has been changed, or switched on or off: read it again. No reply may be growing."""
@@ -83,6 +94,18 @@ class GraphForward:
             self._batch = DecodeBatch(self.lean, self.slots, self.slot_tokens)
         return self._batch
 
+    def prepare(self, sampling: Sampling) -> None:
+        batch = self.batch
+        truncates, penalises = _flags([sampling])
+        for slots in PREPARED_SLOTS:
+            for context in sorted({batch.context_for(columns) for columns in PREPARED_COLUMNS}):
+                batch.prepare(StepShape(min(slots, self.slots), context, truncates, penalises))
+
+    def unload(self) -> None:
+        self._launched = None
+        self._batch = None
+        self._owners = [None] * self.slots
+
     # -- prompts
 
     def prefill(self, cache: SlotCache, ids: TokenIds) -> torch.Tensor:
@@ -93,16 +116,19 @@ class GraphForward:
         """Take in the next tokens of several prompts; returns the logits (prompts, vocabulary) after the last ones."""
         spans = []  # the tokens of each cache among all, and their first position
         positions: list[int] = []
-        for cache, ids in zip(caches, parts, strict=True):
+        for cache, part in zip(caches, parts, strict=True):
             start = len(cache.prompt)
-            spans.append((cache, slice(len(positions), len(positions) + len(ids)), start))
-            positions += range(start, start + len(ids))
+            spans.append((cache, slice(len(positions), len(positions) + len(part)), start))
+            positions += range(start, start + len(part))
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rotation = self.lean.rope.matrices(torch.tensor(positions, device=self.lean.device))
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.lean.rope.split(qkv, rotation)
             return torch.cat([_attend_prompt(c.kv[layer], q[at], k[at], v[at], start) for c, at, start in spans])
 
         ids = torch.tensor([token for part in parts for token in part], device=self.lean.device)
-        x = self.lean.run(ids, torch.tensor(positions, device=self.lean.device), attend)
+        x = self.lean.run(ids, attend)
         for cache, part in zip(caches, parts, strict=True):
             cache.prompt += part
         last = torch.tensor([at.stop - 1 for _, at, _ in spans], device=self.lean.device)
@@ -160,9 +186,7 @@ class GraphForward:
 
     def _launch(self, caches: Sequence[SlotCache]) -> _Launched:
         batch = self.batch
-        samplings = [cache.sampling for cache in caches if cache.sampling]
-        truncates = any(sampling.top_k or sampling.top_p < 1 for sampling in samplings)
-        penalises = any(sampling.repetition_penalty != 1 for sampling in samplings)
+        truncates, penalises = _flags([cache.sampling for cache in caches if cache.sampling])
         slots, context = self._size(caches)
         batch.step(StepShape(slots, context, truncates, penalises))
         rows = []
@@ -205,6 +229,8 @@ class GraphForward:
         for cache in caches:
             if not cache.slots and not self._fill_slots(cache, len(cache.prompt), 0):
                 raise ValueError(f"more replies than {self.slots} slots hold")
+            if cache.shared + 2 * cache.steps + 2 > self.slot_tokens:
+                raise ValueError(f"longer replies than {self.slot_tokens} columns hold")
         replies = [(cache, reply) for cache in caches for reply in cache.active]
         rows = [cache.row(reply) for cache, reply in replies]
         slots, context = self._size(caches)
@@ -230,6 +256,12 @@ class GraphForward:
         for slot in cache.slots:
             self._owners[slot] = None
         cache.slots = []
+
+
+def _flags(samplings: Sequence[Sampling]) -> tuple[bool, bool]:
+    """Whether any has a top-k or a top-p, and whether any has a repetition penalty."""
+    truncates = any(sampling.top_k or sampling.top_p < 1 for sampling in samplings)
+    return truncates, any(sampling.repetition_penalty != 1 for sampling in samplings)
 
 
 def _attend_prompt(kv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:
