@@ -18,6 +18,7 @@ from benchmarks.report import row, show
 from playground.decoding import decoder
 from playground.decoding.decoder import Decoding
 from playground.decoding.graph_forward import GraphForward
+from playground.decoding.kernels import TORCH
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 
@@ -173,7 +174,11 @@ def small(model, quick, device):
     theirs = generate_seconds(model, 32 if quick else 64, device)
     count, lines = kernels_of_step(forward, device)
     print(*lines, sep="\n")
+    plain = GraphForward(model, 2, 1536, kernels=TORCH)
+    without = step_seconds(plain, 1, steps, device)
+    without_long = step_seconds(plain, 1, steps, device, prompt_tokens=1000)
     return [
+        row("kernels between the matrix products", forward.lean.kernels.name, ""),
         row("135M, two replies: tokens a second together", 2 / seconds, "tokens/s", "≥ 1500"),
         row("135M, the same with transformers' generate", 2 / theirs, "tokens/s"),
         row("135M, graph forward to generate", theirs / seconds, "times", "≥ 8"),
@@ -181,6 +186,9 @@ def small(model, quick, device):
         row("135M, a step after 1,000 tokens", 1e3 * long, "ms"),
         row("135M, a step with top-p 0.9", 1e3 * nucleus, "ms"),
         row("135M, kernels of a step", count, ""),
+        row("135M, with torch's operations alone: a step of a pair", 1e3 * without, "ms"),
+        row("135M, with torch's operations alone: a step after 1,000 tokens", 1e3 * without_long, "ms"),
+        row("135M, with torch's operations alone: kernels of a step", kernels_of_step(plain, device)[0], ""),
         row(f"135M, reading a prompt of {PROMPT_TOKENS} tokens", 1e3 * read, "ms"),
         row("135M, first use: graphs of one shape, workspaces, a dozen steps", first, "s"),
     ]
@@ -260,11 +268,13 @@ def large(name, sizes, bar, quick, device, bandwidth):
     reading = weight_bytes(forward) / bandwidth
     count, lines = kernels_of_step(forward, device)
     print(name, *lines, sep="\n")
+    without = step_seconds(GraphForward(model, 2, 1536, kernels=TORCH), 1, 32 if quick else 64, device)
     return [
         row(f"{name}, two replies: tokens a second together", 2 / seconds, "tokens/s", bar),
         row(f"{name}, a step to reading its weights once", seconds / reading, "times", "≤ 1.5"),
         row(f"{name}, a step of a pair", 1e3 * seconds, "ms"),
         row(f"{name}, kernels of a step", count, ""),
+        row(f"{name}, with torch's operations alone: a step of a pair", 1e3 * without, "ms"),
         row(f"{name}, making it", made, "s"),
         row(f"{name}, most memory", torch.cuda.max_memory_allocated() / 2**30, "GB"),
     ]

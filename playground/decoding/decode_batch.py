@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from playground.decoding.kernels import SlotColumns
 from playground.decoding.lean_model import LeanModel
 from playground.decoding.row_sampling import NO_TOP_P, RowSampling, draw_rows
 from playground.decoding.sampling import Sampling
@@ -50,9 +50,6 @@ class DecodeBatch:
         self.real = torch.zeros(rows, UNIFORMS + slot_tokens, device=device)  # TEMPERATURE, … and random numbers
         self.drawn = torch.zeros(2, rows, dtype=torch.int32, device=device)  # tokens; bits of their log-probabilities
         self.seen: torch.Tensor | None = None  # (rows, vocabulary), made when a row first has a repetition penalty
-        self._side = torch.arange(rows, device=device) % 2
-        self._slot = torch.arange(rows, device=device)[:, None] // 2
-        self._kv_head = torch.arange(shape.kv_heads, device=device)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -167,41 +164,10 @@ class DecodeBatch:
         """Take the token of each row of the first `slots` slots in: logits (rows, vocabulary) after it."""
         whole = self.whole[: 2 * slots]
         shared = whole[:, SHARED]
-        own = shared + self._side[: 2 * slots]  # the first column of each reply
-        columns = (own + 2 * whole[:, STEPS]).clamp(max=self.slot_tokens - 1)
-        mask = self._mask(shared, own, columns, context)
-        at = (self._slot[: 2 * slots], self._kv_head, columns[:, None])
-
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self.kv[layer]
-            keys.index_put_(at, k)
-            values.index_put_(at, v)
-            query = self._by_slot(q, slots)
-            out = scaled_dot_product_attention(query, keys[:slots, :, :context], values[:slots, :, :context], mask)
-            return self._by_row(out)
-
-        return self.model.logits(self.model.run(whole[:, TOKEN], shared + whole[:, STEPS], attend))
-
-    def _mask(self, shared: torch.Tensor, own: torch.Tensor, columns: torch.Tensor, context: int) -> torch.Tensor:
-        """What is added to the scores, (slots, 1, 2·group, context): 0 for the columns that a row sees."""
-        place = torch.arange(context, device=shared.device)
-        of_reply = (place <= columns[:, None]) & ((place - own[:, None]) % 2 == 0)
-        seen = (place < shared[:, None]) | of_reply
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
-        # a finite number, so that a row that sees nothing gives numbers too
-        mask.masked_fill_(~seen, torch.finfo(mask.dtype).min / 2)
-        group = self.model.shape.group
-        return mask.view(-1, 1, 2, 1, context).expand(-1, 1, 2, group, context).flatten(2, 3)
-
-    def _by_slot(self, q: torch.Tensor, slots: int) -> torch.Tensor:
-        """(2·slots, heads, head dim) -> (slots, kv heads, 2·group, head dim)."""
-        shape = self.model.shape
-        q = q.unflatten(1, (shape.kv_heads, shape.group)).unflatten(0, (slots, 2))
-        return q.permute(0, 2, 1, 3, 4).flatten(2, 3)
-
-    def _by_row(self, out: torch.Tensor) -> torch.Tensor:
-        """(slots, kv heads, 2·group, head dim) -> (2·slots, heads·head dim)."""
-        return out.unflatten(2, (2, self.model.shape.group)).permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)
+        steps = whole[:, STEPS]
+        step = self.model.kernels.slot_step(self.model.rope, SlotColumns(shared, steps, context, self.slot_tokens))
+        x = self.model.run(whole[:, TOKEN], lambda layer, qkv: step.attend(qkv, self.kv[layer]))
+        return self.model.logits(x)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 
@@ -114,7 +114,8 @@ def prefill(decodings: Sequence[Decoding]) -> list[Decoding]:
         chosen[0].prefill()
     elif chosen:
         caches = [decoding.cache for decoding in chosen]
-        logits = chosen[0].forward.prefill_together(caches, [decoding.next_part() for decoding in chosen])
+        forward = cast("DrawingForward", chosen[0].forward)  # no other reads several prompts at once
+        logits = forward.prefill_together(caches, [decoding.next_part() for decoding in chosen])
         for decoding, row in zip(chosen, logits, strict=True):
             decoding.logits = row
     return chosen

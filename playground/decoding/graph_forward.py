@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from playground.decoding import llama
 from playground.decoding.decode_batch import DecodeBatch, StepShape
 from playground.decoding.forward import Drawn, TokenIds
+from playground.decoding.kernels import Kernels
 from playground.decoding.lean_model import LeanModel, number_format
 from playground.decoding.sampling import Sampling
 from playground.decoding.slot_cache import SlotCache
@@ -43,16 +44,24 @@ class GraphForward:
     """One version of a model of the family. Fulfils `forward.DrawingForward`.
 
     Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait. `retains`:
-    the keys and values of replies that have ended are kept in their cache, for a prompt that begins with them.
+    the keys and values of replies that have ended are kept in their cache, for a prompt that begins with them. The
+    `kernels` are chosen where they are not given.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, slot_tokens: int, retains: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        slots: int,
+        slot_tokens: int,
+        retains: bool = True,
+        kernels: Kernels | None = None,
+    ) -> None:
         self.model = model
         self.retains = retains
         self.prefill_chunk = PREFILL_CHUNK
         self.prefill_tokens = PREFILL_TOKENS
         device = next(model.parameters()).device
-        self.lean = LeanModel(model, number_format(device, model.dtype))
+        self.lean = LeanModel(model, number_format(device, model.dtype), kernels)
         self.slots = slots
         self.slot_tokens = slot_tokens
         self._batch: DecodeBatch | None = None  # made when the first reply is decoded
@@ -62,7 +71,7 @@ class GraphForward:
         self._results = [torch.zeros(2, 2 * slots, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
 
     def for_model(self, model: PreTrainedModel) -> "GraphForward":
-        return GraphForward(model, self.slots, self.slot_tokens, self.retains)
+        return GraphForward(model, self.slots, self.slot_tokens, self.retains, self.lean.kernels)
 
     def refresh(self) -> None:
         """The model's LoRA has been changed, or switched on or off: read it again. No reply may be growing."""
@@ -93,16 +102,19 @@ class GraphForward:
         """Take in the next tokens of several prompts; returns the logits (prompts, vocabulary) after the last ones."""
         spans = []  # the tokens of each cache among all, and their first position
         positions: list[int] = []
-        for cache, ids in zip(caches, parts, strict=True):
+        for cache, part in zip(caches, parts, strict=True):
             start = len(cache.prompt)
-            spans.append((cache, slice(len(positions), len(positions) + len(ids)), start))
-            positions += range(start, start + len(ids))
+            spans.append((cache, slice(len(positions), len(positions) + len(part)), start))
+            positions += range(start, start + len(part))
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        rotation = self.lean.rope.matrices(torch.tensor(positions, device=self.lean.device))
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.lean.rope.split(qkv, rotation)
             return torch.cat([_attend_prompt(c.kv[layer], q[at], k[at], v[at], start) for c, at, start in spans])
 
         ids = torch.tensor([token for part in parts for token in part], device=self.lean.device)
-        x = self.lean.run(ids, torch.tensor(positions, device=self.lean.device), attend)
+        x = self.lean.run(ids, attend)
         for cache, part in zip(caches, parts, strict=True):
             cache.prompt += part
         last = torch.tensor([at.stop - 1 for _, at, _ in spans], device=self.lean.device)

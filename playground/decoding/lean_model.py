@@ -10,18 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear
 from transformers import LlamaModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from playground.decoding import llama
+from playground.decoding.kernels import Kernels, kernels_for
 from playground.decoding.prompt_cache import AttentionShape
+from playground.decoding.rope import Rope
 from playground.models import structure
 
 MERGED_PARAMETERS = 3_000_000_000  # of a model above which a second copy of the blocks takes too much memory
 
-# (layer, q (T, heads, head dim), k and v (T, kv heads, head dim)) -> (T, heads·head dim)
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# (layer, q, k and v before their rotation (T, heads + 2·kv heads, head dim)) -> (T, heads·head dim)
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 def number_format(device: torch.device, of_model: torch.dtype) -> torch.dtype:
@@ -128,10 +130,11 @@ def _stacked_lora(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> tupl
 class LeanBlock:
     """A transformer block. x is the residual stream (T, hidden)."""
 
-    def __init__(self, block: LlamaDecoderLayer, dtype: torch.dtype, merged: bool) -> None:
+    def __init__(self, block: LlamaDecoderLayer, dtype: torch.dtype, merged: bool, kernels: Kernels) -> None:
         attention = block.self_attn
         mlp = block.mlp
         self._block = block
+        self.kernels = kernels
         self.eps = block.input_layernorm.variance_epsilon
         self.input_norm = block.input_layernorm.weight.detach().to(dtype)
         self.mlp_norm = block.post_attention_layernorm.weight.detach().to(dtype)
@@ -150,33 +153,35 @@ class LeanBlock:
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """q, k and v of the attention: (T, (heads + 2·kv heads)·head dim)."""
-        return self.qkv(rms_norm(x, x.shape[-1:], self.input_norm, self.eps))
+        return self.qkv(self.kernels.rms_norm(x, self.input_norm, self.eps))
 
     def add_mlp(self, x: torch.Tensor) -> None:
-        gate, up = self.gate_up(rms_norm(x, x.shape[-1:], self.mlp_norm, self.eps)).chunk(2, -1)
-        self.down.add_to(x, silu(gate).mul_(up))
+        gate_up = self.gate_up(self.kernels.rms_norm(x, self.mlp_norm, self.eps))
+        self.down.add_to(x, self.kernels.silu_and_mul(gate_up))
 
 
 class LeanModel:
     """One version of a model of the family."""
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, kernels: Kernels | None = None) -> None:
         config = model.config
         trunk = cast("LlamaModel", model.base_model)
         blocks = cast("Sequence[LlamaDecoderLayer]", structure.blocks(model))
         merged = sum(p.numel() for p in trunk.parameters()) <= MERGED_PARAMETERS
         kv_heads = config.num_key_value_heads
-        self.heads = config.num_attention_heads
-        self.shape = AttentionShape(len(blocks), kv_heads, self.heads // kv_heads, llama.head_dim(config))
+        self.shape = AttentionShape(
+            len(blocks), kv_heads, config.num_attention_heads // kv_heads, llama.head_dim(config)
+        )
         self.dtype = dtype
-        self.blocks = [LeanBlock(block, dtype, merged) for block in blocks]
         self.embedding = structure.input_embeddings(model).weight.detach()
+        self.device = self.embedding.device
+        self.kernels = kernels or kernels_for(self.shape, config.hidden_size, dtype, self.device)
+        self.blocks = [LeanBlock(block, dtype, merged, self.kernels) for block in blocks]
         self.head = structure.output_embeddings(model).weight.detach().to(dtype)
         self.norm = trunk.norm.weight.detach().to(dtype)
         self.eps = trunk.norm.variance_epsilon
-        self.device = self.embedding.device
-        self.frequencies = trunk.rotary_emb.inv_freq.float().to(self.device)
-        self.rotation_scale = trunk.rotary_emb.attention_scaling
+        rotary = trunk.rotary_emb
+        self.rope = Rope(self.shape, rotary.inv_freq.float().to(self.device), rotary.attention_scaling, dtype)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -184,28 +189,15 @@ class LeanModel:
         for block in self.blocks:
             block.refresh()
 
-    def run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """The residual stream (T, hidden) after all blocks, for token ids and positions (T,)."""
+    def run(self, ids: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """The residual stream (T, hidden) after all blocks, for token ids (T,)."""
         x = self.embedding[ids].to(self.dtype)
-        rotation = self.rotations(positions)
-        head_dim = self.shape.head_dim
         for layer, block in enumerate(self.blocks):
-            qkv = block.project(x).view(len(x), -1, head_dim)
-            values = qkv[:, -self.shape.kv_heads :]
-            rotated = torch.bmm(qkv[:, : -self.shape.kv_heads], rotation)  # (T, heads + kv heads, head dim)
-            block.out.add_to(x, attend(layer, rotated[:, : self.heads], rotated[:, self.heads :], values))
+            qkv = block.project(x).view(len(x), -1, self.shape.head_dim)
+            block.out.add_to(x, attend(layer, qkv))
             block.add_mlp(x)
         return x
 
-    def rotations(self, positions: torch.Tensor) -> torch.Tensor:
-        """RoPE (Su et al. 2021) as matrices (T, head dim, head dim): row vectors x of queries and keys become x @ R. As
-        in transformers, the two halves of a head are the parts of its pairs.
-        """
-        angles = positions[:, None] * self.frequencies
-        cos = torch.diag_embed((angles.cos() * self.rotation_scale).to(self.dtype))
-        sin = torch.diag_embed((angles.sin() * self.rotation_scale).to(self.dtype))
-        return torch.cat([torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)], -2)
-
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(T, hidden) -> (T, vocabulary) in fp32."""
-        return linear(rms_norm(x, x.shape[-1:], self.norm, self.eps), self.head).float()
+        return linear(self.kernels.rms_norm(x, self.norm, self.eps), self.head).float()

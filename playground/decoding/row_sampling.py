@@ -55,7 +55,8 @@ def _inverse_cdf(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Te
     """The column of `weights` (R, V) where their running sum passes `uniform` (R, 1) times the total, and the total;
     (R, 1) each. First the block of columns is found, then the column in it.
     """
-    blocks = pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    missing = -weights.shape[1] % BLOCK
+    blocks = (pad(weights, (0, missing)) if missing else weights).view(len(weights), -1, BLOCK)
     sums = blocks.sum(-1).cumsum(-1)  # (R, blocks)
     total = sums[:, -1:]
     target = uniform.clamp(max=BELOW_ONE) * total
