@@ -15,6 +15,7 @@ from tests.tiny import tiny_folder, tiny_model
 from training import reward, rollout, round_gate
 from training.policy import PolicyModel
 from training.preferences import A, Pair, Preferences
+from training.reward_validation import Choice
 from training.round import Round
 from training.round_control import RoundEnded
 from training.round_gate import GateReplies
@@ -186,8 +187,9 @@ def test_votes_on_own_pairs_are_counted(folder, tmp_path):
 
 def enough_evidence(this, monkeypatch):
     """The reward phase up to where the evidence has been judged; what comes after ends the test."""
+    heads = [Choice("layers", 1.0)]
     report = reward.Report(
-        *(10, "layers", 1.0, 0.8, (0.6, 0.9), 0.5, 0.1, [], None, 0, 2, 1.0, (0.3, 1.0), 0.4, 8, 8.0, 40.0, True, None)
+        *(10, heads, 0.8, (0.6, 0.9), 0.5, 0.1, [], None, 0, 2, 1.0, (0.3, 1.0), 0.4, 8, 8.0, 40.0, True, None)
     )
     monkeypatch.setattr(reward, "fit", lambda *args: (None, report))
     monkeypatch.setattr(this.models, "trunk", None)

@@ -3,6 +3,7 @@
 import torch
 
 from playground.decoding import fused
+from playground.decoding.graph_forward import GraphForward
 from playground.decoding.transformers_forward import TransformersForward
 from tests.test_fused import trained
 from tests.tiny import tiny_model
@@ -44,3 +45,8 @@ def test_only_the_beginnings_of_replies_are_decoded():
     found = served.divergence(model, Counted(other, "float32"), long)
     assert found == served.divergence(model, fused.FusedForward(other, "float32"), cut)
     assert len(steps) == served.TOKENS - 1
+
+
+def test_a_forward_with_few_slots_decodes_as_many_replies_as_it_has():
+    model = trained()
+    assert abs(served.divergence(model, GraphForward(model, 2, 256), EPISODES * 3)) < 1e-6

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from playground.decoding.forward import AnyForward
+from playground.decoding.graph_forward import GraphForward
 from training.rollout import Episode
 
 EPISODES = 8  # of the gate's; logits over the whole vocabulary are compared
@@ -19,7 +20,8 @@ def divergence(model: PreTrainedModel, forward: AnyForward, episodes: Sequence[E
     """Mean KL(trained ‖ served) in nats a token, at temperature 1: `model` as it was trained, `forward` as the decoder
     reads it (a forward of `playground/decoding`), which decodes the beginnings of the replies together.
     """
-    episodes = [Episode(episode.prompt, episode.completion[:TOKENS], False) for episode in episodes[:EPISODES]]
+    most = min(EPISODES, forward.slots) if isinstance(forward, GraphForward) else EPISODES
+    episodes = [Episode(episode.prompt, episode.completion[:TOKENS], False) for episode in episodes[:most]]
     trained = [logprobs(model, episode) for episode in episodes]  # (T, V) each
     caches = []
     logits = []  # (V,) of each growing reply
