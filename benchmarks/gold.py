@@ -16,6 +16,7 @@ from playground.models import loading, prompts, scorer
 from playground.settings import read
 from training import preferences, reward
 from training.annotators import lists, second_person, standardised
+from training.reward_validation import Choice
 
 VOTES = 1000
 NAME = "benchmarks.gold:score"
@@ -53,7 +54,8 @@ def make(pool, cache, settings, log=print):
         if truth[a] != truth[b]
     ][:VOTES]
     extracted = scorer.ExtractedFeatures.of(torch.tensor(rows), trunk.parts, alone)
-    reward.fit_model(extracted, preferences.Preferences(replies=alone, pairs=pairs), "layers", 0.1).save(file)
+    prefs = preferences.Preferences(replies=alone, pairs=pairs)
+    reward.fit_model(extracted, prefs, [Choice("layers", 0.1)]).save(file)
 
 
 @functools.cache

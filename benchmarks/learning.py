@@ -39,7 +39,7 @@ from training import (
 from training import round as training_round
 from training.annotators import Person
 from training.preferences import Pair
-from training.reward_validation import Predictions
+from training.reward_validation import Choice, Predictions
 
 REWARD_CODE = (scorer, reward, reward_head, reward_validation, preferences, annotators, pools)
 PEER_CODE = (last_token, annotators, pools)
@@ -87,7 +87,7 @@ def reward_cell(pool, settings, annotator, n, flip, seed, shuffled=False):
         "cv_right": round(fit.cv_accuracy * len(prefs.pairs), 1),
         "enough": fit.enough,
         "view": fit.feature_set,
-        "penalty": fit.penalty,
+        "penalty": fit.heads[0].penalty,
         "seconds": seconds,
     }
 
@@ -151,7 +151,7 @@ def refit_seconds(pool, votes):
     extracted, times = scorer.ExtractedFeatures.of(pool.features[chosen], pool.parts, prefs.replies), []
     for _ in range(3):
         start = time.monotonic()
-        reward.fit_model(extracted, prefs, "layers", 0.03)
+        reward.fit_model(extracted, prefs, [Choice("layers", 0.03)])
         times.append(time.monotonic() - start)
     return median(times), len(prefs.pairs)
 

@@ -49,9 +49,7 @@ def fitted(pool, voted, settings, seed):
     prefs, chosen = preferences_of(pool, voted, seed)
     extracted = scorer.ExtractedFeatures.of(pool.features[chosen], pool.parts, prefs.replies)
     with reward_head.one_thread():
-        designs = reward_head.designs(extracted, prefs, settings)
-        feature_set, penalty = reward_validation.choose(designs, prefs, settings.seed)
-        return reward.fit_model(extracted, prefs, feature_set, penalty)
+        return reward.fit_votes(extracted, prefs, settings)
 
 
 def cell(pool, settings, annotator, votes, seed, actively):

@@ -90,7 +90,9 @@ def sizes(settings):
     endless = {"kl_target": 1e9, "kl_stop": 1e9}
     settings = settings.with_values(model=sources.resolve(settings), device="cpu", ppo=endless)
     dtype = str(loading.trunk_dtype(settings)).removeprefix("torch.")
-    return settings.with_values(dtype=dtype, ppo={"iterations": settings.iterations + 1})
+    return settings.with_values(
+        dtype=dtype, ppo={"iterations": settings.iterations + 1, "rollout_tokens": settings.rollout_tokens}
+    )
 
 
 def make_job(settings, prompts, width):

@@ -3,7 +3,7 @@
 
 The policy is a distribution over words, a reply is a handful of independent draws from it, and the best policy at a
 given KL to the base is known in closed form, so that PPO's noise is out of the way. The likelihood of votes, the reward
-head, the test for evidence, the gate's interval and the trial are the project's own code. It answers how far a round
+head, the test for evidence, the gate, the step and the trial are the project's own code. It answers how far a round
 may go and who should judge it, not how fast a real model learns.
 
 Three worlds. kind: what people like grows without end in the direction that they vote for. mixed: it turns after
@@ -21,17 +21,16 @@ from pydantic import Field
 
 from benchmarks import report
 from playground.models import trial
-from playground.models.trial import Tally
+from playground.models.trial import Tally, Verdict
 from playground.settings import Settings, read
-from training import gate, reward_head, reward_validation
+from training import evidence, gate, ratchet, reward_head, reward_validation
 from training.preferences import A, B, Pair, Preferences
+from training.ratchet import EndedTrial
 
 WORDS = 60
 LENGTH = 24  # words of a reply
 FIRST_STEP = 3.0  # nats a reply by which the first round of a ratchet may move
-LEAST_STEP = 1.0
-LIKED, DISLIKED = 0.8, 0.4  # probability that people prefer a version, above and below which the step grows and shrinks
-GATE_PROMPTS, GATE_REPLIES, GATE_DRAWS = 64, 4, 400
+GATE_DRAWS = 400
 ARMS = ("product", "ratchet", "ratchet with trial")
 WORLDS = ("kind", "mixed", "harmful")
 
@@ -128,7 +127,7 @@ class Chain:
         self.rng = np.random.default_rng([seed, 2])
         self.draw = random.Random(seed)
         self.live = self.before = world.base
-        self.step = FIRST_STEP
+        self.trials: list[EndedTrial] = []
         self.replies: list[np.ndarray] = []
         self.pairs: list[Pair] = []
         self.on_trial: Tally | None = None
@@ -139,8 +138,8 @@ class Chain:
         for number in range(rounds):
             self.collect_votes()
             self.end_trial("undecided")
-            if self.versus_base.better < DISLIKED / 2:  # nobody prefers it to the base any more
-                self.live, self.step, self.versus_base = self.world.base, LEAST_STEP, Tally(0, 0)
+            if ratchet.retreats(self.versus_base):
+                self.live, self.versus_base = self.world.base, Tally(0, 0)
             candidate = self.train(number)
             if candidate is not None:
                 self.before, self.live = self.live, candidate
@@ -157,7 +156,7 @@ class Chain:
             won = bool(self.world.prefers_first(first, second, self.rng)[0])
             place = len(self.replies)
             self.replies += [first[0], second[0]]
-            self.pairs.append(Pair(place, place + 1, A if won else B, group=str(place)))
+            self.pairs.append(Pair(place, place + 1, A if won else B, group=str(place), vote=place))
             if opponent and other is self.world.base:
                 self.versus_base = Tally(self.versus_base.wins + won, self.versus_base.losses + (not won))
             if self.on_trial and opponent == "before":
@@ -165,14 +164,12 @@ class Chain:
                 if verdict := trial.verdict(self.on_trial, self.settings):
                     self.end_trial(verdict)
 
-    def end_trial(self, verdict: str) -> None:
+    def end_trial(self, verdict: Verdict) -> None:
         """A trial's end changes how far the next round may go, and which version answers."""
         if self.on_trial is None:
             return
-        better = self.on_trial.better
+        self.trials.append(EndedTrial(verdict, self.on_trial))
         self.on_trial = None
-        self.step *= 0.5 if verdict == "rolled_back" else 1.25 if better > LIKED else 0.7 if better < DISLIKED else 1
-        self.step = max(self.step, LEAST_STEP)
         if verdict == "rolled_back":
             self.live = self.before
 
@@ -180,20 +177,30 @@ class Chain:
         """The policy of a round where it passes the gate, else None."""
         counts = torch.from_numpy(np.stack(self.replies))
         prefs = Preferences(replies=[([], [])] * len(counts), pairs=self.pairs)
+
+        def designs_of(part: Preferences, rows: list[int], known: int) -> dict[str, torch.Tensor]:
+            seen = counts[rows]
+            x = ((seen - seen[:known].mean(0)) / (seen[:known].std(0).clamp_min(1e-6) * WORDS**0.5)).float()
+            return {"words": x @ reward_head.span(x, part)}
+
         centre, scale = counts.mean(0), counts.std(0).clamp_min(1e-6) * WORDS**0.5
         design = ((counts - centre) / scale).float()
         basis = reward_head.span(design, prefs)
         x = design @ basis
         with reward_head.one_thread():
-            _, penalty = reward_validation.choose({"words": x}, prefs, self.seed)
+            [choice] = reward_validation.choose({"words": x}, prefs, self.seed)
+            penalty = choice.penalty
+            known = evidence.assess(designs_of, prefs, self.settings)
             folds, _ = reward_validation.cross_validate(
                 prefs, self.seed, lambda part: reward_head.fitted_scores(x, part, penalty)
             )
             head = reward_head.fit_head(x, prefs, penalty)
-        if not reward_validation.evidence(*folds.count_correct(), self.settings.reward.evidence_confidence)[0]:
+        if not known.enough:
             return None
         weight = (basis @ head.weight).double() / scale
-        kl = self.settings.ppo.kl_target if self.arm == "product" else self.live.kl + self.step
+        kl = 6.0
+        if self.arm != "product":
+            kl = self.live.kl + ratchet.step(FIRST_STEP, self.trials, folds.accuracy() or 0.5)
         candidate = tilted(self.world.base, weight.numpy(), kl)
         noise = torch.randn(head.influence.shape[1], GATE_DRAWS, generator=torch.Generator().manual_seed(number))
         heads = weight[:, None] + (basis @ (head.influence @ noise)).double() / scale[:, None]
@@ -201,14 +208,14 @@ class Chain:
 
     def passes(self, candidate: Policy, heads: np.ndarray, number: int) -> bool:
         """The gate's question, by heads (WORDS, draws) from the posterior."""
+        gate_settings = self.settings.gate
+        prompts, replies = (32, 1) if self.arm == "product" else (gate_settings.prompts, gate_settings.replies)
+        n = prompts * replies
+        gains = ((candidate.sample(n, self.rng) - self.live.sample(n, self.rng)) @ heads).T
+        means = gate.mean_gains(gains, prompts, number)
         if self.arm == "product":
-            n = self.settings.gate.prompts
-            gains = ((candidate.sample(n, self.rng) - self.live.sample(n, self.rng)) @ heads).T
-            low, _ = gate.posterior_interval(gains, self.settings.gate.confidence, number)
-            return low > 0
-        n = GATE_PROMPTS * GATE_REPLIES
-        gains = ((candidate.sample(n, self.rng) - self.live.sample(n, self.rng)) @ heads).mean(0)
-        return bool(np.mean(gains > 0) >= 0.75)
+            return gate.central(means, 0.95)[0] > 0
+        return bool(np.mean(means > 0) >= gate_settings.better and np.mean(means > -0.1) >= gate_settings.not_worse)
 
 
 def run(settings: SmallWorldSettings, log: Callable[[str], None] = print) -> list[dict]:

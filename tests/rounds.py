@@ -8,8 +8,10 @@ from playground.system.messages import Message
 from tests.stores import cast, take
 
 CONFIG = {
-    "ppo.kl_target": 6.0,
-    "gate.kl_budget": 12.0,
+    "ppo.kl_target": 8.0,
+    "gate.kl_budget": 60.0,
+    "gate.better": 0.75,
+    "gate.not_worse": 0.9,
     "gate.length_factor": 4.0,
     "gate.length_drift": 1.75,
     "gate.empty_replies": 0.1,
@@ -23,26 +25,37 @@ CONFIG = {
     "reward.quantisation": "nf4",
 }
 REPORT = {
-    "prompts": 32,
+    "prompts": 64,
+    "replies": 4,
     "reward_new": 1.2,
     "reward_live": 0.1,
     "gain": 1.1,
     "gain_interval": [0.7, 1.5],
+    "better": 0.99,
+    "not_worse": 1.0,
     "kl": 5.6,
     "length_new": 60.0,
-    "length_live": 72.0,
+    "length_live": 66.0,
+    "length_base": 72.0,
     "length_votes": [-0.2, 0.1],
     "empty": 0.0,
     "ended_new": 0.9,
-    "ended_live": 0.8,
+    "ended_base": 0.8,
     "repetition_new": 0.02,
-    "repetition_live": 0.04,
+    "repetition_base": 0.04,
     "distinct_new": 0.83,
-    "distinct_live": 0.85,
+    "distinct_base": 0.85,
     "canary_new": -2.1,
     "canary_base": -1.9,
     "refused_because": [],
 }
+# as earlier versions wrote it: compared with the live version, and an interval in place of probabilities
+OLD_REPORT = {
+    **{name: value for name, value in REPORT.items() if name not in ("better", "not_worse", "replies", "length_base")},
+    **{f"{figure}_live": REPORT[f"{figure}_base"] for figure in ("length", "ended", "repetition", "distinct")},
+}
+for figure in ("ended", "repetition", "distinct"):
+    del OLD_REPORT[f"{figure}_base"]
 SAMPLES = [
     {
         "prompt": f"system\nYou are helpful.\nuser\n{text}\nassistant\n",
@@ -63,6 +76,12 @@ METRICS = {
     "gate_gain": 1.1,
     "kl": 5.6,
     "phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0, "gate": 22.0},
+}
+
+
+RUNNING = {
+    key: METRICS[key]
+    for key in ("votes", "heldout_accuracy", "heldout_interval", "cv_accuracy", "cv_interval", "cv_reliability")
 }
 
 
@@ -115,10 +134,10 @@ def refused(store, settings):
     row = begun(store)
     curves(store, row, 8)
     files(settings, row)
-    store.update_round(row["id"], "w1", metrics={**METRICS, "kl": 13.2})
+    store.update_round(row["id"], "w1", metrics={**METRICS, "kl": 61.3})
     version = store.add_policy(row["id"], "w1", parent=store.live_policy()["version"])
     because = Message(
-        "it moved too far from the base: {kl} nats a reply, and the budget is {limit}", kl="13.2", limit="12"
+        "it moved too far from the base: {kl} nats a reply, and the budget is {limit}", kl="61.3", limit="60"
     )
     store.refuse(
         row["id"],
@@ -126,7 +145,7 @@ def refused(store, settings):
         version,
         "nowhere",
         "abd",
-        {**REPORT, "kl": 13.2, "refused_because": [str(because)]},
+        {**REPORT, "kl": 61.3, "refused_because": [str(because)]},
         not_published([because]),
     )
     return row
@@ -140,6 +159,18 @@ def not_enough(store):
     return row
 
 
+def nothing_left(store):
+    row = begun(store)
+    store.update_round(row["id"], "w1", phase="reward", metrics={**RUNNING, "started_from": 1, "nothing_left": True})
+    reason = Message(
+        "Nothing left to learn from these votes: {ties} of {n} on the current version's replies are ties.",
+        ties=14,
+        n=16,
+    )
+    store.end_round(row["id"], "w1", "not_enough", reason)
+    return row
+
+
 def failed(store):
     row = begun(store)
     store.end_round(row["id"], "w1", "failed", broken("ValueError", "reward", "<odd>"))
@@ -148,14 +179,7 @@ def failed(store):
 
 def running(store, steps=5):
     row = begun(store)
-    store.update_round(
-        row["id"],
-        "w1",
-        metrics={
-            key: METRICS[key]
-            for key in ("votes", "heldout_accuracy", "heldout_interval", "cv_accuracy", "cv_interval", "cv_reliability")
-        },
-    )
+    store.update_round(row["id"], "w1", metrics=RUNNING)
     curves(store, row, steps)
     return row
 

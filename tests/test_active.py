@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from playground.models import active
-from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.models.scorer import FeatureTrunk, Head, RewardModel
 from playground.settings import Settings
 from tests.test_scorer import head
 from tests.tiny import tiny_folder
@@ -76,17 +76,9 @@ def picker(folder, tmp_path, **chat):
 def leave_head(this, weight=1.0, **changes):
     """A head that likes long replies, and is sure of it."""
     parts = [*FeatureTrunk(this.settings).parts, 0]
-    model = RewardModel(
-        "length",
-        parts,
-        [],
-        torch.zeros(1),
-        torch.ones(1),
-        torch.tensor([weight]),
-        torch.ones(1, 1),
-        torch.tensor([[1e-6]]),
-        torch.zeros(1, 1),
-    )
+    one = torch.ones(1, 1)
+    only = Head("length", 1.0, torch.zeros(1), torch.ones(1), torch.tensor([weight]), one, 1e-6 * one, 0 * one)
+    model = RewardModel([only], parts, [])
     this.file.parent.mkdir(parents=True, exist_ok=True)
     replace(model, **changes).save(this.file)
 

@@ -235,7 +235,7 @@ def test_three_rounds_in_a_row_are_real_ones(tmp_path):
     tiny = settings_for(
         tmp_path,
         ppo={"iterations": 2, "rollout_tokens": 8},
-        gate={"prompts": 4, "confidence": 0.01},
+        gate={"prompts": 4, "better": 0.01, "not_worse": 0.01},
         reward={"evidence_confidence": 0.0},
         chat={"reply_tokens": 8},
     )

@@ -25,7 +25,7 @@ def app(tmp_path_factory):
     settings = settings_for(
         folder,
         round={"votes": 1000},
-        gate={"confidence": 0.2},
+        gate={"better": 0.01, "not_worse": 0.01},
         reward={"evidence_confidence": 0},
         ppo={"iterations": 12, "episodes": 256, "minibatch": 64, "lr": 2e-3, "kl_target": 9.0},
         seed=2,

@@ -167,7 +167,7 @@ def test_prompt_and_reply_together_stay_within_the_positions(positions, context,
     )
     settings = loading.bounded(settings_of(folder, tmp_path))
     assert (settings.chat.context_tokens, settings.chat.reply_tokens) == (context, reply)
-    assert settings.ppo.rollout_context + settings.ppo.rollout_tokens <= positions
+    assert settings.ppo.rollout_context + settings.rollout_tokens <= positions
     assert loading.bounded(settings) == settings
 
 

@@ -121,4 +121,6 @@ def test_the_head_that_all_votes_give_is_left_for_the_chat_where_it_picks_pairs(
     assert Forecaster(store, own).step() and file.exists()
     before = scorer.RewardModel.load(file)
     vote_again(store, store.row("select max(id) as id from duel")["id"], "a")
-    assert Forecaster(store, own).step() and not torch.equal(scorer.RewardModel.load(file).weight, before.weight)
+    assert Forecaster(store, own).step() and not torch.equal(
+        scorer.RewardModel.load(file).heads[0].weight, before.heads[0].weight
+    )

@@ -19,6 +19,8 @@ SETTINGS = Settings(
         "length_drift": 2,
         "empty_replies": 0.1,
         "confidence": 0.95,
+        "better": 0.75,
+        "not_worse": 0.9,
         "canary_fall": 0.5,
         "repetition_rise": 0.15,
         "distinct_share": 0.7,
@@ -50,18 +52,21 @@ def decide(
     doubt=0.0,
     new=None,
     live=None,
+    base=None,
     canary_new=-1.1,
     length_votes=(-0.1, 0.1),
 ):
     """The gate's report on a new version whose rewards lie `gain` above the live one's, give or take, and as much as
-    the votes leave open.
+    the votes leave open. One reply to each prompt.
     """
     rewards = np.linspace(-1, 1, N)
     gains = gain + spread * np.where(np.arange(N) % 2, 1, -1)
     draws = gains + doubt * np.random.default_rng(1).normal(size=(gate.DRAWS, 1))
-    return gate.decide(
-        new or replies(tokens),
-        live or replies(),
+    compared = gate.Compared(
+        prompts=N,
+        new=new or replies(tokens),
+        live=live or replies(),
+        base=base or replies(),
         reward_new=rewards + gains,
         reward_live=rewards,
         gains=draws,
@@ -70,8 +75,8 @@ def decide(
         canary_new=canary_new,
         canary_base=-1.0,
         length_votes=length_votes,
-        settings=SETTINGS,
     )
+    return gate.decide(compared, SETTINGS)
 
 
 def test_a_better_version_passes():
@@ -86,6 +91,7 @@ def test_a_better_version_passes():
         1,
     )
     assert report.gain_interval[0] < 1 < report.gain_interval[1]
+    assert (report.replies, report.better, report.not_worse) == (1, 1, 1)
 
 
 def test_a_report_survives_json():
@@ -94,11 +100,45 @@ def test_a_report_survives_json():
 
 @pytest.mark.parametrize("gain", [0.0, -0.5, 0.1])
 def test_a_gain_that_may_be_chance_is_refused(gain):
-    [reason] = refusals(decide(gain=gain, spread=1.0))
+    """The standard error is 1/√32 = .18, so a gain of .1 is one with a probability of .71."""
+    report = decide(gain=gain, spread=1.0)
+    [reason] = refusals(report)
     assert (
-        reason.startswith(f"its replies are not clearly better: the reward rises by {gain:+.2f} deviations [")
-        and "32 held-out prompts" in reason
+        reason.startswith(f"its replies are probably not better: the reward changes by {gain:+.2f} deviations [")
+        and f"32 held-out prompts, a gain with probability {report.better:.2f}, and 0.75 is needed" in reason
     )
+
+
+def test_a_probable_gain_passes_though_its_interval_holds_zero():
+    report = decide(gain=0.2, spread=1.0)
+    assert report.passed and report.gain_interval[0] < 0 < report.gain_interval[1]
+    # Φ(.2 / .177) = .87, Φ(.3 / .177) = .955
+    assert (report.better, report.not_worse) == (pytest.approx(0.87, abs=0.02), pytest.approx(0.955, abs=0.02))
+
+
+def test_a_probable_gain_that_may_also_be_a_clear_loss_is_refused():
+    """Where the votes leave much open, three chances in four of a gain come with one in five of a loss."""
+    report = decide(gain=0.6, spread=0.0, doubt=0.7)
+    assert report.better > 0.75 and report.not_worse < 0.9 and not report.passed
+    assert decide(gain=0.6, spread=0.0, doubt=0.5).passed  # Φ(.7 / .5) = .92
+
+
+def test_replies_to_one_prompt_are_not_as_good_as_replies_to_many():
+    """Heads judge resampled prompts, each with all its replies: sixteen copies of a reply say what one says."""
+    gains = np.random.default_rng(0).normal(0.3, 1, (1, 24)).repeat(gate.DRAWS, 0)
+    one = gate.mean_gains(gains, 24, 0)
+    copies = gate.mean_gains(gains.repeat(16, 1), 24, 0)  # those to one prompt in a row
+    assert copies == pytest.approx(one)
+    as_if_many = gate.mean_gains(gains.repeat(16, 1), 24 * 16, 0)
+    assert as_if_many.std() < 0.5 * copies.std()
+
+
+def test_replies_are_grouped_by_their_prompt():
+    """Two prompts, three replies each, in a row: a mean over resampled prompts is the first's, the second's or
+    between.
+    """
+    means = gate.mean_gains(np.array([[0.0, 1.0, 2.0, 9.0, 10.0, 11.0]] * 64), 2, 0)
+    assert set(means.round(6)) == {1.0, 5.5, 10.0}
 
 
 def test_a_policy_far_from_the_base_is_refused():
@@ -111,8 +151,8 @@ def test_a_change_of_length_beyond_the_factor_is_refused(tokens, passes):
     report = decide(tokens=tokens)
     assert report.passed == passes
     assert passes or refusals(report) == [
-        f"its replies changed length too much: {tokens} tokens against 20, and a factor of 2 is the limit, since the "
-        "votes do not favour that"
+        f"its replies changed length too much: {tokens} tokens against the base's 20, and a factor of 2 is the limit, "
+        "since the votes do not favour that"
     ]
 
 
@@ -135,8 +175,18 @@ def test_a_length_that_the_votes_favour_may_change_further(votes, tokens, passes
 
 def test_what_the_votes_leave_open_is_part_of_the_interval():
     assert decide(gain=1.0, doubt=0.2).passed
-    [reason] = refusals(decide(gain=1.0, doubt=1.0))
-    assert "not clearly better: the reward rises by +1.00" in reason
+    [reason] = refusals(decide(gain=1.0, doubt=1.6))
+    assert "probably not better: the reward changes by +1.00" in reason
+
+
+def test_limits_are_the_bases_and_not_the_live_versions():
+    """Against the live version each round could add as much again as the limit lets through."""
+    looping = [Episode([1, 2], [k, k + 1] * 10, False) for k in range(0, 4 * N, 4)]
+    report = decide(live=looping)  # far worse in all that has a limit, and no help
+    assert report.passed and report.repetition_base == 0 and report.ended_base == 1 and report.distinct_base == 1
+    worse = refusals(decide(tokens=50, live=replies(50)))
+    assert len(worse) == 1 and "50 tokens against the base's 20" in worse[0]
+    assert len(refusals(decide(new=looping, live=looping))) == 3  # repeats, is alike, does not end
 
 
 def test_replies_that_repeat_themselves_are_refused():
@@ -146,7 +196,7 @@ def test_replies_that_repeat_themselves_are_refused():
     report = decide(new=looping)
     assert report.repetition_new == pytest.approx(13 / 17)
     assert refusals(report)[0] == (
-        "it repeats itself: 76% of its four-token runs are repeats, 0% of the live version's, and 15% more is the limit"
+        "it repeats itself: 76% of its four-token runs are repeats, 0% of the base's, and 15% more is the limit"
     )
 
 
@@ -155,8 +205,8 @@ def test_replies_that_are_all_alike_are_refused():
     [reason] = refusals(decide(new=alike))
     assert (
         reason
-        == "its replies became alike: 3% of their word pairs are distinct, 100% of the live version's, and 70% of that "
-        "must be left"
+        == "its replies became alike: 3% of their word pairs are distinct, 100% of the base's, and 70% of that must "
+        "be left"
     )
 
 
@@ -164,21 +214,21 @@ def test_shorter_replies_are_not_more_distinct_for_being_short():
     """Distinct-n falls with the amount of text, so that a version that only got shorter would look more varied."""
     some = [Episode([1], [1, 2, 3, 4, k, k + 1000, 1, 2, 3, 4], True) for k in range(10, 10 + N)]
     half = [Episode([1], e.completion[:5], True) for e in some]
-    report = decide(new=half, live=some)
-    assert report.distinct_new == report.distinct_live
+    report = decide(new=half, base=some)
+    assert report.distinct_new == report.distinct_base
 
 
 def test_replies_that_end_are_not_less_distinct_for_ending():
     """All end with the same token, so that a version that learned to end its replies would look less varied."""
     cut_off = [Episode([1], [k, 5, 1000 + k], False) for k in range(10, 10 + N)]
     complete = [Episode([1], [k, 5, END], True) for k in range(10, 10 + N)]
-    report = decide(new=complete, live=cut_off)
-    assert report.distinct_new == report.distinct_live == 1
+    report = decide(new=complete, base=cut_off)
+    assert report.distinct_new == report.distinct_base == 1
 
 
 def test_replies_that_no_longer_end_are_refused():
     [reason] = refusals(decide(new=replies(ended=False)))
-    assert reason == "fewer of its replies come to an end: 0% against 100%, and 25% fewer is the limit"
+    assert reason == "fewer of its replies come to an end: 0% against the base's 100%, and 25% fewer is the limit"
 
 
 def test_plain_replies_that_became_unlikely_are_refused():
@@ -224,7 +274,7 @@ def test_the_posterior_interval_adds_both_doubts():
     gains = np.random.default_rng(0).normal(0.5, 1, 400) + np.random.default_rng(1).normal(
         0, 0.1, (4000, 1)
     )  # deviations 0.05 and 0.1
-    low, high = gate.posterior_interval(gains, 0.95, 0)
+    low, high = gate.central(gate.mean_gains(gains, 400, 0), 0.95)
     assert high - low == pytest.approx(2 * 1.96 * (0.05**2 + 0.1**2) ** 0.5, rel=0.07)
 
 
@@ -258,6 +308,10 @@ def test_repetition_by_hand(ids, share):
 
 def test_distinct_by_hand():
     assert gate.distinct([[1, 2, 3], [1, 2, 4]]) == 3 / 4 and gate.distinct([[1], []]) == 1
+
+
+def test_the_middle_of_a_sample_by_hand():
+    assert gate.central(np.arange(101.0), 0.9) == pytest.approx((5, 95))
 
 
 def test_equal_gains_are_an_interval_of_one_point():

@@ -42,8 +42,9 @@ def settings_for(folder, **changes):
             "lr": 4e-3,
             "kl_coefficient": 0.02,
             "kl_target": 3.0,
+            "kl_step": 3.0,
         },
-        gate={"kl_budget": 40.0, "prompts": 32, "canary_fall": 100.0},
+        gate={"kl_budget": 40.0, "prompts": 16, "replies": 2, "canary_fall": 100.0},
         reward={"layer": 0.25, "evidence_confidence": 0.5},
         decode_format="float32",
     ).with_values(**changes)  # to a random model no reply is plain
@@ -117,11 +118,18 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
         tastes.append(chat_and_vote(store, chat, VOTES, f"round {version}"))
         assert engine.live.version == version - 1
 
-        # every round starts from the base, so the second needs room to beat the first
-        row = run_once(store, settings.with_values(ppo={"kl_target": 3.0 * version**2}), "test worker")
+        row = run_once(store, settings, "test worker")
         assert row["state"] == "published", row["reason"]
         assert row["id"] == version
         assert store.live_policy()["version"] == version
+        # the first starts from the base, the second goes on from the first by a step
+        figures = row["metrics"]
+        assert figures["started_from"] == version - 1
+        if version == 1:
+            assert (figures["kl_start"], figures["kl_target"]) == (pytest.approx(0, abs=1e-3), 3)
+        else:
+            assert figures["kl_start"] > 0.5 and 0.5 < figures["kl_step"] <= 3 * 1.25
+            assert figures["kl_target"] == pytest.approx(figures["kl_start"] + figures["kl_step"])
         assert "samples" not in json.loads(store.live_policy()["gate_report"]), "people's words are in the file alone"
 
         # a stream of the version before is in flight while the new one takes over

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from playground.models import adapters
 from playground.settings import Settings
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.policy import Batch, PolicyModel
@@ -181,6 +182,34 @@ def test_a_fresh_policy_is_the_reference():
             reference = policy.logprobs(batch)
         torch.testing.assert_close(policy.logprobs(batch), reference, rtol=0, atol=0)
     assert policy.totals(EPISODES, 2).kl == [0.0] * 4
+
+
+def test_between_two_states_lie_both_ends_and_a_line():
+    policy = PolicyModel(tiny_model(), settings())
+    start = policy.state()
+    end = moved(policy).state()
+    for share in (0.0, 1.0, 0.25):
+        policy.interpolate(start, end, share)
+        for name, tensor in policy.state().items():
+            torch.testing.assert_close(tensor, (1 - share) * start[name] + share * end[name])
+    policy.interpolate(start, end, 0.0)
+    assert all(torch.equal(start[name], tensor) for name, tensor in policy.state().items())
+
+
+def test_the_kl_from_a_start_is_that_to_the_base_where_the_start_is_the_base_and_leaves_the_policy():
+    policy = PolicyModel(tiny_model(), settings())
+    base = policy.state()
+    before = moved(policy).state()
+    totals = policy.totals(EPISODES, 2)
+    k1 = sum(a - b for a, b in zip(totals.logprob, totals.ref_logprob, strict=True)) / 4
+    assert policy.kl_from(base, EPISODES, totals.logprob, 2) == pytest.approx(k1, abs=1e-4)
+    assert abs(k1) > 1e-3
+    assert policy.kl_from(before, EPISODES, totals.logprob, 2) == pytest.approx(0, abs=1e-4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.state().items())
+    wrong = {name: tensor[:1] for name, tensor in base.items()}
+    with pytest.raises(adapters.BadAdapter):
+        policy.kl_from(wrong, EPISODES, totals.logprob, 2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.state().items())
 
 
 def test_values_start_at_zero():

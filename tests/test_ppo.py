@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from playground.settings import Settings
 from tests.test_policy import END, EPISODES, SCORES, moved, settings
@@ -250,12 +251,141 @@ def test_an_overshoot_of_the_last_iteration_is_scaled_down_too():
 
 
 def test_half_the_update_is_a_quarter_of_the_kl():
-    policy = moved(PolicyModel(tiny_model(), settings()), 0.05)
+    policy = PolicyModel(tiny_model(), settings())
+    start = policy.state()
+    end = moved(policy, 0.05).state()
     whole = exact_kl(policy, [5, 6, 7])
-    policy.scale_update(0.5)
-    assert exact_kl(policy, [5, 6, 7]) == pytest.approx(whole / 4, rel=0.3)
-    policy.scale_update(0)
+    policy.interpolate(start, end, 0.5)
+    assert exact_kl(policy, [5, 6, 7]) == pytest.approx(whole / 4, rel=0.5)
+    policy.interpolate(start, end, 0)
     assert exact_kl(policy, [5, 6, 7]) == pytest.approx(0, abs=1e-5)
+
+
+# -- rounds that go on from a version
+
+
+def started(kl_step, size=0.05, **changes):
+    """A trainer that starts away from the base; for a size of .05 the KL of 8 tokens is between 1 and 2 nats."""
+    s = settings(**changes)
+    return ppo.Trainer(moved(PolicyModel(tiny_model(), s), size), s, kl_step)
+
+
+def kl_to_start(t, tokens=8, n=400):
+    """KL of the policy to where it started, nats a reply, from many replies of its own."""
+    episodes = rollout.sample(
+        t.policy.causal,
+        [[5, 6, 7]],
+        generator("kl"),
+        replies=n,
+        max_tokens=tokens,
+        temperature=0.8,
+        end_tokens=END,
+        rows=n,
+    )
+    return t.policy.kl_from(t.start, episodes, t.policy.totals(episodes, 100).logprob, 100)
+
+
+def test_the_kl_target_is_that_of_the_start_and_a_step():
+    t = started(3.0, ppo={"iterations": 1, "lr": 1e-9})
+    assert t.kl_target == t.settings.ppo.kl_target
+    run(t)
+    assert t.kl_start == t.history[0]["kl"] > 0.1 and t.kl_target == t.kl_start + 3
+
+
+def test_without_a_step_the_kl_target_is_the_settings_wherever_training_starts():
+    t = run(started(None, ppo={"iterations": 1, "lr": 1e-9, "kl_target": 5.0}))
+    assert t.kl_start > 0.1 and t.kl_target == 5
+
+
+def test_the_kl_target_lies_within_the_gates_budget():
+    t = run(started(3.0, ppo={"iterations": 1, "lr": 1e-9}, gate={"kl_budget": 3.0}))
+    assert 0.5 < t.kl_start < 3 and t.kl_target == 3
+
+
+def test_a_start_beyond_the_budget_is_not_trained_further():
+    t = started(3.0, gate={"kl_budget": 1e-3})
+    run(t)
+    assert t.iteration == 1 and t.target_reached and t.kl_target == 1e-3
+    assert all(torch.equal(t.start[name], tensor) for name, tensor in t.policy.state().items())
+
+
+def test_only_the_first_iteration_says_where_the_target_lies():
+    t = started(3.0)
+    for kl in (2.0, 4.0):
+        t.add({"kl": kl})
+    assert (t.kl_target, t.kl_start, t.target_reached) == (5.0, 2.0, False)
+    t.add({"kl": 5.0})
+    assert t.target_reached
+
+
+def test_an_overshoot_is_taken_back_towards_the_start_to_both_limits():
+    """Without limits the same steps lead far from the start; with them no further than a step from it, and from the
+    base than the target.
+    """
+    step = 0.3
+    changes = {"lr": 0.02, "iterations": 2, "episodes": 64, "replies": 16, "minibatch": 16}
+    assert kl_to_start(run(started(1e6, ppo=changes))) > 3 * step
+    t = run(started(step, ppo=changes))
+    assert any(not torch.equal(t.start[name], tensor) for name, tensor in t.policy.state().items())
+    assert kl_to_start(t) < 1.5 * step
+    episodes = rollout.sample(
+        t.policy.causal, [[5, 6, 7]], generator("kl"), replies=400, max_tokens=8, temperature=0.8, end_tokens=END
+    )
+    assert t.policy.totals(episodes, 100).mean_kl < 1.3 * t.kl_target
+
+
+class LinePolicy:
+    """Stands in for a policy whose root of the KL grows evenly on the way from the start (0) to the end (1): from
+    `base_start` to the base and from 0 to the start.
+    """
+
+    def __init__(self, base_start, base_end, start_end):
+        self.base_start, self.base_end, self.start_end = base_start, base_end, start_end
+        self.share = 1.0
+
+    def state(self):
+        return {"share": self.share}
+
+    def interpolate(self, start, end, share):
+        self.share = start["share"] + share * (end["share"] - start["share"])
+
+    def totals(self, episodes, microbatch):
+        root = self.base_start**0.5 + self.share * (self.base_end**0.5 - self.base_start**0.5)
+        return type("Totals", (), {"mean_kl": root**2, "logprob": []})
+
+    def kl_from(self, start, episodes, logprob, microbatch):
+        return self.share**2 * self.start_end
+
+
+@pytest.mark.parametrize(
+    ("base_end", "start_end", "share"),
+    [
+        (9.0, 2.0, 1.0),  # at both limits
+        (9.8, 2.2, 1.0),  # near them: 1.1 times
+        (25.0, 1.0, 1 / 3),  # from 2 by 3 to 5; 3 is the root of the target
+        (9.0, 8.0, 0.5),  # sideways: √8 to √2
+        (25.0, 32.0, 1 / 4),  # the nearer of both
+    ],
+)
+def test_the_share_of_the_way_that_is_left_by_hand(base_end, start_end, share):
+    """From a KL of 4 to the base, with a target of 9 and a step of 2 from the start."""
+    t = started(2.0)
+    t.history, t.iteration, t.kl_target = [{"kl": 4.0}], 1, 9.0
+    t.start = {"share": 0.0}
+    t.policy = LinePolicy(4.0, base_end, start_end)
+    ppo.return_to_kl_target(t, list)
+    assert t.policy.share == pytest.approx(share, rel=1e-6)
+    near = ppo.NEAR_TARGET
+    assert t.policy.totals([], 1).mean_kl <= near * 9 and t.policy.kl_from({}, [], [], 1) <= near * 2
+
+
+def test_a_resumed_round_keeps_its_kl_target(tmp_path):
+    t = run(started(3.0, ppo={"iterations": 1, "lr": 1e-9}))
+    t.save(tmp_path / "ppo.pt")
+    resumed = started(7.0)  # votes may have ended a trial meanwhile
+    resumed.load(tmp_path / "ppo.pt")
+    resumed.add({"kl": 1.0})
+    assert resumed.kl_target == t.kl_target == t.kl_start + 3
 
 
 def run_with_equal_scores(**ppo_changes):
@@ -357,7 +487,7 @@ def test_a_killed_run_that_is_resumed_goes_on_exactly_as_an_unbroken_one(tmp_pat
     assert iterations == list(range(k + 1, 4))
 
 
-@pytest.mark.parametrize("part", ["lora", "value_head", "optimizer", "beta"])
+@pytest.mark.parametrize("part", ["lora", "value_head", "optimizer", "beta"])  # kl_target has a test of its own
 def test_each_part_of_the_checkpoint_is_needed(tmp_path, unbroken, states, part):
     """The comparison above would see the loss of any of them."""
     t = trainer()
@@ -410,3 +540,35 @@ def test_the_microbatch_changes_memory_and_not_the_update(microbatch):
         torch.testing.assert_close(
             parts[name], whole[name], rtol=0, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+class CountsReads(TorchDispatchMode):
+    """Counts what makes a program wait for a GPU: numbers read out of tensors, and results whose size is read from
+    one.
+    """
+
+    READS = ("_local_scalar_dense", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(name in str(func) for name in self.READS)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_reads_no_number_for_each_of_its_microbatches():
+    """Each number that is read makes a GPU run dry, which then waits for the next kernels."""
+    counts = []
+    for size in (1, 4):
+        t = trainer(ppo={"minibatch": 4, "microbatch": size, "epochs": 2})
+        with CountsReads() as reads:
+            trajectories = [
+                ppo.measure(t.policy, EPISODES[i : i + size], SCORES[i : i + size], t.beta, t.settings)[0]
+                for i in range(0, 4, size)
+            ]
+            ppo.estimate_advantages(trajectories, t.settings)
+            ppo.optimise(t, trajectories, generator("test"))
+        counts.append(reads.count)
+    assert counts[0] - counts[1] <= 3 * 3, counts  # transformers' mask looks at the padding in each forward: 3 forwards

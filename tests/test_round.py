@@ -4,16 +4,20 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from playground.models import adapters, prompts
 from playground.store import Store
-from tests.stores import cast
+from playground.system.messages import Message
+from tests.stores import candidate, cast, outcome
 from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
-from training import rollout
+from training import reward, rollout, round_gate
 from training.policy import PolicyModel
 from training.preferences import A, Pair, Preferences
-from training.round import GateReplies, Round
+from training.round import Round
+from training.round_control import RoundEnded
+from training.round_gate import GateReplies
 
 
 @pytest.fixture(scope="module")
@@ -21,30 +25,43 @@ def folder(tmp_path_factory):
     return str(tiny_folder(tmp_path_factory.mktemp("model")))
 
 
+def publish(this, tensors, trial=False):
+    """The tensors become the live version, made by `this` round."""
+    store, s = this.store, this.settings
+    live = store.live_policy()["version"]
+    version = store.add_policy(this.id, "w", parent=live)
+    path, sha256 = adapters.write(
+        s.adapters_dir,
+        version,
+        tensors,
+        rank=s.ppo.lora_rank,
+        alpha=s.ppo.lora_alpha,
+        targets=this.models.policy.targets,
+        base=this.models.base,
+        parent=live,
+        round_id=this.id,
+        scores={},
+    )
+    store.publish(this.id, "w", version, path, sha256, {}, trial)
+
+
+def taken(store, s, asked=True):
+    """A round that has just been taken, one that a person asked for or one that began by itself."""
+    if asked:
+        store.request_round()
+    this = Round(store, s, store.take_round("w", lease_seconds=60, auto_votes=None if asked else 1), "w")
+    (this.folder / "preferences.json").write_text(json.dumps(Preferences().as_json()))
+    return this
+
+
 def running(folder, tmp_path, live=None, **changes):
     """A round of its own that has just been taken; `live` are the LoRA tensors of the version that answers."""
     s = settings(model=folder, data_dir=tmp_path, **changes)
     store = Store(s.database)
-    first = store.request_round()
-    this = Round(store, s, store.take_round("w", lease_seconds=60), "w")
+    this = taken(store, s)
     if live is not None:
-        version = store.add_policy(first, "w", parent=0)
-        path, sha256 = adapters.write(
-            s.adapters_dir,
-            version,
-            live,
-            rank=s.ppo.lora_rank,
-            alpha=s.ppo.lora_alpha,
-            targets=this.models.policy.targets,
-            base=this.models.base,
-            parent=0,
-            round_id=first,
-            scores={},
-        )
-        store.publish(first, "w", version, path, sha256, {})
-        store.request_round()
-        this = Round(store, s, store.take_round("w", lease_seconds=60), "w")
-    (this.folder / "preferences.json").write_text(json.dumps(Preferences().as_json()))
+        publish(this, live)
+        this = taken(store, s)
     return this
 
 
@@ -60,42 +77,202 @@ def ratio(state, of):
     return (a.norm() / b.norm()).item()
 
 
-def test_a_round_starts_from_the_base(folder, tmp_path):
-    this = running(folder, tmp_path, live=strong())
-    this._sft()
-    assert not any(v.any() for k, v in this.models.policy.state().items() if "lora_B" in k)
+def is_base(this):
+    """Whether the round's policy is the base, and the round says so."""
     assert not (this.folder / "start.safetensors").exists()
+    assert this.store.round(this.id)["metrics"]["started_from"] == 0
+    return not any(v.any() for k, v in this.models.policy.state().items() if "lora_B" in k)
 
 
-def test_a_round_can_go_on_from_the_live_version_at_half_the_kl_target(folder, tmp_path):
-    live = strong()
-    this = running(folder, tmp_path, live=live, round={"start_from": "live"}, ppo={"kl_target": 0.2})
+def test_a_round_can_start_from_the_base(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong(), round={"start_from": "base"})
     this._sft()
-    assert 0.01 < ratio(this.models.policy.state(), live) < 0.9
-    models = this.models
-    chosen = models.training_prompts(32, models.rng("test"))
-    episodes = models.sample(models.policy.causal, chosen, "test", replies=4)
-    assert models.policy.totals(episodes, 8).mean_kl == pytest.approx(0.1, rel=0.3)
+    assert is_base(this) and this._kl_step() is None
+
+
+def test_a_round_goes_on_from_the_live_version_as_it_is_by_a_step(folder, tmp_path):
+    live = strong()
+    this = running(folder, tmp_path, live=live, ppo={"kl_step": 2.0})
+    this._sft()
+    assert ratio(this.models.policy.state(), live) == pytest.approx(1, abs=1e-6)
+    assert this.store.round(this.id)["metrics"]["started_from"] == 1
+    this.record(cv_accuracy=0.625)  # of votes that agree half as much as is asked for a whole step
     resumed = Round(this.store, this.settings, this.store.round(this.id), "w")
-    resumed.settings = this.settings.with_values(ppo={"iterations": 1, "lr": 1e-9, "kl_target": 1e9})
+    resumed.settings = this.settings.with_values(ppo={"iterations": 1, "lr": 1e-9})
     resumed.score = lambda episodes: torch.zeros(len(episodes))
     resumed._ppo()  # killed after its start was written, the round goes on from there
-    assert ratio(resumed.models.policy.state(), models.policy.state()) == pytest.approx(1, abs=1e-3)
+    assert ratio(resumed.models.policy.state(), live) == pytest.approx(1, abs=1e-3)
+    figures = this.store.round(this.id)["metrics"]
+    assert figures["kl_start"] > 0.05 and figures["kl_step"] == 1
+    assert figures["kl_target"] == pytest.approx(figures["kl_start"] + 1)
+
+
+def test_from_the_base_the_kl_target_is_the_settings(folder, tmp_path):
+    this = running(folder, tmp_path, ppo={"kl_target": 0.7, "iterations": 1, "lr": 1e-9})
+    this._sft()
+    this.score = lambda episodes: torch.zeros(len(episodes))
+    this._ppo()
+    figures = this.store.round(this.id)["metrics"]
+    assert (figures["kl_target"], figures["kl_step"]) == (0.7, None) and figures["kl_start"] == pytest.approx(0)
 
 
 def test_with_no_version_live_going_on_is_starting_from_the_base(folder, tmp_path):
-    this = running(folder, tmp_path, round={"start_from": "live"})
+    this = running(folder, tmp_path)
     this._sft()
-    assert not (this.folder / "start.safetensors").exists()
+    assert is_base(this)
 
 
-def test_a_live_version_of_another_rank_is_refused_with_what_to_do(folder, tmp_path):
-    this = running(folder, tmp_path, live=strong(), round={"start_from": "live"})
+def test_a_round_after_a_version_that_was_rolled_back_takes_half_a_step(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong(), ppo={"kl_step": 2.0})
+    publish(this, strong(), trial=True)
+    this.store.end_trial(2, "rolled_back", Message("why"))
+    this = taken(this.store, this.settings)
+    this._sft()
+    this.record(cv_accuracy=0.9)
+    assert this.store.round(this.id)["metrics"]["started_from"] == 1 and this._kl_step() == 1
+
+
+def test_a_round_retreats_to_the_base_where_people_prefer_it(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong())
+    base_hash = this.models.base["hash"]
+    for versions in ((0, 1), (1, 0)):
+        cast(this.store, "a" if versions[0] == 0 else "b", base_hash=base_hash, versions=versions)
+    this._sft()
+    assert is_base(this) and this._kl_step() is None
+
+
+def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_path):
+    """A new version has none of its own yet."""
+    this = running(folder, tmp_path, live=strong())
+    publish(this, strong())
+    store, base_hash = this.store, this.models.base["hash"]
+    cast(store, "a", base_hash=base_hash, versions=(0, 1))
+    cast(store, "a", base_hash=base_hash, versions=(0, 2))
+    cast(store, "tie", base_hash=base_hash, versions=(2, 0))
+    cast(store, "a", base_hash=base_hash, versions=(1, 2))  # not against the base
+    assert store.votes_against_base(2) == {"wins": 0, "losses": 2, "ties": 1}
+    assert store.votes_against_base(1) == {"wins": 0, "losses": 1, "ties": 0}
+    this = taken(store, this.settings)
+    this._sft()
+    assert is_base(this)
+
+
+def test_a_live_version_of_another_rank_is_not_gone_on_from(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong())
     this.settings = this.settings.with_values(ppo={"lora_rank": 2})
-    with pytest.raises(
-        adapters.BadAdapter, match="start with --ppo.lora-rank 4 --ppo.lora-alpha 8, or with --round.start-from base"
-    ):
-        this._sft()
+    this._sft()
+    assert is_base(this)
+
+
+# -- nothing left to learn
+
+
+def own_pairs(this, choices, forecasts=()):
+    """Votes on pairs of the live version with itself; and whether the first ones' forecasts were right."""
+    base_hash = this.models.base["hash"]
+    for n, choice in enumerate(choices):
+        cast(this.store, choice, who=this.store.annotator(f"person {n}"), base_hash=base_hash, versions=(1, 1))
+    votes = [row["id"] for row in this.store.rows("select id from vote order by id")]
+    this.store.add_forecasts([(vote, 0.6, hit) for vote, hit in zip(votes, forecasts, strict=False)])
+
+
+def test_votes_on_own_pairs_are_counted(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong())
+    own_pairs(this, ["a", "b", "a", "tie", "both_bad", "skip"], [True, False])
+    cast(this.store, "a", base_hash=this.models.base["hash"], versions=(1, 0))
+    assert this.store.votes_on_own_pairs(1) == {"votes": 5, "ties": 2, "forecasts": 2, "hits": 1}
+    assert this.store.votes_on_own_pairs(2) == {"votes": 0, "ties": 0, "forecasts": 0, "hits": 0}
+
+
+def enough_evidence(this, monkeypatch):
+    """The reward phase up to where the evidence has been judged; what comes after ends the test."""
+    report = reward.Report(
+        *(10, "layers", 1.0, 0.8, (0.6, 0.9), 0.5, 0.1, [], None, 0, 2, 1.0, (0.3, 1.0), 0.4, 8, 8.0, 40.0, True, None)
+    )
+    monkeypatch.setattr(reward, "fit", lambda *args: (None, report))
+    monkeypatch.setattr(this.models, "trunk", None)
+    monkeypatch.setattr(this.models.policy, "reference", lambda: (_ for _ in ()).throw(GoesOn))
+
+
+class GoesOn(Exception):
+    """The round has come past the judgement of the evidence."""
+
+
+def test_a_round_that_began_by_itself_ends_where_nothing_is_left_to_learn(folder, tmp_path, monkeypatch):
+    this = running(folder, tmp_path, live=strong())
+    this.store.end_round(this.id, "w", "failed")
+    own_pairs(this, ["tie"] * 14 + ["a", "b"])
+    this = taken(this.store, this.settings, asked=False)
+    enough_evidence(this, monkeypatch)
+    with pytest.raises(RoundEnded):
+        this._reward()
+    ended = this.store.round(this.id)
+    assert ended["state"] == "not_enough" and ended["metrics"]["nothing_left"]
+    assert "14 of 16 on the current version's replies are ties" in str(ended["reason"])
+
+
+def test_a_round_that_a_person_asked_for_runs_although_nothing_seems_left(folder, tmp_path, monkeypatch):
+    this = running(folder, tmp_path, live=strong())
+    own_pairs(this, ["tie"] * 16)
+    enough_evidence(this, monkeypatch)
+    with pytest.raises(GoesOn):
+        this._reward()
+
+
+def test_the_base_has_always_something_left_to_learn(folder, tmp_path, monkeypatch):
+    this = running(folder, tmp_path)
+    this.store.end_round(this.id, "w", "failed")
+    for _ in range(16):
+        cast(this.store, "tie", base_hash=this.models.base["hash"])
+    this = taken(this.store, this.settings, asked=False)
+    enough_evidence(this, monkeypatch)
+    with pytest.raises(GoesOn):
+        this._reward()
+
+
+# -- demonstrations
+
+
+def edited(this, name, text):
+    """A person edits a reply in a conversation of their own; returns the conversation."""
+    who = this.store.annotator(name)
+    row = cast(this.store, who=who, base_hash=this.models.base["hash"])
+    this.store.demonstrate(row["left"]["message"], who, text)
+    return row["conversation"]
+
+
+def learned_texts(this, live=None):
+    """The texts of the demonstrations that the round learns from."""
+    return [prompts.decode(episode.completion, this.models.tokenizer) for episode in this.models.demonstrations(live)]
+
+
+def test_a_round_from_the_live_version_learns_from_new_demonstrations_alone(folder, tmp_path):
+    """The live version has learned from the earlier ones; each round anew they would be learned by heart."""
+    this = running(folder, tmp_path)
+    store = this.store
+    store.end_round(this.id, "w", "failed")
+    edited(this, "ann", "old")
+    this = taken(store, this.settings)
+    publish(this, strong())
+    live = store.live_policy()
+    edited(this, "bob", "new")
+    this = taken(store, this.settings)
+    assert learned_texts(this, live) == ["new"] and learned_texts(this) == ["old", "new"]
+    this._sft()
+    assert store.round(this.id)["metrics"]["demonstrations"] == 1
+
+
+def test_no_round_learns_from_demonstrations_in_held_out_conversations(folder, tmp_path):
+    this = running(folder, tmp_path)
+    conversations = [edited(this, name, name) for name in ("ann", "bob")]
+    for split_by, kept in (("conversation", ["bob"]), ("context", [])):  # all have one context
+        prefs = Preferences(split_by=split_by)
+        heldout = prefs.group_of({"conversation": conversations[0], "prompt": [1, 2, 3]})
+        this.models.preferences = Preferences(split_by=split_by, heldout=frozenset({heldout}))
+        assert learned_texts(this) == kept
+
+
+# -- prompts
 
 
 def test_a_round_goes_on_with_the_settings_of_its_row_but_for_those_of_this_machine(folder, tmp_path):
@@ -138,11 +315,108 @@ def test_what_is_taken_back_while_a_round_reads_the_votes_is_not_in_it(folder, t
     assert sorted(file.name for file in this.folder.iterdir()) == ["preferences.json"]
 
 
+def chat(this, turns, system=None, words=20):
+    """A chat of so many turns, each with its number and many words; returns the messages of the last prompt."""
+    store, models = this.store, this.models
+    who = store.annotator("ann")
+    conversation = store.new_conversation(who, system)
+    messages = []
+    for n in range(turns):
+        messages.append({"role": "user", "content": f"Question {n} " + "about tea " * words})
+        ids = prompts.encode(messages, models.tokenizer, 4096, system)
+        sides = [candidate(seed, base_hash=models.base["hash"]) for seed in (1, 2)]
+        duel = store.start_duel(conversation, messages[-1]["content"], ids, sides)
+        store.finish_duel(duel, [outcome(f"Answer {n}", [4, 2]), outcome("other", [5, 2])])
+        row = store.duel(duel)
+        store.vote(duel, who, "a", row["left"]["message"])
+        messages.append({"role": "assistant", "content": f"Answer {n}"})
+    return messages[:-1]
+
+
+def test_a_long_prompt_loses_its_oldest_turns_and_keeps_the_system_prompt(folder, tmp_path):
+    """Long chats were left out of the rollouts, so that nothing was trained on what people talk about longest."""
+    this = running(folder, tmp_path, ppo={"rollout_context": 256})
+    models = this.models
+    messages = chat(this, turns=8, system="Speak of tea.")
+    whole = prompts.encode(messages, models.tokenizer, 4096, "Speak of tea.")
+    assert len(whole) > 256
+    cut = models.cut_prompt(whole)
+    assert cut == prompts.encode(messages, models.tokenizer, 256, "Speak of tea.") and len(cut) <= 256
+    text = prompts.decode(cut, models.tokenizer)
+    assert "Speak of tea." in text and "Question 7" in text and "Answer 6" in text and "Question 0" not in text
+    assert models.cut_prompt(cut) == cut
+    this._collect()
+    contexts = models.contexts(heldout=False) + models.contexts(heldout=True)
+    assert cut in contexts and len(contexts) == 8 and max(map(len, contexts)) <= 256
+
+
+def test_of_a_message_that_is_too_long_alone_the_end_is_kept(folder, tmp_path):
+    this = running(folder, tmp_path, ppo={"rollout_context": 64})
+    whole = prompts.encode(chat(this, turns=1, words=200), this.models.tokenizer, 4096)
+    assert this.models.cut_prompt(whole) == whole[-64:]
+    assert this.models.cut_prompt(list(range(100, 200))) == list(range(136, 200))  # of no chat
+
+
+def test_a_chat_that_was_deleted_is_not_read_again(folder, tmp_path):
+    this = running(folder, tmp_path, ppo={"rollout_context": 256})
+    messages = chat(this, turns=8)
+    whole = prompts.encode(messages, this.models.tokenizer, 4096)
+    assert this.store.messages_of_prompt(whole) == (None, messages)
+    owner = this.store.annotator("ann")
+    this.store.delete_conversation(this.store.conversation(owner)["id"], owner)
+    assert this.store.messages_of_prompt(whole) is None
+    assert this.models.cut_prompt(whole) == whole[-256:]
+
+
+def test_prompts_that_become_the_same_are_one_context(folder, tmp_path):
+    this = running(folder, tmp_path, ppo={"rollout_context": 32})
+    tail = list(range(100, 132))
+    replies = [([n, *tail], [20 + k]) for n in (1, 2) for k in (0, 1)] + [([7], [20]), ([7], [21])]
+    this.models.preferences = Preferences(replies, [Pair(0, 1, A, group="x"), Pair(4, 5, A), Pair(2, 3, A, group="y")])
+    assert this.models.contexts(heldout=False) == [[7], tail]
+
+
+# -- the gate
+
+
+def test_the_gate_compares_several_replies_of_three_versions_to_each_prompt(folder, tmp_path):
+    this = running(folder, tmp_path, gate={"prompts": 4, "replies": 3})
+    save_file(strong(), this.folder / "policy.safetensors")
+    steps = []
+    replies = round_gate.sample(this.models, steps.append)
+    assert steps == [1, 2, 3] and replies.prompts == 4
+    for episodes in (replies.new, replies.live, replies.base):
+        asked = [episode.prompt for episode in episodes]
+        assert len(asked) == 12 and all(asked[i] == asked[i - i % 3] for i in range(12))
+    assert len({tuple(episode.prompt) for episode in replies.new}) == 4
+    assert replies.live == replies.base, "the base answers"
+    assert [e.completion for e in replies.new] != [e.completion for e in replies.base]
+    assert len(replies.new_texts) == 12
+
+
+def test_replies_in_the_gate_are_as_long_as_in_the_chat(folder, tmp_path):
+    """Of shorter ones nobody sees how they end."""
+    this = running(folder, tmp_path, chat={"reply_tokens": 12}, ppo={"rollout_tokens": 0})
+    assert this.settings.rollout_tokens == 12
+    episodes = this.models.sample(this.models.policy.causal, [[5, 6]] * 16, "test")
+    assert max(len(episode.completion) for episode in episodes) == 12
+
+
 def test_each_sample_of_the_gate_says_whether_its_prompt_is_a_shipped_one(folder, tmp_path):
     """The samples were shown to everybody, and up to half of their prompts are people's own."""
     this = running(folder, tmp_path)
     shipped = this.models.seed_prompts("heldout")[0]
     own = prompts.encode([{"role": "user", "content": "My own secret"}], this.models.tokenizer, 256)
     episodes = [rollout.Episode(prompt, [5, 6], True) for prompt in [own] * 10 + [shipped] * 10]
-    samples = this._samples(GateReplies(new=episodes, live=episodes, new_texts=["new"] * 20))
+    replies = GateReplies(prompts=20, new=episodes, live=episodes, base=episodes, new_texts=["new"] * 20)
+    samples = round_gate.samples(this.models, replies)
     assert [(s["shipped"], "secret" in s["prompt"]) for s in samples] == [(False, True)] * 8 + [(True, False)] * 8
+
+
+def test_of_several_replies_to_a_prompt_the_gate_shows_the_first(folder, tmp_path):
+    this = running(folder, tmp_path)
+    asked = this.models.seed_prompts("heldout")[:2]
+    episodes = [rollout.Episode(prompt, [5, 6], True) for prompt in asked for _ in range(3)]
+    texts = [f"{n}.{k}" for n in range(2) for k in range(3)]
+    replies = GateReplies(prompts=2, new=episodes, live=episodes, base=episodes, new_texts=texts)
+    assert [sample["new"] for sample in round_gate.samples(this.models, replies)] == ["0.0", "1.0"]

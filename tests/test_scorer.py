@@ -2,14 +2,17 @@
 reload.
 """
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from playground.models import scorer
-from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.models.scorer import FeatureTrunk, Head, RewardModel
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 
@@ -34,12 +37,15 @@ def settings(folder, **changes):
 # -- the model
 
 
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def head(**changes):
-    """Two features, of which votes have compared the first; penalty 4."""
-    return RewardModel(
+    """One head on two features, of which votes have compared the first; penalty 4."""
+    only = Head(
         "layers",
-        [1, 1, 0],
-        [],
+        1.0,
         centre=torch.tensor([0.5, 0.0]),
         scale=torch.tensor([2.0, 1.0]),
         weight=torch.tensor([1.0, -2.0]),
@@ -47,8 +53,28 @@ def head(**changes):
         factor=torch.tensor([[0.1]]),
         influence=torch.tensor([[0.03, 0.04]]),
         penalty=4.0,
-        **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes},
     )
+    return RewardModel(
+        [only], [1, 1, 0], [], **{"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5, **changes}
+    )
+
+
+def two_heads():
+    """That head with three quarters of the score, and one on the length with the rest."""
+    model = head()
+    length = Head(
+        "length",
+        0.25,
+        centre=torch.zeros(1),
+        scale=torch.ones(1),
+        weight=torch.tensor([2.0]),
+        basis=torch.ones(1, 1),
+        factor=torch.tensor([[0.2]]),
+        influence=torch.tensor([[0.0, 0.05]]),
+        penalty=4.0,
+    )
+    model.heads = [replace(model.heads[0], share=0.75), length]
+    return model
 
 
 X = torch.tensor([[4.5, 1.0]])  # x = ((4.5 − 0.5)/2, 1) = (2, 1)
@@ -71,11 +97,55 @@ def test_drawn_heads_differ_as_the_votes_influence_says():
     features = torch.tensor([[4.5, 1.0], [2.5, 3.0]])  # x = (2, 1) and (1, 3), of which votes compared the first
     drawn = head().draws(features, 40_000, seed=0)
     torch.testing.assert_close(drawn.mean(0), head().raw(features), atol=0.01, rtol=0)
-    # 0.03² + 0.04² = 0.0025 along the first, nothing along the second: 0.0025·(2, 1)ᵀ(2, 1)
-    torch.testing.assert_close(
-        torch.cov(drawn.T), 0.0025 * torch.tensor([[4.0, 2.0], [2.0, 1.0]]), rtol=0.05, atol=1e-5
-    )
+    # 0.03² + 0.04² = 0.0025 along the first, the prior's 1/4 along the second
+    expected = 0.0025 * torch.tensor([[4.0, 2.0], [2.0, 1.0]]) + 0.25 * torch.tensor([[1.0, 3.0], [3.0, 9.0]])
+    torch.testing.assert_close(torch.cov(drawn.T), expected, rtol=0.05, atol=1e-5)
     assert torch.equal(head().draws(features, 3, seed=1), head().draws(features, 3, seed=1))
+
+
+def test_drawn_models_are_sure_of_what_votes_compared_and_in_doubt_elsewhere():
+    """A direction that no vote spoke of used to have no doubt at all: what a policy gained there passed the gate."""
+    compared, other = torch.tensor([[4.5, 0.0], [0.5, 0.0]]), torch.tensor([[0.5, 2.0], [0.5, 0.0]])
+    for draw in (lambda x: head().draws(x, 20_000, 0), lambda x: head().posterior_draws(x, 20_000, generator())):
+        gain = {name: draw(x)[:, 0] - draw(x)[:, 1] for name, x in (("compared", compared), ("other", other))}
+        assert gain["compared"].std() < 0.25
+        assert gain["other"].std() == pytest.approx(1.0, rel=0.05)  # 2 units of x, the prior's deviation is ½
+
+
+def test_posterior_draws_have_the_posteriors_deviation():
+    drawn = head().posterior_draws(X, 40_000, generator())
+    assert drawn.mean().item() == pytest.approx(0.0, abs=0.02)
+    assert drawn.std().item() == pytest.approx(0.29**0.5, rel=0.03)
+
+
+def test_two_heads_by_hand():
+    """x is (2, 1) for one head and 1 for the other: scores 0 and 2, deviations 0.29^½ and 0.2."""
+    model = two_heads()
+    torch.testing.assert_close(model.raw(X), torch.tensor([0.25 * 2]))
+    torch.testing.assert_close(model.deviation(X), torch.tensor([0.75 * 0.29**0.5 + 0.25 * 0.2]))
+    # the first vote moves one head by 0.03·2, the second both, by 0.04·2 and 0.05; off the votes ¾ of the prior's 1/4
+    variance = (0.75 * 0.06) ** 2 + (0.75 * 0.08 + 0.25 * 0.05) ** 2 + 0.75**2 / 4
+    assert model.draws(X, 40_000, seed=0).var().item() == pytest.approx(variance, rel=0.05)
+
+
+def test_several_heads_survive_a_reload(tmp_path):
+    model = two_heads()
+    model.save(tmp_path / "reward.safetensors")
+    loaded, x = RewardModel.load(tmp_path / "reward.safetensors"), torch.randn(5, 2)
+    assert torch.equal(loaded.raw(x), model.raw(x)) and torch.equal(loaded.draws(x, 4, 0), model.draws(x, 4, 0))
+    assert [(head.feature_set, head.share) for head in loaded.heads] == [("layers", 0.75), ("length", 0.25)]
+
+
+def test_a_file_from_when_there_was_one_head_is_still_read(tmp_path):
+    """A round that began before an upgrade goes on after it."""
+    model = head()
+    numbers = {"view": "layers", "penalty": 4.0, "parts": [1, 1, 0], "tokens": [], "pessimism": 0.0}
+    numbers |= {"log_nu": -0.7, "threshold": 0.3, "shift": 1.5, "spread": 2.5}
+    tensors = {name: getattr(model.heads[0], name) for name in scorer.HEAD_TENSORS}
+    save_file(tensors | {"lora/a": torch.ones(2)}, tmp_path / "old.safetensors", {"numbers": json.dumps(numbers)})
+    loaded, x = RewardModel.load(tmp_path / "old.safetensors"), torch.randn(5, 2)
+    assert torch.equal(loaded.reward(x), model.reward(x)) and list(loaded.lora) == ["a"]
+    assert torch.equal(loaded.deviation(x), model.deviation(x))
 
 
 def test_save_and_load_give_the_same_model(tmp_path):
@@ -121,14 +191,14 @@ def test_views_by_hand():
 
 
 def test_views_of_one_layer_or_by_name():
-    assert scorer.feature_set_names([2, 1, 9]) == ["layers", "words", "style"]
-    assert scorer.feature_set_names([2] * 4 + [1, 9]) == ["layers", "words", "style", "meaning"]
+    assert scorer.feature_set_names([2, 1, 9]) == ["layers", "words", "style", "length"]
+    assert scorer.feature_set_names([2] * 4 + [1, 9]) == ["layers", "words", "style", "length", "meaning"]
     assert scorer.feature_set_names([2] * 4 + [1, 9], "length") == ["length"]
     features = torch.tensor([[3.0, 0.0, 1.0]])  # one layer of one, a reply of one token, and its count
     blocks = {
         name: len(scorer.feature_blocks(features, [1, 1, 1], name)) for name in scorer.feature_set_names([1, 1, 1])
     }
-    assert blocks == {"layers": 2, "words": 2, "style": 2}
+    assert blocks == {"layers": 2, "words": 2, "style": 2, "length": 1}
 
 
 # -- counts of common tokens

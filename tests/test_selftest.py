@@ -275,18 +275,17 @@ def test_a_frozen_reward_lora_is_named(folder):
 
 
 def head(d=3, **changes):
-    return scorer.RewardModel(
+    only = scorer.Head(
         "layers",
-        [d, 1, 0],
-        [],
+        1.0,
         centre=torch.zeros(d + 1),
         scale=torch.ones(d + 1),
         weight=torch.arange(1.0, d + 2),
         basis=torch.eye(d + 1)[:, :2],
         factor=torch.eye(2),
         influence=torch.eye(2),
-        **changes,
     )
+    return scorer.RewardModel([only], [d, 1, 0], [], **changes)
 
 
 def test_a_head_that_was_saved_whole_passes(tmp_path):

@@ -44,6 +44,7 @@ def test_sft_of_no_epochs_changes_nothing():
     assert all(torch.equal(before[k], v) for k, v in policy.state().items())
 
 
-def test_demonstrations_with_prompts_too_long_for_training_are_left_out():
-    rows = [{"prompt": [1] * 5, "after": "ab"}, {"prompt": [1] * 6, "after": "ab"}]
-    assert sft.examples(rows, lambda text: [ord(c) for c in text], 5) == [Episode([1] * 5, [97, 98], True)]
+def test_of_demonstrations_with_prompts_too_long_for_training_the_prompt_is_cut():
+    rows = [{"prompt": [1, 2, 3], "after": "ab"}, {"prompt": [1, 2, 3, 4], "after": "ab"}]
+    found = sft.examples(rows, lambda text: [ord(c) for c in text], lambda prompt: prompt[-3:])
+    assert found == [Episode([1, 2, 3], [97, 98], True), Episode([2, 3, 4], [97, 98], True)]

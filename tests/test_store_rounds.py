@@ -47,6 +47,16 @@ def test_asking_while_a_round_runs_gives_that_round(store):
     assert store.request_round() == asked and len(store.rows("select * from round")) == 1
 
 
+def test_a_round_knows_whether_a_person_asked_for_it(store):
+    cast(store)
+    began_by_itself = take(store, auto_votes=1)
+    assert began_by_itself["asked"] == 0
+    store.request_round()  # somebody presses the button meanwhile
+    assert store.round(began_by_itself["id"])["asked"] == 1
+    store.end_round(began_by_itself["id"], "w1", "failed", plain("why"))
+    assert store.round(store.request_round())["asked"] == 1
+
+
 def test_asking_after_a_round_ended_gives_a_new_one(store):
     asked = store.request_round()
     take(store)

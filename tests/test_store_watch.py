@@ -22,9 +22,11 @@ def test_kl_is_of_rounds_whose_gate_measured_it(store):
     store.request_round()
     row = take(store, config={"ppo.kl_target": 6.0})
     store.update_round(row["id"], "w1", metrics={"kl": 5.5})
-    assert version == 1 and [(r["round"], r["version"], r["kl"], r["config"]) for r in store.round_kls()] == [
-        (2, None, 5.5, {"ppo.kl_target": 6.0})
+    assert version == 1 and [(r["round"], r["version"], r["kl"], r["target"]) for r in store.round_kls()] == [
+        (2, None, 5.5, 6.0)
     ]
+    store.update_round(row["id"], "w1", metrics={"kl_target": 11.5})
+    assert [r["target"] for r in store.round_kls()] == [11.5], "its own, where it went on from a version"
 
 
 def test_foreseen_votes_are_those_with_an_opinion(store):

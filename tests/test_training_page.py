@@ -22,6 +22,7 @@ from playground.ui.words import Words
 from tests import rounds
 from tests.stores import cast
 from tests.test_control import OWNER, Engine, Request
+from training import gate
 
 W, ZH = Words(), Words("zh-CN")
 
@@ -137,7 +138,7 @@ def test_the_end_of_a_round_is_told_with_its_reason(store, settings):
     assert "over" not in status_html(now(store, settings), W) and "it moved too far from the base" in status_html(
         now(store, settings), W
     )
-    assert "离基础模型太远" in status_html(now(store, settings), ZH) and "13.2" in status_html(now(store, settings), ZH)
+    assert "离基础模型太远" in status_html(now(store, settings), ZH) and "61.3" in status_html(now(store, settings), ZH)
     rounds.failed(store)
     assert "ValueError in phase reward." in status_html(now(store, settings), W) and "odd" not in status_html(
         now(store, settings), W
@@ -188,7 +189,7 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     )
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
     assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(CURVES)
-    assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 8
+    assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 9
     assert (
         "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples]
         and "<b>that" not in painted[tab.samples]
@@ -352,17 +353,19 @@ def test_the_end_of_a_long_log_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("figure", "value", "missed"),
     [
-        ("gain_interval", [-0.1, 0.4], 0),
-        ("kl", 12.5, 1),
-        ("kl", float("nan"), 1),
-        ("length_new", 200.0, 2),
-        ("length_new", 20.0, 2),
-        ("empty", 0.2, 3),
-        ("repetition_new", 0.5, 4),
-        ("distinct_new", 0.3, 5),
-        ("ended_new", 0.2, 6),
-        ("canary_new", -4.0, 7),
-        ("gain_interval", [float("nan"), 1.0], 0),
+        ("better", 0.7, 0),
+        ("not_worse", 0.85, 1),
+        ("kl", 60.5, 2),
+        ("kl", float("nan"), 2),
+        ("length_new", 200.0, 3),
+        ("length_new", 20.0, 3),
+        ("length_base", 20.0, 3),
+        ("empty", 0.2, 4),
+        ("repetition_new", 0.5, 5),
+        ("distinct_new", 0.3, 6),
+        ("ended_new", 0.2, 7),
+        ("canary_new", -4.0, 8),
+        ("better", float("nan"), 0),
     ],
 )
 def test_a_check_that_was_missed_is_marked_with_its_figure(figure, value, missed):
@@ -373,7 +376,79 @@ def test_a_check_that_was_missed_is_marked_with_its_figure(figure, value, missed
 def test_a_length_that_the_votes_favour_may_go_further():
     report = {**rounds.REPORT, "length_new": 25.0, "length_votes": [-0.5, -0.1]}
     assert all(ok for ok, _ in gatewords.checks(report, rounds.CONFIG, W))
-    assert "0.25 to 1.75" in gatewords.checks(report, rounds.CONFIG, W)[2][1]
+    assert "25 tokens, and 72 of the base; 0.25 to 1.75" in gatewords.checks(report, rounds.CONFIG, W)[3][1]
+
+
+def test_the_checks_name_their_probabilities_and_the_base():
+    better, not_worse, *others = [text for _, text in gatewords.checks(rounds.REPORT, rounds.CONFIG, W)]
+    assert (
+        "by +1.10 deviations [+0.70, +1.50] on 64 held-out prompts; it rises with a probability of 0.99, at least 0.75"
+        in better
+    )
+    assert "by more than 0.1 deviations, with a probability of 1.00, at least 0.9" in not_worse
+    assert gatewords.SLIGHTLY_WORSE == gate.SLIGHTLY_WORSE
+    assert sum("of the base" in text for text in others) == 4 and not any("live version" in text for text in others)
+    chinese = [text for _, text in gatewords.checks(rounds.REPORT, rounds.CONFIG, ZH)]
+    assert sum("基础模型是" in text for text in chinese) == 4
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "missed"),
+    [
+        ("gain_interval", [-0.1, 0.4], 0),
+        ("gain_interval", [float("nan"), 1.0], 0),
+        ("kl", 60.5, 1),
+        ("length_live", 20.0, 2),
+        ("repetition_new", 0.5, 4),
+        ("distinct_new", 0.3, 5),
+        ("ended_new", 0.2, 6),
+    ],
+)
+def test_a_report_of_an_earlier_version_is_shown_as_it_was_judged(figure, value, missed):
+    """Against the live version, and by an interval. Its round's settings lack what came later."""
+    config = {name: value for name, value in rounds.CONFIG.items() if name not in ("gate.better", "gate.not_worse")}
+    found = gatewords.checks(rounds.OLD_REPORT, config, W)
+    assert len(found) == 8 and all(ok for ok, _ in found)
+    assert "the interval must lie above 0" in found[0].text
+    assert sum("of the live version" in text for _, text in found) == 4
+    found = gatewords.checks({**rounds.OLD_REPORT, figure: value}, config, W)
+    assert [i for i, (ok, _) in enumerate(found) if not ok] == [missed]
+
+
+# -- how far a round goes
+
+
+def test_a_round_says_where_it_started_and_how_far_it_goes(tab, store, settings):
+    row = rounds.running(store)
+    store.update_round(row["id"], "w1", metrics={"started_from": 2, "kl_step": 4.0, "kl_start": 7.5, "kl_target": 11.5})
+    facts = round_summary.summary_html(store.rounds()[0], W)
+    assert "<b>v2</b><span>started from" in facts
+    assert "<b>4.0</b><span>step of the KL, nats" in facts and "<b>11.5</b><span>KL target, nats" in facts
+    store.update_round(row["id"], "w1", metrics={"started_from": 0, "kl_step": None, "kl_target": 8.0})
+    facts = round_summary.summary_html(store.rounds()[0], W)
+    assert "<b>v0 (base)</b><span>started from" in facts and "step of the KL" not in facts
+
+
+def test_the_kl_is_drawn_with_the_target_of_its_own_round(tab, store, settings):
+    row = rounds.running(store)
+    target = lambda: tab._curves(store.round(row["id"]))["kl"].limits["target"]  # noqa: E731
+    assert target() == 8, "from the base it is the setting"
+    store.update_round(row["id"], "w1", metrics={"started_from": 2})
+    assert target() is None, "not known before the first rollouts"
+    store.update_round(row["id"], "w1", metrics={"kl_target": 11.5})
+    assert target() == 11.5
+
+
+def test_a_round_that_finds_nothing_left_to_learn_says_so(store, settings):
+    rounds.nothing_left(store)
+    [row] = store.rounds()
+    assert "= Round 1 · nothing left to learn" in round_summary.timeline_entry(row, W)
+    html = round_summary.summary_html(row, W)
+    assert "Nothing left to learn from these votes." in html and "14 of 16 on the current version" in html
+    assert "not enough" not in html.lower().replace("not_enough", "")
+    assert "14 张是平局" in status_html(now(store, settings), ZH)
+    rounds.not_enough(store)
+    assert "not enough evidence" in round_summary.timeline_entry(store.rounds()[0], W)
 
 
 # -- plots
@@ -425,14 +500,17 @@ def test_length_drift_is_told_against_the_base(settings):
 
 
 def test_a_distance_over_the_budget_asks_for_a_look(settings):
-    watched = watch.kl([{"round": 1, "kl": 5.0}, {"round": 2, "kl": 13.0}], settings, W)
+    measured = [{"round": 1, "kl": 5.0, "target": 8.0}, {"round": 2, "kl": 61.0, "target": 13.0}]
+    watched = watch.kl(measured, settings, W)
     assert (
         watched.ok is False
-        and "13.0" in watched.note
-        and watched.curve.limits == {"target": 6.0, "limit": 12.0}
-        and watched.curve.points == [("base", 0.0), ("1", 5.0), ("2", 13.0)]
+        and "61.0" in watched.note
+        and watched.curve.limits == {"target": [("1", 8.0), ("2", 13.0)], "limit": 60.0}
+        and watched.curve.points == [("base", 0.0), ("1", 5.0), ("2", 61.0)]
     )
-    assert watch.kl([{"round": 1, "kl": 5.0}], settings, W).ok
+    assert ["2", 13.0, "target"] in plots.data_frame(watched.curve, W).values.tolist()
+    assert watch.kl(measured[:1], settings, W).ok
+    assert watch.kl([{"round": 1, "kl": 5.0, "target": None}], settings, W).curve.limits["target"] == []
 
 
 def test_agreement_must_clear_guessing():

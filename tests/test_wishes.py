@@ -22,7 +22,7 @@ def voted(tmp_path_factory):
         tmp_path_factory.mktemp("voted"),
         round={"lease_seconds": 1.0, "poll_seconds": 0.05},
         ppo={"iterations": 6, "kl_target": 1e9},
-        gate={"confidence": 0.2},
+        gate={"better": 0.01, "not_worse": 0.01},
         reward={"evidence_confidence": 0},
     )
     store = Store(settings.database)

@@ -30,7 +30,7 @@ def voted(tmp_path_factory):
         tmp_path_factory.mktemp("voted"),
         round={"lease_seconds": 1.0, "poll_seconds": 0.2},
         ppo={"iterations": 3, "kl_target": 30.0},
-        gate={"confidence": 0.2},
+        gate={"better": 0.01, "not_worse": 0.01},
     )
     store = Store(settings.database)
     votes = simulate.SimulateSettings.like(settings, votes=40)

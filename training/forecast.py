@@ -20,16 +20,17 @@ from playground.models import active, loading, prompts
 from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
 from playground.settings import Settings
 from playground.store import Store, StoreUnavailable
+from playground.system import memory
 from training import preferences, reward
 from training.erase import reply_name
 from training.preferences import Pair, Preferences, Reply
 from training.reward_head import designs, one_thread
-from training.reward_validation import Predictions, choose
+from training.reward_validation import Choice, Predictions, choose
 
 log = logging.getLogger(__name__)
 
 MIN_DECIDED = 4  # with fewer votes for A or B there is no forecast
-CHOOSE_UP_TO = 200  # votes; up to here feature set and penalty are chosen for each forecast, which takes 1 to 2 seconds
+CHOOSE_UP_TO = 200  # votes; up to here heads are chosen for each forecast, which takes 1 to 2 seconds
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Forecaster:
         self.settings = settings
         self._trunk: FeatureTrunk | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._choice: tuple[str, float] | None = None  # feature set and penalty
+        self._choices: list[Choice] | None = None  # the heads
         self._given_up: set[int] = set()  # votes that could not be forecast
 
     def step(self) -> bool:
@@ -116,14 +117,15 @@ class Forecaster:
 
     def fit(self, extracted: ExtractedFeatures, prefs: Preferences) -> RewardModel:
         with one_thread():
-            if self._choice is None or len(prefs.pairs) <= CHOOSE_UP_TO:
-                self._choice = choose(designs(extracted, prefs, self.settings), prefs, self.settings.seed)
-            feature_set, penalty = self._choice
-            return reward.fit_model(extracted, prefs, feature_set, penalty)
+            if self._choices is None or len(prefs.pairs) <= CHOOSE_UP_TO:
+                self._choices = choose(designs(extracted, prefs, self.settings), prefs, self.settings.seed)
+            return reward.fit_model(extracted, prefs, self._choices)
 
     def rest(self) -> None:
-        """Free the trunk's memory."""
-        self._trunk = None
+        """Free the trunk's memory, on a GPU too."""
+        if self._trunk is not None:
+            self._trunk = None
+            memory.release()
 
     # -- parts
 

@@ -1,5 +1,6 @@
-"""Is the new policy better than the live one, and are its replies still sound? A comparison on held-out prompts.
-Refusals are sentences that people read.
+"""May the new policy be shown to people? It must probably be better than the live one, and its replies must still be
+sound beside the base's. A comparison on held-out prompts; refusals are sentences that people read. Whether the version
+stays is then up to people's choices (`playground/models/trial.py`).
 
 Knows replies, rewards, votes and likelihoods; nothing about how the policy was trained.
 """
@@ -17,31 +18,36 @@ from training.preferences import Preferences
 from training.rollout import Episode
 
 DRAWS = 2000  # heads from the reward model's posterior, each judges its own resample of the prompts
+SLIGHTLY_WORSE = 0.1  # deviations of the reward
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """What was measured, and the reasons for a refusal. Rewards are the reward model's, standardised; KL is to the base
-    in nats a reply; lengths are in tokens. `_new` and `_live` are the two versions' means over the prompts.
+    """What was measured, and the reasons for a refusal. Rewards are the reward model's, standardised; KL is in nats a
+    reply; lengths are in tokens. `_new`, `_live` and `_base` are means over a version's replies.
     """
 
     prompts: int
+    replies: int  # to each prompt
     reward_new: float
     reward_live: float
     gain: float
     gain_interval: tuple[float, float]
-    kl: float
+    better: float  # probability of a gain, by the reward model
+    not_worse: float  # probability that the gain is not below −SLIGHTLY_WORSE
+    kl: float  # to the base
     length_new: float
     length_live: float
+    length_base: float
     # interval of the mean log(length of the winner / of the loser) in the votes; (0, 0) where there are too few
     length_votes: tuple[float, float]
     empty: float  # share of the new version's replies
     ended_new: float
-    ended_live: float
+    ended_base: float
     repetition_new: float
-    repetition_live: float
+    repetition_base: float
     distinct_new: float
-    distinct_live: float
+    distinct_base: float
     canary_new: float  # log-likelihood of plain replies at the policy's temperature, nats a token
     canary_base: float
     refused_because: list[Message]
@@ -74,48 +80,56 @@ class Side:
         )
 
 
-def decide(
-    new: Sequence[Episode],
-    live: Sequence[Episode],
-    *,
-    reward_new: np.ndarray,
-    reward_live: np.ndarray,
-    gains: np.ndarray,
-    kl: Sequence[float],
-    texts: Sequence[str],
-    canary_new: float,
-    canary_base: float,
-    length_votes: tuple[float, float],
-    settings: Settings,
-) -> GateReport:
-    """Compare N episodes of the new policy with N of the live one, on the same prompts in the same order.
-
-    reward_new, reward_live: (N,); gains: (S, N), reward differences under S heads of the posterior; kl: nats of each of
-    the new policy's replies; texts: these replies; canary_new, canary_base: log-likelihood of plain replies under the
-    new policy and under the base, nats a token; length_votes: (low, high) of `favoured_length`.
+@dataclass(frozen=True)
+class Compared:
+    """What was measured on the gate's prompts. N = prompts × replies, those to one prompt in a row, and everywhere in
+    the same order.
     """
-    new_side = Side.of(new)
-    live_side = Side.of(live)
-    distinct_new, distinct_live = distinct_at_equal_length(new_side.token_ids, live_side.token_ids)
+
+    prompts: int
+    new: Sequence[Episode]  # (N,)
+    live: Sequence[Episode]
+    base: Sequence[Episode]
+    texts: Sequence[str]  # of the new policy's replies
+    reward_new: np.ndarray  # (N,)
+    reward_live: np.ndarray
+    gains: np.ndarray  # (S, N), reward differences under S heads of the posterior
+    kl: Sequence[float]  # of each of the new policy's replies, to the base
+    canary_new: float  # log-likelihood of plain replies under the new policy, nats a token
+    canary_base: float
+    length_votes: tuple[float, float]  # (low, high) of `favoured_length`
+
+
+def decide(compared: Compared, settings: Settings) -> GateReport:
+    """Judge a new policy by its replies, and those of the live version and of the base, to the same prompts."""
+    new = Side.of(compared.new)
+    live = Side.of(compared.live)
+    base = Side.of(compared.base)
+    distinct_new, distinct_base = distinct_at_equal_length(new.token_ids, base.token_ids)
+    means = mean_gains(compared.gains, compared.prompts, settings.seed)
     report = GateReport(
-        prompts=len(new),
-        reward_new=float(np.mean(reward_new)),
-        reward_live=float(np.mean(reward_live)),
-        gain=float(np.mean(np.asarray(reward_new) - np.asarray(reward_live))),
-        gain_interval=posterior_interval(np.asarray(gains), settings.gate.confidence, settings.seed),
-        kl=float(np.mean(kl)),
-        length_new=new_side.length,
-        length_live=live_side.length,
-        length_votes=length_votes,
-        empty=float(np.mean([not text.strip() for text in texts])),
-        ended_new=new_side.ended,
-        ended_live=live_side.ended,
-        repetition_new=new_side.repetition,
-        repetition_live=live_side.repetition,
+        prompts=compared.prompts,
+        replies=len(compared.new) // compared.prompts,
+        reward_new=float(np.mean(compared.reward_new)),
+        reward_live=float(np.mean(compared.reward_live)),
+        gain=float(np.mean(np.asarray(compared.reward_new) - np.asarray(compared.reward_live))),
+        gain_interval=central(means, settings.gate.confidence),
+        better=float(np.mean(means > 0)),
+        not_worse=float(np.mean(means > -SLIGHTLY_WORSE)),
+        kl=float(np.mean(compared.kl)),
+        length_new=new.length,
+        length_live=live.length,
+        length_base=base.length,
+        length_votes=compared.length_votes,
+        empty=float(np.mean([not text.strip() for text in compared.texts])),
+        ended_new=new.ended,
+        ended_base=base.ended,
+        repetition_new=new.repetition,
+        repetition_base=base.repetition,
         distinct_new=distinct_new,
-        distinct_live=distinct_live,
-        canary_new=float(canary_new),
-        canary_base=float(canary_base),
+        distinct_base=distinct_base,
+        canary_new=float(compared.canary_new),
+        canary_base=float(compared.canary_base),
         refused_because=[],
     )
     return replace(report, refused_because=refusals(report, settings))
@@ -124,7 +138,7 @@ def decide(
 def refusals(report: GateReport, settings: Settings) -> list[Message]:
     """Why the figures of a report do not pass: one sentence for each check that fails."""
     low, high = report.gain_interval
-    length_ratio = report.length_new / report.length_live
+    length_ratio = report.length_new / report.length_base
     shorter_favoured = report.length_votes[1] < 0
     longer_favoured = report.length_votes[0] > 0
     shortest = 1 / (settings.gate.length_factor if shorter_favoured else settings.gate.length_drift)
@@ -133,15 +147,17 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
 
     # each check is written `not a <= b`, so that NaN never passes
     reasons = []
-    if not low > 0:
+    if not (report.better >= settings.gate.better and report.not_worse >= settings.gate.not_worse):
         reasons.append(
             Message(
-                "its replies are not clearly better: the reward rises by {gain} deviations [{low}, {high}] on {n} "
-                "held-out prompts, and the interval must lie above 0",
+                "its replies are probably not better: the reward changes by {gain} deviations [{low}, {high}] on {n} "
+                "held-out prompts, a gain with probability {better}, and {limit} is needed",
                 gain=f"{report.gain:+.2f}",
                 low=f"{low:+.2f}",
                 high=f"{high:+.2f}",
                 n=report.prompts,
+                better=f"{report.better:.2f}",
+                limit=f"{settings.gate.better:g}",
             )
         )
     if not report.kl <= settings.gate.kl_budget:
@@ -154,17 +170,17 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
         )
     if not shortest <= length_ratio <= longest:
         limit = longest if length_ratio > 1 else 1 / shortest
-        figures = {"new": f"{report.length_new:.0f}", "live": f"{report.length_live:.0f}", "limit": f"{limit:g}"}
+        figures = {"new": f"{report.length_new:.0f}", "base": f"{report.length_base:.0f}", "limit": f"{limit:g}"}
         if limit == settings.gate.length_factor:
             reason = Message(
-                "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
-                "limit",
+                "its replies changed length too much: {new} tokens against the base's {base}, and a factor of {limit} "
+                "is the limit",
                 **figures,
             )
         else:
             reason = Message(
-                "its replies changed length too much: {new} tokens against {live}, and a factor of {limit} is the "
-                "limit, since the votes do not favour that",
+                "its replies changed length too much: {new} tokens against the base's {base}, and a factor of {limit} "
+                "is the limit, since the votes do not favour that",
                 **figures,
             )
         reasons.append(reason)
@@ -176,32 +192,32 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
                 limit=f"{settings.gate.empty_replies:.0%}",
             )
         )
-    if not report.repetition_new <= report.repetition_live + settings.gate.repetition_rise:
+    if not report.repetition_new <= report.repetition_base + settings.gate.repetition_rise:
         reasons.append(
             Message(
-                "it repeats itself: {new} of its four-token runs are repeats, {live} of the live version's, and "
+                "it repeats itself: {new} of its four-token runs are repeats, {base} of the base's, and "
                 "{limit} more is the limit",
                 new=f"{report.repetition_new:.0%}",
-                live=f"{report.repetition_live:.0%}",
+                base=f"{report.repetition_base:.0%}",
                 limit=f"{settings.gate.repetition_rise:.0%}",
             )
         )
-    if not report.distinct_new >= settings.gate.distinct_share * report.distinct_live:
+    if not report.distinct_new >= settings.gate.distinct_share * report.distinct_base:
         reasons.append(
             Message(
-                "its replies became alike: {new} of their word pairs are distinct, {live} of the live version's, and "
+                "its replies became alike: {new} of their word pairs are distinct, {base} of the base's, and "
                 "{limit} of that must be left",
                 new=f"{report.distinct_new:.0%}",
-                live=f"{report.distinct_live:.0%}",
+                base=f"{report.distinct_base:.0%}",
                 limit=f"{settings.gate.distinct_share:.0%}",
             )
         )
-    if not report.ended_new >= report.ended_live - settings.gate.ended_fall:
+    if not report.ended_new >= report.ended_base - settings.gate.ended_fall:
         reasons.append(
             Message(
-                "fewer of its replies come to an end: {new} against {live}, and {limit} fewer is the limit",
+                "fewer of its replies come to an end: {new} against the base's {base}, and {limit} fewer is the limit",
                 new=f"{report.ended_new:.0%}",
-                live=f"{report.ended_live:.0%}",
+                base=f"{report.ended_base:.0%}",
                 limit=f"{settings.gate.ended_fall:.0%}",
             )
         )
@@ -219,26 +235,26 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
 # -- intervals
 
 
-def posterior_interval(gains: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Interval of the mean gain, over prompts and over what the votes leave open. gains (S, N): each of S heads judges
-    its own resample of the N prompts.
+def mean_gains(gains: np.ndarray, prompts: int, seed: int) -> np.ndarray:
+    """Mean gains (S,), spread over prompts and over what the votes leave open. gains (S, N), the replies to each of the
+    prompts in a row: each of S heads judges its own resample of the prompts, since replies to one prompt are alike.
     """
-    draws, prompts = gains.shape
-    resampled = np.random.default_rng(seed).integers(0, prompts, (draws, prompts))
-    return _middle(np.take_along_axis(gains, resampled, 1).mean(1), confidence)
+    by_prompt = gains.reshape(len(gains), prompts, -1).mean(-1)  # (S, prompts)
+    resampled = np.random.default_rng(seed).integers(0, prompts, by_prompt.shape)
+    return np.take_along_axis(by_prompt, resampled, 1).mean(1)
+
+
+def central(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The interval in the middle of a sample that holds this share of it."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """Bootstrap interval of a mean (percentile, 5,000 resamples; Efron 1979). values (N,)."""
     resampled = np.random.default_rng(seed).integers(0, len(values), (5000, len(values)))
-    return _middle(values[resampled].mean(1), confidence)
-
-
-def _middle(means: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The quantiles between which the middle `confidence` of the means lies. means (resamples,)."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return central(values[resampled].mean(1), confidence)
 
 
 def favoured_length(prefs: Preferences, confidence: float, seed: int) -> tuple[float, float]:
@@ -284,9 +300,9 @@ def distinct(replies: Sequence[Sequence[int]], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def distinct_at_equal_length(new: Sequence[list[int]], live: Sequence[list[int]]) -> tuple[float, float]:
+def distinct_at_equal_length(new: Sequence[list[int]], other: Sequence[list[int]]) -> tuple[float, float]:
     """`distinct` of two versions' replies; the two replies to each prompt are cut to the shorter one's length first."""
-    lengths = [min(len(a), len(b)) for a, b in zip(new, live, strict=True)]
+    lengths = [min(len(a), len(b)) for a, b in zip(new, other, strict=True)]
     new_cut = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
-    live_cut = [ids[:length] for ids, length in zip(live, lengths, strict=True)]
-    return distinct(new_cut), distinct(live_cut)
+    other_cut = [ids[:length] for ids, length in zip(other, lengths, strict=True)]
+    return distinct(new_cut), distinct(other_cut)

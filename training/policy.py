@@ -149,12 +149,9 @@ class PolicyModel:
         """Take over LoRA tensors as `state` returns them; BadAdapter where they do not fit."""
         adapters.copy_strictly(tensors, self.parameters)
 
-    def scale_update(self, factor: float) -> None:
-        """Scale what the LoRA adds to the trunk; 0 is the base."""
-        with torch.no_grad():
-            for name, tensor in self.parameters.items():
-                if "lora_B" in name:
-                    tensor.mul_(factor)
+    def interpolate(self, start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], share: float) -> None:
+        """Take over LoRA tensors on the line between two states: 0 is `start`, 1 is `end`."""
+        self.load({name: start[name] + share * (tensor - start[name]) for name, tensor in end.items()})
 
     def reference(self) -> AbstractContextManager[None]:
         """Context in which the LoRA is off. That is the policy's start only where training starts from the base."""
@@ -224,3 +221,17 @@ class PolicyModel:
             totals.ref_logprob.extend(comparison.ref_logprob.sum(-1).tolist())
             totals.kl.extend(comparison.kl.sum(-1).tolist())
         return totals
+
+    def kl_from(
+        self, start: Mapping[str, torch.Tensor], episodes: Sequence[Episode], logprob: Sequence[float], microbatch: int
+    ) -> float:
+        """KL(policy ‖ start) in nats a reply, by the policy's own replies, whose log-probabilities are `logprob`.
+        `start` are LoRA tensors; the policy is left as it was.
+        """
+        now = self.state()
+        self.load(start)
+        try:
+            at_start = self.totals(episodes, microbatch).logprob
+        finally:
+            self.load(now)
+        return sum(a - b for a, b in zip(logprob, at_start, strict=True)) / len(episodes)

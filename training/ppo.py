@@ -18,7 +18,7 @@ from training import ppo_math, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
-SCALING_ROUNDS = 4  # at most; each samples replies of the policy anew
+RETURNS = 4  # at most; each samples replies of the policy anew
 NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
 
 Metrics = dict[str, float]
@@ -47,11 +47,17 @@ class Trajectory:
 
 
 class Trainer:
-    """PPO's state: policy, optimizer, β, iteration and curves; all of it is in the checkpoint."""
+    """PPO's state: policy, optimizer, β, iteration, KL target and curves; all of it is in the checkpoint."""
 
-    def __init__(self, policy: PolicyModel, settings: Settings) -> None:
+    def __init__(self, policy: PolicyModel, settings: Settings, kl_step: float | None = None) -> None:
+        """`policy` is where training starts. `kl_step`: how far its KL to the base may rise, in nats a reply, within
+        the gate's budget; None: the KL target is `ppo.kl_target`, wherever training starts.
+        """
         self.policy = policy
         self.settings = settings
+        self.kl_step = kl_step
+        self.kl_target = settings.ppo.kl_target
+        self.start = policy.state()
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(policy.parameters.values()), "lr": settings.ppo.lr},
@@ -66,7 +72,19 @@ class Trainer:
     @property
     def target_reached(self) -> bool:
         """Whether the last rollouts were at the KL target."""
-        return bool(self.history) and self.history[-1]["kl"] >= self.settings.ppo.kl_target
+        return bool(self.history) and self.history[-1]["kl"] >= self.kl_target
+
+    @property
+    def kl_start(self) -> float:
+        """KL of where training started, in nats a reply, as the first rollouts have it."""
+        return self.history[0]["kl"]
+
+    def add(self, metrics: Metrics) -> None:
+        """Add an iteration's metrics. The first iteration's KL, before any update, says where the target lies."""
+        self.iteration += 1
+        self.history.append(metrics)
+        if self.iteration == 1 and self.kl_step is not None:
+            self.kl_target = min(self.kl_start + self.kl_step, self.settings.gate.kl_budget)
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -76,6 +94,7 @@ class Trainer:
                 "value_head": self.policy.value_head.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "beta": self.beta,
+                "kl_target": self.kl_target,
                 "iteration": self.iteration,
                 "history": self.history,
             },
@@ -84,11 +103,13 @@ class Trainer:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        # to the CPU first: the checkpoint may be from another device, and Adam's step counters stay on the CPU
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.policy.load(state["lora"])
         self.policy.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.beta = state["beta"]
+        self.kl_target = state["kl_target"]
         self.iteration = state["iteration"]
         self.history = state["history"]
 
@@ -122,31 +143,32 @@ def train_ppo(
         scores = score(episodes)  # (N,)
         ended = torch.tensor([float(episode.ended) for episode in episodes])
         penalised = scores - settings.ppo.missing_end_penalty * (1 - ended)
-        centred = ppo_math.leave_one_out(penalised, settings.ppo.replies).to(policy.device)
+        centred = ppo_math.leave_one_out(penalised, settings.ppo.replies)
 
         # 3. measure microbatches in the first epoch's order: old log-probabilities come from these same tensors, so the
         #    first ratio is exactly 1. Replies to one prompt stay together, since it is read once for them
         first_replies = rng.sample(range(0, len(episodes), settings.ppo.replies), len(prompts))
         order = [first + k for first in first_replies for k in range(settings.ppo.replies)]
         trajectories = []
-        sums: list[Metrics] = []
+        token_sums = []
         for start in range(0, len(order), settings.ppo.microbatch):
             rows = order[start : start + settings.ppo.microbatch]
             microbatch = [episodes[i] for i in rows]
-            trajectory, token_sums = measure(policy, microbatch, centred[rows], trainer.beta, settings)
+            scores_of_rows = centred[rows].to(policy.device)
+            trajectory, sums_of_rows = measure(policy, microbatch, scores_of_rows, trainer.beta, settings)
             trajectories.append(trajectory)
-            sums.append(token_sums)
+            token_sums.append(sums_of_rows)
+        sums = ppo_math.read_back(ppo_math.added(token_sums))
         tokens = sum(len(episode.completion) for episode in episodes)
         metrics = {
             "reward": scores.mean().item(),
             "ended": ended.mean().item(),
             "length": tokens / len(episodes),
             "beta": trainer.beta,
-            "entropy": sum(x["entropy"] for x in sums) / tokens,  # nats a token
-            **{name: sum(x[name] for x in sums) / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},  # nats a reply
+            "entropy": sums["entropy"] / tokens,  # nats a token
+            **{name: sums[name] / len(episodes) for name in ("kl", "kl_k1", "kl_k3")},  # nats a reply
         }
-        trainer.iteration += 1
-        trainer.history.append(metrics)
+        trainer.add(metrics)
 
         # 4. unless the KL target is reached: advantages and returns by GAE, whitened over all reply tokens of the
         #    iteration; optimise; adapt β
@@ -157,17 +179,17 @@ def train_ppo(
             metrics["explained_variance"] = explained_variance(trajectories)
             metrics |= optimise(trainer, trajectories, rng)
             trainer.beta = ppo_math.adapted_beta(
-                trainer.beta, metrics["kl"], settings.ppo.kl_target, len(episodes), settings.ppo.kl_horizon
+                trainer.beta, metrics["kl"], trainer.kl_target, len(episodes), settings.ppo.kl_horizon
             )
         on_iteration(trainer, metrics)
 
-    # 5. scale the update down to the KL target where the last steps overshot it
+    # 5. take the update back to the KL target where the last steps overshot it
     rng = rollout.generator(settings.seed, "ppo", "back")
 
     def sample_policy() -> list[Episode]:
         return roll_out(policy, choose_prompts(prompts_per_iteration, rng), rng, end_tokens, settings)
 
-    scale_to_kl_target(policy, settings.ppo.kl_target, sample_policy, settings)
+    return_to_kl_target(trainer, sample_policy)
 
 
 def roll_out(
@@ -183,30 +205,48 @@ def roll_out(
         prompts,
         rng,
         replies=settings.ppo.replies,
-        max_tokens=settings.ppo.rollout_tokens,
+        max_tokens=settings.rollout_tokens,
         temperature=settings.chat.temperature,
         end_tokens=end_tokens,
     )
 
 
-def scale_to_kl_target(
-    policy: PolicyModel, target: float, sample_policy: Callable[[], list[Episode]], settings: Settings
-) -> None:
-    """Scale the update down, along the line to the base (Wortsman et al. 2022), until replies that `sample_policy()`
-    draws have a mean KL of `target` nats. An iteration's steps overshoot the target.
+def return_to_kl_target(trainer: Trainer, sample_policy: Callable[[], list[Episode]]) -> None:
+    """Move the policy back, along the line to where training started (Wortsman et al. 2022), until replies that
+    `sample_policy()` draws have a mean KL to the base of the target, and one to the start of the step. An iteration's
+    steps overshoot the target.
     """
-    for _ in range(SCALING_ROUNDS):
-        kl = policy.totals(sample_policy(), settings.ppo.microbatch).mean_kl
-        if kl <= NEAR_TARGET * target:
+    policy = trainer.policy
+    end = policy.state()
+    share = 1.0  # of the way from the start to the end
+    for _ in range(RETURNS):
+        episodes = sample_policy()
+        moved = policy.totals(episodes, trainer.settings.ppo.microbatch)
+        factor = _share_left(trainer.kl_start, moved.mean_kl, trainer.kl_target)
+        if trainer.kl_step is not None:
+            kl_start = policy.kl_from(trainer.start, episodes, moved.logprob, trainer.settings.ppo.microbatch)
+            factor = min(factor, _share_left(0.0, kl_start, trainer.kl_step))
+        if factor == 1:
             break
-        policy.scale_update((target / kl) ** 0.5)  # KL grows with about the square of the update
+        share *= factor
+        policy.interpolate(trainer.start, end, share)
+
+
+def _share_left(kl_start: float, kl: float, target: float) -> float:
+    """The share of the way from the start to here at which the KL, whose root grows about evenly on it, is `target`."""
+    if kl <= NEAR_TARGET * target:
+        return 1.0
+    root_start = min(kl_start, kl) ** 0.5
+    return max(0.0, (target**0.5 - root_start) / max(kl**0.5 - root_start, 1e-9))
 
 
 @torch.no_grad()
 def measure(
     policy: PolicyModel, episodes: Sequence[Episode], scores: torch.Tensor, beta: float, settings: Settings
-) -> tuple[Trajectory, Metrics]:
-    """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens}. scores (B,)."""
+) -> tuple[Trajectory, dict[str, torch.Tensor]]:
+    """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens, scalar}. scores
+    (B,).
+    """
     batch = policy.batch(episodes)
     comparison = policy.compare(batch)
     kl_k1 = ppo_math.kl_k1(comparison.logprob, comparison.ref_logprob)
@@ -223,7 +263,7 @@ def measure(
         returns=not_yet,
     )
     sums = {"kl": comparison.kl, "kl_k1": kl_k1, "kl_k3": kl_k3, "entropy": comparison.entropy}
-    return trajectory, {name: values.sum().item() for name, values in sums.items()}
+    return trajectory, {name: values.sum() for name, values in sums.items()}
 
 
 def minibatches(trajectories: Sequence[Trajectory], settings: Settings) -> list[Sequence[Trajectory]]:
@@ -265,23 +305,24 @@ def estimate_advantages(trajectories: Sequence[Trajectory], settings: Settings) 
     """Fill in advantages and returns, and drop the hidden states. Whitening is over the whole iteration, not a
     minibatch.
     """
-    masks = [trajectory.batch.mask.bool() for trajectory in trajectories]
     for trajectory in trajectories:
         trajectory.hidden = torch.zeros(0)
         trajectory.advantages, trajectory.returns = ppo_math.gae(
             trajectory.rewards, trajectory.old_values, trajectory.batch.mask, gamma=1.0, lam=settings.ppo.gae_lambda
         )
-    flat = torch.cat([trajectory.advantages[mask] for trajectory, mask in zip(trajectories, masks, strict=True)])
-    whitened = ppo_math.masked_whiten(flat, torch.ones_like(flat)).split([int(mask.sum()) for mask in masks])
-    for trajectory, mask, values in zip(trajectories, masks, whitened, strict=True):
-        trajectory.advantages[mask] = values
+    flat = torch.cat([trajectory.advantages.flatten() for trajectory in trajectories])
+    mask = torch.cat([trajectory.batch.mask.flatten() for trajectory in trajectories])
+    whitened = ppo_math.masked_whiten(flat, mask).split([trajectory.advantages.numel() for trajectory in trajectories])
+    for trajectory, values in zip(trajectories, whitened, strict=True):
+        trajectory.advantages = values.view_as(trajectory.advantages)
 
 
 def explained_variance(trajectories: Sequence[Trajectory]) -> float:
     """Of the value head, over all reply tokens."""
-    values = torch.cat([trajectory.old_values[trajectory.batch.mask.bool()] for trajectory in trajectories])
-    returns = torch.cat([trajectory.returns[trajectory.batch.mask.bool()] for trajectory in trajectories])
-    return ppo_math.explained_variance(values, returns, torch.ones_like(values))
+    values = torch.cat([trajectory.old_values.flatten() for trajectory in trajectories])
+    returns = torch.cat([trajectory.returns.flatten() for trajectory in trajectories])
+    mask = torch.cat([trajectory.batch.mask.flatten() for trajectory in trajectories])
+    return ppo_math.explained_variance(values, returns, mask)
 
 
 def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.Random) -> Metrics:
@@ -301,14 +342,14 @@ def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.R
     for epoch in range(settings.ppo.epochs):
         for minibatch in groups if epoch == 0 else rng.sample(groups, len(groups)):
             trainer.optimizer.zero_grad()
-            losses: Metrics = {}
-            for trajectory, share in zip(minibatch, token_shares(minibatch), strict=True):
-                parts = accumulate(policy, trajectory, share, settings, check_ratio=steps == 0)
-                for name, value in parts.items():
-                    losses[name] = losses.get(name, 0.0) + value
+            shares = token_shares(minibatch)
+            parts = [accumulate(policy, *part, settings) for part in zip(minibatch, shares, strict=True)]
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.ppo.max_grad_norm)
+            ratio_error = torch.stack([part.pop("ratio_error") for part in parts]).max()
+            losses = ppo_math.read_back({**ppo_math.added(parts), "grad_norm": grad_norm, "ratio_error": ratio_error})
+            check_first_ratio(losses.pop("ratio_error"), steps, settings.ppo.ratio_tolerance)
             if losses["approx_kl"] > settings.ppo.kl_stop:
                 return means()
-            losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, settings.ppo.max_grad_norm).item()
             trainer.optimizer.step()
             steps += 1
             for name, value in losses.items():
@@ -316,21 +357,23 @@ def optimise(trainer: Trainer, trajectories: Sequence[Trajectory], rng: random.R
     return means()
 
 
+def check_first_ratio(error: float, steps: int, tolerance: float) -> None:
+    """RatioNotOne where a minibatch's largest distance of a ratio from 1 exceeds the tolerance before any step."""
+    if steps == 0 and not error <= tolerance:
+        raise RatioNotOne(f"the first ratio is off by {error:.2e}; at most {tolerance:.0e} is accepted")
+
+
 def accumulate(
-    policy: PolicyModel, trajectory: Trajectory, share: torch.Tensor, settings: Settings, check_ratio: bool
-) -> Metrics:
-    """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns its share of the losses
-    and metrics.
+    policy: PolicyModel, trajectory: Trajectory, share: torch.Tensor, settings: Settings
+) -> dict[str, torch.Tensor]:
+    """Add one microbatch's gradients, weighted by its share of the minibatch's tokens; returns, as scalars on its
+    device, its share of the losses and metrics and its largest distance of a ratio from 1 (`ratio_error`).
     """
     mask = trajectory.batch.mask
     hidden = policy.hidden(trajectory.batch)
     logprobs = policy.token_logprobs(hidden, trajectory.batch)
     new_logprobs = logprobs.detach()
-    ratio_error = (torch.exp(new_logprobs - trajectory.old_logprobs) - 1).abs().max().item()
-    if check_ratio and not ratio_error <= settings.ppo.ratio_tolerance:
-        raise RatioNotOne(
-            f"the first ratio is off by {ratio_error:.2e}; at most {settings.ppo.ratio_tolerance:.0e} is accepted"
-        )
+    ratio_error = (torch.exp(new_logprobs - trajectory.old_logprobs) - 1).abs().max()
     policy_loss, clip_fraction = ppo_math.policy_loss(
         logprobs, trajectory.old_logprobs, trajectory.advantages, mask, settings.ppo.ratio_clip
     )
@@ -345,4 +388,4 @@ def accumulate(
         "clip_fraction": clip_fraction,
         "approx_kl": approx_kl,
     }
-    return {name: (share * value).item() for name, value in values.items()}
+    return {"ratio_error": ratio_error} | {name: share * value.detach() for name, value in values.items()}

@@ -5,11 +5,29 @@ Names follow Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et 
 2024 (the N implementation details).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-HEAD_ROWS = 96  # hidden states that are multiplied with the vocabulary at once
+HEAD_ROWS = 96  # hidden states that a CPU multiplies with the vocabulary at once: their logits stay in its cache
+HEAD_ROWS_GPU = 512  # a GPU does the work of many rows in about the time of few
+
+
+def head_rows(device: torch.device) -> int:
+    """How many hidden states are multiplied with the vocabulary at once."""
+    return HEAD_ROWS if device.type == "cpu" else HEAD_ROWS_GPU
+
+
+def added(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """{name: sum over the parts} of parts that have the same names."""
+    return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+
+
+def read_back(scalars: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The numbers in scalar tensors of one device; a GPU is waited for once."""
+    values = torch.stack([value.detach() for value in scalars.values()]).tolist()
+    return dict(zip(scalars, values, strict=True))
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -25,8 +43,8 @@ def masked_whiten(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> tor
 
 
 class _Vocabulary:
-    """softmax(head(hidden) / temperature) of at most HEAD_ROWS hidden states at once. The buffers are reused, since new
-    memory for tensors of this size costs more than the arithmetic on them.
+    """softmax(head(hidden) / temperature) of at most `head_rows` hidden states at once. The buffers are reused, since
+    new memory for tensors of this size costs more than the arithmetic on them.
     """
 
     def __init__(
@@ -36,7 +54,7 @@ class _Vocabulary:
         self.weight = weight
         self.bias = bias
         self.temperature = temperature
-        self.product = hidden.new_empty(min(HEAD_ROWS, len(hidden)), len(weight))
+        self.product = hidden.new_empty(min(head_rows(hidden.device), len(hidden)), len(weight))
         self.logits = torch.empty_like(self.product, dtype=torch.float32)
         self.exps = torch.empty_like(self.product, dtype=torch.float32)
 
@@ -70,8 +88,9 @@ class _HeadLogprobs(torch.autograd.Function):
         vocabulary = _Vocabulary(hidden, weight, bias, temperature)
         logprobs = []
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d log π(token)/d hidden, (N, d)
-        for start in range(0, len(hidden), HEAD_ROWS):
-            chunk = slice(start, start + HEAD_ROWS)
+        rows = head_rows(hidden.device)
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
             logits, exps, total = vocabulary(hidden[chunk])
             logprobs.append(logits.gather(-1, tokens[chunk, None])[:, 0] - total.log())
             if slope is not None:
@@ -124,8 +143,9 @@ def head_comparison(
     policy_head = _Vocabulary(policy_rows, head.weight, head.bias, temperature)
     ref_head = _Vocabulary(ref_rows, head.weight, head.bias, temperature)
     chunks = []
-    for start in range(0, len(token_rows), HEAD_ROWS):
-        chunk = slice(start, start + HEAD_ROWS)
+    rows = head_rows(hidden.device)
+    for start in range(0, len(token_rows), rows):
+        chunk = slice(start, start + rows)
         token = token_rows[chunk]  # (k, 1)
         logits, exps, total = policy_head(policy_rows[chunk])
         ref_logits, _, ref_total = ref_head(ref_rows[chunk])

@@ -81,6 +81,12 @@ class Preferences:
             labels=[label for label in self.labels if keep_group(label.group)],
         )
 
+    def group_of(self, row: Row) -> str:
+        """The group of what was said in the store's `row`."""
+        if self.split_by == "context":
+            return f"context {_digest(row['prompt'])}"
+        return f"conversation {row['conversation']}"
+
     def training_part(self) -> "Preferences":
         return self.subset(lambda group: group not in self.heldout)
 
@@ -133,12 +139,8 @@ def collect(
     rows = [*votes, *ratings, *demonstrations]
     few_conversations = len({row["conversation"] for row in rows}) < MIN_CONVERSATIONS
     prefs = Preferences(split_by="context" if few_conversations else "conversation")
+    group_of = prefs.group_of
     index_of: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-
-    def group_of(row: Row) -> str:
-        if few_conversations:
-            return f"context {_digest(row['prompt'])}"
-        return f"conversation {row['conversation']}"
 
     def add_reply(prompt: Sequence[int], completion: Sequence[int]) -> int:
         key = (tuple(prompt), tuple(completion))

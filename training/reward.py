@@ -1,12 +1,12 @@
-"""Preferences to a reward model: a penalised linear head on a quantised trunk's features and, as a setting, an fp32
-LoRA below it.
+"""Preferences to a reward model: a mean of penalised linear heads on a quantised trunk's features and, as a setting, an
+fp32 LoRA below them.
 
-Cross-validation decides in every round which feature set the head reads and how strongly its weights are penalised.
-Owns the whole fit and its report; the head itself is `reward_head.py`'s, the figures are `reward_validation.py`'s, and
-how a reply is scored is `playground/models/scorer.py`'s. Knows nothing about policies or PPO.
+Cross-validation decides in every round how much the head on each feature set counts and how strongly its weights are
+penalised. Owns the whole fit and its report; a head is `reward_head.py`'s, the figures are `reward_validation.py`'s,
+and how a reply is scored is `playground/models/scorer.py`'s. Knows nothing about policies or PPO.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 
 from playground.models import adapters, scorer
 from playground.models.intervals import wilson
-from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
+from playground.models.scorer import ExtractedFeatures, FeatureTrunk, Head, RewardModel
 from playground.settings import Settings
 from playground.system.messages import Message
-from training import preferences
+from training import evidence, preferences
 from training.preferences import Preferences
 from training.reward_head import designs, fit_head, fitted_scores, one_thread, span, standardised
-from training.reward_validation import Predictions, ReliabilityBin, choose, cross_validate, evidence
+from training.reward_validation import Choice, Predictions, ReliabilityBin, choose, cross_validate
 
 LENGTH_MATCHED = 0.1  # two replies are of one length if their log lengths differ by less
 
@@ -33,8 +33,7 @@ class Report:
     """
 
     pairs: int
-    feature_set: str
-    penalty: float
+    heads: list[Choice]  # the largest share first
     cv_accuracy: float
     cv_interval: tuple[float, float]
     cv_nll: float | None
@@ -46,14 +45,22 @@ class Report:
     heldout_accuracy: float | None
     heldout_interval: tuple[float, float] | None
     heldout_nll: float | None
+    forecasts: int  # of votes, each by a head fitted on those before it
+    forecast_hits: float
+    e_value: float  # see `evidence.py`
     enough: bool
     reason: Message | None
     lora_epochs: int = 0
 
+    @property
+    def feature_set(self) -> str:
+        """That of the head with the largest share."""
+        return self.heads[0].feature_set
+
     def as_metrics(self) -> dict[str, Any]:
         """What a round's row keeps of it, under the names that the page reads."""
         metrics = asdict(self)
-        metrics["view"] = metrics.pop("feature_set")
+        metrics["view"] = self.feature_set
         metrics["reason"] = str(self.reason) if self.reason else None
         metrics["cv_reliability"] = [astuple(reliability_bin) for reliability_bin in self.cv_reliability]
         return metrics
@@ -67,40 +74,43 @@ def fit(
 ) -> tuple[RewardModel, Report]:
     """Fit the reward model. `on_batch(done, total)` counts the replies whose features have been read.
 
-    Feature set and penalty are chosen by cross-validated NLL. The reported figures choose again without the votes that
-    they are measured on, so that what the choice overfits does not count as learning. The returned model is fitted on
-    all votes, so that none is wasted.
+    The heads' shares and penalties come from cross-validated NLL. The reported figures choose again without the votes
+    that they are measured on, so that what the choice overfits does not count as learning. The returned model is fitted
+    on all votes, so that none is wasted.
     """
-    extracted = ExtractedFeatures.of(trunk.features(prefs.replies, on_batch), trunk.parts, prefs.replies)
+    trunk_features = trunk.features(prefs.replies, on_batch)
+    extracted = ExtractedFeatures.of(trunk_features, trunk.parts, prefs.replies)
     x_by_feature_set = designs(extracted, prefs, settings)
 
     def scores_by_own_choice(part: Preferences) -> tuple[torch.Tensor, float]:
-        feature_set, penalty = choose(x_by_feature_set, part, settings.seed)
-        return fitted_scores(x_by_feature_set[feature_set], part, penalty)
+        return mixed_scores(x_by_feature_set, part, choose(x_by_feature_set, part, settings.seed))
+
+    def designs_of(part: Preferences, rows: list[int], known: int) -> dict[str, torch.Tensor]:
+        seen = ExtractedFeatures.of(trunk_features[rows], trunk.parts, part.replies, known)
+        return designs(seen, part, settings, known)
 
     with one_thread():
+        known = evidence.assess(designs_of, prefs, settings)
         cv, indices = cross_validate(prefs, settings.seed, scores_by_own_choice)
         scores, log_nu = scores_by_own_choice(prefs.training_part())
         heldout = Predictions.of(scores, log_nu, prefs.heldout_part().pairs)
-        feature_set, penalty = choose(x_by_feature_set, prefs, settings.seed)
+        choices = choose(x_by_feature_set, prefs, settings.seed)
     matched = cv.where(_length_matched(prefs, indices))
 
     lora = LoraFit(epochs=0, tensors={}, heldout=heldout)
     if settings.reward.lora_rank:
-        start = fit_model(extracted, prefs.training_part(), feature_set, penalty)
+        start = fit_model(extracted, prefs.training_part(), choices)
         lora = fit_lora(start, prefs, trunk, settings, heldout)
         if lora.epochs:
             extracted = extracted._replace(features=start.features(trunk, prefs.replies))
-    model = fit_model(extracted, prefs, feature_set, penalty, settings.reward.pessimism)
+    model = fit_model(extracted, prefs, choices, settings.reward.pessimism)
     if lora.epochs:
         model.lora = lora.tensors
 
     correct, decided = cv.count_correct()
-    enough, reason = evidence(correct, decided, settings.reward.evidence_confidence)
     report = Report(
         pairs=len(prefs.pairs),
-        feature_set=feature_set,
-        penalty=penalty,
+        heads=choices,
         cv_accuracy=correct / max(decided, 1),
         cv_interval=wilson(correct, decided),
         cv_nll=cv.nll(),
@@ -112,8 +122,11 @@ def fit(
         heldout_accuracy=lora.heldout.accuracy(),
         heldout_interval=lora.heldout.interval(),
         heldout_nll=lora.heldout.nll(),
-        enough=enough,
-        reason=reason,
+        forecasts=known.forecasts,
+        forecast_hits=known.hits,
+        e_value=known.e_value,
+        enough=known.enough,
+        reason=known.reason,
         lora_epochs=lora.epochs,
     )
     return model, report
@@ -126,30 +139,51 @@ def _length_matched(prefs: Preferences, indices: list[int]) -> list[bool]:
     return [bool(abs(log_length[pair.left] - log_length[pair.right]) < LENGTH_MATCHED) for pair in pairs]
 
 
+def mixed_scores(
+    designs: Mapping[str, torch.Tensor], prefs: Preferences, choices: Sequence[Choice]
+) -> tuple[torch.Tensor, float]:
+    """Raw scores (N,) of every reply under the heads of these choices, fitted on `prefs`, and log ν."""
+    scores = torch.zeros(len(next(iter(designs.values()))))
+    mixed_log_nu = 0.0
+    for choice in choices:
+        own, log_nu = fitted_scores(designs[choice.feature_set], prefs, choice.penalty)
+        scores += choice.share * own
+        mixed_log_nu += choice.share * log_nu
+    return scores, mixed_log_nu
+
+
 def fit_model(
-    extracted: ExtractedFeatures, prefs: Preferences, feature_set: str, penalty: float, pessimism: float = 0.0
+    extracted: ExtractedFeatures, prefs: Preferences, choices: Sequence[Choice], pessimism: float = 0.0
 ) -> RewardModel:
-    """A RewardModel with the head that all of `prefs` give on one feature set; `extracted` are the features of
-    `prefs.replies`. Its rewards are not yet standardised.
+    """A RewardModel with the heads that all of `prefs` give; `extracted` are the features of `prefs.replies`. log ν and
+    θ are means over the heads by their shares. Its rewards are not yet standardised.
     """
-    x, centre, scale = standardised(extracted, feature_set)
-    basis = span(x, prefs)
-    head = fit_head(x @ basis, prefs, penalty)
-    return RewardModel(
-        feature_set=feature_set,
-        parts=extracted.parts,
-        tokens=extracted.tokens,
-        centre=centre,
-        scale=scale,
-        weight=basis @ head.weight,
-        basis=basis,
-        factor=head.factor,
-        influence=head.influence,
-        penalty=penalty,
-        log_nu=head.log_nu,
-        threshold=head.threshold,
-        pessimism=pessimism,
-    )
+    model = RewardModel([], extracted.parts, extracted.tokens, log_nu=0.0, threshold=0.0, pessimism=pessimism)
+    for choice in choices:
+        x, centre, scale = standardised(extracted, choice.feature_set)
+        basis = span(x, prefs)
+        fitted = fit_head(x @ basis, prefs, choice.penalty)
+        head = Head(
+            feature_set=choice.feature_set,
+            share=choice.share,
+            centre=centre,
+            scale=scale,
+            weight=basis @ fitted.weight,
+            basis=basis,
+            factor=fitted.factor,
+            influence=fitted.influence,
+            penalty=choice.penalty,
+        )
+        model.heads.append(head)
+        model.log_nu += choice.share * fitted.log_nu
+        model.threshold += choice.share * fitted.threshold
+    return model
+
+
+def fit_votes(extracted: ExtractedFeatures, prefs: Preferences, settings: Settings) -> RewardModel:
+    """The RewardModel of all of `prefs`, its heads chosen by cross-validation, without a report."""
+    choices = choose(designs(extracted, prefs, settings), prefs, settings.seed)
+    return fit_model(extracted, prefs, choices, settings.reward.pessimism)
 
 
 # -- the LoRA below the head
@@ -175,11 +209,16 @@ def fit_lora(
     pairs = prefs.training_part().pairs
     heldout_pairs = prefs.heldout_part().pairs
     parameters = trunk.attach_lora(settings.reward.lora_rank)
-    weight = model.weight.clone().requires_grad_(True)  # (d,)
+    weights = [head.weight.clone().requires_grad_(True) for head in model.heads]  # (d,) each
     log_nu = torch.tensor(model.log_nu)
     optimizer = torch.optim.AdamW(
-        [{"params": list(parameters.values()), "lr": 1e-4}, {"params": [weight], "lr": 1e-3}], eps=1e-5
+        [{"params": list(parameters.values()), "lr": 1e-4}, {"params": weights, "lr": 1e-3}], eps=1e-5
     )
+
+    def scored(features: torch.Tensor) -> torch.Tensor:
+        heads = zip(model.heads, weights, strict=True)
+        scores = [head.share * (head.design(features, model.parts) @ weight) for head, weight in heads]
+        return torch.stack(scores).sum(0)
 
     def copied() -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -193,7 +232,7 @@ def fit_lora(
             batch = [pairs[i] for i in rows]
             replies = [prefs.replies[index] for pair in batch for index in (pair.left, pair.right)]
             features = scorer.with_counts(trunk.batch_features(replies).cpu(), replies, model.tokens)
-            scores = model.design(features) @ weight  # left and right in turn
+            scores = scored(features)  # left and right in turn
             outcome = torch.tensor([pair.outcome for pair in batch])
             pair_weight = torch.tensor([pair.weight for pair in batch])
             loss = (pair_weight * preferences.pair_nll(scores[0::2], scores[1::2], outcome, log_nu)).mean()
@@ -201,7 +240,7 @@ def fit_lora(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
-        scores = model.design(model.features(trunk, prefs.replies)) @ weight.detach()
+        scores = scored(model.features(trunk, prefs.replies)).detach()
         predictions = Predictions.of(scores, model.log_nu, heldout_pairs)
         nll = predictions.nll()
         if nll is not None and best_nll is not None and nll < best_nll:

@@ -176,16 +176,18 @@ def pair_columns(pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor, tor
 # -- the features that the head reads
 
 
-def standardised(extracted: ExtractedFeatures, feature_set: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def standardised(
+    extracted: ExtractedFeatures, feature_set: str, known: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(x (N, d), centre (d,), scale (d,)): one feature set, standardised so that rows have about unit norm and every
-    block of features has an equal share of it.
+    block of features has an equal share of it. Of the first `known` rows where that is given, else of all.
     """
     blocks = scorer.feature_blocks(extracted.features, extracted.parts, feature_set)
     widths = [block.shape[1] for block in blocks]
     share = torch.cat([torch.full((width,), float(width * len(blocks))) for width in widths]).sqrt()
     raw = torch.cat(blocks, -1)
-    centre = raw.mean(0)
-    deviation = raw.std(0)
+    centre = raw[:known].mean(0)
+    deviation = raw[:known].std(0)
     if feature_set in scorer.ON_ONE_SCALE:
         common = [part.square().mean().sqrt().expand_as(part) for part in deviation.split(widths)]
         deviation = torch.where(deviation > CONSTANT, torch.cat(common), deviation)
@@ -206,11 +208,15 @@ def span(x: torch.Tensor, prefs: Preferences) -> torch.Tensor:
     return torch.linalg.svd(torch.cat([x[left] - x[right], x[labelled]]), full_matrices=False).Vh.T
 
 
-def designs(extracted: ExtractedFeatures, prefs: Preferences, settings: Settings) -> dict[str, torch.Tensor]:
-    """{feature set: x (N, r)} of the feature sets to choose among, each in the span of what the votes compare."""
+def designs(
+    extracted: ExtractedFeatures, prefs: Preferences, settings: Settings, known: int | None = None
+) -> dict[str, torch.Tensor]:
+    """{feature set: x (N, r)} of the feature sets to choose among, each in the span of what the votes compare, and
+    `standardised` by the first `known` rows.
+    """
     found = {}
     for feature_set in scorer.feature_set_names(extracted.parts, settings.reward.view):
-        x, _, _ = standardised(extracted, feature_set)
+        x, _, _ = standardised(extracted, feature_set, known)
         found[feature_set] = x @ span(x, prefs)
     return found
 

@@ -1,5 +1,5 @@
-"""What may be said of a reward model: predictions on votes that it was not fitted on, the choice of feature set and
-penalty by cross-validation, and whether the votes are evidence enough.
+"""What may be said of a reward model: predictions on votes that it was not fitted on, and the choice of its heads by
+cross-validation. Whether the votes are evidence enough is `evidence.py`'s.
 
 Fits heads by `reward_head.py`. Knows nothing about trunks or files.
 """
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from playground.models.intervals import wilson
-from playground.system.messages import Message
 from training import preferences
 from training.preferences import Pair, Preferences
 from training.reward_head import Objective, minimise, pair_columns
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # ridge on the weights of unit-norm features
+SHARPNESS = 1.0  # of the heads' shares; 0 would give all feature sets the same
+LEAST_SHARE = 0.01  # of the score that a head must have
 MOST_NUMBERS = 1 << 24  # in each of the largest tensors of a fit: 128 MB
 FOLDS = 10  # each is predicted from the nine others; of a hundred votes, mostly ties, every decided one counts
 
@@ -143,18 +144,43 @@ def cross_validate(
     return Predictions.join(several), indices
 
 
-def choose(designs: Mapping[str, torch.Tensor], prefs: Preferences, seed: int) -> tuple[str, float]:
-    """(feature set, penalty) of least cross-validated NLL; the first set and the strongest penalty where no fold can be
-    held out. `designs` as `reward_head.designs` returns them.
+@dataclass(frozen=True)
+class Choice:
+    """One head of a reward model: what it reads, how strongly its weights are penalised, and its share of the score."""
+
+    feature_set: str
+    penalty: float
+    share: float = 1.0
+
+
+def choose(designs: Mapping[str, torch.Tensor], prefs: Preferences, seed: int) -> list[Choice]:
+    """The heads of a reward model of these votes, the largest share first; shares sum to 1. `designs` as
+    `reward_head.designs` returns them.
+
+    Each feature set has the penalty of least cross-validated NLL, the strongest one where no fold can be held out. Its
+    share is in proportion to the likelihood of the held-out votes to the power of SHARPNESS (pseudo-Bayesian model
+    averaging, Geisser and Eddy 1979): sets that predict alike share the score, and one that predicts clearly worse than
+    the length alone has next to none of it. Shares below LEAST_SHARE are left out.
     """
-    nll = {(feature_set, penalty): 0.0 for feature_set in designs for penalty in PENALTIES}
     folds = split(prefs, seed)
+    penalty = {}
+    log_likelihood = []
     for feature_set, x in designs.items():
+        nll = torch.zeros(len(PENALTIES))
         at_once = max(1, MOST_NUMBERS // max(1, x.shape[1] * max(x.shape[1], len(prefs.pairs))))
         for i in range(0, len(folds), at_once):
-            for penalty, fold_nll in zip(PENALTIES, heldout_nll(x, prefs, folds[i : i + at_once]), strict=True):
-                nll[feature_set, penalty] += fold_nll
-    return min(nll, key=lambda choice: nll[choice])
+            nll += torch.tensor(heldout_nll(x, prefs, folds[i : i + at_once]))
+        penalty[feature_set] = PENALTIES[int(nll.argmin())]
+        log_likelihood.append(-nll.min())
+    shares = torch.softmax(SHARPNESS * torch.stack(log_likelihood), 0)
+    shares = torch.where(shares < LEAST_SHARE, 0, shares)
+    shares /= shares.sum()
+    choices = [
+        Choice(feature_set, penalty[feature_set], share)
+        for feature_set, share in zip(designs, shares.tolist(), strict=True)
+        if share
+    ]
+    return sorted(choices, key=lambda choice: -choice.share)
 
 
 def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> list[float]:
@@ -175,42 +201,3 @@ def heldout_nll(x: torch.Tensor, prefs: Preferences, folds: Sequence[Fold]) -> l
         phi, _ = minimise(objective.penalised(penalty), start=phi)  # from where the stronger penalty's fit ended
         sums.append(((1 - pairs_kept) * objective.pair_nll(phi)).sum().item())
     return sums
-
-
-# -- evidence
-
-
-def evidence(correct: float, decided: int, confidence: float) -> tuple[bool, Message | None]:
-    """(enough, reason): whether the interval of the accuracy lies above chance. The reason says about how many more
-    votes are needed, and is None where there are enough. Confidence 0 switches the check off.
-    """
-    if decided == 0:
-        return False, Message(
-            "Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies."
-        )
-    if not confidence:
-        return True, None
-    accuracy = correct / decided
-    low, high = wilson(correct, decided, confidence)
-    if low > 0.5:
-        return True, None
-    numbers_tried = range(decided + 1, 20 * decided + 200)
-    needed = next((n for n in numbers_tried if wilson(accuracy * n, n, confidence)[0] > 0.5), None)
-    figures: dict[str, str | int] = {
-        "votes": int(decided),
-        "accuracy": f"{accuracy:.2f}",
-        "low": f"{low:.2f}",
-        "high": f"{high:.2f}",
-    }
-    if needed:
-        return False, Message(
-            "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; "
-            "about {more} more at this agreement rate.",
-            **figures,
-            more=int(needed - decided),
-        )
-    return False, Message(
-        "Not enough evidence yet: {votes} votes for A or B, cross-validated accuracy {accuracy} [{low}, {high}]; the "
-        "votes do not agree with each other so far.",
-        **figures,
-    )

@@ -12,14 +12,18 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding import decoder, fused
+from playground.decoding import decoder, fused, graph_forward
 from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding.forward import AnyForward
+from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts
 from playground.models.loading import EndTokens
 
 SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
+ROWS = 32  # replies that are decoded at once on a CPU
+ROWS_GPU = 256  # on a GPU, where a step takes about as long for many rows as for few
 
 T = TypeVar("T")
 
@@ -94,17 +98,22 @@ def sample(
     max_tokens: int,
     temperature: float,
     end_tokens: EndTokens,
-    rows: int = 32,
+    rows: int | None = None,
 ) -> list[Episode]:
-    """`replies` episodes for each prompt, in the order of the prompts; at most `rows` replies are decoded at once.
+    """`replies` episodes for each prompt, in the order of the prompts; at most `rows` replies (by default ROWS or
+    ROWS_GPU) are decoded at once.
 
     There is no top-p and no top-k, since they would bias the estimate of the KL.
     """
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-    dtype = str(model.dtype).removeprefix("torch.")
-    forward = fused.FusedForward(model, dtype) if fused.fits(model) else transformers_forward_of(model)
     episodes: list[Episode] = []
+    if rows is None:
+        rows = ROWS if model.device.type == "cpu" else ROWS_GPU
     prompts_at_once = max(1, rows // replies)
+    longest = max((len(prompt) for prompt in prompt_ids), default=0)
+    forward = forward_for(
+        model, pairs=min(len(prompt_ids), prompts_at_once) * -(-replies // 2), tokens=longest + 2 * max_tokens + 2
+    )
     for start in range(0, len(prompt_ids), prompts_at_once):
         chunk = prompt_ids[start : start + prompts_at_once]
         seeds = [rng.getrandbits(48) for _ in range(len(chunk) * replies)]
@@ -112,3 +121,14 @@ def sample(
         for i, reply in enumerate(decoded):
             episodes.append(Episode(chunk[i // replies], reply.token_ids, reply.finish_reason == "end"))
     return episodes
+
+
+def forward_for(model: PreTrainedModel, pairs: int, tokens: int) -> AnyForward:
+    """The fastest forward of a model for rollouts. On a GPU it has room for so many pairs of replies, with `tokens`
+    columns each: the prompt's, and one of each reply's in turn.
+    """
+    if graph_forward.fits(model):
+        return GraphForward(model, pairs, tokens)
+    if fused.fits(model):
+        return fused.FusedForward(model, str(model.dtype).removeprefix("torch."))
+    return transformers_forward_of(model)

@@ -8,39 +8,27 @@ interruptions are `round_control.py`'s; loading is `round_models.py`'s; when rou
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from playground.decoding import tuning
-from playground.models import adapters, prompts
+from playground.models import adapters
+from playground.models.trial import Tally
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gate, ppo, preferences, reward, rollout, selftest, served, sft
-from training.gate import GateReport
+from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
+from training.ratchet import EndedTrial
 from training.rollout import Episode
 from training.round_control import RoundControl, write_json
 from training.round_models import RoundModels
 
 log = logging.getLogger(__name__)
-
-SAMPLES = 8  # that a gate's report keeps, of shipped prompts and of people's prompts each
-
-
-@dataclass(frozen=True)
-class GateReplies:
-    """Replies of two versions to the gate's prompts, in the same order."""
-
-    new: list[Episode]
-    live: list[Episode]
-    new_texts: list[str]
 
 
 class Round(RoundControl):
@@ -108,13 +96,8 @@ class Round(RoundControl):
         settings = self.settings
         policy = self.models.policy
         live = self.store.live_policy()
-        from_live = settings.round.start_from == "live" and live["version"] > 0
-        if from_live:
-            self._start_from_live(live)
-        rows = self.store.demonstrations(self.models.base["hash"])
-        demonstrations = sft.examples(
-            rows, self.models.encode_reply, settings.ppo.rollout_context, self.models.max_tokens
-        )
+        from_live = self._goes_on(live) and self._start_from_live(live)
+        demonstrations = self.models.demonstrations(live if from_live else None)
         fine_tune = bool(demonstrations) and settings.sft.epochs > 0
         if fine_tune:
 
@@ -125,12 +108,26 @@ class Round(RoundControl):
             self.record(demonstrations=len(demonstrations), sft_loss=loss)
         if from_live or fine_tune:
             save_file(policy.state(), self.folder / "start.safetensors")
-            self.record(started_from=live["version"] if from_live else 0)
+        self.record(started_from=live["version"] if from_live else 0)
 
-    def _start_from_live(self, live: Row) -> None:
-        """Put the live version's update into the policy, scaled down to half the KL target: PPO then has room to move
-        on in the same direction.
-        """
+    def _goes_on(self, live: Row) -> bool:
+        """Whether this round goes on from the live version."""
+        if self.settings.round.start_from == "base" or live["version"] == 0:
+            return False
+        votes = self.store.votes_against_base(live["version"])
+        against_base = Tally(votes["wins"], votes["losses"])
+        if ratchet.retreats(against_base):
+            log.info(
+                "people preferred the base to v%04d in %d of %d pairs, so this round starts from the base",
+                live["version"],
+                against_base.losses,
+                against_base.decided,
+            )
+            return False
+        return True
+
+    def _start_from_live(self, live: Row) -> bool:
+        """Put the live version's update into the policy; False where its LoRA has another shape."""
         settings = self.settings
         manifest, tensors = adapters.read(
             adapters.place(settings.adapters_dir, live["path"]),
@@ -138,19 +135,15 @@ class Round(RoundControl):
             expected_sha256=live["sha256"],
         )
         if (manifest["rank"], manifest["alpha"]) != (settings.ppo.lora_rank, settings.ppo.lora_alpha):
-            raise adapters.BadAdapter(
-                f"v{live['version']:04d} has a LoRA of rank {manifest['rank']} and alpha {manifest['alpha']}; start "
-                f"with --ppo.lora-rank {manifest['rank']} --ppo.lora-alpha {manifest['alpha']}, or with "
-                "--round.start-from base"
+            log.info(
+                "v%04d has a LoRA of rank %s and alpha %s, so this round starts from the base",
+                live["version"],
+                manifest["rank"],
+                manifest["alpha"],
             )
-        policy = self.models.policy
-        policy.load(tensors)
-
-        def sample_policy() -> list[Episode]:
-            chosen = self.models.training_prompts(settings.ppo.episodes, self.models.rng("start"))
-            return self.models.sample(policy.causal, chosen, "start")
-
-        ppo.scale_to_kl_target(policy, settings.ppo.kl_target / 2, sample_policy, settings)
+            return False
+        self.models.policy.load(tensors)
+        return True
 
     # -- reward
 
@@ -167,14 +160,17 @@ class Round(RoundControl):
         )
         self.record(**report.as_metrics())
         log.info(
-            "reward model: view %s, penalty %g, cross-validated accuracy %.2f [%.2f, %.2f]",
-            report.feature_set,
-            report.penalty,
+            "reward model: %s; cross-validated accuracy %.2f [%.2f, %.2f]",
+            ", ".join(f"{head.share:.0%} {head.feature_set} with penalty {head.penalty:g}" for head in report.heads),
             report.cv_accuracy,
             *report.cv_interval,
         )
         if not report.enough:
             self.end("not_enough", report.reason)
+        nothing_left = self._nothing_left()
+        if nothing_left:
+            self.record(nothing_left=True)
+            self.end("not_enough", nothing_left)
         with models.policy.reference():
             chosen = models.training_prompts(self.settings.ppo.episodes, models.rng("reference"))
             episodes = models.sample(models.policy.causal, chosen, "reference")
@@ -183,6 +179,16 @@ class Round(RoundControl):
         model.standardise(features)
         model.save(self.folder / "reward.safetensors")
         selftest.check_head(model, self.folder / "reward.safetensors", features)
+
+    def _nothing_left(self) -> Message | None:
+        """Why people's choices between replies of the live version leave nothing to learn, or None. The base is always
+        trained, and a round that a person asked for always runs.
+        """
+        live = self.store.live_policy()["version"]
+        if live == 0 or self.store.round(self.id)["asked"]:
+            return None
+        fresh = self.store.votes_on_own_pairs(live)
+        return ratchet.nothing_left(fresh["hits"], fresh["forecasts"], fresh["ties"], fresh["votes"])
 
     # -- ppo
 
@@ -195,14 +201,16 @@ class Round(RoundControl):
         """PPO from the start or from the checkpoint ppo.pt; the policy becomes policy.safetensors."""
         policy = self.models.policy
         iterations = self.settings.ppo.iterations
-        trainer = Trainer(policy, self.settings)
         checkpoint = self.folder / "ppo.pt"
         start = self.folder / "start.safetensors"
+        if start.exists():
+            policy.load(load_file(start))
+        kl_step = self._kl_step()
+        self.record(kl_step=kl_step)
+        trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
         if checkpoint.exists():
             trainer.load(checkpoint)
             log.info("ppo goes on after iteration %d", trainer.iteration)
-        elif start.exists():
-            policy.load(load_file(start))
         self.resumed_at_step(trainer.iteration)
         self.progress(trainer.iteration, iterations, {})
 
@@ -212,7 +220,8 @@ class Round(RoundControl):
             self.store.add_metrics(self.id, trainer.iteration, metrics)
             trainer.save(checkpoint)
             memory.trim()
-            self.store.update_round(self.id, self.owner, step=trainer.iteration, steps=iterations, attempts=1)
+            kl = {"kl_start": trainer.kl_start, "kl_target": trainer.kl_target}  # known from the first iteration on
+            self.store.update_round(self.id, self.owner, kl, step=trainer.iteration, steps=iterations, attempts=1)
             log.info(
                 "ppo %d of %d: reward %.2f, KL %.2f, length %.0f",
                 trainer.iteration,
@@ -226,21 +235,31 @@ class Round(RoundControl):
         ppo.train_ppo(trainer, self.models.training_prompts, self.score, self.models.end_tokens, on_iteration)
         save_file(policy.state(), self.folder / "policy.safetensors")
 
+    def _kl_step(self) -> float | None:
+        """By how much this round may raise the KL to the base; None where it starts from the base."""
+        figures = self.store.round(self.id)["metrics"]
+        if not figures.get("started_from"):
+            return None
+        trials = [
+            EndedTrial(row["state"], Tally(row["wins"], row["losses"], row["ties"]))
+            for row in self.store.ended_trials()
+        ]
+        return ratchet.step(self.settings.ppo.kl_step, trials, figures["cv_accuracy"])
+
     # -- gate
 
     def _gate(self) -> None:
-        """The comparison with the live version becomes gate.json."""
+        """The comparison with the live version and the base becomes gate.json."""
         models = self.models
-        chosen = models.gate_prompts()
-        new = models.sample(models.trained_policy.causal, chosen, "gate-sample")
-        self.progress(1, 4, {})
-        live = models.sample(models.live_model(), chosen, "gate-sample")
-        self.progress(2, 4, {})
-        texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
-        replies = GateReplies(new=new, live=live, new_texts=texts)
-        report = self._compare(replies)
-        samples = self._samples(replies)
-        self.progress(4, 4, {})
+
+        def show_step(step: int) -> None:
+            self.progress(step, 5, {})
+
+        replies = round_gate.sample(models, show_step)
+        report = round_gate.compare(models, replies)
+        show_step(4)
+        samples = round_gate.samples(models, replies)
+        show_step(5)
         log.info(
             "gate: gain %+.2f [%+.2f, %+.2f], KL %.1f: %s",
             report.gain,
@@ -250,60 +269,9 @@ class Round(RoundControl):
         )
         trained = models.trained_policy.causal
         forward = tuning.choose(self.settings, trained, models.base).forward(trained)
-        served_kl = served.divergence(trained, forward, new)
+        served_kl = served.divergence(trained, forward, replies.new)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
-
-    def _compare(self, replies: GateReplies) -> GateReport:
-        settings = self.settings
-        models = self.models
-        model = models.reward_model
-        policy = models.trained_policy
-        features_new = models.features(model, replies.new)
-        features_live = models.features(model, replies.live)
-        draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
-        draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
-        gains = (draws_new - draws_live) / model.spread
-        self.progress(3, 4, {})
-        canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
-        canary_tokens = sum(len(episode.completion) for episode in canaries)
-        canary_totals = policy.totals(canaries, settings.ppo.microbatch)
-        return gate.decide(
-            replies.new,
-            replies.live,
-            reward_new=model.reward(features_new).numpy(),
-            reward_live=model.reward(features_live).numpy(),
-            gains=gains.numpy(),
-            kl=policy.totals(replies.new, settings.ppo.microbatch).kl,
-            texts=replies.new_texts,
-            canary_new=sum(canary_totals.logprob) / canary_tokens,
-            canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
-            length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
-            settings=settings,
-        )
-
-    def _samples(self, replies: GateReplies) -> list[dict[str, Any]]:
-        """Some replies before and after, each marked whether its prompt is a shipped one: everybody may read those, and
-        only admins the others.
-        """
-        tokenizer = self.models.tokenizer
-        shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in self.models.seed_prompts(part)}
-        samples = []
-        room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
-        for after, before, text in zip(replies.new, replies.live, replies.new_texts, strict=True):
-            is_shipped = tuple(after.prompt) in shipped
-            if not room[is_shipped]:
-                continue
-            room[is_shipped] -= 1
-            samples.append(
-                {
-                    "prompt": prompts.decode(after.prompt, tokenizer),
-                    "new": text,
-                    "live": prompts.reply_text(before.completion, tokenizer),
-                    "shipped": is_shipped,
-                }
-            )
-        return samples
 
     # -- publish
 

@@ -74,7 +74,7 @@ class RoundControl(ABC):
                 log.info("round %s begins again: somebody took back a chat that it had read", self.id)
                 self.phase = "collect"
                 self.drop_models()
-                memory.trim()
+                memory.release()
 
     def _run_phases(self) -> None:
         resumed_at = self.phase
@@ -86,7 +86,7 @@ class RoundControl(ABC):
             with self._timed(phase):
                 self.obey()
                 self.run_phase(phase)
-            memory.trim()
+            memory.release()
 
     def end(self, state: str, reason: Message | None) -> NoReturn:
         """End the round in this state."""

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
@@ -17,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from playground.models import adapters, loading, lora, prompts, structure
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store
-from training import rollout, selftest
+from training import rollout, selftest, sft
 from training.policy import PolicyModel
-from training.preferences import Preferences
+from training.preferences import Preferences, Row
 from training.rollout import Episode
 
 
@@ -83,6 +85,11 @@ class RoundModels:
         """How many tokens the base takes, prompt and reply together; None where nothing bounds them."""
         return structure.positions(self.policy.causal.config)
 
+    @property
+    def live_version(self) -> int:
+        """The version that answers people now; 0 is the base."""
+        return self.store.live_policy()["version"]
+
     def live_model(self) -> PreTrainedModel:
         """The version that answers people now, on a module tree of its own."""
         row = self.store.live_policy()
@@ -130,15 +137,42 @@ class RoundModels:
         return rollout.generator(self.settings.seed, self.round_id, name)
 
     def contexts(self, heldout: bool) -> list[list[int]]:
-        """Distinct prompts that people voted on, from the one whose last vote is oldest; those that fit into a rollout
-        and are in held-out groups, or in the others.
+        """Distinct prompts that people voted on, from the one whose last vote is oldest; those in held-out groups, or
+        in the others. Each is cut to what fits into a rollout.
         """
         prefs = self.preferences
         pairs = [pair for pair in prefs.pairs if (pair.group in prefs.heldout) == heldout]
         voted = [tuple(prefs.replies[pair.left][0]) for pair in pairs]
-        latest_first = dict.fromkeys(reversed(voted))
-        oldest_first = reversed(latest_first)
-        return [list(prompt) for prompt in oldest_first if len(prompt) <= self.settings.ppo.rollout_context]
+        latest_first = [self.cut_prompt(list(prompt)) for prompt in dict.fromkeys(reversed(voted))]
+        distinct = dict.fromkeys(map(tuple, latest_first))
+        return [list(prompt) for prompt in reversed(distinct)]
+
+    def cut_prompt(self, prompt: list[int]) -> list[int]:
+        """A prompt of at most `ppo.rollout_context` tokens. The oldest turns of a longer one are left out, as in the
+        chat; where its last message alone is too long, or its chat is no longer there, its end is kept.
+        """
+        budget = self.settings.ppo.rollout_context
+        if len(prompt) <= budget:
+            return prompt
+        chat = self.store.messages_of_prompt(prompt)
+        if chat is not None:
+            system_prompt, messages = chat
+            try:
+                return prompts.encode(cast("list[Message]", messages), self.tokenizer, budget, system_prompt)
+            except prompts.BadMessage:
+                pass
+        return prompt[-budget:]
+
+    def demonstrations(self, live: Row | None) -> list[Episode]:
+        """Edited replies to learn from, none of them in a held-out group. Where training goes on from the version
+        `live` (a row of the store), only those made since its round began: it has learned from the others.
+        """
+        prefs = self.preferences
+        rows = [row for row in self.store.demonstrations(self.base["hash"]) if prefs.group_of(row) not in prefs.heldout]
+        if live is not None:
+            began = self.store.round(live["round"])["started"]
+            rows = [row for row in rows if row["created"] > began]
+        return sft.examples(rows, self.encode_reply, self.cut_prompt, self.max_tokens)
 
     @cached_property
     def _training_contexts(self) -> list[list[int]]:
@@ -170,7 +204,7 @@ class RoundModels:
             prompt_ids,
             self.rng(name),
             replies=replies,
-            max_tokens=self.settings.ppo.rollout_tokens,
+            max_tokens=self.settings.rollout_tokens,
             temperature=self.settings.chat.temperature,
             end_tokens=self.end_tokens,
         )

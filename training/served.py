@@ -16,24 +16,40 @@ EPISODES = 8  # of the gate's; logits over the whole vocabulary are compared
 @torch.no_grad()
 def divergence(model: PreTrainedModel, forward: AnyForward, episodes: Sequence[Episode]) -> float:
     """Mean KL(trained ‖ served) in nats a token, at temperature 1: `model` as it was trained, `forward` as the decoder
-    reads it (a forward of `playground/decoding`).
+    reads it (a forward of `playground/decoding`), which decodes the replies together.
     """
-    total = 0.0
-    tokens = 0
-    device = next(model.parameters()).device
-    for episode in episodes[:EPISODES]:
-        prompt, reply = episode.prompt, episode.completion
-        ids = torch.tensor([prompt + reply], device=device)  # (1, P + T)
-        trained_logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        trained = torch.log_softmax(trained_logits.float(), -1)  # (T, V)
-        cache = forward.new_cache(1, len(prompt), len(reply))
-        while len(cache.prompt) < len(prompt):
-            logits = forward.prefill(cache, prompt[len(cache.prompt) :][: forward.prefill_chunk])[None]
-        for position, token in enumerate(reply):
-            served = torch.log_softmax(logits, -1)[0]  # (V,)
-            total += (trained[position].exp() * (trained[position] - served)).sum().item()
-            if position + 1 < len(reply):
-                logits = forward.decode([cache], [token])
-        tokens += len(reply)
-        forward.finish(cache)
-    return total / max(tokens, 1)
+    episodes = episodes[:EPISODES]
+    trained = [logprobs(model, episode) for episode in episodes]  # (T, V) each
+    caches = []
+    logits = []  # (V,) of each growing reply
+    for episode in episodes:
+        cache = forward.new_cache(1, len(episode.prompt), len(episode.completion))
+        while len(cache.prompt) < len(episode.prompt):
+            after_prompt = forward.prefill(cache, episode.prompt[len(cache.prompt) :][: forward.prefill_chunk])
+        caches.append(cache)
+        logits.append(after_prompt)
+    total = torch.zeros((), device=trained[0].device)
+    growing = [place for place, episode in enumerate(episodes) if episode.completion]
+    position = 0
+    while growing:
+        for place, row in zip(growing, logits, strict=True):
+            served = torch.log_softmax(row, -1)
+            truth = trained[place][position]
+            total += (truth.exp() * (truth - served)).sum()
+        position += 1
+        for place in growing:
+            if len(episodes[place].completion) == position:
+                caches[place].drop(0)
+                forward.finish(caches[place])
+        growing = [place for place in growing if len(episodes[place].completion) > position]
+        if growing:
+            tokens = [episodes[place].completion[position - 1] for place in growing]
+            logits = list(forward.decode([caches[place] for place in growing], tokens))
+    return total.item() / max(sum(len(episode.completion) for episode in episodes), 1)
+
+
+def logprobs(model: PreTrainedModel, episode: Episode) -> torch.Tensor:
+    """log π (T, V) at each token of a reply, over the whole vocabulary."""
+    ids = torch.tensor([episode.prompt + episode.completion], device=next(model.parameters()).device)  # (1, P + T)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(episode.prompt) - 1 : -1]
+    return torch.log_softmax(logits.float(), -1)

@@ -15,17 +15,19 @@ from training.rollout import Episode, generator
 
 
 def examples(
-    rows: Sequence[Row], encode_reply: Callable[[str], list[int]], context: int, max_tokens: int | None = None
+    rows: Sequence[Row],
+    encode_reply: Callable[[str], list[int]],
+    cut_prompt: Callable[[list[int]], list[int]],
+    max_tokens: int | None = None,
 ) -> list[Episode]:
-    """Episodes of the store's demonstration rows whose prompt fits into `context` tokens. Prompt and reply are cut to
-    the `max_tokens` that the model takes.
+    """Episodes of the store's demonstration rows, their prompts as `cut_prompt` leaves them. Prompt and reply are cut
+    to the `max_tokens` that the model takes.
     """
     found = []
     for row in rows:
-        if len(row["prompt"]) <= context:
-            whole = encode_reply(row["after"])
-            prompt, completion = loading.cut(row["prompt"], whole, max_tokens)
-            found.append(Episode(prompt, completion, ended=completion == whole))
+        whole = encode_reply(row["after"])
+        prompt, completion = loading.cut(cut_prompt(row["prompt"]), whole, max_tokens)
+        found.append(Episode(prompt, completion, ended=completion == whole))
     return found
 
 

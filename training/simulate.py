@@ -5,7 +5,6 @@ worker process, and measures on held-out prompts how often the new policy beats 
 training.simulate --help`.
 """
 
-import gc
 import itertools
 import json
 import os
@@ -31,6 +30,7 @@ from playground.models.intervals import wilson
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store
+from playground.system import memory
 from training import annotators, rollout
 from training.annotators import Person
 from training.rollout import Episode
@@ -255,7 +255,7 @@ def run(settings: SimulateSettings, log: Callable[[str], None] = print) -> dict[
         raise SettingsError(f"--data-dir: {settings.data_dir} already holds votes; a simulation needs an empty one")
     ties = make_duels(store, settings, trunk, tokenizer, people, log)
     del trunk
-    gc.collect()
+    memory.release()
 
     start = time.monotonic()
     environ = {**os.environ, **settings.environ()}

@@ -5,7 +5,6 @@ training.worker` loops. `--once` runs one round now and exits 0 when it was publ
 enough evidence, 1 when it failed.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -39,6 +38,7 @@ MAX_ATTEMPTS = 3  # a round that was taken more often without getting further ha
 # seconds that the worker waits for another process that holds the database; long, since nobody waits for the worker
 PATIENCE = 60.0
 STORE_PAUSE = 10.0  # seconds until the worker looks for work again after the store could not answer
+REST_AFTER = 300.0  # seconds without work after which the worker keeps no model in memory
 PARENT_PAUSE = 1.0  # seconds between two checks whether the server still runs
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
@@ -106,7 +106,7 @@ def run_once(
             store.release_round(round_id, owner)
         raise
     finally:
-        gc.collect()
+        memory.release()
     row = store.round(round_id)
     eraser = Eraser(store, settings)
     eraser.tidy()
@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     be_quiet(settings)
     memory.return_freed_memory()
     memory.limit_onednn_cache()
+    memory.let_gpu_segments_grow()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way
@@ -208,8 +209,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         forecaster = Forecaster(store, settings)
         eraser = Eraser(store, settings)
         eraser.tidy()
+        idle_since = time.monotonic()
         while True:
-            if not step(store, settings, owner, forecaster, eraser):
+            if step(store, settings, owner, forecaster, eraser):
+                idle_since = time.monotonic()
+            else:
+                if time.monotonic() - idle_since > REST_AFTER:
+                    forecaster.rest()
                 time.sleep(settings.round.poll_seconds)
     except KeyboardInterrupt:
         sys.exit(0)

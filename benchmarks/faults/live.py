@@ -18,7 +18,8 @@ OWN = {"model", "data_dir"}  # what App sets
 STRENGTH = 0.02  # deviation of the LoRA's B: enough that its logits are its own, far from what the canaries refuse
 # so wide that whatever the tiny model learns is let through
 GATE = {
-    "confidence": 0.1,
+    "better": 0.01,
+    "not_worse": 0.01,
     "kl_budget": 1000.0,
     "length_factor": 1000.0,
     "length_drift": 1000.0,

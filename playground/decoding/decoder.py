@@ -2,8 +2,8 @@
 
 The chat (several people's pairs) and training (many prompts, several replies to each) use it. A `Decoding` owns the
 replies to one prompt. The forward that computes the logits is a `forward.Forward`; how a token is drawn from them is
-`sampling.py`'s. This module knows nothing about text, conversations or time. Batches that change between steps: Orca,
-Yu et al. 2022.
+`sampling.py`'s. A `DrawingForward` draws the tokens itself. This module knows nothing about text, conversations or
+time. Batches that change between steps: Orca, Yu et al. 2022.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from playground.decoding.forward import AnyForward, PromptCache, TokenIds
+from playground.decoding.forward import AnyForward, DrawingForward, Drawn, PromptCache, TokenIds
 from playground.decoding.sampling import Sampling, draw
 
 FinishReason: TypeAlias = Literal["end", "length", "stopped"]
@@ -72,8 +72,12 @@ class Decoding:
         """Read the prompt's next part. The parts do not depend on who else waits, so that the reply does not
         either.
         """
+        self.logits = self.forward.prefill(self.cache, self.next_part())
+
+    def next_part(self) -> TokenIds:
+        """The tokens of the prompt that are read next."""
         start = len(self.cache.prompt)
-        self.logits = self.forward.prefill(self.cache, self.prompt[start : start + self.forward.prefill_chunk])
+        return self.prompt[start : start + self.forward.prefill_chunk]
 
     def growing(self) -> list[Reply]:
         """The replies that have not ended."""
@@ -101,6 +105,36 @@ class Decoding:
             self.forward.finish(self.cache)
 
 
+def prefill(decodings: Sequence[Decoding]) -> list[Decoding]:
+    """Read the next part of the first prompt of `decodings` that is not read; with a forward that can, those of others
+    of the same version too. Returns those whose part was read. They are the ones that failed where it raises.
+    """
+    chosen = next_to_prefill(decodings)
+    if len(chosen) == 1:
+        chosen[0].prefill()
+    elif chosen:
+        caches = [decoding.cache for decoding in chosen]
+        logits = chosen[0].forward.prefill_together(caches, [decoding.next_part() for decoding in chosen])
+        for decoding, row in zip(chosen, logits, strict=True):
+            decoding.logits = row
+    return chosen
+
+
+def next_to_prefill(decodings: Sequence[Decoding]) -> list[Decoding]:
+    """Those of `decodings` whose prompts are read in the next pass."""
+    waiting = [decoding for decoding in decodings if decoding.prefilling]
+    if not waiting or not isinstance(waiting[0].forward, DrawingForward):
+        return waiting[:1]
+    room = waiting[0].forward.prefill_tokens
+    chosen: list[Decoding] = []
+    for decoding in waiting:
+        room -= len(decoding.next_part())
+        if chosen and (room < 0 or decoding.forward is not chosen[0].forward):
+            break
+        chosen.append(decoding)
+    return chosen
+
+
 Row: TypeAlias = tuple[Decoding, Reply]  # of a batch
 AddedToken: TypeAlias = tuple[Decoding, int, int]  # (decoding, index of the reply, token id)
 Draw: TypeAlias = tuple[int, float] | Exception  # (token id, log-probability), or why there is none
@@ -120,12 +154,67 @@ class NotFinite(Exception):
 
 def step(decodings: Sequence[Decoding], failures: list[Failure] | None = None) -> list[AddedToken]:
     """Add one token to each growing reply of those `decodings` (of one forward) whose prompt is prefilled; returns the
-    tokens added.
+    tokens added. A `DrawingForward` is a step ahead, so that there may be none although replies grow.
 
     A turn that makes the step fail gets no token and is appended to `failures`; the others get the tokens that they
     would have had without it. Without `failures` the exception is raised.
     """
     ready = [decoding for decoding in decodings if not decoding.prefilling and not decoding.done]
+    failed: list[Failure] = []
+    if ready and isinstance(ready[0].forward, DrawingForward):
+        added = _advance(ready[0].forward, ready, failed)
+    else:
+        added = _decode_and_draw(ready, failed)
+    if failures is not None:
+        failures += failed
+    elif failed:
+        raise failed[0].error
+    return added
+
+
+def _advance(forward: DrawingForward, decodings: list[Decoding], failures: list[Failure]) -> list[AddedToken]:
+    """`step` with a forward that draws the tokens."""
+    for decoding in decodings:
+        if decoding.logits is None:
+            continue
+        decoding.logits = None  # the forward draws the first tokens too
+        try:
+            forward.begin(decoding.cache, decoding.sampling, _uniforms(decoding))
+        except Exception as error:
+            failures.append(Failure(decoding, error))
+    broken = {failure.decoding for failure in failures}
+    of_cache = {id(decoding.cache): decoding for decoding in decodings if decoding not in broken}
+    added = []
+    for drawn in forward.advance([decoding.cache for decoding in of_cache.values()]):
+        decoding = of_cache[id(drawn.cache)]
+        if decoding in broken:
+            continue
+        try:
+            added.append(_take(decoding, drawn))
+        except Exception as error:
+            failures.append(Failure(decoding, error))
+            broken.add(decoding)
+    return added
+
+
+def _take(decoding: Decoding, drawn: Drawn) -> AddedToken:
+    """Add a token that a forward has drawn to its reply."""
+    if not math.isfinite(drawn.logprob):
+        raise NotFinite("the model gave logits that are not finite")
+    decoding.add(decoding.replies[drawn.reply], drawn.token, drawn.logprob)
+    return decoding, drawn.reply, drawn.token
+
+
+def _uniforms(decoding: Decoding) -> torch.Tensor | None:
+    """The random numbers (replies, max tokens) that the tokens of each reply are drawn with; None where greedy."""
+    if decoding.sampling.temperature == 0:
+        return None
+    tokens = decoding.sampling.max_tokens
+    return torch.stack([torch.rand(tokens, generator=reply.rng) for reply in decoding.replies])
+
+
+def _decode_and_draw(ready: list[Decoding], failures: list[Failure]) -> list[AddedToken]:
+    """`step` with a forward that gives logits."""
     passed = []  # whose logits are there, in the order of `logits`
     logits = []  # (replies, vocabulary) each
     for decoding in ready:
@@ -135,16 +224,10 @@ def step(decodings: Sequence[Decoding], failures: list[Failure] | None = None) -
     later = [decoding for decoding in ready if decoding.logits is None]
     for decoding in passed:
         decoding.logits = None
-    failed: list[Failure] = []
     if later:
-        passed += _decode(later, logits, failed)
+        passed += _decode(later, logits, failures)
     rows = [(decoding, reply) for decoding in passed for reply in decoding.growing()]
-    added = _draw_all(torch.cat(logits), rows, failed) if rows else []
-    if failures is not None:
-        failures += failed
-    elif failed:
-        raise failed[0].error
-    return added
+    return _draw_all(torch.cat(logits), rows, failures) if rows else []
 
 
 def _decode(decodings: list[Decoding], logits: list[torch.Tensor], failures: list[Failure]) -> list[Decoding]:
@@ -241,9 +324,8 @@ def run(
     decodings = [
         Decoding(forward, prompt, seeds[n * i : n * i + n], sampling, end_tokens) for i, prompt in enumerate(prompts)
     ]
-    for decoding in decodings:
-        while decoding.prefilling:
-            decoding.prefill()
-    while step(decodings):
+    while prefill(decodings):
         pass
+    while not all(decoding.done for decoding in decodings):
+        step(decodings)
     return [reply for decoding in decodings for reply in decoding.replies]

@@ -1,15 +1,19 @@
 """What the decoder asks of a model: the protocols of a forward and of its key/value cache.
 
 A `Forward` runs one version of a model. It prefills a prompt into a `PromptCache` and then decodes one token a step for
-each reply. Four classes fulfil it: `FusedForward` (`fused.py`; the Llama family on a CPU), `TransformersForward`
-(`transformers_forward.py`; any model with a key/value cache), `OwnCacheForward` and `RereadForward` (`unbatched.py`;
-all other models).
+each reply. Five classes fulfil it: `FusedForward` (`fused.py`; the Llama family on a CPU), `GraphForward`
+(`graph_forward.py`; the same family on a GPU), `TransformersForward` (`transformers_forward.py`; any model with a
+key/value cache), `OwnCacheForward` and `RereadForward` (`unbatched.py`; all other models). `GraphForward` also draws
+the tokens: it is a `DrawingForward`.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
+
+from playground.decoding.sampling import Sampling
 
 TokenIds: TypeAlias = list[int]
 
@@ -83,6 +87,37 @@ class Forward(Protocol[CacheT]):
 
     def finish(self, cache: CacheT) -> None:
         """All replies of the cache have ended."""
+
+
+class Drawn(NamedTuple):
+    """A token that a forward has drawn."""
+
+    cache: Any  # the PromptCache
+    reply: int
+    token: int
+    logprob: float  # that it was drawn with; not finite where the logits were not
+
+
+@runtime_checkable
+class DrawingForward(Protocol):
+    """What a `Forward` has beside its other methods where it draws the tokens itself, on the device, one step ahead of
+    the host.
+    """
+
+    prefill_tokens: int  # most tokens of all prompts that one `prefill_together` takes in
+
+    def prefill_together(self, caches: Sequence[Any], parts: Sequence[TokenIds]) -> torch.Tensor:
+        """`prefill` for several prompts in one pass; returns logits (prompts, vocabulary)."""
+
+    def begin(self, cache: Any, sampling: Sampling, uniforms: torch.Tensor | None) -> None:
+        """The prompt is read; its replies take part in each `advance` from now on. `uniforms` (replies, max tokens) has
+        the random numbers in [0, 1) that their tokens are drawn with; None where greedy.
+        """
+
+    def advance(self, caches: Sequence[Any]) -> list[Drawn]:
+        """Begin the next step of the replies that grow, and return the tokens of the step before it. There may be none,
+        of the first step and of replies that wait for room.
+        """
 
 
 # A forward gets only caches that its own `new_cache` made, so whoever handles several kinds need not name theirs.

@@ -12,62 +12,28 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch.nn.functional import rms_norm, silu
 from transformers import LlamaModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from playground.decoding import llama
 from playground.decoding.forward import TokenIds
 from playground.decoding.number_formats import FORMATS, PackedWeight
 from playground.decoding.prompt_cache import AttentionShape, SharedPromptCache
 from playground.models import structure
 
-FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 PREFILL_CHUNK = 192  # tokens; small, so that replies in progress do not wait long for another person's prompt
-FIXED_ROTATIONS = ("default", "linear", "llama3")  # rope types whose frequencies do not depend on the length
 
 # (layer, q (T, heads, head dim), kv (T, 2·kv heads, head dim)) -> (T, heads·head dim)
 Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def fits(model: PreTrainedModel) -> bool:
-    """Whether `FusedForward` can run `model`: Llama's block, full attention in every layer, fixed rotations,
-    unquantised weights, on the CPU.
-    """
-    config = model.config
-    if type(model).__name__ not in FAMILY or config.hidden_act != "silu":
-        return False
-    if getattr(config, "mlp_bias", False) or getattr(config, "sliding_window", None):
-        return False
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") not in FIXED_ROTATIONS:
-        return False
-    layers = [_base_layer(module) for module in structure.blocks(model).modules()]
-    weights = [layer.weight for layer in layers if isinstance(layer, torch.nn.Linear)]
-    return all(weight.is_floating_point() and weight.device.type == "cpu" for weight in weights)
+    """Whether `FusedForward` can run `model`: one of Llama's family, on the CPU."""
+    return llama.fits(model, "cpu")
 
 
 # -- weights
-
-
-def _base_layer(module: torch.nn.Module) -> torch.nn.Module:
-    """A layer without the LoRA around it."""
-    return module.base_layer if isinstance(module, LoraLayer) else module
-
-
-def _base_linear(module: torch.nn.Module) -> torch.nn.Linear:
-    return cast("torch.nn.Linear", _base_layer(module))
-
-
-def _merged_weight(module: torch.nn.Module) -> torch.Tensor:
-    """The fp32 weight (outputs, inputs) of a linear layer, its LoRA added."""
-    weight = _base_linear(module).weight.detach().float()
-    if isinstance(module, LoraLayer) and not module.disable_adapters:
-        for name, scale in module.scaling.items():
-            b = _base_linear(module.lora_B[name]).weight.detach().float()  # (outputs, rank)
-            a = _base_linear(module.lora_A[name]).weight.detach().float()  # (rank, inputs)
-            weight = weight + scale * (b @ a)
-    return weight
 
 
 class _Block(ABC):
@@ -107,7 +73,7 @@ class _ModelBlock(_Block):
         self._attention = block.self_attn
         self._mlp = block.mlp
         self._head_dim = head_dim
-        self.dtype = _base_linear(block.mlp.up_proj).weight.dtype
+        self.dtype = llama.base_linear(block.mlp.up_proj).weight.dtype
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
         q = self._attention.q_proj(x)
@@ -136,8 +102,8 @@ class _FusedBlock(_Block):
         biases = []
         for name in ("q_proj", "k_proj", "v_proj"):
             layer = getattr(block.self_attn, name)
-            weight = _merged_weight(layer)
-            bias: torch.Tensor | None = _base_linear(layer).bias
+            weight = llama.merged_weight(layer)
+            bias: torch.Tensor | None = llama.base_linear(layer).bias
             order = torch.arange(len(weight))
             if name != "v_proj":
                 order = order.view(-1, 2, head_dim // 2).transpose(1, 2).flatten()  # as _ModelBlock._paired
@@ -146,9 +112,11 @@ class _FusedBlock(_Block):
         fused_bias = torch.cat(biases)
         self._bias = fused_bias.to(self.dtype) if fused_bias.any() else None
         self._qkv = pack(torch.cat(weights))
-        self._out = pack(_merged_weight(block.self_attn.o_proj))
-        self._gate_up = pack(torch.cat([_merged_weight(block.mlp.gate_proj), _merged_weight(block.mlp.up_proj)]))
-        self._down = pack(_merged_weight(block.mlp.down_proj))
+        self._out = pack(llama.merged_weight(block.self_attn.o_proj))
+        self._gate_up = pack(
+            torch.cat([llama.merged_weight(block.mlp.gate_proj), llama.merged_weight(block.mlp.up_proj)])
+        )
+        self._down = pack(llama.merged_weight(block.mlp.down_proj))
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
         y = self._qkv(x)
@@ -175,7 +143,7 @@ class FusedForward:
     def __init__(self, model: PreTrainedModel, number_format: str, head: PackedWeight | None = None) -> None:
         config = model.config
         pack = FORMATS[number_format]
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_dim = llama.head_dim(config)
         trunk = cast("LlamaModel", model.base_model)
         blocks = cast("Sequence[LlamaDecoderLayer]", structure.blocks(model))
         self.model = model

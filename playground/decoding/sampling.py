@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from playground.decoding.forward import TokenIds
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -29,7 +27,7 @@ class Sampling:
 
 @torch.inference_mode()
 def draw(
-    logits: torch.Tensor, sampling: Sampling, seen: list[TokenIds] | None, uniform: torch.Tensor | None
+    logits: torch.Tensor, sampling: Sampling, seen: list[list[int]] | None, uniform: torch.Tensor | None
 ) -> tuple[list[int], list[float]]:
     """Draw a token for each row of `logits` (R, V): token ids, and their log-probabilities under the distribution that
     they are drawn from. A log-probability is NaN where the row's logits are not finite.
@@ -50,7 +48,7 @@ def draw(
     return tokens[:, 0].tolist(), distribution.gather(-1, tokens)[:, 0].tolist()
 
 
-def penalised(logits: torch.Tensor, seen: list[TokenIds], penalty: float) -> torch.Tensor:
+def penalised(logits: torch.Tensor, seen: list[list[int]], penalty: float) -> torch.Tensor:
     """The repetition penalty (Keskar et al. 2019, section 4.1): `logits` (R, V) of the tokens that row r has in
     `seen[r]` are divided by `penalty` where they are positive and multiplied by it elsewhere.
     """

@@ -104,10 +104,8 @@ def favourites(model: scorer.RewardModel, features: torch.Tensor, generator: tor
     """Share of heads drawn from the posterior that each of n replies (features (n, D)) is the favourite of: (n,), sums
     to 1.
     """
-    x = model.design(features)  # (n, d)
-    noise = torch.randn(model.factor.shape[1], DRAWS, generator=generator)
-    scores = (x @ model.weight)[:, None] + x @ model.basis @ model.factor @ noise  # (n, DRAWS)
-    return torch.bincount(scores.argmax(0), minlength=len(features)) / DRAWS
+    scores = model.posterior_draws(features, DRAWS, generator)  # (DRAWS, n)
+    return torch.bincount(scores.argmax(1), minlength=len(features)) / DRAWS
 
 
 def pair(shares: torch.Tensor, generator: torch.Generator) -> DrawnPair:

@@ -64,10 +64,17 @@ def trunk_dtype(settings: Settings) -> torch.dtype:
     """The number format of the frozen trunk. `auto` on a CPU takes the faster of fp32 and bf16, since that differs:
     bf16 was up to twice slower on a CPU with AVX512-BF16 but no AMX, 9 times slower on one with AVX2 alone, and can be
     faster on others.
+
+    A GPU gets bf16, or fp32 where it has no bf16 (before Ampere, such as a T4). In fp16 small weights would be lost,
+    which changes the base's hash, and small gradients too.
     """
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
-    if device_of(settings).type != "cpu":
+    device = device_of(settings)
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
+        return torch.bfloat16 if has_bf16 else torch.float32
+    if device.type != "cpu":
         return torch.bfloat16
     seconds = _matmul_seconds([torch.float32, torch.bfloat16])
     fastest, slowest = sorted(seconds, key=seconds.__getitem__)
@@ -249,7 +256,7 @@ def bounded(settings: Settings) -> Settings:
             f"{source} takes {most} tokens, which is too little for a conversation: pass --model one that takes "
             f"{MIN_POSITIONS} or more."
         )
-    tokens, changed = settings.flat(), {}
+    tokens, changed = settings.flat() | {"ppo.rollout_tokens": settings.rollout_tokens}, {}
     for context, reply in (
         ("chat.context_tokens", "chat.reply_tokens"),
         ("ppo.rollout_context", "ppo.rollout_tokens"),

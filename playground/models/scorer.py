@@ -134,9 +134,17 @@ class ExtractedFeatures(NamedTuple):
     tokens: list[int]  # that are counted
 
     @classmethod
-    def of(cls, features: torch.Tensor, parts: Sequence[int], replies: Sequence[TokenisedReply]) -> "ExtractedFeatures":
-        """From a trunk's features (N, sum of parts), with counts of the tokens common among these replies."""
-        tokens = common_tokens(replies)
+    def of(
+        cls,
+        features: torch.Tensor,
+        parts: Sequence[int],
+        replies: Sequence[TokenisedReply],
+        known: int | None = None,
+    ) -> "ExtractedFeatures":
+        """From a trunk's features (N, sum of parts), with counts of the tokens common among these replies, or among the
+        first `known` of them.
+        """
+        tokens = common_tokens(replies[:known])
         return cls(with_counts(features, replies, tokens), [*parts, len(tokens)], tokens)
 
 
@@ -163,7 +171,7 @@ def _meaning(layers: list[torch.Tensor], log_length: torch.Tensor, _counts: torc
 
 
 def _length(_layers: list[torch.Tensor], log_length: torch.Tensor, _counts: torch.Tensor) -> list[torch.Tensor]:
-    """Nothing but the length: a control, never chosen automatically."""
+    """Nothing but the length: with it in the mean, the model cannot be much worse than the length alone."""
     return [log_length]
 
 
@@ -183,12 +191,12 @@ ON_ONE_SCALE = {"style"}  # sets whose features can be compared as they are: one
 
 
 def feature_set_names(parts: Sequence[int], setting: str = "auto") -> list[str]:
-    """Names of the feature sets to choose among: those that differ on features of these parts, or the one that the
-    setting names.
+    """Names of the feature sets whose heads are averaged: those that differ on features of these parts, or the one that
+    the setting names.
     """
     if setting != "auto":
         return [setting]
-    names = ["layers", "words", "style"]
+    names = ["layers", "words", "style", "length"]
     has_deep_half = len(parts) > 4  # else it is the same as the layers
     return [*names, "meaning"] if has_deep_half else names
 
@@ -199,28 +207,26 @@ def feature_blocks(features: torch.Tensor, parts: Sequence[int], name: str) -> l
     return FEATURE_SETS[name](layers, log_length, counts)
 
 
-# -- the head
+# -- the heads
 
-# what a head's file holds, beside the LoRA
-NUMBERS = ("parts", "tokens", "penalty", "log_nu", "threshold", "pessimism", "shift", "spread")
-TENSORS = ("centre", "scale", "weight", "basis", "factor", "influence")
+# what a reward model's file holds, beside the LoRA
+NUMBERS = ("parts", "tokens", "log_nu", "threshold", "pessimism", "shift", "spread")
+HEAD_NUMBERS = ("feature_set", "share", "penalty")
+HEAD_TENSORS = ("centre", "scale", "weight", "basis", "factor", "influence")
 LORA_PREFIX = "lora/"  # of the names of LoRA tensors in the file
 
 
 @dataclass
-class RewardModel:
-    """A fitted linear head on one feature set, with the Gaussian (Laplace) posterior of its weights. Its features
-    (N, D) are those that `features` gives.
+class Head:
+    """A fitted linear head on one feature set, with the Gaussian (Laplace) posterior of its weights.
 
-    x = (feature set − centre)/scale (N, d); raw score = x·w; its variance under the posterior is |x·basis·factor|² +
+    x = (feature set − centre)/scale (N, d); score = x·w; its variance under the posterior is |x·basis·factor|² +
     |x off the basis|²/penalty: the inverse curvature of the likelihood in directions that votes compare, and the prior
     elsewhere.
-    reward = (raw − pessimism·deviation − shift)/spread, of mean 0 and deviation 1 on the reference's replies.
     """
 
     feature_set: str
-    parts: list[int]  # widths of the features' parts, sum D; the last one is of the counts
-    tokens: list[int]  # that are counted
+    share: float  # of the model's score
     centre: torch.Tensor  # (d,)
     scale: torch.Tensor  # (d,)
     weight: torch.Tensor  # (d,)
@@ -229,6 +235,39 @@ class RewardModel:
     # (r, votes): how far each vote moved the weights; its square is what a bootstrap over votes would give
     influence: torch.Tensor
     penalty: float = 1.0
+
+    def design(self, features: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
+        """(N, D) -> x (N, d)."""
+        return (torch.cat(feature_blocks(features, parts, self.feature_set), -1) - self.centre) / self.scale
+
+    def deviation(self, x: torch.Tensor) -> torch.Tensor:
+        """Posterior standard deviation (N,) of the scores of x (N, d)."""
+        z = x @ self.basis  # (N, r)
+        outside = (x.square().sum(-1) - z.square().sum(-1)).clamp(min=0)
+        return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
+
+    def draws(
+        self, x: torch.Tensor, root: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Scores (n, N) of x (N, d) under n heads. `root` (r, k) times the standard normal `noise` (k, n) is how far
+        each is from the fitted one in directions that votes compare; elsewhere they are draws from the prior.
+        """
+        free = torch.randn(len(self.weight), noise.shape[1], generator=generator) / self.penalty**0.5  # (d, n)
+        moved = root @ noise - self.basis.T @ free  # (r, n)
+        return x @ self.weight + (x @ self.basis @ moved + x @ free).T
+
+
+@dataclass
+class RewardModel:
+    """A weighted mean of linear heads, each on its own feature set. Its features (N, D) are those that `features`
+    gives.
+
+    reward = (raw − pessimism·deviation − shift)/spread, of mean 0 and deviation 1 on the reference's replies.
+    """
+
+    heads: list[Head]
+    parts: list[int]  # widths of the features' parts, sum D
+    tokens: list[int]  # that are counted
     log_nu: float = -1.0
     threshold: float = 0.0
     pessimism: float = 0.0
@@ -240,34 +279,44 @@ class RewardModel:
         """(N, D) of N replies."""
         return with_counts(trunk.features(replies), replies, self.tokens)
 
-    def design(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, D) -> x (N, d)."""
-        return (torch.cat(feature_blocks(features, self.parts, self.feature_set), -1) - self.centre) / self.scale
-
     def raw(self, features: torch.Tensor) -> torch.Tensor:
         """Scores (N,) in the units of the likelihood."""
-        return self.design(features) @ self.weight
+        scores = [head.share * (head.design(features, self.parts) @ head.weight) for head in self.heads]
+        return torch.stack(scores).sum(0)
 
     def deviation(self, features: torch.Tensor) -> torch.Tensor:
-        """Posterior standard deviation (N,) of the raw scores."""
-        x = self.design(features)
-        z = x @ self.basis  # (N, r)
-        outside = (x.square().sum(-1) - z.square().sum(-1)).clamp(min=0)
-        return ((z @ self.factor).square().sum(-1) + outside / self.penalty).sqrt()
+        """Posterior standard deviation (N,) of the raw scores, at most: as if all heads erred the same way."""
+        deviations = [head.share * head.deviation(head.design(features, self.parts)) for head in self.heads]
+        return torch.stack(deviations).sum(0)
 
     def draws(self, features: torch.Tensor, n: int, seed: int) -> torch.Tensor:
-        """Raw scores (n, N) under n heads, as other votes from the same people would have given them. The same seed
-        gives the same heads.
+        """Raw scores (n, N) under n reward models, as other votes from the same people would have given them: each vote
+        moves all heads at once. What no vote compares is drawn from the prior. The same seed gives the same models.
         """
-        noise = torch.randn(self.influence.shape[1], n, generator=torch.Generator().manual_seed(seed))
-        heads = self.weight[:, None] + self.basis @ (self.influence @ noise)  # (d, n)
-        return (self.design(features) @ heads).T
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.heads[0].influence.shape[1], n, generator=generator)  # (votes, n)
+        drawn = torch.zeros(n, len(features))
+        for head in self.heads:
+            x = head.design(features, self.parts)
+            drawn += head.share * head.draws(x, head.influence, noise, generator)
+        return drawn
+
+    def posterior_draws(self, features: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Raw scores (n, N) under n reward models drawn from the posterior."""
+        drawn = torch.zeros(n, len(features))
+        for head in self.heads:
+            x = head.design(features, self.parts)
+            noise = torch.randn(head.factor.shape[1], n, generator=generator)
+            drawn += head.share * head.draws(x, head.factor, noise, generator)
+        return drawn
 
     def reward(self, features: torch.Tensor) -> torch.Tensor:
         """Standardised, pessimistic scores (N,)."""
         return (self._pessimistic(features) - self.shift) / self.spread
 
     def _pessimistic(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.pessimism:
+            return self.raw(features)
         return self.raw(features) - self.pessimism * self.deviation(features)
 
     def standardise(self, reference_features: torch.Tensor) -> None:
@@ -279,21 +328,29 @@ class RewardModel:
         self.spread = max(scores.std().item(), 1e-6)
 
     def save(self, path: Path) -> None:
-        numbers = {"view": self.feature_set} | {name: getattr(self, name) for name in NUMBERS}
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        tensors |= {f"{LORA_PREFIX}{name}": tensor for name, tensor in self.lora.items()}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        heads = [{name: getattr(head, name) for name in HEAD_NUMBERS} for head in self.heads]
+        tensors = {f"{LORA_PREFIX}{name}": tensor for name, tensor in self.lora.items()}
+        for k, head in enumerate(self.heads):
+            tensors |= {f"{k}/{name}": getattr(head, name) for name in HEAD_TENSORS}
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             path,
-            metadata={"numbers": json.dumps(numbers)},
+            metadata={"numbers": json.dumps(numbers), "heads": json.dumps(heads)},
         )
 
     @classmethod
     def load(cls, path: Path) -> "RewardModel":
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            numbers = json.loads(file.metadata()["numbers"])
-        numbers["feature_set"] = numbers.pop("view")
-        lora_names = [name for name in tensors if name.startswith(LORA_PREFIX)]
-        lora_tensors = {name.removeprefix(LORA_PREFIX): tensors.pop(name) for name in lora_names}
-        return cls(**tensors, **numbers, lora=lora_tensors)
+            metadata = file.metadata()
+        numbers = json.loads(metadata["numbers"])
+        lora = {name.removeprefix(LORA_PREFIX): tensors[name] for name in tensors if name.startswith(LORA_PREFIX)}
+        if "heads" not in metadata:  # written when there was one head
+            only = {"feature_set": numbers.pop("view"), "share": 1.0, "penalty": numbers.pop("penalty")}
+            return cls([Head(**only, **{name: tensors[name] for name in HEAD_TENSORS})], **numbers, lora=lora)
+        heads = [
+            Head(**head, **{name: tensors[f"{k}/{name}"] for name in HEAD_TENSORS})
+            for k, head in enumerate(json.loads(metadata["heads"]))
+        ]
+        return cls(heads, **numbers, lora=lora)

@@ -96,9 +96,9 @@ class RoundSettings(Group):
     """New votes after which a training round starts by itself."""
     auto: ForRounds[bool] = True
     """Start rounds by themselves; otherwise only on demand."""
-    start_from: ForRounds[Literal["base", "live"]] = "base"
-    """Every round trains from the base model on all votes, or goes on from the live version, scaled down to half the KL
-    target.
+    start_from: ForRounds[Literal["base", "live"]] = "live"
+    """Every round goes on from the live version, by `ppo.kl_step`, or trains from the base model, to `ppo.kl_target`.
+    Both learn from all votes.
     """
     poll_seconds: float = Field(1.0, gt=0, le=60)
     """How often the worker looks for work and the server for a new version, in seconds."""
@@ -136,8 +136,8 @@ class RewardSettings(Group):
     tenth, a third and two thirds deep.
     """
     view: ForRounds[Literal["auto", "layers", "words", "style", "meaning", "length"]] = "auto"
-    """What of the features the head reads: the layers' means, the shallowest's sum, counts of common tokens, the deep
-    layers' means, or the length alone (a control); auto chooses among the first four by cross-validation."""
+    """What of the features the reward model reads: the layers' means, the shallowest's sum, counts of common tokens,
+    the deep layers' means, or the length alone; auto averages heads on each, by how well they predict other votes."""
     lora_rank: ForRounds[int] = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""
     lora_epochs: ForRounds[int] = Field(3, ge=1, le=50)
@@ -146,9 +146,9 @@ class RewardSettings(Group):
     """λ of reward = mean − λ·deviation under the votes' posterior, in posterior deviations."""
     batch: ForRounds[Positive] = 16
     """Replies scored at once."""
-    evidence_confidence: ForRounds[float] = Field(0.98, ge=0, lt=1)
-    """The reward model's cross-validated accuracy must clear chance at this two-sided confidence, or the round ends; 0
-    is off.
+    evidence_confidence: ForRounds[float] = Field(0.8, ge=0, lt=1)
+    """Confidence that votes agree with each other, by forecasts of each from those before it, which a round needs, or
+    it ends; 0 is off. It holds however often one looks.
     """
 
 
@@ -165,8 +165,8 @@ class PPOSettings(Group):
     """Replies sampled in each iteration."""
     replies: ForRounds[int] = Field(4, ge=1, le=64)
     """Replies sampled to each prompt."""
-    rollout_tokens: ForRounds[int] = Field(48, ge=4, le=4096)
-    """Longest reply in a rollout, in tokens."""
+    rollout_tokens: ForRounds[int] = Field(0, ge=0, le=8192)
+    """Longest reply in a rollout, in tokens; 0: as long as in the chat. Of shorter ones, nobody sees how they end."""
     rollout_context: ForRounds[int] = Field(256, ge=32, le=131072)
     """Longest prompt in a rollout, in tokens; the oldest turns are cut to fit."""
     epochs: ForRounds[int] = Field(2, ge=1, le=16)
@@ -174,8 +174,8 @@ class PPOSettings(Group):
     minibatch: ForRounds[Positive] = 32
     """Episodes in each optimizer step."""
     microbatch: ForRounds[Positive] = 8
-    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch.
-    Changes memory, not PPO's update.
+    """Episodes in one forward and backward; in PPO, gradients add up to a minibatch, and a GPU with room takes a whole
+    one. Changes memory, not PPO's update.
     """
     share_prompts: ForRounds[bool] = True
     """Read a prompt once for all replies to it in an update; off for a model that does not take a mask of its own for
@@ -189,8 +189,12 @@ class PPOSettings(Group):
     """Steps of the value head on the first rollouts' returns before the first policy step."""
     kl_coefficient: ForRounds[float] = Field(0.05, ge=0, le=10)
     """First β, the weight of the per-token KL penalty, in reward deviations a nat."""
-    kl_target: ForRounds[float] = Field(6.0, gt=0)
-    """KL to the base that β aims at, in nats a reply; PPO ends when it is reached."""
+    kl_step: ForRounds[float] = Field(8.0, gt=0)
+    """By how much a round from the live version may raise the KL to the base, in nats a reply. PPO ends there. People's
+    choices make later steps longer or shorter.
+    """
+    kl_target: ForRounds[float] = Field(8.0, gt=0)
+    """KL to the base at which PPO ends in a round from the base, in nats a reply."""
     kl_horizon: ForRounds[float] = Field(64.0, gt=0)
     """Episodes over which β adapts."""
     gae_lambda: ForRounds[Fraction] = 1.0
@@ -214,11 +218,17 @@ class PPOSettings(Group):
 class GateSettings(Group):
     """What a new version must pass."""
 
-    prompts: ForRounds[int] = Field(32, ge=4, le=4096)
+    prompts: ForRounds[int] = Field(64, ge=4, le=4096)
     """Held-out prompts on which a new version is compared with the live one."""
+    replies: ForRounds[int] = Field(4, ge=1, le=64)
+    """Replies of each version to each of these prompts."""
+    better: ForRounds[float] = Field(0.75, gt=0, lt=1)
+    """Least probability, by the reward model, that the new version's replies are better than the live one's."""
+    not_worse: ForRounds[float] = Field(0.9, gt=0, lt=1)
+    """Least probability that they are not worse by more than a tenth of a deviation of the reward."""
     confidence: ForRounds[float] = Field(0.95, gt=0, lt=1)
-    """Two-sided confidence of the gate's interval of the gain, which must lie above 0."""
-    kl_budget: ForRounds[float] = Field(12.0, gt=0)
+    """Two-sided confidence of the intervals that the gate shows, and of what the votes say about length."""
+    kl_budget: ForRounds[float] = Field(60.0, gt=0)
     """Largest KL to the base, in nats a reply, that the gate lets through."""
     length_factor: ForRounds[float] = Field(4.0, gt=1)
     """The mean reply may become this many times longer, or shorter, where the votes clearly favour that."""
@@ -227,11 +237,11 @@ class GateSettings(Group):
     empty_replies: ForRounds[Fraction] = 0.1
     """Largest share of empty replies that the gate lets through."""
     repetition_rise: ForRounds[Fraction] = 0.15
-    """The share of repeated four-token runs may rise by this much over the live version's."""
+    """The share of repeated four-token runs may rise by this much over the base's."""
     distinct_share: ForRounds[Fraction] = 0.7
-    """Share of the live version's distinct-2 that must be left."""
+    """Share of the base's distinct-2 that must be left."""
     ended_fall: ForRounds[Fraction] = 0.25
-    """The share of replies that end by themselves may fall by this much."""
+    """The share of replies that end by themselves may fall by this much below the base's."""
     canary_fall: ForRounds[float] = Field(1.0, gt=0)
     """Plain replies to plain requests may become this much less likely than under the base, in nats a token at
     `chat.temperature`.

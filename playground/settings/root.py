@@ -163,6 +163,11 @@ class Settings(BaseSettings):
     def rounds_dir(self) -> Path:
         return self.data_dir / "rounds"
 
+    @property
+    def rollout_tokens(self) -> int:
+        """Longest reply in a rollout and in the gate, in tokens."""
+        return self.ppo.rollout_tokens or self.chat.reply_tokens
+
     # -- other forms and other values
 
     def flat(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:

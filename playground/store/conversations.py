@@ -26,6 +26,11 @@ THUMB = """(
     select t.thumb from rating t join conversation o on o.id = m.conversation and o.annotator = t.annotator
     where t.message = m.id and t.superseded_by is null)"""
 
+# SQL of the messages from one that `start` selects back to the first of its chat
+PATH = """with recursive path(id, parent, depth) as (
+    {start} union all select m.id, m.parent, depth + 1 from message m join path on m.id = path.parent)"""
+TAIL = "select m.id, m.parent, 0 from message m join conversation c on c.tail = m.id where c.id = ?"
+
 # A counter rather than a time: with a clock that is set back, a new chat would come after an old one.
 NEXT_OPENED_AS = "(select max(opened_as) + 1 from conversation)"
 
@@ -123,9 +128,7 @@ class Conversations(Database):
         Keys: id, role, text (as last edited), edited (a bool), thumb, policy.
         """
         rows = self.rows(
-            f"""with recursive path(id, parent, depth) as (
-                 select m.id, m.parent, 0 from message m join conversation c on c.tail = m.id where c.id = ?
-                 union all select m.id, m.parent, depth + 1 from message m join path on m.id = path.parent)
+            f"""{PATH.format(start=TAIL)}
                select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy
                from path join message m on m.id = path.id left join generation g on g.message = m.id
                order by depth desc""",

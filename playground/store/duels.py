@@ -12,8 +12,9 @@ from typing import Any
 import sqlite_utils
 
 from playground.store.checks import NOT_YOURS
-from playground.store.conversations import EDITED, SHOWN, THUMB
+from playground.store.conversations import EDITED, PATH, SHOWN, THUMB
 from playground.store.database import Database, Row, insert, now
+from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
 
 VOTED_REPLIES = """
@@ -126,6 +127,28 @@ class Duels(Database):
             _show_whole_pairs(db)
             return failed
 
+    # -- prompts
+
+    def messages_of_prompt(self, token_ids: Sequence[int]) -> tuple[str | None, list[Row]] | None:
+        """The system prompt and the messages that these token ids were encoded from, as they are now, oldest first;
+        None where no chat that rounds may learn from has them. Keys of a message: role, content.
+        """
+        _, digest = _prompt_text(token_ids)
+        row = self.row(
+            f"""select c.system_prompt, m.parent as last from prompt p join generation g on g.prompt = p.id
+                join message m on m.id = g.message join conversation c on c.id = m.conversation
+                join annotator a on a.id = c.annotator where p.sha256 = ? and {ALLOWED} order by g.id desc limit 1""",
+            digest,
+        )
+        if row is None:
+            return None
+        messages = self.rows(
+            f"""{PATH.format(start="select id, parent, 0 from message where id = ?")}
+                select m.role, {SHOWN} as content from path join message m on m.id = path.id order by depth desc""",
+            row["last"],
+        )
+        return row["system_prompt"], messages
+
     # -- which pair is shown
 
     def show_duel(self, duel: int, annotator: int) -> None:
@@ -220,10 +243,15 @@ def _add_message(
 
 def _prompt_id(db: sqlite_utils.Database, token_ids: Sequence[int]) -> int:
     """The id of the prompt with these token ids, made where there is none."""
-    text = json.dumps(list(token_ids), separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    text, digest = _prompt_text(token_ids)
     db.execute("insert or ignore into prompt (sha256, token_ids) values (?, ?)", [digest, text])
     return db.execute("select id from prompt where sha256 = ?", [digest]).fetchone()[0]
+
+
+def _prompt_text(token_ids: Sequence[int]) -> tuple[str, str]:
+    """A prompt's token ids as text, and the hash of that."""
+    text = json.dumps(list(token_ids), separators=(",", ":"))
+    return text, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finish_generation(db: sqlite_utils.Database, generation: int, side: Mapping[str, Any]) -> None:

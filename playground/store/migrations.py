@@ -153,6 +153,12 @@ def trial(db: Database) -> None:
                     reason text, started text not null, ended text)""")
 
 
+@migrations(name="0010_asked")
+def asked(db: Database) -> None:
+    """Whether a person asked for a round; it is 0 for rounds that began by themselves."""
+    db.execute("alter table round add column asked integer not null default 0")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

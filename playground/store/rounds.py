@@ -46,8 +46,9 @@ class Rounds(Database):
         with self.writing() as db:
             active = db.execute("select id from round where state in ('requested', 'running')").fetchone()
             if active:
+                db.execute("update round set asked = 1 where id = ?", [active[0]])
                 return active[0]
-            return insert(db, "round", {"state": "requested", "created": now()})
+            return insert(db, "round", {"state": "requested", "created": now(), "asked": 1})
 
     def take_round(
         self,

@@ -53,6 +53,34 @@ class Trials(Database):
             *([] if annotator is None else [annotator]),
         )
 
+    def ended_trials(self) -> list[Row]:
+        """Trials that are over, oldest first, with the wins, losses and ties of the votes on them."""
+        rows = self.rows("select * from trial where state != 'open' order by version")
+        return [{**row, **self.votes_on_trial(row)} for row in rows]
+
+    def votes_against_base(self, version: int) -> Row:
+        """Votes on pairs of the base and a version or its parent. Keys: wins and losses of the version, and ties."""
+        parent = self.one("select coalesce(parent, 0) as parent from policy where version = ?", version)["parent"]
+        sums = {"wins": 0, "losses": 0, "ties": 0}
+        for ours in {version, parent} - {0}:
+            votes = self.votes_on_trial({"version": ours, "against": 0, "after_vote": 0})
+            sums = {name: total + votes[name] for name, total in sums.items()}
+        return sums
+
+    def votes_on_own_pairs(self, version: int) -> Row:
+        """Votes that count on pairs of which both replies are by this version.
+
+        Keys: votes; ties, both bad among them; forecasts: those for A or B that the reward model forecast before it
+        learned from them; hits: those that it forecast rightly.
+        """
+        return self.one(
+            f"""select count(*) as votes, coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties,
+                  count(f.hit) as forecasts, coalesce(sum(f.hit), 0) as hits
+                from {VOTES} join generation r on r.id = d.right_generation left join forecast f on f.vote = v.id
+                where {COUNTED} and l.policy = ?1 and r.policy = ?1""",
+            version,
+        )
+
     def end_trial(self, version: int, state: str, reason: Message) -> None:
         """End a trial: `state` is kept, undecided or rolled_back. A version that is rolled back makes room for the one
         that it was compared with. A trial that is over stays as it is.

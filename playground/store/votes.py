@@ -241,11 +241,13 @@ class Votes(Database):
     def demonstrations(self, base_hash: str) -> list[Row]:
         """Edited replies, oldest first.
 
-        Keys: annotator, conversation, after (the edited text), prompt and completion (token ids, before the edit).
+        Keys: annotator, conversation, created, after (the edited text), prompt and completion (token ids, before the
+        edit).
         """
         return _decoded(
             self.rows(
-                f"""select x.annotator, m.conversation, x.after, p.token_ids as prompt, g.token_ids as completion
+                f"""select x.annotator, m.conversation, x.created, x.after, p.token_ids as prompt,
+                      g.token_ids as completion
                     from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
                     join annotator a on a.id = x.annotator join generation g on g.message = m.id
                     join prompt p on p.id = g.prompt

@@ -22,17 +22,20 @@ class Watch(Database):
         )
 
     def round_kls(self) -> list[Row]:
-        """The rounds whose gate measured a KL. Keys: round, version, kl, config (a dict)."""
+        """The rounds whose gate measured a KL. Keys: round, version, kl, target (the KL target, or None)."""
         rows = self.rows(
             """select r.id as round, p.version, r.metrics, r.config from round r
                left join policy p on p.round = r.id order by r.id"""
         )
         measured = []
         for row in rows:
-            kl = json.loads(row["metrics"]).get("kl")
-            if kl is not None:
+            metrics = json.loads(row["metrics"])
+            if metrics.get("kl") is not None:
                 config = json.loads(row["config"] or "{}")
-                measured.append({"round": row["round"], "version": row["version"], "kl": kl, "config": config})
+                target = metrics.get("kl_target", config.get("ppo.kl_target"))
+                measured.append(
+                    {"round": row["round"], "version": row["version"], "kl": metrics["kl"], "target": target}
+                )
         return measured
 
     def forecast_history(self, last: int = 400) -> list[Row]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from playground.ui.words import Words
 
+SLIGHTLY_WORSE = 0.1  # deviations of the reward, as in `training/gate.py`
+
 
 class Check(NamedTuple):
     """One check of the gate, as a sentence in the reader's language."""
@@ -20,24 +22,10 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
     """The checks of a policy's gate report under its round's config. Each is written so that a figure that is not a
     number never passes.
     """
-    low, high = report["gain_interval"]
-    drift = report["length_new"] / report["length_live"] if report["length_live"] else float("inf")
-    favoured_low, favoured_high = report["length_votes"]
-    shortest = 1 / (config["gate.length_factor"] if favoured_high < 0 else config["gate.length_drift"])
-    longest = config["gate.length_factor"] if favoured_low > 0 else config["gate.length_drift"]
-    fall = report["canary_base"] - report["canary_new"]
+    other = "base" if "better" in report else "live"  # earlier reports compared with the live version
+    name = translate("the base") if other == "base" else translate("the live version")
     return [
-        Check(
-            low > 0,
-            translate(
-                "Better: the reward rises by {gain} deviations [{low}, {high}] on {n} held-out prompts; the interval "
-                "must lie above 0.",
-                gain=f"{report['gain']:+.2f}",
-                low=f"{low:+.2f}",
-                high=f"{high:+.2f}",
-                n=report["prompts"],
-            ),
-        ),
+        *_gain(report, config, translate),
         Check(
             report["kl"] <= config["gate.kl_budget"],
             translate(
@@ -46,16 +34,7 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
                 limit=f"{config['gate.kl_budget']:g}",
             ),
         ),
-        Check(
-            shortest <= drift <= longest,
-            translate(
-                "Length: {new} tokens against {live}; {low} to {high} times as long is accepted.",
-                new=f"{report['length_new']:.0f}",
-                live=f"{report['length_live']:.0f}",
-                low=f"{shortest:.2f}",
-                high=f"{longest:.2f}",
-            ),
-        ),
+        _length(report, config, translate, other, name),
         Check(
             report["empty"] <= config["gate.empty_replies"],
             translate(
@@ -65,43 +44,108 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
             ),
         ),
         Check(
-            report["repetition_new"] <= report["repetition_live"] + config["gate.repetition_rise"],
+            report["repetition_new"] <= report[f"repetition_{other}"] + config["gate.repetition_rise"],
             translate(
-                "No loops: {new} of its four-token runs are repeats, {live} of the live version's; at most {limit} "
+                "No loops: {new} of its four-token runs are repeats, and {other} of those of {name}; at most {limit} "
                 "more.",
                 new=f"{report['repetition_new']:.0%}",
-                live=f"{report['repetition_live']:.0%}",
+                other=f"{report[f'repetition_{other}']:.0%}",
+                name=name,
                 limit=f"{config['gate.repetition_rise']:.0%}",
             ),
         ),
         Check(
-            report["distinct_new"] >= config["gate.distinct_share"] * report["distinct_live"],
+            report["distinct_new"] >= config["gate.distinct_share"] * report[f"distinct_{other}"],
             translate(
-                "Varied: {new} of its word pairs are distinct, {live} of the live version's; {limit} of that must be "
+                "Varied: {new} of its word pairs are distinct, and {other} of those of {name}; {limit} of that must be "
                 "left.",
                 new=f"{report['distinct_new']:.0%}",
-                live=f"{report['distinct_live']:.0%}",
+                other=f"{report[f'distinct_{other}']:.0%}",
+                name=name,
                 limit=f"{config['gate.distinct_share']:.0%}",
             ),
         ),
         Check(
-            report["ended_new"] >= report["ended_live"] - config["gate.ended_fall"],
+            report["ended_new"] >= report[f"ended_{other}"] - config["gate.ended_fall"],
             translate(
-                "Comes to an end: {new} of its replies do, {live} of the live version's; at most {limit} fewer.",
+                "Comes to an end: {new} of its replies do, and {other} of those of {name}; at most {limit} fewer.",
                 new=f"{report['ended_new']:.0%}",
-                live=f"{report['ended_live']:.0%}",
+                other=f"{report[f'ended_{other}']:.0%}",
+                name=name,
                 limit=f"{config['gate.ended_fall']:.0%}",
             ),
         ),
+        _still_plain(report, config, translate),
+    ]
+
+
+def _gain(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> list[Check]:
+    """Whether the version is better; reports of earlier versions have no probabilities, but an interval above 0."""
+    low, high = report["gain_interval"]
+    figures: dict[str, str | int] = {
+        "gain": f"{report['gain']:+.2f}",
+        "low": f"{low:+.2f}",
+        "high": f"{high:+.2f}",
+        "n": report["prompts"],
+    }
+    if "better" not in report:
+        text = translate(
+            "Better: the reward rises by {gain} deviations [{low}, {high}] on {n} held-out prompts; the interval "
+            "must lie above 0.",
+            **figures,
+        )
+        return [Check(low > 0, text)]
+    return [
         Check(
-            fall <= config["gate.canary_fall"],
+            report["better"] >= config["gate.better"],
             translate(
-                "Still plain: plain replies are {fall} nats a token less likely than under the base; at most {limit}.",
-                fall=f"{fall:.2f}",
-                limit=f"{config['gate.canary_fall']:g}",
+                "Better: the reward changes by {gain} deviations [{low}, {high}] on {n} held-out prompts; it rises "
+                "with a probability of {better}, at least {limit}.",
+                **figures,
+                better=f"{report['better']:.2f}",
+                limit=f"{config['gate.better']:g}",
+            ),
+        ),
+        Check(
+            report["not_worse"] >= config["gate.not_worse"],
+            translate(
+                "Not worse: the reward does not fall by more than {slightly} deviations, with a probability of "
+                "{not_worse}, at least {limit}.",
+                slightly=f"{SLIGHTLY_WORSE:g}",
+                not_worse=f"{report['not_worse']:.2f}",
+                limit=f"{config['gate.not_worse']:g}",
             ),
         ),
     ]
+
+
+def _length(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words, other: str, name: str) -> Check:
+    """Whether the replies are about as long as those of the `other` version, which is called `name`."""
+    length = report[f"length_{other}"]
+    drift = report["length_new"] / length if length else float("inf")
+    favoured_low, favoured_high = report["length_votes"]
+    shortest = 1 / (config["gate.length_factor"] if favoured_high < 0 else config["gate.length_drift"])
+    longest = config["gate.length_factor"] if favoured_low > 0 else config["gate.length_drift"]
+    text = translate(
+        "Length: {new} tokens, and {other} of {name}; {low} to {high} times as long is accepted.",
+        new=f"{report['length_new']:.0f}",
+        other=f"{length:.0f}",
+        name=name,
+        low=f"{shortest:.2f}",
+        high=f"{longest:.2f}",
+    )
+    return Check(shortest <= drift <= longest, text)
+
+
+def _still_plain(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> Check:
+    """Whether plain replies to plain requests are still likely."""
+    fall = report["canary_base"] - report["canary_new"]
+    text = translate(
+        "Still plain: plain replies are {fall} nats a token less likely than under the base; at most {limit}.",
+        fall=f"{fall:.2f}",
+        limit=f"{config['gate.canary_fall']:g}",
+    )
+    return Check(fall <= config["gate.canary_fall"], text)
 
 
 def listed(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> str:

@@ -10,7 +10,7 @@ from playground.ui import words
 from playground.ui.words import Words
 
 Point = tuple[float | str, float | None]  # (x, y); points without a y are left out
-Limit = float | None | Sequence[tuple[float, float]]  # a level, no line, or a line of its own
+Limit = float | None | Sequence[tuple[float | str, float]]  # a level, no line, or a line of its own
 
 MAX_POINTS = 60  # of a curve: no more can be told apart, and they are drawn at once
 SHOWN = ["plot"]

@@ -25,6 +25,7 @@ STATES = {
     "published": words.mark("published"),
     "refused": words.mark("refused"),
     "not_enough": words.mark("not enough evidence"),
+    "nothing_left": words.mark("nothing left to learn"),
     "failed": words.mark("failed"),
     "stopped": words.mark("stopped"),
 }
@@ -34,6 +35,7 @@ SIGNS = {
     "published": "✓",
     "refused": "✗",
     "not_enough": "–",
+    "nothing_left": "=",
     "failed": "!",
     "stopped": "■",
 }
@@ -42,8 +44,21 @@ SAMPLES = 8  # shown of each kind
 
 
 def displayed_state(row: Row) -> str:
-    """A round's state as people see it: a round that an admin stopped is "stopped", not "failed"."""
-    return "stopped" if row["state"] == "failed" and row["reason"] == STOPPED else row["state"]
+    """A round's state as people see it: a round that an admin stopped is "stopped", not "failed"; one that found the
+    votes of no more use is "nothing_left".
+    """
+    if row["state"] == "failed" and row["reason"] == STOPPED:
+        return "stopped"
+    return "nothing_left" if row["state"] == "not_enough" and row["metrics"].get("nothing_left") else row["state"]
+
+
+def kl_target(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> float | None:
+    """The KL to the base at which a round's PPO ends, in nats a reply, by its figures and settings. None before PPO has
+    measured where a round starts that goes on from a version.
+    """
+    if "kl_target" in metrics or metrics.get("started_from"):
+        return metrics.get("kl_target")
+    return config.get("ppo.kl_target")
 
 
 def timeline_entry(row: Row, translate: Words) -> str:
@@ -108,6 +123,8 @@ def _state_sentence(row: Row, translate: Words) -> str:
         return translate("Paused: {phase}", phase=phase) if row["wish"] == "pause" else phase
     if row["state"] == "published":
         return translate("{version} was published.", version=version_name(row["version"], translate))
+    if displayed_state(row) == "nothing_left":
+        return translate("Nothing left to learn from these votes.")
     return translate.message(STOPPED) if displayed_state(row) == "stopped" else translate(ENDED[row["state"]])
 
 
@@ -124,12 +141,25 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
         facts.append((translate("cross-validated"), _share(metrics["cv_accuracy"], metrics.get("cv_interval"))))
     if metrics.get("cv_calibration_error") is not None:
         facts.append((translate("calibration error"), f"{metrics['cv_calibration_error']:.2f}"))
+    facts += _kl_facts(metrics, translate)
     if metrics.get("gate_gain") is not None:
         facts.append((translate("gain in reward, deviations"), f"{metrics['gate_gain']:+.2f}"))
     if metrics.get("kl") is not None:
         facts.append((translate("KL to the base, nats"), f"{metrics['kl']:.1f}"))
     if metrics.get("phase_seconds"):
         facts.append((translate("minutes"), f"{sum(metrics['phase_seconds'].values()) / 60:.1f}"))
+    return facts
+
+
+def _kl_facts(metrics: Mapping[str, Any], translate: Words) -> list[tuple[str, str]]:
+    """(label, value) of where a round started and how far it may go."""
+    facts = []
+    if metrics.get("started_from") is not None:
+        facts.append((translate("started from"), version_name(metrics["started_from"], translate)))
+    if metrics.get("kl_step") is not None:
+        facts.append((translate("step of the KL, nats"), f"{metrics['kl_step']:.1f}"))
+    if metrics.get("kl_target") is not None:
+        facts.append((translate("KL target, nats"), f"{metrics['kl_target']:.1f}"))
     return facts
 
 

@@ -22,6 +22,7 @@ from playground.ui.plots import Curve
 from playground.ui.round_summary import (
     agreement_html,
     config_html,
+    kl_target,
     log_tail,
     no_round_html,
     samples,
@@ -189,7 +190,7 @@ class TrainingTab:
     def _curves(self, row: Row) -> dict[str, Curve]:
         metrics = self.store.metrics(row["id"])
         curves = {key: Curve(metrics.get(key, [])) for key in CURVES}
-        limits = {"target": row["config"].get("ppo.kl_target"), "limit": row["config"].get("gate.kl_budget")}
+        limits = {"target": kl_target(row["metrics"], row["config"]), "limit": row["config"].get("gate.kl_budget")}
         curves["kl"] = Curve(metrics.get("kl", []), limits)
         return curves
 

@@ -104,8 +104,8 @@ def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched
 
 
 def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
-    """The KL of each round's policy to the base (rows of `Store.round_kls`), compared with the target of PPO and the
-    budget of the gate.
+    """The KL of each round's policy to the base (rows of `Store.round_kls`), compared with the target of that round's
+    PPO and the budget of the gate.
     """
     if not rows:
         note = translate("Distance from the base: nothing to see before a round has measured it.")
@@ -120,7 +120,8 @@ def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
         note = translate(
             "Look here: the last policy is {kl} nats a reply from the base, over the budget of {limit}.", **figures
         )
-    return Watched(Curve(points, {"target": settings.ppo.kl_target, "limit": settings.gate.kl_budget}), ok, note)
+    targets = [(str(row["round"]), row["target"]) for row in rows if row["target"] is not None]
+    return Watched(Curve(points, {"target": targets, "limit": settings.gate.kl_budget}), ok, note)
 
 
 def agreement(rows: Sequence[Row], translate: Words) -> Watched:

@@ -1,0 +1,152 @@
+"""What a round and the chat take on a GPU: `python -m benchmarks.gpu [--quick] [--json FILE] [--only train,decode]`.
+
+The parts are `gpu_models.py`, `gpu_round.py` and `gpu_ppo.py` (training) and `gpu_decode.py` (the chat). A section that
+fails does not end the others: its row says "not run", and its error is printed. Without CUDA, `--quick` runs the same
+sections on the CPU, with whatever `--model` names.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from benchmarks import report
+from playground.models import loading
+from playground.settings import Settings, SettingsError, read
+from playground.system import memory
+
+PARTS = {"train": ("gpu_models", "gpu_ppo", "gpu_round"), "decode": ("gpu_decode",)}
+
+
+class GpuSettings(Settings):
+    """Training and decoding on a GPU."""
+
+    quick: bool = False
+    """Fewer votes, iterations and repetitions; runs without CUDA too."""
+    only: str = ""
+    """Parts to run, with commas between: train, decode, or a section of training by its name. Empty runs all."""
+    json_file: str = Field("", alias="json")
+    """File for the rows, as JSON; it is written after each section."""
+
+
+def not_measured(what):
+    """The row of a section that could not be run."""
+    return report.row(f"{what}: not measured", None)
+
+
+def used_mb(device):
+    """MB of a GPU that are taken, by all processes; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / 1e6
+
+
+def allocated_mb(device):
+    """MB of tensors of this process on a GPU; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+
+
+def synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """`with Stopwatch(device) as watch: …`, then `watch.seconds` and, on a GPU, `watch.peak_mb` of tensors."""
+
+    def __init__(self, device):
+        self.device = device
+        self.seconds = self.peak_mb = None
+
+    def __enter__(self):
+        synchronise(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, *_error):
+        synchronise(self.device)
+        self.seconds = time.monotonic() - self._start
+        if self.device.type == "cuda":
+            self.peak_mb = torch.cuda.max_memory_allocated(self.device) / 1e6
+
+
+def sections(settings):
+    """[(name, function of (settings, device, log) that returns rows)] of the parts that the settings name."""
+    wanted = [name for name in settings.only.split(",") if name]
+    found = []
+    for part, modules in PARTS.items():
+        for module in modules:
+            if part == "decode":
+                found.append((part, part, _decode))
+            else:
+                found += [(part, name, run) for name, run in _sections_of(module).items()]
+    names = {name for part, name, _ in found} | set(PARTS)
+    if unknown := set(wanted) - names:
+        raise SettingsError(f"--only: {', '.join(sorted(unknown))}: choose among {', '.join(sorted(names))}")
+    return [(name, run) for part, name, run in found if not wanted or part in wanted or name in wanted]
+
+
+def _sections_of(module):
+    return importlib.import_module(f"benchmarks.{module}").SECTIONS
+
+
+def _decode(settings, device, _log):
+    return importlib.import_module("benchmarks.gpu_decode").rows(settings.quick, device)
+
+
+def card(device):
+    """Rows that say where the figures are from."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    torch.zeros(1, device=device)
+    return [
+        report.row("device", name),
+        report.row("torch", torch.__version__),
+        report.row("taken before anything runs", used_mb(device), "MB"),
+    ]
+
+
+def run(settings, log=print):
+    """The rows; also written to the JSON file after each section."""
+    device = loading.device_of(settings)
+    if device.type != "cuda" and not settings.quick:
+        raise SettingsError("--device: there is no CUDA here; --quick runs without it")
+    torch.set_num_threads(settings.threads)
+    rows = card(device)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, section in sections(settings):
+            start = time.monotonic()
+            own = settings.with_values(data_dir=Path(scratch) / name)
+            try:
+                rows += section(own, device, log)
+            except Exception:  # the other sections may still say something
+                log(f"{name} failed:\n{traceback.format_exc()}")
+                rows.append(not_measured(name))
+            memory.release()
+            seconds = time.monotonic() - start
+            log(f"[{name}: {seconds:.0f} s]")
+            rows.append(report.row(f"{name}: seconds of the benchmark", seconds, "s"))
+            if settings.json_file:
+                Path(settings.json_file).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    return rows
+
+
+def main(argv=None):
+    try:
+        settings = read(argv, GpuSettings, "python -m benchmarks.gpu")
+        memory.let_gpu_segments_grow()
+        report.show(run(settings), settings.json_file)
+    except (SettingsError, loading.ModelUnavailable) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""How well the reward model predicts real people's votes, beside the length alone and TRL's RewardTrainer, from 50
+votes to all of them: `python -m benchmarks.human_votes --votes-file FILE`.
+
+FILE has one JSON object a line: `instruction`, `input` (may be empty), `reply_1`, `reply_2`, and `votes`, of several
+people, each 1, 2 or 0 for a tie. The majority is the vote that is learned and predicted; rows without one are left out.
+Five folds of whole prompts: a fold is predicted by reward models that have seen votes of the four others alone. What
+was read and trained is kept in `DATA/benchmarks/human_votes.db`, so that a run that was stopped goes on where it was.
+"""
+
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from benchmarks import peer, report
+from benchmarks.pool import Cache
+from playground.models import loading, prompts, scorer, sources
+from playground.models.scorer import ExtractedFeatures
+from playground.settings import Settings, SettingsError, read
+from training import gate, preferences, reward, reward_head
+from training.preferences import TIE, A, B, Pair, Preferences
+from training.reward_validation import Predictions, wilson
+
+PEER = "trl-1.16"
+PINS = ["trl==1.16.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")]
+PEER_CODE = peer.ROOT / "benchmarks" / "peers" / "trl_reward.py"
+FOLDS = 5
+SIZES = (50, 100, 200, 400)
+PEER_SIZES = (100, 400)
+CHUNK = 32  # replies whose features are kept together
+
+
+class HumanVotesSettings(Settings):
+    """Reward models from real people's votes."""
+
+    votes_file: Path | None = None
+    """Rows of real people's votes, one JSON object a line."""
+    quick: bool = False
+    """One draw of votes of each size; the peer on one fold and 100 votes."""
+    peer: bool = True
+    """Train TRL's RewardTrainer too, which takes hours on two cores."""
+    peer_epochs: int = Field(2, ge=1)
+    """Epochs of the peer."""
+    draws: int = Field(0, ge=0)
+    """How often the votes of each size are drawn anew in each fold; 0 takes 3, or 1 with --quick."""
+    json_file: str = Field("", alias="json")
+    """File to write the rows to."""
+
+
+@dataclass(frozen=True)
+class VotedPair:
+    """Two replies to a prompt, and what several people said of them."""
+
+    prompt: str
+    replies: tuple[str, str]
+    votes: tuple[int, ...]  # of each person 1, 2 or 0
+
+    @property
+    def majority(self) -> int | None:
+        """A, TIE or B, as more than half of the people said; None where they did not."""
+        vote, count = Counter(self.votes).most_common(1)[0]
+        return {1: A, 2: B, 0: TIE}[vote] if 2 * count > len(self.votes) else None
+
+
+def read_votes(file: Path) -> list[VotedPair]:
+    """The rows of a file whose replies differ."""
+    pairs = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        prompt = "\n\n".join(part for part in (str(row["instruction"]), str(row["input"])) if part)
+        replies = (str(row["reply_1"]), str(row["reply_2"]))
+        if replies[0] != replies[1]:
+            pairs.append(VotedPair(prompt, replies, tuple(row["votes"])))
+    return pairs
+
+
+def agreement(pairs: Sequence[VotedPair]) -> tuple[float, int]:
+    """How often one person's vote for a reply is another one's too, and over how many pairs of votes."""
+    same = [
+        one == other
+        for pair in pairs
+        for one, other in itertools.combinations(pair.votes, 2)
+        if one and other  # neither is a tie
+    ]
+    return mean(same), len(same)
+
+
+# -- votes as the reward model reads them
+
+
+@dataclass(frozen=True)
+class Votes:
+    """All votes that have a majority, and the features of their replies."""
+
+    prefs: Preferences
+    texts: list[tuple[str, str]]  # (prompt, reply) of each of `prefs.replies`
+    features: torch.Tensor  # (N, D), of the trunk
+    parts: list[int]  # widths of the features' parts
+
+    def fold(self, k: int, seed: int) -> tuple[list[int], list[Pair]]:
+        """Indices of the pairs outside fold `k`, and the decided pairs inside."""
+        fold_of = preferences.folds([pair.group for pair in self.prefs.pairs], FOLDS, seed)
+        outside = [i for i, pair in enumerate(self.prefs.pairs) if fold_of[pair.group] != k]
+        inside = [pair for pair in self.prefs.pairs if fold_of[pair.group] == k and pair.outcome != TIE]
+        return outside, inside
+
+    def some(self, indices: Sequence[int]) -> tuple[Preferences, ExtractedFeatures]:
+        """These pairs alone, with the features of their replies: what a reward model of these votes would know."""
+        pairs = [self.prefs.pairs[i] for i in indices]
+        chosen = sorted({reply for pair in pairs for reply in (pair.left, pair.right)})
+        place = {reply: k for k, reply in enumerate(chosen)}
+        prefs = Preferences(
+            replies=[self.prefs.replies[reply] for reply in chosen],
+            pairs=[replace(pair, left=place[pair.left], right=place[pair.right]) for pair in pairs],
+        )
+        return prefs, ExtractedFeatures.of(self.features[chosen], self.parts, prefs.replies)
+
+
+def make_votes(
+    pairs: Sequence[VotedPair], settings: Settings, cache: Cache, log: Callable[[str], None] = print
+) -> Votes:
+    """Tokenise the replies and read their features, those that the cache lacks."""
+    tokenizer = loading.load_tokenizer(settings)
+    place: dict[tuple[str, str], int] = {}
+    prefs = Preferences()
+    for pair in pairs:
+        if pair.majority is None:
+            continue
+        for reply in pair.replies:
+            place.setdefault((pair.prompt, reply), len(place))
+        left, right = (place[pair.prompt, reply] for reply in pair.replies)
+        prefs.pairs.append(Pair(left, right, pair.majority, group=pair.prompt))
+    encoded = {
+        prompt: prompts.encode([{"role": "user", "content": prompt}], tokenizer, settings.chat.context_tokens)
+        for prompt, _ in place
+    }
+    prefs.replies = [(encoded[prompt], prompts.encode_reply(reply, tokenizer)) for prompt, reply in place]
+    features, parts = read_features(prefs.replies, settings, cache, log)
+    return Votes(prefs, list(place), features, parts)
+
+
+def read_features(
+    replies: Sequence[scorer.TokenisedReply], settings: Settings, cache: Cache, log: Callable[[str], None]
+) -> tuple[torch.Tensor, list[int]]:
+    """(features (N, D), widths of their parts), CHUNK replies at a time."""
+    trunk = None
+    rows: list[list[float]] = []
+    parts: list[int] = []
+    for start in range(0, len(replies), CHUNK):
+        chunk = replies[start : start + CHUNK]
+
+        def compute(chunk: Sequence[scorer.TokenisedReply] = chunk, done: int = start) -> list[Any]:
+            nonlocal trunk
+            trunk = trunk or scorer.FeatureTrunk(settings)
+            log(f"features of replies {done + 1} to {done + len(chunk)} of {len(replies)}")
+            return [trunk.parts, trunk.features(chunk).tolist()]
+
+        parts, found = cache.get(
+            compute,
+            kind="features",
+            model=sources.resolve(settings).rsplit("/", 1)[-1],
+            quantisation=settings.reward.quantisation,
+            depths=[settings.reward.layer, *scorer.DEPTHS],
+            ids=chunk,
+        )
+        rows += found
+    return torch.tensor(rows), parts
+
+
+# -- one reward model, and what it predicts of a fold
+
+
+def predict(votes: Votes, indices: Sequence[int], heldout: Sequence[Pair], settings: Settings) -> Predictions:
+    """Predictions of the held-out pairs by a reward model of the votes with these indices."""
+    prefs, extracted = votes.some(indices)
+    with reward_head.one_thread():
+        model = reward.fit_votes(extracted, prefs, settings)
+    features = scorer.with_counts(votes.features, votes.prefs.replies, model.tokens)
+    return Predictions.of(model.raw(features), model.log_nu, heldout)
+
+
+def predict_all(votes: Votes, size: int, draws: int, settings: Settings) -> list[Predictions]:
+    """Predictions of all decided pairs, fold by fold, from `size` votes of the other folds; once for each draw of
+    them. A size of 0 takes all votes of the other folds.
+    """
+    drawn = []
+    for draw in range(draws):
+        several = []
+        for k in range(FOLDS):
+            outside, inside = votes.fold(k, settings.seed)
+            rng = random.Random(f"{settings.seed}/{k}/{draw}")
+            indices = rng.sample(outside, min(size, len(outside)) or len(outside))
+            several.append(predict(votes, indices, inside, settings))
+        drawn.append(Predictions.join(several))
+    return drawn
+
+
+# -- the peer
+
+
+def peer_job(votes: Votes, indices: Sequence[int], heldout: Sequence[Pair], settings: HumanVotesSettings) -> dict:
+    """What `peers/trl_reward.py` trains on, and the replies that it scores: left and right of each held-out pair."""
+    decided = [pair for i in indices if (pair := votes.prefs.pairs[i]).outcome != TIE]
+    better_first = [(p.left, p.right) if p.outcome == A else (p.right, p.left) for p in decided]
+    return {
+        "model": sources.resolve(settings),
+        "pairs": [(*votes.texts[better], votes.texts[worse][1]) for better, worse in better_first],
+        "replies": [votes.texts[reply] for pair in heldout for reply in (pair.left, pair.right)],
+        "epochs": settings.peer_epochs,
+        "lr": 1e-4,
+        "batch": 8,
+        "rank": settings.ppo.lora_rank,
+        "alpha": settings.ppo.lora_alpha,
+        "max_tokens": settings.chat.context_tokens,
+        "threads": settings.threads,
+        "seed": settings.seed,
+    }
+
+
+def run_peer(job: dict, settings: Settings, log: Callable[[str], None]) -> dict:
+    """{"scores", "seconds"} of a job, by the peer's own Python."""
+    python = peer.python(settings, PEER, PINS, log)
+    log(f"TRL: {len(job['pairs'])} decided votes, {job['epochs']} epochs")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps(job))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
+        return json.loads(peer.run([python, PEER_CODE, file], environment).splitlines()[-1])
+
+
+def predict_by_peer(
+    votes: Votes,
+    size: int,
+    folds: Sequence[int],
+    settings: HumanVotesSettings,
+    cache: Cache,
+    log: Callable[[str], None],
+) -> Predictions:
+    """The peer's Predictions of these folds, from the very votes of our first draw."""
+    several = []
+    for k in folds:
+        outside, inside = votes.fold(k, settings.seed)
+        rng = random.Random(f"{settings.seed}/{k}/0")
+        job = peer_job(votes, rng.sample(outside, min(size, len(outside))), inside, settings)
+        key = {name: value for name, value in job.items() if name != "threads"}
+        found = cache.get(lambda job=job: run_peer(job, settings, log), kind="peer", code=PEER_CODE.read_text(), **key)
+        scores = torch.tensor(found["scores"])
+        outcome = torch.tensor([pair.outcome for pair in inside])
+        several.append(Predictions(scores[0::2] - scores[1::2], torch.zeros(len(inside)), outcome))
+    return Predictions.join(several)
+
+
+# -- the table
+
+
+def hits(predictions: Predictions) -> np.ndarray:
+    """Of each decided pair 1 where it is predicted correctly, ½ at equal scores, else 0."""
+    sign = torch.where(predictions.outcome == A, 1.0, -1.0)
+    return ((predictions.margin.sign() * sign + 1) / 2).numpy()
+
+
+def mean_hits(drawn: Sequence[Predictions]) -> np.ndarray:
+    """Of each decided pair the share of the draws that predict it correctly."""
+    return np.mean([hits(predictions) for predictions in drawn], axis=0)
+
+
+def accuracy_row(what: str, correct: np.ndarray) -> dict:
+    low, high = wilson(float(correct.sum()), len(correct))
+    return report.row(f"{what}: accuracy [{low:.2f}, {high:.2f}]", float(correct.mean()))
+
+
+def size_rows(name: str, ours: Sequence[Predictions], length: Sequence[Predictions], bar: str | None) -> list[dict]:
+    """Both sides from as many votes, and the difference with its paired interval."""
+    mine, plain = mean_hits(ours), mean_hits(length)
+    low, high = gate.interval(mine - plain, 0.95, 0)
+    return [
+        accuracy_row(f"{name}, the reward model", mine),
+        accuracy_row(f"{name}, the length alone", plain),
+        report.row(
+            f"{name}, the reward model above the length [{low:+.3f}, {high:+.3f}]", (mine - plain).mean(), "", bar
+        ),
+        report.row(f"{name}, the reward model: NLL", mean(p.nll() or 0.0 for p in ours), "nats"),
+        report.row(f"{name}, the length alone: NLL", mean(p.nll() or 0.0 for p in length), "nats"),
+    ]
+
+
+def run(settings: HumanVotesSettings, log: Callable[[str], None] = print) -> list[dict]:
+    """The rows."""
+    if settings.votes_file is None:
+        raise SettingsError("--votes-file: name the file with real people's votes")
+    torch.set_num_threads(settings.threads)
+    pairs = read_votes(settings.votes_file)
+    cache = Cache(settings, "human_votes")
+    votes = make_votes(pairs, settings, cache, log)
+    draws = settings.draws or (1 if settings.quick else 3)
+    by_length = settings.with_values(reward={"view": "length"})
+    shared, compared = agreement(pairs)
+    rows = [report.row(f"one person's choice is another's, of {compared}", shared)]
+    everything = min(len(votes.fold(k, settings.seed)[0]) for k in range(FOLDS))
+    sizes = [size for size in SIZES if size < everything]
+    accuracies = []
+    for size in [*sizes, 0]:
+        times = draws if size else 1
+        ours, length = predict_all(votes, size, times, settings), predict_all(votes, size, times, by_length)
+        name = f"{size} votes" if size else f"all votes, at least {everything}"
+        rows += size_rows(name, ours, length, "≥ 0.03" if size in (0, SIZES[-1]) else "≥ -0.01")
+        accuracies.append(float(mean_hits(ours).mean()))
+        log(f"{name}: {accuracies[-1]:.3f}")
+    if len(accuracies) > 2:
+        what = f"what the votes from {sizes[-2]} on add to the accuracy: near 0 where the features are the limit"
+        rows.append(report.row(what, accuracies[-1] - accuracies[-3]))
+    if settings.peer:
+        folds = range(1 if settings.quick else FOLDS)
+        for size in PEER_SIZES[:1] if settings.quick else PEER_SIZES:
+            found = predict_by_peer(votes, size, folds, settings, cache, log)
+            rows.append(accuracy_row(f"{size} votes, TRL's RewardTrainer with a LoRA, {len(folds)} folds", hits(found)))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        settings = read(argv, HumanVotesSettings, "python -m benchmarks.human_votes")
+        rows = run(settings)
+    except (SettingsError, peer.SideFailed, loading.ModelUnavailable) as error:
+        sys.exit(str(error))
+    report.show(rows, settings.json_file)
+
+
+if __name__ == "__main__":
+    main()

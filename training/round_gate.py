@@ -1,0 +1,107 @@
+"""The gate of a round: replies of three versions to held-out prompts, their figures, and samples of them. What passes
+is up to `gate.py`.
+
+Reads the models of the round; writes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from playground.models import prompts
+from training import gate, rollout
+from training.gate import GateReport
+from training.rollout import Episode
+from training.round_models import RoundModels
+
+SAMPLES = 8  # that a report keeps, of shipped prompts and of people's prompts each
+
+
+@dataclass(frozen=True)
+class GateReplies:
+    """Replies to the gate's prompts by the new policy, the live version and the base: (N,) each, in the same order,
+    those to one prompt in a row.
+    """
+
+    prompts: int
+    new: Sequence[Episode]
+    live: Sequence[Episode]
+    base: Sequence[Episode]
+    new_texts: Sequence[str]
+
+
+def sample(models: RoundModels, show_step: Callable[[int], None]) -> GateReplies:
+    """`gate.replies` of each version to each of the gate's prompts. `show_step(n)` counts the versions."""
+    chosen = models.gate_prompts()
+    policy = models.trained_policy
+
+    def by(model: PreTrainedModel) -> list[Episode]:
+        return models.sample(model, chosen, "gate-sample", models.settings.gate.replies)
+
+    new = by(policy.causal)
+    show_step(1)
+    with policy.reference():
+        base = by(policy.causal)
+    show_step(2)
+    live = by(models.live_model()) if models.live_version else base
+    show_step(3)
+    texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
+    return GateReplies(prompts=len(chosen), new=new, live=live, base=base, new_texts=texts)
+
+
+def compare(models: RoundModels, replies: GateReplies) -> GateReport:
+    """The figures of these replies, and what the gate says of them."""
+    settings = models.settings
+    model = models.reward_model
+    policy = models.trained_policy
+    features_new = models.features(model, replies.new)
+    features_live = models.features(model, replies.live)
+    draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
+    draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
+    gains = (draws_new - draws_live) / model.spread
+    canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
+    canary_tokens = sum(len(episode.completion) for episode in canaries)
+    canary_totals = policy.totals(canaries, settings.ppo.microbatch)
+    compared = gate.Compared(
+        prompts=replies.prompts,
+        new=replies.new,
+        live=replies.live,
+        base=replies.base,
+        texts=replies.new_texts,
+        reward_new=model.reward(features_new).numpy(),
+        reward_live=model.reward(features_live).numpy(),
+        gains=gains.numpy(),
+        kl=policy.totals(replies.new, settings.ppo.microbatch).kl,
+        canary_new=sum(canary_totals.logprob) / canary_tokens,
+        canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
+        length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
+    )
+    return gate.decide(compared, settings)
+
+
+def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
+    """Some replies before and after, each marked whether its prompt is a shipped one: everybody may read those, and
+    only admins the others.
+    """
+    tokenizer = models.tokenizer
+    shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in models.seed_prompts(part)}
+    found = []
+    room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
+    per_prompt = len(replies.new) // replies.prompts
+    first_of_each = (values[::per_prompt] for values in (replies.new, replies.live, replies.new_texts))
+    for after, before, text in zip(*first_of_each, strict=True):
+        is_shipped = tuple(after.prompt) in shipped
+        if not room[is_shipped]:
+            continue
+        room[is_shipped] -= 1
+        found.append(
+            {
+                "prompt": prompts.decode(after.prompt, tokenizer),
+                "new": text,
+                "live": prompts.reply_text(before.completion, tokenizer),
+                "shipped": is_shipped,
+            }
+        )
+    return found
