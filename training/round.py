@@ -271,7 +271,8 @@ class Round(RoundControl):
         )
         trained = models.trained_policy.causal
         choice = tuning.choose(self.settings, trained, models.base)
-        forward = replace(choice, **served.room(replies.new)).forward(trained)
+        slots, slot_tokens = served.room(replies.new)
+        forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
         served_kl = served.divergence(trained, forward, replies.new)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
