@@ -60,6 +60,7 @@ MODELS = {
         )
     ),
     "wide heads": lambda: made(type(tiny_model().config)(**SIZES, head_dim=32)),
+    "llama with biases": lambda: made(type(tiny_model().config)(**SIZES, attention_bias=True)),
     "qwen2 with biases": lambda: made(Qwen2Config(**SIZES)),
     "mistral": lambda: made(MistralConfig(**SIZES, sliding_window=None)),
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from playground.decoding import decode_batch, decoder
+from playground.decoding import decode_batch, decoder, lean_model
 from playground.decoding.decoder import Decoding, run, step
 from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
@@ -176,3 +176,39 @@ def test_all_graphs_of_a_device_are_captured_on_one_stream(monkeypatch):
     first, second = (decode_batch._capture_stream(torch.device("cuda", 0)) for _ in range(2))
     assert first is second and made == [torch.device("cuda", 0)]
     decode_batch._capture_stream.cache_clear()
+
+
+def test_a_large_models_lora_stays_apart_from_the_weights_that_versions_share(monkeypatch):
+    monkeypatch.setattr(lean_model, "MERGED_PARAMETERS", 0)
+    model = trained()
+    forward = graph_forward(model)
+    block = forward.lean.blocks[0]
+    assert block.down.weight.data_ptr() == model.model.layers[0].mlp.down_proj.base_layer.weight.data_ptr()
+    cache = forward.new_cache(2, len(IDS), 2)
+    close(forward.prefill(cache, IDS), full(model, IDS))
+    close(forward.decode([cache], [5, 9]), torch.stack([full(model, [*IDS, 5]), full(model, [*IDS, 9])]))
+
+
+def test_what_does_not_fit_into_the_slots_is_refused():
+    forward = graph_forward(tiny_model(), slots=1, slot_tokens=len(IDS) + 4)
+    cache = forward.new_cache(1, len(IDS), 8)
+    forward.prefill(cache, IDS)
+    other = forward.new_cache(1, 3, 8)
+    forward.prefill(other, IDS[:3])
+    forward.decode([cache], [5])
+    with pytest.raises(ValueError, match="more replies than 1 slots"):
+        forward.decode([other], [5])
+    forward.decode([cache], [5])
+    with pytest.raises(ValueError, match=f"longer replies than {len(IDS) + 4} columns"):
+        forward.decode([cache], [5])
+    with pytest.raises(ValueError, match="do not fit"):
+        forward.begin(other, Sampling(max_tokens=40), None)
+
+
+def test_a_version_that_is_unloaded_gives_its_slots_back_and_can_answer_again():
+    model = tiny_model()
+    forward = graph_forward(model)
+    before = run(forward, [IDS], [3], Sampling(max_tokens=5), frozenset())
+    forward.unload()
+    assert forward._batch is None
+    assert run(forward, [IDS], [3], Sampling(max_tokens=5), frozenset())[0].token_ids == before[0].token_ids

@@ -2,8 +2,7 @@
 
 import torch
 
-from playground.decoding import fused
-from playground.decoding.graph_forward import GraphForward
+from playground.decoding import fused, tuning
 from playground.decoding.transformers_forward import TransformersForward
 from tests.test_fused import trained
 from tests.tiny import tiny_model
@@ -17,6 +16,13 @@ def test_the_same_policy_is_no_distance_away():
     model = trained()
     for forward in (fused.FusedForward(model, "float32"), TransformersForward(model)):
         assert abs(served.divergence(model, forward, EPISODES)) < 1e-6
+
+
+def test_a_forward_with_slots_gets_room_for_the_episodes():
+    model = trained()
+    slots, slot_tokens = served.room(EPISODES)
+    forward = tuning.Choice("graph", 1, slots=slots, slot_tokens=slot_tokens).forward(model)
+    assert abs(served.divergence(model, forward, EPISODES)) < 1e-6
 
 
 def test_another_version_is_as_far_as_its_probabilities_say():
@@ -45,8 +51,3 @@ def test_only_the_beginnings_of_replies_are_decoded():
     found = served.divergence(model, Counted(other, "float32"), long)
     assert found == served.divergence(model, fused.FusedForward(other, "float32"), cut)
     assert len(steps) == served.TOKENS - 1
-
-
-def test_a_forward_with_few_slots_decodes_as_many_replies_as_it_has():
-    model = trained()
-    assert abs(served.divergence(model, GraphForward(model, 2, 256), EPISODES * 3)) < 1e-6

@@ -8,6 +8,7 @@ interruptions are `round_control.py`'s; loading is `round_models.py`'s; when rou
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -273,8 +274,11 @@ class Round(RoundControl):
         )
         trained = models.trained_policy.causal
         with models.seconds.part("gate: served"):
-            forward = tuning.choose(self.settings, trained, models.base).forward(trained)
-            served_kl = served.divergence(trained, forward, replies.first_of_each(replies.new))
+            choice = tuning.choose(self.settings, trained, models.base)
+            compared = replies.first_of_each(replies.new)
+            slots, slot_tokens = served.room(compared)
+            forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
+            served_kl = served.divergence(trained, forward, compared)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
 

@@ -8,11 +8,17 @@ import torch
 from transformers import PreTrainedModel
 
 from playground.decoding.forward import AnyForward
-from playground.decoding.graph_forward import GraphForward
 from training.rollout import Episode
 
 EPISODES = 8  # of the gate's; logits over the whole vocabulary are compared
 TOKENS = 48  # of each, which are decoded one after the other
+
+
+def room(episodes: Sequence[Episode]) -> tuple[int, int]:
+    """`slots` and `slot_tokens` that a `tuning.Choice` needs so that its forward can decode what `divergence` does."""
+    episodes = episodes[:EPISODES]
+    longest = max((len(episode.prompt) + 2 * len(episode.completion) for episode in episodes), default=0)
+    return max(len(episodes), 1), longest + 2
 
 
 @torch.no_grad()
@@ -20,8 +26,7 @@ def divergence(model: PreTrainedModel, forward: AnyForward, episodes: Sequence[E
     """Mean KL(trained ‖ served) in nats a token, at temperature 1: `model` as it was trained, `forward` as the decoder
     reads it (a forward of `playground/decoding`), which decodes the beginnings of the replies together.
     """
-    most = min(EPISODES, forward.slots) if isinstance(forward, GraphForward) else EPISODES
-    episodes = [Episode(episode.prompt, episode.completion[:TOKENS], False) for episode in episodes[:most]]
+    episodes = [Episode(episode.prompt, episode.completion[:TOKENS], False) for episode in episodes[:EPISODES]]
     trained = [logprobs(model, episode) for episode in episodes]  # (T, V) each
     caches = []
     logits = []  # (V,) of each growing reply

@@ -15,7 +15,7 @@ from playground.chat import gestures
 from playground.chat.refusals import Refused, refusing
 from playground.chat.turns import STOP_SECONDS, Turn, Turns
 from playground.chat.views import Side, StoreRow, View, stored_view
-from playground.decoding.sampling import Sampling
+from playground.decoding.sampling import Sampling, of_chat
 from playground.models import active, prompts, templates
 from playground.serving.engine import Engine, EngineStopped
 from playground.serving.pair_stream import PairStream
@@ -269,14 +269,7 @@ class Writing(Turns):
     def _sampling(self, conversation: StoreRow) -> Sampling:
         """How a conversation's replies are drawn: by its own settings where it has any, else by the app's."""
         own = gestures.usable_sampling(conversation["sampling"], gestures.sampling_limits(self.settings))
-        chat = self.settings.chat.model_copy(update=own)
-        return Sampling(
-            temperature=chat.temperature,
-            top_p=chat.top_p,
-            top_k=chat.top_k,
-            max_tokens=chat.reply_tokens,
-            repetition_penalty=chat.repetition_penalty,
-        )
+        return of_chat(self.settings.chat.model_copy(update=own))
 
 
 def _with_end(result: ReplyRecord, finish_reason: str) -> ReplyRecord:

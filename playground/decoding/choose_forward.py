@@ -1,6 +1,6 @@
 """Which of the transformers forwards serves a model: the fastest one whose logits are the model's own.
 
-The fused forward is not among them; `tuning.py` chooses it where `fused.fits` says so.
+The fused and the graph forward are not among them; `tuning.py` chooses these where they fit.
 """
 
 import logging
@@ -38,7 +38,7 @@ def transformers_forward_of(model: PreTrainedModel) -> AnyForward:
 
 def _first_faithful(model: PreTrainedModel) -> MakeForward:
     name = type(model).__name__
-    most = MAX_KL if model.dtype == torch.float32 else MAX_KL_16_BIT
+    most = most_divergence(model.dtype)
     if divergence(TransformersForward(model)) <= most:
         return TransformersForward
     if divergence(OwnCacheForward(model)) <= most:
@@ -46,6 +46,11 @@ def _first_faithful(model: PreTrainedModel) -> MakeForward:
         return OwnCacheForward
     log.warning("no cache serves %s: each token of a reply reads the whole text again, which is slow", name)
     return RereadForward
+
+
+def most_divergence(dtype: torch.dtype) -> float:
+    """How far, in nats, a forward that computes in `dtype` may be from the model."""
+    return MAX_KL if dtype == torch.float32 else MAX_KL_16_BIT
 
 
 def divergence(forward: AnyForward) -> float:

@@ -7,7 +7,6 @@ host, and on CUDA it is one launch. A row that nobody uses computes along and is
 `graph_forward.py`'s.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,21 @@ CONTEXTS = (256, 384, 512, 768, 1024, 1536)  # columns that a step may look at; 
 # places in a row's state
 TOKEN, STEPS, SHARED, TOP_K = range(4)
 TEMPERATURE, TOP_P, PENALTY, UNIFORMS = range(4)
+
+
+# cuBLAS keeps a workspace for each stream: one stream a batch, since two threads may capture two batches at once, and
+# few in all
+_CAPTURE_STREAMS: list[torch.cuda.Stream] = []
+STREAMS = 4
+
+
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that a new batch captures its graphs on."""
+    if len(_CAPTURE_STREAMS) < STREAMS:
+        _CAPTURE_STREAMS.append(torch.cuda.Stream(device))
+    else:
+        _CAPTURE_STREAMS.append(_CAPTURE_STREAMS.pop(0))
+    return _CAPTURE_STREAMS[-1]
 
 
 class StepShape(NamedTuple):
@@ -49,9 +63,18 @@ class DecodeBatch:
         self.whole = torch.zeros(rows, 4, dtype=torch.long, device=device)  # TOKEN, STEPS, SHARED, TOP_K of each row
         self.real = torch.zeros(rows, UNIFORMS + slot_tokens, device=device)  # TEMPERATURE, … and random numbers
         self.drawn = torch.zeros(2, rows, dtype=torch.int32, device=device)  # tokens; bits of their log-probabilities
-        self.seen: torch.Tensor | None = None  # (rows, vocabulary), made when a row first has a repetition penalty
+        self._seen: torch.Tensor | None = None
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._stream = _capture_stream(device) if device.type == "cuda" else None
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """Which tokens a row's repetition penalty is for, (rows, vocabulary); made when it is first asked for."""
+        if self._seen is None:
+            size = (len(self.whole), len(self.model.head))
+            self._seen = torch.zeros(size, dtype=torch.bool, device=self.model.device)
+        return self._seen
 
     # -- rows
 
@@ -72,8 +95,6 @@ class DecodeBatch:
         if uniforms is not None:
             self._upload(self.real[:, UNIFORMS:], row, uniforms[None])
         if sampling.repetition_penalty != 1:
-            if self.seen is None:
-                self.seen = torch.zeros(len(self.whole), vocabulary, dtype=torch.bool, device=self.model.device)
             self.seen[row] = False
             self.seen[row].index_fill_(0, self._to_device(torch.tensor(seen)), True)
 
@@ -101,6 +122,8 @@ class DecodeBatch:
 
     def context_for(self, columns: int) -> int:
         """How many columns a step looks at that needs `columns` of them."""
+        if not self.model.kernels.reads_context:
+            return self.slot_tokens  # one graph serves every length
         contexts = list(CONTEXTS)
         while contexts[-1] < columns:
             contexts.append(2 * contexts[-2])
@@ -111,17 +134,22 @@ class DecodeBatch:
         if self._pool is None:
             self._step(shape)
             return
-        if shape not in self._graphs:
-            self._graphs[shape] = self._capture(shape)
+        self.prepare(shape)
         self._graphs[shape].replay()
+
+    def prepare(self, shape: StepShape) -> None:
+        """Make the graph of this shape, where there are graphs."""
+        if self._pool is not None and shape not in self._graphs:
+            self._graphs[shape] = self._capture(shape)
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
         """The step of this shape as a graph. It is run once before, since libraries make their workspaces then; the
         columns that it fills are those that the first replay fills again.
         """
-        state = [tensor for tensor in (self.whole, self.seen) if tensor is not None]
+        state = [self.whole, self.seen] if shape.penalises else [self.whole]
         before = [tensor.clone() for tensor in state]
-        stream = _capture_stream(self.model.device)
+        stream = self._stream
+        assert stream is not None  # there are graphs on CUDA alone
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._step(shape)
@@ -146,7 +174,7 @@ class DecodeBatch:
         logits = self.logits(shape.slots, shape.context)
         uniform = real[:, UNIFORMS:].gather(1, whole[:, STEPS, None].clamp(max=self.slot_tokens - 1))[:, 0]
         how = RowSampling(real[:, TEMPERATURE], real[:, TOP_P], whole[:, TOP_K], real[:, PENALTY], uniform)
-        seen = self.seen[:rows] if self.seen is not None and shape.penalises else None
+        seen = self.seen[:rows] if shape.penalises else None
         tokens, logprobs = draw_rows(logits, how, seen, shape.truncates)
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
@@ -168,11 +196,3 @@ class DecodeBatch:
         step = self.model.kernels.slot_step(self.model.rope, SlotColumns(shared, steps, context, self.slot_tokens))
         x = self.model.run(whole[:, TOKEN], lambda layer, qkv: step.attend(qkv, self.kv[layer]))
         return self.model.logits(x)
-
-
-@functools.cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that every graph is captured on. There is one, since cuBLAS never gives up the workspace of a stream
-    that it has seen, which is 34 MB on an H100.
-    """
-    return torch.cuda.Stream(device)

@@ -106,6 +106,12 @@ class DrawingForward(Protocol):
 
     prefill_tokens: int  # most tokens of all prompts that one `prefill_together` takes in
 
+    def prepare(self, sampling: Sampling) -> None:
+        """Make what the first steps of a reply that is drawn so would otherwise wait for."""
+
+    def unload(self) -> None:
+        """Give the memory beside the weights back. No reply is being decoded."""
+
     def prefill_together(self, caches: Sequence[Any], parts: Sequence[TokenIds]) -> torch.Tensor:
         """`prefill` for several prompts in one pass; returns logits (prompts, vocabulary)."""
 

@@ -113,6 +113,8 @@ class _FusedBlock(_Block):
         self._bias = fused_bias.to(self.dtype) if fused_bias.any() else None
         self._qkv = pack(torch.cat(weights))
         self._out = pack(llama.merged_weight(block.self_attn.o_proj))
+        out_bias: torch.Tensor | None = llama.base_linear(block.self_attn.o_proj).bias
+        self._out_bias = None if out_bias is None else out_bias.detach().to(self.dtype)
         self._gate_up = pack(
             torch.cat([llama.merged_weight(block.mlp.gate_proj), llama.merged_weight(block.mlp.up_proj)])
         )
@@ -123,7 +125,8 @@ class _FusedBlock(_Block):
         return y if self._bias is None else y + self._bias
 
     def out(self, x: torch.Tensor) -> torch.Tensor:
-        return self._out(x)
+        y = self._out(x)
+        return y if self._out_bias is None else y + self._out_bias
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self._gate_up(x).chunk(2, -1)

@@ -23,7 +23,9 @@ from playground.decoding.slot_cache import SlotCache
 
 PREFILL_CHUNK = 512  # tokens of one prompt
 PREFILL_TOKENS = 2048  # tokens of all prompts that are read together
-MAX_SLOTS = 32  # pairs of replies
+MAX_SLOTS = 32  # pairs of replies that the chat decodes at once
+PREPARED_SLOTS = (1, 2)  # numbers of slots, and of columns in them, whose graphs are made before a version answers
+PREPARED_COLUMNS = (256, 512)
 
 
 def fits(model: PreTrainedModel) -> bool:
@@ -91,6 +93,18 @@ class GraphForward:
         if self._batch is None:
             self._batch = DecodeBatch(self.lean, self.slots, self.slot_tokens)
         return self._batch
+
+    def prepare(self, sampling: Sampling) -> None:
+        batch = self.batch
+        truncates, penalises = _flags([sampling])
+        for slots in PREPARED_SLOTS:
+            for context in sorted({batch.context_for(columns) for columns in PREPARED_COLUMNS}):
+                batch.prepare(StepShape(min(slots, self.slots), context, truncates, penalises))
+
+    def unload(self) -> None:
+        self._launched = None
+        self._batch = None
+        self._owners = [None] * self.slots
 
     # -- prompts
 
@@ -172,9 +186,7 @@ class GraphForward:
 
     def _launch(self, caches: Sequence[SlotCache]) -> _Launched:
         batch = self.batch
-        samplings = [cache.sampling for cache in caches if cache.sampling]
-        truncates = any(sampling.top_k or sampling.top_p < 1 for sampling in samplings)
-        penalises = any(sampling.repetition_penalty != 1 for sampling in samplings)
+        truncates, penalises = _flags([cache.sampling for cache in caches if cache.sampling])
         slots, context = self._size(caches)
         batch.step(StepShape(slots, context, truncates, penalises))
         rows = []
@@ -217,6 +229,8 @@ class GraphForward:
         for cache in caches:
             if not cache.slots and not self._fill_slots(cache, len(cache.prompt), 0):
                 raise ValueError(f"more replies than {self.slots} slots hold")
+            if cache.shared + 2 * cache.steps + 2 > self.slot_tokens:
+                raise ValueError(f"longer replies than {self.slot_tokens} columns hold")
         replies = [(cache, reply) for cache in caches for reply in cache.active]
         rows = [cache.row(reply) for cache, reply in replies]
         slots, context = self._size(caches)
@@ -242,6 +256,12 @@ class GraphForward:
         for slot in cache.slots:
             self._owners[slot] = None
         cache.slots = []
+
+
+def _flags(samplings: Sequence[Sampling]) -> tuple[bool, bool]:
+    """Whether any has a top-k or a top-p, and whether any has a repetition penalty."""
+    truncates = any(sampling.top_k or sampling.top_p < 1 for sampling in samplings)
+    return truncates, any(sampling.repetition_penalty != 1 for sampling in samplings)
 
 
 def _attend_prompt(kv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:

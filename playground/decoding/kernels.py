@@ -48,6 +48,7 @@ class Kernels(NamedTuple):
     rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # (x (T, n), weight (n,), eps) -> (T, n)
     silu_and_mul: Callable[[torch.Tensor], torch.Tensor]  # (gate and up (T, 2·n)) -> silu(gate)·up (T, n)
     slot_step: Callable[[Rope, SlotColumns], SlotStep]
+    reads_context: bool  # whether the attention takes the longer the larger `SlotColumns.context` is
 
 
 # -- torch
@@ -113,7 +114,7 @@ class TorchSlotStep:
         return out.unflatten(2, (2, self.rope.shape.group)).permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)
 
 
-TORCH = Kernels("torch", _rms_norm, _silu_and_mul, TorchSlotStep)
+TORCH = Kernels("torch", _rms_norm, _silu_and_mul, TorchSlotStep, reads_context=True)
 
 
 # -- the choice

@@ -4,9 +4,12 @@ a row belongs to is `decoder.py`'s.
 
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from playground.settings.groups import ChatSettings
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,17 @@ class Sampling:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def of_chat(chat: "ChatSettings") -> Sampling:
+    """How the chat's replies are drawn with these settings."""
+    return Sampling(
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        top_k=chat.top_k,
+        max_tokens=chat.reply_tokens,
+        repetition_penalty=chat.repetition_penalty,
+    )
 
 
 @torch.inference_mode()

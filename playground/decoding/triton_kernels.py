@@ -15,6 +15,7 @@ from playground.decoding.rope import Rope
 
 HEAD_NUMBERS = 8192  # of a head's keys that one pass of the attention's loop reads: columns times head dim
 ROWS_OF_A_PRODUCT = 16  # least that the matrix units take
+ATTEND_OPTIONS = {"num_warps": 4, "num_stages": 3}  # stages: passes of the loop whose loads are on their way
 GATED_BLOCK = 1024  # numbers of one program
 
 
@@ -121,11 +122,13 @@ def _attend_slot(
     for start in range(0, filled, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = column < filled
-        k_at = keys + begin + column[None, :] * dim + of_half[:, None]
-        k_first = tl.load(k_at, mask=inside[None, :], other=0.0)
-        k_second = tl.load(k_at + HALF, mask=inside[None, :], other=0.0)
-        v = tl.load(values + begin + column[:, None] * dim + of_head[None, :], mask=inside[:, None], other=0.0)
-        scores = (tl.dot(q_first, k_first) + tl.dot(q_second, k_second)) * scale
+        keys_at = keys + begin + column[None, :] * dim + of_half[:, None]
+        keys_first = tl.load(keys_at, mask=inside[None, :], other=0.0)
+        keys_second = tl.load(keys_at + HALF, mask=inside[None, :], other=0.0)
+        seen_values = tl.load(
+            values + begin + column[:, None] * dim + of_head[None, :], mask=inside[:, None], other=0.0
+        )
+        scores = (tl.dot(q_first, keys_first) + tl.dot(q_second, keys_second)) * scale
         own = ((column - shared) % 2)[None, :] == side[:, None]
         sees = inside[None, :] & ((column < shared)[None, :] | own)
         scores = tl.where(sees, scores, float("-inf"))
@@ -133,7 +136,7 @@ def _attend_slot(
         weights = tl.exp(scores - higher[:, None])
         fading = tl.exp(highest - higher)
         total = total * fading + tl.sum(weights, 1)
-        attended = attended * fading[:, None] + tl.dot(weights.to(dtype), v)
+        attended = attended * fading[:, None] + tl.dot(weights.to(dtype), seen_values)
         highest = higher
     out_at = out + row * (KV_HEADS * GROUP * dim) + (head * GROUP + query % GROUP) * dim
     attended = (attended / total[:, None]).to(dtype)
@@ -159,9 +162,9 @@ class TritonSlotStep:
             KV_HEADS=shape.kv_heads, GROUP=shape.group, HALF=shape.head_dim // 2,
             COLUMNS=HEAD_NUMBERS // shape.head_dim, SLOT_COLUMNS=self.columns.slot_tokens,
             QUERIES=max(ROWS_OF_A_PRODUCT, triton.next_power_of_2(2 * shape.group)),
-            num_warps=4, num_stages=2,
+            **ATTEND_OPTIONS,
         )  # fmt: skip
         return out
 
 
-TRITON = Kernels("triton", rms_norm, silu_and_mul, TritonSlotStep)
+TRITON = Kernels("triton", rms_norm, silu_and_mul, TritonSlotStep, reads_context=False)

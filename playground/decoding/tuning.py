@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from playground.decoding import fused
-from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding import fused, graph_forward
+from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward, TokenIds
+from playground.decoding.graph_forward import GraphForward
 from playground.models.loading import BaseIdentity
 from playground.settings import Settings
 
@@ -36,20 +37,27 @@ AUTO_FORMATS = ("int8", "bfloat16", "float32")  # that are measured where the se
 class Choice:
     """How versions decode."""
 
-    number_format: str  # one of number_formats.FORMATS, or `plain` for the unmodified transformers forward
+    # one of number_formats.FORMATS, `graph` for the graph forward, or `plain` for the unmodified transformers forward
+    number_format: str
     threads: int
     milliseconds: float | None = None  # of one step of two replies
     nats: float | None = None  # KL of the model's next token to the format's
+    slots: int = 0  # pairs of replies that the graph forward decodes at once
+    slot_tokens: int = 0  # columns of each
 
     def forward(self, model: PreTrainedModel) -> AnyForward:
         """This version of the model, ready to run."""
         if self.number_format == "plain":
             return transformers_forward_of(model)
+        if self.number_format == "graph":
+            return GraphForward(model, self.slots, self.slot_tokens)
         return fused.FusedForward(model, self.number_format)
 
 
 def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -> Choice:
     """The Choice for `model`: what the settings say, else what was measured here before, else a measurement."""
+    if settings.decode_format != "plain" and graph_forward.fits(model):
+        return _on_gpu(settings, model)
     if settings.decode_format == "plain" or not fused.fits(model):
         return Choice("plain", settings.threads)
     file = settings.data_dir / "tuning.json"
@@ -75,6 +83,33 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
         choice.number_format,
         choice.threads,
         choice.milliseconds,
+    )
+    return choice
+
+
+def _on_gpu(settings: Settings, model: PreTrainedModel) -> Choice:
+    """The graph forward where it says what the model says, with room for as many pairs of the longest replies as the
+    setting for keys and values holds, and at least for one message's.
+    """
+    chat = settings.chat
+    slot_tokens = chat.context_tokens + 2 * chat.reply_tokens + 2
+    forward = GraphForward(model, 2, slot_tokens)
+    nats = divergence(forward)
+    if nats > most_divergence(forward.lean.dtype):
+        log.warning(
+            "the graph forward is %.3g nats from the model: decoding with transformers' own, which is slower", nats
+        )
+        return Choice("plain", settings.threads)
+    slots = (settings.kv_cache_mb << 20) // forward.cache_bytes(1, slot_tokens, 0)
+    needed = -(-chat.candidates // 2)
+    choice = Choice(
+        "graph", settings.threads, None, nats, max(needed, min(slots, graph_forward.MAX_SLOTS)), slot_tokens
+    )
+    log.info(
+        "decoding %d pairs of replies at once with kernels of %s, KL to the model %.2g nats",
+        choice.slots,
+        forward.lean.kernels.name,
+        nats,
     )
     return choice
 

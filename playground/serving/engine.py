@@ -261,12 +261,7 @@ class Engine:
         """Prefill a part of the prompt that has waited longest, then add one token to every reply that grows, version
         by version.
         """
-        prefilling = next((decoding for decoding in running if decoding.prefilling), None)
-        if prefilling:
-            try:
-                prefilling.prefill()
-            except Exception as error:
-                self._fail(running[prefilling], error)
+        self._prefill(running)
         for policy in dict.fromkeys(stream.policy for stream in running.values()):
             of_policy = [
                 decoding
@@ -279,6 +274,18 @@ class Engine:
         for decoding, stream in running.items():
             if decoding.done and not stream.finished.is_set():
                 self._finish(stream)
+
+    def _prefill(self, running: dict[Decoding, Stream]) -> None:
+        """Read the next part of the first prompt that is not read, and with it others where the forward can."""
+        chosen = decoder.next_to_prefill(list(running))
+        try:
+            decoder.prefill(chosen)
+        except Exception as error:
+            if len(chosen) == 1:
+                self._fail(running[chosen[0]], error)
+                return
+            for decoding in chosen:  # each by itself: one of them may be the cause
+                self._prefill({decoding: running[decoding]})
 
     def _step_policy(self, decodings: list[Decoding], running: dict[Decoding, Stream]) -> list[Failure]:
         """One token for each growing reply of one version; returns the turns that failed."""

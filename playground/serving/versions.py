@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding.forward import AnyForward
+from playground.decoding.forward import AnyForward, DrawingForward
 from playground.decoding.kv_cache_pool import KVCachePool
+from playground.decoding.sampling import of_chat
 from playground.decoding.tuning import Choice
 from playground.models import adapters, lora, prompts, trial
 from playground.models.loading import BaseIdentity, EndTokens
@@ -156,6 +157,8 @@ class Versions:
         while True:
             row = self.store.live_policy()
             if row["version"] == self.live.version:
+                if not self.answering:
+                    self._prepare(self.live)
                 return True
             policy = self._resident.get(row["version"])
             if policy is None:
@@ -179,6 +182,7 @@ class Versions:
             with self._spare_core():
                 policy = self._build(row)
                 self._check_canaries(policy)
+                self._prepare(policy)
                 return policy
         except StoreError:  # not the version's fault
             raise
@@ -209,6 +213,8 @@ class Versions:
             unused = [p for p in self._resident.values() if p is not self.live and not p.streams]
             for policy in unused:
                 self._kv_pool.forget(policy.forward)
+                if isinstance(policy.forward, DrawingForward):
+                    policy.forward.unload()
                 if policy.version:
                     del self._resident[policy.version]
                     self._lora_pool.release(policy.model)
@@ -249,6 +255,7 @@ class Versions:
             with self._spare_core():
                 policy = self._build(row or {"version": version})
                 self._check_canaries(policy)
+                self._prepare(policy)
         except StoreError:
             raise
         except Exception as error:
@@ -275,6 +282,11 @@ class Versions:
             )
         model = adapters.build(manifest, tensors, self._lora_pool)
         return Policy(row["version"], model, self.live.forward.for_model(model), weights)
+
+    def _prepare(self, policy: Policy) -> None:
+        """Make what the version's first reply would otherwise wait for."""
+        if isinstance(policy.forward, DrawingForward):
+            policy.forward.prepare(of_chat(self.settings.chat))
 
     def _check_canaries(self, policy: Policy) -> None:
         """BadAdapter unless a version gives finite logits, is near the base, and does not end its reply at once on
