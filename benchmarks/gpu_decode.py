@@ -317,13 +317,13 @@ def rows(quick, device, model_folder="", only=PARTS):
     return found
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--only", default=",".join(PARTS))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     show(rows(args.quick, device, args.model, args.only.split(",")), args.json)
 
