@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
+from playground.models.export import is_public
 from playground.models.ratings import Rating, WinRate
+from playground.system.messages import Message
 from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.status_bar import trial_text, version_name
@@ -24,20 +26,8 @@ STATES = {
     "rejected": words.mark("could not be loaded"),
     "withdrawn": words.mark("withdrawn"),
 }
-# what happened last to a version, by what it was; then the same where a person did it
-REASONS = {
-    "refused": words.mark("It did not pass the gate: {reason}"),
-    "rejected": words.mark("The server could not use it: {reason}"),
-    "rolled_back": words.mark("It was rolled back: {reason}"),
-    "live": words.mark("It answers again: {reason}"),
-}
-REASONS_BY_ADMINS = {
-    "live": words.mark("An admin made it live: {reason}"),
-    "retired": words.mark("An admin put another version in its place: {reason}"),
-    "rolled_back": words.mark("An admin rolled it back: {reason}"),
-    "withdrawn": words.mark("An admin withdrew it: {reason}"),
-}
 COLUMNS = 6
+NO_FIGURE = "–"
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ def board_html(board: Board, limit: int, translate: Words) -> str:
         translate("Preferred to the base"),
         translate("Preferred to the one before"),
         translate("Tokens of a reply · KL"),
-        translate("Live since (UTC)"),
+        translate("Live from (UTC)"),
     )
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     bodies = "".join(_version_html(row, board, headings, translate) for row in board.history[:limit])
@@ -109,24 +99,41 @@ def _version_html(row: Row, board: Board, headings: Sequence[str], translate: Wo
     rating = board.ratings.get(row["version"])
     cells = (
         f'<b class="version-name">{escape(version_name(row["version"], translate))}</b> '
-        f'<span class="chip state-{kind}">{escape(translate(STATES[kind]))}</span>',
+        f'<span class="chip state-{kind}">{escape(translate(STATES[kind]))}</span>{_download_html(row, translate)}',
         escape(_origin(row, translate)),
-        _rate_html(rating and rating.over_base, picture=True),
+        _rate_html(rating.over_base if rating else None, picture=True),
         _before_html(row, rating, translate),
         escape(_figures(row)),
         _time_html(row["live_since"]),
     )
     labelled = zip(cells, headings, strict=True)
-    line = "".join(f'<td data-label="{escape(heading)}">{cell}</td>' for cell, heading in labelled)
+    line = "".join(_cell_html(cell, heading) for cell, heading in labelled)
     reason = _reason(row, board, translate)
     below = f'<tr class="why"><td colspan="{COLUMNS}">{escape(visible(reason))}</td></tr>' if reason else ""
     return f'<tbody class="version {kind}"><tr>{line}</tr>{below}</tbody>'
 
 
+def _download_html(row: Row, translate: Words) -> str:
+    """The link to the adapter of a version that may be downloaded."""
+    if not is_public(row):
+        return ""
+    title = escape(
+        translate("Download the adapter of {version} (PEFT)", version=version_name(row["version"], translate))
+    )
+    address = f"adapters/v{row['version']}.zip"
+    return f' <a class="download" href="{address}" download title="{title}" aria-label="{title}">⤓</a>'
+
+
+def _cell_html(cell: str, heading: str) -> str:
+    """A cell with its heading, which a phone shows before it; a phone leaves out cells without a figure."""
+    css_class = ' class="nothing"' if cell == NO_FIGURE else ""
+    return f'<td{css_class} data-label="{escape(heading)}">{cell}</td>'
+
+
 def _origin(row: Row, translate: Words) -> str:
     """The parent, the round and its votes."""
     if row["version"] == 0:
-        return "–"
+        return NO_FIGURE
     parent = version_name(row["parent"] or 0, translate)
     if row["round"] is None:
         return parent
@@ -136,7 +143,7 @@ def _origin(row: Row, translate: Words) -> str:
 def _rate_html(rate: WinRate | None, picture: bool = False) -> str:
     """A win rate with its interval; with `picture` also as a point and a line on a scale from 0 to 100 %."""
     if rate is None:
-        return "–"
+        return NO_FIGURE
     text = f"{rate.mean:.0%} [{rate.low:.0%}, {rate.high:.0%}]"
     return (_picture(rate) if picture else "") + f'<span class="rate">{text}</span>'
 
@@ -156,7 +163,7 @@ def _picture(rate: WinRate) -> str:
 def _before_html(row: Row, rating: Rating | None, translate: Words) -> str:
     """The win rate over the version before; where that is the base, the column before says it."""
     if rating is None or not row["before"]:
-        return "–"
+        return NO_FIGURE
     text = translate("{name}: {n} votes on blind pairs", name=version_name(row["before"], translate), n=rating.duels)
     return f'<span title="{escape(text)}">{_rate_html(rating.over_before)}</span>'
 
@@ -165,12 +172,12 @@ def _figures(row: Row) -> str:
     """Length and KL, as the gate measured them."""
     report = row["report"]
     length, kl = report.get("length_new"), report.get("kl")
-    return f"{length:.0f} · {kl:.1f}" if length is not None and kl is not None else "–"
+    return f"{length:.0f} · {kl:.1f}" if length is not None and kl is not None else NO_FIGURE
 
 
 def _time_html(created: str | None) -> str:
     if created is None:
-        return "–"
+        return NO_FIGURE
     time = datetime.fromisoformat(created).astimezone(UTC).strftime("%Y-%m-%d %H:%M")
     return f"<time>{time}</time>"
 
@@ -182,8 +189,24 @@ def _reason(row: Row, board: Board, translate: Words) -> str:
     event = row["event"]
     if event is None or event["reason"] is None:
         return ""
-    template = (REASONS if event["annotator"] is None else REASONS_BY_ADMINS).get(event["what"])
-    if template is None:
-        return ""
-    reason = event["reason"].values.get("reason", event["reason"]) if event["what"] == "refused" else event["reason"]
-    return translate(template, reason=reason)
+    reason = event["reason"]
+    if event["what"] == "refused":
+        return translate("It did not pass the gate: {reason}", reason=reason.values.get("reason", reason))
+    if event["annotator"] is not None:
+        return _decision(event["what"], reason, translate)
+    if event["what"] == "rejected":
+        return translate("The server could not use it: {reason}", reason=reason)
+    if event["what"] == "rolled_back":
+        return translate("It was rolled back: {reason}", reason=reason)
+    return translate("It answers again: {reason}", reason=reason) if event["what"] == "live" else ""
+
+
+def _decision(what: str, reason: Message, translate: Words) -> str:
+    """What an admin did to a version."""
+    if what == "live":
+        return translate("An admin made it live: {reason}", reason=reason)
+    if what == "retired":
+        return translate("An admin put another version in its place: {reason}", reason=reason)
+    if what == "rolled_back":
+        return translate("An admin rolled it back: {reason}", reason=reason)
+    return translate("An admin withdrew it: {reason}", reason=reason)

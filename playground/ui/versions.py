@@ -8,6 +8,7 @@ a change is in effect for the next message.
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -41,7 +42,7 @@ class BoardReader:
         self._lock = threading.Lock()
         self._board: Board | None = None
         self._read_at = float("-inf")  # on the monotonic clock, in seconds
-        self._votes: list[Row] = []  # that `_ratings` are made of
+        self._votes: Sequence[Row] = ()  # that `_ratings` are made of
         self._ratings: dict[int, Rating] = {}
         self._rated_at = float("-inf")
 
@@ -137,7 +138,7 @@ class VersionsTab:
         translate = words.of(request)
         board = self.reader.read()
         is_admin = self.control.is_admin(request)
-        contents = {
+        contents: dict[str, Any] = {
             "html": board_html(board, limit, translate),
             "more": len(board.history) > limit,
             "panel": is_admin,
