@@ -5,10 +5,11 @@ import re
 import gradio as gr
 import pytest
 
+from playground.chat.comparing import Comparison
 from playground.people.admins import Admins
 from playground.settings import Settings
 from playground.store import Store
-from playground.system.messages import plain
+from playground.system.messages import Message, plain
 from playground.ui import versions
 from playground.ui.control import Control
 from playground.ui.notice import Notice
@@ -30,6 +31,24 @@ class FollowingEngine:
         return type("Policy", (), {"version": self.store.live_policy()["version"]})
 
 
+class FakeChat:
+    """A chat whose engine has the base and version 1 in memory, and that says what it is asked to compare."""
+
+    class engine:
+        class versions:
+            @staticmethod
+            def in_memory():
+                return [1, 0]
+
+    def __init__(self):
+        self.asked = []
+
+    def compare(self, annotator, text, left, right, address, may_load):
+        self.asked.append((text, left, right, may_load))
+        yield Comparison(progress=Message("Version v{n} is being loaded.", n=left))
+        yield Comparison(f"<i>by {left}</i>", f"by {right}")
+
+
 @pytest.fixture
 def tab():
     """The tab of an app whose owner has opened the admin link."""
@@ -39,7 +58,7 @@ def tab():
     with gr.Blocks():
         status_bar, notice = StatusBar(settings, store, FollowingEngine(store)), Notice()
         control = Control(settings, store, admins, status_bar, notice)
-        return VersionsTab(settings, store, status_bar, control, notice)
+        return VersionsTab(settings, store, FakeChat(), status_bar, control, notice)
 
 
 def released(store, trial=False):
@@ -200,3 +219,48 @@ def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     look(tab)
     look(tab)
     assert len(calls) == 1
+
+
+# -- two versions side by side
+
+
+def compared(tab, left, right, blind, token=STRANGER):
+    """All updates of one comparison."""
+    return list(tab.compare._stream("Hello", left, right, blind, Request(token)))
+
+
+def test_everybody_compares_what_is_in_memory_and_admins_all_versions(tab):
+    for _ in range(3):
+        released(tab.store)
+    assert look(tab, STRANGER)[tab.compare.left]["choices"] == [("v1", 1), ("v0 (base)", 0)]
+    mine = look(tab)
+    assert [value for _, value in mine[tab.compare.right]["choices"]] == [3, 2, 1, 0]
+    assert (mine[tab.compare.left]["value"], mine[tab.compare.right]["value"]) == (3, 0)
+    compared(tab, 1, 0, blind=False)
+    compared(tab, 3, 0, blind=False, token=OWNER)
+    assert tab.compare.chat.asked == [("Hello", 1, 0, False), ("Hello", 3, 0, True)]
+
+
+def test_a_blind_pair_tells_its_versions_only_when_asked(tab):
+    seen = set()
+    for _ in range(40):
+        first, second, last = compared(tab, 1, 0, blind=True)
+        assert "is being loaded" in first[tab.compare.html]
+        assert "v1" not in second[tab.compare.html] and "v0" not in second[tab.compare.html]
+        assert "&lt;i&gt;by" in second[tab.compare.html], "a reply is text"
+        pair = last[tab.compare.pair]
+        seen.add((pair.left, pair.right))
+        shown = tab.compare.on_reveal(pair, last[tab.compare.last], Request(STRANGER))
+        assert f"A · {'v0 (base)' if pair.left == 0 else 'v1'}" in shown[tab.compare.html]
+    assert seen == {(0, 1), (1, 0)}, "sides are drawn"
+
+
+def test_an_open_pair_says_who_writes_and_keeps_its_sides(tab):
+    *_, second, last = compared(tab, 1, 0, blind=False)
+    assert "A · v1" in second[tab.compare.html] and last[tab.compare.reveal]["visible"] == "hidden"
+
+
+@pytest.mark.parametrize("left, right", [(None, 1), ("1", 0), (1, True)])
+def test_a_comparison_needs_two_versions(tab, left, right):
+    [update] = compared(tab, left, right, blind=False)
+    assert "Pick two versions first." in update[tab.notice.html] and tab.compare.chat.asked == []

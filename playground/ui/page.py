@@ -52,7 +52,7 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> gr.Bl
                 training_tab.wire(events)
                 control.wire(page, events)
             with gr.Tab(words.label("Versions"), id="versions", elem_id="tab-versions") as tab:
-                versions_tab = VersionsTab(settings, store, status_bar, control, notice)
+                versions_tab = VersionsTab(settings, store, chat, status_bar, control, notice)
                 versions_tab.wire(refresh_events(tab))
             with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch") as tab:
                 watch_tab = WatchTab(store, status_bar)

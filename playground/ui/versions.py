@@ -14,10 +14,12 @@ import gradio as gr
 from gradio.components import Component
 
 from playground.chat.refusals import Refused
+from playground.chat.session import Chat
 from playground.models.ratings import Duels, Rating, rate
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
+from playground.ui.comparing import ComparePanel
 from playground.ui.control import Control
 from playground.ui.handlers import GESTURE, Row, Trigger, Updates
 from playground.ui.notice import Notice
@@ -42,7 +44,7 @@ class BoardReader:
         self._lock = threading.Lock()
         self._board: Board | None = None
         self._read_at = float("-inf")  # on the monotonic clock, in seconds
-        self._votes: Sequence[Row] = ()  # that `_ratings` are made of
+        self._votes: Sequence[Row] = []  # that `_ratings` are made of
         self._ratings: dict[int, Rating] = {}
         self._rated_at = float("-inf")
 
@@ -84,7 +86,7 @@ class VersionsTab:
     """Builds the tab inside the current Blocks."""
 
     def __init__(
-        self, settings: Settings, store: Store, status_bar: StatusBar, control: Control, notice: Notice
+        self, settings: Settings, store: Store, chat: Chat, status_bar: StatusBar, control: Control, notice: Notice
     ) -> None:
         self.store = store
         self.status_bar = status_bar
@@ -97,6 +99,7 @@ class VersionsTab:
         self.more = gr.Button(
             words.label("Show earlier versions"), size="sm", elem_id="earlier-versions", visible=False
         )
+        self.compare = ComparePanel(chat, control, notice)
         with gr.Column(elem_id="version-control", visible=False) as self.panel:
             with gr.Row():
                 self.version = unchecked.Dropdown([], label=words.label("Version"), elem_id="version", min_width=140)
@@ -118,9 +121,11 @@ class VersionsTab:
     @property
     def outputs(self) -> list[Component | gr.Column]:
         """Every component that a handler updates."""
-        return [self.html, self.more, self.panel, self.version, self.reason, self.limit, self.painted, self.notice.html]
+        shown = [self.html, self.more, self.panel, self.version, self.reason, self.compare.left, self.compare.right]
+        return [*shown, self.limit, self.painted, self.notice.html]
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
+        self.compare.wire()
         shown = [self.limit, self.painted]
         gr.on(refresh_events, self.on_tick, shown, self.outputs, **GESTURE)
         self.more.click(self.on_more, shown, self.outputs, **GESTURE)
@@ -138,11 +143,13 @@ class VersionsTab:
         translate = words.of(request)
         board = self.reader.read()
         is_admin = self.control.is_admin(request)
+        used = [row["version"] for row in board.history if row["status"] in STATUSES_IN_USE]
         contents: dict[str, Any] = {
             "html": board_html(board, limit, translate),
             "more": len(board.history) > limit,
             "panel": is_admin,
-            "choices": _choices(board, translate) if is_admin else [],
+            "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],
+            "compared": self.compare.choices(used, is_admin, translate),
         }
         changed = {part: content for part, content in contents.items() if painted.get(part) != content}
         if not changed:
@@ -156,6 +163,8 @@ class VersionsTab:
             updates[self.panel] = gr.update(visible=is_admin)
         if "choices" in changed:
             updates[self.version] = gr.update(choices=contents["choices"], value=None)
+        if "compared" in changed:
+            updates |= self.compare.choice_updates(contents["compared"])
         return updates
 
     def on_more(self, limit: int, painted: Row, request: gr.Request) -> Updates:
@@ -227,9 +236,3 @@ def _picked(version: int | None) -> int:
     if type(version) is not int:
         raise Refused("Pick a version first.")
     return version
-
-
-def _choices(board: Board, translate: Words) -> list[tuple[str, int]]:
-    """The versions that have been in use, newest first, as choices of a Dropdown."""
-    used = (row["version"] for row in board.history if row["status"] in STATUSES_IN_USE)
-    return [(version_name(version, translate), version) for version in used]
