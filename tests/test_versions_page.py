@@ -110,7 +110,7 @@ def test_each_version_has_its_figures(tab):
         cast(tab.store, "a" if n else "b", versions=(second, first))
     html = look(tab)[tab.html]
     assert html.index(">v2</b>") < html.index(">v1</b>") < html.index(">v0 (base)</b>")
-    assert "v0 (base), round 1, votes: 2" in body(html, first) and "replaced by a later one" in body(html, first)
+    assert "v0 (base), round 1, votes: 2" in body(html, first) and "replaced by another one" in body(html, first)
     newest = body(html, second)
     assert "answers now" in newest and "60 · 5.6" in newest
     shares = [int(share) for share in re.findall(r"(\d+)% \[", newest)]
@@ -236,6 +236,10 @@ def test_everybody_compares_what_is_in_memory_and_admins_all_versions(tab):
     mine = look(tab)
     assert [value for _, value in mine[tab.compare.right]["choices"]] == [3, 2, 1, 0]
     assert (mine[tab.compare.left]["value"], mine[tab.compare.right]["value"]) == (3, 0)
+    released(tab.store)
+    tab.reader.invalidate()
+    later = tab.on_tick(20, mine[tab.painted], Request())
+    assert len(later[tab.compare.left]["choices"]) == 5 and "value" not in later[tab.compare.left], "a pick stays"
     compared(tab, 1, 0, blind=False)
     compared(tab, 3, 0, blind=False, token=OWNER)
     assert tab.compare.chat.asked == [("Hello", 1, 0, False), ("Hello", 3, 0, True)]

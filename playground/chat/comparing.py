@@ -75,7 +75,7 @@ class Comparing(Writing):
                 stream.wait(STOP_SECONDS)
             if stream.error:
                 raise Refused("The model could not answer: {error}.", error=stream.error)
-            yield Comparison(*stream.texts())
+            yield _comparison_of(stream)
 
     def _load(self, version: int, turn: Turn, may_load: bool) -> Iterator[Comparison]:
         """Wait until a version is in memory; Refused where it cannot be brought there."""
@@ -96,4 +96,10 @@ class Comparing(Writing):
         """Both replies as they grow, at the page's pace."""
         while not stream.wait(1 / self.settings.chat.stream_hz):
             waits = stream.place and time.monotonic() - stream.started > PATIENCE
-            yield Comparison(*stream.texts(), progress=place_in_line(stream.place) if waits else None)
+            yield Comparison(progress=place_in_line(stream.place)) if waits else _comparison_of(stream)
+
+
+def _comparison_of(stream: PairStream) -> Comparison:
+    """Both replies as they are now."""
+    left, right = stream.texts()
+    return Comparison(left, right)

@@ -89,12 +89,13 @@ class ComparePanel:
         in_memory = self.chat.engine.versions.in_memory()
         return [(version_name(version, translate), version) for version in used if is_admin or version in in_memory]
 
-    def choice_updates(self, choices: Sequence[tuple[str, int]]) -> Updates:
-        """Both inputs: the newest version and the base, until somebody picks others."""
-        newest, oldest = (choices[0][1], choices[-1][1]) if len(choices) > 1 else (None, None)
+    def choice_updates(self, choices: Sequence[tuple[str, int]], first: bool) -> Updates:
+        """Both inputs. The `first` time the newest version and the base are picked; later a person's picks stay."""
+        if not first or len(choices) < 2:
+            return {side: gr.update(choices=list(choices)) for side in (self.left, self.right)}
         return {
-            self.left: gr.update(choices=list(choices), value=newest),
-            self.right: gr.update(choices=list(choices), value=oldest),
+            self.left: gr.update(choices=list(choices), value=choices[0][1]),
+            self.right: gr.update(choices=list(choices), value=choices[-1][1]),
         }
 
     # -- handlers

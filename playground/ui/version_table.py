@@ -20,7 +20,7 @@ STATES = {
     "live": words.mark("answers now"),
     "loading": words.mark("is being loaded"),
     "trial": words.mark("answers now, on trial"),
-    "retired": words.mark("replaced by a later one"),
+    "retired": words.mark("replaced by another one"),
     "rolled_back": words.mark("rolled back"),
     "refused": words.mark("refused"),
     "rejected": words.mark("could not be loaded"),

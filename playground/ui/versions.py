@@ -162,9 +162,9 @@ class VersionsTab:
         if "panel" in changed:
             updates[self.panel] = gr.update(visible=is_admin)
         if "choices" in changed:
-            updates[self.version] = gr.update(choices=contents["choices"], value=None)
+            updates[self.version] = gr.update(choices=contents["choices"])
         if "compared" in changed:
-            updates |= self.compare.choice_updates(contents["compared"])
+            updates |= self.compare.choice_updates(contents["compared"], first=not painted.get("compared"))
         return updates
 
     def on_more(self, limit: int, painted: Row, request: gr.Request) -> Updates:
