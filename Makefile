@@ -35,9 +35,9 @@ endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# the browser tests drive Debian's Chromium, with a font that has Chinese, and the proxy tests Debian's nginx; installed where they are missing and this user may
+# the browser tests drive Debian's Chromium (its shell without a window), with a font that has Chinese, and the proxy tests Debian's nginx; installed where they are missing and this user may
 .PHONY: debian
 debian:
-	@{ command -v chromium && command -v /usr/sbin/nginx && fc-list :lang=zh-cn | grep -q .; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-microhei nginx-light >/dev/null; } \
-	  || echo "chromium or nginx is missing and could not be installed; their tests will say so"
+	@{ command -v chromium-headless-shell && command -v /usr/sbin/nginx && fc-list :lang=zh-cn | grep -q .; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium-headless-shell fontconfig fonts-wqy-microhei nginx-light >/dev/null; } \
+	  || echo "chromium-headless-shell or nginx is missing and could not be installed; their tests take chromium, or say what is missing"

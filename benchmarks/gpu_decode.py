@@ -174,7 +174,7 @@ def small(model, quick, device):
     theirs = generate_seconds(model, 32 if quick else 64, device)
     count, lines = kernels_of_step(forward, device)
     print(*lines, sep="\n")
-    plain = GraphForward(model, 2, 1536, TORCH)
+    plain = GraphForward(model, 2, 1536, kernels=TORCH)
     without = step_seconds(plain, 1, steps, device)
     without_long = step_seconds(plain, 1, steps, device, prompt_tokens=1000)
     return [
@@ -268,7 +268,7 @@ def large(name, sizes, bar, quick, device, bandwidth):
     reading = weight_bytes(forward) / bandwidth
     count, lines = kernels_of_step(forward, device)
     print(name, *lines, sep="\n")
-    without = step_seconds(GraphForward(model, 2, 1536, TORCH), 1, 32 if quick else 64, device)
+    without = step_seconds(GraphForward(model, 2, 1536, kernels=TORCH), 1, 32 if quick else 64, device)
     return [
         row(f"{name}, two replies: tokens a second together", 2 / seconds, "tokens/s", bar),
         row(f"{name}, a step to reading its weights once", seconds / reading, "times", "≤ 1.5"),
@@ -317,13 +317,13 @@ def rows(quick, device, model_folder="", only=PARTS):
     return found
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--only", default=",".join(PARTS))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     show(rows(args.quick, device, args.model, args.only.split(",")), args.json)
 

@@ -8,6 +8,7 @@ start to its answer's end, on loopback.
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from playground.settings import Settings, SettingsError, read
 from playground.store import Store
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium-headless-shell") or "/usr/bin/chromium"
 FLAGS = [
     "--headless",
     "--no-sandbox",

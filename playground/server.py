@@ -20,11 +20,13 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse
 
 from playground import settings as settings_module
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
+from playground.models import export
+from playground.models.adapters import BadAdapter
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.people.visitor import CookieMiddleware
@@ -66,6 +68,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     app.state.root_path = settings.root_path
     add_admin_route(app, Admins(settings, store))
     add_forget_route(app, store, chat)
+    add_adapter_route(app, settings, store, engine)
     states.use()
     blocks = page.build(settings, store, engine, chat)
     blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
@@ -144,6 +147,30 @@ def add_forget_route(app: FastAPI, store: Store, chat: Chat) -> None:
             return JSONResponse({"error": words.of(request).message(error.message)}, 409)
         cookie = visitor.set_cookie_header(request.scope, visitor.new_token())
         return Response(status_code=204, headers={"set-cookie": cookie, "clear-site-data": '"cache"'})
+
+
+def add_adapter_route(app: FastAPI, settings: Settings, store: Store, engine: Engine) -> None:
+    """Add the route by which anybody gets the adapter of a version that is or was in use, as a zip that PEFT loads.
+
+    The request names a number; the path of the files is the store's.
+    """
+
+    @app.get("/adapters/v{version}.zip")
+    def adapter(version: int, request: Request) -> Response:
+        translate = words.of(request)
+        try:
+            row = store.policy(version)
+        except StoreError as error:
+            return PlainTextResponse(translate.message(error.message), 503)
+        if row is None or not export.is_public(row):
+            return PlainTextResponse(translate("There is no such version to download."), 404)
+        try:
+            file = export.packed(settings.adapters_dir, settings.data_dir / "exports", row, engine.identity["hash"])
+        except export.Packing:
+            return PlainTextResponse(translate("Another version is being packed. Try again in a moment."), 429)
+        except BadAdapter:
+            return PlainTextResponse(translate("This version cannot be read any more."), 404)
+        return FileResponse(file, media_type="application/zip", filename=f"nudge-v{version}.zip")
 
 
 class Gradio:

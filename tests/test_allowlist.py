@@ -19,6 +19,7 @@ OPEN = {
     ("GET", "/readyz"),
     ("GET", "/admin/{token}"),
     ("POST", "/forget"),
+    ("GET", "/adapters/v{version}.zip"),
     ("GET", "/theme.css"),
     ("GET", "/favicon.ico"),
     ("GET", "/robots.txt"),

@@ -7,7 +7,7 @@ from playground.decoding import decoder
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import adapters, loading, lora
-from playground.serving import versions
+from playground.serving import canaries
 from playground.serving.engine import Engine, EngineStopped
 from playground.settings import Settings
 from playground.store import Store
@@ -198,7 +198,7 @@ def test_a_version_that_ends_every_reply_at_once_is_refused(site):
 
 
 def test_a_version_far_from_the_base_is_refused(site, monkeypatch):
-    monkeypatch.setattr(versions, "MAX_CANARY_KL", 0.01)
+    monkeypatch.setattr(canaries, "MAX_CANARY_KL", 0.01)
     refused(site, publish(site, 0.5), "nats from the base on plain requests; at most 0.01 is accepted")
 
 
@@ -363,7 +363,7 @@ def test_a_reply_ends_where_the_stop_text_begins(site):
 def test_weights_that_were_rejected_are_not_tried_again(site, monkeypatch):
     bad = publish(site, 0.3)
     with monkeypatch.context() as strict:
-        strict.setattr(versions, "MAX_CANARY_KL", 1e-9)
+        strict.setattr(canaries, "MAX_CANARY_KL", 1e-9)
         site.versions.follow_store()
     row = site.store.policy(bad)
     assert row["status"] == "rejected"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from playground.decoding import decoder, lean_model
+from playground.decoding import decode_batch, decoder, lean_model
 from playground.decoding.decoder import Decoding, run, step
 from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
@@ -166,6 +166,15 @@ def test_two_versions_decode_at_once():
     for decoding, forward in zip(decodings, versions, strict=True):
         alone = run(TransformersForward(forward.model), [IDS], [1], sampling, frozenset())
         assert [r.token_ids for r in decoding.replies] == [alone[0].token_ids] * 2
+
+
+def test_batches_capture_their_graphs_on_few_streams(monkeypatch):
+    """cuBLAS keeps a workspace for each stream that it has seen: 34 MB for each graph with a stream for each."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
+    monkeypatch.setattr(decode_batch, "_CAPTURE_STREAMS", [])
+    streams = [decode_batch._capture_stream(torch.device("cuda", 0)) for _ in range(3 * decode_batch.STREAMS)]
+    assert len(set(map(id, streams))) == decode_batch.STREAMS
+    assert streams[0] is not streams[1]  # two threads may capture at once
 
 
 def test_a_large_models_lora_stays_apart_from_the_weights_that_versions_share(monkeypatch):

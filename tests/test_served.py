@@ -1,7 +1,5 @@
 """How far what is served is from what was trained."""
 
-from dataclasses import replace
-
 import torch
 
 from playground.decoding import fused, tuning
@@ -22,8 +20,8 @@ def test_the_same_policy_is_no_distance_away():
 
 def test_a_forward_with_slots_gets_room_for_the_episodes():
     model = trained()
-    choice = tuning.Choice("graph", 1, slots=1, slot_tokens=16)
-    forward = replace(choice, **served.room(EPISODES)).forward(model)
+    slots, slot_tokens = served.room(EPISODES)
+    forward = tuning.Choice("graph", 1, slots=slots, slot_tokens=slot_tokens).forward(model)
     assert abs(served.divergence(model, forward, EPISODES)) < 1e-6
 
 

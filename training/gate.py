@@ -94,7 +94,7 @@ class Compared:
     reward_new: np.ndarray  # (N,)
     reward_live: np.ndarray
     gains: np.ndarray  # (S, N), reward differences under S heads of the posterior
-    kl: Sequence[float]  # of each of the new policy's replies, to the base
+    kl: Sequence[float]  # of the new policy's first reply to each prompt, to the base
     canary_new: float  # log-likelihood of plain replies under the new policy, nats a token
     canary_base: float
     length_votes: tuple[float, float]  # (low, high) of `favoured_length`

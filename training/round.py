@@ -273,12 +273,12 @@ class Round(RoundControl):
             joined(report.refused_because) if report.refused_because else "passed",
         )
         trained = models.trained_policy.causal
-        first = replies.first_of_each(replies.new)
         with models.seconds.part("gate: served"):
             choice = tuning.choose(self.settings, trained, models.base)
-            room = served.room(first)
-            forward = replace(choice, slots=room["slots"], slot_tokens=room["slot_tokens"]).forward(trained)
-            served_kl = served.divergence(trained, forward, first)
+            compared = replies.first_of_each(replies.new)
+            slots, slot_tokens = served.room(compared)
+            forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
+            served_kl = served.divergence(trained, forward, compared)
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
 

@@ -14,11 +14,11 @@ EPISODES = 8  # of the gate's; logits over the whole vocabulary are compared
 TOKENS = 48  # of each, which are decoded one after the other
 
 
-def room(episodes: Sequence[Episode]) -> dict[str, int]:
+def room(episodes: Sequence[Episode]) -> tuple[int, int]:
     """`slots` and `slot_tokens` that a `tuning.Choice` needs so that its forward can decode what `divergence` does."""
     episodes = episodes[:EPISODES]
     longest = max((len(episode.prompt) + 2 * len(episode.completion) for episode in episodes), default=0)
-    return {"slots": max(len(episodes), 1), "slot_tokens": longest + 2}
+    return max(len(episodes), 1), longest + 2
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Mapping
 
 from playground.chat import gestures
+from playground.chat.comparing import Comparing
 from playground.chat.gestures import KNOBS
 from playground.chat.refusals import Refused, refusing
 from playground.chat.views import View, read_only, stored_view
@@ -19,7 +20,7 @@ from playground.store import StoreError
 BACKGROUND_SECONDS = 5  # for which replies go on while no page looks: one that reloads is back by then
 
 
-class Chat(Votes):
+class Chat(Votes, Comparing):
     """All conversations. Annotators are ids from `Store.annotator`; what is not theirs is refused."""
 
     # -- messages

@@ -8,7 +8,6 @@ from playground.chat.refusals import Refused, refusing
 from playground.chat.turns import Turn
 from playground.chat.views import StoreRow, View
 from playground.chat.writing import Writing
-from playground.models import prompts
 from playground.store import CHOICES
 
 COMMENT_CHARS = 1000  # longest comment on a vote
@@ -145,8 +144,3 @@ class Votes(Writing):
         with refusing():
             self.store.demonstrate(message, annotator, after)
         return self.view(annotator)
-
-    def _checked_text(self, text: str) -> str:
-        """A text that a person wrote, as `prompts.check` returns it; BadMessage or Refused where it cannot be used."""
-        checked = gestures.checked(gestures.Text, text=text).text
-        return prompts.check(checked, self.engine.tokenizer, self.settings.limits.message_chars)

@@ -102,7 +102,7 @@ class Writing(Turns):
             left, right = stream.texts()[0], turn.replacement.texts()[0]
             return replace(view, left=Side(left), right=Side(right), progress=REWRITING)
         if stream.place and time.monotonic() - stream.started > PATIENCE:
-            return replace(view, progress=_place_in_line(stream.place))
+            return replace(view, progress=place_in_line(stream.place))
         if len(stream.seeds) == 2:
             left, right = stream.texts()
             return replace(view, left=Side(left), right=Side(right))
@@ -266,6 +266,11 @@ class Writing(Turns):
             self._unrecorded[annotator] = finished
             raise
 
+    def _checked_text(self, text: str) -> str:
+        """A text that a person wrote, as `prompts.check` returns it; BadMessage or Refused where it cannot be used."""
+        checked = gestures.checked(gestures.Text, text=text).text
+        return prompts.check(checked, self.engine.tokenizer, self.settings.limits.message_chars)
+
     def _sampling(self, conversation: StoreRow) -> Sampling:
         """How a conversation's replies are drawn: by its own settings where it has any, else by the app's."""
         own = gestures.usable_sampling(conversation["sampling"], gestures.sampling_limits(self.settings))
@@ -277,7 +282,7 @@ def _with_end(result: ReplyRecord, finish_reason: str) -> ReplyRecord:
     return {**result, "finish_reason": finish_reason}
 
 
-def _place_in_line(place: int) -> Message:
+def place_in_line(place: int) -> Message:
     """What a person is told who waits for room."""
     if place == 1:
         return NEXT_IN_LINE

@@ -45,9 +45,9 @@ class _Launched:
 class GraphForward:
     """One version of a model of the family. Fulfils `forward.DrawingForward`.
 
-    Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait. `kernels`
-    are chosen where they are not given. `retains`: the keys and values of replies that have ended are kept in their
-    cache, for a prompt that begins with them.
+    Up to `slots` pairs of replies are decoded at once, with `slot_tokens` columns each; other replies wait. `retains`:
+    the keys and values of replies that have ended are kept in their cache, for a prompt that begins with them. The
+    `kernels` are chosen where they are not given.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class GraphForward:
         model: PreTrainedModel,
         slots: int,
         slot_tokens: int,
-        kernels: Kernels | None = None,
         retains: bool = True,
+        kernels: Kernels | None = None,
     ) -> None:
         self.model = model
         self.retains = retains
@@ -73,7 +73,7 @@ class GraphForward:
         self._results = [torch.zeros(2, 2 * slots, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
 
     def for_model(self, model: PreTrainedModel) -> "GraphForward":
-        return GraphForward(model, self.slots, self.slot_tokens, self.lean.kernels, self.retains)
+        return GraphForward(model, self.slots, self.slot_tokens, self.retains, self.lean.kernels)
 
     def refresh(self) -> None:
         """The model's LoRA has been changed, or switched on or off: read it again. No reply may be growing."""

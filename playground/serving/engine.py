@@ -344,6 +344,7 @@ class Engine:
             try:
                 self.versions.follow_store()
                 self.versions.follow_trial()
+                self.versions.follow_invitation()
             except StoreError as error:
                 log.warning("looking for a new version failed; trying again: %s", error)
                 self._closing.wait(STORE_PAUSE)

@@ -3,6 +3,7 @@
 A version is a `Policy`: a module tree of its own over the base's tensors, with its LoRA copied in before anyone sees it
 and never written to again. Taking a version live is one pointer; a turn keeps the version it started with. At most
 RESIDENT versions are in memory besides the base, so a third one waits until the one before the live one has no streams.
+One more, the guest, may be there for people who compare versions; it never keeps a new version waiting.
 
 While the live version is on trial, the one before it is kept in memory too, and `follow_trial` ends the trial when the
 votes say enough.
@@ -16,25 +17,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.decoding.forward import AnyForward, DrawingForward
 from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import of_chat
 from playground.decoding.tuning import Choice
-from playground.models import adapters, lora, prompts, trial
+from playground.models import adapters, lora, trial
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.lora import LoraPool, LoraShape
+from playground.serving.canaries import Canaries
 from playground.settings import Settings
 from playground.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
 RESIDENT = 2  # versions in memory besides the base, the one that is being built included
-CANARIES = 3  # plain requests that every new version reads, while people wait for it
-MAX_CANARY_KL = 5.0  # nats, mean over the canaries' next-token distributions
-INSTANT_END = 0.5  # probability of an end token at the very beginning, above which a reply counts as ended at once
 
 
 class VersionGone(Exception):
@@ -69,14 +67,6 @@ class Match:
     probability: float
 
 
-@dataclass(frozen=True)
-class _Canary:
-    """A plain request, and what the base says after it."""
-
-    ids: list[int]
-    logprobs: torch.Tensor  # (vocabulary,) of the next token
-
-
 class Versions:
     """Owns the resident versions; version 0 is the base. `follow_store` is called by one thread at a time, the other
     methods by any.
@@ -108,12 +98,12 @@ class Versions:
         self.live = Policy(0, base, choice.forward(base))
         self.on_trial: OnTrial | None = None
         self._resident = {0: self.live}
+        self._invited: int | None = None  # a version that somebody wants to compare
+        self._guest: int | None = None  # one that is in memory for that alone
         self._lora_pool = LoraPool(base)
         usual_shape = LoraShape(settings.ppo.lora_rank, settings.ppo.lora_alpha, tuple(lora.linear_targets(base)))
         self._lora_pool.prepare(RESIDENT, usual_shape)
-        requests = [canary.request for canary in prompts.canaries()[:CANARIES]]
-        encoded = prompts.encode_those_that_fit(requests, tokenizer, settings.chat.context_tokens)
-        self._canaries = [_Canary(ids, _next_token_logprobs(self.live.forward, ids)) for ids in encoded]
+        self._canaries = Canaries(self.live.forward, tokenizer, settings.chat.context_tokens)
 
     # -- for turns
 
@@ -170,6 +160,8 @@ class Versions:
         with self._lock:
             self._resident[policy.version] = policy
             self.live = policy
+            if self._guest == policy.version:
+                self._guest = None
         log.info("now answering: v%s", policy.version)
         return True
 
@@ -181,7 +173,7 @@ class Versions:
         try:
             with self._spare_core():
                 policy = self._build(row)
-                self._check_canaries(policy)
+                self._canaries.check(policy.version, policy.forward, self.end_tokens)
                 self._prepare(policy)
                 return policy
         except StoreError:  # not the version's fault
@@ -207,18 +199,89 @@ class Versions:
 
     def _make_room(self) -> bool:
         """Unload the version before the live one; returns False while it has streams. Until then it is kept, so that
-        going back to it takes no time. The base is always kept: its tensors are there anyway.
+        going back to it takes no time.
         """
         with self._lock:
             unused = [p for p in self._resident.values() if p is not self.live and not p.streams]
             for policy in unused:
-                self._kv_pool.forget(policy.forward)
-                if isinstance(policy.forward, DrawingForward):
-                    policy.forward.unload()
-                if policy.version:
-                    del self._resident[policy.version]
-                    self._lora_pool.release(policy.model)
-            return len(self._resident.keys() - {0}) < RESIDENT
+                self._unload(policy)
+            return len(self._resident.keys() - {0, self._guest}) < RESIDENT
+
+    # -- for people who compare versions
+
+    def in_memory(self) -> list[int]:
+        """The versions that can reply at once, newest first."""
+        with self._lock:
+            return sorted(self._resident, reverse=True)
+
+    def resident(self, version: int) -> Policy:
+        """A version that is in memory; VersionGone where it is not."""
+        policy = self._resident.get(version)
+        if policy is None:
+            raise VersionGone(f"v{version} is not loaded")
+        return policy
+
+    def invite(self, version: int) -> None:
+        """Ask for a version to be loaded as the guest, in place of the one before. `follow_invitation` does it."""
+        self._invited = version
+
+    def is_invited(self, version: int) -> bool:
+        """Whether a version that was asked for is still to come."""
+        return self._invited == version
+
+    def follow_invitation(self) -> None:
+        """Load the version that somebody has asked for; not while the guest before it has streams."""
+        version = self._invited
+        if version is None:
+            return
+        if version not in self._resident:
+            if not self._dismiss_guest():
+                return
+            policy = self._try_guest(version)
+            if policy:
+                with self._lock:
+                    self._resident[version] = policy
+                    self._guest = version
+        if self._invited == version:  # else somebody has asked for another one meanwhile
+            self._invited = None
+
+    def _dismiss_guest(self) -> bool:
+        """Unload the guest; returns False while it has streams. One that answers by now stays, as no guest."""
+        with self._lock:
+            guest = None if self._guest is None else self._resident.get(self._guest)
+            on_trial = self.on_trial
+            if guest and guest is not self.live and not (on_trial and guest is on_trial.before):
+                if guest.streams:
+                    return False
+                self._unload(guest)
+            self._guest = None
+            return True
+
+    def _try_guest(self, version: int) -> Policy | None:
+        """A version in use, built and checked; None where it cannot be used. Its row stays as it is."""
+        row = self.store.policy(version)
+        if row is None or row["status"] in ("candidate", "rejected"):
+            return None
+        try:
+            with self._spare_core():
+                policy = self._build(row)
+                self._canaries.check(policy.version, policy.forward, self.end_tokens)
+                self._prepare(policy)
+            return policy
+        except StoreError:
+            raise
+        except Exception as error:
+            log.error("v%s cannot be compared: %s", version, adapters.in_words(error))
+            return None
+
+    def _unload(self, policy: Policy) -> None:
+        """Forget a version, with the lock held. The base is always kept: its tensors are there anyway."""
+        self._kv_pool.forget(policy.forward)
+        if isinstance(policy.forward, DrawingForward):
+            policy.forward.unload()
+        if policy.version:
+            del self._resident[policy.version]
+            self._lora_pool.release(policy.model)
 
     # -- the live version on trial
 
@@ -254,7 +317,7 @@ class Versions:
         try:
             with self._spare_core():
                 policy = self._build(row or {"version": version})
-                self._check_canaries(policy)
+                self._canaries.check(policy.version, policy.forward, self.end_tokens)
                 self._prepare(policy)
         except StoreError:
             raise
@@ -287,33 +350,3 @@ class Versions:
         """Make what the version's first reply would otherwise wait for."""
         if isinstance(policy.forward, DrawingForward):
             policy.forward.prepare(of_chat(self.settings.chat))
-
-    def _check_canaries(self, policy: Policy) -> None:
-        """BadAdapter unless a version gives finite logits, is near the base, and does not end its reply at once on
-        every plain request.
-        """
-        divergences = []
-        instant_ends = 0
-        end_ids = [token for token in self.end_tokens if isinstance(token, int)]
-        for canary in self._canaries:
-            logprobs = _next_token_logprobs(policy.forward, canary.ids)
-            if not torch.isfinite(logprobs).all():
-                raise adapters.BadAdapter(f"v{policy.version} gives logits that are not finite")
-            divergences.append((logprobs.exp() * (logprobs - canary.logprobs)).sum().item())
-            instant_ends += sum(logprobs[token].exp().item() for token in end_ids) > INSTANT_END
-        if instant_ends == len(self._canaries):
-            raise adapters.BadAdapter(f"v{policy.version} ends its reply at once on every plain request")
-        mean = sum(divergences) / len(divergences)
-        if mean > MAX_CANARY_KL:
-            raise adapters.BadAdapter(
-                f"v{policy.version} is {mean:.1f} nats from the base on plain requests; at most {MAX_CANARY_KL} is "
-                "accepted"
-            )
-
-
-def _next_token_logprobs(forward: AnyForward, ids: list[int]) -> torch.Tensor:
-    """Log-probabilities (vocabulary,) of the token after a prompt."""
-    cache = forward.new_cache(1, len(ids), 1)
-    logits = forward.prefill(cache, ids)
-    forward.finish(cache)
-    return torch.log_softmax(logits, -1)

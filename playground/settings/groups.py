@@ -159,7 +159,7 @@ class PPOSettings(Group):
     """Rank of the policy's LoRA, on all linear layers of the blocks."""
     lora_alpha: ForRounds[int] = Field(32, ge=1, le=1024)
     """LoRA alpha; the update is scaled by alpha/rank."""
-    iterations: ForRounds[int] = Field(12, ge=1, le=10000)
+    iterations: ForRounds[int] = Field(8, ge=1, le=10000)
     """Most PPO iterations (rollout, then update) in a round."""
     episodes: ForRounds[int] = Field(64, ge=2, le=4096)
     """Replies sampled in each iteration."""

@@ -10,6 +10,7 @@ from playground.store.database import Row, now
 from playground.store.duels import Duels
 from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
+from playground.store.history import History
 from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-class Store(People, Conversations, Duels, Votes, Erasures, Rounds, Policies, Trials, Watch):
+class Store(People, Conversations, Duels, Votes, Erasures, Rounds, Policies, Trials, History, Watch):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each

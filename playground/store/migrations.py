@@ -159,6 +159,37 @@ def asked(db: Database) -> None:
     db.execute("alter table round add column asked integer not null default 0")
 
 
+@migrations(name="0011_policy_event")
+def policy_event(db: Database) -> None:
+    """When each version became live or ceased to be, by whom and why; and versions that an admin has withdrawn.
+
+    Of versions from before only what their rounds and trials tell is known.
+    """
+    db.execute("""create table policy_event (
+                    id integer primary key,
+                    version integer not null references policy(version),
+                    what text not null check (
+                      what in ('live', 'retired', 'refused', 'rejected', 'rolled_back', 'withdrawn')),
+                    annotator integer references annotator(id),  -- null: no person did it
+                    reason text, created text not null)""")
+    db.execute("create index policy_event_version on policy_event (version)")
+    # a version with a date here never becomes live again by itself
+    db.execute("alter table policy add column withdrawn text")
+    db.execute("""insert into policy_event (version, what, reason, created)
+                  select version, what, reason, created from (
+                    select version, 'live' as what, null as reason, created from policy where version = 0
+                    union all
+                    select p.version, 'live', null, r.ended from policy p join round r on r.id = p.round
+                    where r.state = 'published' and r.ended is not null
+                    union all
+                    select p.version, 'refused', r.reason, r.ended from policy p join round r on r.id = p.round
+                    where p.status = 'rejected' and r.state = 'refused' and r.ended is not null
+                    union all
+                    select version, 'rolled_back', reason, ended from trial
+                    where state = 'rolled_back' and ended is not null)
+                  order by created""")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

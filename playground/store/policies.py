@@ -1,4 +1,7 @@
-"""Policy versions: reserved by a round, published or refused, live or rolled back. Exactly one is live."""
+"""Policy versions: reserved by a round, published or refused, live or rolled back. Exactly one is live.
+
+Each change of a version's status is also a row of `policy_event`: what, when, why, and who where a person did it.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +13,11 @@ import sqlite_utils
 from playground.store.checks import check_lease
 from playground.store.database import Database, Row, now
 from playground.store.errors import StoreError
-from playground.system.messages import Message
+from playground.system.messages import Message, plain
+
+NOT_GOOD = (
+    "(status = 'rejected' or withdrawn is not null)"  # SQL condition on a policy: it must not become live by itself
+)
 
 
 class Policies(Database):
@@ -102,19 +109,23 @@ class Policies(Database):
                 "reason": str(reason),
             }
             db.table("policy").update(version, columns)
+            record(db, version, "refused", reason)
             db.table("round").update(round_id, {"state": "refused", "reason": reason.dumps(), "ended": now()})
 
     # -- another version than the newest
 
     def reject_live(self, version: int, reason: str, fallback: int, weights_sha256: str | None = None) -> None:
-        """Where the server cannot load the live version: mark it as rejected and make `fallback` live again.
+        """Where the server cannot load the live version: mark it as rejected and make `fallback` live again, or where
+        that was withdrawn, the nearest good ancestor of `version`.
 
         `weights_sha256` is the hash of its weights, where they could be read. A version that is not live stays as it
         is.
         """
         with self.writing() as db:
             if db.table("policy").get(version)["status"] == "live":
-                make_live(db, fallback, old_status="rejected")
+                if db.table("policy").get(fallback)["withdrawn"]:
+                    fallback = last_good_before(db, version)
+                make_live(db, fallback, old_status="rejected", reason=plain(reason))
                 db.table("policy").update(version, {"reason": reason, "weights_sha256": weights_sha256})
 
     def quarantined(self, version: int, weights_sha256: str) -> Row | None:
@@ -130,25 +141,134 @@ class Policies(Database):
         )
 
     def last_good_before(self, version: int) -> int:
-        """The nearest ancestor of `version` that is not rejected; 0, the base, where there is no other."""
-        policies = {row["version"]: row for row in self.policies()}
-        seen = {version}
-        while version:
-            version = policies[version]["parent"] or 0
-            if version in seen or policies[version]["status"] != "rejected":
-                break
-            seen.add(version)
-        return version
+        """The nearest ancestor of `version` that is neither rejected nor withdrawn; 0, the base, where there is no
+        other.
+        """
+        return last_good_before(self.db, version)
 
-    def roll_back(self, version: int) -> None:
-        """Make an older version live again; the one that was live is marked as rolled back."""
+    # -- what an admin does
+
+    def promote(self, version: int, annotator: int, reason: str) -> None:
+        """Make another version live. The trial of the one that was live ends undecided.
+
+        StoreError where the version was refused or rejected, or is not complete. One that was withdrawn may come back.
+        """
         with self.writing() as db:
-            if db.table("policy").get(version)["status"] == "rejected":
-                raise StoreError("Version v{n} was rejected and cannot go live.", n=version)
-            make_live(db, version, old_status="rolled_back")
+            _check_may_answer(db, version)
+            why = plain(reason)
+            db.table("policy").update(version, {"withdrawn": None})
+            _end_trials(
+                db, "version = (select version from policy where status = 'live' and version != ?)", version, why
+            )
+            make_live(db, version, "retired", why, annotator)
+
+    def roll_back(self, version: int, annotator: int | None = None, reason: str = "", live: int | None = None) -> None:
+        """Make an older version live again; the one that was live is marked as rolled back, and its trial ends
+        undecided.
+
+        `live`: the version from which somebody wants to go back. StoreError where another one is live by now, where
+        `version` was refused or rejected, and where an admin has withdrawn it.
+        """
+        with self.writing() as db:
+            _check_may_answer(db, version)
+            if db.table("policy").get(version)["withdrawn"]:
+                raise StoreError("Version v{n} was withdrawn and cannot go live.", n=version)
+            now_live: int = db.execute("select version from policy where status = 'live'").fetchone()[0]
+            if live not in (None, now_live):
+                raise StoreError("Version v{n} is not live any more. Nothing was changed.", n=live)
+            if now_live == version:
+                return
+            why = plain(reason) if reason else None
+            _end_trials(db, "version = ?", now_live, why)
+            make_live(db, version, "rolled_back", why, annotator)
+            if reason:
+                db.table("policy").update(now_live, {"reason": reason})
+
+    def withdraw(self, version: int, annotator: int, reason: str) -> None:
+        """Take a version out of use: it never becomes live again by itself. Where it is live, its nearest good ancestor
+        answers from now on. Its trials, and those of versions that are compared with it, end undecided.
+
+        StoreError for the base, and for a version that never was in use.
+        """
+        with self.writing() as db:
+            if version == 0:
+                raise StoreError("The base model cannot be withdrawn.")
+            _check_may_answer(db, version)
+            why = plain(reason)
+            row = db.table("policy").get(version)
+            if row["withdrawn"]:
+                return
+            db.table("policy").update(version, {"withdrawn": now(), "reason": reason})
+            _end_trials(db, "? in (version, against)", version, why)
+            if row["status"] == "live":
+                make_live(db, last_good_before(db, version), "rolled_back", why, annotator)
+            record(db, version, "withdrawn", why, annotator)
 
 
-def make_live(db: sqlite_utils.Database, version: int, old_status: str) -> None:
-    """Make `version` live within a transaction; the one that was live gets the status `old_status`."""
-    db.execute("update policy set status = ? where status = 'live' and version != ?", [old_status, version])
+# -- steps of a transaction
+
+
+def record(
+    db: sqlite_utils.Database, version: int, what: str, reason: Message | None = None, annotator: int | None = None
+) -> None:
+    """Add what happened to a version; `annotator` where a person did it."""
+    db.table("policy_event").insert(
+        {
+            "version": version,
+            "what": what,
+            "annotator": annotator,
+            "reason": reason.dumps() if reason else None,
+            "created": now(),
+        }
+    )
+
+
+def make_live(
+    db: sqlite_utils.Database,
+    version: int,
+    old_status: str,
+    reason: Message | None = None,
+    annotator: int | None = None,
+) -> None:
+    """Make `version` live; the one that was live gets the status `old_status`. Nothing changes where it is live."""
+    old: int = db.execute("select version from policy where status = 'live'").fetchone()[0]
+    if old == version:
+        return
+    db.table("policy").update(old, {"status": old_status})
+    record(db, old, old_status, reason, annotator)
     db.table("policy").update(version, {"status": "live"})
+    record(db, version, "live", reason, annotator)
+
+
+def last_good_before(db: sqlite_utils.Database, version: int) -> int:
+    """As `Policies.last_good_before`."""
+    rows = db.execute(f"select version, parent, {NOT_GOOD} from policy").fetchall()
+    parents = {row[0]: row[1] or 0 for row in rows}
+    bad = {row[0] for row in rows if row[2]}
+    seen = {version}
+    while version:
+        version = parents[version]
+        if version in seen or version not in bad:
+            break
+        seen.add(version)
+    return version
+
+
+def _check_may_answer(db: sqlite_utils.Database, version: int) -> None:
+    """StoreError unless a version was live once: it has passed the gate, and no server has rejected it."""
+    row = db.execute("select status from policy where version = ?", [version]).fetchone()
+    if row is None:
+        raise StoreError("There is no version v{n}.", n=version)
+    if row[0] == "rejected":
+        raise StoreError("Version v{n} was rejected and cannot go live.", n=version)
+    if row[0] == "candidate":
+        raise StoreError("Version v{n} is not complete and cannot go live.", n=version)
+
+
+def _end_trials(db: sqlite_utils.Database, condition: str, version: int, reason: Message | None) -> None:
+    """End the open trials that meet `condition`, undecided: an admin has decided."""
+    why = Message("an admin decided: {reason}", reason=reason) if reason else Message("an admin decided")
+    db.execute(
+        f"update trial set state = 'undecided', reason = ?, ended = ? where state = 'open' and {condition}",
+        [why.dumps(), now(), version],
+    )

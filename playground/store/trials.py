@@ -5,7 +5,7 @@ back, or could not be loaded. When a trial is over, and by which figures, is up 
 """
 
 from playground.store.database import Database, Row, now
-from playground.store.policies import make_live
+from playground.store.policies import NOT_GOOD, make_live
 from playground.store.votes import COUNTED, VOTES
 from playground.system.messages import Message, loads
 
@@ -87,15 +87,16 @@ class Trials(Database):
         """
         with self.writing() as db:
             row = db.execute(
-                """select t.against, p.status, q.status from trial t join policy p on p.version = t.version
-                   join policy q on q.version = t.against where t.version = ? and t.state = 'open'""",
+                f"""select t.against, p.status,
+                      (select {NOT_GOOD} from policy where version = t.against) from trial t
+                    join policy p on p.version = t.version where t.version = ? and t.state = 'open'""",
                 [version],
             ).fetchone()
             if row is None:
                 return
-            against, status, against_status = row
+            against, status, other_is_bad = row
             columns = {"state": state, "reason": reason.dumps(), "ended": now()}
             db.table("trial").update(version, columns)
-            if state == "rolled_back" and status == "live" and against_status != "rejected":
-                make_live(db, against, old_status="rolled_back")
+            if state == "rolled_back" and status == "live" and not other_is_bad:
+                make_live(db, against, "rolled_back", reason)
                 db.table("policy").update(version, {"reason": str(reason)})

@@ -18,11 +18,12 @@ from playground.ui.notice import Notice
 from playground.ui.rounds import TrainingTab
 from playground.ui.sidebar import Sidebar
 from playground.ui.status_bar import TICK_SECONDS, StatusBar
+from playground.ui.versions import VersionsTab
 from playground.ui.votes import VotesTab
 from playground.ui.watch import WatchTab
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-STYLES = [ASSETS / "style.css", ASSETS / "training.css"]
+STYLES = [ASSETS / "style.css", ASSETS / "training.css", ASSETS / "versions.css"]
 HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
 WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
@@ -50,6 +51,9 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> gr.Bl
                 events = refresh_events(tab)
                 training_tab.wire(events)
                 control.wire(page, events)
+            with gr.Tab(words.label("Versions"), id="versions", elem_id="tab-versions") as tab:
+                versions_tab = VersionsTab(settings, store, chat, status_bar, control, notice)
+                versions_tab.wire(refresh_events(tab))
             with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch") as tab:
                 watch_tab = WatchTab(store, status_bar)
                 watch_tab.wire(refresh_events(tab))

@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 
 SESSION = r"[A-Za-z0-9_-]{1,64}"  # a page's name, which its browser invents
 FILE = r"[\w@-][\w.@-]{0,150}"
-COSTLY = 10  # requests that a page, or the start of a stream, counts as, since it takes the server that much longer
+COSTLY = (
+    10  # requests that a page, a download or a stream's start counts as, since it takes the server that much longer
+)
 KEPT_QUERY = {"shared": 64, "__theme": 10}  # parameters of the page's address, and their longest values
 RETRY_AFTER = "10"  # seconds, told to a browser that sends too much
 
@@ -44,6 +46,7 @@ class Kind(Enum):
     """What kind of request a route serves."""
 
     OWN = "a route of this app"
+    DOWNLOAD = "a version's adapter"
     PAGE = "the page"
     ASSET = "a file of Gradio's frontend"
     CALL = "a gesture that answers at once"
@@ -79,6 +82,7 @@ ROUTES = [
     route("GET HEAD", r"/(healthz|readyz)", Kind.OWN),
     route("GET HEAD", r"/admin/[A-Za-z0-9_-]{1,100}", Kind.OWN),
     route("POST", r"/forget", Kind.OWN),
+    route("GET", r"/adapters/v[0-9]{1,6}\.zip", Kind.DOWNLOAD),
     route("GET HEAD", r"/", Kind.PAGE),
     route("GET HEAD", rf"/(assets|static)(/{FILE}){{1,8}}", Kind.ASSET),
     route("GET HEAD", r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", Kind.ASSET),
@@ -178,7 +182,7 @@ class Allowlist:
             elif kind is Kind.ASSET:
                 self.limits.asset(sender)
             else:
-                cost = COSTLY if kind in (Kind.PAGE, Kind.JOIN) else 1
+                cost = COSTLY if kind in (Kind.PAGE, Kind.JOIN, Kind.DOWNLOAD) else 1
                 held.enter_context(self.limits.request(sender, cost))
             if kind.is_gesture:
                 call, receive = await self._gesture(kind, headers, receive)

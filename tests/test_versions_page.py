@@ -1,0 +1,270 @@
+"""The tab of versions: what it says of each, and what admins do there."""
+
+import re
+
+import gradio as gr
+import pytest
+
+from playground.chat.comparing import Comparison
+from playground.people.admins import Admins
+from playground.settings import Settings
+from playground.store import Store
+from playground.system.messages import Message, plain
+from playground.ui import versions
+from playground.ui.control import Control
+from playground.ui.notice import Notice
+from playground.ui.status_bar import StatusBar
+from playground.ui.versions import VersionsTab
+from tests.rounds import REPORT
+from tests.stores import cast, take
+from tests.test_control import OWNER, STRANGER, Request
+
+
+class FollowingEngine:
+    """An engine that answers with the store's live version at once."""
+
+    def __init__(self, store):
+        self.store = store
+
+    @property
+    def live(self):
+        return type("Policy", (), {"version": self.store.live_policy()["version"]})
+
+
+class FakeChat:
+    """A chat whose engine has the base and version 1 in memory, and that says what it is asked to compare."""
+
+    class engine:
+        class versions:
+            @staticmethod
+            def in_memory():
+                return [1, 0]
+
+    def __init__(self):
+        self.asked = []
+
+    def compare(self, annotator, text, left, right, address, may_load):
+        self.asked.append((text, left, right, may_load))
+        yield Comparison(progress=Message("Version v{n} is being loaded.", n=left))
+        yield Comparison(f"<i>by {left}</i>", f"by {right}")
+
+
+@pytest.fixture
+def tab():
+    """The tab of an app whose owner has opened the admin link."""
+    settings, store = Settings(_env_file=None), Store()
+    admins = Admins(settings, store)
+    admins.sign_in_owner(store.annotator("any"), OWNER)
+    with gr.Blocks():
+        status_bar, notice = StatusBar(settings, store, FollowingEngine(store)), Notice()
+        control = Control(settings, store, admins, status_bar, notice)
+        return VersionsTab(settings, store, FakeChat(), status_bar, control, notice)
+
+
+def released(store, trial=False):
+    store.request_round()
+    row = take(store)
+    version = store.add_policy(row["id"], "w1", parent=store.live_policy()["version"])
+    store.publish(row["id"], "w1", version, "nowhere", "abc", REPORT, trial)
+    return version
+
+
+def look(tab, token=OWNER, language="en", limit=20):
+    """What a person sees who opens the tab."""
+    tab.status_bar.invalidate()
+    tab.reader.invalidate()
+    tab.reader._rated_at = float("-inf")
+    return tab.on_tick(limit, {}, Request(token, language))
+
+
+def body(html, version):
+    """The part of the table that is about one version."""
+    name = "v0 (base)" if version == 0 else f"v{version}"
+    return next(part for part in html.split("<tbody")[1:] if f">{name}</b>" in part)
+
+
+def press(tab, gesture, version, reason, token=OWNER):
+    return gesture(version, reason, 20, {}, Request(token))
+
+
+def said(tab, updates):
+    return updates[tab.notice.html]
+
+
+def test_without_versions_the_tab_says_what_will_be_there(tab):
+    html = look(tab)[tab.html]
+    assert "Only the base model so far" in html and "<table" not in html
+    assert "目前只有基础模型" in look(tab, language="zh-CN")[tab.html]
+
+
+def test_each_version_has_its_figures(tab):
+    for _ in range(2):
+        cast(tab.store)
+    tab.store.request_round()
+    row = take(tab.store)
+    tab.store.record_used_votes(row["id"], [(1, False), (2, True)])
+    first = tab.store.add_policy(row["id"], "w1", parent=0)
+    tab.store.publish(row["id"], "w1", first, "nowhere", "abc", REPORT)
+    second = released(tab.store)
+    for n in range(12):
+        cast(tab.store, "a" if n else "b", versions=(second, first))
+    html = look(tab)[tab.html]
+    assert html.index(">v2</b>") < html.index(">v1</b>") < html.index(">v0 (base)</b>")
+    assert "v0 (base), round 1, votes: 2" in body(html, first) and "replaced by another one" in body(html, first)
+    newest = body(html, second)
+    assert "answers now" in newest and "60 · 5.6" in newest
+    shares = [int(share) for share in re.findall(r"(\d+)% \[", newest)]
+    assert len(shares) == 2 and shares == pytest.approx([86, 86], abs=3), "(11 + 1) of (12 + 2), by the model about"
+    assert newest.count("<svg") == 1 and "–" in body(html, 0)
+
+
+def test_a_refused_version_says_why_and_a_bad_reason_does_no_harm(tab):
+    tab.store.request_round()
+    row = take(tab.store)
+    version = tab.store.add_policy(row["id"], "w1", parent=0)
+    tab.store.refuse(row["id"], "w1", version, "p", "h", REPORT, plain("too <b>far</b> {from} the base"))
+    html = body(look(tab)[tab.html], version)
+    assert "refused" in html and "It did not pass the gate: too &lt;b&gt;far&lt;/b&gt; {from} the base" in html
+    assert version not in [value for _, value in look(tab)[tab.version]["choices"]]
+
+
+def test_the_version_on_trial_has_its_tally(tab):
+    version = released(tab.store, trial=True)
+    cast(tab.store, "a", versions=(version, 0))
+    html = body(look(tab)[tab.html], version)
+    assert "answers now, on trial" in html and "v1: preferred to v0 (base) in 1 of 1 pairs (on trial)" in html
+
+
+def test_only_what_has_changed_is_painted(tab):
+    released(tab.store)
+    seen = look(tab)
+    assert tab.on_tick(20, seen[tab.painted], Request()) == gr.skip()
+    released(tab.store)
+    tab.reader.invalidate()
+    tab.status_bar.invalidate()
+    later = tab.on_tick(20, seen[tab.painted], Request())
+    assert ">v2</b>" in later[tab.html] and tab.panel not in later
+
+
+def test_an_admin_makes_a_version_live_with_a_reason(tab):
+    first, second = released(tab.store), released(tab.store, trial=True)
+    updates = press(tab, tab.on_promote, first, "  it was \n kinder ")
+    assert tab.store.live_policy()["version"] == first and "v1 answers the next message." in said(tab, updates)
+    assert updates[tab.reason] == "" and "An admin made it live: it was kinder" in body(updates[tab.html], first)
+    assert "An admin put another version in its place" in body(updates[tab.html], second)
+    event = tab.store.rows("select * from policy_event where version = ? order by id desc limit 1", first)[0]
+    assert event["annotator"] == tab.store.annotator(OWNER) and tab.store.trial(second)["state"] == "undecided"
+
+
+def test_an_admin_rolls_back_and_withdraws(tab):
+    first, second = released(tab.store), released(tab.store)
+    updates = press(tab, tab.on_roll_back, None, "rude")
+    assert "An admin rolled it back: rude" in body(updates[tab.html], second)
+    assert tab.store.live_policy()["version"] == first
+    updates = press(tab, tab.on_withdraw, first, "leaks")
+    assert "An admin withdrew it: leaks" in body(updates[tab.html], first) and "v1 was withdrawn." in said(tab, updates)
+    assert tab.store.live_policy()["version"] == 0
+    assert "no version before it" in said(tab, press(tab, tab.on_roll_back, None, "more"))
+
+
+@pytest.mark.parametrize(
+    "version, reason, why",
+    [
+        (1, " ", "Say why first"),
+        (None, "because", "Pick a version first"),
+        (True, "because", "Pick a version first"),
+        ("1", "because", "Pick a version first"),
+        (99, "because", "There is no version v99"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(tab, version, reason, why):
+    released(tab.store)
+    released(tab.store)
+    for gesture in (tab.on_promote, tab.on_withdraw):
+        assert why in said(tab, press(tab, gesture, version, reason))
+    assert tab.store.live_policy()["version"] == 2 and not tab.store.policy(1)["withdrawn"]
+
+
+@pytest.mark.parametrize("token", [STRANGER, "forged"])
+def test_nobody_else_decides_or_sees_the_buttons(tab, token):
+    released(tab.store)
+    for gesture in (tab.on_promote, tab.on_withdraw, tab.on_roll_back):
+        with pytest.raises(gr.Error) as refused:
+            press(tab, gesture, 0, "because", token)
+        assert refused.value.title == "Not allowed"
+    assert tab.store.live_policy()["version"] == 1
+    assert not look(tab, token).get(tab.panel, {"visible": False})["visible"]
+    assert ">v1</b>" in look(tab, token)[tab.html], "the table is for everybody"
+
+
+def test_a_long_history_is_shown_when_asked_for(tab):
+    for _ in range(4):
+        released(tab.store)
+    seen = look(tab, limit=3)
+    assert seen[tab.html].count("<tbody") == 3 and seen[tab.more]["visible"]
+    more = tab.on_more(3, seen[tab.painted], Request())
+    assert more[tab.html].count("<tbody") == 5 and more[tab.limit] == 3 + versions.PAGE_SIZE
+
+
+def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
+    version = released(tab.store)
+    calls = []
+    monkeypatch.setattr(versions, "rate", lambda *arguments: calls.append(arguments) or {})
+    look(tab)
+    for _ in range(5):
+        cast(tab.store, "a", versions=(version, 0))
+        tab.reader.invalidate()
+        tab.on_tick(20, {}, Request())
+    assert len(calls) == 0, "the first look found no votes, and a quarter of a minute is not over"
+    look(tab)
+    look(tab)
+    assert len(calls) == 1
+
+
+# -- two versions side by side
+
+
+def compared(tab, left, right, blind, token=STRANGER):
+    """All updates of one comparison."""
+    return list(tab.compare._stream("Hello", left, right, blind, Request(token)))
+
+
+def test_everybody_compares_what_is_in_memory_and_admins_all_versions(tab):
+    for _ in range(3):
+        released(tab.store)
+    assert look(tab, STRANGER)[tab.compare.left]["choices"] == [("v1", 1), ("v0 (base)", 0)]
+    mine = look(tab)
+    assert [value for _, value in mine[tab.compare.right]["choices"]] == [3, 2, 1, 0]
+    assert (mine[tab.compare.left]["value"], mine[tab.compare.right]["value"]) == (3, 0)
+    released(tab.store)
+    tab.reader.invalidate()
+    later = tab.on_tick(20, mine[tab.painted], Request())
+    assert len(later[tab.compare.left]["choices"]) == 5 and "value" not in later[tab.compare.left], "a pick stays"
+    compared(tab, 1, 0, blind=False)
+    compared(tab, 3, 0, blind=False, token=OWNER)
+    assert tab.compare.chat.asked == [("Hello", 1, 0, False), ("Hello", 3, 0, True)]
+
+
+def test_a_blind_pair_tells_its_versions_only_when_asked(tab):
+    seen = set()
+    for _ in range(40):
+        first, second, last = compared(tab, 1, 0, blind=True)
+        assert "is being loaded" in first[tab.compare.html]
+        assert "v1" not in second[tab.compare.html] and "v0" not in second[tab.compare.html]
+        assert "&lt;i&gt;by" in second[tab.compare.html], "a reply is text"
+        pair = last[tab.compare.pair]
+        seen.add((pair.left, pair.right))
+        shown = tab.compare.on_reveal(pair, last[tab.compare.last], Request(STRANGER))
+        assert f"A · {'v0 (base)' if pair.left == 0 else 'v1'}" in shown[tab.compare.html]
+    assert seen == {(0, 1), (1, 0)}, "sides are drawn"
+
+
+def test_an_open_pair_says_who_writes_and_keeps_its_sides(tab):
+    *_, second, last = compared(tab, 1, 0, blind=False)
+    assert "A · v1" in second[tab.compare.html] and last[tab.compare.reveal]["visible"] == "hidden"
+
+
+@pytest.mark.parametrize("left, right", [(None, 1), ("1", 0), (1, True)])
+def test_a_comparison_needs_two_versions(tab, left, right):
+    [update] = compared(tab, left, right, blind=False)
+    assert "Pick two versions first." in update[tab.notice.html] and tab.compare.chat.asked == []
