@@ -2,6 +2,8 @@
 # the first of these that runs
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# modules stay compiled for the many processes that the tests start, whatever the machine's habit is
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = nice -n 19 $(BIN)/python -m pytest
 
 .PHONY: run setup test

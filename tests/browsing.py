@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,14 @@ def reply(page, side):
 
 def messages(page, side):
     return page.locator(f"#chat-{side} [data-testid=user], #chat-{side} [data-testid=bot]").count()
+
+
+def becomes(page, read, wanted):
+    """Wait until `read()`, of the database say, gives what is wanted."""
+    until = time.monotonic() + 60
+    while (got := read()) != wanted and time.monotonic() < until:
+        page.wait_for_timeout(50)
+    assert got == wanted
 
 
 def lengths(page):

@@ -8,7 +8,20 @@ import pytest
 
 from playground.store import Store
 from playground.ui.sidebar import PAGE_SIZE
-from tests.browsing import MARKS, growing, lengths, messages, reload, reply, send, shot, tab, turn, wait_for_vote
+from tests.browsing import (
+    MARKS,
+    becomes,
+    growing,
+    lengths,
+    messages,
+    reload,
+    reply,
+    send,
+    shot,
+    tab,
+    turn,
+    wait_for_vote,
+)
 
 pytestmark = MARKS
 
@@ -143,15 +156,13 @@ def test_a_thumb_on_any_reply_is_kept_and_withdrawn(app, visit):
         "by id desc limit 1"
     )
     page.locator("#chat-b button[title='Like']").last.click()
-    page.wait_for_timeout(600)
-    assert thumb() == [(1, 1)]
+    becomes(page, thumb, [(1, 1)])
     reload(page)
     page.wait_for_selector("#badge-a .chosen")
     given = page.locator("#chat-b button[title='Liked']")
     given.last.wait_for()
     given.last.click()
-    page.wait_for_timeout(600)
-    assert thumb() == [(1, 0)]
+    becomes(page, thumb, [(1, 0)])
 
 
 def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
@@ -160,13 +171,13 @@ def test_reasons_and_a_comment_after_the_vote_survive_a_reload(app, visit):
     page.locator("#tags label", has_text="clearer").click()
     page.fill("#comment input, #comment textarea", "short is good")
     page.press("#comment input, #comment textarea", "Enter")
-    page.wait_for_timeout(800)
-    assert app.rows("select tags, comment from vote order by id desc limit 1") == [('["clearer"]', "short is good")]
+    kept = lambda: app.rows("select tags, comment from vote order by id desc limit 1")
+    becomes(page, kept, [('["clearer"]', "short is good")])
     reload(page)
     page.wait_for_selector("#tags input:checked", state="attached")
     assert page.input_value("#comment input, #comment textarea") == "short is good"
     page.locator("#tags label", has_text="better tone").click()
-    page.wait_for_timeout(300)
+    becomes(page, kept, [('["clearer", "better tone"]', "short is good")])
     page.click("#vote-b")  # another vote: the person's own words stay, the reasons for A go
     page.wait_for_selector("#vote-b.picked")
     page.wait_for_function("!document.querySelector('#tags input:checked')")

@@ -9,7 +9,7 @@ import pytest
 from playground.people.visitor import COOKIE
 from playground.store import Store
 from playground.ui.text import visible
-from tests.browsing import MARKS, App, reload, send, shot, tab, wait_for_vote
+from tests.browsing import MARKS, App, becomes, reload, send, shot, tab, wait_for_vote
 from tests.stores import candidate, outcome
 from tests.tiny import tiny_folder
 
@@ -140,8 +140,7 @@ def test_reasons_fit_the_verdict(app, visit, key, fitting, other):
     page.wait_for_selector(f"#tags label:has-text('{fitting}')")
     assert page.locator("#tags label", has_text=other).count() == 0
     page.locator("#tags label", has_text=fitting).click()
-    page.wait_for_timeout(600)
-    assert app.rows("select tags from vote order by id desc limit 1") == [(f'["{fitting}"]',)]
+    becomes(page, lambda: app.rows("select tags from vote order by id desc limit 1"), [(f'["{fitting}"]',)])
     reload(page)
     page.wait_for_selector("#tags input:checked", state="attached")
 
