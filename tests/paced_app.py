@@ -1,5 +1,6 @@
 """`app.py` with a model that streams at a pace of the tests' own, on every machine alike: quickly, but a message that
-asks for something long is answered so slowly that a test can do things meanwhile.
+asks for something long is answered so slowly that a test can do things meanwhile; one that asks for something very
+long, more slowly still, until there is a vote on it.
 """
 
 import runpy
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK, SLOW = 0.005, 0.15  # seconds a token
+QUICK, SLOW, SLOWER = 0.005, 0.15, 0.5  # seconds a token
 
 
 def pace():
@@ -16,7 +17,7 @@ def pace():
     from playground.chat.session import Chat
     from playground.serving.engine import Engine
 
-    step, send = Engine.step, Chat.send
+    step, send, vote = Engine.step, Chat.send, Chat.vote
     seconds = QUICK
 
     def paced_step(self):
@@ -26,10 +27,17 @@ def pace():
 
     def paced_send(self, annotator, text, *args, **kwargs):
         nonlocal seconds
-        seconds = SLOW if "long" in str(text) else QUICK
+        seconds = SLOWER if "very long" in str(text) else SLOW if "long" in str(text) else QUICK
         return send(self, annotator, text, *args, **kwargs)
 
-    Engine.step, Chat.send = paced_step, paced_send
+    def paced_vote(self, *args, **kwargs):
+        nonlocal seconds
+        try:
+            return vote(self, *args, **kwargs)
+        finally:
+            seconds = QUICK
+
+    Engine.step, Chat.send, Chat.vote = paced_step, paced_send, paced_vote
 
 
 if __name__ == "__main__":

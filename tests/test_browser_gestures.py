@@ -63,10 +63,10 @@ def test_keys_do_nothing_while_typing_and_slash_goes_to_the_box(app, visit):
 
 def test_shift_enter_is_a_new_line_and_escape_stops(app, visit):
     page = visit()
-    page.fill("#message textarea", "Write a long story.")
+    page.fill("#message textarea", "Write a very long story.")
     page.press("#message textarea", "Shift+Enter")
     page.keyboard.type("Please.")
-    assert page.input_value("#message textarea") == "Write a long story.\nPlease."
+    assert page.input_value("#message textarea") == "Write a very long story.\nPlease."
     page.keyboard.press("Enter")
     growing(page)
     page.keyboard.press("Escape")
@@ -79,7 +79,7 @@ def test_shift_enter_is_a_new_line_and_escape_stops(app, visit):
 def test_a_vote_while_replies_stream_stops_the_other_one_and_the_pick_goes_on(app, visit):
     """It cut the winner for good, put the fragment into the history and trained on it."""
     page = visit()
-    send(page, "Write a long story.")
+    send(page, "Write a very long story.")
     growing(page)
     # while both say the same there is nothing to compare
     page.wait_for_function(
