@@ -1,5 +1,6 @@
 """The tab of versions: what it says of each, and what admins do there."""
 
+import json
 import re
 
 import gradio as gr
@@ -268,3 +269,25 @@ def test_an_open_pair_says_who_writes_and_keeps_its_sides(tab):
 def test_a_comparison_needs_two_versions(tab, left, right):
     [update] = compared(tab, left, right, blind=False)
     assert "Pick two versions first." in update[tab.notice.html] and tab.compare.chat.asked == []
+
+
+def test_two_versions_on_the_prompts_that_their_gates_have_in_common(tab, tmp_path):
+    tab.compare.chat.store = tab.store
+    tab.compare.chat.settings = Settings(data_dir=tmp_path, _env_file=None)
+    first, second = released(tab.store), released(tab.store)
+    for version, new in ((first, "short <b>"), (second, "shorter")):
+        sample = {"prompt": "user\nName a river.\nassistant\n", "new": new, "live": "before", "shipped": True}
+        secret = {**sample, "prompt": "user\nMy own secret\nassistant\n", "shipped": False}
+        folder = tmp_path / "rounds" / f"{tab.store.policy(version)['round']:04d}"
+        folder.mkdir(parents=True)
+        (folder / "gate.json").write_text(json.dumps({"samples": [sample, secret]}))
+
+    def html(left, right):
+        return tab.compare.on_fixed(left, right, Request())[tab.compare.html]
+
+    assert "Name a river." in html(second, 0) and "shorter" in html(second, 0) and "before" in html(second, 0)
+    assert "short &lt;b&gt;" in html(first, second) and "secret" not in html(first, second)
+    tab.store.request_round()
+    third = tab.store.add_policy(take(tab.store)["id"], "w1", parent=second)
+    assert "No gate has compared these two" in html(third, first)
+    assert "Pick two versions first." in tab.compare.on_fixed(None, 1, Request())[tab.notice.html]

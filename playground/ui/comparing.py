@@ -18,7 +18,7 @@ from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.models.prompts import BadMessage
 from playground.store import StoreError
-from playground.ui import unchecked, words
+from playground.ui import fixed_prompts, unchecked, words
 from playground.ui.control import Control
 from playground.ui.handlers import GESTURE, STREAM, Updates, visibility
 from playground.ui.notice import Notice
@@ -59,6 +59,7 @@ class ComparePanel:
             )
             with gr.Row(elem_id="compare-buttons"):
                 self.go = gr.Button(words.label("Compare"), variant="primary", size="sm", elem_id="compare-go")
+                self.fixed = gr.Button(words.label("On held-out prompts"), size="sm", elem_id="compare-fixed")
                 self.stop = gr.Button(
                     words.label("Stop"), variant="stop", size="sm", elem_id="compare-stop", visible="hidden"
                 )
@@ -79,6 +80,7 @@ class ComparePanel:
     def wire(self) -> None:
         inputs = [self.prompt, self.left, self.right, self.blind]
         gr.on([self.go.click, self.prompt.submit], self.on_compare, inputs, self.outputs, **STREAM)
+        self.fixed.click(self.on_fixed, [self.left, self.right], self.outputs, **GESTURE)
         self.stop.click(self.on_stop, None, None, **GESTURE)
         self.reveal.click(self.on_reveal, [self.pair, self.last], self.outputs, **GESTURE)
 
@@ -120,6 +122,16 @@ class ComparePanel:
         shown = Pair(pair.left, pair.right, shown=True)
         html = comparison_html(last, shown, words.of(request))
         return {self.pair: shown, self.html: html, self.reveal: gr.update(visible=visibility(False))}
+
+    def on_fixed(self, left: int | None, right: int | None, request: gr.Request) -> Updates:
+        """What both versions said to the prompts that the gates of their rounds have in common."""
+        translate = words.of(request)
+        if not (type(left) is int and type(right) is int):
+            return self.notice.warn(translate("Pick two versions first."), translate("Not compared"))
+        history = self.chat.store.version_history()
+        html = fixed_prompts.table_html(left, right, history, self.chat.settings.rounds_dir, translate)
+        hidden = gr.update(visible=visibility(False))
+        return {self.pair: None, self.last: None, self.html: html, self.reveal: hidden}
 
     def _stream(
         self, text: str, left: int | None, right: int | None, blind: bool, request: gr.Request

@@ -203,9 +203,9 @@ def samples(file: Path, translate: Words, is_admin: bool = False) -> str:
     if not file.exists():
         return ""
     recorded = json.loads(file.read_text())["samples"]
-    shown = [sample for sample in recorded if _is_shipped(sample)][:SAMPLES]
+    shown = [sample for sample in recorded if is_shipped(sample)][:SAMPLES]
     if is_admin:
-        shown += [sample for sample in recorded if not _is_shipped(sample)][:SAMPLES]
+        shown += [sample for sample in recorded if not is_shipped(sample)][:SAMPLES]
     if not shown:
         return ""
     headings = (translate("Before"), translate("After"))
@@ -215,22 +215,22 @@ def samples(file: Path, translate: Words, is_admin: bool = False) -> str:
     return f'<h2>{title}</h2><table class="samples"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _is_shipped(sample: Mapping[str, Any]) -> bool:
+def is_shipped(sample: Mapping[str, Any]) -> bool:
     """Whether a sample's prompt is shipped with the app; files of earlier versions do not say so."""
     return sample.get("shipped") is True
 
 
 def _sample_html(sample: Mapping[str, Any], translate: Words) -> str:
-    question = escape(visible(_question(sample["prompt"])))
-    if not _is_shipped(sample):
+    asked = escape(visible(question(sample["prompt"])))
+    if not is_shipped(sample):
         note = escape(translate("from a person's chat, seen by admins only"))
-        question += f' <i class="chip">{note}</i>'
+        asked += f' <i class="chip">{note}</i>'
     live_reply = escape(visible(sample["live"].strip()))
     new_reply = escape(visible(sample["new"].strip()))
-    return f'<tr><th scope="row" colspan="2">{question}</th></tr><tr><td>{live_reply}</td><td>{new_reply}</td></tr>'
+    return f'<tr><th scope="row" colspan="2">{asked}</th></tr><tr><td>{live_reply}</td><td>{new_reply}</td></tr>'
 
 
-def _question(prompt: str) -> str:
+def question(prompt: str) -> str:
     """The last message of a decoded prompt, in which the roles are lines of their own."""
     if "user\n" not in prompt:
         return prompt.strip()
