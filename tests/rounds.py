@@ -19,7 +19,7 @@ CONFIG = {
     "gate.distinct_share": 0.7,
     "gate.ended_fall": 0.25,
     "gate.canary_fall": 1.0,
-    "ppo.iterations": 12,
+    "ppo.iterations": 8,
     "round.votes": 16,
     "seed": 0,
     "reward.quantisation": "nf4",

@@ -72,7 +72,7 @@ def shows(path: Path, function: ast.expr) -> bool:
     """Whether a call shows a text of the page: translate(…), words.of(…)(…), words.label(…), words.mark(…)."""
     text = ast.unparse(function)
     of_page = text in ("translate", "words.label", "words.mark") or re.fullmatch(r"words\.of\(\w+\)", text) is not None
-    return of_page and "ui" in path.parts and path.name != "words.py"
+    return of_page and ("ui" in path.parts or path.name == "server.py") and path.name != "words.py"
 
 
 @cache
