@@ -57,7 +57,8 @@ def write(settings: MergeSettings, store: Store) -> None:
         raise CannotMerge(f"{settings.out} is not empty. Pass a new folder with --out.")
     model = merged(settings, store, settings.version)
     file_format = loading.load_config(sources.source_of(settings)).dtype
-    model.to(dtype=file_format if isinstance(file_format, torch.dtype) else torch.float32)
+    dtype = file_format if isinstance(file_format, torch.dtype) else torch.float32
+    model.to(dtype)  # type: ignore[arg-type]  # the signature that transformers' decorator gives it has no self
     model.save_pretrained(settings.out)
     loading.load_tokenizer(settings).save_pretrained(settings.out)
 
