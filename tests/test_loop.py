@@ -44,7 +44,7 @@ def settings_for(folder, **changes):
             "kl_target": 3.0,
             "kl_step": 3.0,
         },
-        gate={"kl_budget": 40.0, "prompts": 16, "replies": 2, "canary_fall": 100.0},
+        gate={"better": 0.5, "not_worse": 0.5, "kl_budget": 40.0, "prompts": 16, "replies": 2, "canary_fall": 100.0},
         reward={"layer": 0.25, "evidence_confidence": 0.5},
         decode_format="float32",
     ).with_values(**changes)  # to a random model no reply is plain
