@@ -173,8 +173,7 @@ class Versions:
         try:
             with self._spare_core():
                 policy = self._build(row)
-                self._canaries.check(policy.version, policy.forward, self.end_tokens)
-                self._prepare(policy)
+                self._admit(policy)
                 return policy
         except StoreError:  # not the version's fault
             raise
@@ -265,8 +264,7 @@ class Versions:
         try:
             with self._spare_core():
                 policy = self._build(row)
-                self._canaries.check(policy.version, policy.forward, self.end_tokens)
-                self._prepare(policy)
+                self._admit(policy)
             return policy
         except StoreError:
             raise
@@ -317,8 +315,7 @@ class Versions:
         try:
             with self._spare_core():
                 policy = self._build(row or {"version": version})
-                self._canaries.check(policy.version, policy.forward, self.end_tokens)
-                self._prepare(policy)
+                self._admit(policy)
         except StoreError:
             raise
         except Exception as error:
@@ -345,6 +342,11 @@ class Versions:
             )
         model = adapters.build(manifest, tensors, self._lora_pool)
         return Policy(row["version"], model, self.live.forward.for_model(model), weights)
+
+    def _admit(self, policy: Policy) -> None:
+        """Check a version that was just built, BadAdapter as `Canaries.check`, and prepare it."""
+        self._canaries.check(policy.version, policy.forward, self.end_tokens)
+        self._prepare(policy)
 
     def _prepare(self, policy: Policy) -> None:
         """Make what the version's first reply would otherwise wait for."""
