@@ -572,3 +572,7 @@ def test_an_update_reads_no_number_for_each_of_its_microbatches():
             ppo.optimise(t, trajectories, generator("test"))
         counts.append(reads.count)
     assert counts[0] - counts[1] <= 3 * 3, counts  # transformers' mask looks at the padding in each forward: 3 forwards
+
+
+def test_a_kl_that_rounding_left_below_zero_counts_as_none():
+    assert kl_target._share_left(-1e-7, 4.0, 1.0) == pytest.approx(0.5)

@@ -40,5 +40,5 @@ def _share_left(kl_start: float, kl: float, target: float) -> float:
     """The share of the way from the start to here at which the KL, whose root grows about evenly on it, is `target`."""
     if kl <= NEAR_TARGET * target:
         return 1.0
-    root_start = min(kl_start, kl) ** 0.5
+    root_start = max(0.0, min(kl_start, kl)) ** 0.5  # rounding may leave a measured KL just below 0
     return max(0.0, (target**0.5 - root_start) / max(kl**0.5 - root_start, 1e-9))

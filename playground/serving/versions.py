@@ -259,7 +259,7 @@ class Versions:
     def _try_guest(self, version: int) -> Policy | None:
         """A version in use, built and checked; None where it cannot be used. Its row stays as it is."""
         row = self.store.policy(version)
-        if row is None or row["status"] in ("candidate", "rejected"):
+        if row is None or row["withdrawn"] or row["status"] in ("candidate", "rejected"):
             return None
         try:
             with self._spare_core():
