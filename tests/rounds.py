@@ -12,7 +12,7 @@ CONFIG = {
     "gate.kl_budget": 60.0,
     "gate.better": 0.75,
     "gate.not_worse": 0.9,
-    "gate.length_factor": 4.0,
+    "gate.length_factor": 8.0,
     "gate.length_drift": 1.75,
     "gate.empty_replies": 0.1,
     "gate.repetition_rise": 0.15,

@@ -231,6 +231,17 @@ def test_replies_that_no_longer_end_are_refused():
     assert reason == "fewer of its replies come to an end: 0% against the base's 100%, and 25% fewer is the limit"
 
 
+def test_replies_may_end_less_often_where_the_votes_favour_longer_ones():
+    """The longest replies are those that the token limit cuts."""
+    assert decide(new=replies(tokens=30, ended=False), length_votes=(0.1, 0.4)).passed
+    assert not decide(new=replies(tokens=30, ended=False), length_votes=(-0.1, 0.4)).passed
+
+
+def test_only_a_better_version_that_breaks_a_limit_went_too_far():
+    for figures, expected in (({}, False), ({"kl": 11}, True), ({"gain": -1}, False), ({"kl": 11, "gain": -1}, False)):
+        assert gate.went_too_far(decide(**figures), SETTINGS) is expected
+
+
 def test_plain_replies_that_became_unlikely_are_refused():
     assert decide(canary_new=-1.5).passed and decide(canary_new=-0.8).passed
     assert (decide().canary_new, decide().canary_base) == (-1.1, -1.0)

@@ -1,18 +1,21 @@
 """One round's own decisions: the prompts it rolls out on and where it starts. The whole path is test_loop.py's."""
 
+import itertools
 import json
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from playground.models import adapters, prompts
+from playground.settings import Settings
 from playground.store import Store
 from playground.system.messages import Message
 from tests.stores import candidate, cast, outcome
 from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
-from training import reward, rollout, round_gate
+from training import gate, reward, rollout, round_gate
 from training.policy import PolicyModel
 from training.preferences import A, Pair, Preferences
 from training.reward_validation import Choice
@@ -26,8 +29,8 @@ def folder(tmp_path_factory):
     return str(tiny_folder(tmp_path_factory.mktemp("model")))
 
 
-def publish(this, tensors, trial=False):
-    """The tensors become the live version, made by `this` round."""
+def publish(this, tensors, trial=False, report=None):
+    """The tensors become the live version, made by `this` round, with this report of the gate."""
     store, s = this.store, this.settings
     live = store.live_policy()["version"]
     version = store.add_policy(this.id, "w", parent=live)
@@ -43,7 +46,7 @@ def publish(this, tensors, trial=False):
         round_id=this.id,
         scores={},
     )
-    store.publish(this.id, "w", version, path, sha256, {}, trial)
+    store.publish(this.id, "w", version, path, sha256, report or {}, trial)
 
 
 def taken(store, s, asked=True):
@@ -80,8 +83,9 @@ def ratio(state, of):
 
 def is_base(this):
     """Whether the round's policy is the base, and the round says so."""
-    assert not (this.folder / "start.safetensors").exists()
     assert this.store.round(this.id)["metrics"]["started_from"] == 0
+    start = load_file(this.folder / "start.safetensors")
+    assert not any(tensor.any() for name, tensor in start.items() if "lora_B" in name)
     return not any(v.any() for k, v in this.models.policy.state().items() if "lora_B" in k)
 
 
@@ -163,6 +167,22 @@ def test_a_live_version_of_another_rank_is_not_gone_on_from(folder, tmp_path):
     this.settings = this.settings.with_values(ppo={"lora_rank": 2})
     this._sft()
     assert is_base(this)
+
+
+@pytest.mark.parametrize(("kl", "ends"), [(7.4, False), (7.6, True), (9.0, True)])
+def test_a_round_ends_where_the_live_version_is_at_the_kl_budget(folder, tmp_path, kl, ends):
+    """A quarter of a step must be left."""
+    this = running(folder, tmp_path, ppo={"kl_step": 2.0}, gate={"kl_budget": 8.0})
+    publish(this, strong(), report={"kl": kl})
+    this = taken(this.store, this.settings)
+    if not ends:
+        this._sft()
+        return
+    with pytest.raises(RoundEnded):
+        this._sft()
+    ended = this.store.round(this.id)
+    assert ended["state"] == "not_enough"
+    assert f"{kl} nats a reply, and the budget is 8." in str(ended["reason"])
 
 
 # -- nothing left to learn
@@ -394,6 +414,45 @@ def test_the_gate_compares_several_replies_of_three_versions_to_each_prompt(fold
     assert replies.live == replies.base, "the base answers"
     assert [e.completion for e in replies.new] != [e.completion for e in replies.base]
     assert len(replies.new_texts) == 12
+
+
+def a_report(share_of_end, **figures):
+    """The report of the gate on a policy at this share of the way, whose replies are too long beyond .3 of it."""
+    report = dict.fromkeys((field.name for field in fields(gate.GateReport)), 0.0)
+    length = {"length_base": 100, "length_new": 100 + 250 * share_of_end, "length_votes": (0.0, 0.0)}
+    good = {"prompts": 4, "gain_interval": (0.5, 1.5), "better": 0.99, "not_worse": 0.99, "share": 1.0}
+    report = gate.GateReport(**(report | good | length | figures | {"refused_because": []}))
+    return replace(report, refused_because=gate.refusals(report, Settings()))
+
+
+@pytest.mark.parametrize(
+    ("figures", "share", "passes"),
+    [
+        ({}, 0.25, True),
+        ({"length_base": 50}, 0.25, False),
+        ({"better": 0.5}, 1, False),
+        ({"length_base": 300}, 1, True),
+    ],
+)
+def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, monkeypatch, figures, share, passes):
+    """A chain of brevity's second round wrote empty replies and was thrown away whole."""
+    this = running(folder, tmp_path, gate={"prompts": 4, "replies": 2})
+    this._sft()
+    policy, end = this.models.policy, strong()
+    save_file(end, this.folder / "policy.safetensors")
+
+    def compare(models, replies):
+        assert len(replies.new) == len(replies.base) == len(replies.new_texts) == 8
+        compared.append(replies.new)
+        return a_report(ratio(policy.state(), end), **figures)
+
+    compared = []
+    monkeypatch.setattr(round_gate, "compare", compare)
+    replies, report = round_gate.judge(this.models, lambda step: None)
+    assert (report.share, report.passed) == (share, passes)
+    assert ratio(policy.state(), end) == pytest.approx(share, abs=1e-5)
+    assert len(compared) == {1: 1, 0.5: 2, 0.25: 3}[share] and compared[-1] is replies.new
+    assert all(before != after for before, after in itertools.pairwise(compared))  # each way back replies anew
 
 
 def test_replies_in_the_gate_are_as_long_as_in_the_chat(folder, tmp_path):

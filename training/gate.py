@@ -51,6 +51,7 @@ class GateReport:
     canary_new: float  # log-likelihood of plain replies at the policy's temperature, nats a token
     canary_base: float
     refused_because: list[Message]
+    share: float = 1.0  # of the way that training went, where the policy was taken back
 
     @property
     def passed(self) -> bool:
@@ -137,7 +138,35 @@ def decide(compared: Compared, settings: Settings) -> GateReport:
 
 def refusals(report: GateReport, settings: Settings) -> list[Message]:
     """Why the figures of a report do not pass: one sentence for each check that fails."""
-    low, high = report.gain_interval
+    not_better = refused_gain(report, settings)
+    return ([not_better] if not_better else []) + broken_limits(report, settings)
+
+
+def went_too_far(report: GateReport, settings: Settings) -> bool:
+    """Whether the new version is better, but breaks a limit."""
+    return bool(broken_limits(report, settings)) and not refused_gain(report, settings)
+
+
+def refused_gain(report: GateReport, settings: Settings) -> Message | None:
+    """Why the new version is probably not better than the live one, or None."""
+    # written `not a >= b`, so that NaN never passes; likewise below
+    if not (report.better >= settings.gate.better and report.not_worse >= settings.gate.not_worse):
+        low, high = report.gain_interval
+        return Message(
+            "its replies are probably not better: the reward changes by {gain} deviations [{low}, {high}] on {n} "
+            "held-out prompts, a gain with probability {better}, and {limit} is needed",
+            gain=f"{report.gain:+.2f}",
+            low=f"{low:+.2f}",
+            high=f"{high:+.2f}",
+            n=report.prompts,
+            better=f"{report.better:.2f}",
+            limit=f"{settings.gate.better:g}",
+        )
+    return None
+
+
+def broken_limits(report: GateReport, settings: Settings) -> list[Message]:
+    """In what the new version has gone too far from the base: one sentence for each limit."""
     length_ratio = report.length_new / report.length_base
     shorter_favoured = report.length_votes[1] < 0
     longer_favoured = report.length_votes[0] > 0
@@ -145,21 +174,7 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
     longest = settings.gate.length_factor if longer_favoured else settings.gate.length_drift
     canary_fall = report.canary_base - report.canary_new
 
-    # each check is written `not a <= b`, so that NaN never passes
     reasons = []
-    if not (report.better >= settings.gate.better and report.not_worse >= settings.gate.not_worse):
-        reasons.append(
-            Message(
-                "its replies are probably not better: the reward changes by {gain} deviations [{low}, {high}] on {n} "
-                "held-out prompts, a gain with probability {better}, and {limit} is needed",
-                gain=f"{report.gain:+.2f}",
-                low=f"{low:+.2f}",
-                high=f"{high:+.2f}",
-                n=report.prompts,
-                better=f"{report.better:.2f}",
-                limit=f"{settings.gate.better:g}",
-            )
-        )
     if not report.kl <= settings.gate.kl_budget:
         reasons.append(
             Message(
@@ -212,7 +227,8 @@ def refusals(report: GateReport, settings: Settings) -> list[Message]:
                 limit=f"{settings.gate.distinct_share:.0%}",
             )
         )
-    if not report.ended_new >= report.ended_base - settings.gate.ended_fall:
+    # the longest replies are those that reach the token limit, so votes for longer ones are votes for these
+    if not (longer_favoured or report.ended_new >= report.ended_base - settings.gate.ended_fall):
         reasons.append(
             Message(
                 "fewer of its replies come to an end: {new} against the base's {base}, and {limit} fewer is the limit",

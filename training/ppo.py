@@ -14,7 +14,7 @@ import torch
 
 from playground.models.loading import EndTokens
 from playground.settings import Settings
-from training import kl_target, ppo_math, rollout
+from training import kl_target, ppo_math, ratchet, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
@@ -48,7 +48,8 @@ class Trainer:
 
     def __init__(self, policy: PolicyModel, settings: Settings, kl_step: float | None = None) -> None:
         """`policy` is where training starts. `kl_step`: how far its KL to the base may rise, in nats a reply, within
-        the gate's budget; None: the KL target is `ppo.kl_target`, wherever training starts.
+        the gate's budget, but by a quarter of the step in any case; None: the KL target is `ppo.kl_target`, wherever
+        training starts.
         """
         self.policy = policy
         self.settings = settings
@@ -81,7 +82,8 @@ class Trainer:
         self.iteration += 1
         self.history.append(metrics)
         if self.iteration == 1 and self.kl_step is not None:
-            self.kl_target = min(self.kl_start + self.kl_step, self.settings.gate.kl_budget)
+            room = max(self.settings.gate.kl_budget - self.kl_start, ratchet.LEAST * self.kl_step)
+            self.kl_target = self.kl_start + min(self.kl_step, room)
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")

@@ -95,11 +95,13 @@ class Round(RoundControl):
     # -- sft
 
     def _sft(self) -> None:
-        """The policy's start becomes start.safetensors, unless the start is the base."""
+        """The policy's start becomes start.safetensors."""
         settings = self.settings
         policy = self.models.policy
         live = self.store.live_policy()
         from_live = self._goes_on(live) and self._start_from_live(live)
+        if from_live:
+            self._check_room(live)
         demonstrations = self.models.demonstrations(live if from_live else None)
         fine_tune = bool(demonstrations) and settings.sft.epochs > 0
         if fine_tune:
@@ -109,8 +111,7 @@ class Round(RoundControl):
 
             loss = sft.train(policy, demonstrations, settings, on_step)
             self.record(demonstrations=len(demonstrations), sft_loss=loss)
-        if from_live or fine_tune:
-            save_file(policy.state(), self.folder / "start.safetensors")
+        save_file(policy.state(), self.folder / "start.safetensors")
         self.record(started_from=live["version"] if from_live else 0)
 
     def _goes_on(self, live: Row) -> bool:
@@ -147,6 +148,19 @@ class Round(RoundControl):
             return False
         self.models.policy.load(tensors)
         return True
+
+    def _check_room(self, live: Row) -> None:
+        """End the round where the live version is so near the gate's KL budget that no step is left."""
+        kl = json.loads(live["gate_report"] or "{}").get("kl", 0.0)
+        budget = self.settings.gate.kl_budget
+        if kl > budget - ratchet.LEAST * self.settings.ppo.kl_step:
+            reason = Message(
+                "The current version is as far from the base as it may go: {kl} nats a reply, and the budget is "
+                "{limit}. Raise gate.kl_budget, or start rounds from the base.",
+                kl=f"{kl:.1f}",
+                limit=f"{budget:g}",
+            )
+            self.end("not_enough", reason)
 
     # -- reward
 
@@ -207,9 +221,7 @@ class Round(RoundControl):
         policy = self.models.policy
         iterations = self.settings.ppo.iterations
         checkpoint = self.folder / "ppo.pt"
-        start = self.folder / "start.safetensors"
-        if start.exists():
-            policy.load(load_file(start))
+        policy.load(load_file(self.folder / "start.safetensors"))
         kl_step = self._kl_step()
         self.record(kl_step=kl_step)
         trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
@@ -260,8 +272,7 @@ class Round(RoundControl):
         def show_step(step: int) -> None:
             self.progress(step, 5, {})
 
-        replies = round_gate.sample(models, show_step)
-        report = round_gate.compare(models, replies)
+        replies, report = round_gate.judge(models, show_step)
         show_step(4)
         samples = round_gate.samples(models, replies)
         show_step(5)
@@ -279,6 +290,8 @@ class Round(RoundControl):
             slots, slot_tokens = served.room(compared)
             forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
             served_kl = served.divergence(trained, forward, compared)
+        if report.share < 1:
+            save_file(models.trained_policy.state(), self.folder / "policy.safetensors")
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
 

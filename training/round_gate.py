@@ -1,21 +1,27 @@
-"""The gate of a round: replies of three versions to held-out prompts, their figures, and samples of them. What passes
-is up to `gate.py`.
+"""The gate of a round: replies of three versions to held-out prompts, their figures, and samples of them; and the way
+back of a policy that is better but went too far. What passes is up to `gate.py`.
 
 Reads the models of the round; writes nothing.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from safetensors.torch import load_file
+
 from playground.models import prompts
+from playground.system.messages import joined
 from training import gate, rollout
 from training.gate import GateReport
 from training.rollout import Episode, Rollouts
 from training.round_models import RoundModels
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LEAST_SHARE = 0.25  # of the way that training went, to which a policy that breaks a limit is taken back
 SAMPLES = 8  # that a report keeps, of shipped prompts and of people's prompts each
 
 
@@ -36,24 +42,47 @@ class GateReplies:
         return values[:: len(self.new) // self.prompts]
 
 
-def sample(models: RoundModels, show_step: Callable[[int], None]) -> GateReplies:
-    """`gate.replies` of each version to each of the gate's prompts. `show_step(n)` counts the versions."""
-    chosen = models.gate_prompts()
+def judge(models: RoundModels, show_step: Callable[[int], None]) -> tuple[GateReplies, GateReport]:
+    """The replies, and what the gate says of them. `show_step(n)` counts the versions that replied.
+
+    A policy that is better but has gone too far from the base, in its length for example, is taken back along the line
+    to where training started (Wortsman et al. 2022), by halves, until it keeps the limits, and stays so.
+    """
     policy = models.trained_policy
+    replies = sample(models, show_step)
+    report = compare(models, replies)
+    start, end = load_file(models.folder / "start.safetensors"), policy.state()
+    while report.share > LEAST_SHARE and gate.went_too_far(report, models.settings):
+        share = report.share / 2
+        log.info("gate: %s; the policy is taken back to %g of the way", joined(report.refused_because), share)
+        policy.interpolate(start, end, share)
+        new = _replies_of(models, policy.rollouts, "new")
+        replies = replace(replies, new=new, new_texts=_texts(models, new))
+        report = replace(compare(models, replies), share=share)
+    return replies, report
 
-    def by(rollouts: Rollouts, version: str) -> list[Episode]:
-        with models.seconds.part(f"gate: replies of {version}"):
-            return models.sample(rollouts, chosen, "gate-sample", models.settings.gate.replies)
 
-    new = by(policy.rollouts, "new")
+def sample(models: RoundModels, show_step: Callable[[int], None]) -> GateReplies:
+    """`gate.replies` of each version to each of the gate's prompts."""
+    policy = models.trained_policy
+    new = _replies_of(models, policy.rollouts, "new")
     show_step(1)
     with policy.reference():
-        base = by(policy.rollouts, "base")
+        base = _replies_of(models, policy.rollouts, "base")
     show_step(2)
-    live = by(Rollouts(models.live_model()), "live") if models.live_version else base
+    live = _replies_of(models, Rollouts(models.live_model()), "live") if models.live_version else base
     show_step(3)
-    texts = [prompts.reply_text(episode.completion, models.tokenizer) for episode in new]
-    return GateReplies(prompts=len(chosen), new=new, live=live, base=base, new_texts=texts)
+    prompt_count = len(base) // models.settings.gate.replies
+    return GateReplies(prompts=prompt_count, new=new, live=live, base=base, new_texts=_texts(models, new))
+
+
+def _replies_of(models: RoundModels, rollouts: Rollouts, version: str) -> list[Episode]:
+    with models.seconds.part(f"gate: replies of {version}"):
+        return models.sample(rollouts, models.gate_prompts(), "gate-sample", models.settings.gate.replies)
+
+
+def _texts(models: RoundModels, episodes: Sequence[Episode]) -> list[str]:
+    return [prompts.reply_text(episode.completion, models.tokenizer) for episode in episodes]
 
 
 def compare(models: RoundModels, replies: GateReplies) -> GateReport:

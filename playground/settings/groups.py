@@ -230,7 +230,7 @@ class GateSettings(Group):
     """Two-sided confidence of the intervals that the gate shows, and of what the votes say about length."""
     kl_budget: ForRounds[float] = Field(60.0, gt=0)
     """Largest KL to the base, in nats a reply, that the gate lets through."""
-    length_factor: ForRounds[float] = Field(4.0, gt=1)
+    length_factor: ForRounds[float] = Field(8.0, gt=1)
     """The mean reply may become this many times longer, or shorter, where the votes clearly favour that."""
     length_drift: ForRounds[float] = Field(1.75, gt=1)
     """The same where they do not."""
@@ -241,7 +241,9 @@ class GateSettings(Group):
     distinct_share: ForRounds[Fraction] = 0.7
     """Share of the base's distinct-2 that must be left."""
     ended_fall: ForRounds[Fraction] = 0.25
-    """The share of replies that end by themselves may fall by this much below the base's."""
+    """The share of replies that end by themselves may fall by this much below the base's, unless the votes clearly
+    favour longer ones.
+    """
     canary_fall: ForRounds[float] = Field(1.0, gt=0)
     """Plain replies to plain requests may become this much less likely than under the base, in nats a token at
     `chat.temperature`.

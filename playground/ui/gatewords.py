@@ -65,16 +65,7 @@ def checks(report: Mapping[str, Any], config: Mapping[str, Any], translate: Word
                 limit=f"{config['gate.distinct_share']:.0%}",
             ),
         ),
-        Check(
-            report["ended_new"] >= report[f"ended_{other}"] - config["gate.ended_fall"],
-            translate(
-                "Comes to an end: {new} of its replies do, and {other} of those of {name}; at most {limit} fewer.",
-                new=f"{report['ended_new']:.0%}",
-                other=f"{report[f'ended_{other}']:.0%}",
-                name=name,
-                limit=f"{config['gate.ended_fall']:.0%}",
-            ),
-        ),
+        _ended(report, config, translate, other, name),
         _still_plain(report, config, translate),
     ]
 
@@ -137,6 +128,25 @@ def _length(report: Mapping[str, Any], config: Mapping[str, Any], translate: Wor
     return Check(shortest <= drift <= longest, text)
 
 
+def _ended(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words, other: str, name: str) -> Check:
+    """Whether the replies come to an end about as often as those of the `other` version, which is called `name`."""
+    figures = {"new": f"{report['ended_new']:.0%}", "other": f"{report[f'ended_{other}']:.0%}", "name": name}
+    if report["length_votes"][0] > 0:
+        text = translate(
+            "Comes to an end: {new} of its replies do, and {other} of those of {name}; no limit, since the votes "
+            "favour longer replies.",
+            **figures,
+        )
+        return Check(True, text)
+    fall = config["gate.ended_fall"]
+    text = translate(
+        "Comes to an end: {new} of its replies do, and {other} of those of {name}; at most {limit} fewer.",
+        **figures,
+        limit=f"{fall:.0%}",
+    )
+    return Check(report["ended_new"] >= report[f"ended_{other}"] - fall, text)
+
+
 def _still_plain(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> Check:
     """Whether plain replies to plain requests are still likely."""
     fall = report["canary_base"] - report["canary_new"]
@@ -151,6 +161,12 @@ def _still_plain(report: Mapping[str, Any], config: Mapping[str, Any], translate
 def listed(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words) -> str:
     """The checks as an HTML list."""
     items = []
+    if report.get("share", 1) < 1:
+        text = translate(
+            "It had gone too far, and was taken back to {share} of the way that training went.",
+            share=f"{report['share']:.0%}",
+        )
+        items.append(f"<li>{escape(text)}</li>")
     for check in checks(report, config, translate):
         kind, sign, label = (
             ("passed", "✓", translate("passed")) if check.passed else ("missed", "✗", translate("not passed"))
