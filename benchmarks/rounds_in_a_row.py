@@ -146,7 +146,18 @@ class Chain:
         live = store.live_policy()["version"]
         candidate = store.round_policy(row["id"])
         metrics = row["metrics"]
-        names = ("cv_accuracy", "e_value", "started_from", "kl_start", "kl_target", "kl", "gate_gain", "view")
+        names = (
+            "cv_accuracy",
+            "e_value",
+            "started_from",
+            "kl_start",
+            "kl_target",
+            "kl",
+            "gate_gain",
+            "gate_share",
+            "served_kl",
+            "view",
+        )
         return {
             "round": number,
             "state": row["state"],

@@ -1,6 +1,7 @@
 """What the server and the worker import, and load with a model: nothing that takes seconds and is never used."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,23 @@ print(json.dumps({
 }))
 """
 
+TORCHVISION = """
+import sys, types
+if sys.argv[1] == "without_dynamo":
+    from playground.system.quick_imports import without_dynamo
+    with without_dynamo():
+        import torchvision
+    from torch._dynamo import utils
+    same = torchvision.utils is utils is sys.modules["torch._dynamo.utils"]
+    assert same and utils.__spec__.origin == utils.__file__ and not type(sys.meta_path[0]).__name__ == "_Submodules"
+    print(torchvision.is_compile_supported.__module__)
+else:
+    from playground.system import quick_imports
+    from transformers.utils import is_torchvision_available
+    assert is_torchvision_available()
+    print("torchvision" in sys.modules)
+"""
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
@@ -73,3 +91,28 @@ def test_whoever_wants_more_of_dynamo_than_marks_gets_dynamo(report):
 
 def test_after_the_imports_everything_is_as_it_was(report):
     assert not [module for module in report["in_use"] if module.startswith("playground")]
+
+
+@pytest.mark.parametrize(
+    ("how", "printed"), [("without_dynamo", "torch._dynamo.utils"), ("transformers", "False")], ids=lambda value: value
+)
+def test_torchvision_may_import_parts_of_dynamo(tmp_path, how, printed):
+    """Where torchvision was installed, nothing started: "No module named 'torch._dynamo.utils'"."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    code = "from torch._dynamo import utils\nfrom torch._dynamo.utils import is_compile_supported\n"
+    (package / "__init__.py").write_text(code + "__version__ = '0.30.0'\n")
+    (package / "transforms.py").write_text("class InterpolationMode:\n    pass\n")
+    metadata = tmp_path / "torchvision-0.30.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.30.0\n")
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", TORCHVISION, how],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == printed

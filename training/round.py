@@ -285,7 +285,7 @@ class Round(RoundControl):
         )
         trained = models.trained_policy.causal
         with models.seconds.part("gate: served"):
-            choice = tuning.choose(self.settings, trained, models.base)
+            choice = tuning.choose(self.settings, models.bare, models.base)  # as the server chose, by the base
             compared = replies.first_of_each(replies.new)
             slots, slot_tokens = served.room(compared)
             forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
@@ -293,7 +293,8 @@ class Round(RoundControl):
         if report.share < 1:
             save_file(models.trained_policy.state(), self.folder / "policy.safetensors")
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
-        self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
+        figures = {"gate_gain": report.gain, "gate_low": report.gain_interval[0], "gate_share": report.share}
+        self.record(**figures, kl=report.kl, served_kl=served_kl)
 
     # -- publish
 

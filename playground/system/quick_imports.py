@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,7 @@ def _transform_get_item_to_index() -> Any:
 class _Marks(ModuleType):
     """Stands for Dynamo where it is only asked to mark functions for the compiler; anything else is the real one's."""
 
+    __path__: tuple[str, ...] = ()  # makes it a package; `_Submodules` finds what is in it
     allow_in_graph = assume_constant_result = disable = staticmethod(_undecorated)
 
     def __getattr__(self, name: str) -> Any:
@@ -43,10 +45,32 @@ class _Marks(ModuleType):
         return getattr(importlib.import_module(DYNAMO), name)
 
 
+class _Submodules:
+    """Finds a submodule of Dynamo that is imported while `_Marks` stands for it, as by torchvision: the real one."""
+
+    def __init__(self) -> None:
+        self._spec: ModuleSpec | None = None
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if not name.startswith(DYNAMO + "."):
+            return None
+        _remove_marks()
+        self._spec = importlib.import_module(name).__spec__
+        return ModuleSpec(name, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """The module has run already. Only its spec was replaced, by the import that asked for it here."""
+        module.__spec__ = self._spec
+
+
 def _remove_marks() -> None:
     """From now on `import torch._dynamo` imports it."""
     if isinstance(sys.modules.get(DYNAMO), _Marks):
         del sys.modules[DYNAMO], sys.modules[HIGHER_ORDER]
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Submodules)]
 
 
 @contextmanager
@@ -58,6 +82,7 @@ def without_dynamo() -> Iterator[None]:
         higher_order: Any = ModuleType(HIGHER_ORDER)
         higher_order.TransformGetItemToIndex = _transform_get_item_to_index
         sys.modules |= {DYNAMO: _Marks(DYNAMO), HIGHER_ORDER: higher_order}
+        sys.meta_path.insert(0, _Submodules())
     try:
         yield
     finally:
@@ -81,6 +106,8 @@ with (
     _replaced(torch, "compile", _undecorated),
     # transformers and peft ask once; from then on they take this for a torch that was built without distribution
     _replaced(torch.distributed, "is_available", lambda: False),
+    # transformers needs torchvision for images alone, and it imports Dynamo
+    _replaced(transformers.utils, "is_torchvision_available", lambda: False),
     # transformers needs SciPy for the losses of object detection alone
     _replaced(transformers.utils, "is_scipy_available", lambda: False),
 ):
