@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gold, last_token, learning, pairs, plots, quantisation, report, rounds, three_rounds
+from benchmarks import gold, last_token, learning, pairs, plots, quantisation, report, rounds
 from benchmarks import pool as pools
 from playground.models import loading
 from tests.test_loop import settings_for
@@ -226,24 +226,6 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
     assert (
         pools.make_pool(settings, pools.Cache(settings), 16, pytest.fail).texts == pool.texts
     )  # nothing is sampled twice
-
-
-def test_three_rounds_in_a_row_are_real_ones(tmp_path):
-    """On the tiny model: votes on the live version's replies, a worker each time, and the truth about
-    whatever is live.
-    """
-    tiny = settings_for(
-        tmp_path,
-        ppo={"iterations": 2, "rollout_tokens": 8},
-        gate={"prompts": 4, "better": 0.01, "not_worse": 0.01},
-        reward={"evidence_confidence": 0.0},
-        chat={"reply_tokens": 8},
-    )
-    settings = three_rounds.ThreeRoundsSettings.like(tiny, replies=2)
-    pool = pools.make_pool(settings, pools.Cache(settings), 8, lambda text: None)
-    found = three_rounds.chain(pool, settings, "brevity", 12, "live", 0, log=lambda text: None)
-    assert len(found) == 3 and all(cell["state"] in ("published", "refused") for cell in found)
-    assert all(0 <= cell["win_rate"] <= 1 for cell in found)
 
 
 def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):

@@ -109,6 +109,27 @@ def test_the_value_heads_warm_up_lowers_its_error_and_leaves_the_policy():
     assert all(torch.equal(before[k], v) for k, v in t.policy.state().items())
 
 
+def test_without_a_value_head_a_tokens_return_is_its_advantage():
+    t = trainer(ppo={"value_head": False})
+    torch.nn.init.constant_(t.policy.value_head.bias, 3.0)
+    trajectory, _ = ppo.measure(t.policy, EPISODES, SCORES, 0.1, t.settings)
+    assert not trajectory.old_values.any()
+    ppo.estimate_advantages([trajectory], t.settings)
+    mask = trajectory.batch.mask.bool()
+    whitened = (trajectory.returns[mask] - trajectory.returns[mask].mean()) / trajectory.returns[mask].std(
+        unbiased=False
+    )
+    torch.testing.assert_close(trajectory.advantages[mask], whitened, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_value_head_it_is_not_trained_and_ppo_learns_all_the_same():
+    t = trainer(ppo={"value_head": False, "lr": 1e-2, "iterations": 6, "kl_target": 1e6})
+    before = {name: tensor.clone() for name, tensor in t.policy.value_head.state_dict().items()}
+    run(t)
+    assert all(torch.equal(before[name], tensor) for name, tensor in t.policy.value_head.state_dict().items())
+    assert t.history[-1]["reward"] > t.history[0]["reward"] + 0.1
+
+
 # -- the update
 
 

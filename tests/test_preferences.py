@@ -138,11 +138,11 @@ def test_two_equal_replies_say_nothing():
     assert collect([same]).pairs == []
 
 
-def test_both_bad_is_two_bad_labels_and_no_pair():
+def test_both_bad_is_two_bad_labels_of_half_a_weight_and_no_pair():
     prefs = collect([vote(1, choice="both_bad"), vote(2), vote(3), vote(4)])
     assert prefs.labels == [
-        PointwiseLabel(0, False, 1.0, "conversation 1"),
-        PointwiseLabel(1, False, 1.0, "conversation 1"),
+        PointwiseLabel(0, False, 0.5, "conversation 1"),
+        PointwiseLabel(1, False, 0.5, "conversation 1"),
     ]
     assert [pair.vote for pair in prefs.pairs] == [2, 3, 4]
 

@@ -57,8 +57,10 @@ SHIPPED: dict[str, Score] = {
 }
 
 
-def find(name: str) -> Score:
-    """The score of this name: a shipped one, or `module:function`. SettingsError where there is none."""
+def find(name: str, flag: str = "--annotator") -> Score:
+    """The score of this name: a shipped one, or `module:function`. SettingsError, which names `flag`, where there is
+    none.
+    """
     if name in SHIPPED:
         return SHIPPED[name]
     module, _, function = name.partition(":")
@@ -68,7 +70,7 @@ def find(name: str) -> Score:
         reason = f"accepted: {', '.join(SHIPPED)}, or module:function"
     except (ImportError, AttributeError) as error:
         reason = str(error)
-    raise SettingsError(f"--annotator: got {name!r}; {reason}")
+    raise SettingsError(f"{flag}: got {name!r}; {reason}")
 
 
 # -- people

@@ -172,7 +172,7 @@ def train_ppo(
         # 4. unless the KL target is reached: advantages and returns by GAE, whitened over all reply tokens of the
         #    iteration; optimise; adapt β
         if not trainer.target_reached:
-            if trainer.iteration == 1:
+            if trainer.iteration == 1 and settings.ppo.value_head:
                 warm_up_values(policy, trajectories, settings)
             estimate_advantages(trajectories, settings)
             metrics["explained_variance"] = explained_variance(trajectories)
@@ -207,7 +207,7 @@ def measure(
     trajectory = Trajectory(
         batch=batch,
         old_logprobs=comparison.logprob,
-        old_values=policy.values(comparison.hidden) * batch.mask,
+        old_values=values_of(policy, comparison.hidden, batch.mask, settings),
         kl=kl_k1,
         rewards=ppo_math.token_rewards(scores, kl_k1, batch.mask, beta),
         hidden=comparison.hidden.float(),
@@ -216,6 +216,11 @@ def measure(
     )
     sums = {"kl": comparison.kl, "kl_k1": kl_k1, "kl_k3": kl_k3, "entropy": comparison.entropy}
     return trajectory, {name: values.sum() for name, values in sums.items()}
+
+
+def values_of(policy: PolicyModel, hidden: torch.Tensor, mask: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """What the value head expects at each token, (B, T); 0 without one. hidden (B, T, d), mask (B, T)."""
+    return policy.values(hidden) * mask if settings.ppo.value_head else torch.zeros_like(mask)
 
 
 def minibatches(trajectories: Sequence[Trajectory], settings: Settings) -> list[Sequence[Trajectory]]:
@@ -330,7 +335,11 @@ def accumulate(
         logprobs, trajectory.old_logprobs, trajectory.advantages, mask, settings.ppo.ratio_clip
     )
     value_loss = ppo_math.value_loss(
-        policy.values(hidden) * mask, trajectory.old_values, trajectory.returns, mask, settings.ppo.value_clip
+        values_of(policy, hidden, mask, settings),
+        trajectory.old_values,
+        trajectory.returns,
+        mask,
+        settings.ppo.value_clip,
     )
     (share * (policy_loss + settings.ppo.value_coefficient * value_loss)).backward()
     approx_kl = ppo_math.masked_mean(ppo_math.kl_k3(trajectory.old_logprobs, new_logprobs), mask)

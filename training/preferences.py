@@ -158,7 +158,8 @@ def collect(
         left = add_reply(vote["prompt"], vote["left_ids"])
         right = add_reply(vote["prompt"], vote["right_ids"])
         if vote["choice"] == "both_bad":
-            prefs.labels += [PointwiseLabel(reply, False, weight, group) for reply in (left, right)]
+            # half each: it is one judgement
+            prefs.labels += [PointwiseLabel(reply, False, weight / 2, group) for reply in (left, right)]
         elif left != right:
             prefs.pairs.append(Pair(left, right, OUTCOMES[vote["choice"]], weight, group, vote["vote"]))
     for rating in ratings:

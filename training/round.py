@@ -21,7 +21,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, selftest, served, sft
+from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, rules, selftest, served, sft
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
 from training.ratchet import EndedTrial
@@ -196,8 +196,19 @@ class Round(RoundControl):
         show_percent(90)
         features = models.features(model, episodes)
         model.standardise(features)
+        self._standardise_rules(episodes)
         model.save(self.folder / "reward.safetensors")
         selftest.check_head(model, self.folder / "reward.safetensors", features)
+
+    def _standardise_rules(self, episodes: Sequence[Episode]) -> None:
+        """Mean and deviation of the rules on the reference's replies become rules.json."""
+        found = rules.read(self.settings.reward.rules)
+        if found:
+            texts = self.models.texts(episodes)
+            standardised = [rule.standardised_on(texts) for rule in found]
+            figures = {rule.name: {"mean": rule.mean, "deviation": rule.deviation} for rule in standardised}
+            write_json(self.folder / "rules.json", figures)
+            self.record(rules={rule.name: rule.weight for rule in found})
 
     def _nothing_left(self) -> Message | None:
         """Why people's choices between replies of the live version leave nothing to learn, or None. The base is always

@@ -97,7 +97,9 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
     with seconds.part("gate: draws"):
         draws_new = model.draws(features_new, gate.DRAWS, settings.seed)  # (S, N)
         draws_live = model.draws(features_live, gate.DRAWS, settings.seed)
-        gains = (draws_new - draws_live) / model.spread
+        rules_new = models.rule_rewards(replies.new)
+        rules_live = models.rule_rewards(replies.live)
+        gains = (draws_new - draws_live) / model.spread + rules_new - rules_live
     canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
     canary_tokens = sum(len(episode.completion) for episode in canaries)
     with seconds.part("gate: likelihoods"):
@@ -110,8 +112,8 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
         live=replies.live,
         base=replies.base,
         texts=replies.new_texts,
-        reward_new=model.reward(features_new).numpy(),
-        reward_live=model.reward(features_live).numpy(),
+        reward_new=(model.reward(features_new) + rules_new).numpy(),
+        reward_live=(model.reward(features_live) + rules_live).numpy(),
         gains=gains.numpy(),
         kl=totals_new.kl,
         canary_new=sum(canary_totals.logprob) / canary_tokens,

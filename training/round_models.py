@@ -7,6 +7,7 @@ Reads the round's folder and never writes to it. Knows nothing about phases, lea
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -21,10 +22,11 @@ from playground.models.scorer import FeatureTrunk, RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store
-from training import gpu, rollout, selftest, sft
+from training import gpu, rollout, rules, selftest, sft
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
+from training.rules import Rule
 from training.timing import PartSeconds
 
 
@@ -132,8 +134,26 @@ class RoundModels:
         return model
 
     def reward(self, episodes: Sequence[Episode]) -> torch.Tensor:
-        """Standardised rewards (N,) of episodes."""
-        return self.reward_model.reward(self.features(self.reward_model, episodes))
+        """Rewards (N,) of episodes: the reward model's, standardised, and those of the rules."""
+        return self.reward_model.reward(self.features(self.reward_model, episodes)) + self.rule_rewards(episodes)
+
+    @cached_property
+    def rules(self) -> list[Rule]:
+        """The rewards that the settings name, standardised as the round's reward phase left it."""
+        figures = json.loads((self.folder / "rules.json").read_text())
+        found = rules.read(self.settings.reward.rules)
+        return [replace(rule, **figures[rule.name]) for rule in found]
+
+    def rule_rewards(self, episodes: Sequence[Episode]) -> torch.Tensor:
+        """What the rules add to the rewards (N,) of episodes; 0 without rules."""
+        if not self.settings.reward.rules:
+            return torch.zeros(len(episodes))
+        return rules.rewards(self.rules, self.texts(episodes))
+
+    def texts(self, episodes: Sequence[Episode]) -> list[tuple[str, str]]:
+        """Prompt and reply of each episode, as a person reads them."""
+        tokenizer = self.tokenizer
+        return [(prompts.decode(e.prompt, tokenizer), prompts.reply_text(e.completion, tokenizer)) for e in episodes]
 
     def features(self, model: RewardModel, episodes: Sequence[Episode]) -> torch.Tensor:
         """Features (N, D) of episodes, as this reward model reads them."""

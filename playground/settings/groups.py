@@ -146,6 +146,10 @@ class RewardSettings(Group):
     """λ of reward = mean − λ·deviation under the votes' posterior, in posterior deviations."""
     batch: ForRounds[Positive] = 16
     """Replies scored at once."""
+    rules: str = ""
+    """Rewards of one's own that are added to the votes', `module:function=weight` with commas between. Each takes
+    prompt and reply as texts and returns a number; its weight is in deviations over the base's replies.
+    """
     evidence_confidence: ForRounds[float] = Field(0.8, ge=0, lt=1)
     """Confidence that votes agree with each other, by forecasts of each from those before it, which a round needs, or
     it ends; 0 is off. It holds however often one looks.
@@ -183,6 +187,9 @@ class PPOSettings(Group):
     """
     lr: ForRounds[float] = Field(5e-4, gt=0, le=1)
     """Adam learning rate of the policy's LoRA."""
+    value_head: ForRounds[bool] = True
+    """Learn what each token's return is; otherwise a reply counts by its score above the other replies to its prompt
+    alone."""
     value_lr: ForRounds[float] = Field(2e-3, gt=0, le=1)
     """Adam learning rate of the value head."""
     value_warmup: ForRounds[int] = Field(20, ge=0, le=1000)

@@ -154,6 +154,10 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
 def _kl_facts(metrics: Mapping[str, Any], translate: Words) -> list[tuple[str, str]]:
     """(label, value) of where a round started and how far it may go."""
     facts = []
+    if metrics.get("rules"):
+        facts.append(
+            (translate("rewards of one's own"), ", ".join(f"{n} × {w:g}" for n, w in metrics["rules"].items()))
+        )
     if metrics.get("started_from") is not None:
         facts.append((translate("started from"), version_name(metrics["started_from"], translate)))
     if metrics.get("kl_step") is not None:
