@@ -272,15 +272,22 @@ class Round(RoundControl):
             report.kl,
             joined(report.refused_because) if report.refused_because else "passed",
         )
-        trained = models.trained_policy.causal
         with models.seconds.part("gate: served"):
-            choice = tuning.choose(self.settings, trained, models.base)
-            compared = replies.first_of_each(replies.new)
-            slots, slot_tokens = served.room(compared)
-            forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
-            served_kl = served.divergence(trained, forward, compared)
+            served_kl = self._served_kl(replies.first_of_each(replies.new))
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         self.record(gate_gain=report.gain, gate_low=report.gain_interval[0], kl=report.kl, served_kl=served_kl)
+
+    def _served_kl(self, episodes: Sequence[Episode]) -> float:
+        """How far what the chat will serve is from the trained policy, on these replies of it; nats a token."""
+        trained = self.models.trained_policy.causal
+        model = self.models.served_model()
+        if model.device == trained.device:
+            choice = tuning.choose(self.settings, model, self.models.base)
+        else:
+            choice = tuning.Choice("plain", self.settings.threads)
+        slots, slot_tokens = served.room(episodes)
+        forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(model)
+        return served.divergence(trained, forward, episodes)
 
     # -- publish
 
