@@ -5,8 +5,8 @@ Owns the forward passes of PPO, SFT and the gate, so that a log-probability is c
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -132,6 +132,10 @@ class PolicyModel:
         self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = trunk  # with the LoRA in its layers
         self.rollouts = Rollouts(trunk)
+        self.checkpointed: list[torch.nn.Module] = []  # the blocks, where they keep only their inputs for the backward
+        if settings.ppo.gradient_checkpointing and trunk.supports_gradient_checkpointing:
+            trunk.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            self.checkpointed = list(structure.blocks(trunk))
         self.parameters: dict[str, torch.nn.Parameter] = lora.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)
@@ -175,8 +179,22 @@ class PolicyModel:
             position_ids=batch.positions,
             use_cache=False,
         )
-        out = self.causal.base_model(**inputs)
+        with self._checkpointing():
+            out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Gradient checkpointing is on inside, where gradients are. transformers does it in blocks that are in training
+        mode, and these have no cache, so it is off while replies are decoded.
+        """
+        for block in self.checkpointed:
+            block.training = torch.is_grad_enabled()  # of the block alone: dropout inside it stays off
+        try:
+            yield
+        finally:
+            for block in self.checkpointed:
+                block.training = False
 
     def token_logprobs(self, hidden: torch.Tensor, batch: Batch, temperature: float | None = None) -> torch.Tensor:
         """log π of the completion tokens, (B, T), by default at the sampling temperature; 0 on padding.

@@ -219,7 +219,7 @@ def measure(
 
 
 def values_of(policy: PolicyModel, hidden: torch.Tensor, mask: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """What the value head expects at each token, (B, T); 0 without one. hidden (B, T, d), mask (B, T)."""
+    """The value head's estimates (B, T) of hidden states (B, T, d); 0 without one, and on padding by the mask."""
     return policy.values(hidden) * mask if settings.ppo.value_head else torch.zeros_like(mask)
 
 

@@ -8,12 +8,10 @@ interruptions are `round_control.py`'s; loading is `round_models.py`'s; when rou
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from playground.decoding import tuning
 from playground.models import adapters
 from playground.models.trial import Tally
 from playground.settings import Settings
@@ -21,7 +19,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, rules, selftest, served, sft
+from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, rules, selftest, sft
 from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
 from training.ratchet import EndedTrial
@@ -294,13 +292,8 @@ class Round(RoundControl):
             report.kl,
             joined(report.refused_because) if report.refused_because else "passed",
         )
-        trained = models.trained_policy.causal
         with models.seconds.part("gate: served"):
-            choice = tuning.choose(self.settings, models.bare, models.base)  # as the server chose, by the base
-            compared = replies.first_of_each(replies.new)
-            slots, slot_tokens = served.room(compared)
-            forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(trained)
-            served_kl = served.divergence(trained, forward, compared)
+            served_kl = round_gate.served_kl(models, replies.first_of_each(replies.new))
         if report.share < 1:
             save_file(models.trained_policy.state(), self.folder / "policy.safetensors")
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})

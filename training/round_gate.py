@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from safetensors.torch import load_file
 
+from playground.decoding import tuning
 from playground.models import prompts
 from playground.system.messages import joined
-from training import gate, rollout
+from training import gate, rollout, served
 from training.gate import GateReport
 from training.rollout import Episode, Rollouts
 from training.round_models import RoundModels
@@ -122,6 +123,18 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
     )
     with seconds.part("gate: decide"):
         return gate.decide(compared, settings)
+
+
+def served_kl(models: RoundModels, episodes: Sequence[Episode]) -> float:
+    """How far what the chat will serve is from the trained policy, on these replies of it; nats a token."""
+    trained = models.trained_policy.causal
+    base, served_model = models.served_models()
+    choice = tuning.Choice("plain", models.settings.threads)
+    if base.device == trained.device:
+        choice = tuning.choose(models.settings, base, models.base)  # as the server chose
+    slots, slot_tokens = served.room(episodes)
+    forward = replace(choice, slots=slots, slot_tokens=slot_tokens).forward(served_model)
+    return served.divergence(trained, forward, episodes)
 
 
 def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class RoundModels:
     @cached_property
     def _loaded_base(self) -> "LoadedBase":
         with self.seconds.part("load policy"):
-            return LoadedBase(loading.load_trunk(self.settings, training=True), self.settings, self.tokenizer)
+            return LoadedBase(self.settings, self.tokenizer)
 
     @cached_property
     def policy(self) -> PolicyModel:
@@ -115,13 +115,27 @@ class RoundModels:
             expected_sha256=row["sha256"],
         )
 
+    def served_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The base as the chat loads it, and the trained policy over it. Where the trunk is quantised, that is another
+        one: on the same device where it has room, else on the CPU.
+        """
+        policy = self.trained_policy
+        if self.settings.ppo.quantisation == "none":
+            return self.bare, policy.causal
+        base = loading.load_trunk(gpu.where_unquantised_fits(self.settings))
+        bare = lora.tied_copy(base)
+        served = lora.with_lora(base, rank=policy.rank, alpha=policy.alpha, targets=policy.targets)
+        adapters.copy_strictly(policy.state(), lora.lora_parameters(served))
+        return bare, cast("PreTrainedModel", served.get_base_model())
+
     # -- the reward model
 
     @cached_property
     def trunk(self) -> FeatureTrunk:
         """The reward model's trunk."""
         with self.seconds.part("load reward trunk"):
-            trunk = FeatureTrunk(self.settings)
+            shared = gpu.shares_trunk(self.settings)
+            trunk = FeatureTrunk(self.settings, lora.tied_copy(self.bare) if shared else None)
         with self.seconds.part("test reward trunk"):
             selftest.check_features(trunk, self.settings.reward.lora_rank)
         return trunk
@@ -239,8 +253,11 @@ class RoundModels:
 class LoadedBase:
     """The base as it was loaded, and what must be read from it before a LoRA is put into its layers."""
 
-    def __init__(self, trunk: PreTrainedModel, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.trunk = trunk
-        self.identity = loading.base_identity(trunk, settings)
+    def __init__(self, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
+        quantisation = settings.ppo.quantisation
+        self.trunk = trunk = loading.load_trunk(settings, quantisation, training=True)
+        # the hash is over the weights before they are quantised, as the chat has them
+        whole = trunk if quantisation == "none" else loading.load_trunk(gpu.on_cpu(settings))
+        self.identity = loading.base_identity(whole, settings)
         self.end_tokens = loading.end_tokens(trunk, tokenizer)
         self.shell: PreTrainedModel = lora.tied_copy(trunk)

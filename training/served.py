@@ -27,7 +27,8 @@ def divergence(model: PreTrainedModel, forward: AnyForward, episodes: Sequence[E
     reads it (a forward of `playground/decoding`), which decodes the beginnings of the replies together.
     """
     episodes = [Episode(episode.prompt, episode.completion[:TOKENS], False) for episode in episodes[:EPISODES]]
-    trained = [logprobs(model, episode) for episode in episodes]  # (T, V) each
+    to = next(forward.model.parameters()).device
+    trained = [logprobs(model, episode).to(to) for episode in episodes]  # (T, V) each
     caches = []
     logits = []  # (V,) of each growing reply
     for episode in episodes:

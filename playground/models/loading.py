@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from playground.models import attention, folders, sources, structure, templates
+from playground.models import attention, folders, quantised, sources, structure, templates
 from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
@@ -166,7 +166,7 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
     """The frozen base model in eval mode: in `nf4` or `int8` (bitsandbytes), or for `none` in `trunk_dtype`.
 
     For `training` on a CPU it has eager attention: on a rollout's length, forward and backward take less than half of
-    the fused kernel's time.
+    the fused kernel's time. In nf4, layers for training compute the same with gradients and without.
     """
     source = sources.source_of(settings)
     dtype = trunk_dtype(settings)
@@ -195,6 +195,8 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
         # backward
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # a bool, unlike most attributes
+    if training and quantisation == "nf4":
+        quantised.dequantise_in_forward(model)
     structure.output_embeddings(model).register_forward_pre_hook(_contiguous)
     return model.eval().requires_grad_(False)
 

@@ -50,8 +50,9 @@ def tied_copy(base: ModelT) -> ModelT:
     where there are any, are its own.
     """
     tensors = [parameter for name, parameter in base.named_parameters() if "lora_" not in name]
-    shared = [*tensors, *base.buffers()]
-    return copy.deepcopy(base, memo={id(tensor): tensor for tensor in shared})
+    of_layers = [getattr(module, "quant_state", None) for module in base.modules()]  # how a layer's weight is quantised
+    shared = [*tensors, *base.buffers(), *(state for state in of_layers if state is not None)]
+    return copy.deepcopy(base, memo={id(part): part for part in shared})
 
 
 def with_lora(base: PreTrainedModel, *, rank: int, alpha: float, targets: Iterable[str]) -> PeftModel:

@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from playground.models import adapters, loading, lora, structure
 from playground.models.batches import pad
@@ -41,8 +42,9 @@ class FeatureTrunk:
     one for each layer, and a last one for the length.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.model = loading.load_trunk(settings, settings.reward.quantisation)
+    def __init__(self, settings: Settings, model: PreTrainedModel | None = None) -> None:
+        """The trunk is loaded, or it is `model`, in the format of `reward.quantisation`, whose upper blocks go."""
+        self.model = model or loading.load_trunk(settings, settings.reward.quantisation)
         blocks = structure.blocks(self.model)
         depths = [settings.reward.layer] if settings.reward.layer else DEPTHS
         self.layers = sorted({max(1, round(depth * len(blocks))) for depth in depths})

@@ -163,6 +163,12 @@ class PPOSettings(Group):
     """Rank of the policy's LoRA, on all linear layers of the blocks."""
     lora_alpha: ForRounds[int] = Field(32, ge=1, le=1024)
     """LoRA alpha; the update is scaled by alpha/rank."""
+    quantisation: ForRounds[Literal["none", "nf4"]] = "none"
+    """Format of the policy's frozen trunk: the model's own, or bitsandbytes' nf4 (QLoRA), which takes a third of the
+    memory and more time. The reward model shares a trunk in nf4. The chat serves the model's own format all the same.
+    """
+    gradient_checkpointing: ForRounds[bool] = False
+    """Keep only the inputs of each block for the backward, which computes the rest again: less memory, more time."""
     iterations: ForRounds[int] = Field(8, ge=1, le=10000)
     """Most PPO iterations (rollout, then update) in a round."""
     episodes: ForRounds[int] = Field(64, ge=2, le=4096)

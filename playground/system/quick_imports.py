@@ -7,8 +7,9 @@ imports transformers or peft imports this module first; `tests/test_quick_import
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,7 @@ def _transform_get_item_to_index() -> Any:
 class _Marks(ModuleType):
     """Stands for Dynamo where it is only asked to mark functions for the compiler; anything else is the real one's."""
 
-    __path__: tuple[str, ...] = ()  # makes it a package; `_Submodules` finds what is in it
+    __path__: MutableSequence[str] = []  # makes it a package; `_Submodules` finds what is in it
     allow_in_graph = assume_constant_result = disable = staticmethod(_undecorated)
 
     def __getattr__(self, name: str) -> Any:
@@ -45,7 +46,7 @@ class _Marks(ModuleType):
         return getattr(importlib.import_module(DYNAMO), name)
 
 
-class _Submodules:
+class _Submodules(Loader):
     """Finds a submodule of Dynamo that is imported while `_Marks` stands for it, as by torchvision: the real one."""
 
     def __init__(self) -> None:
