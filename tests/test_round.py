@@ -401,11 +401,13 @@ def test_prompts_that_become_the_same_are_one_context(folder, tmp_path):
 # -- the gate
 
 
-def test_the_gate_compares_several_replies_of_three_versions_to_each_prompt(folder, tmp_path):
+def test_the_gate_compares_several_replies_of_three_versions_to_each_prompt(folder, tmp_path, monkeypatch):
     this = running(folder, tmp_path, gate={"prompts": 4, "replies": 3})
+    this._sft()
     save_file(strong(), this.folder / "policy.safetensors")
     steps = []
-    replies = round_gate.sample(this.models, steps.append)
+    monkeypatch.setattr(round_gate, "compare", lambda models, replies: a_report(0))
+    replies, _ = round_gate.judge(this.models, steps.append)
     assert steps == [1, 2, 3] and replies.prompts == 4
     for episodes in (replies.new, replies.live, replies.base):
         asked = [episode.prompt for episode in episodes]
@@ -453,6 +455,36 @@ def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, monke
     assert ratio(policy.state(), end) == pytest.approx(share, abs=1e-5)
     assert len(compared) == {1: 1, 0.5: 2, 0.25: 3}[share] and compared[-1] is replies.new
     assert all(before != after for before, after in itertools.pairwise(compared))  # each way back replies anew
+
+
+@pytest.mark.parametrize(
+    ("figures", "looks"),
+    [
+        ({"better": 0.995, "not_worse": 0.995}, [8]),
+        ({"better": 0.95, "not_worse": 0.95}, [8, 32]),
+        ({"better": 0.2, "not_worse": 0.3}, [8, 32]),
+        ({"better": 0.995, "not_worse": 0.995, "empty": 0.5}, [8, 8, 8, 32]),  # taken back twice in vain
+    ],
+)
+def test_a_quarter_of_the_prompts_is_enough_where_the_version_is_clearly_better(
+    folder, tmp_path, monkeypatch, figures, looks
+):
+    this = running(folder, tmp_path, gate={"prompts": 32, "replies": 2})
+    this._sft()
+    save_file(strong(), this.folder / "policy.safetensors")
+    seen = []
+
+    def compare(models, replies):
+        asked = [tuple(episode.prompt) for episode in replies.new]
+        assert asked == [tuple(episode.prompt) for episode in replies.base] and asked[::2] == asked[1::2]
+        seen.append(asked[::2])
+        return a_report(0, **figures)
+
+    monkeypatch.setattr(round_gate, "compare", compare)
+    replies, report = round_gate.judge(this.models, lambda step: None)
+    assert [len(asked) for asked in seen] == looks == [*looks[:-1], replies.prompts]
+    assert all(later[: len(seen[0])] == seen[0] for later in seen) and len(set(seen[-1])) == looks[-1]
+    assert len(replies.new) == len(replies.live) == len(replies.base) == len(replies.new_texts) == 2 * looks[-1]
 
 
 def test_replies_in_the_gate_are_as_long_as_in_the_chat(folder, tmp_path):

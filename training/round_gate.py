@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LEAST_SHARE = 0.25  # of the way that training went, to which a policy that breaks a limit is taken back
+FIRST_LOOK = 0.25  # share of the prompts that the gate looks at first
+FEWEST = 8  # prompts of a first look
+CLEARLY = 0.99  # probability of a gain by the reward model at which the first look is enough
 SAMPLES = 8  # that a report keeps, of shipped prompts and of people's prompts each
 
 
@@ -42,48 +45,89 @@ class GateReplies:
         """Of these (N,) the first of each prompt."""
         return values[:: len(self.new) // self.prompts]
 
+    def and_also(self, other: "GateReplies") -> "GateReplies":
+        """These replies, and those to other prompts."""
+        return GateReplies(
+            prompts=self.prompts + other.prompts,
+            new=[*self.new, *other.new],
+            live=[*self.live, *other.live],
+            base=[*self.base, *other.base],
+            new_texts=[*self.new_texts, *other.new_texts],
+        )
+
 
 def judge(models: RoundModels, show_step: Callable[[int], None]) -> tuple[GateReplies, GateReport]:
     """The replies, and what the gate says of them. `show_step(n)` counts the versions that replied.
 
+    A quarter of the prompts is enough where the new version is clearly better on them and keeps all limits, since
+    replies are what the gate spends its time on.
+    """
+    chosen = models.gate_prompts()
+    first = round(FIRST_LOOK * len(chosen))
+    looks = Looks(models, show_step)
+    if first < FEWEST:
+        return looks.at(chosen)
+    replies, report = looks.at(chosen[:first])
+    if report.passed and min(report.better, report.not_worse) >= CLEARLY:
+        return replies, report
+    return looks.at(chosen[first:])
+
+
+class Looks:
+    """The gate's looks at the trained policy, each at more replies than the one before.
+
     A policy that is better but has gone too far from the base, in its length for example, is taken back along the line
     to where training started (Wortsman et al. 2022), by halves, until it keeps the limits, and stays so.
     """
-    policy = models.trained_policy
-    replies = sample(models, show_step)
-    report = compare(models, replies)
-    start, end = load_file(models.folder / "start.safetensors"), policy.state()
-    while report.share > LEAST_SHARE and gate.went_too_far(report, models.settings):
-        share = report.share / 2
-        log.info("gate: %s; the policy is taken back to %g of the way", joined(report.refused_because), share)
-        policy.interpolate(start, end, share)
-        new = _replies_of(models, policy.rollouts, "new")
-        replies = replace(replies, new=new, new_texts=_texts(models, new))
-        report = replace(compare(models, replies), share=share)
-    return replies, report
 
+    def __init__(self, models: RoundModels, show_step: Callable[[int], None]) -> None:
+        self.models = models
+        self.show_step = show_step
+        self.policy = models.trained_policy
+        self.start = load_file(models.folder / "start.safetensors")
+        self.end = self.policy.state()
+        self.share = 1.0  # of the way from start to end
+        self.prompts: list[list[int]] = []
+        self.replies: GateReplies | None = None
+        self._live = Rollouts(models.live_model()) if models.live_version else None
 
-def sample(models: RoundModels, show_step: Callable[[int], None]) -> GateReplies:
-    """`gate.replies` of each version to each of the gate's prompts."""
-    policy = models.trained_policy
-    new = _replies_of(models, policy.rollouts, "new")
-    show_step(1)
-    with policy.reference():
-        base = _replies_of(models, policy.rollouts, "base")
-    show_step(2)
-    live = _replies_of(models, Rollouts(models.live_model()), "live") if models.live_version else base
-    show_step(3)
-    prompt_count = len(base) // models.settings.gate.replies
-    return GateReplies(prompts=prompt_count, new=new, live=live, base=base, new_texts=_texts(models, new))
+    def at(self, more: Sequence[list[int]]) -> tuple[GateReplies, GateReport]:
+        """The replies to these prompts and to those of the looks before, and the report on all."""
+        models = self.models
+        replies = self._sample(more)
+        if self.replies:
+            replies = self.replies.and_also(replies)
+        self.prompts += more
+        report = compare(models, replies)
+        while self.share > LEAST_SHARE and gate.went_too_far(report, models.settings):
+            self.share /= 2
+            log.info("gate: %s; the policy is taken back to %g of the way", joined(report.refused_because), self.share)
+            self.policy.interpolate(self.start, self.end, self.share)
+            new = self._replies_of("new", self.policy.rollouts, self.prompts)
+            replies = replace(replies, new=new, new_texts=self._texts(new))
+            report = compare(models, replies)
+        self.replies = replies
+        return replies, replace(report, share=self.share)
 
+    def _sample(self, prompt_ids: Sequence[list[int]]) -> GateReplies:
+        """`gate.replies` of each version to each of these prompts."""
+        new = self._replies_of("new", self.policy.rollouts, prompt_ids)
+        self.show_step(1)
+        with self.policy.reference():
+            base = self._replies_of("base", self.policy.rollouts, prompt_ids)
+        self.show_step(2)
+        live = self._replies_of("live", self._live, prompt_ids) if self._live else base
+        self.show_step(3)
+        return GateReplies(prompts=len(prompt_ids), new=new, live=live, base=base, new_texts=self._texts(new))
 
-def _replies_of(models: RoundModels, rollouts: Rollouts, version: str) -> list[Episode]:
-    with models.seconds.part(f"gate: replies of {version}"):
-        return models.sample(rollouts, models.gate_prompts(), "gate-sample", models.settings.gate.replies)
+    def _replies_of(self, version: str, rollouts: Rollouts, prompt_ids: Sequence[list[int]]) -> list[Episode]:
+        """All versions draw with the same random numbers, other ones at each look."""
+        with self.models.seconds.part(f"gate: replies of {version}"):
+            source = f"gate-sample {len(self.prompts)}"
+            return self.models.sample(rollouts, prompt_ids, source, self.models.settings.gate.replies)
 
-
-def _texts(models: RoundModels, episodes: Sequence[Episode]) -> list[str]:
-    return [prompts.reply_text(episode.completion, models.tokenizer) for episode in episodes]
+    def _texts(self, episodes: Sequence[Episode]) -> list[str]:
+        return [prompts.reply_text(episode.completion, self.models.tokenizer) for episode in episodes]
 
 
 def compare(models: RoundModels, replies: GateReplies) -> GateReport:

@@ -238,9 +238,11 @@ class RoundModels:
         return rollout.choose(self._training_contexts, self._training_seeds, n, rng)
 
     def gate_prompts(self) -> list[list[int]]:
-        """The held-out prompts of the gate."""
+        """The held-out prompts of the gate, in a random order."""
         seeds = self.seed_prompts("heldout")
-        return rollout.choose(self.contexts(heldout=True), seeds, self.settings.gate.prompts, self.rng("gate"))
+        rng = self.rng("gate")
+        chosen = rollout.choose(self.contexts(heldout=True), seeds, self.settings.gate.prompts, rng)
+        return rng.sample(chosen, len(chosen))
 
     def sample(self, rollouts: Rollouts, prompt_ids: Sequence[list[int]], name: str, replies: int = 1) -> list[Episode]:
         """`replies` of a model to each prompt, with the random source `name`."""
