@@ -176,6 +176,8 @@ def test_an_admin_rolls_back_and_withdraws(tab):
         (True, "because", "Pick a version first"),
         ("1", "because", "Pick a version first"),
         (99, "because", "There is no version v99"),
+        (2**63, "because", "There is no version v9223372036854775808"),
+        (-1, "because", "There is no version v-1"),
     ],
 )
 def test_what_does_not_fit_changes_nothing(tab, version, reason, why):
@@ -246,6 +248,16 @@ def test_everybody_compares_what_is_in_memory_and_admins_all_versions(tab):
     assert tab.compare.chat.asked == [("Hello", 1, 0, False), ("Hello", 3, 0, True)]
 
 
+def test_a_withdrawn_version_is_in_nobodys_list_and_an_admin_can_bring_it_back(tab):
+    """It could be compared as long as it was in memory."""
+    first, _second = released(tab.store), released(tab.store)
+    tab.store.withdraw(first, tab.store.annotator(OWNER), "it leaks")
+    mine, theirs = look(tab), look(tab, STRANGER)
+    for seen in (mine, theirs):
+        assert first not in [value for _, value in seen[tab.compare.left]["choices"]]
+    assert first in [value for _, value in mine[tab.version]["choices"]], "an admin may make it live again"
+
+
 def test_a_blind_pair_tells_its_versions_only_when_asked(tab):
     seen = set()
     for _ in range(40):
@@ -287,7 +299,12 @@ def test_two_versions_on_the_prompts_that_their_gates_have_in_common(tab, tmp_pa
 
     assert "Name a river." in html(second, 0) and "shorter" in html(second, 0) and "before" in html(second, 0)
     assert "short &lt;b&gt;" in html(first, second) and "secret" not in html(first, second)
-    tab.store.request_round()
-    third = tab.store.add_policy(take(tab.store)["id"], "w1", parent=second)
+    third = released(tab.store)
     assert "No gate has compared these two" in html(third, first)
+    tab.store.withdraw(first, tab.store.annotator(OWNER), "it leaks")
+    tab.store.request_round()
+    candidate = tab.store.add_policy(take(tab.store)["id"], "w1", parent=second)
+    for version in (first, candidate, 10**40):
+        refused = tab.compare.on_fixed(second, version, Request())
+        assert f"v{version} cannot be compared" in refused[tab.notice.html] and tab.compare.html not in refused
     assert "Pick two versions first." in tab.compare.on_fixed(None, 1, Request())[tab.notice.html]

@@ -31,6 +31,11 @@ def is_public(row: Mapping[str, Any]) -> bool:
     return row["version"] != 0 and row["status"] in PUBLIC and not row["withdrawn"]
 
 
+def may_reply(row: Mapping[str, Any]) -> bool:
+    """Whether a version (a row of the store) may reply to people who compare versions: the base, or a public one."""
+    return row["version"] == 0 or is_public(row)
+
+
 def peft_files(manifest: Manifest, tensors: Tensors) -> dict[str, bytes]:
     """The files of a PEFT adapter, by name: `PeftModel.from_pretrained(base, folder)` loads a folder that has them."""
     config = {

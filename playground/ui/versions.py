@@ -149,7 +149,7 @@ class VersionsTab:
             "more": len(board.history) > limit,
             "panel": is_admin,
             "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],
-            "compared": self.compare.choices(used, is_admin, translate),
+            "compared": self.compare.choices(board.history, is_admin, translate),
         }
         changed = {part: content for part, content in contents.items() if painted.get(part) != content}
         if not changed:
