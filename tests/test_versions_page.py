@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import gradio as gr
 import pytest
@@ -11,7 +12,7 @@ from playground.people.admins import Admins
 from playground.settings import Settings
 from playground.store import Store
 from playground.system.messages import Message, plain
-from playground.ui import versions
+from playground.ui import version_ratings, versions
 from playground.ui.control import Control
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
@@ -72,9 +73,12 @@ def released(store, trial=False):
 
 def look(tab, token=OWNER, language="en", limit=20):
     """What a person sees who opens the tab."""
-    tab.status_bar.invalidate()
-    tab.reader.invalidate()
-    tab.reader._rated_at = float("-inf")
+    tab.reader.ratings.invalidate()
+    for _ in range(2):  # the first look has the ratings made, which the next one shows
+        tab.status_bar.invalidate()
+        tab.reader.invalidate()
+        tab.reader.read()
+        tab.reader.ratings.wait()
     return tab.on_tick(limit, {}, Request(token, language))
 
 
@@ -212,7 +216,7 @@ def test_a_long_history_is_shown_when_asked_for(tab):
 def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     version = released(tab.store)
     calls = []
-    monkeypatch.setattr(versions, "rate", lambda *arguments: calls.append(arguments) or {})
+    monkeypatch.setattr(version_ratings, "rate", lambda *arguments: calls.append(arguments) or {})
     look(tab)
     for _ in range(5):
         cast(tab.store, "a", versions=(version, 0))
@@ -222,6 +226,49 @@ def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     look(tab)
     look(tab)
     assert len(calls) == 1
+
+
+def test_no_page_waits_while_the_versions_are_rated(tab, monkeypatch):
+    """They were computed under the lock that every page takes."""
+    version = released(tab.store)
+    cast(tab.store, "a", versions=(version, 0))
+    assert "% [" in body(look(tab)[tab.html], version)
+    go_on, begun = threading.Event(), threading.Event()
+    rate = version_ratings.rate
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(20)
+        return rate(*arguments)
+
+    monkeypatch.setattr(version_ratings, "rate", slow)
+    for _ in range(8):
+        cast(tab.store, "a", versions=(version, 0))
+    tab.reader.ratings.invalidate()
+    tab.reader.invalidate()
+    seen = []
+    pages = [threading.Thread(target=lambda: seen.append(tab.on_tick(20, {}, Request())[tab.html])) for _ in range(3)]
+    for page in pages:
+        page.start()
+    for page in pages:
+        page.join(5)
+    try:
+        assert begun.wait(5) and len(seen) == 3
+        assert all("67% [" in html for html in seen), "what was known before: 2 of 3"
+    finally:
+        go_on.set()
+    tab.reader.ratings.wait()
+    tab.reader.invalidate()
+    assert "91% [" in tab.on_tick(20, {}, Request())[tab.html], "10 of 11"
+
+
+def test_ratings_that_fail_leave_those_that_are_known(tab, monkeypatch):
+    version = released(tab.store)
+    cast(tab.store, "a", versions=(version, 0))
+    look(tab)
+    monkeypatch.setattr(version_ratings, "rate", lambda *_: 1 / 0)
+    cast(tab.store, "a", versions=(version, 0))
+    assert "67% [" in look(tab)[tab.html]
 
 
 # -- two versions side by side
