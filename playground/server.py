@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 
 from playground import settings as settings_module
 from playground.chat.refusals import Refused
@@ -48,6 +49,7 @@ EVENT_KEYS = {
     gr.EditData: {"index", "value", "previous_value"},
     gr.SelectData: {"index", "value"},
 }
+CHUNK = 1 << 20  # bytes of a download that are read at once
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -154,6 +156,8 @@ def add_adapter_route(app: FastAPI, settings: Settings, store: Store, engine: En
 
     The request names a number; the path of the files is the store's.
     """
+    exports_dir = settings.data_dir / "exports"
+    export.prune(exports_dir)
 
     @app.get("/adapters/v{version}.zip")
     def adapter(version: int, request: Request) -> Response:
@@ -165,12 +169,24 @@ def add_adapter_route(app: FastAPI, settings: Settings, store: Store, engine: En
         if row is None or not export.is_public(row):
             return PlainTextResponse(translate("There is no such version to download."), 404)
         try:
-            file = export.packed(settings.adapters_dir, settings.data_dir / "exports", row, engine.identity["hash"])
+            file = export.opened(settings.adapters_dir, exports_dir, row, engine.identity["hash"])
         except export.Packing:
             return PlainTextResponse(translate("Another version is being packed. Try again in a moment."), 429)
         except BadAdapter:
             return PlainTextResponse(translate("This version cannot be read any more."), 404)
-        return FileResponse(file, media_type="application/zip", filename=f"nudge-v{version}.zip")
+        except export.CannotPack as error:
+            if error.is_full:
+                sentence = translate(
+                    "The disk is full, so the version cannot be packed. Please tell the owner of this app."
+                )
+                return PlainTextResponse(sentence, 507)
+            sentence = translate("The version cannot be packed on this disk. Please tell the owner of this app.")
+            return PlainTextResponse(sentence, 503)
+        headers = {
+            "content-disposition": f'attachment; filename="nudge-v{version}.zip"',
+            "content-length": str(os.fstat(file.fileno()).st_size),
+        }
+        return StreamingResponse(iter(partial(file.read, CHUNK), b""), media_type="application/zip", headers=headers)
 
 
 class Gradio:

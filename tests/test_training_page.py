@@ -376,7 +376,7 @@ def test_a_check_that_was_missed_is_marked_with_its_figure(figure, value, missed
 def test_a_length_that_the_votes_favour_may_go_further():
     report = {**rounds.REPORT, "length_new": 25.0, "length_votes": [-0.5, -0.1]}
     assert all(ok for ok, _ in gatewords.checks(report, rounds.CONFIG, W))
-    assert "25 tokens, and 72 of the base; 0.25 to 1.75" in gatewords.checks(report, rounds.CONFIG, W)[3][1]
+    assert "25 tokens, and 72 of the base; 0.12 to 1.75" in gatewords.checks(report, rounds.CONFIG, W)[3][1]
 
 
 def test_the_checks_name_their_probabilities_and_the_base():

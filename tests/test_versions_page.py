@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import gradio as gr
 import pytest
@@ -11,7 +12,7 @@ from playground.people.admins import Admins
 from playground.settings import Settings
 from playground.store import Store
 from playground.system.messages import Message, plain
-from playground.ui import versions
+from playground.ui import version_ratings, versions
 from playground.ui.control import Control
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
@@ -72,9 +73,12 @@ def released(store, trial=False):
 
 def look(tab, token=OWNER, language="en", limit=20):
     """What a person sees who opens the tab."""
-    tab.status_bar.invalidate()
-    tab.reader.invalidate()
-    tab.reader._rated_at = float("-inf")
+    tab.reader.ratings.invalidate()
+    for _ in range(2):  # the first look has the ratings made, which the next one shows
+        tab.status_bar.invalidate()
+        tab.reader.invalidate()
+        tab.reader.read()
+        tab.reader.ratings.wait()
     return tab.on_tick(limit, {}, Request(token, language))
 
 
@@ -176,6 +180,8 @@ def test_an_admin_rolls_back_and_withdraws(tab):
         (True, "because", "Pick a version first"),
         ("1", "because", "Pick a version first"),
         (99, "because", "There is no version v99"),
+        (2**63, "because", "There is no version v9223372036854775808"),
+        (-1, "because", "There is no version v-1"),
     ],
 )
 def test_what_does_not_fit_changes_nothing(tab, version, reason, why):
@@ -210,7 +216,7 @@ def test_a_long_history_is_shown_when_asked_for(tab):
 def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     version = released(tab.store)
     calls = []
-    monkeypatch.setattr(versions, "rate", lambda *arguments: calls.append(arguments) or {})
+    monkeypatch.setattr(version_ratings, "rate", lambda *arguments: calls.append(arguments) or {})
     look(tab)
     for _ in range(5):
         cast(tab.store, "a", versions=(version, 0))
@@ -220,6 +226,49 @@ def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     look(tab)
     look(tab)
     assert len(calls) == 1
+
+
+def test_no_page_waits_while_the_versions_are_rated(tab, monkeypatch):
+    """They were computed under the lock that every page takes."""
+    version = released(tab.store)
+    cast(tab.store, "a", versions=(version, 0))
+    assert "% [" in body(look(tab)[tab.html], version)
+    go_on, begun = threading.Event(), threading.Event()
+    rate = version_ratings.rate
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(20)
+        return rate(*arguments)
+
+    monkeypatch.setattr(version_ratings, "rate", slow)
+    for _ in range(8):
+        cast(tab.store, "a", versions=(version, 0))
+    tab.reader.ratings.invalidate()
+    tab.reader.invalidate()
+    seen = []
+    pages = [threading.Thread(target=lambda: seen.append(tab.on_tick(20, {}, Request())[tab.html])) for _ in range(3)]
+    for page in pages:
+        page.start()
+    for page in pages:
+        page.join(5)
+    try:
+        assert begun.wait(5) and len(seen) == 3
+        assert all("67% [" in html for html in seen), "what was known before: 2 of 3"
+    finally:
+        go_on.set()
+    tab.reader.ratings.wait()
+    tab.reader.invalidate()
+    assert "91% [" in tab.on_tick(20, {}, Request())[tab.html], "10 of 11"
+
+
+def test_ratings_that_fail_leave_those_that_are_known(tab, monkeypatch):
+    version = released(tab.store)
+    cast(tab.store, "a", versions=(version, 0))
+    look(tab)
+    monkeypatch.setattr(version_ratings, "rate", lambda *_: 1 / 0)
+    cast(tab.store, "a", versions=(version, 0))
+    assert "67% [" in look(tab)[tab.html]
 
 
 # -- two versions side by side
@@ -244,6 +293,16 @@ def test_everybody_compares_what_is_in_memory_and_admins_all_versions(tab):
     compared(tab, 1, 0, blind=False)
     compared(tab, 3, 0, blind=False, token=OWNER)
     assert tab.compare.chat.asked == [("Hello", 1, 0, False), ("Hello", 3, 0, True)]
+
+
+def test_a_withdrawn_version_is_in_nobodys_list_and_an_admin_can_bring_it_back(tab):
+    """It could be compared as long as it was in memory."""
+    first, _second = released(tab.store), released(tab.store)
+    tab.store.withdraw(first, tab.store.annotator(OWNER), "it leaks")
+    mine, theirs = look(tab), look(tab, STRANGER)
+    for seen in (mine, theirs):
+        assert first not in [value for _, value in seen[tab.compare.left]["choices"]]
+    assert first in [value for _, value in mine[tab.version]["choices"]], "an admin may make it live again"
 
 
 def test_a_blind_pair_tells_its_versions_only_when_asked(tab):
@@ -287,7 +346,12 @@ def test_two_versions_on_the_prompts_that_their_gates_have_in_common(tab, tmp_pa
 
     assert "Name a river." in html(second, 0) and "shorter" in html(second, 0) and "before" in html(second, 0)
     assert "short &lt;b&gt;" in html(first, second) and "secret" not in html(first, second)
-    tab.store.request_round()
-    third = tab.store.add_policy(take(tab.store)["id"], "w1", parent=second)
+    third = released(tab.store)
     assert "No gate has compared these two" in html(third, first)
+    tab.store.withdraw(first, tab.store.annotator(OWNER), "it leaks")
+    tab.store.request_round()
+    candidate = tab.store.add_policy(take(tab.store)["id"], "w1", parent=second)
+    for version in (first, candidate, 10**40):
+        refused = tab.compare.on_fixed(second, version, Request())
+        assert f"v{version} cannot be compared" in refused[tab.notice.html] and tab.compare.html not in refused
     assert "Pick two versions first." in tab.compare.on_fixed(None, 1, Request())[tab.notice.html]

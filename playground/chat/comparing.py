@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from playground.chat.refusals import Refused
 from playground.chat.turns import STOP_SECONDS, Turn
 from playground.chat.writing import PATIENCE, Writing, place_in_line
-from playground.decoding.sampling import Sampling
-from playground.models import prompts
+from playground.decoding.sampling import of_chat
+from playground.models import export, prompts
 from playground.serving.engine import EngineStopped
+from playground.serving.guests import Invitation, not_in_use
 from playground.serving.pair_stream import PairStream
-from playground.serving.versions import Match, VersionGone
+from playground.serving.versions import Match
 from playground.system.messages import Message
 
-LOADING_SECONDS = 60  # that a version may take to be loaded
-LOOK_SECONDS = 0.5  # between two looks whether it is there
+LOADING_SECONDS = 60  # that both versions may take to be loaded, the wait for others included
+LOOK_SECONDS = 0.5  # between two looks whether they are there
 SEED_BITS = 48
 
 
@@ -48,25 +49,13 @@ class Comparing(Writing):
         prompt = prompts.encode([{"role": "user", "content": text}], self.engine.tokenizer, chat.context_tokens)
         if left == right:
             raise Refused("Pick two different versions.")
+        self._check_in_use(left, right)
         with self._turn(annotator, address) as turn:
-            for version in (left, right):
-                yield from self._load(version, turn, may_load)
-            seeds = [random.getrandbits(SEED_BITS) for _ in range(2)]
-            sampling = Sampling(
-                temperature=chat.temperature,
-                top_p=chat.top_p,
-                top_k=chat.top_k,
-                max_tokens=chat.reply_tokens,
-                repetition_penalty=chat.repetition_penalty,
-            )
-            versions = self.engine.versions
-            try:
-                match = Match(versions.resident(left), versions.resident(right), 1.0)
-                stream = self.engine.match_duel(match, prompt, seeds, sampling, chat.stop)
-            except VersionGone:
-                raise Refused("One of the two versions is not in memory any more. Try again.") from None
-            except EngineStopped as error:
-                raise Refused(error.message) from None
+            with self.engine.guests.invite((left, right), may_load) as invitation:
+                yield from self._load(invitation, turn)
+                self._check_in_use(left, right)  # while they were loaded an admin may have withdrawn one
+                left_policy, right_policy = invitation.policies
+                stream = self._compared(prompt, Match(left_policy, right_policy, 1.0))
             turn.stream = stream
             try:
                 yield from self._comparison(stream)
@@ -77,20 +66,38 @@ class Comparing(Writing):
                 raise Refused("The model could not answer: {error}.", error=stream.error)
             yield _comparison_of(stream)
 
-    def _load(self, version: int, turn: Turn, may_load: bool) -> Iterator[Comparison]:
-        """Wait until a version is in memory; Refused where it cannot be brought there."""
-        versions = self.engine.versions
-        if version in versions.in_memory():
-            return
-        if not may_load:
-            raise Refused("Version v{n} is not in memory. Pick one of those that are.", n=version)
-        versions.invite(version)
+    def _check_in_use(self, *versions: int) -> None:
+        """Refused unless each version may reply to people, also where it is in memory still."""
+        for version in versions:
+            row = self.store.policy(version)
+            if row is None or not export.may_reply(row):
+                why = not_in_use(version)
+                raise Refused(why)
+
+    def _load(self, invitation: Invitation, turn: Turn) -> Iterator[Comparison]:
+        """Wait until both versions are in memory; Refused where they cannot be brought there."""
         deadline = time.monotonic() + LOADING_SECONDS
-        while version not in versions.in_memory():
-            if not versions.is_invited(version) or time.monotonic() > deadline or turn.stopped.is_set():
-                raise Refused("Version v{n} could not be loaded.", n=version)
-            yield Comparison(progress=Message("Version v{n} is being loaded.", n=version))
-            time.sleep(LOOK_SECONDS)
+        while not invitation.answered.is_set():
+            in_memory = self.engine.versions.in_memory()
+            missing = next((version for version in invitation.versions if version not in in_memory), None)
+            if turn.stopped.is_set():
+                raise Refused("Stopped before both versions were there.")
+            if time.monotonic() > deadline:
+                raise Refused("The versions could not be loaded: others are being compared. Try again in a moment.")
+            if missing is not None:
+                yield Comparison(progress=Message("Version v{n} is being loaded.", n=missing))
+            invitation.answered.wait(LOOK_SECONDS)
+        if invitation.refusal:
+            raise Refused(invitation.refusal)
+
+    def _compared(self, prompt: list[int], match: Match) -> PairStream:
+        """Start both replies; Refused where the server is shutting down."""
+        chat = self.settings.chat
+        seeds = [random.getrandbits(SEED_BITS) for _ in range(2)]
+        try:
+            return self.engine.match_duel(match, prompt, seeds, of_chat(chat), chat.stop)
+        except EngineStopped as error:
+            raise Refused(error.message) from None
 
     def _comparison(self, stream: PairStream) -> Iterator[Comparison]:
         """Both replies as they grow, at the page's pace."""

@@ -19,6 +19,7 @@ from playground.decoding import fused, graph_forward
 from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.graph_forward import GraphForward
+from playground.decoding.number_formats import PARAMETER_BYTES
 from playground.models.loading import BaseIdentity
 from playground.settings import Settings
 
@@ -52,6 +53,10 @@ class Choice:
         if self.number_format == "graph":
             return GraphForward(model, self.slots, self.slot_tokens)
         return fused.FusedForward(model, self.number_format)
+
+    def copy_bytes(self, model: PreTrainedModel) -> int:
+        """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
+        return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
 
 
 def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -> Choice:

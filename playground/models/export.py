@@ -3,32 +3,58 @@
 A version's own folder lacks the prefix that PEFT gives its tensors' names, and has a manifest that only this app reads.
 """
 
+import errno
 import json
+import logging
 import os
 import threading
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors.torch import save
 
 from playground.models import adapters
 from playground.models.adapters import Manifest, Tensors
 
+log = logging.getLogger(__name__)
+
 PREFIX = "base_model.model."  # of the tensors' names in PEFT's files
 PUBLIC = ("live", "retired", "rolled_back")  # statuses of versions that have been in use
 
-_packing = threading.Lock()
+PARTIAL = ".partial"  # suffix of a zip that is being written
+MOST_FILES = 20  # zips that are kept
+MOST_BYTES = 1 << 30  # of all of them together
+PATIENCE = 5.0  # seconds that a call waits for the one before it
+MOST_CALLERS = 5  # at once; each holds one of the server's threads
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_packing = threading.Lock()  # held while a zip is written, opened or removed
+_callers = threading.BoundedSemaphore(MOST_CALLERS)
 
 
 class Packing(Exception):
-    """Another version is being packed at the moment."""
+    """Other versions are being packed at the moment."""
+
+
+class CannotPack(Exception):
+    """The disk did not take a zip; `is_full`: since there is no room."""
+
+    def __init__(self, is_full: bool) -> None:
+        super().__init__("the disk is full" if is_full else "the disk cannot be written")
+        self.is_full = is_full
 
 
 def is_public(row: Mapping[str, Any]) -> bool:
     """Whether anybody may have a version (a row of the store): it has been in use, and nobody has withdrawn it."""
     return row["version"] != 0 and row["status"] in PUBLIC and not row["withdrawn"]
+
+
+def may_reply(row: Mapping[str, Any]) -> bool:
+    """Whether a version (a row of the store) may reply to people who compare versions: the base, or a public one."""
+    return row["version"] == 0 or is_public(row)
 
 
 def peft_files(manifest: Manifest, tensors: Tensors) -> dict[str, bytes]:
@@ -56,26 +82,75 @@ def peft_files(manifest: Manifest, tensors: Tensors) -> dict[str, bytes]:
     }
 
 
-def packed(adapters_dir: Path, exports_dir: Path, row: Mapping[str, Any], base_hash: str) -> Path:
-    """The zip of a public version (a row of the table `policy`), made where it is not there yet.
+def opened(adapters_dir: Path, exports_dir: Path, row: Mapping[str, Any], base_hash: str) -> BinaryIO:
+    """The zip of a public version (a row of the table `policy`), open for reading; packed where it is not there yet.
 
-    A version never changes, so its zip is kept. One is made at a time: Packing while another one is. BadAdapter where
+    A version never changes, so its zip is kept until `prune` removes it; one that is open can be read to its end all
+    the same. Packing while others are packed for too long, CannotPack where the disk does not take it, BadAdapter where
     the version cannot be read, as `adapters.read`.
     """
     file = exports_dir / f"v{row['version']:04d}-{row['sha256'][:16]}.zip"
-    if file.exists():
-        return file
-    if not _packing.acquire(blocking=False):
+    with suppress(OSError):  # it is not there yet, or was removed this moment
+        return _reopened(file)
+    if not _callers.acquire(blocking=False):
         raise Packing
     try:
-        folder = adapters.place(adapters_dir, row["path"])
-        manifest, tensors = adapters.read(folder, base_hash=base_hash, expected_sha256=row["sha256"])
-        exports_dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in peft_files(manifest, tensors).items():
-                archive.writestr(f"v{row['version']:04d}/{name}", content)
-        os.replace(partial, file)
-        return file
+        if not _packing.acquire(timeout=PATIENCE):
+            raise Packing
+        try:
+            if not file.exists():
+                files = peft_files(*_read(adapters_dir, row, base_hash))
+                _pack(file, row["version"], files)
+                prune(exports_dir, keep=file)
+            return _reopened(file)
+        except OSError as error:
+            log.error("v%s cannot be packed: %s", row["version"], error)
+            raise CannotPack(is_full=error.errno in FULL) from None
+        finally:
+            _packing.release()
     finally:
-        _packing.release()
+        _callers.release()
+
+
+def _read(adapters_dir: Path, row: Mapping[str, Any], base_hash: str) -> tuple[Manifest, Tensors]:
+    folder = adapters.place(adapters_dir, row["path"])
+    return adapters.read(folder, base_hash=base_hash, expected_sha256=row["sha256"])
+
+
+def _pack(file: Path, version: int, files: Mapping[str, bytes]) -> None:
+    """Write a zip that appears only once it is complete; OSError where the disk does not take it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(PARTIAL)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in files.items():
+                archive.writestr(f"v{version:04d}/{name}", content)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _reopened(file: Path) -> BinaryIO:
+    """A zip that is there, which counts as the newest one from now on. OSError where it is not."""
+    opened_file = file.open("rb")
+    with suppress(OSError):  # a disk that cannot be written can be read from
+        os.utime(file)
+    return opened_file
+
+
+def prune(exports_dir: Path, keep: Path | None = None) -> None:
+    """Remove what a killed server left half-written, and of the zips those that were used longest ago: `MOST_FILES` and
+    `MOST_BYTES` stay, and `keep` does in any case.
+    """
+    try:
+        for partial in exports_dir.glob(f"*{PARTIAL}"):
+            partial.unlink()
+        zips = [(file != keep, -file.stat().st_mtime, file) for file in exports_dir.glob("*.zip")]
+        kept_bytes = 0
+        for place, (_, _, file) in enumerate(sorted(zips)):
+            kept_bytes += file.stat().st_size
+            if file != keep and (place >= MOST_FILES or kept_bytes > MOST_BYTES):
+                kept_bytes -= file.stat().st_size
+                file.unlink()
+    except OSError as error:
+        log.warning("old downloads cannot be removed: %s", error)

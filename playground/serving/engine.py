@@ -21,6 +21,7 @@ from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts, structure
 from playground.models.detokeniser import Detokeniser
+from playground.serving.guests import Guests
 from playground.serving.pair_stream import PairStream
 from playground.serving.stream import Stream
 from playground.serving.versions import Match, Policy, Versions
@@ -60,6 +61,7 @@ class Engine:
         self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.choose(settings, base, self.identity))
         self.kv_pool = KVCachePool(settings.kv_cache_mb << 20)
         self.versions = threads.run_in_own_thread(settings.threads, self._make_versions)
+        self.guests = Guests(self.versions, self.choice.copy_bytes(base))
         self.worker_process: Child | None = None  # is held while a turn waits for a first token
         self._running: list[Stream] = []  # that the engine's thread decodes
         self._waiting: list[Stream] = []  # without room yet, the longest waiting first; changed under the lock
@@ -344,7 +346,7 @@ class Engine:
             try:
                 self.versions.follow_store()
                 self.versions.follow_trial()
-                self.versions.follow_invitation()
+                self.guests.follow()
             except StoreError as error:
                 log.warning("looking for a new version failed; trying again: %s", error)
                 self._closing.wait(STORE_PAUSE)

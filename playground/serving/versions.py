@@ -3,7 +3,7 @@
 A version is a `Policy`: a module tree of its own over the base's tensors, with its LoRA copied in before anyone sees it
 and never written to again. Taking a version live is one pointer; a turn keeps the version it started with. At most
 RESIDENT versions are in memory besides the base, so a third one waits until the one before the live one has no streams.
-One more, the guest, may be there for people who compare versions; it never keeps a new version waiting.
+Others, the guests, may be there for people who compare versions (`guests.py`); they never keep a new version waiting.
 
 While the live version is on trial, the one before it is kept in memory too, and `follow_trial` ends the trial when the
 votes say enough.
@@ -12,7 +12,7 @@ votes say enough.
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,11 @@ RESIDENT = 2  # versions in memory besides the base, the one that is being built
 
 
 class VersionGone(Exception):
-    """The requested version is not in memory any more."""
+    """The requested version is not in memory (any more)."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"v{version} is not in memory")
+        self.version = version
 
 
 @dataclass(eq=False)
@@ -98,8 +102,7 @@ class Versions:
         self.live = Policy(0, base, choice.forward(base))
         self.on_trial: OnTrial | None = None
         self._resident = {0: self.live}
-        self._invited: int | None = None  # a version that somebody wants to compare
-        self._guest: int | None = None  # one that is in memory for that alone
+        self._guests: set[int] = set()  # versions that are in memory to be compared alone; changed under the lock
         self._lora_pool = LoraPool(base)
         usual_shape = LoraShape(settings.ppo.lora_rank, settings.ppo.lora_alpha, tuple(lora.linear_targets(base)))
         self._lora_pool.prepare(RESIDENT, usual_shape)
@@ -129,7 +132,7 @@ class Versions:
         with self._lock:
             policy = policy or self.live
             if self._resident.get(policy.version) is not policy:
-                raise VersionGone(f"v{policy.version} is no longer loaded")
+                raise VersionGone(policy.version)
             policy.streams += 1
             return policy
 
@@ -160,8 +163,7 @@ class Versions:
         with self._lock:
             self._resident[policy.version] = policy
             self.live = policy
-            if self._guest == policy.version:
-                self._guest = None
+            self._guests.discard(policy.version)
         log.info("now answering: v%s", policy.version)
         return True
 
@@ -204,7 +206,7 @@ class Versions:
             unused = [p for p in self._resident.values() if p is not self.live and not p.streams]
             for policy in unused:
                 self._unload(policy)
-            return len(self._resident.keys() - {0, self._guest}) < RESIDENT
+            return len(self._resident.keys() - {0} - self._guests) < RESIDENT
 
     # -- for people who compare versions
 
@@ -217,60 +219,36 @@ class Versions:
         """A version that is in memory; VersionGone where it is not."""
         policy = self._resident.get(version)
         if policy is None:
-            raise VersionGone(f"v{version} is not loaded")
+            raise VersionGone(version)
         return policy
 
-    def invite(self, version: int) -> None:
-        """Ask for a version to be loaded as the guest, in place of the one before. `follow_invitation` does it."""
-        self._invited = version
-
-    def is_invited(self, version: int) -> bool:
-        """Whether a version that was asked for is still to come."""
-        return self._invited == version
-
-    def follow_invitation(self) -> None:
-        """Load the version that somebody has asked for; not while the guest before it has streams."""
-        version = self._invited
-        if version is None:
-            return
-        if version not in self._resident:
-            if not self._dismiss_guest():
-                return
-            policy = self._try_guest(version)
-            if policy:
-                with self._lock:
-                    self._resident[version] = policy
-                    self._guest = version
-        if self._invited == version:  # else somebody has asked for another one meanwhile
-            self._invited = None
-
-    def _dismiss_guest(self) -> bool:
-        """Unload the guest; returns False while it has streams. One that answers by now stays, as no guest."""
+    def pin_all(self, versions: Sequence[int]) -> list[Policy]:
+        """`pin` for several versions by number: all of them, or none and VersionGone."""
         with self._lock:
-            guest = None if self._guest is None else self._resident.get(self._guest)
-            on_trial = self.on_trial
-            if guest and guest is not self.live and not (on_trial and guest is on_trial.before):
-                if guest.streams:
-                    return False
-                self._unload(guest)
-            self._guest = None
-            return True
+            policies = [self.resident(version) for version in versions]
+            for policy in policies:
+                policy.streams += 1
+            return policies
 
-    def _try_guest(self, version: int) -> Policy | None:
-        """A version in use, built and checked; None where it cannot be used. Its row stays as it is."""
-        row = self.store.policy(version)
-        if row is None or row["withdrawn"] or row["status"] in ("candidate", "rejected"):
-            return None
-        try:
-            with self._spare_core():
-                policy = self._build(row)
-                self._admit(policy)
-            return policy
-        except StoreError:
-            raise
-        except Exception as error:
-            log.error("v%s cannot be compared: %s", version, adapters.in_words(error))
-            return None
+    def dismiss_guests(self, keep: Collection[int]) -> int:
+        """Unload the guests that have no streams and are not among `keep`; returns how many guests there still are."""
+        with self._lock:
+            for version in self._guests - set(keep):
+                policy = self._resident[version]
+                if not policy.streams:
+                    self._unload(policy)
+            return len(self._guests)
+
+    def add_guest(self, row: dict[str, Any]) -> None:
+        """Build and check the version of a row of the store and have it in memory as a guest. Its row stays as it is,
+        whatever `_build` and `_admit` raise.
+        """
+        with self._spare_core():
+            policy = self._build(row)
+            self._admit(policy)
+        with self._lock:
+            self._resident[policy.version] = policy
+            self._guests.add(policy.version)
 
     def _unload(self, policy: Policy) -> None:
         """Forget a version, with the lock held. The base is always kept: its tensors are there anyway."""
@@ -279,6 +257,7 @@ class Versions:
             policy.forward.unload()
         if policy.version:
             del self._resident[policy.version]
+            self._guests.discard(policy.version)
             self._lora_pool.release(policy.model)
 
     # -- the live version on trial
@@ -310,6 +289,8 @@ class Versions:
         version = trial_row["against"]
         policy = self._resident.get(version)
         if policy or not self._make_room():
+            with self._lock:
+                self._guests.discard(version)
             return policy
         row = self.store.policy(version)
         try:

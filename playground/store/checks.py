@@ -1,4 +1,6 @@
-"""Checks that several parts of the store make inside their transactions: who owns a chat, and who holds a round."""
+"""Checks that several parts of the store make: who owns a chat, who holds a round, what can be a key at all. The first
+two belong inside a transaction.
+"""
 
 import sqlite_utils
 from sqlite_utils.db import NotFoundError
@@ -6,11 +8,18 @@ from sqlite_utils.db import NotFoundError
 from playground.store.errors import StoreError
 from playground.system.messages import Message
 
+MOST = 2**63 - 1  # of SQLite's integers
+
 NOT_YOURS = Message("This chat is not yours, or it was deleted.")
 
 
 class LeaseLost(StoreError):
     """Another worker has taken the round over."""
+
+
+def is_key(number: int) -> bool:
+    """Whether SQLite can hold `number` as a key. Python's integers have no limit, and sqlite3 raises OverflowError."""
+    return 0 <= number <= MOST
 
 
 def check_owner(db: sqlite_utils.Database, conversation: int, annotator: int) -> None:

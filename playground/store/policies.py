@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlite_utils
 
-from playground.store.checks import check_lease
+from playground.store.checks import check_lease, is_key
 from playground.store.database import Database, Row, now
 from playground.store.errors import StoreError
 from playground.system.messages import Message, plain
@@ -32,6 +32,9 @@ class Policies(Database):
         return self.one("select * from policy where status = 'live'")
 
     def policy(self, version: int) -> Row | None:
+        """One version, or None where there is none of this number, whatever number a request may hold."""
+        if not is_key(version):
+            return None
         return self.row("select * from policy where version = ?", version)
 
     def round_policy(self, round_id: int) -> Row | None:
@@ -256,7 +259,9 @@ def last_good_before(db: sqlite_utils.Database, version: int) -> int:
 
 def _check_may_answer(db: sqlite_utils.Database, version: int) -> None:
     """StoreError unless a version was live once: it has passed the gate, and no server has rejected it."""
-    row = db.execute("select status from policy where version = ?", [version]).fetchone()
+    row = None
+    if is_key(version):
+        row = db.execute("select status from policy where version = ?", [version]).fetchone()
     if row is None:
         raise StoreError("There is no version v{n}.", n=version)
     if row[0] == "rejected":

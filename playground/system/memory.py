@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import os
+from pathlib import Path
 
+import psutil
 import torch
 
 MMAP_THRESHOLD = 8 << 20  # bytes; blocks from this size on are mapped one by one and unmapped when they are freed
@@ -11,6 +13,8 @@ TRIM_THRESHOLD = 1 << 20  # bytes of free space at the top of the heap from whic
 # oneDNN keeps the scratch memory of every shape that it has multiplied (1,024 of them by default), and in PPO every
 # batch has a shape of its own
 ONEDNN_CACHE = "32"  # shapes
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # of this process, as it is seen in a container
 
 M_TRIM_THRESHOLD = -1  # numbers of mallopt's parameters, from glibc's malloc.h
 M_MMAP_THRESHOLD = -3
@@ -57,3 +61,21 @@ def trim() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def available() -> int:
+    """Bytes of main memory that can still be taken: of the machine, or of its control group (a container) where that
+    allows less.
+    """
+    return min([psutil.virtual_memory().available, *_left_in_control_group()])
+
+
+def _left_in_control_group() -> list[int]:
+    """Bytes that the control group leaves, where there is one with a limit (cgroup v2); file caches can be dropped."""
+    try:
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no control group, or "max"
+        return []
+    return [limit - used + int(statistics.get("inactive_file", 0))]

@@ -16,11 +16,13 @@ from gradio.components import Component
 from playground.chat.comparing import Comparison
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
+from playground.models.export import may_reply
 from playground.models.prompts import BadMessage
+from playground.serving.guests import not_in_use
 from playground.store import StoreError
 from playground.ui import fixed_prompts, unchecked, words
 from playground.ui.control import Control
-from playground.ui.handlers import GESTURE, STREAM, Updates, visibility
+from playground.ui.handlers import GESTURE, STREAM, Row, Updates, visibility
 from playground.ui.notice import Notice
 from playground.ui.status_bar import version_name
 from playground.ui.stream_threads import EXTRA_STREAMS, StreamThreads
@@ -86,10 +88,14 @@ class ComparePanel:
 
     # -- which versions there are
 
-    def choices(self, used: Sequence[int], is_admin: bool, translate: Words) -> list[tuple[str, int]]:
-        """The versions that a person may compare: of those in use, admins all, others those that are in memory."""
+    def choices(self, history: Sequence[Row], is_admin: bool, translate: Words) -> list[tuple[str, int]]:
+        """The versions that a person may compare: of those in use, admins all, others those that are in memory.
+
+        `history`: rows of `Store.version_history`.
+        """
         in_memory = self.chat.engine.versions.in_memory()
-        return [(version_name(version, translate), version) for version in used if is_admin or version in in_memory]
+        versions = [row["version"] for row in history if may_reply(row)]
+        return [(version_name(version, translate), version) for version in versions if is_admin or version in in_memory]
 
     def choice_updates(self, choices: Sequence[tuple[str, int]], first: bool) -> Updates:
         """Both inputs. The `first` time the newest version and the base are picked; later a person's picks stay."""
@@ -129,6 +135,10 @@ class ComparePanel:
         if not (type(left) is int and type(right) is int):
             return self.notice.warn(translate("Pick two versions first."), translate("Not compared"))
         history = self.chat.store.version_history()
+        in_use = {row["version"] for row in history if may_reply(row)}
+        for version in (left, right):
+            if version not in in_use:
+                return self.notice.warn(translate.message(not_in_use(version)), translate("Not compared"))
         html = fixed_prompts.table_html(left, right, history, self.chat.settings.rounds_dir, translate)
         hidden = gr.update(visible=visibility(False))
         return {self.pair: None, self.last: None, self.html: html, self.reveal: hidden}

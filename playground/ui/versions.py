@@ -15,7 +15,6 @@ from gradio.components import Component
 
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
-from playground.models.ratings import Duels, Rating, rate
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
@@ -24,12 +23,12 @@ from playground.ui.control import Control
 from playground.ui.handlers import GESTURE, Row, Trigger, Updates
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar, trial_of, version_name
+from playground.ui.version_ratings import VersionRatings
 from playground.ui.version_table import Board, board_html
 from playground.ui.words import Words
 
 PAGE_SIZE = 20  # versions in the table at first, and more at each press
 FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
-RATING_SECONDS = 15.0  # for which the ratings are kept: they take a tenth of a second beside the decoder
 REASON_CHARS = 300
 STATUSES_IN_USE = ("live", "retired", "rolled_back")
 
@@ -44,21 +43,20 @@ class BoardReader:
         self._lock = threading.Lock()
         self._board: Board | None = None
         self._read_at = float("-inf")  # on the monotonic clock, in seconds
-        self._votes: Sequence[Row] = []  # that `_ratings` are made of
-        self._ratings: dict[int, Rating] = {}
-        self._rated_at = float("-inf")
+        self.ratings = VersionRatings(store)
 
     def read(self) -> Board:
-        """The Board, at most a second old, with ratings that are at most a quarter of a minute old. StoreError where
-        the store cannot answer.
+        """The Board, at most a second old, with the ratings that are known. StoreError where the store cannot
+        answer.
         """
         with self._lock:
             if self._board is None or time.monotonic() - self._read_at > FRESH_SECONDS:
                 history = self.store.version_history()
+                weight = self.status_bar.status().settings.preferences.annotator_weight
                 live = next(row["version"] for row in history if row["status"] == "live")
                 self._board = Board(
                     history=history,
-                    ratings=self._current_ratings(history),
+                    ratings=self.ratings.current(history, weight),
                     trial=trial_of(self.store, live),
                     answering=self.status_bar.status().live_version,
                 )
@@ -68,18 +66,6 @@ class BoardReader:
     def invalidate(self) -> None:
         """Read the store anew at the next call: somebody has just changed it."""
         self._read_at = float("-inf")
-
-    def _current_ratings(self, history: Sequence[Row]) -> dict[int, Rating]:
-        if time.monotonic() - self._rated_at < RATING_SECONDS:
-            return self._ratings
-        votes = self.store.version_duels()
-        if votes != self._votes:
-            before = {row["version"]: row["before"] or 0 for row in history}
-            weight = self.status_bar.status().settings.preferences.annotator_weight
-            self._ratings = rate([Duels(**row) for row in votes], before, weight)
-            self._votes = votes
-        self._rated_at = time.monotonic()
-        return self._ratings
 
 
 class VersionsTab:
@@ -149,7 +135,7 @@ class VersionsTab:
             "more": len(board.history) > limit,
             "panel": is_admin,
             "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],
-            "compared": self.compare.choices(used, is_admin, translate),
+            "compared": self.compare.choices(board.history, is_admin, translate),
         }
         changed = {part: content for part, content in contents.items() if painted.get(part) != content}
         if not changed:
