@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from playground.models import adapters, lora, structure
 from playground.models.batches import pad
 from playground.settings import Settings
+from playground.system import gpu_share
 from training import ppo_math
 from training.rollout import Episode, Rollouts
 
@@ -168,6 +169,7 @@ class PolicyModel:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states that predict the completion tokens, (B, T, d)."""
+        gpu_share.between_units()
         attention = batch.attention
         if attention.dim() == 4:
             dtype = self._embeddings.weight.dtype
