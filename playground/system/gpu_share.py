@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 FRESH = 0.25  # seconds after which a sign that was not shown again is over: the server may have died
-LONGEST_UNIT = 0.05  # seconds; of a longer one no more is counted, so no rest is longer than that of such a unit
+LONGEST_UNIT = 0.2  # seconds; of a longer one no more is counted, so no rest is longer than that of such a unit
 LOOK = 0.001  # seconds between two looks whether replies still stream
 
 _MOMENT = struct.Struct("d")
