@@ -1,6 +1,7 @@
 """What a round and the chat take on a GPU: `python -m benchmarks.gpu [--quick] [--json FILE] [--only train,decode]`.
 
-The parts are `gpu_models.py`, `gpu_round.py` and `gpu_ppo.py` (training) and `gpu_decode.py` (the chat). A section that
+The parts are `gpu_models.py`, `gpu_round.py`, `gpu_ppo.py`, `gpu_qlora.py` and `gpu_beside.py` (training) and
+`gpu_decode.py` (the chat). A section that
 fails does not end the others: its row says "not run", and its error is printed. Without CUDA, `--quick` runs the same
 sections on the CPU, with whatever `--model` names.
 """
@@ -22,7 +23,7 @@ from playground.models import loading
 from playground.settings import Settings, SettingsError, read
 from playground.system import memory
 
-PARTS = {"train": ("gpu_models", "gpu_ppo", "gpu_round"), "decode": ("gpu_decode",)}
+PARTS = {"train": ("gpu_models", "gpu_ppo", "gpu_round", "gpu_qlora", "gpu_beside"), "decode": ("gpu_decode",)}
 
 
 class GpuSettings(Settings):

@@ -39,9 +39,18 @@ TINY = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
 }  # fmt: skip
+MISTRAL_7B = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
 PROMPT_TOKENS = 181
 PEOPLE = 32
 PARTS = ("small", "crowd", "match", "large")
+
+
+def config(name):
+    """Of a model with Mistral-7B's shape, or of a tiny one."""
+    return LlamaConfig(**{"7B": MISTRAL_7B, "tiny": TINY}[name])
 
 
 def clock(device):

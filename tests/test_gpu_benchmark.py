@@ -90,7 +90,7 @@ def test_sections_run_in_the_order_in_which_they_are_named(folder):
     named = [name for name, _ in gpu.sections(settings_for(folder, only="rounds,selftest,rounds"))]
     assert named == ["rounds", "selftest"]
     everything = [name for name, _ in gpu.sections(settings_for(folder))]
-    assert {"selftest", "trunks", "ppo", "resume", "rounds", "worker", "decode"} == set(everything)
+    assert {"selftest", "trunks", "ppo", "resume", "rounds", "worker", "qlora", "beside", "decode"} == set(everything)
 
 
 def test_a_cpu_has_no_figures_of_a_gpu():
@@ -102,3 +102,18 @@ def test_a_cpu_has_no_figures_of_a_gpu():
 def test_a_round_in_a_worker_has_its_rows(folder):
     rows = run(folder, only="worker")
     assert rows["worker's round: ends by itself"]["ok"] and rows["worker's round: all phases"]["value"] > 0
+
+
+def test_qlora_has_its_rows(folder):
+    rows = run(folder, only="qlora")
+    assert rows["tiny in nf4: first ratio off 1 by"]["value"] == 0
+    assert rows["tiny in nf4: PPO ran and moved the policy"]["ok"]
+    assert 0 < rows["model of the settings: KL of what is served to its trunk in nf4"]["value"] < 1
+
+
+def test_chat_and_training_on_one_device_have_their_rows(folder):
+    small = {"episodes": 8, "replies": 2, "minibatch": 8, "microbatch": 4, "rollout_tokens": 6, "value_warmup": 1}
+    rows = run(folder, only="beside", chat={"reply_tokens": 12}, ppo=small)
+    assert rows["chat beside PPO: two replies, tokens a second"]["value"] > 0
+    assert rows["chat beside PPO: of its tokens a second"]["ok"] is not None
+    assert rows["PPO beside chat: share of the time that it may take"]["value"] == 0.3

@@ -31,7 +31,7 @@ def quantised(folder, **changes):
 
 
 def test_with_gradients_and_without_log_probabilities_are_the_same_to_the_bit(folder):
-    """bitsandbytes has another kernel for each, so the first ratio was not 1."""
+    """Versions of bitsandbytes had another kernel for each, and PPO's first ratio was not 1."""
     policy, _ = quantised(folder)
     moved(policy)
     batch = policy.batch(EPISODES)
@@ -95,8 +95,10 @@ def test_a_reward_trunk_over_the_policys_weights_gives_the_features_of_its_own(f
     again = next(module for module in lora.tied_copy(shell).modules() if hasattr(module, "quant_state"))
     assert again.weight is first.weight and again.quant_state is first.quant_state
     replies = [episode.reply for episode in EPISODES]
-    own, shared = FeatureTrunk(s).features(replies), FeatureTrunk(s, shell).features(replies)
-    torch.testing.assert_close(own, shared, rtol=1e-4, atol=1e-4)
+    whole = FeatureTrunk(s, loading.load_trunk(s, "nf4", training=True)).features(replies)
+    torch.testing.assert_close(whole, FeatureTrunk(s, shell).features(replies))
+    deviation = whole.std(0).clamp(min=1e-6)
+    assert 0 < ((FeatureTrunk(s).features(replies) - whole) / deviation).square().mean().sqrt() < 0.1  # other scales
     assert len(policy.causal.model.layers) == 4
 
 

@@ -8,14 +8,18 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from playground.models import adapters, lora, structure
 from playground.models.batches import pad
 from playground.settings import Settings
+from playground.system import gpu_share
 from training import ppo_math
 from training.rollout import Episode, Rollouts
 
@@ -119,6 +123,17 @@ def branching(present: torch.Tensor, prompt_length: int, n: int) -> torch.Tensor
     return torch.where(visible, 0.0, torch.finfo(torch.float32).min)
 
 
+def checkpointed_blocks(trunk: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The blocks of a trunk, ready for gradient checkpointing; empty where transformers cannot do it for them."""
+    blocks = [block for block in structure.blocks(trunk) if isinstance(block, GradientCheckpointingLayer)]
+    for block in blocks:
+        # as `gradient_checkpointing_enable` does, which also asks for gradients of the embeddings, of no use here
+        block.gradient_checkpointing = True
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        block._gradient_checkpointing_func = run  # type: ignore[assignment]  # a function, unlike most attributes
+    return blocks
+
+
 class PolicyModel:
     """A trunk with a fresh LoRA, whose update starts at zero, and a value head that starts at zero."""
 
@@ -132,10 +147,10 @@ class PolicyModel:
         self.peft = lora.with_lora(trunk, rank=self.rank, alpha=self.alpha, targets=self.targets)
         self.causal = trunk  # with the LoRA in its layers
         self.rollouts = Rollouts(trunk)
-        self.checkpointed: list[torch.nn.Module] = []  # the blocks, where they keep only their inputs for the backward
-        if settings.ppo.gradient_checkpointing and trunk.supports_gradient_checkpointing:
-            trunk.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-            self.checkpointed = list(structure.blocks(trunk))
+        # the blocks, where they keep only their inputs for the backward
+        self.checkpointed: list[GradientCheckpointingLayer] = []
+        if settings.ppo.gradient_checkpointing:
+            self.checkpointed = checkpointed_blocks(trunk)
         self.parameters: dict[str, torch.nn.Parameter] = lora.lora_parameters(self.peft)
         self.device = next(trunk.parameters()).device
         self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)
@@ -168,6 +183,7 @@ class PolicyModel:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states that predict the completion tokens, (B, T, d)."""
+        gpu_share.between_units()
         attention = batch.attention
         if attention.dim() == 4:
             dtype = self._embeddings.weight.dtype

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PHASES = ("collect", "sft", "reward", "ppo", "gate", "publish")
 # settings that belong to this machine: a resumed round takes them from the worker, all others from its row
-OF_THIS_MACHINE = {"data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker"}
+OF_THIS_MACHINE = {"data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker", "gpu_share"}
 
 
 class RoundEnded(Exception):

@@ -20,11 +20,13 @@ import psutil
 import torch
 from pydantic import Field
 
+from playground.models import loading
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
 from playground.store.reasons import broken
-from playground.system import memory, safe_logging
+from playground.system import gpu_share, memory, safe_logging
+from playground.system.gpu_share import GpuShare, StreamingSign
 from playground.system.messages import Message, UserFacingError
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
@@ -198,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory.return_freed_memory()
     memory.limit_onednn_cache()
     memory.let_gpu_segments_grow()
+    share_gpu(settings)
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way
@@ -273,6 +276,13 @@ def be_quiet(settings: Settings) -> None:
         psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
     else:
         psutil.Process().nice(19)
+
+
+def share_gpu(settings: Settings) -> None:
+    """On a GPU, keep to a share of the time while the server's replies stream."""
+    if settings.gpu_share < 1 and loading.device_of(settings).type == "cuda":
+        is_streaming = StreamingSign(settings.streaming_file).shown
+        gpu_share.keep_to(GpuShare(is_streaming, settings.gpu_share, torch.cuda.synchronize))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from playground.decoding.forward import AnyForward, DrawingForward, Drawn, PromptCache, TokenIds
 from playground.decoding.sampling import Sampling, draw
+from playground.system import gpu_share
 
 FinishReason: TypeAlias = Literal["end", "length", "stopped"]
 EndToken: TypeAlias = int | tuple[int, ...]  # an id that ends a reply, or several that do so together
@@ -326,7 +327,8 @@ def run(
         Decoding(forward, prompt, seeds[n * i : n * i + n], sampling, end_tokens) for i, prompt in enumerate(prompts)
     ]
     while prefill(decodings):
-        pass
+        gpu_share.between_units()
     while not all(decoding.done for decoding in decodings):
         step(decodings)
+        gpu_share.between_units()
     return [reply for decoding in decodings for reply in decoding.replies]

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from playground.models import attention, folders, quantised, sources, structure, templates
+from playground.models import attention, folders, sources, structure, templates
 from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
@@ -166,7 +166,8 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
     """The frozen base model in eval mode: in `nf4` or `int8` (bitsandbytes), or for `none` in `trunk_dtype`.
 
     For `training` on a CPU it has eager attention: on a rollout's length, forward and backward take less than half of
-    the fused kernel's time. In nf4, layers for training compute the same with gradients and without.
+    the fused kernel's time. In nf4, the scales of a trunk for training are quantised too (QLoRA, Dettmers et al.
+    2023).
     """
     source = sources.source_of(settings)
     dtype = trunk_dtype(settings)
@@ -182,6 +183,7 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
             load_in_4bit=quantisation == "nf4",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=training,
             llm_int8_skip_modules=NOT_QUANTISED if config.model_type in NO_LORA else None,
         )
         options["device_map"] = {"": str(device)}
@@ -190,13 +192,16 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
         attention.use_grouped(model)
     if quantisation == "none":
         model.to(device)  # type: ignore[arg-type]  # the signature that transformers' decorator gives it has no self
+    return frozen(model)
+
+
+def frozen(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that has just been made, in eval mode and without gradients, as chat and training need it."""
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights on the first no-grad forward for AVX512-BF16, and from then on has no
         # backward
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # a bool, unlike most attributes
-    if training and quantisation == "nf4":
-        quantised.dequantise_in_forward(model)
     structure.output_embeddings(model).register_forward_pre_hook(_contiguous)
     return model.eval().requires_grad_(False)
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from playground.models import adapters, loading, lora, structure
 from playground.models.batches import pad
 from playground.settings import Settings
+from playground.system import gpu_share
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
 BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of the length
@@ -72,6 +73,7 @@ class FeatureTrunk:
 
     def batch_features(self, replies: Sequence[TokenisedReply]) -> torch.Tensor:
         """Features of replies, cut to what the model takes: (N, D) fp32, with gradients where they are enabled."""
+        gpu_share.between_units()
         replies = [loading.cut(prompt, completion, self.most) for prompt, completion in replies]
         device = next(self.model.parameters()).device
         ids, mask = pad([[*prompt, *completion] for prompt, completion in replies], device=device)  # (N, L)

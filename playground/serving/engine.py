@@ -29,6 +29,7 @@ from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.system import memory, safe_logging, threads
 from playground.system.child import Child
+from playground.system.gpu_share import StreamingSign
 from playground.system.messages import UserFacingError
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class Engine:
         self.versions = threads.run_in_own_thread(settings.threads, self._make_versions)
         self.guests = Guests(self.versions, self.choice.copy_bytes(base))
         self.worker_process: Child | None = None  # is held while a turn waits for a first token
+        # by which a worker on the same GPU sees that replies stream
+        self.streaming_sign: StreamingSign | None = None
+        if base.device.type == "cuda":
+            self.streaming_sign = StreamingSign(settings.streaming_file)
         self._running: list[Stream] = []  # that the engine's thread decodes
         self._waiting: list[Stream] = []  # without room yet, the longest waiting first; changed under the lock
         self._lock = threading.Lock()
@@ -189,6 +194,8 @@ class Engine:
         self._admit()
         self._hold_worker()
         running = {stream.decoding: stream for stream in self._running if stream.decoding}
+        if running and self.streaming_sign:
+            self.streaming_sign.show()
         for decoding, stream in running.items():
             if stream.stopping.is_set():
                 self._finish(stream)

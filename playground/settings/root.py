@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     """
 
     # -- training
+    gpu_share: float = Field(0.3, ge=0.05, le=1)
+    """Share of the time in which a round works on a GPU while replies stream; 1: all the time."""
     seed: int = Field(0, ge=0)
     """Seed of the training rounds."""
 
@@ -154,6 +156,10 @@ class Settings(BaseSettings):
     @property
     def database(self) -> Path:
         return self.data_dir / "nudge.db"
+
+    @property
+    def streaming_file(self) -> Path:
+        return self.data_dir / "streaming"
 
     @property
     def adapters_dir(self) -> Path:
