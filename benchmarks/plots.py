@@ -49,6 +49,16 @@ def draw(cells, folder):
     return files
 
 
+def draw_chains(rows, file):
+    """Write the picture of `rounds_in_a_row`'s rows into `file`."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        rounds_in_a_row(axes, rows)
+        figure.tight_layout()
+        figure.savefig(file, metadata={"Date": None})
+        plt.close(figure)
+
+
 def by(cells, *names):
     """Cells grouped by these of their values."""
     groups = defaultdict(list)
@@ -164,3 +174,28 @@ def over_optimisation(axes, cells):
         title="Over-optimisation: proxy reward against true score",
     )
     axes.legend()
+
+
+def rounds_in_a_row(axes, rows):
+    """True win rate of the live version over the base, round by round, a line for each chain with its last interval;
+    hollow where a round brought no version.
+    """
+    for k, ((arm, annotator, _), own) in enumerate(by(rows, "arm", "annotator", "seed").items()):
+        name = annotator.rpartition(":")[2].replace("_", " ").replace(",", " and ")
+        own = sorted(own, key=lambda row: row["round"])
+        votes = [0, *(row["round"] * row["votes"] for row in own)]
+        live = [0.5, *(row["live_over_base"] for row in own)]
+        axes.plot(votes, live, color=f"C{k}", label=name if arm == "ratchet" else f"{name}, {arm}")
+        for x, y, row in zip(votes[1:], live[1:], own, strict=True):
+            face = f"C{k}" if row["state"] == "published" else "white"
+            axes.plot(x, y, "o", color=f"C{k}", markerfacecolor=face, markersize=5)
+        low, high = own[-1]["live_interval"]
+        axes.plot([votes[-1]] * 2, [low, high], color=f"C{k}", linewidth=1)
+    axes.axhline(0.5, color="grey", linewidth=1)
+    axes.set(
+        ylim=(0.45, 1),
+        xlabel="votes, a round after every 25 (hollow: no new version)",
+        ylabel="true win rate over the base",
+        title="Rounds in a row, held-out prompts",
+    )
+    axes.legend(fontsize=8)

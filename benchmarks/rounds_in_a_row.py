@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from benchmarks import crowd, report
+from benchmarks import crowd, plots, report
 from benchmarks.crowd import Crowd
 from playground.models import loading
 from playground.settings import Settings, SettingsError, read
@@ -69,6 +69,8 @@ class ChainSettings(Settings):
     """Held-out prompts that the truth is measured on; 0 takes all 96, or 16 with --quick."""
     results: Path = RESULTS
     """File that each round's figures are appended to."""
+    plot: Path | None = None
+    """File for a picture of all chains whose figures are there, as SVG."""
     only_show: bool = False
     """Show what is known and run nothing."""
     json_file: str = Field("", alias="json")
@@ -290,6 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         settings = read(argv, ChainSettings, "python -m benchmarks.rounds_in_a_row")
         report.show(run(settings), settings.json_file)
+        if settings.plot:
+            lines = settings.results.read_text().splitlines()
+            plots.draw_chains([row for row in map(json.loads, lines) if not row["quick"]], settings.plot)
     except (SettingsError, loading.ModelUnavailable) as error:
         sys.exit(str(error))
 
