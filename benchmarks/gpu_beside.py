@@ -1,5 +1,6 @@
 """One GPU for chat and training: how fast the chat writes, and how soon, alone and beside PPO in another process."""
 
+import gc
 import itertools
 import statistics
 import sys
@@ -14,6 +15,7 @@ from training import rollout
 
 KEPT = 0.8  # share of its tokens a second that the chat keeps
 LATER = 2  # times the first token may take
+REPLY_SECONDS = 30
 PAUSE = 0.02  # seconds between two messages
 
 
@@ -25,9 +27,8 @@ def answered(engine, prompts, reply_tokens, seconds):
         stream = engine.duel(
             next(prompts), [len(first_ms), 1000 + len(first_ms)], Sampling(0.7, max_tokens=reply_tokens)
         )
-        stream.finished.wait()
-        if stream.error:
-            raise RuntimeError(stream.error)
+        if not stream.finished.wait(REPLY_SECONDS) or stream.error:
+            raise RuntimeError(stream.error or f"no reply within {REPLY_SECONDS} s")
         tokens += sum(len(reply.token_ids) for reply in stream.decoding.replies)
         streamed += max(stream.total_ms) - max(stream.first_token_ms)
         first_ms.append(max(stream.first_token_ms))
@@ -69,6 +70,7 @@ def beside(settings, device, log):
             child.resume()
     finally:
         engine.close()
+        gc.unfreeze()
         sys.setswitchinterval(switching)
     training_kept = training_shared / training_alone if training_shared and training_alone else None
     return [

@@ -163,9 +163,9 @@ class PPOSettings(Group):
     """Rank of the policy's LoRA, on all linear layers of the blocks."""
     lora_alpha: ForRounds[int] = Field(32, ge=1, le=1024)
     """LoRA alpha; the update is scaled by alpha/rank."""
-    quantisation: ForRounds[Literal["none", "nf4"]] = "none"
-    """Format of the policy's frozen trunk: the model's own, or bitsandbytes' nf4 (QLoRA), which takes a third of the
-    memory and more time. The reward model shares a trunk in nf4. The chat serves the model's own format all the same.
+    quantisation: ForRounds[Literal["nf4", "none"]] = "none"
+    """Format of the policy's frozen trunk: none is the model's own; bitsandbytes' nf4 (QLoRA) takes a third of the
+    memory and more time, and the reward model shares it. The chat serves the model's own format all the same.
     """
     gradient_checkpointing: ForRounds[bool] = False
     """Keep only the inputs of each block for the backward, which computes the rest again: less memory, more time."""
