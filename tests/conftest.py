@@ -11,9 +11,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what tests start
 
-from tests.browsing import app, browser, paced, size, visit  # noqa: E402
+from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
 
-__all__ = ["app", "browser", "paced", "size", "visit"]
+__all__ = ["app", "browser", "left", "paced", "size", "visit"]
 
 # Files that take longest, the longest first. They begin first, so that two processes end at about the same time.
 SLOW = (
