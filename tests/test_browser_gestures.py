@@ -45,13 +45,13 @@ def test_each_key_is_a_vote(app, visit):
         ("4", "both-bad", "both_bad"),
         ("0", "skip", "skip"),
     ):
-        page.click("#new-chat")
-        page.wait_for_selector("#chat-a .placeholder")
         send(page, "Hello")
         wait_for_vote(page)
         page.keyboard.press(key)
         page.wait_for_selector(f"#vote-{button}.picked")
         assert app.rows("select choice from vote order by id desc limit 1") == [(choice,)]
+        page.click("#new-chat")
+        page.wait_for_selector("#chat-a .placeholder")
 
 
 def test_keys_do_nothing_while_typing_and_slash_goes_to_the_box(app, visit):
