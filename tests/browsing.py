@@ -164,7 +164,7 @@ def visit(app, browser, left, size):
 
     def open_page(width=size[0], height=size[1], path="", again=None, token=None, **options):
         """`again`: a page whose visitor opens another one. `token`: the cookie of one who has been here."""
-        context = again.context if again else new_context({"locale": "en-US", **options})
+        context = again.context if again else new_context({"locale": "en-US", "reduced_motion": "reduce", **options})
         if token:
             context.add_cookies([{"name": COOKIE, "value": token, "url": app.url}])
         page = context.new_page()
