@@ -15,17 +15,11 @@ run: setup
 setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
 
-# At the priority of the training worker, which some tests wait for, or it would get no core. Those before a browser run
-# alone: they look at what a page shows while it changes. The others run in two processes.
+# In two processes, at the priority of the training worker, which some tests wait for, or it would get no core.
 test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
-ifeq ($(strip $(ARGS)),)
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not browser"
-	$(PYTEST) -m browser
-else
-	$(PYTEST) $(ARGS)
-endif
+	$(PYTEST) $(or $(strip $(ARGS)),-n 2 --dist loadfile --no-loadscope-reorder)
 
 .venv/requirements.stamp: requirements.txt
 	@test -n "$(PYTHON)" || { echo "Nudge needs Python 3.11, 3.12 or 3.13"; exit 1; }

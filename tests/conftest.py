@@ -11,27 +11,28 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what tests start
 
-from tests.browsing import app, browser, paced, size, visit  # noqa: E402
+from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
 
-__all__ = ["app", "browser", "paced", "size", "visit"]
+__all__ = ["app", "browser", "left", "paced", "size", "visit"]
 
 # Files that take longest, the longest first. They begin first, so that two processes end at about the same time.
 SLOW = (
+    "test_browser_gestures",
+    "test_app",
     "test_browser_loop",
     "test_benchmarks",
-    "test_browser_gestures",
-    "test_browser",
-    "test_selftest",
-    "test_loop",
     "test_worker",
+    "test_selftest",
+    "test_browser",
     "test_browser_shown",
-    "test_app",
-    "test_simulate",
     "test_browser_languages",
-    "test_pages_benchmark",
+    "test_loop",
+    "test_simulate",
     "test_browser_data",
+    "test_pages_benchmark",
     "test_wishes",
     "test_browser_admins",
+    "test_browser_versions",
     "test_ppo",
     "test_reward",
 )

@@ -1,10 +1,14 @@
-"""A worker that is killed (SIGKILL, by itself) inside the phase it is told: `python -m tests.crashing_worker PHASE
---once`.
+"""Workers that are killed (SIGKILL, by themselves) inside the phase they are told.
+
+`python -m tests.crashing_worker` reads a phase from each line of its input, runs a worker with `--once` as a process of
+its own, and prints that one's exit code. The workers are forked from a process that has imported what they need, since
+that takes longer than most phases.
 """
 
 import os
 import signal
 import sys
+import traceback
 
 from playground.models import adapters
 from training import ppo, worker
@@ -29,12 +33,29 @@ def on_second_checkpoint(save):
     return saving
 
 
-if __name__ == "__main__":
-    phase = sys.argv.pop(1)
+def run(phase):
+    """Be a worker that dies in this phase."""
     if phase == "ppo":
         ppo.Trainer.save = on_second_checkpoint(ppo.Trainer.save)
     elif phase == "publish":
         adapters.write = after(adapters.write)
     else:
         setattr(Round, f"_{phase}", after(getattr(Round, f"_{phase}")))
-    worker.main()
+    worker.main(["--once"])
+
+
+def forked(phase):
+    """The exit code of a worker that was forked to die in this phase; a signal's number is negative."""
+    child = os.fork()
+    if not child:
+        try:
+            run(phase)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(forked(line.strip()), flush=True)

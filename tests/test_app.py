@@ -51,14 +51,27 @@ def address(process):
     return found[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_path, number):
+def start_another_worker(process):
+    """Kill the worker of an app, and wait for the next."""
+    [first] = psutil.Process(process.pid).children()
+    first.kill()
+    wait_until(lambda: [c for c in psutil.Process(process.pid).children() if c.pid != first.pid], 120)
+
+
+@pytest.mark.parametrize(
+    ("number", "worker_dies"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True)],
+    ids=["SIGTERM", "SIGINT, after its worker died and was started again"],
+)
+def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_path, number, worker_dies):
     process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
     try:
         url = address(process)
         assert re.fullmatch(rf"Admin link, for one browser: {url}/admin/[\w-]{{43}}\n", process.stdout.readline())
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-        assert httpx.get(f"{url}/readyz").json()["ready"] is True
+        if worker_dies:
+            start_another_worker(process)
+        assert httpx.get(f"{url}/readyz").json()["ready"] is True  # a chat does not notice
         workers = psutil.Process(process.pid).children()
         assert [w for w in workers if "training.worker" in w.cmdline()]
         with httpx.Client(base_url=url) as browser:
@@ -96,24 +109,6 @@ def test_below_a_path_it_says_the_whole_address_and_the_admin_link_outlives_a_re
                 process.communicate(timeout=120)
     store = Store(tmp_path / "data" / "nudge.db")
     assert store.signed_in(store.annotator(browser.cookies["nudge_id"])) == "owner"
-
-
-def test_a_worker_that_dies_is_started_again_and_the_chat_does_not_notice(folder, tmp_path):
-    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
-    try:
-        url = address(process)
-        first = psutil.Process(process.pid).children()[0]
-        first.kill()
-        until = time.monotonic() + 120
-        while time.monotonic() < until and not [
-            c for c in psutil.Process(process.pid).children() if c.pid != first.pid
-        ]:
-            time.sleep(0.1)
-        assert [c for c in psutil.Process(process.pid).children() if c.pid != first.pid]
-        assert httpx.get(f"{url}/readyz").json()["ready"] is True
-    finally:
-        process.terminate()
-        process.communicate(timeout=120)
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["in a round", "at once"])

@@ -6,12 +6,11 @@ import re
 
 import pytest
 
-from playground.people.visitor import COOKIE
+from playground.people.visitor import COOKIE, new_token
 from playground.store import Store
 from playground.ui.text import visible
-from tests.browsing import MARKS, App, becomes, reload, send, shot, tab, wait_for_vote
+from tests.browsing import MARKS, becomes, reload, send, shot, tab, wait_for_vote
 from tests.stores import candidate, outcome
-from tests.tiny import tiny_folder
 
 pytestmark = MARKS
 
@@ -43,27 +42,33 @@ FORBIDDEN = "img, iframe, script, svg, style, form, object, embed, video, audio,
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("app")
-    app = App(folder, "--no-worker", model=tiny_folder(folder / "model"), tokens=60)
-    yield app
-    app.stop()
+def app(paced):
+    return paced
 
 
-def given(app, page, *texts, vote="a"):
-    """A chat of the page's visitor in the store, a turn for each text: typed, and answered by itself, on side B with a
-    line more. The last is voted on where `vote` says so.
+def given(app, token, *texts, vote="a"):
+    """A chat of the visitor with this cookie in the store, a turn for each text: typed, and answered by itself, on side
+    B with a line more. The last is voted on where `vote` says so.
     """
-    cookie = next(cookie["value"] for cookie in page.context.cookies() if cookie["name"] == COOKIE)
     store = Store(app.database)
-    annotator = store.annotator(cookie)
+    annotator = store.annotator(token)
     conversation = store.new_conversation(annotator)
     for text in texts:
         duel = store.start_duel(conversation, text, [1, 2], [candidate(1), candidate(2)])
         store.finish_duel(duel, [outcome(text, [1, 2]), outcome(f"{text}\n\nB", [1, 3])])
         if vote or text is not texts[-1]:
             store.vote(duel, annotator, vote or "a", store.duel(duel)["left"]["message"])
-    return store, annotator, conversation
+
+
+def token_of(page):
+    return next(cookie["value"] for cookie in page.context.cookies() if cookie["name"] == COOKIE)
+
+
+def visit_given(app, visit, *texts, vote="a", **options):
+    """The page of a visitor who comes back to a chat of these texts."""
+    token = new_token()
+    given(app, token, *texts, vote=vote)
+    return visit(token=token, **options)
 
 
 def words(text):
@@ -75,7 +80,7 @@ def test_hostile_texts_are_shown_and_neither_run_nor_load(app, visit):
     not shown.
     """
     page = visit()
-    given(app, page, *HOSTILE)
+    given(app, token_of(page), *HOSTILE)
     requests = []
     page.on("request", lambda request: requests.append(request.url))
     reload(page)
@@ -97,10 +102,8 @@ def test_hostile_texts_are_shown_and_neither_run_nor_load(app, visit):
     "text", ["2*3*4 <b>x</b> & `y`\n\n  __init__.py", "```py\nx = '\\n'\n```\n[a](http://e.example)"]
 )
 def test_copying_and_editing_give_the_text_and_not_its_html(app, visit, text):
-    page = visit()
+    page = visit_given(app, visit, text)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    given(app, page, text)
-    reload(page)
     page.locator("#chat-a button[title='Copy message']").last.click()
     assert page.evaluate("navigator.clipboard.readText()") == text
     page.locator("#chat-a .message-buttons-left button[title='Edit']").last.click()
@@ -112,9 +115,7 @@ def test_copying_and_editing_give_the_text_and_not_its_html(app, visit, text):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_titles_votes_and_notices_show_markup_as_text_and_keep_the_direction(app, visit, width):
-    page = visit(width, 844)
-    given(app, page, "<b>one</b>\n\u202etwo")
-    reload(page)
+    page = visit_given(app, visit, "<b>one</b>\n\u202etwo", width=width, height=844)
     page.click("#sidebar .toggle-button")
     page.wait_for_selector("#chats label")
     assert page.inner_text("#chats label").strip() == "<b>one</b> ⟨U+202E⟩two"
@@ -132,9 +133,7 @@ def test_titles_votes_and_notices_show_markup_as_text_and_keep_the_direction(app
     [("1", "clearer", "wrong"), ("3", "both good", "clearer"), ("4", "off-topic", "clearer")],
 )
 def test_reasons_fit_the_verdict(app, visit, key, fitting, other):
-    page = visit()
-    given(app, page, "Hello", vote=None)
-    reload(page)
+    page = visit_given(app, visit, "Hello", vote=None)
     wait_for_vote(page)
     page.keyboard.press(key)
     page.wait_for_selector(f"#tags label:has-text('{fitting}')")
@@ -148,9 +147,7 @@ def test_reasons_fit_the_verdict(app, visit, key, fitting, other):
 @pytest.mark.parametrize("key", ["3", "4", "0"])
 def test_without_a_winner_no_side_looks_like_one(app, visit, key):
     """After a tie one side glowed as if it had won, and did not say that it was drawn."""
-    page = visit()
-    given(app, page, "Hello", vote=None)
-    reload(page)
+    page = visit_given(app, visit, "Hello", vote=None)
     wait_for_vote(page)
     page.keyboard.press(key)
     page.wait_for_selector(".badge.drawn")
@@ -161,9 +158,7 @@ def test_without_a_winner_no_side_looks_like_one(app, visit, key):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_after_both_bad_a_better_one_can_be_written(app, visit, width):
-    page = visit(width, 844)
-    given(app, page, "Hello", vote="both_bad")
-    reload(page)
+    page = visit_given(app, visit, "Hello", vote="both_bad", width=width, height=844)
     page.click("#better")
     page.wait_for_selector(".pane textarea:focus")
     assert (
@@ -201,7 +196,7 @@ def test_an_empty_chat_waits_for_words_and_a_pair_for_a_vote(app, visit):
     """After a reload the message box had the focus: pressing 1 typed a 1 instead of voting."""
     page = visit()
     page.wait_for_selector("#message textarea:focus")
-    given(app, page, "Hello", vote=None)
+    given(app, token_of(page), "Hello", vote=None)
     reload(page)
     wait_for_vote(page)
     page.wait_for_timeout(500)
@@ -221,9 +216,7 @@ STALE = "#notice :text('This chat changed in another tab')"
 
 
 def two_tabs(app, visit, vote=None):
-    first = visit()
-    given(app, first, "The first", vote=vote)
-    reload(first)
+    first = visit_given(app, visit, "The first", vote=vote)
     return first, visit(again=first)
 
 
@@ -244,7 +237,7 @@ def test_a_vote_is_not_changed_from_a_tab_that_does_not_know_of_it(app, visit):
 @pytest.mark.parametrize("gesture", ["#undo", "#regenerate", "send", "#vote-tie"])
 def test_a_gesture_of_a_tab_that_is_behind_is_not_done_to_another_chat(app, visit, gesture):
     first, second = two_tabs(app, visit, vote="a")
-    given(app, first, "The second", vote="b")
+    given(app, token_of(first), "The second", vote="b")
     before = app.rows(
         "select (select count(*) from message), (select count(*) from vote), (select count(*) from conversation)"
     )

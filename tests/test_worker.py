@@ -44,9 +44,9 @@ def voted(tmp_path_factory):
     return settings, store
 
 
-def worker(settings, *command):
+def worker(settings):
     return subprocess.run(
-        [sys.executable, "-m", *command, "--once"],
+        [sys.executable, "-m", "training.worker", "--once"],
         cwd=ROOT,
         env={**os.environ, **settings.environ()},
         capture_output=True,
@@ -57,15 +57,21 @@ def worker(settings, *command):
 
 def test_a_worker_killed_in_each_phase_is_followed_by_one_that_goes_on(voted):
     settings, store = voted
-    for phase in PHASES:
-        done = worker(settings, "tests.crashing_worker", phase)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        row = store.last_round()
-        assert (row["id"], row["state"], row["phase"]) == (1, "running", phase)
-        assert store.live_policy()["version"] == 0  # the next worker waits until it has seen no beat for a lease
+    command = [sys.executable, "-m", "tests.crashing_worker"]
+    environ = {**os.environ, **settings.environ()}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as workers:
+        for phase in PHASES:
+            workers.stdin.write(f"{phase}\n")
+            workers.stdin.flush()
+            assert workers.stdout.readline() == f"{-signal.SIGKILL}\n"
+            row = store.last_round()
+            assert (row["id"], row["state"], row["phase"]) == (1, "running", phase)
+            assert store.live_policy()["version"] == 0  # the next worker waits until it has seen no beat for a lease
     assert [step for step, _ in store.metrics(1)["reward"]] == [1, 2, 3]
 
-    done = worker(settings, "training.worker")
+    done = worker(settings)
     assert done.returncode == 0, done.stderr
     assert "Round 1: published" in done.stdout
     assert store.live_policy()["version"] == 1
@@ -152,7 +158,7 @@ def test_a_round_whose_database_is_gone_stays_where_it_is_and_the_worker_ends(tm
         run_once(store, settings, "w", kind=Scripted(moved_away))
     with pytest.raises(StoreLost):
         step(store, settings, "w", Idle(), Idle())
-    done = worker(settings, "training.worker")
+    done = worker(settings)
     assert done.returncode == 1 and "There is no database at" in done.stderr and "Traceback" not in done.stderr
     assert not settings.database.exists(), "no new one in its place"
 
