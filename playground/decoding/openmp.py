@@ -6,6 +6,7 @@ barrier` (GNU's libgomp; LLVM's and Intel's have them too). Windows has none of 
 """
 
 import ctypes
+import sys
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ SYMBOLS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_t
 
 def _addresses() -> dict[str, int]:
     """Where the functions are in this process. OSError or AttributeError where torch has no such library."""
-    suffix = {"darwin": ".dylib"}.get(__import__("sys").platform, ".so")
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
+    name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))  # finds what it is linked with too
     return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in SYMBOLS}
 
 
-for _name, _address in _addresses().items():
-    binding.add_symbol(_name, _address)
+_ADDRESSES = _addresses()
+for _symbol, _address in _ADDRESSES.items():
+    binding.add_symbol(_symbol, _address)
 
 # for kernels: these may be called in a function that `run` runs
 barrier = types.ExternalFunction("GOMP_barrier", types.void())
@@ -31,7 +33,7 @@ thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 number_of_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 _parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(
-    _addresses()["GOMP_parallel"]
+    _ADDRESSES["GOMP_parallel"]
 )
 
 
