@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from playground.decoding import llama
 from playground.decoding.forward import TokenIds
-from playground.decoding.number_formats import FORMATS, PackedWeight
+from playground.decoding.number_formats import FORMATS, NumberFormat, PackedWeight
 from playground.decoding.prompt_cache import AttentionShape, SharedPromptCache
 from playground.models import structure
 
@@ -145,7 +145,7 @@ class FusedForward:
 
     def __init__(self, model: PreTrainedModel, number_format: str, head: PackedWeight | None = None) -> None:
         config = model.config
-        pack = FORMATS[number_format]
+        pack = self.packing(number_format)
         head_dim = llama.head_dim(config)
         trunk = cast("LlamaModel", model.base_model)
         blocks = cast("Sequence[LlamaDecoderLayer]", structure.blocks(model))
@@ -163,6 +163,9 @@ class FusedForward:
         self.eps = trunk.norm.variance_epsilon
         self.frequencies = trunk.rotary_emb.inv_freq.float()
         self.rotation_scale = trunk.rotary_emb.attention_scaling
+
+    def packing(self, number_format: str) -> NumberFormat:
+        return FORMATS[number_format]
 
     def for_model(self, model: PreTrainedModel) -> "FusedForward":
         return FusedForward(model, self.number_format, self.head)

@@ -9,6 +9,7 @@ each other between two products. Compiled by numba at the first call and kept in
 
 # mypy: disable-error-code="no-untyped-call, untyped-decorator"
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from numba.extending import intrinsic
 
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
 
-INPUTS = 16  # that are multiplied at once: an int32 vector of 8 sums of two products each
-ROWS = 4  # that share a weight in a register
+# What is multiplied at once: a tile of OUTPUTS·INPUTS weights by ROWS·INPUTS activations. A tile's weights lie side by
+# side, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS, INPUTS), so that memory is read from the first to the last byte.
+OUTPUTS, ROWS, INPUTS = 4, 2, 16
 
 # fields of these records that are no size are addresses; H hidden, M MLP, A heads·head dim, V vocabulary,
-# Q (heads + 2·kv heads)·head dim; weights are (outputs, inputs) in int8, all else is in fp32 unless it says so
+# Q (heads + 2·kv heads)·head dim; weights (outputs, inputs) are tiles in int8, all else is in fp32 unless it says so
 LAYER = np.dtype(
     [
         (name, np.int64)
@@ -63,8 +65,7 @@ ROW = np.dtype(
         (name, np.int64)
         for name in (
             *("kv", "capacity"),  # the cache: (layers, 2, kv heads, capacity, head dim)
-            "prompt",  # columns of the prompt, the first ones
-            *("columns", "steps"),  # (steps,) int32: the row's own columns, the new token's last
+            *("columns", "tokens"),  # (tokens,) int32: the columns that the row sees, the new token's last
         )
     ]
 )
@@ -86,35 +87,34 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-def _dot_product(rows: int) -> Any:
-    """The intrinsic `dot(weights, codes, inputs)` -> `rows` sums in int32. At the address `weights` are int8 numbers,
-    at `codes` int16 numbers (rows, inputs). On x86 the loop is a `vpmaddwd` for each row.
+@intrinsic  # type: ignore[misc]
+def _dots(typing: Any, weights: Any, codes: Any, inputs: Any) -> Any:
+    """OUTPUTS·ROWS sums in int32, those of an output side by side, of tiles of int8 at the address `weights`, and of
+    int16 (ROWS, inputs) at `codes`. On x86 the loop is a `vpmaddwd` for each sum.
     """
-
-    @intrinsic  # type: ignore[misc]
-    def dot(typing: Any, weights: Any, codes: Any, inputs: Any) -> Any:
-        return types.UniTuple(types.int32, rows)(types.intp, types.intp, types.intp), generate
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         weights, codes, inputs = args
         int32 = ir.IntType(32)
         vector = ir.VectorType(int32, INPUTS // 2)
         even, odd = (ir.Constant(vector, list(range(first, INPUTS, 2))) for first in (0, 1))
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0] * (INPUTS // 2))) for _ in range(rows)]
+        zeros = ir.Constant(vector, [0] * (INPUTS // 2))
+        sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(OUTPUTS * ROWS)]
+        size = inputs.type
 
         def load(bits: int, address: Any, at: Any) -> Any:
-            """INPUTS numbers of an array, as int32."""
-            address = builder.add(address, builder.mul(at, at.type(bits // 8)))
+            """INPUTS numbers of an array from the place `at` on, as int32."""
+            address = builder.add(address, builder.mul(at, size(bits // 8)))
             pointer = builder.inttoptr(address, ir.VectorType(ir.IntType(bits), INPUTS).as_pointer())
             return builder.sext(builder.load(pointer, align=1), ir.VectorType(int32, INPUTS))
 
-        size = inputs.type
         with cgutils.for_range_slice(builder, size(0), inputs, size(INPUTS), size) as (at, _):
-            weight = load(8, weights, at)
-            for row, total in enumerate(sums):
-                product = builder.mul(weight, load(16, codes, builder.add(builder.mul(inputs, size(row)), at)))
-                undefined = ir.Constant(product.type, ir.Undefined)
-                pairs = [builder.shuffle_vector(product, undefined, places) for places in (even, odd)]
+            tile = builder.mul(at, size(OUTPUTS))
+            of_outputs = [load(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
+            of_rows = [load(16, codes, builder.add(at, builder.mul(inputs, size(i)))) for i in range(ROWS)]
+            for (w, x), total in zip(itertools.product(of_outputs, of_rows), sums, strict=True):
+                products = builder.mul(w, x)
+                pairs = [builder.shuffle_vector(products, products, places) for places in (even, odd)]
                 builder.store(builder.add(builder.load(total), builder.add(*pairs)), total)
         add_up = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(int32, [vector]), f"llvm.vector.reduce.add.v{INPUTS // 2}i32"
@@ -122,33 +122,34 @@ def _dot_product(rows: int) -> Any:
         totals = [builder.call(add_up, [builder.load(total)]) for total in sums]
         return context.make_tuple(builder, signature.return_type, totals)
 
-    return dot
-
-
-_dot_of_2 = _dot_product(2)
-_dot_of_4 = _dot_product(ROWS)
+    return types.UniTuple(types.int32, OUTPUTS * ROWS)(types.intp, types.intp, types.intp), generate
 
 
 @_fast
 def _product(s: Any, inputs: int, weight: int, scale: Any, y: Any, first: int, last: int) -> None:
     """y[:, first:last] = the codes times the weight (outputs, inputs) at this address; y is (rows, outputs)."""
     scales = _floats(s.scales, (s.rows,))
-    for output in range(first, last):
+    for output in range(first, last, OUTPUTS):
         for row in range(0, s.rows, ROWS):
-            codes = s.codes + 2 * row * inputs
-            if s.rows - row > 2:
-                sums = _dot_of_4(weight + output * inputs, codes, inputs)
-                for i in range(min(ROWS, s.rows - row)):
-                    y[row + i, output] = np.float32(sums[i]) * scales[row + i] * scale[output]
-            else:
-                two = _dot_of_2(weight + output * inputs, codes, inputs)
-                for i in range(s.rows - row):
-                    y[row + i, output] = np.float32(two[i]) * scales[row + i] * scale[output]
+            sums = _dots(weight + output * inputs, s.codes + 2 * row * inputs, inputs)
+            for i in range(min(OUTPUTS, last - output)):
+                for j in range(min(ROWS, s.rows - row)):
+                    total = np.float32(sums[ROWS * i + j])
+                    y[row + j, output + i] = total * scales[row + j] * scale[output + i]
 
 
 @njit(fastmath=True)
 def _highest(x: Any) -> Any:
-    """The largest magnitude of x, whose numbers are taken for finite."""
+    """The largest of x; any number where one is not finite, so that this is a maximum of vectors."""
+    highest = x[0]
+    for i in range(len(x)):
+        if x[i] > highest:
+            highest = x[i]
+    return highest
+
+
+@njit(fastmath=True)
+def _largest_magnitude(x: Any) -> Any:
     highest = np.float32(0)
     for i in range(len(x)):
         if abs(x[i]) > highest:
@@ -160,7 +161,7 @@ def _highest(x: Any) -> Any:
 def _quantise(s: Any, row: int, x: Any) -> None:
     """Codes and scale of x (inputs,), a row of the next product."""
     codes = carray(_pointer(s.codes + 2 * row * len(x)), (len(x),), np.int16)
-    highest = _highest(x)
+    highest = _largest_magnitude(x)
     total = np.float32(0)
     for i in range(len(x)):
         total += x[i]
@@ -264,38 +265,50 @@ def _attend(s: Any, layer: int, row: int, kv_head: int, scores: Any) -> None:
     kv = _floats(cache.kv, (s.layers, 2, s.kv_heads, cache.capacity, s.head_dim))
     keys = kv[layer, 0, kv_head]
     values = kv[layer, 1, kv_head]
-    prompt = cache.prompt
-    steps = cache.steps
-    columns = carray(_pointer(cache.columns), (steps,), np.int32)
+    columns = carray(_pointer(cache.columns), (cache.tokens,), np.int32)
 
     key = heads[s.heads + kv_head]
     _rotate(key, rotation)
     for i in range(s.head_dim):
-        keys[columns[steps - 1], i] = key[i]
-        values[columns[steps - 1], i] = heads[s.heads + s.kv_heads + kv_head, i]
+        keys[columns[-1], i] = key[i]
+        values[columns[-1], i] = heads[s.heads + s.kv_heads + kv_head, i]
 
     group = s.heads // s.kv_heads
     scale = np.float32(1) / np.sqrt(np.float32(s.head_dim))
     for head in range(kv_head * group, (kv_head + 1) * group):
         _rotate(heads[head], rotation)
-        for i in range(prompt):
-            scores[i] = scale * _dot(heads[head], keys[i])
-        for i in range(steps):
-            scores[prompt + i] = scale * _dot(heads[head], keys[columns[i]])
-        _softmax(scores[: prompt + steps])
-        out = _floats(s.attended, (s.rows, s.heads, s.head_dim))[row, head]
-        out[:] = np.float32(0)
-        for i in range(prompt):
-            _add_scaled(out, scores[i], values[i])
-        for i in range(steps):
-            _add_scaled(out, scores[prompt + i], values[columns[i]])
+        _scores(heads[head], keys, columns, scale, scores)
+        _softmax(scores[: len(columns)])
+        _weighted_sum(_floats(s.attended, (s.rows, s.heads, s.head_dim))[row, head], scores, values, columns)
+
+
+@_fast
+def _scores(query: Any, keys: Any, columns: Any, scale: Any, scores: Any) -> None:
+    """Scaled products of a query with the keys of these columns, four at once."""
+    fours = len(columns) - len(columns) % 4
+    for at in range(0, fours, 4):
+        keys_0, keys_1 = keys[columns[at]], keys[columns[at + 1]]
+        keys_2, keys_3 = keys[columns[at + 2]], keys[columns[at + 3]]
+        score_0 = score_1 = score_2 = score_3 = np.float32(0)
+        for i in range(len(query)):
+            score_0 += query[i] * keys_0[i]
+            score_1 += query[i] * keys_1[i]
+            score_2 += query[i] * keys_2[i]
+            score_3 += query[i] * keys_3[i]
+        scores[at] = scale * score_0
+        scores[at + 1] = scale * score_1
+        scores[at + 2] = scale * score_2
+        scores[at + 3] = scale * score_3
+    for at in range(fours, len(columns)):
+        score = np.float32(0)
+        for i in range(len(query)):
+            score += query[i] * keys[columns[at], i]
+        scores[at] = scale * score
 
 
 @_fast
 def _softmax(x: Any) -> None:
-    highest = x[0]
-    for i in range(len(x)):
-        highest = max(highest, x[i])
+    highest = _highest(x)
     total = np.float32(0)
     for i in range(len(x)):
         x[i] = _exp(x[i] - highest)
@@ -305,9 +318,19 @@ def _softmax(x: Any) -> None:
 
 
 @_fast
-def _add_scaled(out: Any, factor: Any, x: Any) -> None:
-    for i in range(len(out)):
-        out[i] += factor * x[i]
+def _weighted_sum(out: Any, weights: Any, values: Any, columns: Any) -> None:
+    """out (head dim,) = the weights times the values of these columns, four at once."""
+    out[:] = np.float32(0)
+    fours = len(columns) - len(columns) % 4
+    for at in range(0, fours, 4):
+        values_0, values_1 = values[columns[at]], values[columns[at + 1]]
+        values_2, values_3 = values[columns[at + 2]], values[columns[at + 3]]
+        weight_0, weight_1, weight_2, weight_3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+        for i in range(len(out)):
+            out[i] += weight_0 * values_0[i] + weight_1 * values_1[i] + weight_2 * values_2[i] + weight_3 * values_3[i]
+    for at in range(fours, len(columns)):
+        for i in range(len(out)):
+            out[i] += weights[at] * values[columns[at], i]
 
 
 # -- the step
@@ -315,8 +338,9 @@ def _add_scaled(out: Any, factor: Any, x: Any) -> None:
 
 @_fast
 def _share(n: int, thread: int, threads: int) -> Any:
-    """This thread's part of n things: the first one and the one after the last."""
-    return n * thread // threads, n * (thread + 1) // threads
+    """This thread's part of n outputs: the first one and the one after the last."""
+    tiles = (n + OUTPUTS - 1) // OUTPUTS
+    return tiles * thread // threads * OUTPUTS, min(n, tiles * (thread + 1) // threads * OUTPUTS)
 
 
 @_fast
@@ -385,7 +409,7 @@ def _mlp(s: Any, w: Any, thread: int, threads: int) -> None:
 
 @_fast
 def _logits(s: Any, thread: int, threads: int) -> None:
-    _normalise_rows(s, s.norm, thread, threads)
+    """The head's product with the codes."""
     first, last = _share(s.vocabulary, thread, threads)
     logits = _floats(s.logits, (s.rows, s.vocabulary))
     _product(s, s.hidden, s.head, _floats(s.head_scale, (s.vocabulary,)), logits, first, last)
@@ -401,4 +425,15 @@ def step(data: Any) -> None:
     for layer in range(s.layers):
         _attention(s, layer, weights[layer], thread, threads)
         _mlp(s, weights[layer], thread, threads)
+    _normalise_rows(s, s.norm, thread, threads)
+    _logits(s, thread, threads)
+
+
+@cfunc(types.void(types.voidptr), cache=True)
+def product(data: Any) -> None:
+    """The end of a step alone: `logits` from `x`, which is normalised already."""
+    s = carray(data, 1, STEP)[0]
+    thread = thread_number()
+    threads = number_of_threads()
+    _quantise_rows(s, _floats(s.x, (s.rows, s.hidden)), thread, threads)
     _logits(s, thread, threads)
