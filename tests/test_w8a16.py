@@ -92,11 +92,12 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_else_is_in_the_batch(people,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so_and_in_its_own_row(value):
+@pytest.mark.parametrize("part", [0, 1], ids=["key", "value"])
+def test_what_is_not_finite_stays_so_and_in_its_own_row(part, value):
     forward = w8a16.W8A16Forward(tiny_model())
     good, bad = opened(forward, IDS), opened(forward, IDS[:9])
     expected = forward.decode([good], [5, 9])
-    bad.kv[0, 1, 0, 3, 1] = value
+    bad.kv[0, part, 0, 3] = value
     logits = forward.decode([bad, opened(forward, IDS)], [1, 2, 5, 9])
     assert logits[:2].isnan().all() and torch.equal(logits[2:], expected)
 

@@ -138,36 +138,27 @@ def _product(s: Any, inputs: int, weight: int, scale: Any, y: Any, first: int, l
                     y[row + j, output + i] = total * scales[row + j] * scale[output + i]
 
 
-@njit(fastmath=True)
-def _highest(x: Any) -> Any:
-    """The largest of x; any number where one is not finite, so that this is a maximum of vectors."""
-    highest = x[0]
-    for i in range(len(x)):
-        if x[i] > highest:
-            highest = x[i]
-    return highest
-
-
-@njit(fastmath=True)
-def _largest_magnitude(x: Any) -> Any:
-    highest = np.float32(0)
-    for i in range(len(x)):
-        if abs(x[i]) > highest:
-            highest = abs(x[i])
+@_fast
+def _highest_bits(bits: Any) -> Any:
+    """The bits of the largest magnitude: magnitudes are ordered as their bits are, with NaN above all others."""
+    highest = np.int32(0)
+    for i in range(len(bits)):
+        highest = np.int32(max(highest, np.int32(bits[i] & np.int32(0x7FFFFFFF))))
     return highest
 
 
 @_fast
+def _float_of(bits: Any) -> Any:
+    return np.int32(bits).view(np.float32)
+
+
+@_fast
 def _quantise(s: Any, row: int, x: Any) -> None:
-    """Codes and scale of x (inputs,), a row of the next product."""
+    """Codes and scale of x (inputs,), a row of the next product. As many levels as an int32 holds the sums of."""
     codes = carray(_pointer(s.codes + 2 * row * len(x)), (len(x),), np.int16)
-    highest = _largest_magnitude(x)
-    total = np.float32(0)
-    for i in range(len(x)):
-        total += x[i]
-    # as many levels as int32 sums hold; 0 times the total is NaN where a number of the row is not finite
+    highest = _float_of(_highest_bits(x.view(np.int32)))
     levels = np.float32(min(32767, (2**31 - 1) // (127 * len(x))))
-    _floats(s.scales, (s.rows,))[row] = highest / levels + np.float32(0) * total
+    _floats(s.scales, (s.rows,))[row] = highest / levels  # if this is not finite, the row's products are NaN
     to_codes = levels / max(highest, np.float32(1e-30))
     for i in range(len(x)):
         codes[i] = np.int16(np.rint(x[i] * to_codes))
@@ -196,7 +187,7 @@ def _exp(x: Any) -> Any:
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1)
-    return p * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+    return p * _float_of(np.int32((np.int32(power) + 127) << 23))
 
 
 @_fast
@@ -219,8 +210,10 @@ def _add_to_stream(s: Any, first: int, last: int) -> None:
     x = _floats(s.x, (s.rows, s.hidden))
     y = _floats(s.y, (s.rows, s.hidden))
     for row in range(s.rows):
-        for i in range(first, last):
-            x[row, i] += y[row, i]
+        stream = x[row, first:last]
+        added = y[row, first:last]
+        for i in range(len(stream)):
+            stream[i] += added[i]
 
 
 @_fast
@@ -228,9 +221,10 @@ def _gate(s: Any, first: int, last: int) -> None:
     """SwiGLU (Shazeer 2020): silu(gate) · up into the gate's place."""
     y = _floats(s.y, (s.rows, 2, s.mlp))
     for row in range(s.rows):
-        for i in range(first, last):
-            gate = y[row, 0, i]
-            y[row, 0, i] = gate * y[row, 1, i] / (np.float32(1) + _exp(min(-gate, np.float32(88))))
+        gate = y[row, 0, first:last]
+        up = y[row, 1, first:last]
+        for i in range(len(gate)):
+            gate[i] *= up[i] / (np.float32(1) + _exp(min(-gate[i], np.float32(88))))
 
 
 # -- attention
@@ -277,14 +271,15 @@ def _attend(s: Any, layer: int, row: int, kv_head: int, scores: Any) -> None:
     scale = np.float32(1) / np.sqrt(np.float32(s.head_dim))
     for head in range(kv_head * group, (kv_head + 1) * group):
         _rotate(heads[head], rotation)
-        _scores(heads[head], keys, columns, scale, scores)
-        _softmax(scores[: len(columns)])
+        highest = _scores(heads[head], keys, columns, scale, scores)
+        _softmax(scores[: len(columns)], highest)
         _weighted_sum(_floats(s.attended, (s.rows, s.heads, s.head_dim))[row, head], scores, values, columns)
 
 
 @_fast
-def _scores(query: Any, keys: Any, columns: Any, scale: Any, scores: Any) -> None:
-    """Scaled products of a query with the keys of these columns, four at once."""
+def _scores(query: Any, keys: Any, columns: Any, scale: Any, scores: Any) -> Any:
+    """Scaled products of a query with the keys of these columns, four at once; returns the highest one."""
+    highest = np.float32(-np.inf)
     fours = len(columns) - len(columns) % 4
     for at in range(0, fours, 4):
         keys_0, keys_1 = keys[columns[at]], keys[columns[at + 1]]
@@ -295,26 +290,27 @@ def _scores(query: Any, keys: Any, columns: Any, scale: Any, scores: Any) -> Non
             score_1 += query[i] * keys_1[i]
             score_2 += query[i] * keys_2[i]
             score_3 += query[i] * keys_3[i]
-        scores[at] = scale * score_0
-        scores[at + 1] = scale * score_1
-        scores[at + 2] = scale * score_2
-        scores[at + 3] = scale * score_3
+        scores[at], scores[at + 1] = scale * score_0, scale * score_1
+        scores[at + 2], scores[at + 3] = scale * score_2, scale * score_3
+        highest = max(highest, max(max(scores[at], scores[at + 1]), max(scores[at + 2], scores[at + 3])))
     for at in range(fours, len(columns)):
         score = np.float32(0)
         for i in range(len(query)):
             score += query[i] * keys[columns[at], i]
         scores[at] = scale * score
+        highest = max(highest, scores[at])
+    return highest
 
 
 @_fast
-def _softmax(x: Any) -> None:
-    highest = _highest(x)
+def _softmax(x: Any, highest: Any) -> None:
     total = np.float32(0)
     for i in range(len(x)):
         x[i] = _exp(x[i] - highest)
         total += x[i]
+    factor = np.float32(1) / total
     for i in range(len(x)):
-        x[i] /= total
+        x[i] *= factor
 
 
 @_fast
@@ -352,17 +348,20 @@ def _normalise_rows(s: Any, address: int, thread: int, threads: int) -> None:
 
 
 @_fast
-def _quantise_rows(s: Any, x: Any, thread: int, threads: int) -> None:
+def _quantise_rows(s: Any, address: int, inputs: int, stride: int, thread: int, threads: int) -> None:
+    """Codes of the first `inputs` columns of (rows, stride) at this address."""
     for row in range(thread, s.rows, threads):
-        _quantise(s, row, x[row])
+        _quantise(s, row, _floats(address + 4 * row * stride, (inputs,)))
     barrier()
 
 
 @_fast
 def _add_bias(y: Any, bias: Any, first: int, last: int) -> None:
+    added = bias[first:last]
     for row in range(len(y)):
-        for i in range(first, last):
-            y[row, i] += bias[i]
+        outputs = y[row, first:last]
+        for i in range(len(outputs)):
+            outputs[i] += added[i]
 
 
 @_fast
@@ -380,7 +379,7 @@ def _attention(s: Any, layer: int, w: Any, thread: int, threads: int) -> None:
     for part in range(thread, s.rows * s.kv_heads, threads):
         _attend(s, layer, part // s.kv_heads, part % s.kv_heads, scores)
     barrier()
-    _quantise_rows(s, _floats(s.attended, (s.rows, width)), thread, threads)
+    _quantise_rows(s, s.attended, width, width, thread, threads)
     first, last = _share(s.hidden, thread, threads)
     y = _floats(s.y, (s.rows, s.hidden))
     _product(s, width, w.out, _floats(w.out_scale, (s.hidden,)), y, first, last)
@@ -400,7 +399,7 @@ def _mlp(s: Any, w: Any, thread: int, threads: int) -> None:
     _product(s, s.hidden, w.gate_up, scale, y, s.mlp + first, s.mlp + last)
     _gate(s, first, last)
     barrier()
-    _quantise_rows(s, y[:, : s.mlp], thread, threads)
+    _quantise_rows(s, s.y, s.mlp, 2 * s.mlp, thread, threads)
     first, last = _share(s.hidden, thread, threads)
     _product(s, s.mlp, w.down, _floats(w.down_scale, (s.hidden,)), _floats(s.y, (s.rows, s.hidden)), first, last)
     _add_to_stream(s, first, last)
@@ -435,5 +434,5 @@ def product(data: Any) -> None:
     s = carray(data, 1, STEP)[0]
     thread = thread_number()
     threads = number_of_threads()
-    _quantise_rows(s, _floats(s.x, (s.rows, s.hidden)), thread, threads)
+    _quantise_rows(s, s.x, s.hidden, s.hidden, thread, threads)
     _logits(s, thread, threads)
