@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from playground.decoding import fused, number_formats, tuning
+from playground.decoding import fused, tuning
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.settings import Settings
@@ -27,7 +27,7 @@ def chosen(settings):
 
 def test_a_choice_is_measured_and_remembered(settings, monkeypatch):
     first, model = chosen(settings)
-    assert first.number_format in number_formats.FORMATS and first.threads == 1 and first.milliseconds > 0
+    assert first.number_format in tuning.AUTO_FORMATS and first.threads == 1 and first.milliseconds > 0
     assert isinstance(first.forward(model), fused.FusedForward)
     monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("measured again"))
     assert chosen(settings)[0] == first

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from playground.decoding import llama
 from playground.decoding.forward import TokenIds
-from playground.decoding.number_formats import FORMATS, PackedWeight
+from playground.decoding.number_formats import FORMATS, NumberFormat, PackedWeight
 from playground.decoding.prompt_cache import AttentionShape, SharedPromptCache
 from playground.models import structure
 
@@ -42,15 +42,15 @@ class _Block(ABC):
     dtype: torch.dtype  # of the projections' inputs
 
     def __init__(self, block: LlamaDecoderLayer) -> None:
-        self._input_norm = block.input_layernorm.weight.detach().float()
-        self._mlp_norm = block.post_attention_layernorm.weight.detach().float()
+        self.input_norm_weight = block.input_layernorm.weight.detach().float()
+        self.mlp_norm_weight = block.post_attention_layernorm.weight.detach().float()
         self._eps = block.input_layernorm.variance_epsilon
 
     def input_norm(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, x.shape[-1:], self._input_norm, self._eps).to(self.dtype)
+        return rms_norm(x, x.shape[-1:], self.input_norm_weight, self._eps).to(self.dtype)
 
     def mlp_norm(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, x.shape[-1:], self._mlp_norm, self._eps).to(self.dtype)
+        return rms_norm(x, x.shape[-1:], self.mlp_norm_weight, self._eps).to(self.dtype)
 
     @abstractmethod
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ class _ModelBlock(_Block):
         return self._mlp.down_proj(silu(self._mlp.gate_proj(x)) * self._mlp.up_proj(x))
 
 
-class _FusedBlock(_Block):
+class FusedBlock(_Block):
     """A block in a number format, for decoding: its LoRA merged, projections of one input fused."""
 
     def __init__(self, block: LlamaDecoderLayer, head_dim: int, pack: type[PackedWeight]) -> None:
@@ -110,27 +110,27 @@ class _FusedBlock(_Block):
             weights.append(weight[order])
             biases.append(torch.zeros(len(weight)) if bias is None else bias.detach().float()[order])
         fused_bias = torch.cat(biases)
-        self._bias = fused_bias.to(self.dtype) if fused_bias.any() else None
-        self._qkv = pack(torch.cat(weights))
-        self._out = pack(llama.merged_weight(block.self_attn.o_proj))
+        self.qkv_bias = fused_bias.to(self.dtype) if fused_bias.any() else None
+        self.qkv_weight = pack(torch.cat(weights))
+        self.out_weight = pack(llama.merged_weight(block.self_attn.o_proj))
         out_bias: torch.Tensor | None = llama.base_linear(block.self_attn.o_proj).bias
-        self._out_bias = None if out_bias is None else out_bias.detach().to(self.dtype)
-        self._gate_up = pack(
+        self.out_bias = None if out_bias is None else out_bias.detach().to(self.dtype)
+        self.gate_up_weight = pack(
             torch.cat([llama.merged_weight(block.mlp.gate_proj), llama.merged_weight(block.mlp.up_proj)])
         )
-        self._down = pack(llama.merged_weight(block.mlp.down_proj))
+        self.down_weight = pack(llama.merged_weight(block.mlp.down_proj))
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._qkv(x)
-        return y if self._bias is None else y + self._bias
+        y = self.qkv_weight(x)
+        return y if self.qkv_bias is None else y + self.qkv_bias
 
     def out(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._out(x)
-        return y if self._out_bias is None else y + self._out_bias
+        y = self.out_weight(x)
+        return y if self.out_bias is None else y + self.out_bias
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up(x).chunk(2, -1)
-        return self._down(silu(gate) * up)
+        gate, up = self.gate_up_weight(x).chunk(2, -1)
+        return self.down_weight(silu(gate) * up)
 
 
 # -- the forward
@@ -145,7 +145,7 @@ class FusedForward:
 
     def __init__(self, model: PreTrainedModel, number_format: str, head: PackedWeight | None = None) -> None:
         config = model.config
-        pack = FORMATS[number_format]
+        pack = self.packing(number_format)
         head_dim = llama.head_dim(config)
         trunk = cast("LlamaModel", model.base_model)
         blocks = cast("Sequence[LlamaDecoderLayer]", structure.blocks(model))
@@ -156,13 +156,16 @@ class FusedForward:
         self.kv_heads = config.num_key_value_heads
         self.shape = AttentionShape(config.num_hidden_layers, self.kv_heads, self.heads // self.kv_heads, head_dim)
         self.prefill_blocks = [_ModelBlock(block, head_dim) for block in blocks]
-        self.decode_blocks = [_FusedBlock(block, head_dim, pack.blocks) for block in blocks]
+        self.decode_blocks = [FusedBlock(block, head_dim, pack.blocks) for block in blocks]
         self.embedding = structure.input_embeddings(model).weight
         self.head = head or pack.head(structure.output_embeddings(model).weight.detach())
         self.norm = trunk.norm.weight.detach().float()
         self.eps = trunk.norm.variance_epsilon
         self.frequencies = trunk.rotary_emb.inv_freq.float()
         self.rotation_scale = trunk.rotary_emb.attention_scaling
+
+    def packing(self, number_format: str) -> NumberFormat:
+        return FORMATS[number_format]
 
     def for_model(self, model: PreTrainedModel) -> "FusedForward":
         return FusedForward(model, self.number_format, self.head)

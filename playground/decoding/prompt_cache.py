@@ -4,6 +4,7 @@ tokens.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -41,6 +42,8 @@ class SharedPromptCache:
         self.prompt: TokenIds = []
         self.reply_tokens: list[TokenIds] = [[] for _ in range(n)]
         self.reply_columns: list[list[int]] = [[] for _ in range(n)]  # of these tokens
+        # the columns that each reply sees, in the order of its tokens: the prompt's, then its own (for compiled code)
+        self.columns_seen = np.tile(np.arange(prompt_tokens + new_tokens, dtype=np.int32), (n, 1))
         self.active = list(range(n))
         self.columns = prompt_tokens  # in use
         self.steps = 0
@@ -62,6 +65,7 @@ class SharedPromptCache:
         for place, (reply, token) in enumerate(zip(self.active, tokens, strict=True)):
             column = self.columns + place
             self.mask[reply, :, column] = 0
+            self.columns_seen[reply, len(self.prompt) + len(self.reply_columns[reply])] = column
             self.reply_tokens[reply].append(token)
             self.reply_columns[reply].append(column)
         self.columns += len(tokens)

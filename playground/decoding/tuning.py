@@ -31,14 +31,15 @@ REPLIES = 2
 STEPS = 8
 
 MAX_KL = 0.01  # nats; a format further from the model than this is not chosen
-AUTO_FORMATS = ("int8", "bfloat16", "float32")  # that are measured where the settings name none
+AUTO_FORMATS = ("w8a16", "int8", "bfloat16", "float32")  # that are measured where the settings name none
 
 
 @dataclass(frozen=True)
 class Choice:
     """How versions decode."""
 
-    # one of number_formats.FORMATS, `graph` for the graph forward, or `plain` for the unmodified transformers forward
+    # one of number_formats.FORMATS, `w8a16` for the compiled step, `graph` for the graph forward, or `plain` for the
+    # unmodified transformers forward
     number_format: str
     threads: int
     milliseconds: float | None = None  # of one step of two replies
@@ -52,7 +53,31 @@ class Choice:
             return transformers_forward_of(model)
         if self.number_format == "graph":
             return GraphForward(model, self.slots, self.slot_tokens)
-        return fused.FusedForward(model, self.number_format)
+        return _fused(model, self.number_format)
+
+
+def _fused(model: PreTrainedModel, number_format: str) -> fused.FusedForward:
+    if number_format == "w8a16":
+        from playground.decoding import w8a16  # compiles at the first import, so only where it is wanted
+
+        return w8a16.W8A16Forward(model)
+    return fused.FusedForward(model, number_format)
+
+
+def _formats(settings: Settings, model: PreTrainedModel) -> tuple[str, ...]:
+    """The formats among which one is chosen."""
+    if settings.decode_format not in ("auto", "w8a16"):
+        return (settings.decode_format,)
+    try:
+        from playground.decoding import w8a16
+
+        fits = w8a16.fits(model)
+    except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
+        log.warning("the compiled step cannot be used here, other formats are: %s: %s", type(error).__name__, error)
+        fits = False
+    if not fits:
+        return AUTO_FORMATS[1:]
+    return AUTO_FORMATS if settings.decode_format == "auto" else ("w8a16",)
 
     def copy_bytes(self, model: PreTrainedModel) -> int:
         """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
@@ -66,6 +91,7 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
     if settings.decode_format == "plain" or not fused.fits(model):
         return Choice("plain", settings.threads)
     file = settings.data_dir / "tuning.json"
+    formats = _formats(settings, model)
     key = " ".join(
         [
             platform.machine(),
@@ -73,12 +99,11 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
             str(settings.threads),
             torch.__version__,
             identity["hash"][:16],
-            settings.decode_format,
+            ",".join(formats),
         ]
     )
     choices = _read(file)
     if key not in choices:
-        formats = AUTO_FORMATS if settings.decode_format == "auto" else (settings.decode_format,)
         choices[key] = asdict(_measure(settings, model, formats))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(choices, indent=1))
@@ -135,7 +160,7 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
     threads_before = torch.get_num_threads()
     try:
         for number_format in formats:
-            forward = fused.FusedForward(model, number_format)
+            forward = _fused(model, number_format)
             for threads in sorted({1, settings.threads}):
                 torch.set_num_threads(threads)
                 measured = _measure_steps(forward, ids, truth)

@@ -68,9 +68,10 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, le=256)
     """CPU threads of the chat, and of the worker beside it at the lowest priority; 0 takes one for each core."""
 
-    decode_format: Literal["auto", "int8", "int4", "bfloat16", "float32", "plain"] = "auto"
+    decode_format: Literal["auto", "w8a16", "int8", "int4", "bfloat16", "float32", "plain"] = "auto"
     """Number format of the weights that write replies on a CPU; auto measures, among those that stay close to the
-    model. plain: transformers' own forward.
+    model. w8a16: int8 weights and int16 activations, a step compiled at the first start. plain: transformers' own
+    forward.
     """
     kv_cache_mb: int = Field(384, ge=1, le=1 << 20)
     """Memory for keys and values, in MB; when it is full, new messages wait in line. Memory that is not in

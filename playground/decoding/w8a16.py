@@ -1,0 +1,151 @@
+"""The Llama family's forward on a CPU with int8 weights and int16 activations (W8A16): a whole step is one call of the
+compiled function in `step_kernel.py`.
+
+Where a CPU has no bf16, torch's packed products take far longer than reading the weights, and its small operations
+between them a fifth of the step.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from playground.decoding import llama, openmp, step_kernel
+from playground.decoding.forward import TokenIds
+from playground.decoding.fused import FusedBlock, FusedForward
+from playground.decoding.number_formats import Int8Weight, NumberFormat, PackedWeight
+from playground.decoding.prompt_cache import SharedPromptCache
+from playground.decoding.step_kernel import INPUTS, LAYER, OUTPUTS, ROW, ROWS, STEP
+
+
+def fits(model: PreTrainedModel) -> bool:
+    """Whether the kernel can multiply the weights of `model`, one that `fused.fits`."""
+    config = model.config
+    inputs = (config.hidden_size, config.intermediate_size, config.num_attention_heads * llama.head_dim(config))
+    return all(size % INPUTS == 0 for size in inputs)
+
+
+class TiledInt8Weight:
+    """int8 with one scale a row, in the kernel's tiles; activations in int16 with one scale a row."""
+
+    dtype = torch.float32  # of the activations before they are rounded
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        packed = Int8Weight(weight)
+        outputs, inputs = weight.shape
+        tiles = pad(packed.weight, (0, 0, 0, -outputs % OUTPUTS)).view(-1, OUTPUTS, inputs // INPUTS, INPUTS)
+        self.weight = tiles.transpose(1, 2).contiguous()
+        self.scale = packed.scale.float()
+        self.inputs = inputs
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        step = np.zeros((), STEP)
+        _fill(step, hidden=self.inputs, vocabulary=len(self.scale), head=self.weight, head_scale=self.scale)
+        y = torch.empty(len(x), len(self.scale))
+        _run(step_kernel.product.address, step, x=x.contiguous(), logits=y, **_codes(len(x), self.inputs))
+        return y
+
+
+def _codes(rows: int, inputs: int) -> dict[str, torch.Tensor]:
+    """Room for what a product reads."""
+    return {"codes": torch.zeros(rows + ROWS - 1, inputs, dtype=torch.int16), "scales": torch.empty(rows)}
+
+
+def _fill(record: NDArray[Any], **values: torch.Tensor | float) -> None:
+    """Set fields of a record; of a tensor, its address, so that the tensor must live as long."""
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            assert value.is_contiguous()
+            value = value.data_ptr()
+        record[name] = value
+
+
+def _run(function: int, step: NDArray[Any], **buffers: torch.Tensor) -> None:
+    """Call a function of the kernel for the rows of `x`, in as many threads as torch uses."""
+    _fill(step, rows=len(buffers["x"]), **buffers)
+    openmp.run(function, step.ctypes.data, torch.get_num_threads())
+
+
+class W8A16Forward(FusedForward):
+    """A `FusedForward` whose decoding steps are one call each."""
+
+    def __init__(self, model: PreTrainedModel, head: PackedWeight | None = None) -> None:
+        super().__init__(model, "w8a16", head)
+        self._mlp = model.config.intermediate_size
+        self._zeros = torch.zeros(max(self._qkv_width, self.embedding.shape[1]))  # where a layer has no bias
+        self._layers = np.zeros(self.shape.layers, LAYER)
+        for record, block in zip(self._layers, self.decode_blocks, strict=True):
+            self._fill_layer(record, block)
+        head_weight = cast("TiledInt8Weight", self.head)
+        self._model = np.zeros((), STEP)
+        _fill(
+            self._model,
+            layers=self.shape.layers,
+            hidden=self.embedding.shape[1],
+            mlp=self._mlp,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.shape.head_dim,
+            vocabulary=len(head_weight.scale),
+            weights=self._layers.ctypes.data,
+            norm=self.norm,
+            head=head_weight.weight,
+            head_scale=head_weight.scale,
+            epsilon=self.eps,
+        )
+
+    @property
+    def _qkv_width(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.shape.head_dim
+
+    def packing(self, number_format: str) -> NumberFormat:
+        return NumberFormat(TiledInt8Weight, TiledInt8Weight)
+
+    def for_model(self, model: PreTrainedModel) -> "W8A16Forward":
+        return W8A16Forward(model, self.head)
+
+    def _fill_layer(self, record: NDArray[Any], block: FusedBlock) -> None:
+        _fill(record, input_norm=block.input_norm_weight, mlp_norm=block.mlp_norm_weight)
+        for name in ("qkv", "out", "gate_up", "down"):
+            packed: TiledInt8Weight = getattr(block, f"{name}_weight")
+            _fill(record, **{name: packed.weight, f"{name}_scale": packed.scale})
+        _fill(record, qkv_bias=self._zeros if block.qkv_bias is None else block.qkv_bias)
+        _fill(record, out_bias=self._zeros if block.out_bias is None else block.out_bias)
+
+    def _decode(self, caches: list[SharedPromptCache], tokens: TokenIds) -> torch.Tensor:
+        positions: list[int] = []
+        cache_of_row = np.zeros(len(tokens), ROW)
+        for cache in caches:
+            first = len(positions)
+            positions += [cache.add_columns(tokens[first : first + len(cache.active)])] * len(cache.active)
+            for row, reply in enumerate(cache.active, first):
+                tokens_seen = len(cache.prompt) + len(cache.reply_columns[reply])
+                columns = cache.columns_seen[reply].ctypes.data
+                cache_of_row[row] = (cache.kv.data_ptr(), cache.kv.shape[3], columns, tokens_seen)
+        return self._step(tokens, positions, cache_of_row)
+
+    def _step(self, tokens: TokenIds, positions: list[int], cache_of_row: NDArray[Any]) -> torch.Tensor:
+        """Logits (rows, vocabulary) after a token of each row."""
+        rows = len(tokens)
+        hidden = self.embedding.shape[1]
+        width = self.heads * self.shape.head_dim
+        context = int(cache_of_row["tokens"].max())
+        angles = torch.tensor(positions)[:, None] * self.frequencies
+        logits = torch.empty(rows, int(self._model["vocabulary"]))
+        step = self._model.copy()
+        _fill(step, context=context, cache=cache_of_row.ctypes.data)
+        _run(
+            step_kernel.step.address,
+            step,
+            x=self.embedding[torch.as_tensor(tokens)].float(),
+            y=torch.empty(rows, max(hidden, self._qkv_width, 2 * self._mlp)),
+            attended=torch.empty(rows, width),
+            scores=torch.empty(torch.get_num_threads(), context),
+            logits=logits,
+            rotation=self.rotation_scale * torch.stack([angles.cos(), angles.sin()], 1),
+            **_codes(rows, max(hidden, width, self._mlp)),
+        )
+        return logits
