@@ -86,4 +86,4 @@ FORMATS = {
     "bfloat16": NumberFormat(BFloat16Weight, BFloat16Weight),
     "float32": NumberFormat(Float32Weight, Float32Weight),
 }
-PARAMETER_BYTES = {"int8": 1, "int4": 1, "bfloat16": 2, "float32": 4}  # at most, of a weight in each format
+PARAMETER_BYTES = {"w8a16": 1, "int8": 1, "int4": 1, "bfloat16": 2, "float32": 4}  # at most, of a weight in each format

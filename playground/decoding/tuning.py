@@ -55,6 +55,10 @@ class Choice:
             return GraphForward(model, self.slots, self.slot_tokens)
         return _fused(model, self.number_format)
 
+    def copy_bytes(self, model: PreTrainedModel) -> int:
+        """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
+        return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
+
 
 def _fused(model: PreTrainedModel, number_format: str) -> fused.FusedForward:
     if number_format == "w8a16":
@@ -78,10 +82,6 @@ def _formats(settings: Settings, model: PreTrainedModel) -> tuple[str, ...]:
     if not fits:
         return AUTO_FORMATS[1:]
     return AUTO_FORMATS if settings.decode_format == "auto" else ("w8a16",)
-
-    def copy_bytes(self, model: PreTrainedModel) -> int:
-        """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
-        return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
 
 
 def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -> Choice:

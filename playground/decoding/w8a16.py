@@ -107,7 +107,7 @@ class W8A16Forward(FusedForward):
     def for_model(self, model: PreTrainedModel) -> "W8A16Forward":
         return W8A16Forward(model, self.head)
 
-    def _fill_layer(self, record: NDArray[Any], block: FusedBlock) -> None:
+    def _fill_layer(self, record: Any, block: FusedBlock) -> None:
         _fill(record, input_norm=block.input_norm_weight, mlp_norm=block.mlp_norm_weight)
         for name in ("qkv", "out", "gate_up", "down"):
             packed: TiledInt8Weight = getattr(block, f"{name}_weight")
