@@ -7,8 +7,6 @@ each other between two products. Compiled by numba at the first call and kept in
 `w8a16.py`'s.
 """
 
-# mypy: disable-error-code="no-untyped-call, untyped-decorator"
-
 import itertools
 from typing import Any
 
@@ -77,7 +75,7 @@ _fast = njit(fastmath=LOOSE, error_model="numpy")
 # -- the product
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer."""
 
@@ -87,7 +85,7 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _dots(typing: Any, weights: Any, codes: Any, inputs: Any) -> Any:
     """OUTPUTS·ROWS sums in int32, those of an output side by side, of tiles of int8 at the address `weights`, and of
     int16 (ROWS, inputs) at `codes`. On x86 the loop is a `vpmaddwd` for each sum.

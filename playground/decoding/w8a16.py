@@ -54,7 +54,7 @@ def _codes(rows: int, inputs: int) -> dict[str, torch.Tensor]:
     return {"codes": torch.zeros(rows + ROWS - 1, inputs, dtype=torch.int16), "scales": torch.empty(rows)}
 
 
-def _fill(record: NDArray[Any], **values: torch.Tensor | float) -> None:
+def _fill(record: Any, **values: torch.Tensor | float) -> None:
     """Set fields of a record; of a tensor, its address, so that the tensor must live as long."""
     for name, value in values.items():
         if isinstance(value, torch.Tensor):
@@ -107,7 +107,7 @@ class W8A16Forward(FusedForward):
     def for_model(self, model: PreTrainedModel) -> "W8A16Forward":
         return W8A16Forward(model, self.head)
 
-    def _fill_layer(self, record: NDArray[Any], block: FusedBlock) -> None:
+    def _fill_layer(self, record: Any, block: FusedBlock) -> None:
         _fill(record, input_norm=block.input_norm_weight, mlp_norm=block.mlp_norm_weight)
         for name in ("qkv", "out", "gate_up", "down"):
             packed: TiledInt8Weight = getattr(block, f"{name}_weight")
