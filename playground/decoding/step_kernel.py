@@ -7,8 +7,6 @@ each other between two products. Compiled by numba at the first call and kept in
 `w8a16.py`'s.
 """
 
-# mypy: disable-error-code="no-untyped-call, untyped-decorator"
-
 import itertools
 from typing import Any
 

@@ -54,7 +54,7 @@ def _codes(rows: int, inputs: int) -> dict[str, torch.Tensor]:
     return {"codes": torch.zeros(rows + ROWS - 1, inputs, dtype=torch.int16), "scales": torch.empty(rows)}
 
 
-def _fill(record: NDArray[Any], **values: torch.Tensor | float) -> None:
+def _fill(record: Any, **values: torch.Tensor | float) -> None:
     """Set fields of a record; of a tensor, its address, so that the tensor must live as long."""
     for name, value in values.items():
         if isinstance(value, torch.Tensor):
