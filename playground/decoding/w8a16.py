@@ -5,7 +5,7 @@ Where a CPU has no bf16, torch's packed products take far longer than reading th
 between them a fifth of the step.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ class W8A16Forward(FusedForward):
         self._layers = np.zeros(self.shape.layers, LAYER)
         for record, block in zip(self._layers, self.decode_blocks, strict=True):
             self._fill_layer(record, block)
-        head_weight = cast("TiledInt8Weight", self.head)
+        head_weight = self.head
+        assert isinstance(head_weight, TiledInt8Weight)
         self._model = np.zeros((), STEP)
         _fill(
             self._model,
