@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from playground.decoding import graph_forward, lean_model
+from playground.decoding.fused import FusedForward
+from playground.decoding.w8a16 import W8A16Forward
 from playground.settings import Settings
 from tests.tiny import tiny_model, tiny_tokenizer
 from training import gpu, rollout, selftest
@@ -192,3 +194,12 @@ def test_ended_replies_leave_no_keys_and_values_behind(graphs):
         cache.drop(reply)
     forward.finish(cache)
     assert not cache.reply_kv and not cache.slots
+
+
+def test_a_large_model_in_fp32_writes_in_the_chats_format(monkeypatch):
+    """On a CPU without bf16; a small one is not worth the import of the compiler, and bf16 is the fastest where it is."""
+    model = tiny_model()
+    assert type(rollout.forward_of(model)) is FusedForward
+    monkeypatch.setattr(rollout, "LARGE", 0)
+    assert type(rollout.forward_of(model)) is W8A16Forward
+    assert type(rollout.forward_of(model.bfloat16())) is FusedForward

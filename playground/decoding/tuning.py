@@ -53,14 +53,15 @@ class Choice:
             return transformers_forward_of(model)
         if self.number_format == "graph":
             return GraphForward(model, self.slots, self.slot_tokens)
-        return _fused(model, self.number_format)
+        return fused_forward(model, self.number_format)
 
     def copy_bytes(self, model: PreTrainedModel) -> int:
         """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
         return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
 
 
-def _fused(model: PreTrainedModel, number_format: str) -> fused.FusedForward:
+def fused_forward(model: PreTrainedModel, number_format: str) -> fused.FusedForward:
+    """The forward of the Llama family on a CPU, in this format."""
     if number_format == "w8a16":
         from playground.decoding import w8a16  # compiles at the first import, so only where it is wanted
 
@@ -68,18 +69,22 @@ def _fused(model: PreTrainedModel, number_format: str) -> fused.FusedForward:
     return fused.FusedForward(model, number_format)
 
 
+def compiled_step_fits(model: PreTrainedModel) -> bool:
+    """Whether `w8a16` serves the model on this machine; the log says why not."""
+    try:
+        from playground.decoding import w8a16
+
+        return w8a16.fits(model)
+    except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
+        log.warning("the compiled step cannot be used here, other formats are: %s: %s", type(error).__name__, error)
+        return False
+
+
 def _formats(settings: Settings, model: PreTrainedModel) -> tuple[str, ...]:
     """The formats among which one is chosen."""
     if settings.decode_format not in ("auto", "w8a16"):
         return (settings.decode_format,)
-    try:
-        from playground.decoding import w8a16
-
-        fits = w8a16.fits(model)
-    except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
-        log.warning("the compiled step cannot be used here, other formats are: %s: %s", type(error).__name__, error)
-        fits = False
-    if not fits:
+    if not compiled_step_fits(model):
         return AUTO_FORMATS[1:]
     return AUTO_FORMATS if settings.decode_format == "auto" else ("w8a16",)
 
@@ -160,7 +165,7 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
     threads_before = torch.get_num_threads()
     try:
         for number_format in formats:
-            forward = _fused(model, number_format)
+            forward = fused_forward(model, number_format)
             for threads in sorted({1, settings.threads}):
                 torch.set_num_threads(threads)
                 measured = _measure_steps(forward, ids, truth)
