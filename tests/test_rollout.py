@@ -197,7 +197,7 @@ def test_ended_replies_leave_no_keys_and_values_behind(graphs):
 
 
 def test_a_large_model_in_fp32_writes_in_the_chats_format(monkeypatch):
-    """On a CPU without bf16; a small one is not worth the import of the compiler, and bf16 is the fastest where it is."""
+    """On a CPU without bf16; a small one is not worth the import of the compiler."""
     model = tiny_model()
     assert type(rollout.forward_of(model)) is FusedForward
     monkeypatch.setattr(rollout, "LARGE", 0)
