@@ -185,6 +185,12 @@ def test_a_round_ends_where_the_live_version_is_at_the_kl_budget(folder, tmp_pat
     assert f"{kl} nats a reply, and the budget is 8." in str(ended["reason"])
 
 
+def test_a_step_larger_than_the_whole_budget_leaves_room_for_rounds(folder, tmp_path):
+    this = running(folder, tmp_path, ppo={"kl_step": 40.0}, gate={"kl_budget": 8.0})
+    publish(this, strong(), report={"kl": 5.0})
+    taken(this.store, this.settings)._sft()
+
+
 # -- nothing left to learn
 
 
@@ -455,6 +461,70 @@ def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, monke
     assert ratio(policy.state(), end) == pytest.approx(share, abs=1e-5)
     assert len(compared) == {1: 1, 0.5: 2, 0.25: 3}[share] and compared[-1] is replies.new
     assert all(before != after for before, after in itertools.pairwise(compared))  # each way back replies anew
+
+
+def judged(this, end, monkeypatch):
+    """The round at its gate: PPO has left the policy `end`, whose replies are too long beyond .3 of the way."""
+    save_file(end, this.folder / "policy.safetensors")
+    report = lambda models, replies: a_report(ratio(models.trained_policy.state(), end))  # noqa: E731
+    monkeypatch.setattr(round_gate, "compare", report)
+    monkeypatch.setattr(round_gate, "served_kl", lambda *_: 0.0)
+
+
+def restarted(this):
+    """The round in another worker."""
+    return Round(this.store, this.settings, this.store.round(this.id), "w")
+
+
+def share_published(this, end):
+    """How much of the way to `end` the version is that the round publishes."""
+    this._publish()
+    live = this.store.live_policy()
+    _, tensors = adapters.read(
+        adapters.place(this.settings.adapters_dir, live["path"]),
+        base_hash=this.models.base["hash"],
+        expected_sha256=live["sha256"],
+    )
+    return ratio({name: tensors[name] for name in end}, end)
+
+
+def test_a_gate_that_was_killed_begins_anew_with_the_policy_that_ppo_left(folder, tmp_path, monkeypatch):
+    this, end = running(folder, tmp_path, gate={"prompts": 4, "replies": 2}), strong()
+    this._sft()
+    judged(this, end, monkeypatch)
+    with monkeypatch.context() as killed:
+        killed.setattr("training.round.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            this._gate()
+    this = restarted(this)
+    this._gate()
+    assert json.loads((this.folder / "gate.json").read_text())["share"] == 0.25
+    assert share_published(restarted(this), end) == pytest.approx(0.25, abs=1e-5)
+
+
+def test_what_the_gate_has_taken_back_is_published_as_it_is(folder, tmp_path, monkeypatch):
+    this, end = running(folder, tmp_path, gate={"prompts": 4, "replies": 2}), strong()
+    this._sft()
+    judged(this, end, monkeypatch)
+    this._gate()
+    assert share_published(this, end) == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_round_from_the_base_without_a_kept_start_goes_on(folder, tmp_path, monkeypatch):
+    """Earlier versions kept no start.safetensors where a round starts from the base."""
+    this, end = running(folder, tmp_path, gate={"prompts": 4, "replies": 2}, ppo={"iterations": 1}), strong()
+    this._sft()
+    start = load_file(this.folder / "start.safetensors")
+    for phase in ("_ppo", "_gate"):
+        (this.folder / "start.safetensors").unlink()
+        this = restarted(this)
+        this.score = lambda episodes: torch.zeros(len(episodes))
+        if phase == "_gate":
+            judged(this, end, monkeypatch)
+        getattr(this, phase)()
+        kept = load_file(this.folder / "start.safetensors")
+        assert kept.keys() == start.keys() and all(torch.equal(kept[name], start[name]) for name in start)
+    assert share_published(this, end) == pytest.approx(0.25, abs=1e-5)
 
 
 @pytest.mark.parametrize(

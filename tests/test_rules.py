@@ -35,6 +35,19 @@ def test_a_rule_that_says_the_same_of_all_replies_adds_nothing():
     assert rules.rewards([rule], TEXTS).tolist() == [0] * 4
 
 
+def tenth(_prompt: str, reply: str) -> float:
+    return 0.3 if reply == "rare" else 0.1
+
+
+def test_a_rule_whose_equal_scores_have_a_deviation_by_rounding_is_not_divided_by_it():
+    texts = [("q", "often")] * 64
+    [rule] = [rule.standardised_on(texts) for rule in rules.read("tests.test_rules:tenth")]
+    assert rules.rewards([rule], [*texts[:1], ("q", "rare")]).tolist() == pytest.approx([0, 0.2], abs=1e-6)
+
+
+NUMBER = 3
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -42,6 +55,11 @@ def test_a_rule_that_says_the_same_of_all_replies_adds_nothing():
         ("tests.test_rules:gone", "has no attribute 'gone'"),
         ("no.such.module:f=1", "No module named"),
         ("brevity=much", "--reward.rules: got 'brevity=much'; the weight after = must be a number"),
+        ("brevity=nan", "--reward.rules: got 'brevity=nan'; the weight after = must be a number"),
+        ("brevity=inf", "must be a number"),
+        (":words", "--reward.rules: got ':words'; accepted: brevity"),
+        (".rules:words", "--reward.rules: got '.rules:words'; TypeError"),
+        ("tests.test_rules:NUMBER", "it cannot be called"),
     ],
 )
 def test_a_rule_that_is_not_there_is_refused(text, said):
@@ -78,6 +96,18 @@ def test_a_round_without_rules_adds_nothing(folder, tmp_path):  # noqa: F811
     this._standardise_rules([])
     assert not (this.folder / "rules.json").exists()
     assert this.models.rule_rewards([Episode([5], [6], True)]).tolist() == [0]
+
+
+def test_a_setting_without_a_rule_adds_nothing(folder, tmp_path):  # noqa: F811
+    this = running(folder, tmp_path, reward={"rules": " , "})
+    this._standardise_rules([])
+    assert this.models.rule_rewards([Episode([5], [6], True)]).tolist() == [0]
+
+
+def test_a_rule_that_is_not_there_ends_the_round_in_its_first_phase(folder, tmp_path):  # noqa: F811
+    this = running(folder, tmp_path, reward={"rules": "nobody"})
+    with pytest.raises(SettingsError, match="nobody"):
+        this._collect()
 
 
 class Constant:

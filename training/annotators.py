@@ -65,11 +65,17 @@ def find(name: str, flag: str = "--annotator") -> Score:
         return SHIPPED[name]
     module, _, function = name.partition(":")
     try:
-        if function:
-            return getattr(importlib.import_module(module), function)
-        reason = f"accepted: {', '.join(SHIPPED)}, or module:function"
-    except (ImportError, AttributeError) as error:
+        if module and function:
+            score = getattr(importlib.import_module(module), function)
+            if callable(score):
+                return score
+            reason = "it cannot be called"
+        else:
+            reason = f"accepted: {', '.join(SHIPPED)}, or module:function"
+    except AttributeError as error:
         reason = str(error)
+    except Exception as error:  # somebody else's module may raise anything
+        reason = f"{type(error).__name__}: {error}"
     raise SettingsError(f"{flag}: got {name!r}; {reason}")
 
 

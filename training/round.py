@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from playground.models import adapters
 from playground.models.trial import Tally
@@ -58,6 +58,7 @@ class Round(RoundControl):
     def _collect(self) -> None:
         """Votes become preferences.json; the round ends where there are fewer than two pairs."""
         erase.begin_anew(self.folder)
+        rules.read(self.settings.reward.rules)  # a rule that is not there ends the round before it has cost anything
         prefs = self._read_preferences()
         write_json(self.folder / "preferences.json", prefs.as_json())
         self.store.record_used_votes(self.id, [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
@@ -151,7 +152,7 @@ class Round(RoundControl):
         """End the round where the live version is so near the gate's KL budget that no step is left."""
         kl = json.loads(live["gate_report"] or "{}").get("kl", 0.0)
         budget = self.settings.gate.kl_budget
-        if kl > budget - ratchet.LEAST * self.settings.ppo.kl_step:
+        if kl > budget - ratchet.LEAST * min(self.settings.ppo.kl_step, budget):
             reason = Message(
                 "The current version is as far from the base as it may go: {kl} nats a reply, and the budget is "
                 "{limit}. Raise gate.kl_budget, or start rounds from the base.",
@@ -230,7 +231,8 @@ class Round(RoundControl):
         policy = self.models.policy
         iterations = self.settings.ppo.iterations
         checkpoint = self.folder / "ppo.pt"
-        policy.load(load_file(self.folder / "start.safetensors"))
+        self._keep_start()
+        policy.load(self.models.start)
         kl_step = self._kl_step()
         self.record(kl_step=kl_step)
         trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
@@ -261,6 +263,14 @@ class Round(RoundControl):
         ppo.train_ppo(trainer, self.models.training_prompts, self.score, self.models.end_tokens, on_iteration)
         save_file(policy.state(), self.folder / "policy.safetensors")
 
+    def _keep_start(self) -> None:
+        """Write start.safetensors where it is missing: earlier versions of this app wrote none for a round that starts
+        from the base, and its start is the policy before anything is loaded into it.
+        """
+        file = self.folder / "start.safetensors"
+        if not file.exists() and not self.store.round(self.id)["metrics"].get("started_from"):
+            save_file(self.models.policy.state(), file)
+
     def _kl_step(self) -> float | None:
         """By how much this round may raise the KL to the base; None where it starts from the base."""
         figures = self.store.round(self.id)["metrics"]
@@ -277,6 +287,7 @@ class Round(RoundControl):
     def _gate(self) -> None:
         """The comparison with the live version and the base becomes gate.json."""
         models = self.models
+        self._keep_start()
 
         def show_step(step: int) -> None:
             self.progress(step, 5, {})
@@ -294,8 +305,6 @@ class Round(RoundControl):
         )
         with models.seconds.part("gate: served"):
             served_kl = round_gate.served_kl(models, replies.first_of_each(replies.new))
-        if report.share < 1:
-            save_file(models.trained_policy.state(), self.folder / "policy.safetensors")
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         figures = {"gate_gain": report.gain, "gate_low": report.gain_interval[0], "gate_share": report.share}
         self.record(**figures, kl=report.kl, served_kl=served_kl)
@@ -314,7 +323,7 @@ class Round(RoundControl):
         path, sha256 = adapters.write(
             settings.adapters_dir,
             version,
-            load_file(self.folder / "policy.safetensors"),
+            models.policy_of_the_gate(report.get("share", 1.0)).state(),
             rank=settings.ppo.lora_rank,
             alpha=settings.ppo.lora_alpha,
             targets=models.policy.targets,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file
-
 from playground.decoding import tuning
 from playground.models import prompts
 from playground.system.messages import joined
@@ -84,8 +82,6 @@ class Looks:
         self.models = models
         self.show_step = show_step
         self.policy = models.trained_policy
-        self.start = load_file(models.folder / "start.safetensors")
-        self.end = self.policy.state()
         self.share = 1.0  # of the way from start to end
         self.prompts: list[list[int]] = []
         self.replies: GateReplies | None = None
@@ -102,7 +98,7 @@ class Looks:
         while self.share > LEAST_SHARE and gate.went_too_far(report, models.settings):
             self.share /= 2
             log.info("gate: %s; the policy is taken back to %g of the way", joined(report.refused_because), self.share)
-            self.policy.interpolate(self.start, self.end, self.share)
+            models.policy_of_the_gate(self.share)
             new = self._replies_of("new", self.policy.rollouts, self.prompts)
             replies = replace(replies, new=new, new_texts=self._texts(new))
             report = compare(models, replies)

@@ -69,6 +69,19 @@ class RoundModels:
         self.policy.load(load_file(self.folder / "policy.safetensors"))
         return self.policy
 
+    @cached_property
+    def start(self) -> dict[str, torch.Tensor]:
+        """The LoRA tensors at which PPO starts."""
+        return load_file(self.folder / "start.safetensors")
+
+    def policy_of_the_gate(self, share: float) -> PolicyModel:
+        """The trained policy at this share of the way from its start, where the gate has left it. The files stay as PPO
+        left them, so that a gate that was killed begins anew with the same policy.
+        """
+        if share < 1:
+            self.trained_policy.interpolate(self.start, load_file(self.folder / "policy.safetensors"), share)
+        return self.trained_policy
+
     @property
     def base(self) -> BaseIdentity:
         """{"model", "hash"} of the base."""
@@ -154,13 +167,13 @@ class RoundModels:
     @cached_property
     def rules(self) -> list[Rule]:
         """The rewards that the settings name, standardised as the round's reward phase left it."""
-        figures = json.loads((self.folder / "rules.json").read_text())
         found = rules.read(self.settings.reward.rules)
+        figures = json.loads((self.folder / "rules.json").read_text()) if found else {}
         return [replace(rule, **figures[rule.name]) for rule in found]
 
     def rule_rewards(self, episodes: Sequence[Episode]) -> torch.Tensor:
         """What the rules add to the rewards (N,) of episodes; 0 without rules."""
-        if not self.settings.reward.rules:
+        if not self.rules:
             return torch.zeros(len(episodes))
         return rules.rewards(self.rules, self.texts(episodes))
 

@@ -3,6 +3,7 @@
 Each is standardised on replies of the reference, as the reward model is, so that its weight is in the same unit.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,7 +47,9 @@ class Rule:
     def standardised_on(self, texts: Sequence[tuple[str, str]]) -> "Rule":
         """This rule with mean 0 and deviation 1 on these prompts and replies."""
         scores = self.scores(texts)
-        return replace(self, mean=float(scores.mean()), deviation=float(scores.std()) or 1.0)
+        # of equal scores the deviation is not 0 but a rounding error, by which nothing may be divided
+        deviation = float(scores.std()) if np.ptp(scores) > 1e-9 * np.abs(scores).max() else 1.0
+        return replace(self, mean=float(scores.mean()), deviation=deviation)
 
 
 def read(text: str) -> list[Rule]:
@@ -54,11 +57,19 @@ def read(text: str) -> list[Rule]:
     rules = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, weight = part.partition("=")
-        try:
-            rules.append(Rule(name.strip(), float(weight) if equals else 1.0, annotators.find(name.strip(), FLAG)))
-        except ValueError:
-            raise SettingsError(f"{FLAG}: got {part!r}; the weight after = must be a number") from None
+        rules.append(Rule(name.strip(), _weight(part, weight) if equals else 1.0, annotators.find(name.strip(), FLAG)))
     return rules
+
+
+def _weight(part: str, text: str) -> float:
+    """The weight that a part of the setting has after its `=`. SettingsError where it is no finite number."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise SettingsError(f"{FLAG}: got {part!r}; the weight after = must be a number")
+    return weight
 
 
 def rewards(rules: Sequence[Rule], texts: Sequence[tuple[str, str]]) -> torch.Tensor:
