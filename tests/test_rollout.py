@@ -202,4 +202,10 @@ def test_a_large_model_in_fp32_writes_in_the_chats_format(monkeypatch):
     assert type(rollout.forward_of(model)) is FusedForward
     monkeypatch.setattr(rollout, "LARGE", 0)
     assert type(rollout.forward_of(model)) is W8A16Forward
-    assert type(rollout.forward_of(model.bfloat16())) is FusedForward
+    with torch.no_grad():  # outliers, for which eight bits are too few
+        for block in model.model.layers:
+            for layer in (*block.self_attn.children(), *block.mlp.children()):
+                if isinstance(layer, torch.nn.Linear):
+                    layer.weight[:, 3] *= 60
+    assert type(rollout.forward_of(model)) is FusedForward
+    assert type(rollout.forward_of(tiny_model().bfloat16())) is FusedForward

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.decoding import decoder, fused, graph_forward, tuning
-from playground.decoding.choose_forward import transformers_forward_of
+from playground.decoding.choose_forward import divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward
 from playground.decoding.graph_forward import GraphForward
 from playground.decoding.sampling import Sampling
@@ -202,16 +202,17 @@ def rows_of(model: PreTrainedModel, columns: int) -> int:
 
 def forward_of(model: PreTrainedModel) -> AnyForward:
     """The fastest forward of a model for which there are no graphs."""
-    if fused.fits(model):
-        return tuning.fused_forward(model, _number_format(model))
-    return transformers_forward_of(model)
+    if not fused.fits(model):
+        return transformers_forward_of(model)
+    return _compiled(model) or fused.FusedForward(model, str(model.dtype).removeprefix("torch."))
 
 
-def _number_format(model: PreTrainedModel) -> str:
-    """In which a CPU decodes rollouts. Where the model is in fp32, since the CPU has no bf16, the chat's format takes a
-    third of the time; log-probabilities come from the training forward in any case.
+def _compiled(model: PreTrainedModel) -> AnyForward | None:
+    """The compiled step, where the CPU has no bf16, so that the model is in fp32, which takes three times as long; None
+    elsewhere, and where it says something else than the model. Log-probabilities come from the training forward.
     """
     large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE
-    if large and model.dtype == torch.float32 and tuning.compiled_step_fits(model):
-        return "w8a16"
-    return str(model.dtype).removeprefix("torch.")
+    if not large or model.dtype != torch.float32 or not tuning.compiled_step_fits(model):
+        return None
+    forward = tuning.fused_forward(model, "w8a16")
+    return forward if divergence(forward) <= tuning.MAX_KL else None

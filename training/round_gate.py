@@ -80,7 +80,7 @@ class Looks:
 
     def __init__(self, models: RoundModels, show_step: Callable[[int], None]) -> None:
         self.models = models
-        self.show_step = show_step
+        self._show_step = show_step
         self.policy = models.trained_policy
         self.share = 1.0  # of the way from start to end
         self.prompts: list[list[int]] = []
@@ -108,13 +108,18 @@ class Looks:
     def _sample(self, prompt_ids: Sequence[list[int]]) -> GateReplies:
         """`gate.replies` of each version to each of these prompts."""
         new = self._replies_of("new", self.policy.rollouts, prompt_ids)
-        self.show_step(1)
+        self._count(1)
         with self.policy.reference():
             base = self._replies_of("base", self.policy.rollouts, prompt_ids)
-        self.show_step(2)
+        self._count(2)
         live = self._replies_of("live", self._live, prompt_ids) if self._live else base
-        self.show_step(3)
+        self._count(3)
         return GateReplies(prompts=len(prompt_ids), new=new, live=live, base=base, new_texts=self._texts(new))
+
+    def _count(self, versions: int) -> None:
+        """Show how many versions have replied; progress does not go back at a second look."""
+        if not self.prompts:
+            self._show_step(versions)
 
     def _replies_of(self, version: str, rollouts: Rollouts, prompt_ids: Sequence[list[int]]) -> list[Episode]:
         """All versions draw with the same random numbers, other ones at each look."""

@@ -111,7 +111,9 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
     if key not in choices:
         choices[key] = asdict(_measure(settings, model, formats))
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(choices, indent=1))
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(choices, indent=1))
+        os.replace(partial, file)  # server and worker may both read it
     choice = Choice(**choices[key])
     log.info(
         "decoding in %s on %d threads, %.1f ms a step of two replies",
