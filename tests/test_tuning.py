@@ -51,6 +51,18 @@ def test_a_format_far_from_the_model_is_not_chosen(settings, monkeypatch):
     assert chosen(settings)[0].number_format == "float32"  # the model's own
 
 
+@pytest.mark.parametrize(("best", "steps"), [(float("inf"), tuning.STEPS + 1), (1e-9, 2)])
+def test_a_format_that_takes_far_longer_is_measured_by_one_step(settings, monkeypatch, best, steps):
+    """Each of six slow formats took two seconds of the first start."""
+    model = loading.load_trunk(settings)
+    forward = fused.FusedForward(model, "float32")
+    decode, calls = forward.decode, []
+    monkeypatch.setattr(forward, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    truth = torch.zeros(model.config.vocab_size)
+    assert tuning._measure_steps(forward, [5, 6, 7], truth, best).milliseconds > 0
+    assert len(calls) == steps
+
+
 def test_what_is_measured_is_the_format_and_not_unwritten_memory(settings):
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 CONTEXT_TOKENS = 192
 REPLIES = 2
 STEPS = 8
+FAR = 2  # times the fastest format's milliseconds
 
 MAX_KL = 0.01  # nats; a format further from the model than this is not chosen
 AUTO_FORMATS = ("w8a16", "int8", "bfloat16", "float32")  # that are measured where the settings name none
@@ -170,7 +172,7 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
             forward = fused_forward(model, number_format)
             for threads in sorted({1, settings.threads}):
                 torch.set_num_threads(threads)
-                measured = _measure_steps(forward, ids, truth)
+                measured = _measure_steps(forward, ids, truth, min(choices.values(), default=inf))
                 log.info(
                     "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
                     number_format,
@@ -187,9 +189,9 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
     return min(choices, key=choices.__getitem__)
 
 
-def _measure_steps(forward: fused.FusedForward, ids: TokenIds, truth: torch.Tensor) -> _Measurement:
+def _measure_steps(forward: fused.FusedForward, ids: TokenIds, truth: torch.Tensor, best: float) -> _Measurement:
     """Time steps after `ids`; compare the first one's logits to `truth` (vocabulary,), the model's log-probabilities
-    there.
+    there. One step is enough where it takes far longer than the `best` milliseconds so far.
     """
     cache = forward.new_cache(REPLIES, len(ids) - 1, STEPS + 1)
     forward.prefill(cache, ids[:-1])
@@ -202,6 +204,8 @@ def _measure_steps(forward: fused.FusedForward, ids: TokenIds, truth: torch.Tens
         if step == 0:
             said = torch.log_softmax(logits[0], -1)
             nats = (truth.exp() * (truth - said)).sum().item()
+        elif 1e3 * seconds[-1] > FAR * best:
+            break
     return _Measurement(1e3 * median(seconds[1:]), nats)  # the first step warms up
 
 
