@@ -208,7 +208,7 @@ def forward_of(model: PreTrainedModel) -> AnyForward:
 
 
 def _compiled(model: PreTrainedModel) -> AnyForward | None:
-    """The compiled step, where the CPU has no bf16, so that the model is in fp32, which takes three times as long; None
+    """The compiled step, where the CPU has no bf16, so that the model is in fp32, which takes far longer; None
     elsewhere, and where it says something else than the model. Log-probabilities come from the training forward.
     """
     large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE
