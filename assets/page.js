@@ -66,6 +66,34 @@
   new MutationObserver(changed).observe(document.documentElement,
     { subtree: true, childList: true, attributes: true, attributeFilter: ["data-number", "aria-label", "class"] });
 
+  // The page asks what has changed, and clicks the hidden buttons of the parts that show it (playground/ui/refresh.py).
+  const ASK_SECONDS = 1.5, LONGEST_SECONDS = 15;  // ratings and ages change although nothing is written
+  const shown = { chat: { state: null, at: 0 } };  // by part: the state that it was last brought up to
+  const parts = (changes) => {
+    const now = performance.now() / 1000;
+    const strip = document.querySelector("#strip .strip");
+    if (strip && strip.dataset.state !== changes.strip) document.getElementById("refresh-strip")?.click();
+    shown.chat.state ??= changes.loop;  // the first question is older than the page
+    for (const button of document.querySelectorAll("[id^=refresh-]:not(#refresh-strip)")) {
+      const part = button.id.slice("refresh-".length);
+      if (!button.closest("[role=tabpanel]")?.checkVisibility()) continue;
+      const state = part === "chat" ? changes.loop : changes.data;
+      const before = shown[part];
+      if (before?.state === state && (part === "chat" || now - before.at < LONGEST_SECONDS)) continue;
+      shown[part] = { state, at: now };
+      button.click();
+    }
+  };
+  const ask = async () => {
+    try {
+      const answer = document.visibilityState === "visible" && await fetch(new URL("changes", location.href));
+      const changes = answer && answer.ok ? await answer.json() : {};
+      if (changes.loop) parts(changes);
+    } catch { /* the server is away: Gradio says so where it matters */ }
+    setTimeout(ask, 1000 * ASK_SECONDS);
+  };
+  ask();
+
   // A tab that is looked at again shows what was done in another one.
   document.addEventListener("visibilitychange", () => {
     const stop = document.getElementById("stop");

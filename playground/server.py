@@ -34,7 +34,7 @@ from playground.people.visitor import CookieMiddleware
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.ui import page, states, theme, words
+from playground.ui import page, refresh, states, theme, words
 from playground.ui.stream_threads import MAX_STREAMS
 from playground.web.allowlist import Allowlist
 from playground.web.limits import Limits
@@ -74,7 +74,12 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     add_forget_route(app, store, chat)
     add_adapter_route(app, settings, store, engine)
     states.use()
-    blocks = page.build(settings, store, engine, chat)
+    blocks, status_bar = page.build(settings, store, engine, chat)
+
+    @app.get("/changes")
+    def changes() -> refresh.Changes:
+        return status_bar.changes()
+
     blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
     # As `launch(max_threads=…)` sets it. With Gradio's default of 40 threads, 40 streams kept everybody else waiting.
     blocks._queue.max_thread_count = MAX_STREAMS
@@ -82,7 +87,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     blocks.state_session_capacity = settings.limits.sessions
     gradio = Gradio(blocks)
     # the middleware that is added last is the outermost
-    app.add_middleware(PageCache)
+    app.add_middleware(PageCache, first_script=page.FIRST_SCRIPT)
     app.add_middleware(CookieMiddleware)
     app.add_middleware(
         Allowlist,

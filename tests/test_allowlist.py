@@ -17,6 +17,7 @@ OPEN = {
     ("HEAD", "/"),
     ("GET", "/healthz"),
     ("GET", "/readyz"),
+    ("GET", "/changes"),
     ("GET", "/admin/{token}"),
     ("POST", "/forget"),
     ("GET", "/adapters/v{version}.zip"),

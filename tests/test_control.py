@@ -52,7 +52,7 @@ def values(control, changes):
 def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(control):
     control.on_save(values(control, {"ppo.kl_target": 4, "ppo.iterations": 6.0, "round.start_from": "base"}), Request())
     assert control.store.overrides() == {"ppo.kl_target": 4.0, "ppo.iterations": 6, "round.start_from": "base"}
-    assert control.on_load(Request())[control.fields["ppo.kl_target"]] == 4.0
+    assert control.on_open_settings(Request())[control.fields["ppo.kl_target"]] == 4.0
     control.on_save(values(control, {"ppo.kl_target": control.settings.ppo.kl_target}), Request())
     assert control.store.overrides() == {}, "what is as the app has it is no change"
 

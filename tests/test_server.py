@@ -104,6 +104,30 @@ def test_health_is_public_and_small(site):
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
+def test_changes_are_of_what_a_page_shows(site, page):
+    """Open pages ask for them all the time, and refresh only what differs."""
+
+    def changes():
+        site.store.state()
+        time.sleep(1.1)  # the status is at most a second old
+        return httpx.get(f"{site.url}/changes").json()
+
+    first, second = changes(), changes()
+    assert first == second and set(first) == {"strip", "loop", "data"}
+    page.send("Hello")
+    talked = changes()
+    assert talked["strip"] == first["strip"] and talked["data"] != first["data"]
+    page.vote("a")
+    voted = changes()
+    assert all(voted[part] != talked[part] for part in voted), "the bar counts votes"
+    assert f'data-state=\\"{voted["strip"]}\\"' in json.dumps(page.event("refresh-strip", None))
+
+
+def test_a_page_has_the_script_that_slows_gradios_clock_before_gradios_own(site):
+    html = httpx.get(f"{site.url}/").text
+    assert 0 < html.find("window.requestAnimationFrame = (draw)") < html.find('<script type="module"')
+
+
 def test_readiness_says_what_answers(site):
     answer = httpx.get(f"{site.url}/readyz")
     assert answer.status_code == 200

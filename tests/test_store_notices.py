@@ -17,6 +17,7 @@ from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store, StoreLost, StoreUnavailable
+from playground.ui import notice as notice_module
 from playground.ui import page as page_module
 from tests.chats import chat, folder, person, turn  # noqa: F401 (fixtures)
 from tests.test_server import CONTROLS, Page, notices
@@ -114,13 +115,13 @@ def test_a_first_visit_to_a_locked_database_shows_the_page_and_says_so(site):
 
 def test_every_handler_of_the_page_is_guarded(site, chat):  # noqa: F811
     """A new one is too: whatever is attached before the page is complete."""
-    blocks = page_module.build(chat.settings, chat.store, chat.engine, chat)
+    blocks, _ = page_module.build(chat.settings, chat.store, chat.engine, chat)
     notice = next(block for block in blocks.blocks.values() if getattr(block, "elem_id", "") == "notice")
     for handler in blocks.fns.values():
         if handler.fn is not None:
-            ticks = any(event == "tick" for _, event in handler.targets)
+            by_itself = any(notice_module.by_itself(blocks, *target) for target in handler.targets)
             assert handler.fn.__code__.co_filename.endswith("notice.py"), handler.name
-            assert ticks or notice in handler.outputs, handler.name
+            assert by_itself or notice in handler.outputs, handler.name
 
 
 # -- replies that are complete while the store cannot take them

@@ -133,16 +133,13 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
         refused = late.send("Hello")
         assert f"{WAITING} messages wait already" in notices(refused) and refused[-1]["success"]
 
-        tick = next(
-            d
-            for d in page.config["dependencies"]
-            if d["targets"] and d["targets"][0][1] == "tick" and d["backend_fn"] and not d["queue"]
-        )
+        strip = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "refresh-strip")
+        tick = next(d for d in page.config["dependencies"] if [strip, "click"] in d["targets"])
         body = {
             "data": [None] * len(tick["inputs"]),
             "fn_index": tick["id"],
             "session_hash": page.session,
-            "trigger_id": tick["targets"][0][0],
+            "trigger_id": strip,
         }
         assert seconds(lambda: page.client.post("/gradio_api/run/predict", json=body).raise_for_status()) < 1
         assert seconds(lambda: page.vote("a")) < 1

@@ -110,6 +110,12 @@ class Database:
         with self.writing() as db:
             migrations.apply(db)
 
+    def state(self) -> str:
+        """A text that changes whenever anything in the database does, whoever writes it. It costs no query."""
+        if self._files is None:
+            return str(self._kept.conn.total_changes)
+        return self._files.state()
+
     @property
     def db(self) -> sqlite_utils.Database:
         """This thread's connection."""

@@ -66,6 +66,17 @@ class Files:
         is_same_database = _identity(self.paths[DATABASE]) == self._opened[DATABASE]
         return is_same_database and _identity(self.paths[LOG]) is None
 
+    def state(self) -> str:
+        """A text that changes with each transaction, of whatever process."""
+        statuses = []
+        for what in (DATABASE, LOG):
+            try:
+                status = os.stat(self.paths[what])
+            except OSError:
+                continue
+            statuses.append(f"{status.st_mtime_ns:x}-{status.st_size:x}")
+        return " ".join(statuses)
+
     def changed(self) -> str:
         """Which file is no longer the one that was opened, as a sentence; "" where all are."""
         for what, opened in self._opened.items():

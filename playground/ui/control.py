@@ -117,7 +117,8 @@ class Control:
         outputs = self.outputs
         fields = list(self.fields.values())
         gr.on([page.load, *refresh_events], self.on_tick, [self.painted], outputs, **GESTURE)
-        page.load(self.on_load, None, fields, **GESTURE)
+        # not when the page loads: forty components take a browser half a second
+        self.settings_fold.expand(self.on_open_settings, None, fields, **GESTURE)
         self.start.click(self.on_start, None, outputs, **GESTURE)
         self.pause.click(self.wish_handler("pause"), None, outputs, **GESTURE)
         self.resume.click(self.wish_handler(None), None, outputs, **GESTURE)
@@ -146,7 +147,7 @@ class Control:
             updates = self._buttons_only(updates)
         return {**updates, self.painted: state}
 
-    def on_load(self, request: gr.Request) -> Updates:
+    def on_open_settings(self, request: gr.Request) -> Updates:
         return self._field_values() if self.is_admin(request) else gr.skip()
 
     def on_start(self, request: gr.Request) -> Updates:

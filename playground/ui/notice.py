@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from playground.store import StoreError
-from playground.ui import words
+from playground.ui import refresh, words
 from playground.ui.handlers import Updates
 from playground.ui.text import visible
 
@@ -41,14 +41,14 @@ class Notice:
 
     def guard(self, page: gr.Blocks) -> None:
         """Make every handler of the page warn when the store cannot answer it. The rest of the page stays as it is, so
-        that the gesture can be made again. A timer's handler gives no warning: the next tick tries again.
+        that the gesture can be made again. What the page does by itself gives no warning: it is tried again.
 
         To be called once all handlers are attached.
         """
         for listener in page.fns.values():
             if listener.fn is None:  # it runs in the browser
                 continue
-            if any(event == "tick" for _, event in listener.targets):
+            if any(by_itself(page, *target) for target in listener.targets):
                 listener.fn = _silent(listener.fn)
             elif self.html in listener.outputs:
                 listener.fn = self._warning(listener.fn)
@@ -97,8 +97,13 @@ class Notice:
         return {self.html: f'<div class="notice {kind}" role="{role}" data-number="{number}">{content}</div>'}
 
 
+def by_itself(page: gr.Blocks, block: int | None, event: str) -> bool:
+    """Whether an event of a component (its number) comes from the page and from no person."""
+    return event == "tick" or (block is not None and refresh.is_button(page.blocks.get(block)))
+
+
 def _silent(handler: Handler) -> Handler:
-    """A timer's handler that changes nothing when the store cannot answer."""
+    """A handler of what the page does by itself, that changes nothing when the store cannot answer."""
 
     @wraps(handler)
     def once(*arguments: Any) -> Any:

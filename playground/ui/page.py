@@ -10,26 +10,29 @@ from playground.people.admins import Admins
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
-from playground.ui import words
+from playground.ui import refresh, words
 from playground.ui.chat import ChatTab
 from playground.ui.control import Control
 from playground.ui.handlers import Trigger
 from playground.ui.notice import Notice
 from playground.ui.rounds import TrainingTab
 from playground.ui.sidebar import Sidebar
-from playground.ui.status_bar import TICK_SECONDS, StatusBar
+from playground.ui.status_bar import StatusBar
 from playground.ui.versions import VersionsTab
 from playground.ui.votes import VotesTab
 from playground.ui.watch import WatchTab
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 STYLES = [ASSETS / "style.css", ASSETS / "training.css", ASSETS / "versions.css"]
+FIRST_SCRIPT = (ASSETS / "first.js").read_text()
 HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
 WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
 
-def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> gr.Blocks:
-    """The Gradio Blocks of the page. All visitors share them, so they hold nothing of a visitor."""
+def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> tuple[gr.Blocks, StatusBar]:
+    """The Gradio Blocks of the page, and its status bar, which knows what has changed. All visitors share them, so they
+    hold nothing of a visitor.
+    """
     with gr.Blocks(title="Nudge", analytics_enabled=False, fill_width=True) as page:
         notice = Notice()
         sidebar = Sidebar(settings, store, chat, notice)
@@ -58,11 +61,11 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> gr.Bl
                 watch_tab = WatchTab(store, status_bar)
                 watch_tab.wire(refresh_events(tab))
     notice.guard(page)
-    return page
+    return page, status_bar
 
 
 def refresh_events(tab: gr.Tab) -> Sequence[Trigger]:
-    """The events at which a tab is brought up to date: it is opened, and a tick while it is open. The timer is inside
-    the tab, so that it stops while the tab is hidden.
+    """The events at which a tab is brought up to date: it is opened, and something has changed while it is open. The
+    button is inside the tab, where the page looks whether the tab is open.
     """
-    return [tab.select, gr.Timer(TICK_SECONDS).tick]
+    return [tab.select, refresh.button(str(tab.id)).click]

@@ -6,7 +6,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -17,7 +17,7 @@ from playground.settings import Settings, SettingsError, overridden
 from playground.store import Store, StoreError
 from playground.store.reasons import without_words
 from playground.system.messages import Message
-from playground.ui import words
+from playground.ui import refresh, words
 from playground.ui.handlers import GESTURE, Row
 from playground.ui.text import one_line
 from playground.ui.words import Words
@@ -36,7 +36,6 @@ ENDED = {
     "failed": words.mark("The round failed."),
 }
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
-TICK_SECONDS = 1.5  # between two updates of an open page
 FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
 SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
 
@@ -134,8 +133,9 @@ class StatusBar:
         self.engine = engine
         self.html = gr.HTML(elem_id="strip", padding=False)
         self.painted = gr.State(None)  # the HTML that this page has
-        self.timer = gr.Timer(TICK_SECONDS)
+        self.refresh = refresh.button("strip")
         self._lock = threading.Lock()
+        self._changes: tuple[LoopStatus, refresh.Changes] | None = None  # of a status
         self._read: LoopStatus | Message | None = None  # what the last read gave, or why it failed
         self._read_at = 0.0  # on the monotonic clock, in seconds
 
@@ -160,17 +160,32 @@ class StatusBar:
         """Read the status anew at the next call: somebody has just changed it."""
         self._read_at = 0.0
 
+    def changes(self) -> refresh.Changes:
+        """What an open page compares with what it shows."""
+        try:
+            status = self.status()
+            data = self.store.state()
+        except StoreError:
+            return {}
+        if self._changes is None or self._changes[0] is not status:
+            strip = status_html(status, Words())
+            loop = replace(status, read_at=0.0)  # the time left is in the strip
+            self._changes = status, {"strip": refresh.digest(strip), "loop": refresh.digest((strip, loop))}
+        return {**self._changes[1], "data": data}
+
     def wire(self, page: gr.Blocks) -> None:
-        gr.on([page.load, self.timer.tick], self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
+        gr.on([page.load, self.refresh.click], self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
 
     def on_tick(self, painted: str | None, request: gr.Request) -> tuple[Any, Any]:
         """The line, where it has changed."""
-        html = status_html(self.status(), words.of(request))
+        html = status_html(self.status(), words.of(request), self.changes().get("strip", ""))
         return (gr.skip(), gr.skip()) if painted == html else (html, html)
 
 
-def status_html(status: LoopStatus, translate: Words) -> str:
-    """One line: what is going on, how far it is, and which version answers."""
+def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
+    """One line: what is going on, how far it is, and which version answers. `state` is written where the page finds
+    it, to compare it with what `changes` says later.
+    """
     row = status.round
     if row is None:
         content = _line_html(invitation(status.settings, translate), *_votes(status, translate))
@@ -185,7 +200,8 @@ def status_html(status: LoopStatus, translate: Words) -> str:
         content = _line_html(outcome(status, row, translate), *_votes(status, translate))
     version = escape(version_name(status.live_version, translate))
     kind = "paused" if status.paused else status.state
-    return f'<div class="strip {kind}" role="status"><span class="version">{version}</span>{content}</div>'
+    content = f'<span class="version">{version}</span>{content}'
+    return f'<div class="strip {kind}" role="status" data-state="{state}">{content}</div>'
 
 
 def outcome(status: LoopStatus, row: Row, translate: Words) -> str:

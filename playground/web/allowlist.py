@@ -79,7 +79,7 @@ def route(methods: str, path: str, kind: Kind) -> Route:
 
 
 ROUTES = [
-    route("GET HEAD", r"/(healthz|readyz)", Kind.OWN),
+    route("GET HEAD", r"/(healthz|readyz|changes)", Kind.OWN),
     route("GET HEAD", r"/admin/[A-Za-z0-9_-]{1,100}", Kind.OWN),
     route("POST", r"/forget", Kind.OWN),
     route("GET", r"/adapters/v[0-9]{1,6}\.zip", Kind.DOWNLOAD),

@@ -1,10 +1,14 @@
-"""Keeps the page once it is rendered: Gradio takes 30 ms to render the same half a megabyte for every visitor."""
+"""Keeps the page once it is rendered: Gradio takes 30 ms to render the same half a megabyte for every visitor.
+
+And puts a script before all others into it, which Gradio's `head` cannot: Gradio adds that when its own code runs.
+"""
 
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+SCRIPTS = b'<script type="module"'  # where Gradio's code begins
 MOST_PLACES = 8  # places (scheme and path prefix) whose page is kept
 
 
@@ -17,10 +21,14 @@ class CachedPage:
 
 
 class PageCache:
-    """ASGI middleware. Nothing in the page may depend on who asks, so it belongs inside the one that sets cookies."""
+    """ASGI middleware. Nothing in the page may depend on who asks, so it belongs inside the one that sets cookies.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `first_script`: JavaScript that runs before Gradio's.
+    """
+
+    def __init__(self, app: ASGIApp, first_script: str = "") -> None:
         self.app = app
+        self._first = f"<script>{first_script}</script>".encode() if first_script else b""
         self._pages: dict[tuple[str, str], CachedPage] = {}  # by scheme and path prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +49,10 @@ class PageCache:
                     await send(message)
                 return
             body = b"".join(message.get("body", b"") for message in messages[1:])
-            page = self._pages[place] = CachedPage(messages[0], body)
+            body = body.replace(SCRIPTS, self._first + SCRIPTS, 1)
+            start = {**messages[0], "headers": list(messages[0]["headers"])}
+            MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
+            page = self._pages[place] = CachedPage(start, body)
         await send({**page.start, "headers": list(page.start["headers"])})  # a copy: other middlewares add headers
         await send({"type": "http.response.body", "body": page.body})
 
