@@ -11,7 +11,7 @@ from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.settings import Settings
-from tests.test_fused import IDS, MODELS, full, trained
+from tests.families import IDS, MODELS, full, trained
 from tests.test_selftest import REAL
 from tests.tiny import tiny_model
 

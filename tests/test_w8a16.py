@@ -11,7 +11,7 @@ from playground.decoding.decoder import run
 from playground.decoding.sampling import Sampling
 from playground.models import loading
 from playground.settings import Settings
-from tests.test_fused import IDS, MODELS, SIZES, full, made, trained
+from tests.families import IDS, MODELS, SIZES, full, made, trained
 from tests.tiny import tiny_folder, tiny_model
 
 
