@@ -178,7 +178,7 @@ def _rotates(attention: Any) -> bool:
 
 def _layer_type(rotary: Any, attention: Any) -> str:
     """The attention's type where the model has a RoPE for each type of layers, else an empty text."""
-    return attention.layer_type if hasattr(rotary, "full_attention_inv_freq") else ""
+    return attention.layer_type if isinstance(rotary.rope_type, dict) else ""
 
 
 def _rotated_numbers(rotary: Any, layer_type: str) -> int:
