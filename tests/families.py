@@ -91,14 +91,14 @@ def gemma3():
     }
     layer_types = ["sliding_attention", "full_attention", "sliding_attention"]
     more = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, "layer_types": layer_types}
-    return made(Gemma3TextConfig(**SIZES, rope_parameters=rope, **more))
+    return made(Gemma3TextConfig(**SIZES, rope_parameters=rope, tie_word_embeddings=False, **more))
 
 
 MODELS = {
     "llama": tiny_model,
     "llama trained": trained,
     "llama3 rotations": lambda: made(LlamaConfig(**SIZES, tie_word_embeddings=False, rope_parameters=LLAMA3)),
-    "yarn rotations": lambda: made(LlamaConfig(**SIZES, rope_parameters=YARN)),
+    "yarn rotations": lambda: made(LlamaConfig(**SIZES, rope_parameters=YARN, max_position_embeddings=128)),
     "wide heads": lambda: made(LlamaConfig(**SIZES, head_dim=32)),
     "llama with biases": lambda: made(LlamaConfig(**SIZES, attention_bias=True)),
     "qwen2 with biases": lambda: made(Qwen2Config(**SIZES)),
