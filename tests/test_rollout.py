@@ -5,8 +5,10 @@ import torch
 
 from playground.decoding import graph_forward, lean_model
 from playground.decoding.fused import FusedForward
+from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.w8a16 import W8A16Forward
 from playground.settings import Settings
+from tests.families import LONG_TOKENS, phi3
 from tests.tiny import tiny_model, tiny_tokenizer
 from training import gpu, rollout, selftest
 from training.policy import PolicyModel
@@ -209,3 +211,9 @@ def test_a_large_model_in_fp32_writes_in_the_chats_format(monkeypatch):
                     layer.weight[:, 3] *= 60
     assert type(rollout.forward_of(model, 64)) is FusedForward
     assert type(rollout.forward_of(tiny_model().bfloat16(), 64)) is FusedForward
+
+
+def test_replies_longer_than_a_models_frequencies_serve_are_written_by_transformers():
+    model = phi3()
+    assert type(rollout.forward_of(model, LONG_TOKENS)) is FusedForward
+    assert type(rollout.forward_of(model, LONG_TOKENS + 1)) is TransformersForward

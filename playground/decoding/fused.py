@@ -72,14 +72,14 @@ class _Block(ABC):
 
     def attention_output(self, attended: torch.Tensor) -> torch.Tensor:
         """(T, heads·head dim) -> what is added to the residual stream."""
-        return self._norm(self.out(attended.to(self.dtype)).float(), self.out_norm)
+        return self._norm(self.out(attended.to(self.dtype)), self.out_norm)
 
     def mlp_output(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream -> what is added to it."""
-        return self._norm(self.mlp(self._norm(x, self.mlp_norm).to(self.dtype)).float(), self.down_norm)
+        return self._norm(self.mlp(self._norm(x, self.mlp_norm).to(self.dtype)), self.down_norm)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        return x if weight is None else rms_norm(x, x.shape[-1:], weight, self.epsilon)
+        return x if weight is None else rms_norm(x.float(), x.shape[-1:], weight, self.epsilon)
 
     @abstractmethod
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
