@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig
 
-from playground.decoding import fused
+from playground.decoding import fused, llama
 from playground.decoding.decoder import run
 from playground.decoding.forward import CachedPrefix
 from playground.decoding.sampling import Sampling
@@ -97,6 +97,10 @@ def test_what_a_reply_read_is_found_again():
     other = forward.new_cache(2, len(new), 4)
     other.copy_prefix(cache, CachedPrefix(1, len(new) - 1), new)
     torch.testing.assert_close(forward.prefill(other, [3]), full(tiny_model(), new), atol=1e-4, rtol=1e-4)
+
+
+def test_each_class_of_the_family_is_tested():
+    assert {type(make()).__name__ for make in MODELS.values()} == set(llama.NORM_OFFSETS)
 
 
 @pytest.mark.parametrize(
