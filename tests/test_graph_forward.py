@@ -52,6 +52,15 @@ def test_the_default_model_in_bf16_is_near_enough_to_itself_to_be_served_by_grap
     assert divergence(graph_forward(trunk)) < MAX_KL_16_BIT / 10
 
 
+def test_norms_of_one_and_a_weight_keep_their_digits_in_bf16():
+    """1 + weight has fewer digits there than the weight: replies were twice as far from the model."""
+    gemma, llama = MODELS["gemma3"]().bfloat16(), tiny_model().bfloat16()
+    forward = graph_forward(gemma)
+    assert torch.equal(forward.lean.norm, 1 + gemma.model.norm.weight.float())
+    assert forward.lean.dtype == graph_forward(llama).lean.norm.dtype == torch.bfloat16
+    assert divergence(forward) < 4e-4
+
+
 def test_greedy_replies_are_those_of_transformers(model):
     greedy = Sampling(temperature=0, max_tokens=24)
     ours = run(graph_forward(model), PROMPTS, [0] * 8, greedy, frozenset(), n=2)

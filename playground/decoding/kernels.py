@@ -45,7 +45,8 @@ class Kernels(NamedTuple):
     """What a model of Llama's family computes between two matrix products."""
 
     name: str
-    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # (x (T, n), weight (n,), eps) -> (T, n)
+    # (x (T, n), weight (n,) in x's format or in fp32, eps) -> (T, n)
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     silu_and_mul: Callable[[torch.Tensor], torch.Tensor]  # (gate and up (T, 2·n)) -> silu(gate)·up (T, n)
     slot_step: Callable[[Rope, SlotColumns], SlotStep]
     reads_context: bool  # whether the attention takes the longer the larger `SlotColumns.context` is
@@ -55,7 +56,9 @@ class Kernels(NamedTuple):
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm(x, x.shape[-1:], weight, eps)
+    if weight.dtype == x.dtype:
+        return rms_norm(x, x.shape[-1:], weight, eps)
+    return rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
 
 
 def gelu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -177,6 +180,7 @@ def disagreement(
     x, weight = random(4, hidden), random(hidden)
     errors = [
         _relative(kernels.rms_norm(x, weight, 1e-5), TORCH.rms_norm(x, weight, 1e-5)),
+        _relative(kernels.rms_norm(x, weight.float(), 1e-5), TORCH.rms_norm(x, weight.float(), 1e-5)),
         _relative(kernels.silu_and_mul(x.repeat(1, 2)), TORCH.silu_and_mul(x.repeat(1, 2))),
     ]
     frequencies = torch.rand(shape.head_dim // 2, generator=generator, device=device)

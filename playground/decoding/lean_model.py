@@ -119,6 +119,12 @@ def _stacked_lora(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> tupl
     return a.to(dtype), torch.block_diag(*blocks).to(dtype)
 
 
+def _norm_weight(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The fp32 weight of a norm in this format where that holds it exactly; 1 + weight in bf16 it does not."""
+    rounded = weight.to(dtype)
+    return rounded if torch.equal(rounded.float(), weight) else weight
+
+
 class LeanBlock:
     """A transformer block. x is the residual stream (T, hidden)."""
 
@@ -131,11 +137,11 @@ class LeanBlock:
         self._kernels = kernels
         self._epsilon = architecture.epsilon
         self._gate = kernels.silu_and_mul if architecture.activation == "silu" else gelu_and_mul
-        self._input_norm = block.input_norm.to(dtype)
-        self._heads_norm = None if block.heads_norm is None else block.heads_norm.to(dtype)
-        self._out_norm = None if block.out_norm is None else block.out_norm.to(dtype)
-        self._mlp_norm = block.mlp_norm.to(dtype)
-        self._down_norm = None if block.down_norm is None else block.down_norm.to(dtype)
+        self._input_norm = _norm_weight(block.input_norm, dtype)
+        self._heads_norm = None if block.heads_norm is None else _norm_weight(block.heads_norm, dtype)
+        self._out_norm = None if block.out_norm is None else _norm_weight(block.out_norm, dtype)
+        self._mlp_norm = _norm_weight(block.mlp_norm, dtype)
+        self._down_norm = None if block.down_norm is None else _norm_weight(block.down_norm, dtype)
         # the first numbers of the rotary pairs, then the second ones; None where they are in that order
         order = architecture.pairs.T.flatten()
         in_order = bool((order == torch.arange(len(order))).all())
@@ -192,7 +198,7 @@ class LeanModel:
             LeanBlock(block, self.architecture, dtype, merged, self.kernels) for block in llama.blocks_of(model)
         ]
         self.head = structure.output_embeddings(model).weight.detach().to(dtype)
-        self.norm = self.architecture.norm.to(dtype)
+        self.norm = _norm_weight(self.architecture.norm, dtype)
         self.ropes = [
             Rope(self.shape, rotation.frequencies.to(self.device), rotation.scales.to(self.device), dtype)
             for rotation in self.architecture.rotations
