@@ -132,6 +132,24 @@ def phi3(path: Path) -> Path:
     return save(path, tiny_tokenizer(), "Phi3ForCausalLM", "Phi3Config", **sizes())
 
 
+def phi4_mini(path: Path) -> Path:
+    """Three quarters of each head are rotated, with factors for short texts."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+    factors = {"short_factor": [1.0, 1.5, 2.0], "long_factor": [4.0, 5.0, 6.0]}
+    return save(
+        path,
+        tiny_tokenizer(),
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        **sizes(original_max_position_embeddings=1536, rope_parameters={**rope, **factors}),
+    )
+
+
+def smollm3(path: Path) -> Path:
+    """A layer without rotations."""
+    return save(path, tiny_tokenizer(), "SmolLM3ForCausalLM", "SmolLM3Config", **sizes(no_rope_layers=[1, 0]))
+
+
 def gpt_neo(path: Path) -> Path:
     return save(
         path,
@@ -253,6 +271,8 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
     "Gemma 2": gemma2,
     "Gemma 3": gemma3,
     "Phi-3": phi3,
+    "Phi-4-mini": phi4_mini,
+    "SmolLM3": smollm3,
     "GPT-Neo": gpt_neo,
     "GPT-NeoX": gpt_neox,
     "OPT": opt,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from playground.decoding.choose_forward import divergence, transformers_forward_of
+from playground.decoding.fused import FusedForward
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.unbatched import OwnCacheForward, RereadForward
@@ -14,10 +15,12 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.architectures import ARCHITECTURES
-from training import ppo, rollout, selftest
+from training import ppo, rollout, selftest, served
 from training.policy import PolicyModel
+from training.rollout import Episode
 
 ONE_BY_ONE = {"Mamba", "LFM2", "Bamba"}  # their cache holds more than keys and values
+FAST = ["Qwen3", "SmolLM3", "Phi-4-mini", "Gemma 3"]  # trained here, and written by the fused forward
 OWN_PROMPTS = {
     "BLOOM",
     "Mamba",
@@ -138,7 +141,7 @@ def test_a_reply_ends_at_the_last_learned_position(folder, tmp_path):
 # -- training
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "OPT", "BLOOM", "Gemma 2", "Mamba"])
+@pytest.mark.parametrize("name", ["GPT-2", "OPT", "BLOOM", "Gemma 2", "Mamba", *FAST])
 def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, name, tmp_path, caplog):
     """BLOOM, whose ALiBi takes no mask of its own for each token, failed the round instead of reading a prompt for each
     reply.
@@ -164,6 +167,10 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
         tmp_path, 1, policy.state(), rank=2, alpha=4, targets=policy.targets, base=base, parent=0, round_id=1, scores={}
     )
     selftest.check_adapter(policy, settings, path, bare, base_hash="base")
+    episodes = [Episode(prompt, [5, 6, 7], False) for prompt in seeds]
+    forward = rollout.forward_of(policy.causal, 256)
+    assert isinstance(forward, FusedForward) == (name in FAST)
+    assert abs(served.divergence(policy.causal, forward, episodes)) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -2,68 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig
 
-from playground.decoding import fused
+from playground.decoding import fused, llama
 from playground.decoding.decoder import run
 from playground.decoding.forward import CachedPrefix
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
-from playground.models import adapters, lora
+from tests.families import IDS, LONG_TOKENS, MODELS, SIZES, full, made, phi3, trained
 from tests.tiny import tiny_model
-
-IDS = [3 + 7 * i % 400 for i in range(40)]
-SIZES = {
-    "vocab_size": 427,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-def made(config):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.add_(0.05 * torch.randn_like(parameter))  # biases and norms that do something
-    return model
-
-
-def trained(size=0.1):
-    """The tiny model with a LoRA that does something."""
-    shell = lora.with_lora(lora.tied_copy(tiny_model()), rank=4, alpha=8, targets=lora.linear_targets(tiny_model()))
-    noise = torch.Generator().manual_seed(1)
-    adapters.copy_strictly(
-        {k: size * torch.randn(v.shape, generator=noise) for k, v in lora.lora_parameters(shell).items()},
-        lora.lora_parameters(shell),
-    )
-    return shell.requires_grad_(False).get_base_model()
-
-
-MODELS = {
-    "llama": tiny_model,
-    "trained": trained,
-    "llama3 rotations": lambda: made(
-        type(tiny_model().config)(
-            **SIZES,
-            tie_word_embeddings=False,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
-        )
-    ),
-    "wide heads": lambda: made(type(tiny_model().config)(**SIZES, head_dim=32)),
-    "llama with biases": lambda: made(type(tiny_model().config)(**SIZES, attention_bias=True)),
-    "qwen2 with biases": lambda: made(Qwen2Config(**SIZES)),
-    "mistral": lambda: made(MistralConfig(**SIZES, sliding_window=None)),
-}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -71,13 +18,8 @@ def model(request):
     return MODELS[request.param]()
 
 
-def full(model, ids):
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0, -1]
-
-
 def test_reading_and_stepping_give_the_models_logits(model):
-    assert fused.fits(model)
+    assert fused.fits(model, LONG_TOKENS)
     forward = fused.FusedForward(model, "float32")
     cache, rows = forward.new_cache(2, len(IDS), 6), [list(IDS), list(IDS)]
     forward.prefill(cache, IDS[:13])
@@ -157,13 +99,32 @@ def test_what_a_reply_read_is_found_again():
     torch.testing.assert_close(forward.prefill(other, [3]), full(tiny_model(), new), atol=1e-4, rtol=1e-4)
 
 
-def test_other_architectures_do_not_fit():
-    assert not fused.fits(made(GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4)))
-    assert not fused.fits(made(MistralConfig(**SIZES, sliding_window=16)))
-    assert not fused.fits(
-        made(
-            type(tiny_model().config)(
-                **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-            )
-        )
-    )
+def test_each_class_of_the_family_is_tested():
+    assert {type(make()).__name__ for make in MODELS.values()} == set(llama.NORM_OFFSETS)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4),
+        LlamaConfig(**SIZES, mlp_bias=True),
+        LlamaConfig(**SIZES, hidden_act="relu"),
+        LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
+        Gemma3TextConfig(**SIZES, head_dim=16, use_bidirectional_attention=True),
+        Gemma3TextConfig(**SIZES, head_dim=16, final_logit_softcapping=30.0),
+        Gemma3TextConfig(**SIZES, head_dim=16, attn_logit_softcapping=50.0),
+    ],
+    ids=["gpt2", "mlp biases", "relu", "dynamic rotations", "bidirectional", "capped logits", "capped scores"],
+)
+def test_what_the_description_cannot_say_does_not_fit(config):
+    assert not fused.fits(made(config), 64)
+
+
+def test_longrope_fits_up_to_the_length_where_its_frequencies_change():
+    """Beyond it the keys of the whole text are others. The model's own buffer holds those of the last text it read."""
+    model = phi3()
+    full(model, [7] * (LONG_TOKENS + 1))
+    assert fused.fits(model, LONG_TOKENS) and not fused.fits(model, LONG_TOKENS + 1)
+    forward = fused.FusedForward(model, "float32")
+    cache = forward.new_cache(1, len(IDS), 1)
+    torch.testing.assert_close(forward.prefill(cache, list(IDS)), full(model, IDS), atol=1e-4, rtol=1e-4)

@@ -57,7 +57,7 @@ def test_an_update_and_a_checkpoint_have_their_rows(folder):
 def test_two_rounds_leave_no_more_in_memory_than_one_and_each_version_is_read_again(folder, monkeypatch, graphs):
     """With `graphs`, rollouts run as on a GPU."""
     if graphs:
-        monkeypatch.setattr(graph_forward, "fits", lambda _model: True)
+        monkeypatch.setattr(graph_forward, "fits", lambda _model, _tokens: True)
         monkeypatch.setattr(gpu_memory, "free_bytes", lambda _device: 10**9)
     rows = run(folder, only="rounds")
     for number in (1, 2):

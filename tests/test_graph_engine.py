@@ -19,7 +19,7 @@ PROMPTS = [PROMPT, [1, *range(40, 60)], [1, 33]]
 
 @pytest.fixture
 def settings(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(graph_forward, "fits", lambda model: llama.fits(model, "cpu"))
+    monkeypatch.setattr(graph_forward, "fits", lambda model, tokens: llama.fits(model, "cpu", tokens))
     return Settings(
         model=folder,
         data_dir=tmp_path,

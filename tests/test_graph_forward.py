@@ -7,11 +7,12 @@ from playground.decoding import decode_batch, decoder, lean_model
 from playground.decoding.choose_forward import MAX_KL_16_BIT, divergence
 from playground.decoding.decoder import Decoding, run, step
 from playground.decoding.graph_forward import GraphForward
+from playground.decoding.kernels import TORCH, SlotColumns
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.settings import Settings
-from tests.test_fused import IDS, MODELS, full, trained
+from tests.families import IDS, MODELS, WINDOW, full, trained
 from tests.test_selftest import REAL
 from tests.tiny import tiny_model
 
@@ -49,6 +50,15 @@ def test_the_default_model_in_bf16_is_near_enough_to_itself_to_be_served_by_grap
     """A probe of tokens that mark turns found .11 nats on a GPU, so that the chat took the slow forward there."""
     trunk = loading.load_trunk(Settings(model=str(REAL), device="cpu", dtype="bfloat16"))
     assert divergence(graph_forward(trunk)) < MAX_KL_16_BIT / 10
+
+
+def test_norms_of_one_and_a_weight_keep_their_digits_in_bf16():
+    """1 + weight has fewer digits there than the weight: replies were twice as far from the model."""
+    gemma, llama = MODELS["gemma3"]().bfloat16(), tiny_model().bfloat16()
+    forward = graph_forward(gemma)
+    assert torch.equal(forward.lean.norm, 1 + gemma.model.norm.weight.float())
+    assert forward.lean.dtype == graph_forward(llama).lean.norm.dtype == torch.bfloat16
+    assert divergence(forward) < 4e-4
 
 
 def test_greedy_replies_are_those_of_transformers(model):
@@ -200,6 +210,18 @@ def test_a_large_models_lora_stays_apart_from_the_weights_that_versions_share(mo
     cache = forward.new_cache(2, len(IDS), 2)
     close(forward.prefill(cache, IDS), full(model, IDS))
     close(forward.decode([cache], [5, 9]), torch.stack([full(model, [*IDS, 5]), full(model, [*IDS, 9])]))
+
+
+@pytest.mark.parametrize(("slot_tokens", "window"), [(WINDOW, None), (WINDOW + 1, WINDOW)])
+def test_the_kernels_attend_where_no_text_in_a_slot_is_longer_than_the_window(slot_tokens, window):
+    """They know no window; torch's operations attend in the other layers. Each way to attend is made once a step."""
+    made = []
+    kernels = TORCH._replace(slot_step=lambda rope, columns: made.append(rope) or TORCH.slot_step(rope, columns))
+    forward = GraphForward(MODELS["gemma3"](), 2, slot_tokens, kernels=kernels)
+    places = torch.zeros(4, dtype=torch.long)
+    steps = forward.lean.slot_steps(SlotColumns(places, places, slot_tokens, slot_tokens))
+    assert made == (forward.lean.ropes[1:] if window else forward.lean.ropes)
+    assert steps[0] is steps[2] and steps[0] is not steps[1]
 
 
 def test_what_does_not_fit_into_the_slots_is_refused():

@@ -5,6 +5,7 @@ import torch
 
 from playground.models import adapters
 from playground.settings import Settings
+from tests.families import IDS, MODELS
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
@@ -147,6 +148,27 @@ def test_shared_prompts_change_neither_logprobs_nor_gradients(attention):
     assert len(found[0]) == 1 + len(policy.parameters)
     for together, alone in zip(*found, strict=True):
         torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral with a window", "qwen3 with windows and biases", "phi3", "gemma3"])
+def test_a_reply_beyond_the_sliding_window_has_the_logprobs_that_it_has_alone(name):
+    """Replies that shared a reading of their prompt saw all of it: transformers takes a mask for each token as it
+    is.
+    """
+    policy = moved(PolicyModel(MODELS[name](), settings()))
+    siblings = [Episode(IDS, completion, True) for completion in ([5, 6, 7, 2], [8, 9, 10, 2])]
+    batch = policy.batch(siblings)
+    with torch.no_grad():
+        found = policy.logprobs(batch)
+    for episode, row in zip(siblings, found, strict=True):
+        with torch.no_grad():
+            logits = policy.causal(torch.tensor([IDS + episode.completion])).logits[0, len(IDS) - 1 : -1]
+        said = torch.log_softmax(logits / policy.temperature, -1).gather(-1, torch.tensor(episode.completion)[:, None])
+        torch.testing.assert_close(row, said[:, 0], rtol=1e-4, atol=1e-4)
+    short = [Episode(IDS[:3], episode.completion, True) for episode in siblings]
+    assert (
+        len(batch.ids) == 2 and len(policy.batch(short).ids) == 1
+    )  # where the window reaches over all, it is read once
 
 
 def test_prompts_with_unlike_numbers_of_replies_are_read_once_a_reply():

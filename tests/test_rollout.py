@@ -5,8 +5,10 @@ import torch
 
 from playground.decoding import graph_forward, lean_model
 from playground.decoding.fused import FusedForward
+from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.w8a16 import W8A16Forward
 from playground.settings import Settings
+from tests.families import LONG_TOKENS, phi3
 from tests.tiny import tiny_model, tiny_tokenizer
 from training import gpu, rollout, selftest
 from training.policy import PolicyModel
@@ -117,7 +119,7 @@ def graphs(monkeypatch):
             super().__init__(*args, **options)
 
     monkeypatch.setattr(rollout, "GraphForward", Recorded)
-    monkeypatch.setattr(graph_forward, "fits", lambda _model: True)
+    monkeypatch.setattr(graph_forward, "fits", lambda _model, _tokens: True)
     monkeypatch.setattr(gpu, "free_bytes", lambda _device: free[0])
     return made, free
 
@@ -199,13 +201,19 @@ def test_ended_replies_leave_no_keys_and_values_behind(graphs):
 def test_a_large_model_in_fp32_writes_in_the_chats_format(monkeypatch):
     """On a CPU without bf16; a small one is not worth the import of the compiler."""
     model = tiny_model()
-    assert type(rollout.forward_of(model)) is FusedForward
+    assert type(rollout.forward_of(model, 64)) is FusedForward
     monkeypatch.setattr(rollout, "LARGE", 0)
-    assert type(rollout.forward_of(model)) is W8A16Forward
+    assert type(rollout.forward_of(model, 64)) is W8A16Forward
     with torch.no_grad():  # outliers, for which eight bits are too few
         for block in model.model.layers:
             for layer in (*block.self_attn.children(), *block.mlp.children()):
                 if isinstance(layer, torch.nn.Linear):
                     layer.weight[:, 3] *= 60
-    assert type(rollout.forward_of(model)) is FusedForward
-    assert type(rollout.forward_of(tiny_model().bfloat16())) is FusedForward
+    assert type(rollout.forward_of(model, 64)) is FusedForward
+    assert type(rollout.forward_of(tiny_model().bfloat16(), 64)) is FusedForward
+
+
+def test_replies_longer_than_a_models_frequencies_serve_are_written_by_transformers():
+    model = phi3()
+    assert type(rollout.forward_of(model, LONG_TOKENS)) is FusedForward
+    assert type(rollout.forward_of(model, LONG_TOKENS + 1)) is TransformersForward

@@ -4,7 +4,7 @@ import torch
 
 from playground.decoding import fused, tuning
 from playground.decoding.transformers_forward import TransformersForward
-from tests.test_fused import trained
+from tests.families import trained
 from tests.tiny import tiny_model
 from training import served
 from training.rollout import Episode

@@ -18,7 +18,7 @@ from playground.decoding.graph_forward import GraphForward  # noqa: E402
 from playground.decoding.prompt_cache import AttentionShape  # noqa: E402
 from playground.decoding.sampling import Sampling  # noqa: E402
 from playground.decoding.triton_kernels import TRITON  # noqa: E402
-from tests.test_fused import IDS, MODELS  # noqa: E402
+from tests.families import IDS, MODELS  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

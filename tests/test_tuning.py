@@ -10,6 +10,7 @@ from playground.decoding import fused, tuning
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.settings import Settings
+from tests.families import LONG_TOKENS, phi3
 from tests.tiny import tiny_folder
 
 
@@ -79,3 +80,13 @@ def test_a_damaged_file_is_measured_anew(settings):
 def test_other_architectures_decode_as_transformers_does(settings):
     model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=427, n_embd=64, n_layer=2, n_head=4)).eval()
     assert tuning.choose(settings, model, {"hash": "x" * 64}).number_format == "plain"
+
+
+def test_a_model_whose_frequencies_change_with_the_length_decodes_as_transformers_does_where_texts_are_longer(settings):
+    """Phi-4-mini beyond its original length."""
+    model, identity = phi3(), {"hash": "x" * 64}
+    replies = {"reply_tokens": LONG_TOKENS // 2}
+    within = settings.with_values(chat={"context_tokens": LONG_TOKENS // 2, **replies}, decode_format="float32")
+    beyond = settings.with_values(chat={"context_tokens": LONG_TOKENS, **replies}, decode_format="float32")
+    assert tuning.choose(within, model, identity).number_format == "float32"
+    assert tuning.choose(beyond, model, identity).number_format == "plain"

@@ -11,7 +11,7 @@ from playground.decoding.decoder import run
 from playground.decoding.sampling import Sampling
 from playground.models import loading
 from playground.settings import Settings
-from tests.test_fused import IDS, MODELS, SIZES, full, made, trained
+from tests.families import IDS, MODELS, SIZES, full, made, trained
 from tests.tiny import tiny_folder, tiny_model
 
 
@@ -51,9 +51,9 @@ def test_a_step_gives_the_logits_of_the_rounded_weights(name, monkeypatch):
     torch.testing.assert_close(said, truth, atol=3e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("made_by", [tiny_model, trained])
-def test_greedy_replies_are_those_of_the_rounded_weights(made_by, monkeypatch):
-    model, prompts = made_by(), [IDS, IDS[:5], [4]]
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_replies_are_those_of_the_rounded_weights(name, monkeypatch):
+    model, prompts = MODELS[name](), [IDS, IDS[:5], [4]]
     greedy = Sampling(temperature=0, max_tokens=24)
     ours, theirs = (
         run(forward, prompts, [0] * 3, greedy, frozenset())

@@ -179,7 +179,11 @@ class PolicyModel:
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
         """The episodes as a Batch on this model's device."""
-        return Batch.of(episodes, self.device, self.share_prompts)
+        window = structure.window(self.causal.config)
+        longest = max(len(episode.prompt) + len(episode.completion) for episode in episodes)
+        # a mask for each token is taken as it is, without the sliding window of some layers
+        shared = self.share_prompts and (window is None or longest <= window)
+        return Batch.of(episodes, self.device, shared)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states that predict the completion tokens, (B, T, d)."""

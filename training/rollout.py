@@ -123,12 +123,13 @@ class Rollouts:
         longest = max((len(prompt) for prompt in prompt_ids), default=0)
         slots_each = -(-replies // 2)  # on a GPU two replies to a prompt share a slot
         columns = longest + 2 * max_tokens + 2
-        if graph_forward.fits(self.model):
+        tokens = longest + max_tokens
+        if graph_forward.fits(self.model, tokens):
             graphs = self._graph_forward(slots_each, slots_each * len(prompt_ids), columns)
             forward: AnyForward = graphs
             prompts_at_once = graphs.slots // slots_each
         else:
-            forward = forward_of(self.model)
+            forward = forward_of(self.model, tokens)
             prompts_at_once = max(1, (rows or rows_of(self.model, columns)) // replies)
         episodes: list[Episode] = []
         for start in range(0, len(prompt_ids), prompts_at_once):
@@ -200,9 +201,9 @@ def rows_of(model: PreTrainedModel, columns: int) -> int:
     return ROWS if model.device.type == "cpu" else 2 * gpu.slots_with_room(model, columns)
 
 
-def forward_of(model: PreTrainedModel) -> AnyForward:
-    """The fastest forward of a model for which there are no graphs."""
-    if not fused.fits(model):
+def forward_of(model: PreTrainedModel, tokens: int) -> AnyForward:
+    """The fastest forward for texts of so many tokens of a model for which there are no graphs."""
+    if not fused.fits(model, tokens):
         return transformers_forward_of(model)
     return _compiled(model) or fused.FusedForward(model, str(model.dtype).removeprefix("torch."))
 

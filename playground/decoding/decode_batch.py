@@ -193,6 +193,6 @@ class DecodeBatch:
         whole = self.whole[: 2 * slots]
         shared = whole[:, SHARED]
         steps = whole[:, STEPS]
-        step = self.model.kernels.slot_step(self.model.rope, SlotColumns(shared, steps, context, self.slot_tokens))
-        x = self.model.run(whole[:, TOKEN], lambda layer, qkv: step.attend(qkv, self.kv[layer]))
+        slot_steps = self.model.slot_steps(SlotColumns(shared, steps, context, self.slot_tokens))
+        x = self.model.run(whole[:, TOKEN], lambda layer, qkv: slot_steps[layer].attend(qkv, self.kv[layer]))
         return self.model.logits(x)

@@ -4,53 +4,82 @@ that is never concatenated.
 `FusedForward` runs one version. A prompt is prefilled through the model's own layers, LoRA included, many tokens at a
 time. A decoding step goes through weights whose LoRA is merged in fp32, then packed for few rows. Rotary pairs lie side
 by side here, so that a rotation is one complex product (RoPE, Su et al. 2021). Both paths give each row the same result
-whatever else is in the batch. The packed weights are in `number_formats.py`, the cache in `prompt_cache.py`.
+whatever else is in the batch. What the models of the family differ in is `llama.py`'s, the packed weights are in
+`number_formats.py`, the cache in `prompt_cache.py`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import cast
+from functools import partial
 
 import torch
-from torch.nn.functional import rms_norm, silu
-from transformers import LlamaModel, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from torch.nn.functional import gelu, rms_norm, silu
+from transformers import PreTrainedModel
 
 from playground.decoding import llama
 from playground.decoding.forward import TokenIds
+from playground.decoding.llama import Architecture
 from playground.decoding.number_formats import FORMATS, NumberFormat, PackedWeight
-from playground.decoding.prompt_cache import AttentionShape, SharedPromptCache
+from playground.decoding.prompt_cache import SharedPromptCache
 from playground.models import structure
 
 PREFILL_CHUNK = 192  # tokens; small, so that replies in progress do not wait long for another person's prompt
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu,
+    "gelu_pytorch_tanh": partial(gelu, approximate="tanh"),
+}
 
 # (layer, q (T, heads, head dim), kv (T, 2·kv heads, head dim)) -> (T, heads·head dim)
 Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def fits(model: PreTrainedModel) -> bool:
-    """Whether `FusedForward` can run `model`: one of Llama's family, on the CPU."""
-    return llama.fits(model, "cpu")
+def fits(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether `FusedForward` can run `model` on texts of so many tokens: one of Llama's family, on the CPU."""
+    return llama.fits(model, "cpu", tokens)
 
 
 # -- weights
 
 
 class _Block(ABC):
-    """A transformer block: its norms, and the projections that a subclass adds. x is (T, hidden) throughout."""
+    """A transformer block: its norms, and the projections that a subclass adds. x is (T, hidden) in fp32 where it is
+    part of the residual stream or added to it; the projections' own inputs and outputs are in `dtype`.
+    """
 
-    dtype: torch.dtype  # of the projections' inputs
+    dtype: torch.dtype
 
-    def __init__(self, block: LlamaDecoderLayer) -> None:
-        self.input_norm_weight = block.input_layernorm.weight.detach().float()
-        self.mlp_norm_weight = block.post_attention_layernorm.weight.detach().float()
-        self._eps = block.input_layernorm.variance_epsilon
+    def __init__(self, block: llama.Block, architecture: Architecture) -> None:
+        self.input_norm = block.input_norm
+        self.out_norm = block.out_norm
+        self.mlp_norm = block.mlp_norm
+        self.down_norm = block.down_norm
+        self.activation = ACTIVATIONS[architecture.activation]
+        self.kv_heads = architecture.shape.kv_heads
+        self.head_dim = architecture.shape.head_dim
+        self.epsilon = architecture.epsilon
+        # the rotary pairs of q and k side by side
+        order_of_head = architecture.pairs.flatten()
+        self.qkv_order = architecture.qkv_order(order_of_head)
+        self.heads_norm = None if block.heads_norm is None else block.heads_norm[:, order_of_head]
 
-    def input_norm(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, x.shape[-1:], self.input_norm_weight, self._eps).to(self.dtype)
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, heads + 2·kv heads, head dim) in fp32, q and k normalised where the model does so, not rotated."""
+        qkv = self.qkv(self._norm(x, self.input_norm).to(self.dtype)).float().view(len(x), -1, self.head_dim)
+        if self.heads_norm is None:
+            return qkv
+        queries_keys = rms_norm(qkv[:, : -self.kv_heads], (self.head_dim,), None, self.epsilon) * self.heads_norm
+        return torch.cat([queries_keys, qkv[:, -self.kv_heads :]], 1)
 
-    def mlp_norm(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, x.shape[-1:], self.mlp_norm_weight, self._eps).to(self.dtype)
+    def attention_output(self, attended: torch.Tensor) -> torch.Tensor:
+        """(T, heads·head dim) -> what is added to the residual stream."""
+        return self._norm(self.out(attended.to(self.dtype)), self.out_norm)
+
+    def mlp_output(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream -> what is added to it."""
+        return self._norm(self.mlp(self._norm(x, self.mlp_norm).to(self.dtype)), self.down_norm)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        return x if weight is None else rms_norm(x.float(), x.shape[-1:], weight, self.epsilon)
 
     @abstractmethod
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,57 +97,36 @@ class _Block(ABC):
 class _ModelBlock(_Block):
     """A block through the model's own layers, for prefilling."""
 
-    def __init__(self, block: LlamaDecoderLayer, head_dim: int) -> None:
-        super().__init__(block)
-        self._attention = block.self_attn
-        self._mlp = block.mlp
-        self._head_dim = head_dim
-        self.dtype = llama.base_linear(block.mlp.up_proj).weight.dtype
+    def __init__(self, block: llama.Block, architecture: Architecture) -> None:
+        super().__init__(block, architecture)
+        self._block = block
+        self.dtype = llama.base_linear(block.down).weight.dtype
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
-        q = self._attention.q_proj(x)
-        k = self._attention.k_proj(x)
-        v = self._attention.v_proj(x)
-        return torch.cat([self._paired(q), self._paired(k), v], -1)
-
-    def _paired(self, x: torch.Tensor) -> torch.Tensor:
-        """transformers keeps the two halves of each head apart; here each rotary pair lies side by side."""
-        return x.view(len(x), -1, 2, self._head_dim // 2).transpose(2, 3).flatten(1)
+        return torch.cat([layer(x) for layer in self._block.qkv], -1)[:, self.qkv_order]
 
     def out(self, x: torch.Tensor) -> torch.Tensor:
-        return self._attention.o_proj(x)
+        return self._block.out(x)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return self._mlp.down_proj(silu(self._mlp.gate_proj(x)) * self._mlp.up_proj(x))
+        gate, up = torch.cat([layer(x) for layer in self._block.gate_up], -1).chunk(2, -1)
+        return self._block.down(self.activation(gate) * up)
 
 
 class FusedBlock(_Block):
     """A block in a number format, for decoding: its LoRA merged, projections of one input fused."""
 
-    def __init__(self, block: LlamaDecoderLayer, head_dim: int, pack: type[PackedWeight]) -> None:
-        super().__init__(block)
+    def __init__(self, block: llama.Block, architecture: Architecture, pack: type[PackedWeight]) -> None:
+        super().__init__(block, architecture)
         self.dtype = pack.dtype
-        weights = []
-        biases = []
-        for name in ("q_proj", "k_proj", "v_proj"):
-            layer = getattr(block.self_attn, name)
-            weight = llama.merged_weight(layer)
-            bias: torch.Tensor | None = llama.base_linear(layer).bias
-            order = torch.arange(len(weight))
-            if name != "v_proj":
-                order = order.view(-1, 2, head_dim // 2).transpose(1, 2).flatten()  # as _ModelBlock._paired
-            weights.append(weight[order])
-            biases.append(torch.zeros(len(weight)) if bias is None else bias.detach().float()[order])
-        fused_bias = torch.cat(biases)
-        self.qkv_bias = fused_bias.to(self.dtype) if fused_bias.any() else None
-        self.qkv_weight = pack(torch.cat(weights))
-        self.out_weight = pack(llama.merged_weight(block.self_attn.o_proj))
-        out_bias: torch.Tensor | None = llama.base_linear(block.self_attn.o_proj).bias
-        self.out_bias = None if out_bias is None else out_bias.detach().to(self.dtype)
-        self.gate_up_weight = pack(
-            torch.cat([llama.merged_weight(block.mlp.gate_proj), llama.merged_weight(block.mlp.up_proj)])
-        )
-        self.down_weight = pack(llama.merged_weight(block.mlp.down_proj))
+        qkv_bias = llama.joined_bias(block.qkv)
+        self.qkv_bias = None if qkv_bias is None else qkv_bias[self.qkv_order].to(self.dtype)
+        self.qkv_weight = pack(llama.joined_weight(block.qkv)[self.qkv_order])
+        out_bias = llama.joined_bias([block.out])
+        self.out_bias = None if out_bias is None else out_bias.to(self.dtype)
+        self.out_weight = pack(llama.merged_weight(block.out))
+        self.gate_up_weight = pack(llama.joined_weight(block.gate_up))
+        self.down_weight = pack(llama.merged_weight(block.down))
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
         y = self.qkv_weight(x)
@@ -130,7 +138,7 @@ class FusedBlock(_Block):
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up_weight(x).chunk(2, -1)
-        return self.down_weight(silu(gate) * up)
+        return self.down_weight(self.activation(gate) * up)
 
 
 # -- the forward
@@ -144,25 +152,18 @@ class FusedForward:
     """
 
     def __init__(self, model: PreTrainedModel, number_format: str, head: PackedWeight | None = None) -> None:
-        config = model.config
         pack = self.packing(number_format)
-        head_dim = llama.head_dim(config)
-        trunk = cast("LlamaModel", model.base_model)
-        blocks = cast("Sequence[LlamaDecoderLayer]", structure.blocks(model))
+        blocks = llama.blocks_of(model)
         self.model = model
         self.number_format = number_format
         self.prefill_chunk = PREFILL_CHUNK
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
-        self.shape = AttentionShape(config.num_hidden_layers, self.kv_heads, self.heads // self.kv_heads, head_dim)
-        self.prefill_blocks = [_ModelBlock(block, head_dim) for block in blocks]
-        self.decode_blocks = [FusedBlock(block, head_dim, pack.blocks) for block in blocks]
+        self.architecture = llama.describe(model)
+        self.shape = self.architecture.shape
+        self.heads = self.architecture.heads
+        self.prefill_blocks = [_ModelBlock(block, self.architecture) for block in blocks]
+        self.decode_blocks = [FusedBlock(block, self.architecture, pack.blocks) for block in blocks]
         self.embedding = structure.input_embeddings(model).weight
         self.head = head or pack.head(structure.output_embeddings(model).weight.detach())
-        self.norm = trunk.norm.weight.detach().float()
-        self.eps = trunk.norm.variance_epsilon
-        self.frequencies = trunk.rotary_emb.inv_freq.float()
-        self.rotation_scale = trunk.rotary_emb.attention_scaling
 
     def packing(self, number_format: str) -> NumberFormat:
         return FORMATS[number_format]
@@ -224,23 +225,28 @@ class FusedForward:
         self, blocks: Sequence[_Block], ids: TokenIds, positions: torch.Tensor, attend: Attention
     ) -> torch.Tensor:
         """The residual stream (T, hidden) in fp32 after all blocks, for tokens and positions (T,)."""
-        x = self.embedding[torch.as_tensor(ids)].float()  # (T, hidden)
-        rotation = self._rotation(positions)
+        x = self._embed(ids)
+        rotations = [self._rotation(rotation, positions) for rotation in self.architecture.rotations]
         for layer, block in enumerate(blocks):
-            pairs = block.qkv(block.input_norm(x)).float().view(*rotation.shape, 2)
-            qkv = torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(2)  # (T, heads + 2·kv, head dim)
-            attended = attend(layer, qkv[:, : self.heads], qkv[:, self.heads :])
-            x = x + block.out(attended.to(block.dtype))
-            x = x + block.mlp(block.mlp_norm(x))
+            rotation = rotations[self.architecture.rotation_of_layer[layer]]
+            pairs = torch.view_as_complex(block.heads(x).view(*rotation.shape, 2))
+            qkv = torch.view_as_real(pairs * rotation).flatten(2)  # (T, heads + 2·kv heads, head dim)
+            x = x + block.attention_output(attend(layer, qkv[:, : self.heads], qkv[:, self.heads :]))
+            x = x + block.mlp_output(x)
         return x
 
-    def _rotation(self, positions: torch.Tensor) -> torch.Tensor:
+    def _embed(self, ids: TokenIds) -> torch.Tensor:
+        """The residual stream (T, hidden) in fp32 before the first block."""
+        return self.embedding[torch.as_tensor(ids)].float() * self.architecture.embedding_scale
+
+    def _rotation(self, rotation: llama.Rotation, positions: torch.Tensor) -> torch.Tensor:
         """Complex rotations (T, heads + 2·kv heads, head dim / 2) of queries, keys and values; 1 for the values."""
-        angles = (positions[:, None] * self.frequencies)[:, None].expand(-1, self.heads + self.kv_heads, -1)
-        rotation = torch.polar(torch.full_like(angles, self.rotation_scale), angles)
-        return torch.cat([rotation, torch.ones_like(rotation[:, : self.kv_heads])], 1)
+        kv_heads = self.shape.kv_heads
+        angles = (positions[:, None] * rotation.frequencies)[:, None].expand(-1, self.heads + kv_heads, -1)
+        turned = torch.polar(rotation.scales.expand_as(angles), angles)
+        return torch.cat([turned, torch.ones_like(turned[:, :kv_heads])], 1)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """(T, hidden) -> (T, vocabulary) in fp32."""
-        normed = rms_norm(x, x.shape[-1:], self.norm, self.eps)
+        normed = rms_norm(x, x.shape[-1:], self.architecture.norm, self.architecture.epsilon)
         return self.head(normed.to(self.head.dtype)).float()

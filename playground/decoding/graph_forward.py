@@ -28,9 +28,9 @@ PREPARED_SLOTS = (1, 2)  # numbers of slots, and of columns in them, whose graph
 PREPARED_COLUMNS = (256, 512)
 
 
-def fits(model: PreTrainedModel) -> bool:
-    """Whether `GraphForward` serves `model`: one of Llama's family, on CUDA."""
-    return llama.fits(model, "cuda")
+def fits(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether `GraphForward` serves `model` with texts of so many tokens: one of Llama's family, on CUDA."""
+    return llama.fits(model, "cuda", tokens)
 
 
 @dataclass
@@ -121,11 +121,16 @@ class GraphForward:
             spans.append((cache, slice(len(positions), len(positions) + len(part)), start))
             positions += range(start, start + len(part))
 
-        rotation = self.lean.rope.matrices(torch.tensor(positions, device=self.lean.device))
+        lean = self.lean
+        at_positions = torch.tensor(positions, device=lean.device)
+        rotations = [rope.matrices(at_positions) for rope in lean.ropes]
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            q, k, v = self.lean.rope.split(qkv, rotation)
-            return torch.cat([_attend_prompt(c.kv[layer], q[at], k[at], v[at], start) for c, at, start in spans])
+            rotation = lean.architecture.rotation_of_layer[layer]
+            q, k, v = lean.ropes[rotation].split(qkv, rotations[rotation])
+            window = lean.shape.window(layer)
+            attended = [_attend_prompt(c.kv[layer], q[at], k[at], v[at], start, window) for c, at, start in spans]
+            return torch.cat(attended)
 
         ids = torch.tensor([token for part in parts for token in part], device=self.lean.device)
         x = self.lean.run(ids, attend)
@@ -264,15 +269,21 @@ def _flags(samplings: Sequence[Sampling]) -> tuple[bool, bool]:
     return truncates, any(sampling.repetition_penalty != 1 for sampling in samplings)
 
 
-def _attend_prompt(kv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:
-    """Causal attention of a prompt's tokens from position `start` on: q (T, heads, head dim), k and v (T, kv heads,
-    head dim), which are written into kv (2, kv heads, tokens, head dim) -> (T, heads·head dim).
+def _attend_prompt(
+    kv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, window: int | None
+) -> torch.Tensor:
+    """Causal attention of a prompt's tokens from position `start` on, each to the tokens in its window: q (T, heads,
+    head dim), k and v (T, kv heads, head dim), which are written into kv (2, kv heads, tokens, head dim) -> (T,
+    heads·head dim).
     """
     end = start + len(q)
     group = q.shape[1] // k.shape[1]
     kv[0, :, start:end] = k.transpose(0, 1)
     kv[1, :, start:end] = v.transpose(0, 1)
     query = q.unflatten(1, (-1, group)).permute(1, 2, 0, 3).flatten(1, 2)  # (kv heads, group·T, head dim)
-    causal = torch.ones(len(q), end, dtype=torch.bool, device=q.device).tril(start).repeat(group, 1)
-    out = scaled_dot_product_attention(query[None], kv[None, 0, :, :end], kv[None, 1, :, :end], causal)
+    causal = torch.ones(len(q), end, dtype=torch.bool, device=q.device).tril(start)
+    if window is not None:
+        causal = causal.triu(start + 1 - window)
+    mask = causal.repeat(group, 1)
+    out = scaled_dot_product_attention(query[None], kv[None, 0, :, :end], kv[None, 1, :, :end], mask)
     return out[0].unflatten(1, (group, -1)).permute(2, 0, 1, 3).flatten(1)

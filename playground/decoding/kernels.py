@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention, silu
 
 from playground.decoding.prompt_cache import AttentionShape
 from playground.decoding.rope import Rope
@@ -45,7 +45,8 @@ class Kernels(NamedTuple):
     """What a model of Llama's family computes between two matrix products."""
 
     name: str
-    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # (x (T, n), weight (n,), eps) -> (T, n)
+    # (x (T, n), weight (n,) in x's format or in fp32, eps) -> (T, n)
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     silu_and_mul: Callable[[torch.Tensor], torch.Tensor]  # (gate and up (T, 2·n)) -> silu(gate)·up (T, n)
     slot_step: Callable[[Rope, SlotColumns], SlotStep]
     reads_context: bool  # whether the attention takes the longer the larger `SlotColumns.context` is
@@ -55,7 +56,15 @@ class Kernels(NamedTuple):
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm(x, x.shape[-1:], weight, eps)
+    if weight.dtype == x.dtype:
+        return rms_norm(x, x.shape[-1:], weight, eps)
+    return rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
+
+
+def gelu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """gelu(gate)·up (T, n), by tanh, of gate and up (T, 2·n)."""
+    gate, up = gate_up.chunk(2, -1)
+    return gelu(gate, approximate="tanh").mul_(up)
 
 
 def _silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -64,9 +73,9 @@ def _silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 class TorchSlotStep:
-    """A `SlotStep` of torch's operations."""
+    """A `SlotStep` of torch's operations. With a `window`, a token sees no more than so many tokens."""
 
-    def __init__(self, rope: Rope, columns: SlotColumns) -> None:
+    def __init__(self, rope: Rope, columns: SlotColumns, window: int | None = None) -> None:
         shared = columns.shared
         rows = len(shared)
         kv_heads = rope.shape.kv_heads
@@ -77,7 +86,7 @@ class TorchSlotStep:
         row = torch.arange(rows, device=shared.device)
         own = shared + row % 2  # the first column of each reply
         column = (own + 2 * columns.steps).clamp(max=columns.slot_tokens - 1)
-        self.mask = self._mask(shared, own, column)
+        self.mask = self._mask(shared, own, column, window)
         # of one layout: otherwise each `index_put_` would copy them
         self.at = [
             index.expand(rows, kv_heads).contiguous()
@@ -92,11 +101,17 @@ class TorchSlotStep:
         seen = slice(self.slots), slice(None), slice(self.context)
         return self._by_row(scaled_dot_product_attention(self._by_slot(q), keys[seen], values[seen], self.mask))
 
-    def _mask(self, shared: torch.Tensor, own: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    def _mask(self, shared: torch.Tensor, own: torch.Tensor, column: torch.Tensor, window: int | None) -> torch.Tensor:
         """What is added to the scores, (slots, 1, 2·group, context): 0 for the columns that a row sees."""
         place = torch.arange(self.context, device=shared.device)
         of_reply = (place <= column[:, None]) & ((place - own[:, None]) % 2 == 0)
-        seen = (place < shared[:, None]) | of_reply
+        of_prompt = place < shared[:, None]
+        seen = of_prompt | of_reply
+        if window is not None:
+            # how many tokens ago; those of a reply are two columns apart
+            in_reply = (column[:, None] - place) // 2
+            in_prompt = (shared + (column - own) // 2)[:, None] - place
+            seen &= torch.where(of_prompt, in_prompt, in_reply) < window
         mask = torch.zeros(seen.shape, dtype=self.rope.dtype, device=seen.device)
         # a finite number, so that a row that sees nothing gives numbers too
         mask.masked_fill_(~seen, torch.finfo(mask.dtype).min / 2)
@@ -165,9 +180,11 @@ def disagreement(
     x, weight = random(4, hidden), random(hidden)
     errors = [
         _relative(kernels.rms_norm(x, weight, 1e-5), TORCH.rms_norm(x, weight, 1e-5)),
+        _relative(kernels.rms_norm(x, weight.float(), 1e-5), TORCH.rms_norm(x, weight.float(), 1e-5)),
         _relative(kernels.silu_and_mul(x.repeat(1, 2)), TORCH.silu_and_mul(x.repeat(1, 2))),
     ]
-    rope = Rope(shape, torch.rand(shape.head_dim // 2, generator=generator, device=device), 1.0, dtype)
+    frequencies = torch.rand(shape.head_dim // 2, generator=generator, device=device)
+    rope = Rope(shape, frequencies, torch.ones_like(frequencies), dtype)
     # a slot that was just filled, one that is nearly full, and one that nobody uses and that has run over
     shared, steps = torch.tensor([[37, 0], [501, 129], [3, 900]], device=device).repeat_interleave(2, 0).T
     columns = SlotColumns(shared, steps, 768, 768)

@@ -7,16 +7,14 @@ the blocks share the base's weights. Embeddings and head are always the base's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
-from torch.nn.functional import linear
-from transformers import LlamaModel, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from torch.nn.functional import linear, rms_norm
+from transformers import PreTrainedModel
 
 from playground.decoding import llama
-from playground.decoding.kernels import Kernels, kernels_for
-from playground.decoding.prompt_cache import AttentionShape
+from playground.decoding.kernels import Kernels, SlotColumns, SlotStep, TorchSlotStep, gelu_and_mul, kernels_for
+from playground.decoding.llama import Architecture
 from playground.decoding.rope import Rope
 from playground.models import structure
 
@@ -49,7 +47,8 @@ class PackedLinear:
             self.weight = _joined([llama.base_linear(layer) for layer in layers], dtype)
             if trained:
                 self.lora = _stacked_lora(layers, dtype)
-        self.bias = _joined_bias([llama.base_linear(layer) for layer in layers], dtype)
+        bias = llama.joined_bias(layers)
+        self.bias = None if bias is None else bias.to(dtype)
 
     def refresh(self, layers: Sequence[torch.nn.Module]) -> None:
         """Read the LoRA of `layers` again, into the same memory."""
@@ -107,13 +106,6 @@ def _adjacent(weights: Sequence[torch.Tensor]) -> bool:
     return True
 
 
-def _joined_bias(layers: Sequence[torch.nn.Linear], dtype: torch.dtype) -> torch.Tensor | None:
-    if all(layer.bias is None for layer in layers):
-        return None
-    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-    return torch.cat([bias.detach().to(dtype) for bias in biases])
-
-
 def _stacked_lora(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B of all layers, as `PackedLinear.lora`."""
     pairs = [llama.lora_of(layer) for layer in layers]
@@ -127,61 +119,90 @@ def _stacked_lora(layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> tupl
     return a.to(dtype), torch.block_diag(*blocks).to(dtype)
 
 
+def _norm_weight(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The fp32 weight of a norm in this format where that holds it exactly; 1 + weight in bf16 it does not."""
+    rounded = weight.to(dtype)
+    return rounded if torch.equal(rounded.float(), weight) else weight
+
+
 class LeanBlock:
     """A transformer block. x is the residual stream (T, hidden)."""
 
-    def __init__(self, block: LlamaDecoderLayer, dtype: torch.dtype, merged: bool, kernels: Kernels) -> None:
-        attention = block.self_attn
-        mlp = block.mlp
+    def __init__(
+        self, block: llama.Block, architecture: Architecture, dtype: torch.dtype, merged: bool, kernels: Kernels
+    ) -> None:
+        device = block.input_norm.device
         self._block = block
-        self.kernels = kernels
-        self.eps = block.input_layernorm.variance_epsilon
-        self.input_norm = block.input_layernorm.weight.detach().to(dtype)
-        self.mlp_norm = block.post_attention_layernorm.weight.detach().to(dtype)
-        self.qkv = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj], dtype, merged)
-        self.out = PackedLinear([attention.o_proj], dtype, merged)
-        self.gate_up = PackedLinear([mlp.gate_proj, mlp.up_proj], dtype, merged)
-        self.down = PackedLinear([mlp.down_proj], dtype, merged)
+        self._shape = architecture.shape
+        self._kernels = kernels
+        self._epsilon = architecture.epsilon
+        self._gate = kernels.silu_and_mul if architecture.activation == "silu" else gelu_and_mul
+        self._input_norm = _norm_weight(block.input_norm, dtype)
+        self._heads_norm = None if block.heads_norm is None else _norm_weight(block.heads_norm, dtype)
+        self._out_norm = None if block.out_norm is None else _norm_weight(block.out_norm, dtype)
+        self._mlp_norm = _norm_weight(block.mlp_norm, dtype)
+        self._down_norm = None if block.down_norm is None else _norm_weight(block.down_norm, dtype)
+        # the first numbers of the rotary pairs, then the second ones; None where they are in that order
+        order = architecture.pairs.T.flatten()
+        in_order = bool((order == torch.arange(len(order))).all())
+        self._order = None if in_order else order.to(device)
+        self.qkv = PackedLinear(block.qkv, dtype, merged)
+        self.out = PackedLinear([block.out], dtype, merged)
+        self.gate_up = PackedLinear(block.gate_up, dtype, merged)
+        self.down = PackedLinear([block.down], dtype, merged)
 
     def refresh(self) -> None:
-        attention = self._block.self_attn
-        mlp = self._block.mlp
-        self.qkv.refresh([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out.refresh([attention.o_proj])
-        self.gate_up.refresh([mlp.gate_proj, mlp.up_proj])
-        self.down.refresh([mlp.down_proj])
+        self.qkv.refresh(self._block.qkv)
+        self.out.refresh([self._block.out])
+        self.gate_up.refresh(self._block.gate_up)
+        self.down.refresh([self._block.down])
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        """q, k and v of the attention: (T, (heads + 2·kv heads)·head dim)."""
-        return self.qkv(self.kernels.rms_norm(x, self.input_norm, self.eps))
+        """q, k and v of the attention before their rotation: (T, heads + 2·kv heads, head dim)."""
+        kv_heads, head_dim = self._shape.kv_heads, self._shape.head_dim
+        qkv = self.qkv(self._kernels.rms_norm(x, self._input_norm, self._epsilon)).view(len(x), -1, head_dim)
+        queries_keys = qkv[:, :-kv_heads]
+        if self._heads_norm is not None:
+            queries_keys.copy_(rms_norm(queries_keys, (head_dim,), None, self._epsilon) * self._heads_norm)
+        if self._order is not None:
+            queries_keys.copy_(queries_keys[..., self._order])
+        return qkv
+
+    def add_attention(self, x: torch.Tensor, attended: torch.Tensor) -> None:
+        self._add(x, self.out, attended, self._out_norm)
 
     def add_mlp(self, x: torch.Tensor) -> None:
-        gate_up = self.gate_up(self.kernels.rms_norm(x, self.mlp_norm, self.eps))
-        self.down.add_to(x, self.kernels.silu_and_mul(gate_up))
+        gate_up = self.gate_up(self._kernels.rms_norm(x, self._mlp_norm, self._epsilon))
+        self._add(x, self.down, self._gate(gate_up), self._down_norm)
+
+    def _add(self, x: torch.Tensor, layer: PackedLinear, inputs: torch.Tensor, norm: torch.Tensor | None) -> None:
+        """Add the layer's outputs to x, through this norm where there is one."""
+        if norm is None:
+            layer.add_to(x, inputs)
+        else:
+            x.add_(self._kernels.rms_norm(layer(inputs), norm, self._epsilon))
 
 
 class LeanModel:
     """One version of a model of the family."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, kernels: Kernels | None = None) -> None:
-        config = model.config
-        trunk = cast("LlamaModel", model.base_model)
-        blocks = cast("Sequence[LlamaDecoderLayer]", structure.blocks(model))
-        merged = sum(p.numel() for p in trunk.parameters()) <= MERGED_PARAMETERS
-        kv_heads = config.num_key_value_heads
-        self.shape = AttentionShape(
-            len(blocks), kv_heads, config.num_attention_heads // kv_heads, llama.head_dim(config)
-        )
+        merged = sum(p.numel() for p in model.base_model.parameters()) <= MERGED_PARAMETERS
+        self.architecture = llama.describe(model)
+        self.shape = self.architecture.shape
         self.dtype = dtype
         self.embedding = structure.input_embeddings(model).weight.detach()
         self.device = self.embedding.device
-        self.kernels = kernels or kernels_for(self.shape, config.hidden_size, dtype, self.device)
-        self.blocks = [LeanBlock(block, dtype, merged, self.kernels) for block in blocks]
+        self.kernels = kernels or kernels_for(self.shape, self.embedding.shape[1], dtype, self.device)
+        self.blocks = [
+            LeanBlock(block, self.architecture, dtype, merged, self.kernels) for block in llama.blocks_of(model)
+        ]
         self.head = structure.output_embeddings(model).weight.detach().to(dtype)
-        self.norm = trunk.norm.weight.detach().to(dtype)
-        self.eps = trunk.norm.variance_epsilon
-        rotary = trunk.rotary_emb
-        self.rope = Rope(self.shape, rotary.inv_freq.float().to(self.device), rotary.attention_scaling, dtype)
+        self.norm = _norm_weight(self.architecture.norm, dtype)
+        self.ropes = [
+            Rope(self.shape, rotation.frequencies.to(self.device), rotation.scales.to(self.device), dtype)
+            for rotation in self.architecture.rotations
+        ]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -192,12 +213,30 @@ class LeanModel:
     def run(self, ids: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The residual stream (T, hidden) after all blocks, for token ids (T,)."""
         x = self.embedding[ids].to(self.dtype)
+        if self.architecture.embedding_scale != 1:
+            x = x * self.architecture.embedding_scale
         for layer, block in enumerate(self.blocks):
-            qkv = block.project(x).view(len(x), -1, self.shape.head_dim)
-            block.out.add_to(x, attend(layer, qkv))
+            block.add_attention(x, attend(layer, block.project(x)))
             block.add_mlp(x)
         return x
 
+    def slot_steps(self, columns: SlotColumns) -> list[SlotStep]:
+        """The attention of a step in each layer; layers that attend alike share it."""
+        steps: dict[tuple[int, int | None], SlotStep] = {}
+        of_layers = []
+        for layer, rotation in enumerate(self.architecture.rotation_of_layer):
+            window = self.shape.window(layer)
+            if window is not None and window >= columns.slot_tokens:
+                window = None  # no text in a slot is longer
+            if (rotation, window) not in steps:
+                steps[rotation, window] = self._slot_step(self.ropes[rotation], columns, window)
+            of_layers.append(steps[rotation, window])
+        return of_layers
+
+    def _slot_step(self, rope: Rope, columns: SlotColumns, window: int | None) -> SlotStep:
+        """The kernels' own, which know no window, or torch's."""
+        return self.kernels.slot_step(rope, columns) if window is None else TorchSlotStep(rope, columns, window)
+
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(T, hidden) -> (T, vocabulary) in fp32."""
-        return linear(self.kernels.rms_norm(x, self.norm, self.eps), self.head).float()
+        return linear(self.kernels.rms_norm(x, self.norm, self.architecture.epsilon), self.head).float()

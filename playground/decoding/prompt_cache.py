@@ -18,6 +18,12 @@ class AttentionShape(NamedTuple):
     kv_heads: int
     group: int  # query heads that share one key/value head
     head_dim: int
+    # of each layer, the last tokens, its own among them, that a token sees, or None; empty where no layer has a window
+    windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a token of this layer sees; None where it sees all before it."""
+        return self.windows[layer] if self.windows else None
 
 
 class CacheState(NamedTuple):
@@ -36,18 +42,19 @@ class SharedPromptCache:
 
     def __init__(self, shape: AttentionShape, n: int, prompt_tokens: int, new_tokens: int) -> None:
         capacity = prompt_tokens + n * new_tokens
+        self.shape = shape
         self.kv = torch.empty(shape.layers, 2, shape.kv_heads, capacity, shape.head_dim)
         self.mask = torch.full((n, shape.group, capacity), -torch.inf)
         self.mask[..., :prompt_tokens] = 0
         self.prompt: TokenIds = []
         self.reply_tokens: list[TokenIds] = [[] for _ in range(n)]
         self.reply_columns: list[list[int]] = [[] for _ in range(n)]  # of these tokens
-        # the columns that each reply sees, in the order of its tokens: the prompt's, then its own (for compiled code)
+        # the columns of each reply, in the order of its tokens: the prompt's, then its own
         self.columns_seen = np.tile(np.arange(prompt_tokens + new_tokens, dtype=np.int32), (n, 1))
         self.active = list(range(n))
         self.columns = prompt_tokens  # in use
         self.steps = 0
-        self.step_mask = self.mask[:0].flatten(0, 1)  # (rows·group, columns) of the running step
+        self.step_masks: dict[int | None, torch.Tensor] = {}  # (rows·group, columns) of the running step, by window
 
     @property
     def nbytes(self) -> int:
@@ -72,8 +79,20 @@ class SharedPromptCache:
         self.steps += 1
         all_grow = len(self.active) == len(self.mask)
         mask = self.mask if all_grow else self.mask[self.active]
-        self.step_mask = mask[..., : self.columns].flatten(0, 1)
+        self.step_masks = {None: mask[..., : self.columns].flatten(0, 1)}
         return len(self.prompt) + self.steps - 1
+
+    def _step_mask(self, window: int | None) -> torch.Tensor:
+        """What is added to the scores of the running step, (rows·group, columns)."""
+        if window not in self.step_masks:
+            outside = len(self.prompt) + self.steps - (window or 0)  # tokens before the window
+            mask = self.step_masks[None].clone()
+            if outside > 0:
+                rows = mask.view(len(self.active), -1, self.columns)
+                for row, reply in zip(rows, self.active, strict=True):
+                    row[:, self.columns_seen[reply, :outside].tolist()] = -torch.inf
+            self.step_masks[window] = mask
+        return self.step_masks[window]
 
     def roll_back(self, state: CacheState) -> None:
         """Undo an `add_columns` whose forward failed. Keys and values that the forward wrote after the old columns are
@@ -95,7 +114,8 @@ class SharedPromptCache:
         self.kv[layer, :, :, self.columns - rows : self.columns] = new_kv
         keys, values = self.kv[layer, :, :, : self.columns]  # (heads, columns, head dim)
         q = q.reshape(rows, heads, -1, head_dim).transpose(0, 1).flatten(1, 2)  # (heads, rows·group, head dim)
-        scores = torch.baddbmm(self.step_mask, q, keys.transpose(1, 2), alpha=head_dim**-0.5)
+        mask = self._step_mask(self.shape.window(layer))
+        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=head_dim**-0.5)
         return (scores.softmax(-1) @ values).view(heads, rows, -1, head_dim).transpose(0, 1).flatten(1)
 
     def attend_prompt(self, layer: int, q: torch.Tensor, kv: torch.Tensor, start: int) -> torch.Tensor:
@@ -106,6 +126,9 @@ class SharedPromptCache:
         self.kv[layer, :, :, start:end] = new_kv
         keys, values = self.kv[layer, :, None, :, :end]
         causal = torch.ones(len(q), end, dtype=torch.bool).tril(start)
+        window = self.shape.window(layer)
+        if window is not None:
+            causal = causal.triu(start + 1 - window)
         query = q.transpose(0, 1)[None]
         out = scaled_dot_product_attention(query, keys, values, attn_mask=causal, enable_gqa=True)
         return out[0].transpose(0, 1).flatten(1)

@@ -6,20 +6,22 @@ from playground.decoding.prompt_cache import AttentionShape
 
 
 class Rope:
-    """The rotations of a model: its `frequencies` (head dim / 2,) in fp32, and the `scale` of its cosines and sines. As
-    in transformers, the two halves of a head are the parts of its pairs.
+    """The rotations of a layer: its `frequencies` (head dim / 2,) in fp32, and the `scales` (head dim / 2,) of its
+    cosines and sines. The two halves of a head are the parts of its pairs.
     """
 
-    def __init__(self, shape: AttentionShape, frequencies: torch.Tensor, scale: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: AttentionShape, frequencies: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
+    ) -> None:
         self.shape = shape
         self.frequencies = frequencies
-        self.scale = scale
+        self.scales = scales
         self.dtype = dtype  # of queries and keys
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled cosines and sines (T, head dim / 2) in fp32, for positions (T,)."""
         angles = positions[:, None] * self.frequencies
-        return angles.cos() * self.scale, angles.sin() * self.scale
+        return angles.cos() * self.scales, angles.sin() * self.scales
 
     def matrices(self, positions: torch.Tensor) -> torch.Tensor:
         """Matrices (T, head dim, head dim): row vectors x of queries and keys become x @ R."""

@@ -30,10 +30,15 @@ LAYER = np.dtype(
         for name in (
             "input_norm",  # (H,)
             *("qkv", "qkv_scale", "qkv_bias"),  # (Q, H); (Q,); (Q,)
+            "heads_norm",  # (heads + kv heads, head dim); 0 where there is none
+            "rotation",  # which one of the step's
+            "window",  # how many tokens a token sees, or NO_WINDOW
             *("out", "out_scale", "out_bias"),  # (H, A); (H,); (H,)
+            "out_norm",  # (H,); 0 where there is none
             "mlp_norm",  # (H,)
             *("gate_up", "gate_up_scale"),  # (2M, H); (2M,)
             *("down", "down_scale"),  # (H, M); (H,)
+            "down_norm",  # (H,); 0 where there is none
         )
     ]
 )
@@ -42,6 +47,7 @@ STEP = np.dtype(
         (name, np.int64)
         for name in (
             *("layers", "hidden", "mlp", "heads", "kv_heads", "head_dim", "vocabulary"),  # sizes of the model
+            "gelu",  # 1 where the MLP's gate goes through GELU, by tanh, 0 where it goes through SiLU
             "weights",  # (layers,) of LAYER
             "norm",  # (H,), the last one
             *("head", "head_scale"),  # (V, H); (V,)
@@ -52,7 +58,7 @@ STEP = np.dtype(
             "attended",  # (rows, A)
             "scores",  # (threads, context)
             "logits",  # (rows, V)
-            "rotation",  # (rows, 2, head dim / 2), cosines and sines
+            "rotations",  # (rotations, rows, 2, head dim / 2), cosines and sines
             "cache",  # (rows,) of ROW
         )
     ]
@@ -67,6 +73,8 @@ ROW = np.dtype(
         )
     ]
 )
+
+NO_WINDOW = 2**31  # more than all tokens
 
 LOOSE = {"reassoc", "contract", "nsz"}  # sums in any order, so that they are vectors; NaN stays NaN
 _fast = njit(fastmath=LOOSE, error_model="numpy")
@@ -189,17 +197,14 @@ def _exp(x: Any) -> Any:
 
 
 @_fast
-def _normalise(s: Any, row: int, weight: Any) -> None:
-    """Codes of a row of the residual stream after RMS norm (Zhang and Sennrich 2019); y is room for them."""
-    x = _floats(s.x, (s.rows, s.hidden))[row]
-    normed = _floats(s.y, (s.rows, s.hidden))[row]
+def _normalise(x: Any, weight: Any, epsilon: Any, normed: Any) -> None:
+    """RMS norm (Zhang and Sennrich 2019) of x into `normed`, which may be x itself."""
     squares = np.float32(0)
-    for i in range(s.hidden):
+    for i in range(len(x)):
         squares += x[i] * x[i]
-    factor = np.float32(1) / np.sqrt(squares / np.float32(s.hidden) + np.float32(s.epsilon))
-    for i in range(s.hidden):
+    factor = np.float32(1) / np.sqrt(squares / np.float32(len(x)) + np.float32(epsilon))
+    for i in range(len(x)):
         normed[i] = x[i] * factor * weight[i]
-    _quantise(s, row, normed)
 
 
 @_fast
@@ -216,13 +221,29 @@ def _add_to_stream(s: Any, first: int, last: int) -> None:
 
 @_fast
 def _gate(s: Any, first: int, last: int) -> None:
-    """SwiGLU (Shazeer 2020): silu(gate) · up into the gate's place."""
+    """SwiGLU or GEGLU (Shazeer 2020): silu(gate) · up or gelu(gate) · up into the gate's place."""
     y = _floats(s.y, (s.rows, 2, s.mlp))
     for row in range(s.rows):
         gate = y[row, 0, first:last]
         up = y[row, 1, first:last]
-        for i in range(len(gate)):
-            gate[i] *= up[i] / (np.float32(1) + _exp(min(-gate[i], np.float32(88))))
+        if s.gelu:
+            _gelu_gate(gate, up)
+        else:
+            _silu_gate(gate, up)
+
+
+@_fast
+def _silu_gate(gate: Any, up: Any) -> None:
+    for i in range(len(gate)):
+        gate[i] *= up[i] / (np.float32(1) + _exp(min(-gate[i], np.float32(88))))
+
+
+@_fast
+def _gelu_gate(gate: Any, up: Any) -> None:
+    """By tanh (Hendrycks and Gimpel 2016), where (1 + tanh(z)) / 2 is 1 / (1 + exp(-2·z))."""
+    for i in range(len(gate)):
+        z = np.float32(0.7978845608) * gate[i] * (np.float32(1) + np.float32(0.044715) * gate[i] * gate[i])
+        gate[i] *= up[i] / (np.float32(1) + _exp(min(np.float32(-2) * z, np.float32(88))))
 
 
 # -- attention
@@ -247,19 +268,23 @@ def _dot(a: Any, b: Any) -> Any:
 
 
 @_fast
-def _attend(s: Any, layer: int, row: int, kv_head: int, scores: Any) -> None:
-    """Attention of the query heads of a row that share a key/value head, over the prompt and the row's own tokens; the
-    new token's key and value are written into the cache first.
+def _attend(s: Any, layer: int, w: Any, row: int, kv_head: int, scores: Any) -> None:
+    """Attention of the query heads of a row that share a key/value head, over the prompt and the row's own tokens, as
+    far as the layer's window reaches; the new token's key and value are written into the cache first.
     """
     heads = _floats(s.y, (s.rows, s.heads + 2 * s.kv_heads, s.head_dim))[row]
-    rotation = _floats(s.rotation, (s.rows, 2, s.head_dim // 2))[row]
+    rotation = _floats(s.rotations + 4 * w.rotation * s.rows * s.head_dim, (s.rows, 2, s.head_dim // 2))[row]
+    heads_norm = _floats(w.heads_norm, (s.heads + s.kv_heads, s.head_dim))
     cache = carray(_pointer(s.cache), (s.rows,), ROW)[row]
     kv = _floats(cache.kv, (s.layers, 2, s.kv_heads, cache.capacity, s.head_dim))
     keys = kv[layer, 0, kv_head]
     values = kv[layer, 1, kv_head]
-    columns = carray(_pointer(cache.columns), (cache.tokens,), np.int32)
+    outside = max(0, cache.tokens - w.window)
+    columns = carray(_pointer(cache.columns + 4 * outside), (cache.tokens - outside,), np.int32)
 
     key = heads[s.heads + kv_head]
+    if w.heads_norm:
+        _normalise(key, heads_norm[s.heads + kv_head], s.epsilon, key)
     _rotate(key, rotation)
     for i in range(s.head_dim):
         keys[columns[-1], i] = key[i]
@@ -268,6 +293,8 @@ def _attend(s: Any, layer: int, row: int, kv_head: int, scores: Any) -> None:
     group = s.heads // s.kv_heads
     scale = np.float32(1) / np.sqrt(np.float32(s.head_dim))
     for head in range(kv_head * group, (kv_head + 1) * group):
+        if w.heads_norm:
+            _normalise(heads[head], heads_norm[head], s.epsilon, heads[head])
         _rotate(heads[head], rotation)
         highest = _scores(heads[head], keys, columns, scale, scores)
         _softmax(scores[: len(columns)], highest)
@@ -339,9 +366,34 @@ def _share(n: int, thread: int, threads: int) -> Any:
 
 @_fast
 def _normalise_rows(s: Any, address: int, thread: int, threads: int) -> None:
+    """Codes of the residual stream after the norm with the weight at this address; y is room for it."""
     weight = _floats(address, (s.hidden,))
+    x = _floats(s.x, (s.rows, s.hidden))
+    normed = _floats(s.y, (s.rows, s.hidden))
     for row in range(thread, s.rows, threads):
-        _normalise(s, row, weight)
+        _normalise(x[row], weight, s.epsilon, normed[row])
+        _quantise(s, row, normed[row])
+    barrier()
+
+
+@_fast
+def _add_rows(s: Any, address: int, first: int, last: int, thread: int, threads: int) -> None:
+    """x += y, of which this thread has made these columns; y goes through the norm with the weight at this address, if
+    there is one.
+    """
+    if address:
+        barrier()
+        weight = _floats(address, (s.hidden,))
+        y = _floats(s.y, (s.rows, s.hidden))
+        x = _floats(s.x, (s.rows, s.hidden))
+        for row in range(thread, s.rows, threads):
+            stream = x[row]
+            added = y[row]
+            _normalise(added, weight, s.epsilon, added)
+            for i in range(len(stream)):
+                stream[i] += added[i]
+    else:
+        _add_to_stream(s, first, last)
     barrier()
 
 
@@ -375,15 +427,14 @@ def _attention(s: Any, layer: int, w: Any, thread: int, threads: int) -> None:
     barrier()
     scores = _floats(s.scores, (threads, s.context))[thread]
     for part in range(thread, s.rows * s.kv_heads, threads):
-        _attend(s, layer, part // s.kv_heads, part % s.kv_heads, scores)
+        _attend(s, layer, w, part // s.kv_heads, part % s.kv_heads, scores)
     barrier()
     _quantise_rows(s, s.attended, width, width, thread, threads)
     first, last = _share(s.hidden, thread, threads)
     y = _floats(s.y, (s.rows, s.hidden))
     _product(s, width, w.out, _floats(w.out_scale, (s.hidden,)), y, first, last)
     _add_bias(y, _floats(w.out_bias, (s.hidden,)), first, last)
-    _add_to_stream(s, first, last)
-    barrier()
+    _add_rows(s, w.out_norm, first, last, thread, threads)
 
 
 @_fast
@@ -400,8 +451,7 @@ def _mlp(s: Any, w: Any, thread: int, threads: int) -> None:
     _quantise_rows(s, s.y, s.mlp, 2 * s.mlp, thread, threads)
     first, last = _share(s.hidden, thread, threads)
     _product(s, s.mlp, w.down, _floats(w.down_scale, (s.hidden,)), _floats(s.y, (s.rows, s.hidden)), first, last)
-    _add_to_stream(s, first, last)
-    barrier()
+    _add_rows(s, w.down_norm, first, last, thread, threads)
 
 
 @_fast

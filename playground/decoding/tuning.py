@@ -93,9 +93,10 @@ def _formats(settings: Settings, model: PreTrainedModel) -> tuple[str, ...]:
 
 def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -> Choice:
     """The Choice for `model`: what the settings say, else what was measured here before, else a measurement."""
-    if settings.decode_format != "plain" and graph_forward.fits(model):
+    tokens = settings.chat.context_tokens + settings.chat.reply_tokens
+    if settings.decode_format != "plain" and graph_forward.fits(model, tokens):
         return _on_gpu(settings, model)
-    if settings.decode_format == "plain" or not fused.fits(model):
+    if settings.decode_format == "plain" or not fused.fits(model, tokens):
         return Choice("plain", settings.threads)
     file = settings.data_dir / "tuning.json"
     formats = _formats(settings, model)

@@ -18,7 +18,7 @@ from playground.decoding.forward import TokenIds
 from playground.decoding.fused import FusedBlock, FusedForward
 from playground.decoding.number_formats import Int8Weight, NumberFormat, PackedWeight
 from playground.decoding.prompt_cache import SharedPromptCache
-from playground.decoding.step_kernel import INPUTS, LAYER, OUTPUTS, ROW, ROWS, STEP
+from playground.decoding.step_kernel import INPUTS, LAYER, NO_WINDOW, OUTPUTS, ROW, ROWS, STEP
 
 
 def fits(model: PreTrainedModel) -> bool:
@@ -74,11 +74,12 @@ class W8A16Forward(FusedForward):
 
     def __init__(self, model: PreTrainedModel, head: PackedWeight | None = None) -> None:
         super().__init__(model, "w8a16", head)
-        self._mlp = model.config.intermediate_size
-        self._zeros = torch.zeros(max(self._qkv_width, self.embedding.shape[1]))  # where a layer has no bias
+        architecture = self.architecture
+        # where a layer has no bias
+        self._zeros = torch.zeros(max(architecture.qkv_width, self.embedding.shape[1]))
         self._layers = np.zeros(self.shape.layers, LAYER)
-        for record, block in zip(self._layers, self.decode_blocks, strict=True):
-            self._fill_layer(record, block)
+        for layer, block in enumerate(self.decode_blocks):
+            self._fill_layer(layer, block)
         head_weight = self.head
         assert isinstance(head_weight, TiledInt8Weight)
         self._model = np.zeros((), STEP)
@@ -86,21 +87,18 @@ class W8A16Forward(FusedForward):
             self._model,
             layers=self.shape.layers,
             hidden=self.embedding.shape[1],
-            mlp=self._mlp,
+            mlp=architecture.mlp,
             heads=self.heads,
-            kv_heads=self.kv_heads,
+            kv_heads=self.shape.kv_heads,
             head_dim=self.shape.head_dim,
             vocabulary=len(head_weight.scale),
+            gelu=architecture.activation != "silu",
             weights=self._layers.ctypes.data,
-            norm=self.norm,
+            norm=architecture.norm,
             head=head_weight.weight,
             head_scale=head_weight.scale,
-            epsilon=self.eps,
+            epsilon=architecture.epsilon,
         )
-
-    @property
-    def _qkv_width(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.shape.head_dim
 
     def packing(self, number_format: str) -> NumberFormat:
         return NumberFormat(TiledInt8Weight, TiledInt8Weight)
@@ -108,13 +106,18 @@ class W8A16Forward(FusedForward):
     def for_model(self, model: PreTrainedModel) -> "W8A16Forward":
         return W8A16Forward(model, self.head)
 
-    def _fill_layer(self, record: Any, block: FusedBlock) -> None:
-        _fill(record, input_norm=block.input_norm_weight, mlp_norm=block.mlp_norm_weight)
+    def _fill_layer(self, layer: int, block: FusedBlock) -> None:
+        record = self._layers[layer]
+        for name in ("input_norm", "heads_norm", "out_norm", "mlp_norm", "down_norm"):
+            weight: torch.Tensor | None = getattr(block, name)
+            _fill(record, **{name: 0 if weight is None else weight})
         for name in ("qkv", "out", "gate_up", "down"):
             packed: TiledInt8Weight = getattr(block, f"{name}_weight")
             _fill(record, **{name: packed.weight, f"{name}_scale": packed.scale})
         _fill(record, qkv_bias=self._zeros if block.qkv_bias is None else block.qkv_bias)
         _fill(record, out_bias=self._zeros if block.out_bias is None else block.out_bias)
+        record["window"] = self.shape.window(layer) or NO_WINDOW
+        record["rotation"] = self.architecture.rotation_of_layer[layer]
 
     def _decode(self, caches: list[SharedPromptCache], tokens: TokenIds) -> torch.Tensor:
         positions: list[int] = []
@@ -134,19 +137,26 @@ class W8A16Forward(FusedForward):
         hidden = self.embedding.shape[1]
         width = self.heads * self.shape.head_dim
         context = int(cache_of_row["tokens"].max())
-        angles = torch.tensor(positions)[:, None] * self.frequencies
         logits = torch.empty(rows, int(self._model["vocabulary"]))
         step = self._model.copy()
         _fill(step, context=context, cache=cache_of_row.ctypes.data)
         _run(
             step_kernel.step.address,
             step,
-            x=self.embedding[torch.as_tensor(tokens)].float(),
-            y=torch.empty(rows, max(hidden, self._qkv_width, 2 * self._mlp)),
+            x=self._embed(tokens),
+            y=torch.empty(rows, max(hidden, self.architecture.qkv_width, 2 * self.architecture.mlp)),
             attended=torch.empty(rows, width),
             scores=torch.empty(torch.get_num_threads(), context),
             logits=logits,
-            rotation=self.rotation_scale * torch.stack([angles.cos(), angles.sin()], 1),
-            **_codes(rows, max(hidden, width, self._mlp)),
+            rotations=self._rotations(torch.tensor(positions)),
+            **_codes(rows, max(hidden, width, self.architecture.mlp)),
         )
         return logits
+
+    def _rotations(self, positions: torch.Tensor) -> torch.Tensor:
+        """Cosines and sines (rotations, rows, 2, head dim / 2) at positions (rows,)."""
+        of_all = []
+        for rotation in self.architecture.rotations:
+            angles = positions[:, None] * rotation.frequencies
+            of_all.append(rotation.scales * torch.stack([angles.cos(), angles.sin()], 1))
+        return torch.stack(of_all)

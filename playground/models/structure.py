@@ -35,6 +35,12 @@ def positions(config: PretrainedConfig) -> int | None:
     return getattr(text, "max_position_embeddings", None)
 
 
+def window(config: PretrainedConfig) -> int | None:
+    """How many tokens, its own among them, a token sees at least in every layer; None where it sees all before it."""
+    text = config.get_text_config()
+    return getattr(text, "sliding_window", None) or getattr(text, "window_size", None)  # the latter is GPT-Neo's
+
+
 def takes(model: torch.nn.Module, argument: str) -> bool:
     """Whether the model's forward has an argument of this name."""
     return argument in inspect.signature(type(model).forward).parameters
