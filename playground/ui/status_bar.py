@@ -165,7 +165,8 @@ class StatusBar:
 
     def on_tick(self, painted: str | None, request: gr.Request) -> tuple[Any, Any]:
         """The line, where it has changed."""
-        html = status_html(self.status(), words.of(request))
+        translate = words.of(request)
+        html = status_html(self.status(), translate) + slowness_html(self.engine.slowness, translate)
         return (gr.skip(), gr.skip()) if painted == html else (html, html)
 
 
@@ -186,6 +187,11 @@ def status_html(status: LoopStatus, translate: Words) -> str:
     version = escape(version_name(status.live_version, translate))
     kind = "paused" if status.paused else status.state
     return f'<div class="strip {kind}" role="status"><span class="version">{version}</span>{content}</div>'
+
+
+def slowness_html(slowness: Message | None, translate: Words) -> str:
+    """A second line where replies grow slowly here; what it says stays true, so it stays."""
+    return f'<p class="slow" role="note">{escape(translate.message(slowness))}</p>' if slowness else ""
 
 
 def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
