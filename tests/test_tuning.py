@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from playground.decoding import fused, measuring, tuning
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
+from playground.serving.engine import Engine
 from playground.settings import Settings
+from playground.store import Store
 from playground.system.languages import Words
 from tests.tiny import tiny_folder
 
@@ -162,6 +164,15 @@ def test_transformers_own_forward_is_timed_by_the_step_that_answers(settings, ca
     choice = tuning.timed(tuning.Choice("plain", 1), TransformersForward(model))
     assert 210 <= choice.milliseconds < 2000
     assert tuning.slowness(choice, settings) is not None
+
+
+def test_an_engine_of_a_slow_model_says_so_in_the_log(settings, monkeypatch, caplog):
+    decode = TransformersForward.decode
+    monkeypatch.setattr(TransformersForward, "decode", lambda *arguments: time.sleep(0.21) or decode(*arguments))
+    plain = settings.with_values(decode_format="plain")
+    engine = Engine(Store(), plain, loading.load_trunk(plain), loading.load_tokenizer(plain))
+    assert engine.choice.number_format == "plain" and engine.choice.milliseconds >= 210
+    assert str(engine.slowness) in caplog.messages and "A smaller model (--model)" in str(engine.slowness)
 
 
 def test_a_forward_that_cannot_be_timed_is_not_slow(settings, monkeypatch):
