@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from playground.decoding import llama
-from playground.decoding.forward import Forward, TokenIds
-from playground.decoding.fused import FusedBlock
+from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.number_formats import FORMATS
 from playground.models import structure
 
@@ -54,7 +51,7 @@ def next_token(model: PreTrainedModel, ids: TokenIds) -> torch.Tensor:
 
 
 def measure(
-    forward: Forward, ids: TokenIds, truth: torch.Tensor, thread_counts: Sequence[int], best: float
+    forward: AnyForward, ids: TokenIds, truth: torch.Tensor, thread_counts: Sequence[int], best: float
 ) -> Iterator[Measurement]:
     """Time steps after `ids` on each number of threads. `truth` (vocabulary,): the model's log-probabilities there.
 
@@ -91,34 +88,34 @@ def on_threads(threads: int) -> Iterator[None]:
 
 
 class Products:
-    """The products of a step in one of `number_formats.FORMATS`, of the head and of one block: what the other blocks
-    take is the same, and what is between products comes on top. So a step takes at least `milliseconds()`.
+    """The products of a step in one of `number_formats.FORMATS`: of the head, and of one block, since the other blocks'
+    take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
 
-    To pack a block and the head takes a tenth of the time that all weights take.
+    To pack one block and the head takes a small part of the time that all weights take.
     """
 
     def __init__(self, model: PreTrainedModel, number_format: str) -> None:
         pack = FORMATS[number_format]
-        config = model.config
-        head_dim = llama.head_dim(config)
         blocks = structure.blocks(model)
+        of_inputs: dict[int, list[torch.Tensor]] = {}  # the block's weights, by the width of their input
+        for layer in blocks[0].modules():
+            if isinstance(layer, torch.nn.Linear):
+                of_inputs.setdefault(layer.in_features, []).append(layer.weight.detach())
         self._blocks = len(blocks)
-        self._block = FusedBlock(cast("LlamaDecoderLayer", blocks[0]), head_dim, pack.blocks)
+        # those of one width as one product, as if all of them could be fused
+        self._of_block = [pack.blocks(torch.cat(weights).float()) for weights in of_inputs.values()]
+        self._inputs = [torch.randn(REPLIES, width).to(pack.blocks.dtype) for width in of_inputs]
         self._head = pack.head(structure.output_embeddings(model).weight.detach())
-        self._hidden = torch.randn(REPLIES, config.hidden_size)
-        self._attended = torch.randn(REPLIES, config.num_attention_heads * head_dim)
+        self._hidden = torch.randn(REPLIES, model.config.hidden_size).to(pack.head.dtype)
 
     @torch.inference_mode()
     def milliseconds(self) -> float:
         """On as many threads as torch uses now; the fastest of a few times."""
-        block = self._block
-        x, attended = self._hidden.to(block.dtype), self._attended.to(block.dtype)
-        hidden = self._hidden.to(self._head.dtype)
         of_block = sum(
-            least_milliseconds(product, PRODUCT_TRIALS)
-            for product in (lambda: block.qkv(x), lambda: block.out(attended), lambda: block.mlp(x))
+            least_milliseconds(partial(weight, x), PRODUCT_TRIALS)
+            for weight, x in zip(self._of_block, self._inputs, strict=True)
         )
-        return self._blocks * of_block + least_milliseconds(lambda: self._head(hidden), PRODUCT_TRIALS)
+        return self._blocks * of_block + least_milliseconds(partial(self._head, self._hidden), PRODUCT_TRIALS)
 
 
 def least_milliseconds(work: Callable[[], object], trials: int) -> float:
@@ -131,7 +128,7 @@ def least_milliseconds(work: Callable[[], object], trials: int) -> float:
     return best
 
 
-def plain_milliseconds(forward: Forward) -> float:
+def plain_milliseconds(forward: AnyForward) -> float:
     """Of a step of a pair by a forward that serves any model, after few tokens; the faster of two."""
     ids = random_ids(forward.model, PLAIN_CONTEXT_TOKENS)
     cache = forward.new_cache(REPLIES, len(ids), PLAIN_STEPS)
