@@ -1,6 +1,7 @@
 """Nudge in one command: `python app.py` serves the page and runs the training worker; `--help` lists every setting.
 
-Builds settings → model → store → engine → chat → page, in this order, and closes them again on Ctrl-C or SIGTERM.
+It answers at once, by a page that says what the start is doing, and builds settings → model → store → engine → chat →
+page meanwhile, in this order. Ctrl-C or SIGTERM closes them again.
 """
 
 import logging
@@ -11,11 +12,21 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
 from playground.settings import Settings
-from playground.store import Store, StoreError
-from playground.system import safe_logging
+from playground.system import compiling, safe_logging
+from playground.system.messages import Message, UserFacingError
+from playground.web import http_server
+from playground.web.starting import Starting
+
+if TYPE_CHECKING:  # these take seconds to import
+    from fastapi import FastAPI
+
+    from playground.serving.engine import Engine
+    from playground.store import Store
+    from playground.system.child import Child
 
 log = logging.getLogger("nudge")
 
@@ -38,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settings_module.read(argv)
         serve(settings, listen(settings))
-    except (settings_module.SettingsError, CannotStart, StoreError) as error:
+    except (CannotStart, UserFacingError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -60,42 +71,91 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def serve(settings: Settings, sock: socket.socket) -> None:
-    """Build everything, serve until a signal, close everything."""
-    # These imports take seconds. Here they do not delay --help and the message about a wrong setting.
-    from playground import server
-    from playground.chat.session import Chat
-    from playground.models import loading
-    from playground.serving.engine import Engine
-    from playground.system import memory
-    from playground.system.child import Child
-    from playground.system.threads import run_in_own_thread
-
-    memory.return_freed_memory()
-    allow_connections()
+    """Answer from the first moment on, build the app meanwhile, serve until a signal, close everything."""
+    log.info("starting: %s says how far it is", http_server.address(*sock.getsockname()[:2]) + settings.root_path)
+    app = App(settings)
+    web = http_server.Web(
+        app.starting.answer,
+        before_shutdown=app.close_engine,
+        request_seconds=settings.limits.request_seconds,
+        make=app.build,
+        ready=lambda: app.ready(sock),
+    )
     try:
-        settings = loading.bounded(settings)
-        tokenizer = loading.load_tokenizer(settings)
-        trunk = run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings))
-    except loading.ModelUnavailable as error:
-        raise CannotStart(error) from None
-    store = open_store(settings)
-    engine = Engine(store, settings, trunk, tokenizer).start()
-    worker = None
-    if settings.worker:
-        command = [sys.executable, "-m", "training.worker", "--server-pid", str(os.getpid())]
-        worker = Child(command, child_environ(settings)).start()
-    engine.worker_process = worker
-    try:
-        app = server.create(settings, store, engine, Chat(store, engine, settings))
-        web = server.Web(app, before_shutdown=engine.close, request_seconds=settings.limits.request_seconds)
         web.run([sock])
     finally:
         for number in END_SIGNALS:
             # closing takes a limited time; a second Ctrl-C must not leave the worker running
             signal.signal(number, signal.SIG_IGN)
-        if worker:
-            worker.stop()
-        engine.close()
+        app.close()
+        if web.making:
+            os._exit(0)  # the thread that builds is in the middle of an import or a matrix product, which nothing ends
+    if web.error:
+        raise web.error
+
+
+class App:
+    """The parts of the running app: `build` makes them in order, `close` ends those that there are."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.starting = Starting(settings)
+        self.compiling: compiling.Compiling | None = None
+        self.engine: Engine | None = None
+        self.worker: Child | None = None
+        self.page: FastAPI | None = None
+
+    def build(self) -> "FastAPI":
+        """Settings → model → store → engine → chat → page. CannotStart where the model or the database is no use."""
+        self.compiling = compiling.begin(self.settings.decode_format, self.settings.device)
+        # These imports take seconds. Here they delay neither --help nor the first answer.
+        from playground import server
+        from playground.chat.session import Chat
+        from playground.models import loading
+        from playground.serving.engine import Engine
+        from playground.system import memory
+        from playground.system.threads import run_in_own_thread
+
+        memory.return_freed_memory()
+        allow_connections()
+        self.starting.say(Message("loading the model"))
+        try:
+            settings = self.settings = loading.bounded(self.settings)
+            tokenizer = loading.load_tokenizer(settings)
+            trunk = run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings))
+        except loading.ModelUnavailable as error:
+            raise CannotStart(error) from None
+        store = open_store(settings)
+        self.starting.say(Message("measuring number formats"))
+        if self.compiling:
+            self.compiling.wait()
+        self.engine = Engine(store, settings, trunk, tokenizer).start()
+        self.starting.say(Message("making the page"))
+        self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings))
+        return self.page
+
+    def ready(self, sock: socket.socket) -> None:
+        """Everything is built. The worker starts only now: its imports would take a core from the start."""
+        from playground import server
+        from playground.system.child import Child
+
+        assert self.page is not None and self.engine is not None
+        if self.settings.worker:
+            command = [sys.executable, "-m", "training.worker", "--server-pid", str(os.getpid())]
+            self.worker = Child(command, child_environ(self.settings)).start()
+            self.engine.worker_process = self.worker
+        server.announce(self.page, *sock.getsockname()[:2])
+
+    def close_engine(self) -> None:
+        if self.engine:
+            self.engine.close()
+
+    def close(self) -> None:
+        if self.compiling:
+            self.compiling.stop()
+        if self.worker:
+            self.worker.stop()
+        self.close_engine()
 
 
 def allow_connections() -> None:
@@ -110,8 +170,10 @@ def allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> "Store":
     """The store. Replies that a crash cut off are marked as failed."""
+    from playground.store import Store, StoreError
+
     try:
         store = Store(settings.database)
         store.fail_streaming()

@@ -19,6 +19,7 @@ from playground.serving.engine import Engine
 from playground.settings import read
 from playground.system import memory
 from playground.system.threads import run_in_own_thread
+from playground.web import http_server
 
 PEOPLE, TURNS = 8, 2
 
@@ -39,7 +40,7 @@ def main():
     store = app.open_store(settings)
     engine = Engine(store, settings, trunk, tokenizer).start()
     chat = Chat(store, engine, settings)
-    web = server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)
+    web = http_server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)
     threading.Thread(target=web.run, args=([sock],), daemon=True).start()
     while not web.started:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The web server: its routes and middlewares around the Gradio page, and how it starts and ends.
+"""The app that is served: its routes and middlewares around the Gradio page.
 
 What the page does is in `playground/ui/`, what a gesture means in `playground/chat/session.py`, and what passes in
 `playground/web/allowlist.py`.
@@ -7,20 +7,14 @@ What the page does is in `playground/ui/`, what a gesture means in `playground/c
 from playground.ui import quick_gradio as quick_gradio
 
 # isort: split
-import asyncio
 import inspect
-import logging
 import os
-import socket
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 
 from playground import settings as settings_module
@@ -37,10 +31,10 @@ from playground.store import Store, StoreError
 from playground.ui import page, refresh, states, theme, words
 from playground.ui.stream_threads import MAX_STREAMS
 from playground.web.allowlist import Allowlist
+from playground.web.http_server import address
 from playground.web.limits import Limits
 from playground.web.page_cache import PageCache
 from playground.web.payload import Handler
-from playground.web.protocol import LimitedProtocol
 from playground.web.proxies import Proxies, allowed_hosts
 
 # what handlers read of an event, by the class of their argument
@@ -259,71 +253,12 @@ def readiness(settings: Settings, store: Store, engine: Engine) -> dict[str, Any
     }
 
 
-class Web(uvicorn.Server):
-    """Serves `app` on a bound socket until a signal. Prints the page's address and the admin link once it listens.
-
-    `before_shutdown` is called while requests can still be answered. `request_seconds`: for the head of a request.
-    """
-
-    def __init__(
-        self,
-        app: FastAPI,
-        before_shutdown: Callable[[], object],
-        request_seconds: float = LimitedProtocol.seconds,
-    ) -> None:
-        # `proxy_headers` is off because uvicorn would trust every proxy on this machine; `web/proxies.py` trusts those
-        # in the settings. Only errors are logged: uvicorn warns of everything that is not HTTP, so strangers could fill
-        # the log.
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                timeout_graceful_shutdown=3,
-                proxy_headers=False,
-                server_header=False,
-                http=LimitedProtocol.with_timeout(request_seconds),
-                ws="none",
-                backlog=128,
-                h11_max_incomplete_event_size=16 << 10,
-                limit_concurrency=2000,
-            )
-        )
-        self.app = app
-        self.before_shutdown = before_shutdown
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not sockets:
-            raise ValueError("Web serves on a bound socket; pass it to run().")
-        host, port = sockets[0].getsockname()[:2]
-        here = address(host, port) + self.app.state.root_path
-        print(f"Nudge is at {here}", flush=True)
-        link = f"{space_address() or here}/admin/{self.app.state.admin_link.issue()}"
-        print(f"Admin link, for one browser: {link}", flush=True)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await run_in_threadpool(self.before_shutdown)
-        logging.getLogger("uvicorn.error").addFilter(_is_unexpected)
-        await super().shutdown(sockets)
-
-
-def _is_unexpected(record: logging.LogRecord) -> bool:
-    """Whether a record of uvicorn's shutdown says more than that open pages were cut off, which always happens then."""
-    cut_off = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not cut_off and "graceful shutdown" not in record.getMessage()
-
-
-def address(host: str, port: int) -> str:
-    """The URL by which a browser on this machine reaches a server that listens on `host`."""
-    if host == "0.0.0.0":
-        host = "127.0.0.1"
-    elif host == "::":
-        host = "[::1]"
-    elif ":" in host:
-        host = f"[{host}]"
-    return f"http://{host}:{port}"
+def announce(app: FastAPI, host: str, port: int) -> None:
+    """Print where the page of `app` is, and a link that makes one browser the owner's."""
+    here = address(host, port) + app.state.root_path
+    print(f"Nudge is at {here}", flush=True)
+    link = f"{space_address() or here}/admin/{app.state.admin_link.issue()}"
+    print(f"Admin link, for one browser: {link}", flush=True)
 
 
 def space_address() -> str:

@@ -10,6 +10,7 @@ from playground.people.admins import AdminLink
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
+from playground.web import http_server
 
 USUAL = {
     "threads": 1,
@@ -35,7 +36,7 @@ class Site:
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = server.create(self.settings, self.store, self.engine, Chat(self.store, self.engine, self.settings))
-        self._web = server.Web(self.app, self.engine.close, self.settings.limits.request_seconds)
+        self._web = http_server.Web(self.app, self.engine.close, self.settings.limits.request_seconds)
         self._thread = threading.Thread(target=self._web.run, args=([sock],))
         self._thread.start()
 

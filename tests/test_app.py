@@ -51,9 +51,32 @@ def address(process):
     return found[1]
 
 
+def address_at_start(process):
+    """The address that the app logs before it imports anything that takes seconds."""
+    line = process.stderr.readline()
+    found = re.search(r"starting: (http://127\.0\.0\.1:\d+) says how far it is", line)
+    assert found, line
+    return found[1]
+
+
+def check_start(url):
+    """It lives, says what it is doing, and is not ready; the first answer waits for nothing that takes seconds."""
+    assert httpx.get(f"{url}/healthz", timeout=30).json() == {"status": "ok"}
+    ready = httpx.get(f"{url}/readyz", timeout=30)
+    assert ready.status_code == 503 and ready.json() == {"ready": False, "starting": "loading the program"}
+    assert "Nudge is starting" in httpx.get(url, timeout=30).text
+
+
+def worker_of(process):
+    """The app's worker, as soon as it is there."""
+    wait_until(lambda: psutil.Process(process.pid).children())
+    [worker] = psutil.Process(process.pid).children()
+    return worker
+
+
 def start_another_worker(process):
     """Kill the worker of an app, and wait for the next."""
-    [first] = psutil.Process(process.pid).children()
+    first = worker_of(process)
     first.kill()
     wait_until(lambda: [c for c in psutil.Process(process.pid).children() if c.pid != first.pid], 120)
 
@@ -66,14 +89,16 @@ def start_another_worker(process):
 def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_path, number, worker_dies):
     process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
     try:
-        url = address(process)
+        url = address_at_start(process)
+        check_start(url)
+        assert address(process) == url
         assert re.fullmatch(rf"Admin link, for one browser: {url}/admin/[\w-]{{43}}\n", process.stdout.readline())
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
         if worker_dies:
             start_another_worker(process)
         assert httpx.get(f"{url}/readyz").json()["ready"] is True  # a chat does not notice
-        workers = psutil.Process(process.pid).children()
-        assert [w for w in workers if "training.worker" in w.cmdline()]
+        worker = worker_of(process)
+        assert "training.worker" in worker.cmdline()
         with httpx.Client(base_url=url) as browser:
             browser.get("/")
             with browser.stream("GET", "/gradio_api/heartbeat/openpage01") as open_page:
@@ -85,7 +110,7 @@ def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_pat
         assert time.monotonic() - began < 15
         assert out == "", "two lines on stdout are enough"
         assert "Traceback" not in err
-        assert not any(w.is_running() for w in workers)
+        assert not worker.is_running()
     finally:
         process.kill()
 
@@ -121,12 +146,28 @@ def test_a_worker_ends_with_a_server_that_is_killed(folder, tmp_path, busy):
     process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
     try:
         address(process)
-        [worker] = psutil.Process(process.pid).children()
+        worker = worker_of(process)
         wait_until(lambda: not busy or store.last_round()["state"] != "requested")
     finally:
         process.kill()
     worker.wait(120)
     process.communicate()
+
+
+def test_ctrl_c_ends_a_start_at_once(folder, tmp_path):
+    """It waited until the model was loaded and measured."""
+    process = start(tmp_path, "--model", folder, "--port", 0, NUMBA_CACHE_DIR=str(tmp_path))
+    try:
+        check_start(address_at_start(process))
+        children = psutil.Process(process.pid).children()  # one compiles, where there is a core for it
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=120)
+        assert time.monotonic() - began < 5
+        assert (process.returncode, out) == (0, "") and "Traceback" not in err
+        assert not any(child.is_running() for child in children)
+    finally:
+        process.kill()
 
 
 def test_a_setting_out_of_range_is_named_with_what_is_accepted(tmp_path):

@@ -1,5 +1,6 @@
 """Where the base model comes from, what makes it unavailable, and what is attached to it."""
 
+import time
 import zipfile
 
 import pytest
@@ -77,6 +78,23 @@ def test_the_number_format_is_the_one_asked_for(folder, dtype):
 
 def test_the_number_format_is_measured_where_it_is_left_open(folder):
     assert loading.trunk_dtype(settings(folder, dtype="auto")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("slow", "trials"), [(0.05, loading.FEW_DTYPE_TRIALS), (0.005, loading.DTYPE_TRIALS)], ids=["far", "near"]
+)
+def test_a_format_that_takes_far_longer_is_seen_in_few_trials(monkeypatch, slow, trials):
+    """Fifteen products in bf16 on a CPU without it took 1.5 s of each start."""
+    seconds = {torch.float32: 0.005, torch.bfloat16: slow}
+    calls = []
+
+    def linear(x, weight):
+        calls.append(x.dtype)
+        time.sleep(seconds[x.dtype])
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    measured = loading._matmul_seconds([*seconds])
+    assert len(calls) == 2 * trials and measured[torch.bfloat16] >= slow
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])

@@ -10,6 +10,7 @@ import pytest
 
 from playground import server
 from playground import settings as settings_module
+from playground.decoding import tuning
 from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.store import Store
@@ -152,6 +153,21 @@ def test_readiness_says_what_answers(site):
 def test_an_engine_that_does_not_run_is_not_ready(site, folder):
     engine = Engine(Store(), site.settings, site.engine.base, site.engine.tokenizer)
     assert server.readiness(site.settings, engine.store, engine)["ready"] is False
+
+
+def test_everybody_reads_that_replies_grow_slowly_here_and_what_helps(site, page, monkeypatch):
+    def line(**headers):
+        page.client.headers.update(headers)
+        timer = next(d for d in page.config["dependencies"] if d["outputs"][0] == strip and d["backend_fn"])
+        body = {"data": [None], "fn_index": timer["id"], "session_hash": page.session}
+        return page.client.post("/gradio_api/run/predict", json=body).json()["data"][0]
+
+    strip = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "strip")
+    assert 'class="slow"' not in line()
+    slow = tuning.slowness(tuning.Choice("plain", 1, 1000.0), site.settings.with_values(decode_format="auto"))
+    monkeypatch.setattr(site.engine, "slowness", slow)
+    assert '<p class="slow" role="note">With this model, a reply grows by about 1.0 tokens' in line()
+    assert "每秒大约增加 1.0 个词元" in line(**{"accept-language": "zh-CN"})
 
 
 # -- the cookie

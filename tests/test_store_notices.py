@@ -19,6 +19,7 @@ from playground.settings import Settings
 from playground.store import Store, StoreLost, StoreUnavailable
 from playground.ui import notice as notice_module
 from playground.ui import page as page_module
+from playground.web import http_server
 from tests.chats import chat, folder, person, turn  # noqa: F401 (fixtures)
 from tests.test_server import CONTROLS, Page, notices
 
@@ -40,7 +41,7 @@ def site(folder, tmp_path_factory):  # noqa: F811
     store = Store(settings.database, patience=0.2)
     engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     sock = socket.create_server(("127.0.0.1", 0))
-    web = server.Web(
+    web = http_server.Web(
         server.create(settings, store, engine, Chat(store, engine, settings)), before_shutdown=engine.close
     )
     thread = threading.Thread(target=web.run, args=([sock],))

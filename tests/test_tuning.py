@@ -1,15 +1,19 @@
 """How a machine decodes: measured once, remembered, overridden."""
 
 import json
+import time
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from playground.decoding import fused, tuning
+from playground.decoding import fused, measuring, tuning
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
+from playground.serving.engine import Engine
 from playground.settings import Settings
+from playground.store import Store
+from playground.system.languages import Words
 from tests.families import LONG_TOKENS, phi3
 from tests.tiny import tiny_folder
 
@@ -52,16 +56,130 @@ def test_a_format_far_from_the_model_is_not_chosen(settings, monkeypatch):
     assert chosen(settings)[0].number_format == "float32"  # the model's own
 
 
-@pytest.mark.parametrize(("best", "steps"), [(float("inf"), tuning.STEPS + 1), (1e-9, 2)])
+def decoded(forward, monkeypatch):
+    """A list that has an entry for each step of `forward`."""
+    decode, calls = forward.decode, []
+    monkeypatch.setattr(forward, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    return calls
+
+
+@pytest.mark.parametrize(("best", "steps"), [(float("inf"), measuring.STEPS + 1), (1e-9, 2)])
 def test_a_format_that_takes_far_longer_is_measured_by_one_step(settings, monkeypatch, best, steps):
     """Each of six slow formats took two seconds of the first start."""
     model = loading.load_trunk(settings)
     forward = fused.FusedForward(model, "float32")
-    decode, calls = forward.decode, []
-    monkeypatch.setattr(forward, "decode", lambda *arguments: calls.append(1) or decode(*arguments))
-    truth = torch.zeros(model.config.vocab_size)
-    assert tuning._measure_steps(forward, [5, 6, 7], truth, best).milliseconds > 0
+    calls = decoded(forward, monkeypatch)
+    ids = [5, 6, 7]
+    [measured] = measuring.measure(forward, ids, measuring.next_token(model, ids), [1], best)
+    assert measured.milliseconds > 0 and abs(measured.nats) < 1e-4
     assert len(calls) == steps
+
+
+def test_two_numbers_of_threads_share_a_prompt(settings, monkeypatch):
+    model = loading.load_trunk(settings)
+    forward = fused.FusedForward(model, "float32")
+    calls = decoded(forward, monkeypatch)
+    monkeypatch.setattr(measuring, "FAR", float("inf"))
+    ids = [5, 6, 7]
+    one, two = measuring.measure(forward, ids, measuring.next_token(model, ids), [1, 2], 1.0)
+    assert (one.threads, two.threads) == (1, 2) and one.nats == two.nats
+    assert len(calls) == 2 * (measuring.STEPS + 1) and torch.get_num_threads() == 1
+
+
+def least_milliseconds(monkeypatch, milliseconds):
+    """Let the products of a step take this long in each format, {format: milliseconds}; returns which were asked."""
+    asked = []
+
+    class Products:
+        def __init__(self, model, number_format):
+            asked.append(number_format)
+            self.milliseconds = lambda: milliseconds[number_format]
+
+    monkeypatch.setattr(measuring, "Products", Products)
+    return asked
+
+
+def packed(monkeypatch):
+    """A list of the formats of which all weights are packed."""
+    make, formats = tuning.fused_forward, []
+    monkeypatch.setattr(tuning, "fused_forward", lambda m, name: formats.append(name) or make(m, name))
+    return formats
+
+
+def test_a_format_whose_products_alone_take_longer_is_not_measured(settings, monkeypatch):
+    """Fourteen seconds of the first start went into formats that could not win."""
+    least_milliseconds(monkeypatch, {"bfloat16": 1e9, "float32": 1e9})
+    formats = packed(monkeypatch)
+    choice = tuning._measure(settings, loading.load_trunk(settings), ("int8", "bfloat16", "float32"))
+    assert choice.number_format == "int8" and formats == ["int8"]
+
+
+def test_a_format_whose_products_take_less_is_measured_and_may_win(settings, monkeypatch):
+    model = loading.load_trunk(settings)
+    asked = least_milliseconds(monkeypatch, {"bfloat16": 1e9, "float32": 0})
+    formats = packed(monkeypatch)
+    times = {"int8": 5.0, "float32": 2.0}
+
+    def measure(forward, ids, truth, thread_counts, best):
+        assert best == (float("inf") if forward.number_format == "int8" else 5.0)
+        return [measuring.Measurement(1, times[forward.number_format], 0.001)]
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    choice = tuning._measure(settings, model, ("int8", "bfloat16", "float32"))
+    assert choice == tuning.Choice("float32", 1, 2.0, 0.001)
+    assert formats == ["int8", "float32"] and asked == ["bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("number_format", ["int8", "bfloat16", "float32"])
+def test_products_of_one_block_and_the_head_say_the_least_that_a_step_can_take(settings, number_format):
+    model = loading.load_trunk(settings)
+    forward = fused.FusedForward(model, number_format)
+    step = min(
+        m.milliseconds
+        for _ in range(3)
+        for m in measuring.measure(forward, [5, 6, 7], torch.zeros(model.config.vocab_size), [1], float("inf"))
+    )
+    assert 0 < measuring.Products(model, number_format).milliseconds() < step
+
+
+# -- too slow
+
+
+def test_a_step_that_takes_too_long_is_told_with_what_helps(settings):
+    slow = tuning.Choice("int8", 1, 400.0)
+    assert "about 2.5 tokens a second here" in str(tuning.slowness(slow, settings))
+    assert "--decode-format auto" not in str(tuning.slowness(slow, settings))
+    assert "--decode-format auto" in str(tuning.slowness(slow, settings.with_values(decode_format="float32")))
+    assert "每秒大约增加 2.5 个词元" in Words("zh-CN").message(tuning.slowness(slow, settings))
+
+
+@pytest.mark.parametrize("milliseconds", [None, 1.0, 199.0])
+def test_a_step_that_is_fast_enough_or_not_known_is_not_told(settings, milliseconds):
+    assert tuning.slowness(tuning.Choice("int8", 1, milliseconds), settings) is None
+
+
+def test_transformers_own_forward_is_timed_by_the_step_that_answers(settings, caplog):
+    model = loading.load_trunk(settings)
+    decode = model.forward
+    model.forward = lambda *arguments, **more: time.sleep(0.21) or decode(*arguments, **more)
+    choice = tuning.timed(tuning.Choice("plain", 1), TransformersForward(model))
+    assert 210 <= choice.milliseconds < 2000
+    assert tuning.slowness(choice, settings) is not None
+
+
+def test_an_engine_of_a_slow_model_says_so_in_the_log(settings, monkeypatch, caplog):
+    decode = TransformersForward.decode
+    monkeypatch.setattr(TransformersForward, "decode", lambda *arguments: time.sleep(0.21) or decode(*arguments))
+    plain = settings.with_values(decode_format="plain")
+    engine = Engine(Store(), plain, loading.load_trunk(plain), loading.load_tokenizer(plain))
+    assert engine.choice.number_format == "plain" and engine.choice.milliseconds >= 210
+    assert str(engine.slowness) in caplog.messages and "A smaller model (--model)" in str(engine.slowness)
+
+
+def test_a_forward_that_cannot_be_timed_is_not_slow(settings, monkeypatch):
+    monkeypatch.setattr(measuring, "plain_milliseconds", lambda _: 1 / 0)
+    choice = tuning.Choice("plain", 1)
+    assert tuning.timed(choice, None) is choice and tuning.slowness(choice, settings) is None
 
 
 def test_what_is_measured_is_the_format_and_not_unwritten_memory(settings):

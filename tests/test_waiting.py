@@ -19,6 +19,7 @@ from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
+from playground.web import http_server
 from tests.chats import chat, folder, person, slow  # noqa: F401 (fixtures)
 from tests.test_server import Page, notices
 
@@ -48,7 +49,7 @@ def site(folder):
     engine = Engine(store, settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
     chat = Chat(store, engine, settings)
     sock = socket.create_server(("127.0.0.1", 0))
-    web = server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)
+    web = http_server.Web(server.create(settings, store, engine, chat), before_shutdown=engine.close)
     thread = threading.Thread(target=web.run, args=([sock],))
     thread.start()
     yield type(

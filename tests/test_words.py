@@ -17,7 +17,7 @@ from playground.ui.words import CATALOGUES, CHINESE, Words
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
-MODULES = [*sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
+MODULES = [ROOT / "app.py", *sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 LISTS = {"{first}; {next}", "{first}\n{next}"}  # of `joined` and `lines`
 # user-facing errors that may say a plain English text, which no page shows: on the command line, in the log, and to
 # whoever sends what the page does not
@@ -79,7 +79,7 @@ def shows(path: Path, function: ast.expr) -> bool:
 def sentences() -> tuple[Sentence, ...]:
     found = []
     for path in MODULES:
-        if path.name in ("words.py", "messages.py"):
+        if path.name in ("words.py", "languages.py", "messages.py"):
             continue
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.Call) or not node.args:

@@ -30,7 +30,7 @@ class Int8Weight:
         parts = (tensor.split(INT8_ROWS) for tensor in (weight, self.weight, self.scale))
         for rows, codes, scale in zip(*parts, strict=True):
             scale.copy_((rows.abs().amax(1).float() / 127).clamp(min=1e-8))
-            codes.copy_((rows / scale.float()[:, None]).round().clamp(-128, 127))
+            codes.copy_((rows / scale.float()[:, None]).round_().clamp_(-128, 127))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch._weight_int8pack_mm(x, self.weight, self.scale)

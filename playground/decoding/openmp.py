@@ -7,9 +7,9 @@ barrier` (GNU's libgomp; LLVM's and Intel's have them too). Windows has none of 
 
 import ctypes
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from llvmlite import binding
 from numba import types
 
@@ -17,9 +17,15 @@ SYMBOLS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_t
 
 
 def _addresses() -> dict[str, int]:
-    """Where the functions are in this process. OSError or AttributeError where torch has no such library."""
+    """Where the functions are in this process. OSError or AttributeError where torch has no such library.
+
+    Torch itself is not imported here: a process that only compiles does without it.
+    """
     name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))  # finds what it is linked with too
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise OSError("torch is not installed")
+    library = ctypes.CDLL(str(Path(torch.origin).parent / "lib" / name))  # finds what it is linked with too
     return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in SYMBOLS}
 
 

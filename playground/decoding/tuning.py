@@ -1,39 +1,39 @@
 """Which number format and how many threads decode fastest here: measured in a few seconds at the first start, then
-remembered in `tuning.json` for this machine and model.
+remembered in `tuning.json` for this machine and model. And what to tell people where that is too slow.
+
+How it is measured is `measuring.py`'s.
 """
 
 import json
 import logging
 import os
 import platform
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from playground.decoding import fused, graph_forward
+from playground.decoding import fused, graph_forward, measuring
 from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
-from playground.decoding.forward import AnyForward, TokenIds
+from playground.decoding.forward import AnyForward
 from playground.decoding.graph_forward import GraphForward
-from playground.decoding.number_formats import PARAMETER_BYTES
+from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES
 from playground.models.loading import BaseIdentity
 from playground.settings import Settings
+from playground.system import safe_logging
+from playground.system.messages import Message
 
 log = logging.getLogger(__name__)
 
-# what is measured: a step of a pair of replies
-CONTEXT_TOKENS = 192
-REPLIES = 2
-STEPS = 8
-FAR = 2  # times the fastest format's milliseconds
-
 MAX_KL = 0.01  # nats; a format further from the model than this is not chosen
-AUTO_FORMATS = ("w8a16", "int8", "bfloat16", "float32")  # that are measured where the settings name none
+# among which one is chosen where the settings name none; the one that is mostly the fastest comes first, since what
+# cannot be faster is then seen from a few products
+AUTO_FORMATS = ("w8a16", "int8", "bfloat16", "float32")
+SLOW = 5.0  # tokens a second of each reply; people read about as fast
 
 
 @dataclass(frozen=True)
@@ -154,60 +154,78 @@ def _on_gpu(settings: Settings, model: PreTrainedModel) -> Choice:
     return choice
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    milliseconds: float  # median of a step
-    nats: float  # KL of the model's next token to the format's
-
-
 def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...]) -> Choice:
     """The fastest of the formats that are near enough to the model, and its number of threads."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (CONTEXT_TOKENS,), generator=generator).tolist()
-    with torch.inference_mode():
-        truth = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].float(), -1)
+    ids = measuring.random_ids(model, measuring.CONTEXT_TOKENS)
+    truth = measuring.next_token(model, ids)
     choices: dict[Choice, float] = {}  # their milliseconds
-    threads_before = torch.get_num_threads()
-    try:
-        for number_format in formats:
-            forward = fused_forward(model, number_format)
-            for threads in sorted({1, settings.threads}):
-                torch.set_num_threads(threads)
-                measured = _measure_steps(forward, ids, truth, min(choices.values(), default=inf))
-                log.info(
-                    "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
-                    number_format,
-                    threads,
-                    measured.milliseconds,
-                    measured.nats,
-                )
-                if len(formats) == 1 or measured.nats < MAX_KL or number_format == "float32":
-                    choice = Choice(number_format, threads, round(measured.milliseconds, 2), round(measured.nats, 6))
-                    choices[choice] = round(measured.milliseconds, 2)
-            del forward  # before the next one takes as much memory
-    finally:
-        torch.set_num_threads(threads_before)
+    for number_format in formats:
+        best = min(choices.values(), default=inf)
+        thread_counts = _that_may_win(model, number_format, sorted({1, settings.threads}), best)
+        if not thread_counts:
+            continue
+        forward = fused_forward(model, number_format)
+        for measured in measuring.measure(forward, ids, truth, thread_counts, best):
+            log.info(
+                "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
+                number_format,
+                measured.threads,
+                measured.milliseconds,
+                measured.nats,
+            )
+            if len(formats) == 1 or measured.nats < MAX_KL or number_format == "float32":
+                milliseconds = round(measured.milliseconds, 2)
+                choice = Choice(number_format, measured.threads, milliseconds, round(measured.nats, 6))
+                choices[choice] = milliseconds
+        del forward  # before the next one takes as much memory
     return min(choices, key=choices.__getitem__)
 
 
-def _measure_steps(forward: fused.FusedForward, ids: TokenIds, truth: torch.Tensor, best: float) -> _Measurement:
-    """Time steps after `ids`; compare the first one's logits to `truth` (vocabulary,), the model's log-probabilities
-    there. One step is enough where it takes far longer than the `best` milliseconds so far.
-    """
-    cache = forward.new_cache(REPLIES, len(ids) - 1, STEPS + 1)
-    forward.prefill(cache, ids[:-1])
-    seconds = []
-    nats = 0.0
-    for step in range(STEPS + 1):
-        start = time.perf_counter()
-        logits = forward.decode([cache], [ids[-1]] * REPLIES)
-        seconds.append(time.perf_counter() - start)
-        if step == 0:
-            said = torch.log_softmax(logits[0], -1)
-            nats = (truth.exp() * (truth - said)).sum().item()
-        elif 1e3 * seconds[-1] > FAR * best:
-            break
-    return _Measurement(1e3 * median(seconds[1:]), nats)  # the first step warms up
+def _that_may_win(
+    model: PreTrainedModel, number_format: str, thread_counts: Sequence[int], best: float
+) -> Sequence[int]:
+    """The numbers of threads on which a step in this format may take less than `best` milliseconds."""
+    if best == inf or number_format not in FORMATS:
+        return thread_counts
+    products = measuring.Products(model, number_format)
+    left = []
+    for threads in thread_counts:
+        with measuring.on_threads(threads):
+            least = products.milliseconds()
+        if least < best:
+            left.append(threads)
+        else:
+            log.info("%s on %d threads: products alone take %.1f ms a step", number_format, threads, least)
+    return left
+
+
+def timed(choice: Choice, forward: AnyForward) -> Choice:
+    """The choice with the time of a step also where transformers' own forward decodes, which `choose` does not run."""
+    if choice.number_format != "plain":
+        return choice
+    try:
+        return replace(choice, milliseconds=round(measuring.plain_milliseconds(forward), 2))
+    except Exception as error:  # a model of any kind may raise anything; its turns then say so
+        log.warning("a step could not be timed: %s", safe_logging.describe_error(error))
+        return choice
+
+
+def slowness(choice: Choice, settings: Settings) -> Message | None:
+    """What to tell people where replies grow more slowly than they read; None elsewhere."""
+    if choice.milliseconds is None or 1e3 / choice.milliseconds >= SLOW:
+        return None
+    rate = f"{1e3 / choice.milliseconds:.1f}"
+    if settings.decode_format == "auto":
+        return Message(
+            "With this model, a reply grows by about {rate} tokens a second here, more slowly than people read. A "
+            "smaller model (--model) or a GPU helps.",
+            rate=rate,
+        )
+    return Message(
+        "With this model, a reply grows by about {rate} tokens a second here, more slowly than people read. A smaller "
+        "model (--model), --decode-format auto or a GPU helps.",
+        rate=rate,
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Engine:
         self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.choose(settings, base, self.identity))
         self.kv_pool = KVCachePool(settings.kv_cache_mb << 20)
         self.versions = threads.run_in_own_thread(settings.threads, self._make_versions)
+        forward = self.versions.live.forward
+        self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.timed(self.choice, forward))
+        self.slowness = tuning.slowness(self.choice, settings)  # what everybody is told where replies grow slowly
+        if self.slowness:
+            log.warning("%s", self.slowness)
         self.guests = Guests(self.versions, self.choice.copy_bytes(base))
         self.worker_process: Child | None = None  # is held while a turn waits for a first token
         # by which a worker on the same GPU sees that replies stream

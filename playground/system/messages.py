@@ -1,6 +1,6 @@
 """Sentences for people: an English template and the values for its places, kept apart until somebody reads them.
 
-As in gettext, the template is the key: `playground/ui/words.py` looks its translation up and fills the places. Whoever
+As in gettext, the template is the key: `languages.py` looks its translation up and fills the places. Whoever
 raises, returns or stores a sentence makes a Message; `str(message)` is the English sentence, for logs and the command
 line. Who is shown what, and in which language, is the page's.
 """

@@ -178,7 +178,9 @@ class StatusBar:
 
     def on_tick(self, painted: str | None, request: gr.Request) -> tuple[Any, Any]:
         """The line, where it has changed."""
-        html = status_html(self.status(), words.of(request), self.changes().get("strip", ""))
+        translate = words.of(request)
+        html = status_html(self.status(), translate, self.changes().get("strip", ""))
+        html += slowness_html(self.engine.slowness, translate)
         return (gr.skip(), gr.skip()) if painted == html else (html, html)
 
 
@@ -202,6 +204,11 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
     kind = "paused" if status.paused else status.state
     content = f'<span class="version">{version}</span>{content}'
     return f'<div class="strip {kind}" role="status" data-state="{state}">{content}</div>'
+
+
+def slowness_html(slowness: Message | None, translate: Words) -> str:
+    """A second line where replies grow slowly here; what it says stays true, so it stays."""
+    return f'<p class="slow" role="note">{escape(translate.message(slowness))}</p>' if slowness else ""
 
 
 def outcome(status: LoopStatus, row: Row, translate: Words) -> str:

@@ -1,0 +1,137 @@
+"""How long a decoding step takes here, in each number format, and how far the format is from the model.
+
+What is chosen from that, and remembered, is `tuning.py`'s.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+from transformers import PreTrainedModel
+
+from playground.decoding.forward import AnyForward, TokenIds
+from playground.decoding.number_formats import FORMATS
+from playground.models import structure
+
+# what is measured: a step of a pair of replies
+CONTEXT_TOKENS = 192
+PLAIN_CONTEXT_TOKENS = 24  # where transformers' own forward decodes, which may take a second a token
+REPLIES = 2
+STEPS = 8
+PLAIN_STEPS = 2
+PRODUCT_TRIALS = 4
+FAR = 2  # times the fastest milliseconds so far
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of one format on one number of threads."""
+
+    threads: int
+    milliseconds: float  # median of a step
+    nats: float  # KL of the model's next token to the format's
+
+
+def random_ids(model: PreTrainedModel, n: int) -> TokenIds:
+    """`n` tokens of the whole vocabulary, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = len(structure.input_embeddings(model).weight)
+    return torch.randint(0, vocabulary, (n,), generator=generator).tolist()
+
+
+@torch.inference_mode()
+def next_token(model: PreTrainedModel, ids: TokenIds) -> torch.Tensor:
+    """Log-probabilities (vocabulary,) after `ids`, by transformers' own forward of a model of the Llama family."""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits
+    return torch.log_softmax(logits[0, -1].float(), -1)
+
+
+def measure(
+    forward: AnyForward, ids: TokenIds, truth: torch.Tensor, thread_counts: Sequence[int], best: float
+) -> Iterator[Measurement]:
+    """Time steps after `ids` on each number of threads. `truth` (vocabulary,): the model's log-probabilities there.
+
+    A step is enough where it takes far longer than the `best` milliseconds so far.
+    """
+    cache = forward.new_cache(REPLIES, len(ids) - 1, len(thread_counts) * (STEPS + 1))
+    forward.prefill(cache, ids[:-1])
+    nats = 0.0
+    for i, threads in enumerate(thread_counts):
+        seconds = []
+        with on_threads(threads):
+            for step in range(STEPS + 1):
+                start = time.perf_counter()
+                logits = forward.decode([cache], [ids[-1]] * REPLIES)
+                seconds.append(time.perf_counter() - start)
+                if i == step == 0:
+                    nats = (truth.exp() * (truth - torch.log_softmax(logits[0], -1))).sum().item()
+                elif step and 1e3 * seconds[-1] > FAR * best:
+                    break
+        milliseconds = 1e3 * median(seconds[1:])  # the first step warms up
+        best = min(best, milliseconds)
+        yield Measurement(threads, milliseconds, nats)
+
+
+@contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """Torch computes on this many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Products:
+    """The products of a step in one of `number_formats.FORMATS`: of the head, and of one block, since the other blocks'
+    take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
+
+    To pack one block and the head takes a small part of the time that all weights take.
+    """
+
+    def __init__(self, model: PreTrainedModel, number_format: str) -> None:
+        pack = FORMATS[number_format]
+        blocks = structure.blocks(model)
+        of_inputs: dict[int, list[torch.Tensor]] = {}  # the block's weights, by the width of their input
+        for layer in blocks[0].modules():
+            if isinstance(layer, torch.nn.Linear):
+                of_inputs.setdefault(layer.in_features, []).append(layer.weight.detach())
+        self._blocks = len(blocks)
+        # those of one width as one product, as if all of them could be fused
+        self._of_block = [pack.blocks(torch.cat(weights).float()) for weights in of_inputs.values()]
+        self._inputs = [torch.randn(REPLIES, width).to(pack.blocks.dtype) for width in of_inputs]
+        self._head = pack.head(structure.output_embeddings(model).weight.detach())
+        self._hidden = torch.randn(REPLIES, model.config.hidden_size).to(pack.head.dtype)
+
+    @torch.inference_mode()
+    def milliseconds(self) -> float:
+        """On as many threads as torch uses now; the fastest of a few times."""
+        of_block = sum(
+            least_milliseconds(partial(weight, x), PRODUCT_TRIALS)
+            for weight, x in zip(self._of_block, self._inputs, strict=True)
+        )
+        return self._blocks * of_block + least_milliseconds(partial(self._head, self._hidden), PRODUCT_TRIALS)
+
+
+def least_milliseconds(work: Callable[[], object], trials: int) -> float:
+    """The least time that `work` takes."""
+    best = float("inf")
+    for _ in range(trials):
+        start = time.perf_counter()
+        work()
+        best = min(best, 1e3 * (time.perf_counter() - start))
+    return best
+
+
+def plain_milliseconds(forward: AnyForward) -> float:
+    """Of a step of a pair by a forward that serves any model, after few tokens; the faster of two."""
+    ids = random_ids(forward.model, PLAIN_CONTEXT_TOKENS)
+    cache = forward.new_cache(REPLIES, len(ids), PLAIN_STEPS)
+    forward.prefill(cache, ids)
+    # to read a number waits for the device
+    return least_milliseconds(lambda: forward.decode([cache], ids[:REPLIES])[0, 0].item(), PLAIN_STEPS)

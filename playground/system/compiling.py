@@ -1,0 +1,81 @@
+"""Compiles the decoding step in a process of its own: at the first start, on the core that imports and loading leave
+idle. Numba keeps what it compiles, so that this process then only reads it.
+
+The module that is compiled is `playground/decoding/step_kernel.py`. Imports nothing that takes seconds.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+DECODING = ROOT / "playground" / "decoding"
+KERNEL = "step_kernel"
+# The package's own __init__ imports transformers, which compiling needs as little as torch.
+PROGRAM = f"""
+import sys, types
+package = types.ModuleType("playground.decoding")
+package.__path__ = [{str(DECODING)!r}]
+sys.modules[package.__name__] = package
+import playground.decoding.{KERNEL}
+"""
+LONGEST = 120.0  # seconds that are waited for it; after that this process compiles for itself
+
+
+class Compiling:
+    """A process that compiles the decoding step; it has begun."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # where it fails, whoever imports the kernel finds out why
+            process_group=0,  # Ctrl-C in the terminal reaches only the parent, which ends this one
+        )
+
+    def wait(self) -> None:
+        """Return once it has ended, whether or not it could compile."""
+        try:
+            code = self._process.wait(LONGEST)
+            log.debug("the process that compiles ended with exit code %d", code)
+        except subprocess.TimeoutExpired:
+            self.stop()
+
+    def stop(self) -> None:
+        """End it. What is compiled already stays."""
+        self._process.kill()
+        self._process.wait()
+
+
+def begin(decode_format: str, device: str) -> Compiling | None:
+    """Begin to compile where these settings may want the step and there is a core for it; None elsewhere."""
+    wanted = decode_format in ("auto", "w8a16") and device in ("auto", "cpu")
+    if not wanted or (os.cpu_count() or 1) < 2 or is_compiled():
+        return None
+    try:
+        return Compiling()
+    except OSError as error:  # no memory for another process, say
+        log.info("compiling beside the start is left out: %s", error)
+        return None
+
+
+def is_compiled() -> bool:
+    """Whether numba has kept a step that was compiled from the kernel as it is."""
+    written = (DECODING / f"{KERNEL}.py").stat().st_mtime
+    return any(index.stat().st_mtime > written for index in _indexes())
+
+
+def _indexes() -> list[Path]:
+    """Numba's index files of the step, from wherever numba may keep them."""
+    pattern = f"{KERNEL}.step-*.nbi"
+    if folder := os.environ.get("NUMBA_CACHE_DIR"):
+        return [*Path(folder).rglob(pattern)]
+    of_user = Path.home() / ".cache" / "numba"
+    return [*(DECODING / "__pycache__").glob(pattern), *of_user.rglob(pattern)]

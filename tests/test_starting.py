@@ -1,0 +1,239 @@
+"""What answers while the app starts, and how the app takes over the same socket."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from playground.decoding import step_kernel  # noqa: F401  # so that numba has kept the step
+from playground.settings import Settings
+from playground.system import compiling
+from playground.system.messages import Message
+from playground.web import http_server
+from playground.web.starting import RELOAD_SECONDS, Starting
+from tests.browsing import MARKS as BROWSER
+
+
+def ask(settings, method, path, **headers):
+    """The answer to one request while the start loads the model."""
+    starting = Starting(settings)
+    starting.say(Message("loading the model"))
+
+    async def request():
+        transport = httpx.ASGITransport(starting.answer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.request(method, path, headers=headers)
+
+    return asyncio.run(request())
+
+
+@pytest.fixture
+def settings():
+    return Settings(_env_file=None)
+
+
+# -- the answers
+
+
+def test_the_app_lives_before_it_is_ready(settings):
+    alive, ready = ask(settings, "GET", "/healthz"), ask(settings, "GET", "/readyz")
+    assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
+    assert (ready.status_code, ready.json()) == (503, {"ready": False, "starting": "loading the model"})
+
+
+@pytest.mark.parametrize("path", ["/", "/?shared=abc", "/admin/token", "/assets/index.js"])
+def test_a_page_says_what_the_start_does_and_asks_again(settings, path):
+    answer = ask(settings, "GET", path)
+    assert answer.status_code == 503 and answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "Nudge is starting" in answer.text and "loading the model…" in answer.text
+    assert f'http-equiv="refresh" content="{RELOAD_SECONDS}">' in answer.text  # the same address, with its parameters
+    assert answer.headers["retry-after"] == str(RELOAD_SECONDS) and answer.headers["cache-control"] == "no-store"
+
+
+def test_the_page_is_in_the_browsers_language(settings):
+    chinese = ask(settings, "GET", "/", **{"accept-language": "zh-CN,zh;q=0.9"}).text
+    assert '<html lang="zh-CN">' in chinese and "正在加载模型…" in chinese
+    assert '<html lang="en">' in ask(settings, "GET", "/", **{"accept-language": "fr"}).text
+
+
+def test_the_page_loads_nothing_and_says_so_in_its_policy(settings):
+    answer = ask(settings, "GET", "/")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"<script|src=|href=|@import|url\(", answer.text)
+
+
+def test_a_gesture_of_a_page_that_is_still_open_is_told_to_wait(settings):
+    answer = ask(settings, "POST", "/gradio_api/run/predict", **{"accept-language": "zh-CN"})
+    assert answer.status_code == 503 and "正在启动" in answer.json()["error"]  # where Gradio's page reads it
+
+
+def test_another_host_is_refused_as_by_the_app(settings):
+    assert ask(settings, "GET", "/", host="evil.example").status_code == 421
+    assert ask(settings.with_values(allowed_hosts="evil.example"), "GET", "/", host="evil.example").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/nudge/healthz", "/healthz"])
+def test_below_a_path_health_is_where_the_app_has_it(settings, path):
+    assert ask(settings.with_values(root_path="/nudge"), "GET", path).status_code == 200
+
+
+def test_below_a_path_the_page_is_in_the_folder_of_that_name(settings):
+    below = settings.with_values(root_path="/nudge")
+    assert ask(below, "GET", "/nudge").headers["location"] == "/nudge/"
+    assert "Nudge is starting" in ask(below, "GET", "/nudge/").text
+
+
+# -- the app takes over
+
+
+def chat():
+    """An app that has a lifespan, like Gradio's."""
+    app = FastAPI()
+    app.state.began = False
+    app.router.on_startup.append(lambda: setattr(app.state, "began", True))
+
+    @app.get("/")
+    def page():
+        assert app.state.began
+        return "the chat"
+
+    return app
+
+
+class Served:
+    """`make` is what builds the app; the server runs while the block does."""
+
+    def __init__(self, make, ready=lambda: None):
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        starting = Starting(Settings(_env_file=None))
+        self.web = http_server.Web(starting.answer, lambda: None, make=make, ready=ready)
+        self.thread = threading.Thread(target=self.web.run, args=([sock],))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.web.should_exit = True
+        self.thread.join(20)
+
+
+def test_no_request_is_lost_while_the_app_takes_over():
+    """Also those of connections that are open: one server has them before and after."""
+    begin, stop, answers = threading.Event(), threading.Event(), []
+
+    def make():
+        begin.wait(20)
+        return chat()
+
+    def visitor(served, keep_alive):
+        with httpx.Client() as client:
+            while not stop.is_set():
+                answers.append((client if keep_alive else httpx).get(served.url).status_code)
+
+    with Served(make) as served:
+        visitors = [threading.Thread(target=visitor, args=(served, keep)) for keep in (True, True, False)]
+        for thread in visitors:
+            thread.start()
+        while len(answers) < 20:
+            time.sleep(0.01)
+        begin.set()
+        until = time.monotonic() + 20
+        while answers.count(200) < 20 and time.monotonic() < until:
+            time.sleep(0.01)
+        stop.set()
+        for thread in visitors:
+            thread.join(20)
+    assert set(answers) == {200, 503} and len(answers) - answers.count(503) >= 20
+    first_of_app = answers.index(200)
+    assert 503 not in answers[first_of_app + len(visitors) :], "the page of the start came back"
+
+
+def test_the_app_is_announced_before_anybody_meets_it():
+    announced = []
+    with Served(chat, lambda: announced.append(served.web._switch.app)) as served:
+        starting = served.web._switch.app
+        until = time.monotonic() + 20
+        while httpx.get(served.url).status_code != 200 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert announced == [starting] and httpx.get(served.url).json() == "the chat"
+
+
+def test_an_app_that_cannot_be_made_ends_the_server_and_says_why():
+    with Served(lambda: 1 / 0) as served:
+        served.thread.join(20)
+        assert not served.thread.is_alive()
+    assert isinstance(served.web.error, ZeroDivisionError) and not served.web.making
+
+
+class TestInABrowser:
+    pytestmark = BROWSER
+
+    def test_the_page_opens_the_chat_by_itself(self, browser):
+        begin = threading.Event()
+
+        def make():
+            begin.wait(60)
+            return chat()
+
+        with Served(make) as served:
+            page = browser.new_page(locale="zh-CN")
+            complaints = []
+            page.on("console", lambda m: m.type == "error" and "503" not in m.text and complaints.append(m.text))
+            page.goto(served.url + "/?shared=abc")
+            page.wait_for_selector("text=正在启动")
+            begin.set()
+            page.wait_for_selector("text=the chat")
+            assert page.url.endswith("/?shared=abc") and complaints == []
+            page.close()
+
+
+# -- compiling beside it
+
+
+def test_the_step_is_compiled_as_this_process_needs_it_and_without_torch():
+    """Numba keeps it under the module's name and its functions' code: what another program keeps must be found here."""
+    program = compiling.PROGRAM + "\nprint([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NUMBA_DEBUG_CACHE": "1", "PYTHONPATH": str(compiling.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "data loaded" in done.stdout and "data saved" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("decode_format", "device", "begins"),
+    [("auto", "auto", True), ("w8a16", "cpu", True), ("int8", "auto", False), ("auto", "cuda", False)],
+)
+def test_it_is_compiled_where_it_is_wanted_and_not_there_yet(monkeypatch, tmp_path, decode_format, device, begins):
+    monkeypatch.setattr(compiling, "PROGRAM", "")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert compiling.is_compiled() and compiling.begin(decode_format, device) is None
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    begun = compiling.begin(decode_format, device)
+    assert (begun is not None) == begins
+    if begun:
+        begun.wait()
+        begun.stop()  # after it has ended, too
+
+
+def test_a_step_that_takes_for_ever_to_compile_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(compiling, "PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(compiling, "LONGEST", 0.1)
+    process = compiling.Compiling()
+    process.wait()
+    assert process._process.returncode is not None
