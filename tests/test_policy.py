@@ -1,9 +1,11 @@
 """The policy's forward passes: log-probabilities, padding, the reference, what can be trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from playground.models import adapters
+from playground.models import adapters, attention
 from playground.settings import Settings
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.policy import Batch, PolicyModel
@@ -134,10 +136,10 @@ def test_replies_that_share_a_prompt_do_not_see_each_other():
     ]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "grouped"])
-def test_shared_prompts_change_neither_logprobs_nor_gradients(attention):
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "grouped"])
+def test_shared_prompts_change_neither_logprobs_nor_gradients(implementation):
     policy = moved(PolicyModel(tiny_model(), settings()))
-    policy.causal.set_attn_implementation(attention)
+    policy.causal.set_attn_implementation(implementation)
     found = []
     for shared in (True, False):
         batch = Batch.of(SIBLINGS, "cpu", shared)
@@ -147,6 +149,21 @@ def test_shared_prompts_change_neither_logprobs_nor_gradients(attention):
     assert len(found[0]) == 1 + len(policy.parameters)
     for together, alone in zip(*found, strict=True):
         torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [1, 2, 100])
+def test_replies_attended_one_by_one_are_those_under_the_mask_of_all(queries, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    policy = moved(PolicyModel(tiny_model(), settings()))
+    policy.causal.set_attn_implementation("grouped")
+    batch = Batch.of(SIBLINGS, "cpu")
+    assert batch.branches == attention.Branches(prompt_length=4, count=3)
+    found = []
+    for one in (batch, replace(batch, branches=None)):
+        logprobs = policy.logprobs(one)
+        found.append([logprobs, *torch.autograd.grad(logprobs.sum(), list(policy.parameters.values()))])
+    for one_by_one, masked in zip(*found, strict=True):
+        torch.testing.assert_close(one_by_one, masked, rtol=1e-3, atol=1e-4)
 
 
 def test_prompts_with_unlike_numbers_of_replies_are_read_once_a_reply():

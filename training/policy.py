@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from playground.models import adapters, lora, structure
+from playground.models.attention import Branches, is_grouped
 from playground.models.batches import pad
 from playground.settings import Settings
 from playground.system import gpu_share
@@ -40,6 +41,7 @@ class Batch:
     attention: torch.Tensor
     completion: torch.Tensor  # (B, T)
     mask: torch.Tensor  # (B, T) fp32, 1 on completion tokens
+    branches: Branches | None  # how completions that share a row hang together
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], device: torch.device | str, shared: bool = True) -> "Batch":
@@ -65,8 +67,11 @@ class Batch:
         first_position = prompt_mask.sum(-1).repeat_interleave(per_prompt)[:, None]  # (B, 1)
         read_positions = first_position + torch.arange(completion.shape[1] - 1, device=device)  # (B, T-1)
         positions = torch.cat([prompt_positions, read_positions.reshape(rows, -1)], 1)
-        attention = present if per_prompt == 1 else branching(present, prompt.shape[1], per_prompt)
-        return cls(ids, positions, attention, completion, mask.float())
+        if per_prompt == 1:
+            return cls(ids, positions, present, completion, mask.float(), branches=None)
+        attention = branching(present, prompt.shape[1], per_prompt)
+        branches = Branches(prompt.shape[1], per_prompt)
+        return cls(ids, positions, attention, completion, mask.float(), branches)
 
     def predicting(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the state of the prompt's
@@ -195,6 +200,8 @@ class PolicyModel:
             position_ids=batch.positions,
             use_cache=False,
         )
+        if batch.branches and is_grouped(self.causal):
+            inputs["branches"] = batch.branches
         with self._checkpointing():
             out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)

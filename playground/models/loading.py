@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from playground.models import attention, folders, sources, structure, templates
+from playground.models import attention, folders, lean_layers, sources, structure, templates
 from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
@@ -190,6 +190,7 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
     model = _from_pretrained(source, options)
     if eager:
         attention.use_grouped(model)
+        lean_layers.use(model)
     if quantisation == "none":
         model.to(device)  # type: ignore[arg-type]  # the signature that transformers' decorator gives it has no self
     return frozen(model)
