@@ -84,7 +84,7 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(make):
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
-    assert less < 0.9 * whole
+    assert less < 0.95 * whole
     with model.disable_adapter(), torch.no_grad():
         reference = model(input_ids=IDS).logits
     with torch.no_grad(), plain(model).disable_adapter():
