@@ -178,6 +178,11 @@ class PolicyModel:
         """Take over LoRA tensors on the line between two states: 0 is `start`, 1 is `end`."""
         self.load({name: start[name] + share * (tensor - start[name]) for name, tensor in end.items()})
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether the LoRA changes anything: it does not as long as each B is 0."""
+        return any(bool(parameter.any()) for name, parameter in self.parameters.items() if "lora_B" in name)
+
     def reference(self) -> AbstractContextManager[None]:
         """Context in which the LoRA is off. That is the policy's start only where training starts from the base."""
         return self.peft.disable_adapter()
@@ -235,9 +240,10 @@ class PolicyModel:
     @torch.no_grad()
     def compare(self, batch: Batch) -> Comparison:
         """Policy and reference on the same replies, token by token and without gradients."""
-        hidden = self.hidden(batch)
-        with self.reference():
-            reference_hidden = self.hidden(batch)
+        reference_hidden = hidden = self.hidden(batch)
+        if self.has_moved:
+            with self.reference():
+                reference_hidden = self.hidden(batch)
         head = self.causal.get_output_embeddings()
         logprob, ref_logprob, entropy, kl = ppo_math.head_comparison(
             hidden, reference_hidden, head, batch.completion, self.temperature

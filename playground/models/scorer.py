@@ -26,8 +26,9 @@ from playground.settings import Settings
 from playground.system import gpu_share
 
 DEPTHS = (0.03, 0.1, 1 / 3, 2 / 3)  # of the layers read, as fractions of the blocks, where the setting names none
-BATCH_TOKENS = 4096  # read at once, padding included: attention's memory grows with the square of the length
-GPU_BATCH = 4  # times as many replies and tokens are read at once on a GPU, which small batches keep waiting
+BATCH_TOKENS = 1024  # read at once on a CPU, padding included: more of them leave its cache
+GPU_BATCH_TOKENS = 16384  # on a GPU, which small batches keep waiting
+GPU_BATCH = 4  # times as many replies are read at once on a GPU
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
 COMMON_TOKENS = 200  # tokens that are counted
 
@@ -45,7 +46,7 @@ class FeatureTrunk:
 
     def __init__(self, settings: Settings, model: PreTrainedModel | None = None) -> None:
         """The trunk is loaded, or it is `model`, in the format of `reward.quantisation`, whose upper blocks go."""
-        self.model = model or loading.load_trunk(settings, settings.reward.quantisation)
+        self.model = model or loading.load_trunk(settings, settings.reward.quantisation, lean=True)
         blocks = structure.blocks(self.model)
         depths = [settings.reward.layer] if settings.reward.layer else DEPTHS
         self.layers = sorted({max(1, round(depth * len(blocks))) for depth in depths})
@@ -56,7 +57,7 @@ class FeatureTrunk:
         self.targets = lora.linear_targets(self.model)
         larger = GPU_BATCH if self.model.device.type == "cuda" else 1
         self.batch = larger * settings.reward.batch
-        self.batch_tokens = larger * BATCH_TOKENS
+        self.batch_tokens = GPU_BATCH_TOKENS if larger > 1 else BATCH_TOKENS
         self.most = structure.positions(self.model.config)
         width = structure.input_embeddings(self.model).embedding_dim
         self.parts = [width] * len(self.layers) + [1]
