@@ -100,13 +100,16 @@ class _LeanMLP(LlamaMLP):
 
 
 class _LeanLora(LoraLinear):
-    """peft's LoRA on a frozen linear layer: one adapter, no dropout. All else is left to peft."""
+    """peft's LoRA on a frozen linear layer: one adapter, no dropout. All else is left to peft, and layers with hooks,
+    which run where a layer is called.
+    """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.disable_adapters or self.merged or args or kwargs or len(self.active_adapters) != 1:
+        base = self.base_layer
+        plain = not (self.disable_adapters or self.merged or args or kwargs or base._forward_hooks)
+        if not plain or len(self.active_adapters) != 1:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
-        base = self.base_layer
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         return _LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[name])
 
