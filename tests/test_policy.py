@@ -201,6 +201,17 @@ def test_a_fresh_policy_is_the_reference():
     assert policy.totals(EPISODES, 2).kl == [0.0] * 4
 
 
+def test_a_policy_that_has_not_moved_is_read_once_and_compares_as_with_its_reference():
+    policy, forwards = PolicyModel(tiny_model(), settings()), []
+    policy.causal.base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    batch = Batch.of(EPISODES, "cpu")
+    once, twice = policy.compare(batch, policy.has_moved), policy.compare(batch)
+    assert len(forwards) == 1 + 2
+    for name in ("logprob", "ref_logprob", "entropy", "kl"):
+        assert torch.equal(getattr(once, name), getattr(twice, name))
+    assert moved(policy).has_moved
+
+
 def test_between_two_states_lie_both_ends_and_a_line():
     policy = PolicyModel(tiny_model(), settings())
     start = policy.state()

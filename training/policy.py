@@ -238,10 +238,12 @@ class PolicyModel:
         return self.token_logprobs(self.hidden(batch), batch)
 
     @torch.no_grad()
-    def compare(self, batch: Batch) -> Comparison:
-        """Policy and reference on the same replies, token by token and without gradients."""
+    def compare(self, batch: Batch, moved: bool = True) -> Comparison:
+        """Policy and reference on the same replies, token by token and without gradients. `moved` is false where the
+        policy is known to be the reference (`has_moved`).
+        """
         reference_hidden = hidden = self.hidden(batch)
-        if self.has_moved:
+        if moved:
             with self.reference():
                 reference_hidden = self.hidden(batch)
         head = self.causal.get_output_embeddings()

@@ -150,11 +150,12 @@ def train_ppo(
         order = [first + k for first in first_replies for k in range(settings.ppo.replies)]
         trajectories = []
         token_sums = []
+        moved = policy.has_moved
         for start in range(0, len(order), settings.ppo.microbatch):
             rows = order[start : start + settings.ppo.microbatch]
             microbatch = [episodes[i] for i in rows]
             scores_of_rows = centred[rows].to(policy.device)
-            trajectory, sums_of_rows = measure(policy, microbatch, scores_of_rows, trainer.beta, settings)
+            trajectory, sums_of_rows = measure(policy, microbatch, scores_of_rows, trainer.beta, settings, moved)
             trajectories.append(trajectory)
             token_sums.append(sums_of_rows)
         sums = ppo_math.read_back(ppo_math.added(token_sums))
@@ -194,13 +195,18 @@ def train_ppo(
 
 @torch.no_grad()
 def measure(
-    policy: PolicyModel, episodes: Sequence[Episode], scores: torch.Tensor, beta: float, settings: Settings
+    policy: PolicyModel,
+    episodes: Sequence[Episode],
+    scores: torch.Tensor,
+    beta: float,
+    settings: Settings,
+    moved: bool = True,
 ) -> tuple[Trajectory, dict[str, torch.Tensor]]:
     """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens, scalar}. scores
-    (B,).
+    (B,); `moved` as in `PolicyModel.compare`.
     """
     batch = policy.batch(episodes)
-    comparison = policy.compare(batch)
+    comparison = policy.compare(batch, moved)
     kl_k1 = ppo_math.kl_k1(comparison.logprob, comparison.ref_logprob)
     kl_k3 = ppo_math.kl_k3(comparison.logprob, comparison.ref_logprob)
     not_yet = torch.zeros(0)
