@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import sqlite_utils
 import torch
 
-from playground.models import loading, prompts, scorer, sources
+from playground.models import loading, prompts, sources
+from playground.models.feature_trunk import DEPTHS, FeatureTrunk
 from training import annotators, preferences, rollout
 from training.preferences import OUTCOMES, Pair
 
@@ -136,7 +137,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
 
         def compute(start=start):
             nonlocal feature_trunk
-            feature_trunk = feature_trunk or scorer.FeatureTrunk(settings)
+            feature_trunk = feature_trunk or FeatureTrunk(settings)
             log(f"features of {start} to {min(start + 64, len(ids))} of {len(ids)} replies")
             return [feature_trunk.parts, feature_trunk.features(ids[start : start + 64]).tolist()]
 
@@ -145,7 +146,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
             kind="features",
             ids=ids[start : start + 64],
             quantisation=settings.reward.quantisation,
-            depths=[settings.reward.layer, *scorer.DEPTHS],
+            depths=[settings.reward.layer, *DEPTHS],
             **key,
         )
         features += rows

@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from benchmarks import gpu as gpu_benchmark
 from benchmarks import gpu_round
 from playground.models import loading, lora
-from playground.models.scorer import FeatureTrunk
+from playground.models.feature_trunk import FeatureTrunk
 from tests.test_loop import planted_folder
 from tests.test_policy import END, EPISODES, moved, settings
 from tests.test_round import running
