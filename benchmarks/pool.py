@@ -112,8 +112,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
                 nonlocal trunk, end
                 trunk = trunk or loading.load_trunk(settings)
                 end = end or loading.end_tokens(trunk, tokenizer)
-                episodes = rollout.sample(
-                    trunk,
+                episodes = rollout.Rollouts(trunk).sample(
                     encoded,
                     rollout.generator(settings.seed, *chunk),
                     replies=settings.replies,
