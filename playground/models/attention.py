@@ -71,12 +71,11 @@ def grouped(
 
     The weights grow with the square of the length, so they are not kept but computed again for the backward.
     """
-    out = _Attention.apply(query, key, value, attention_mask, scaling, branches)
-    return out.transpose(1, 2).contiguous(), None
+    return _Attention.apply(query, key, value, attention_mask, scaling, branches), None
 
 
 class _Attention(torch.autograd.Function):
-    """See `grouped`; returns (B, H, Q, D). Segments of a row go one after the other through memory that stays small."""
+    """See `grouped`; returns (B, Q, H, D). Segments of a row go one after the other through memory that stays small."""
 
     @staticmethod
     def forward(
@@ -88,11 +87,12 @@ class _Attention(torch.autograd.Function):
         scaling: float,
         branches: Branches | None,
     ) -> torch.Tensor:
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for row in range(len(query)):
-            for segment in segments(query.shape[2], branches):
+        b, h, length, width = query.shape
+        out = query.new_empty(b, length, h, width)
+        for row in range(b):
+            for segment in segments(length, branches):
                 q, k, v, seen = _of_segment(query, key, value, mask, row, segment)
-                out[row, :, segment.queries] = (_weights(q, k, seen, scaling) @ v).view(query.shape[1], -1, v.shape[-1])
+                out[row, segment.queries] = (_weights(q, k, seen, scaling) @ v).view(h, -1, width).transpose(0, 1)
         ctx.save_for_backward(query, key, value, mask, out)
         ctx.scaling = scaling
         ctx.branches = branches
@@ -109,8 +109,8 @@ class _Attention(torch.autograd.Function):
         for row in range(len(query)):
             for segment in segments(query.shape[2], ctx.branches):
                 q, k, v, seen = _of_segment(query, key, value, mask, row, segment)
-                d_out = gradients[0][row, :, segment.queries].reshape(kv_heads, -1, width)  # (H/G, G·q, D)
-                of_out = out[row, :, segment.queries].reshape(kv_heads, -1, width)
+                d_out = gradients[0][row, segment.queries].transpose(0, 1).reshape(kv_heads, -1, width)  # (H/G, G·q, D)
+                of_out = out[row, segment.queries].transpose(0, 1).reshape(kv_heads, -1, width)
                 weights = _weights(q, k, seen, ctx.scaling)  # (H/G, G·q, l)
                 _add(d_value[row], segment, weights.mT @ d_out)
                 d_scores = d_out @ v.mT
