@@ -91,8 +91,7 @@ class Crowd:
             )
         encoded = simulate.encode_lines(lines, self.tokenizer, self.settings)
         try:
-            episodes = rollout.sample(
-                model,
+            episodes = rollout.Rollouts(model).sample(
                 encoded,
                 rollout.generator(self.settings.seed, name, version),
                 replies=replies,

@@ -241,8 +241,7 @@ def faithful_rows(settings, site, tokenizer):
     )
     for name, model in (("base version", exact), ("trained version", tuned)):
         forward = live.forward if name == "trained version" else live.forward.for_model(site.engine.base)
-        episodes = rollout.sample(
-            model,
+        episodes = rollout.Rollouts(model).sample(
             chosen,
             rollout.generator("served"),
             replies=1,

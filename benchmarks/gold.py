@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from playground.models import loading, prompts, scorer
+from playground.models import feature_trunk, loading, prompts, scorer
 from playground.settings import read
 from training import preferences, reward
 from training.annotators import lists, second_person, standardised
@@ -35,7 +35,7 @@ def make(pool, cache, settings, log=print):
     os.environ["NUDGE_GOLD"] = str(file)
     if file.exists():
         return
-    trunk, alone, rows = scorer.FeatureTrunk(settings), [([], completion) for _, completion in pool.ids], []
+    trunk, alone, rows = feature_trunk.FeatureTrunk(settings), [([], completion) for _, completion in pool.ids], []
     for start in range(0, len(alone), 64):
         some = alone[start : start + 64]
         log(f"gold model: features of {start} to {start + len(some)} of {len(alone)} replies")
@@ -61,7 +61,7 @@ def make(pool, cache, settings, log=print):
 @functools.cache
 def _model():
     settings, file = read([]), Path(os.environ["NUDGE_GOLD"])
-    return scorer.RewardModel.load(file), scorer.FeatureTrunk(settings), loading.load_tokenizer(settings)
+    return scorer.RewardModel.load(file), feature_trunk.FeatureTrunk(settings), loading.load_tokenizer(settings)
 
 
 @functools.cache

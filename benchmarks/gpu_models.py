@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import gpu, report
 from playground.models import loading
-from playground.models.scorer import FeatureTrunk
+from playground.models.feature_trunk import FeatureTrunk
 from training import selftest
 from training.policy import PolicyModel
 

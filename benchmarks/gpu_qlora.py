@@ -11,7 +11,7 @@ from benchmarks import gpu, gpu_decode, gpu_side, report
 from benchmarks.gpu_round import watched
 from playground.decoding.choose_forward import transformers_forward_of
 from playground.models import loading, lora, structure
-from playground.models.scorer import FeatureTrunk
+from playground.models.feature_trunk import FeatureTrunk
 from playground.system import memory
 from training import gpu as gpu_memory
 from training import ppo, reward, rollout, selftest, served

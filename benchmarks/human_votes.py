@@ -26,7 +26,7 @@ from pydantic import Field
 
 from benchmarks import peer, report
 from benchmarks.pool import Cache
-from playground.models import loading, prompts, scorer, sources
+from playground.models import feature_trunk, loading, prompts, scorer, sources
 from playground.models.scorer import ExtractedFeatures
 from playground.settings import Settings, SettingsError, read
 from training import gate, preferences, reward, reward_head
@@ -152,7 +152,7 @@ def make_votes(
 
 
 def read_features(
-    replies: Sequence[scorer.TokenisedReply], settings: Settings, cache: Cache, log: Callable[[str], None]
+    replies: Sequence[feature_trunk.TokenisedReply], settings: Settings, cache: Cache, log: Callable[[str], None]
 ) -> tuple[torch.Tensor, list[int]]:
     """(features (N, D), widths of their parts), CHUNK replies at a time."""
     trunk = None
@@ -161,9 +161,9 @@ def read_features(
     for start in range(0, len(replies), CHUNK):
         chunk = replies[start : start + CHUNK]
 
-        def compute(chunk: Sequence[scorer.TokenisedReply] = chunk, done: int = start) -> list[Any]:
+        def compute(chunk: Sequence[feature_trunk.TokenisedReply] = chunk, done: int = start) -> list[Any]:
             nonlocal trunk
-            trunk = trunk or scorer.FeatureTrunk(settings)
+            trunk = trunk or feature_trunk.FeatureTrunk(settings)
             log(f"features of replies {done + 1} to {done + len(chunk)} of {len(replies)}")
             return [trunk.parts, trunk.features(chunk).tolist()]
 
@@ -172,7 +172,7 @@ def read_features(
             kind="features",
             model=sources.resolve(settings).rsplit("/", 1)[-1],
             quantisation=settings.reward.quantisation,
-            depths=[settings.reward.layer, *scorer.DEPTHS],
+            depths=[settings.reward.layer, *feature_trunk.DEPTHS],
             ids=chunk,
         )
         rows += found

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import sqlite_utils
 import torch
 
-from playground.models import loading, prompts, scorer, sources
+from playground.models import loading, prompts, sources
+from playground.models.feature_trunk import DEPTHS, FeatureTrunk
 from training import annotators, preferences, rollout
 from training.preferences import OUTCOMES, Pair
 
@@ -111,8 +112,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
                 nonlocal trunk, end
                 trunk = trunk or loading.load_trunk(settings)
                 end = end or loading.end_tokens(trunk, tokenizer)
-                episodes = rollout.sample(
-                    trunk,
+                episodes = rollout.Rollouts(trunk).sample(
                     encoded,
                     rollout.generator(settings.seed, *chunk),
                     replies=settings.replies,
@@ -136,7 +136,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
 
         def compute(start=start):
             nonlocal feature_trunk
-            feature_trunk = feature_trunk or scorer.FeatureTrunk(settings)
+            feature_trunk = feature_trunk or FeatureTrunk(settings)
             log(f"features of {start} to {min(start + 64, len(ids))} of {len(ids)} replies")
             return [feature_trunk.parts, feature_trunk.features(ids[start : start + 64]).tolist()]
 
@@ -145,7 +145,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
             kind="features",
             ids=ids[start : start + 64],
             quantisation=settings.reward.quantisation,
-            depths=[settings.reward.layer, *scorer.DEPTHS],
+            depths=[settings.reward.layer, *DEPTHS],
             **key,
         )
         features += rows

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from benchmarks import learning, report
 from benchmarks import pool as pools
-from playground.models import loading, scorer
+from playground.models import feature_trunk, loading
 from playground.settings import SettingsError, read
 from training import annotators
 
@@ -44,7 +44,7 @@ def read_replies(settings):
     """One side: what loading the trunk and reading the replies on standard input takes."""
     torch.set_num_threads(settings.threads)
     replies = json.load(sys.stdin)
-    trunk = scorer.FeatureTrunk(settings.with_values(reward={"quantisation": settings.side}))
+    trunk = feature_trunk.FeatureTrunk(settings.with_values(reward={"quantisation": settings.side}))
     trunk.features(replies[: settings.reward.batch])
     start = time.monotonic()
     trunk.features(replies)

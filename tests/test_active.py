@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from playground.models import active
-from playground.models.scorer import FeatureTrunk, Head, RewardModel
+from playground.models.feature_trunk import FeatureTrunk
+from playground.models.scorer import Head, RewardModel
 from playground.settings import Settings
 from tests.test_scorer import head
 from tests.tiny import tiny_folder

@@ -10,7 +10,7 @@ from playground.decoding.fused import FusedForward
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.unbatched import OwnCacheForward, RereadForward
-from playground.models import adapters, loading, lora, prompts, scorer, structure
+from playground.models import adapters, feature_trunk, loading, lora, prompts, structure
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
@@ -178,7 +178,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
 )
 def test_the_reward_models_trunk_reads_it(folder, name, quantisation):
     """Mamba multiplies by the weight of dt_proj itself, which a quantised layer does not have."""
-    trunk = scorer.FeatureTrunk(settings_of(folder(name), reward={"quantisation": quantisation}))
+    trunk = feature_trunk.FeatureTrunk(settings_of(folder(name), reward={"quantisation": quantisation}))
     selftest.check_features(trunk, lora_rank=2)
     assert (
         trunk.features([(list(range(400)), list(range(400)))]).isfinite().all()

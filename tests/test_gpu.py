@@ -31,7 +31,7 @@ def test_a_gpu_without_room_is_refused_in_words(settings, monkeypatch):
     monkeypatch.setattr(gpu.loading, "device_of", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
     with pytest.raises(
-        gpu.NotEnoughMemory, match=r"has 0\.0 GB free and a round needs about .* lower --ppo.microbatch \(now 8\)"
+        gpu.NotEnoughMemory, match=r"has 0\.0 GB free and a round needs about .* lower --ppo.microbatch \(now 4\)"
     ):
         gpu.check(settings)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**12, 10**12))

@@ -109,8 +109,8 @@ def test_every_microbatch_and_every_step_of_a_rollout_is_a_unit(monkeypatch):
     monkeypatch.setattr(gpu_share, "_of_this_process", Counted())
     policy, s = PolicyModel(tiny_model(), settings()), settings(ppo={"microbatch": 2})
     trainer = ppo.Trainer(policy, s)
-    written = rollout.sample(
-        policy.causal, PROMPTS, rollout.generator("x"), replies=1, max_tokens=8, temperature=1.0, end_tokens=set()
+    written = rollout.Rollouts(policy.causal).sample(
+        PROMPTS, rollout.generator("x"), replies=1, max_tokens=8, temperature=1.0, end_tokens=set()
     )
     assert len(units) >= max(len(episode.completion) for episode in written) == 8
     units.clear()

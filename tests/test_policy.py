@@ -1,9 +1,11 @@
 """The policy's forward passes: log-probabilities, padding, the reference, what can be trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from playground.models import adapters
+from playground.models import adapters, attention
 from playground.settings import Settings
 from tests.families import IDS, MODELS
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -135,10 +137,10 @@ def test_replies_that_share_a_prompt_do_not_see_each_other():
     ]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "grouped"])
-def test_shared_prompts_change_neither_logprobs_nor_gradients(attention):
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "grouped"])
+def test_shared_prompts_change_neither_logprobs_nor_gradients(implementation):
     policy = moved(PolicyModel(tiny_model(), settings()))
-    policy.causal.set_attn_implementation(attention)
+    policy.causal.set_attn_implementation(implementation)
     found = []
     for shared in (True, False):
         batch = Batch.of(SIBLINGS, "cpu", shared)
@@ -169,6 +171,21 @@ def test_a_reply_beyond_the_sliding_window_has_the_logprobs_that_it_has_alone(na
     assert (
         len(batch.ids) == 2 and len(policy.batch(short).ids) == 1
     )  # where the window reaches over all, it is read once
+
+
+@pytest.mark.parametrize("queries", [1, 2, 100])
+def test_replies_attended_one_by_one_are_those_under_the_mask_of_all(queries, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    policy = moved(PolicyModel(tiny_model(), settings()))
+    policy.causal.set_attn_implementation("grouped")
+    batch = Batch.of(SIBLINGS, "cpu")
+    assert batch.branches == attention.Branches(prompt_length=4, count=3)
+    found = []
+    for one in (batch, replace(batch, branches=None)):
+        logprobs = policy.logprobs(one)
+        found.append([logprobs, *torch.autograd.grad(logprobs.sum(), list(policy.parameters.values()))])
+    for one_by_one, masked in zip(*found, strict=True):
+        torch.testing.assert_close(one_by_one, masked, rtol=1e-3, atol=1e-4)
 
 
 def test_prompts_with_unlike_numbers_of_replies_are_read_once_a_reply():
@@ -204,6 +221,17 @@ def test_a_fresh_policy_is_the_reference():
             reference = policy.logprobs(batch)
         torch.testing.assert_close(policy.logprobs(batch), reference, rtol=0, atol=0)
     assert policy.totals(EPISODES, 2).kl == [0.0] * 4
+
+
+def test_a_policy_that_has_not_moved_is_read_once_and_compares_as_with_its_reference():
+    policy, forwards = PolicyModel(tiny_model(), settings()), []
+    policy.causal.base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    batch = Batch.of(EPISODES, "cpu")
+    once, twice = policy.compare(batch, policy.has_moved), policy.compare(batch)
+    assert len(forwards) == 1 + 2
+    for name in ("logprob", "ref_logprob", "entropy", "kl"):
+        assert torch.equal(getattr(once, name), getattr(twice, name))
+    assert moved(policy).has_moved
 
 
 def test_between_two_states_lie_both_ends_and_a_line():

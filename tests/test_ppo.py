@@ -58,8 +58,7 @@ def test_the_kl_of_a_reply_is_summed_over_its_tokens_and_the_whole_vocabulary():
 
 def test_the_kl_over_the_vocabulary_is_the_mean_of_k1_with_far_less_noise():
     policy = moved(PolicyModel(tiny_model(), settings()), 0.05)
-    episodes = rollout.sample(
-        policy.causal,
+    episodes = rollout.Rollouts(policy.causal).sample(
         [[5, 6, 7]],
         generator("kl"),
         replies=600,
@@ -250,8 +249,8 @@ def test_ppo_ends_when_the_kl_target_is_reached():
 
 def exact_kl(policy, prompt, tokens=3, n=400):
     """KL to the reference, nats a reply, from many replies of the policy itself."""
-    episodes = rollout.sample(
-        policy.causal, [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n
+    episodes = rollout.Rollouts(policy.causal).sample(
+        [prompt], generator("kl"), replies=n, max_tokens=tokens, temperature=0.8, end_tokens=END, rows=n
     )
     return policy.totals(episodes, 100).mean_kl
 
@@ -290,8 +289,7 @@ def started(kl_step, size=0.05, **changes):
 
 def kl_to_start(t, tokens=8, n=400):
     """KL of the policy to where it started, nats a reply, from many replies of its own."""
-    episodes = rollout.sample(
-        t.policy.causal,
+    episodes = rollout.Rollouts(t.policy.causal).sample(
         [[5, 6, 7]],
         generator("kl"),
         replies=n,
@@ -345,8 +343,8 @@ def test_an_overshoot_is_taken_back_towards_the_start_to_both_limits():
     t = run(started(step, ppo=changes))
     assert any(not torch.equal(t.start[name], tensor) for name, tensor in t.policy.state().items())
     assert kl_to_start(t) < 1.5 * step
-    episodes = rollout.sample(
-        t.policy.causal, [[5, 6, 7]], generator("kl"), replies=400, max_tokens=8, temperature=0.8, end_tokens=END
+    episodes = rollout.Rollouts(t.policy.causal).sample(
+        [[5, 6, 7]], generator("kl"), replies=400, max_tokens=8, temperature=0.8, end_tokens=END
     )
     assert t.policy.totals(episodes, 100).mean_kl < 1.3 * t.kl_target
 

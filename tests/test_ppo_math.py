@@ -94,9 +94,12 @@ def test_log_probabilities_are_fp32_from_bf16():
     near(logprobs, [-1.0986123], 1e-6)  # ln 1/3
 
 
+@pytest.mark.parametrize("words", [16, 25, 2048])
 @pytest.mark.parametrize("bias", [None, "bias"])
-def test_log_probabilities_entropy_and_gradient_are_autograds(bias):
-    """More rows than meet the vocabulary at once, and not a multiple of them."""
+def test_log_probabilities_entropy_and_gradient_are_autograds(bias, words, monkeypatch):
+    """More rows and words than are multiplied at once, and not a multiple of them."""
+    monkeypatch.setattr(ppo_math, "HEAD_ROWS", 96)
+    monkeypatch.setattr(ppo_math, "WORDS", words)
     torch.manual_seed(0)
     n = 2 * ppo_math.HEAD_ROWS + 5
     hidden, tokens, linear = (

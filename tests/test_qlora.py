@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from benchmarks import gpu as gpu_benchmark
 from benchmarks import gpu_round
 from playground.models import loading, lora
-from playground.models.scorer import FeatureTrunk
+from playground.models.feature_trunk import FeatureTrunk
 from tests.test_loop import planted_folder
 from tests.test_policy import END, EPISODES, moved, settings
 from tests.test_round import running
@@ -82,7 +82,9 @@ def test_checkpointing_leaves_rollouts_their_cache():
         policy = moved(PolicyModel(tiny_model(), settings(ppo={"gradient_checkpointing": on})))
         policy.logprobs(policy.batch(EPISODES)).sum().backward()
         rng = rollout.generator("replies")
-        written = rollout.sample(policy.causal, PROMPTS, rng, replies=2, max_tokens=8, temperature=0.8, end_tokens=END)
+        written = rollout.Rollouts(policy.causal).sample(
+            PROMPTS, rng, replies=2, max_tokens=8, temperature=0.8, end_tokens=END
+        )
         return [episode.completion for episode in written]
 
     assert replies(True) == replies(False)

@@ -8,7 +8,8 @@ import torch
 from scipy.optimize import minimize
 
 from playground.models import intervals
-from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
+from playground.models.feature_trunk import FeatureTrunk
+from playground.models.scorer import ExtractedFeatures, RewardModel
 from playground.settings import Settings
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
 from training import preferences, reward, reward_head, reward_validation

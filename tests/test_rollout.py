@@ -24,7 +24,7 @@ def model():
 
 def sample(model, chosen, seed=0, **changes):
     options = {"replies": 2, "max_tokens": 12, "temperature": 1.0, "end_tokens": END, **changes}
-    return rollout.sample(model, chosen, rollout.generator(seed), **options)
+    return rollout.Rollouts(model).sample(chosen, rollout.generator(seed), **options)
 
 
 def test_held_out_prompts_are_never_trained_on():

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from playground.models import scorer
-from playground.models.scorer import FeatureTrunk, Head, RewardModel
+from playground.models import feature_trunk, scorer
+from playground.models.feature_trunk import FeatureTrunk
+from playground.models.scorer import Head, RewardModel
 from playground.settings import Settings
 from tests.tiny import tiny_folder
 
@@ -252,7 +253,7 @@ def test_features_come_back_in_the_order_given(folder):
 
 
 def test_long_conversations_are_read_a_few_at_a_time(folder, monkeypatch):
-    monkeypatch.setattr(scorer, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(feature_trunk, "BATCH_TOKENS", 64)
     trunk, sizes = FeatureTrunk(settings(folder)), []
     whole, together = trunk.batch_features, trunk.features(REPLIES)
     trunk.batch_features = lambda replies: sizes.append(len(replies)) or whole(replies)

@@ -12,7 +12,7 @@ from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from playground.models import adapters, loading, scorer, sources, structure
+from playground.models import adapters, feature_trunk, loading, scorer, sources, structure
 from playground.settings import Settings
 from playground.store import Store
 from tests.test_policy import moved, settings
@@ -196,7 +196,7 @@ def test_sound_replies_go_on_sharing_their_prompt(policy, caplog):
 
 def trunk(folder, quantisation="none", **changes):
     own = settings(model=folder, reward={"quantisation": quantisation})
-    return scorer.FeatureTrunk(own.with_values(**changes))
+    return feature_trunk.FeatureTrunk(own.with_values(**changes))
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
@@ -444,7 +444,7 @@ class TestTheDefaultModel:
         s = Settings(model=str(REAL), device="cpu", dtype=dtype)
         with nullcontext() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ProductsByFloat32():
             selftest.check_policy(PolicyModel(loading.load_trunk(s), s), s)
-            selftest.check_features(scorer.FeatureTrunk(s))
+            selftest.check_features(feature_trunk.FeatureTrunk(s))
 
     @pytest.mark.skipif(not has_avx512bf16(), reason="bitsandbytes repacks 4-bit layers only on CPUs with AVX512-BF16")
     @pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit. an autograd kernel was not registered")
@@ -459,7 +459,7 @@ class TestTheDefaultModel:
             "bitsandbytes repacked 210 of its 4-bit layers for AVX512-BF16" in text
             and "set support_avx512bf16_for_cpu = False" in text
         )
-        features = scorer.FeatureTrunk(s)
+        features = feature_trunk.FeatureTrunk(s)
         as_they_come(features.model)
         assert "bitsandbytes repacked" in message(selftest.check_features, features, lora_rank=2)
 

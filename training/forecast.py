@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from playground.models import active, loading, prompts
-from playground.models.scorer import ExtractedFeatures, FeatureTrunk, RewardModel
+from playground.models.feature_trunk import FeatureTrunk
+from playground.models.scorer import ExtractedFeatures, RewardModel
 from playground.settings import Settings
 from playground.store import Store, StoreUnavailable
 from playground.system import memory

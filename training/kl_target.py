@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from training.rollout import Episode
 
 if TYPE_CHECKING:
-    from training.ppo import Trainer
+    from training.trainer import Trainer
 
 RETURNS = 4  # at most; each samples replies of the policy anew
 NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from playground.models import adapters, lora, structure
+from playground.models.attention import Branches, is_grouped
 from playground.models.batches import pad
 from playground.settings import Settings
 from playground.system import gpu_share
@@ -40,6 +41,7 @@ class Batch:
     attention: torch.Tensor
     completion: torch.Tensor  # (B, T)
     mask: torch.Tensor  # (B, T) fp32, 1 on completion tokens
+    branches: Branches | None  # how completions that share a row hang together
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], device: torch.device | str, shared: bool = True) -> "Batch":
@@ -65,8 +67,11 @@ class Batch:
         first_position = prompt_mask.sum(-1).repeat_interleave(per_prompt)[:, None]  # (B, 1)
         read_positions = first_position + torch.arange(completion.shape[1] - 1, device=device)  # (B, T-1)
         positions = torch.cat([prompt_positions, read_positions.reshape(rows, -1)], 1)
-        attention = present if per_prompt == 1 else branching(present, prompt.shape[1], per_prompt)
-        return cls(ids, positions, attention, completion, mask.float())
+        if per_prompt == 1:
+            return cls(ids, positions, present, completion, mask.float(), branches=None)
+        attention = branching(present, prompt.shape[1], per_prompt)
+        branches = Branches(prompt.shape[1], per_prompt)
+        return cls(ids, positions, attention, completion, mask.float(), branches)
 
     def predicting(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of hidden states (R, L, d) those that predict the completions' tokens, (B, T, d): the state of the prompt's
@@ -173,6 +178,11 @@ class PolicyModel:
         """Take over LoRA tensors on the line between two states: 0 is `start`, 1 is `end`."""
         self.load({name: start[name] + share * (tensor - start[name]) for name, tensor in end.items()})
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether the LoRA changes anything: it does not as long as each B is 0."""
+        return any(bool(parameter.any()) for name, parameter in self.parameters.items() if "lora_B" in name)
+
     def reference(self) -> AbstractContextManager[None]:
         """Context in which the LoRA is off. That is the policy's start only where training starts from the base."""
         return self.peft.disable_adapter()
@@ -199,6 +209,8 @@ class PolicyModel:
             position_ids=batch.positions,
             use_cache=False,
         )
+        if batch.branches and is_grouped(self.causal):
+            inputs["branches"] = batch.branches
         with self._checkpointing():
             out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
@@ -230,11 +242,14 @@ class PolicyModel:
         return self.token_logprobs(self.hidden(batch), batch)
 
     @torch.no_grad()
-    def compare(self, batch: Batch) -> Comparison:
-        """Policy and reference on the same replies, token by token and without gradients."""
-        hidden = self.hidden(batch)
-        with self.reference():
-            reference_hidden = self.hidden(batch)
+    def compare(self, batch: Batch, moved: bool = True) -> Comparison:
+        """Policy and reference on the same replies, token by token and without gradients. `moved` is false where the
+        policy is known to be the reference (`has_moved`).
+        """
+        reference_hidden = hidden = self.hidden(batch)
+        if moved:
+            with self.reference():
+                reference_hidden = self.hidden(batch)
         head = self.causal.get_output_embeddings()
         logprob, ref_logprob, entropy, kl = ppo_math.head_comparison(
             hidden, reference_hidden, head, batch.completion, self.temperature

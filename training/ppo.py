@@ -1,24 +1,23 @@
 """PPO with a KL penalty on the policy's LoRA. `train_ppo` is the algorithm on one page; its mathematics is
 `ppo_math.py`'s.
 
-Owns the optimizer, β and the checkpoint. How a reply is scored and what becomes of the policy are the caller's.
+The optimizer, β and the checkpoint are `trainer.py`'s. How a reply is scored and what becomes of the policy are the
+caller's.
 """
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from playground.models.loading import EndTokens
 from playground.settings import Settings
-from training import kl_target, ppo_math, ratchet, rollout
+from training import kl_target, ppo_math, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
+from training.trainer import Metrics, Trainer
 
-Metrics = dict[str, float]
 ChoosePrompts = Callable[[int, random.Random], list[list[int]]]
 Score = Callable[[list[Episode]], torch.Tensor]
 
@@ -41,76 +40,6 @@ class Trajectory:
     hidden: torch.Tensor  # (B, T, d), for the value head's warm-up; emptied by `estimate_advantages`
     advantages: torch.Tensor  # (B, T); empty until `estimate_advantages`
     returns: torch.Tensor  # (B, T); empty until `estimate_advantages`
-
-
-class Trainer:
-    """PPO's state: policy, optimizer, β, iteration, KL target and curves; all of it is in the checkpoint."""
-
-    def __init__(self, policy: PolicyModel, settings: Settings, kl_step: float | None = None) -> None:
-        """`policy` is where training starts. `kl_step`: how far its KL to the base may rise, in nats a reply, within
-        the gate's budget, but by a quarter of the step in any case; None: the KL target is `ppo.kl_target`, wherever
-        training starts.
-        """
-        self.policy = policy
-        self.settings = settings
-        self.kl_step = kl_step
-        self.kl_target = settings.ppo.kl_target
-        self.start = policy.state()
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": list(policy.parameters.values()), "lr": settings.ppo.lr},
-                {"params": list(policy.value_head.parameters()), "lr": settings.ppo.value_lr},
-            ],
-            eps=1e-5,
-        )
-        self.beta = settings.ppo.kl_coefficient
-        self.iteration = 0  # how many are done
-        self.history: list[Metrics] = []  # of each iteration
-
-    @property
-    def target_reached(self) -> bool:
-        """Whether the last rollouts were at the KL target."""
-        return bool(self.history) and self.history[-1]["kl"] >= self.kl_target
-
-    @property
-    def kl_start(self) -> float:
-        """KL of where training started, in nats a reply, as the first rollouts have it."""
-        return self.history[0]["kl"]
-
-    def add(self, metrics: Metrics) -> None:
-        """Add an iteration's metrics. The first iteration's KL, before any update, says where the target lies."""
-        self.iteration += 1
-        self.history.append(metrics)
-        if self.iteration == 1 and self.kl_step is not None:
-            room = max(self.settings.gate.kl_budget - self.kl_start, ratchet.LEAST * self.kl_step)
-            self.kl_target = self.kl_start + min(self.kl_step, room)
-
-    def save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        torch.save(
-            {
-                "lora": self.policy.state(),
-                "value_head": self.policy.value_head.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "beta": self.beta,
-                "kl_target": self.kl_target,
-                "iteration": self.iteration,
-                "history": self.history,
-            },
-            partial,
-        )
-        os.replace(partial, path)
-
-    def load(self, path: Path) -> None:
-        # to the CPU first: the checkpoint may be from another device, and Adam's step counters stay on the CPU
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        self.policy.load(state["lora"])
-        self.policy.value_head.load_state_dict(state["value_head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.beta = state["beta"]
-        self.kl_target = state["kl_target"]
-        self.iteration = state["iteration"]
-        self.history = state["history"]
 
 
 def train_ppo(
@@ -150,11 +79,12 @@ def train_ppo(
         order = [first + k for first in first_replies for k in range(settings.ppo.replies)]
         trajectories = []
         token_sums = []
+        moved = policy.has_moved
         for start in range(0, len(order), settings.ppo.microbatch):
             rows = order[start : start + settings.ppo.microbatch]
             microbatch = [episodes[i] for i in rows]
             scores_of_rows = centred[rows].to(policy.device)
-            trajectory, sums_of_rows = measure(policy, microbatch, scores_of_rows, trainer.beta, settings)
+            trajectory, sums_of_rows = measure(policy, microbatch, scores_of_rows, trainer.beta, settings, moved)
             trajectories.append(trajectory)
             token_sums.append(sums_of_rows)
         sums = ppo_math.read_back(ppo_math.added(token_sums))
@@ -194,13 +124,18 @@ def train_ppo(
 
 @torch.no_grad()
 def measure(
-    policy: PolicyModel, episodes: Sequence[Episode], scores: torch.Tensor, beta: float, settings: Settings
+    policy: PolicyModel,
+    episodes: Sequence[Episode],
+    scores: torch.Tensor,
+    beta: float,
+    settings: Settings,
+    moved: bool = True,
 ) -> tuple[Trajectory, dict[str, torch.Tensor]]:
     """One microbatch's log-probabilities, values, KL and rewards, and {metric: sum over its tokens, scalar}. scores
-    (B,).
+    (B,); `moved` as in `PolicyModel.compare`.
     """
     batch = policy.batch(episodes)
-    comparison = policy.compare(batch)
+    comparison = policy.compare(batch, moved)
     kl_k1 = ppo_math.kl_k1(comparison.logprob, comparison.ref_logprob)
     kl_k3 = ppo_math.kl_k3(comparison.logprob, comparison.ref_logprob)
     not_yet = torch.zeros(0)

@@ -6,11 +6,12 @@ Names follow Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-HEAD_ROWS = 96  # hidden states that a CPU multiplies with the vocabulary at once: their logits stay in its cache
+HEAD_ROWS = 768  # hidden states that a CPU multiplies with the vocabulary at once
+WORDS = 2048  # of the vocabulary that a CPU multiplies at once: logits and words stay in its cache
 HEAD_ROWS_GPU = 512  # a GPU does the work of many rows in about the time of few
 
 
@@ -43,34 +44,82 @@ def masked_whiten(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> tor
 
 
 class _Vocabulary:
-    """softmax(head(hidden) / temperature) of at most `head_rows` hidden states at once. The buffers are reused, since
-    new memory for tensors of this size costs more than the arithmetic on them.
+    """Logits head(hidden) / temperature of N hidden states, for a block of words after the other: on a CPU a product
+    with all words at once would run at half the speed, and its logits would leave the cache. The buffers are reused,
+    since new memory for tensors of this size costs more than the arithmetic on them.
     """
 
-    def __init__(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
-    ) -> None:
-        """hidden (N, d) gives dtype and device; weight (V, d), bias (V,)."""
-        self.weight = weight
-        self.bias = bias
+    def __init__(self, head: "Head", rows: int, hidden: torch.Tensor, temperature: float) -> None:
+        """`rows` is the largest N; `hidden` gives device and format."""
+        self.head = head
         self.temperature = temperature
-        self.product = hidden.new_empty(min(head_rows(hidden.device), len(hidden)), len(weight))
-        self.logits = torch.empty_like(self.product, dtype=torch.float32)
-        self.exps = torch.empty_like(self.product, dtype=torch.float32)
+        self.words = WORDS if hidden.device.type == "cpu" else len(head.weight)
+        self.product = hidden.new_empty(rows * min(self.words, len(head.weight)))
+        # in fp32 the product is the logits
+        self.logits = self.product if hidden.dtype == torch.float32 else self.product.float()
 
-    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """hidden (k, d) -> logits (k, V), shifted so that the largest of each row is 0; their exponentials (k, V); the
-        sums of these (k,). Valid until the next call.
+    def blocks(self) -> list[slice]:
+        """The words of each block."""
+        return [slice(start, start + self.words) for start in range(0, len(self.head.weight), self.words)]
+
+    def __call__(self, hidden: torch.Tensor, words: slice) -> torch.Tensor:
+        """hidden (N, d) -> logits (N, w) of these words in fp32, valid until the next call."""
+        weight = self.head.weight[words]
+        shape = (len(hidden), len(weight))
+        numbers = len(hidden) * len(weight)
+        product = self.product[:numbers].view(shape)
+        logits = self.logits[:numbers].view(shape)
+        torch.mm(hidden, weight.T, out=product)
+        if self.head.bias is not None:
+            product.add_(self.head.bias[words])
+        if logits.dtype != product.dtype:
+            logits.copy_(product)
+        return logits.div_(self.temperature)
+
+
+class Head(NamedTuple):
+    """A frozen linear layer over the vocabulary."""
+
+    weight: torch.Tensor  # (V, d)
+    bias: torch.Tensor | None  # (V,)
+
+
+class _Softmax:
+    """The softmax of N rows whose logits come block by block: their largest so far, and the sum of the exponentials of
+    what they are below it (Milakov & Gimelshein 2018). It also keeps the logit of each row's own token.
+    """
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        """tokens (N,)."""
+        self.tokens = tokens
+        self.largest = torch.full(tokens.shape, -torch.inf, device=tokens.device)
+        self.total = torch.zeros(tokens.shape, device=tokens.device)
+        self.of_token = torch.zeros(tokens.shape, device=tokens.device)
+
+    def add(self, logits: torch.Tensor, words: slice, exps: torch.Tensor) -> torch.Tensor:
+        """Take in logits (N, w) of these words. Their exponentials come into `exps` (N, w), which may be `logits`;
+        returns the factor (N,) of what was summed with earlier exponentials.
         """
-        rows = len(hidden)
-        product = self.product[:rows]
-        logits = self.logits[:rows]
-        exps = self.exps[:rows]
-        torch.mm(hidden, self.weight.T, out=product)
-        logits.copy_(product if self.bias is None else product.add_(self.bias)).div_(self.temperature)
-        logits.sub_(logits.amax(-1, keepdim=True))
-        torch.exp(logits, out=exps)
-        return logits, exps, exps.sum(-1)
+        place = self.tokens - words.start
+        inside = (place >= 0) & (place < logits.shape[1])
+        own = logits.gather(-1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        self.of_token = torch.where(inside, own, self.of_token)
+        largest = torch.maximum(self.largest, logits.amax(-1))
+        shrink = (self.largest - largest).exp()
+        torch.sub(logits, largest[:, None], out=exps).exp_()
+        self.total.mul_(shrink).add_(exps.sum(-1))
+        self.largest = largest
+        return shrink
+
+    @property
+    def log_total(self) -> torch.Tensor:
+        """log Σ exp(logits), (N,)."""
+        return self.largest + self.total.log()
+
+    @property
+    def logprobs(self) -> torch.Tensor:
+        """Of the rows' own tokens (N,)."""
+        return self.of_token - self.largest - self.total.log()
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -85,16 +134,23 @@ class _HeadLogprobs(torch.autograd.Function):
         tokens: torch.Tensor,
         temperature: float,
     ) -> torch.Tensor:
-        vocabulary = _Vocabulary(hidden, weight, bias, temperature)
+        rows = head_rows(hidden.device)
+        vocabulary = _Vocabulary(Head(weight, bias), min(rows, len(hidden)), hidden, temperature)
         logprobs = []
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d log π(token)/d hidden, (N, d)
-        rows = head_rows(hidden.device)
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
-            logits, exps, total = vocabulary(hidden[chunk])
-            logprobs.append(logits.gather(-1, tokens[chunk, None])[:, 0] - total.log())
+            softmax = _Softmax(tokens[chunk])
+            expected = torch.zeros_like(hidden[chunk], dtype=torch.float32)  # weights of the words, (k, d)
+            for words in vocabulary.blocks():
+                logits = vocabulary(hidden[chunk], words)
+                shrink = softmax.add(logits, words, exps=logits)
+                if slope is not None:
+                    block = logits.to(hidden.dtype) @ weight[words]
+                    expected.mul_(shrink[:, None]).add_(block)
+            logprobs.append(softmax.logprobs)
             if slope is not None:
-                expected = exps.div_(total[:, None]).to(hidden.dtype) @ weight  # (k, d)
+                expected.div_(softmax.total[:, None])
                 slope[chunk] = (weight[tokens[chunk]] - expected) / temperature
         ctx.save_for_backward(slope)
         return torch.cat(logprobs)
@@ -139,23 +195,29 @@ def head_comparison(
     width = hidden.shape[-1]
     policy_rows = hidden.reshape(-1, width)
     ref_rows = ref_hidden.reshape(-1, width)
-    token_rows = tokens.reshape(-1, 1)
-    policy_head = _Vocabulary(policy_rows, head.weight, head.bias, temperature)
-    ref_head = _Vocabulary(ref_rows, head.weight, head.bias, temperature)
-    chunks = []
+    token_rows = tokens.reshape(-1)
     rows = head_rows(hidden.device)
+    at_once = min(rows, len(token_rows))
+    frozen = Head(head.weight, head.bias)
+    policy_head = _Vocabulary(frozen, at_once, hidden, temperature)
+    ref_head = _Vocabulary(frozen, at_once, hidden, temperature)
+    chunks = []
     for start in range(0, len(token_rows), rows):
         chunk = slice(start, start + rows)
-        token = token_rows[chunk]  # (k, 1)
-        logits, exps, total = policy_head(policy_rows[chunk])
-        ref_logits, _, ref_total = ref_head(ref_rows[chunk])
-        log_total = total.log()
-        log_ref_total = ref_total.log()
-        logprobs = logits.gather(-1, token)[:, 0] - log_total
-        ref_logprobs = ref_logits.gather(-1, token)[:, 0] - log_ref_total
-        entropy = log_total - torch.linalg.vecdot(exps, logits) / total
-        kl = torch.linalg.vecdot(exps, logits.sub_(ref_logits)) / total - log_total + log_ref_total
-        chunks.append(torch.stack([logprobs, ref_logprobs, entropy, kl]))  # (4, k)
+        policy, ref = _Softmax(token_rows[chunk]), _Softmax(token_rows[chunk])
+        mean_logit = torch.zeros_like(policy.total)  # Σ exp·logit of the policy, (k,)
+        mean_difference = torch.zeros_like(policy.total)  # Σ exp·(logit − the reference's)
+        for words in policy_head.blocks():
+            logits = policy_head(policy_rows[chunk], words)
+            ref_logits = ref_head(ref_rows[chunk], words)
+            exps = torch.empty_like(logits)
+            shrink = policy.add(logits, words, exps)
+            mean_logit.mul_(shrink).add_(torch.linalg.vecdot(exps, logits))
+            mean_difference.mul_(shrink).add_(torch.linalg.vecdot(exps, logits.sub_(ref_logits)))
+            ref.add(ref_logits, words, exps)
+        entropy = policy.log_total - mean_logit / policy.total
+        kl = mean_difference / policy.total - policy.log_total + ref.log_total
+        chunks.append(torch.stack([policy.logprobs, ref.logprobs, entropy, kl]))  # (4, k)
     logprobs, ref_logprobs, entropy, kl = torch.cat(chunks, -1)
     shape = tokens.shape
     return logprobs.view(shape), ref_logprobs.view(shape), entropy.view(shape), kl.view(shape)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from playground.models import adapters, scorer
+from playground.models.feature_trunk import FeatureTrunk
 from playground.models.intervals import wilson
-from playground.models.scorer import ExtractedFeatures, FeatureTrunk, Head, RewardModel
+from playground.models.scorer import ExtractedFeatures, Head, RewardModel
 from playground.settings import Settings
 from playground.system.messages import Message
 from training import evidence, preferences

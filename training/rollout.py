@@ -173,29 +173,6 @@ class Rollouts:
         return self._graphs
 
 
-def sample(
-    model: PreTrainedModel,
-    prompt_ids: Sequence[list[int]],
-    rng: random.Random,
-    *,
-    replies: int,
-    max_tokens: int,
-    temperature: float,
-    end_tokens: EndTokens,
-    rows: int | None = None,
-) -> list[Episode]:
-    """`Rollouts.sample` of a model that writes once."""
-    return Rollouts(model).sample(
-        prompt_ids,
-        rng,
-        replies=replies,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        end_tokens=end_tokens,
-        rows=rows,
-    )
-
-
 def rows_of(model: PreTrainedModel, columns: int) -> int:
     """How many replies a forward without graphs decodes at once, with so many columns for two of them."""
     return ROWS if model.device.type == "cpu" else 2 * gpu.slots_with_room(model, columns)

@@ -20,12 +20,12 @@ from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
 from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, rules, selftest, sft
-from training.ppo import Metrics, Trainer
 from training.preferences import Preferences, Row
 from training.ratchet import EndedTrial
 from training.rollout import Episode
 from training.round_control import RoundControl, write_json
 from training.round_models import RoundModels
+from training.trainer import Metrics, Trainer
 
 log = logging.getLogger(__name__)
 

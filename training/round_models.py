@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.models import adapters, loading, lora, prompts, structure
+from playground.models.feature_trunk import FeatureTrunk
 from playground.models.loading import BaseIdentity, EndTokens
-from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.models.scorer import RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store

@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from playground.models import adapters, lora, structure
-from playground.models.scorer import FeatureTrunk, RewardModel
+from playground.models.feature_trunk import FeatureTrunk
+from playground.models.scorer import RewardModel
 from playground.settings import Settings
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode

@@ -135,8 +135,7 @@ def make_duels(
     rng.shuffle(lines)
     lines = list(itertools.islice(itertools.cycle(lines), skip, skip + settings.votes))
     encoded = encode_lines(lines, tokenizer, settings)
-    episodes = rollout.sample(
-        model,
+    episodes = rollout.Rollouts(model).sample(
         encoded,
         rng,
         replies=2,
@@ -190,8 +189,7 @@ def held_out_replies(
     order. `name` is a part of the seed.
     """
     lines = (rollout.SEED_PROMPTS / "heldout.txt").read_text().splitlines()[: settings.eval_prompts]
-    episodes = rollout.sample(
-        model,
+    episodes = rollout.Rollouts(model).sample(
         encode_lines(lines, tokenizer, settings),
         random.Random(f"{settings.seed}/{name}"),
         replies=replies,

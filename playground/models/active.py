@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from playground.models import scorer
+from playground.models import feature_trunk, scorer
 from playground.settings import Settings
 from playground.system.threads import run_in_own_thread
 
@@ -55,7 +55,7 @@ class Picker:
     def __init__(self, settings: Settings, base_hash: str) -> None:
         self.settings = settings
         self.file = head_file(settings, base_hash)
-        self._trunk: scorer.FeatureTrunk | None = None
+        self._trunk: feature_trunk.FeatureTrunk | None = None
         self._model: scorer.RewardModel | None = None
         self._model_time: int | None = None  # when the file that `_model` is from was written, in ns
         self._lock = threading.Lock()
@@ -72,11 +72,11 @@ class Picker:
                 log.exception("the pair could not be picked; the first two are shown")
         return Pair()
 
-    def _pick(self, replies: list[scorer.TokenisedReply], generator: torch.Generator) -> Pair:
+    def _pick(self, replies: list[feature_trunk.TokenisedReply], generator: torch.Generator) -> Pair:
         if not self.file.exists():
             return Pair()
         if self._trunk is None:
-            self._trunk = scorer.FeatureTrunk(self.settings)
+            self._trunk = feature_trunk.FeatureTrunk(self.settings)
         model = self._newest(self._trunk)
         if model is None:
             return Pair()
@@ -90,7 +90,7 @@ class Picker:
         half = len(replies) // 2
         return Pair(int(scores[:half].argmax()), half + int(scores[half:].argmax()))
 
-    def _newest(self, trunk: scorer.FeatureTrunk) -> scorer.RewardModel | None:
+    def _newest(self, trunk: feature_trunk.FeatureTrunk) -> scorer.RewardModel | None:
         """The model in the file; None where it was written under other settings, so that it reads other features."""
         written = self.file.stat().st_mtime_ns
         if written != self._model_time:

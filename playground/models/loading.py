@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from playground.models import attention, folders, sources, structure, templates
+from playground.models import attention, folders, lean_layers, sources, structure, templates
 from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
@@ -166,18 +166,20 @@ def load_config(source: str) -> PretrainedConfig:
     return config
 
 
-def load_trunk(settings: Settings, quantisation: str = "none", training: bool = False) -> PreTrainedModel:
+def load_trunk(
+    settings: Settings, quantisation: str = "none", training: bool = False, lean: bool | None = None
+) -> PreTrainedModel:
     """The frozen base model in eval mode: in `nf4` or `int8` (bitsandbytes), or for `none` in `trunk_dtype`.
 
-    For `training` on a CPU it has eager attention: on a rollout's length, forward and backward take less than half of
-    the fused kernel's time. In nf4, the scales of a trunk for training are quantised too (QLoRA, Dettmers et al.
-    2023).
+    A `lean` one, as for `training`, has `lean_layers` and eager attention on a CPU: on a rollout's length, forward and
+    backward take less than half of the fused kernel's time. In nf4, the scales of a trunk for training are quantised
+    too (QLoRA, Dettmers et al. 2023).
     """
     source = sources.source_of(settings)
     dtype = trunk_dtype(settings)
     device = device_of(settings)
     config = load_config(source)
-    eager = training and device.type == "cpu"
+    eager = (training if lean is None else lean) and device.type == "cpu"
     options: dict[str, Any] = {"dtype": dtype}
     if eager:
         options["attn_implementation"] = "eager"
@@ -194,6 +196,7 @@ def load_trunk(settings: Settings, quantisation: str = "none", training: bool = 
     model = _from_pretrained(source, options)
     if eager:
         attention.use_grouped(model)
+        lean_layers.use(model)
     if quantisation == "none":
         model.to(device)  # type: ignore[arg-type]  # the signature that transformers' decorator gives it has no self
     return frozen(model)

@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from playground.models import structure
+from playground.models import lean_layers, structure
 
 # layers that a model's forward goes round: it uses their weights without calling them, so a LoRA would have no effect
 _MAMBA_LAYERS = {"conv1d", "out_proj", "dt_proj"}
@@ -77,6 +77,7 @@ def with_lora(base: PreTrainedModel, *, rank: int, alpha: float, targets: Iterab
             layer.cast_input_dtype_enabled = False
             for part in (*layer.lora_A.values(), *layer.lora_B.values()):
                 part.__class__ = _LinearInInputFormat
+    lean_layers.use_lora(model)
     return model
 
 

@@ -1,6 +1,8 @@
 """What a model is made of and what its forward takes, whatever its architecture."""
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -49,3 +51,12 @@ def takes(model: torch.nn.Module, argument: str) -> bool:
 def inputs(model: torch.nn.Module, **arguments: Any) -> dict[str, Any]:
     """The arguments without `position_ids` where the model's forward takes none (ALiBi, state-space models)."""
     return {name: value for name, value in arguments.items() if name != "position_ids" or takes(model, name)}
+
+
+@cache
+def same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions have the same source: transformers' models repeat what they have in common."""
+    try:
+        return inspect.getsource(one) == inspect.getsource(other)
+    except (OSError, TypeError):  # written in C, or in a console
+        return False

@@ -183,7 +183,7 @@ class PPOSettings(Group):
     """Passes over each iteration's episodes."""
     minibatch: ForRounds[Positive] = 32
     """Episodes in each optimizer step."""
-    microbatch: ForRounds[Positive] = 8
+    microbatch: ForRounds[Positive] = 4
     """Episodes in one forward and backward; in PPO, gradients add up to a minibatch, and a GPU with room takes a whole
     one. Changes memory, not PPO's update.
     """
