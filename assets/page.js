@@ -68,25 +68,32 @@
 
   // The page asks what has changed, and clicks the hidden buttons of the parts that show it (playground/ui/refresh.py).
   const ASK_SECONDS = 1.5, LONGEST_SECONDS = 15;  // ratings and ages change although nothing is written
-  const shown = { chat: { state: null, at: 0 } };  // by part: the state that it was last brought up to
+  const SURE_SECONDS = 3;  // after a click, a second one: the first may have met a store that was busy, or a status a second old
+  const shown = { chat: { state: null, at: 0, sure: true } };  // by part: the state that it was last brought up to
+  let server = null;
   const parts = (changes) => {
     const now = performance.now() / 1000;
     const strip = document.querySelector("#strip .strip");
     if (strip && strip.dataset.state !== changes.strip) document.getElementById("refresh-strip")?.click();
+    if (server && server !== changes.server) document.getElementById("catch-up")?.click();  // the app was started anew
+    server = changes.server;
     shown.chat.state ??= changes.loop;  // the first question is older than the page
     for (const button of document.querySelectorAll("[id^=refresh-]:not(#refresh-strip)")) {
       const part = button.id.slice("refresh-".length);
       if (!button.closest("[role=tabpanel]")?.checkVisibility()) continue;
-      const state = part === "chat" ? changes.loop : changes.data;
-      const before = shown[part];
-      if (before?.state === state && (part === "chat" || now - before.at < LONGEST_SECONDS)) continue;
-      shown[part] = { state, at: now };
+      const state = part === "chat" ? changes.loop : changes.data + changes.loop;
+      const before = shown[part] ?? { at: -Infinity, sure: true };
+      const same = before.state === state;
+      const old = now - before.at > LONGEST_SECONDS && part !== "chat";
+      if (same && !old && (before.sure || now - before.at < SURE_SECONDS)) continue;
+      shown[part] = { state, at: now, sure: same };
       button.click();
     }
   };
   const ask = async () => {
     try {
-      const answer = document.visibilityState === "visible" && await fetch(new URL("changes", location.href));
+      const answer = document.visibilityState === "visible"
+        && await fetch(new URL("changes", location.href), { signal: AbortSignal.timeout(20000) });
       const changes = answer && answer.ok ? await answer.json() : {};
       if (changes.loop) parts(changes);
     } catch { /* the server is away: Gradio says so where it matters */ }

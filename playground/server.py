@@ -28,7 +28,7 @@ from playground.people.visitor import CookieMiddleware
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.ui import page, refresh, states, theme, words
+from playground.ui import page, states, theme, words
 from playground.ui.stream_threads import MAX_STREAMS
 from playground.web.allowlist import Allowlist
 from playground.web.http_server import address
@@ -53,11 +53,11 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     """The ASGI app of one engine and its store."""
     app = FastAPI(title="Nudge", docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:  # runs in the server's own thread, so it never waits for a free one
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     def readyz() -> JSONResponse:
         report = readiness(settings, store, engine)
         return JSONResponse(report, 200 if report["ready"] else 503)
@@ -70,9 +70,9 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     states.use()
     blocks, status_bar = page.build(settings, store, engine, chat)
 
-    @app.get("/changes")
-    def changes() -> refresh.Changes:
-        return status_bar.changes()
+    @app.api_route("/changes", methods=["GET", "HEAD"])
+    def changes() -> JSONResponse:
+        return JSONResponse(status_bar.changes(), headers={"cache-control": "no-store"})
 
     blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
     # As `launch(max_threads=…)` sets it. With Gradio's default of 40 threads, 40 streams kept everybody else waiting.

@@ -67,6 +67,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     # the same round in both browsers, and after a reload in the middle of it
     for p in (page, other):
         p.wait_for_selector("#strip .running:has-text('PPO')", timeout=500_000)
+        p.wait_for_selector("#strip .detail:text-matches('[0-9]+ (of|/) 12')")
     assert re.search(r"PPO.*\d+ (of|/) 12", strip(page), re.S) and re.search(r"\d+ / 12", strip(other))
     reload(page)
     page.wait_for_selector("#strip .running")

@@ -17,7 +17,7 @@ from playground.ui import gatewords, plots, round_summary, watch
 from playground.ui.phases import PROGRESS_LABELS, phase_progress, phases_html
 from playground.ui.plots import Curve
 from playground.ui.rounds import CURVES, TrainingTab
-from playground.ui.status_bar import LoopStatus, StatusBar, status_html
+from playground.ui.status_bar import LoopStatus, StatusBar, status_html, trial_of
 from playground.ui.words import Words
 from tests import rounds
 from tests.stores import cast
@@ -530,3 +530,23 @@ def test_a_favoured_side_is_seen():
         and watched.curve.limits["target"] == 0.5
         and watched.curve.limits["low"] < 0.5 < watched.curve.limits["high"]
     )
+
+
+def test_a_version_that_was_taken_back_is_not_called_live_or_a_success(store, settings):
+    """It said "v2 is live: an admin decided: it is rude" of a version that an admin had rolled back."""
+    rounds.published(store, settings)
+    rounds.published(store, settings, trial=True)
+    admin = store.annotator("admin")
+
+    def shown():
+        return round_summary.summary_html(store.rounds()[0], W, trial=trial_of(store, 2))
+
+    store.roll_back(1, admin, "it is rude", live=2)
+    assert "v2 was published, and rolled back later" in shown() and "v2 is live" not in shown()
+    assert "The trial of v2 ended: an admin decided: it is rude." in shown()
+    entry = round_summary.timeline_entry(store.rounds()[0], W)
+    assert entry.startswith("↩") and "v2 rolled back" in entry
+    assert "v2 was rolled back; v1 answers now." in status_html(now(store, settings, 1), W)
+    store.promote(2, admin, "try again")
+    assert "v2 is live: an admin" not in shown()
+    assert "v2 is live.<" in status_html(now(store, settings, 2), W), "not that it is live since it is rude"

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
@@ -114,7 +115,7 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
     if key not in choices:
         choices[key] = asdict(_measure(settings, model, formats))
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial = file.with_suffix(f".{secrets.token_hex(8)}.partial")
         partial.write_text(json.dumps(choices, indent=1))
         os.replace(partial, file)  # server and worker may both read it
     choice = Choice(**choices[key])

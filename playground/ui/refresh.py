@@ -6,15 +6,18 @@ of a core in the browser and 4 % of one in the server for a page on which nothin
 """
 
 import hashlib
+import secrets
 
 import gradio as gr
 from gradio.blocks import Block
 
 PREFIX = "refresh-"
+SERVER = secrets.token_hex(8)  # of this process: what a page shows of another one may be gone
 
 
 # What `/changes` answers: texts that change whenever what they stand for does; empty where the store cannot be read.
-# `strip`: the status bar. `loop`: the state of rounds and versions. `data`: anything in the database.
+# `server`: the process. `strip`: the status bar. `loop`: the state of rounds and versions. `data`: anything in the
+# database.
 Changes = dict[str, str]
 
 
@@ -29,5 +32,5 @@ def is_button(block: Block | None) -> bool:
 
 
 def digest(value: object) -> str:
-    """A short text that differs for values whose `repr` differs."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+    """A short text that differs for values whose `repr` differs, and says nothing else about them."""
+    return hashlib.sha256(repr((SERVER, value)).encode()).hexdigest()[:16]

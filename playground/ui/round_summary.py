@@ -23,6 +23,7 @@ STATES = {
     "requested": words.mark("asked for"),
     "running": words.mark("running"),
     "published": words.mark("published"),
+    "rolled_back": words.mark("rolled back"),
     "refused": words.mark("refused"),
     "not_enough": words.mark("not enough evidence"),
     "nothing_left": words.mark("nothing left to learn"),
@@ -33,6 +34,7 @@ SIGNS = {
     "requested": "○",
     "running": "●",
     "published": "✓",
+    "rolled_back": "↩",
     "refused": "✗",
     "not_enough": "–",
     "nothing_left": "=",
@@ -45,10 +47,12 @@ SAMPLES = 8  # shown of each kind
 
 def displayed_state(row: Row) -> str:
     """A round's state as people see it: a round that an admin stopped is "stopped", not "failed"; one that found the
-    votes of no more use is "nothing_left".
+    votes of no more use is "nothing_left"; one whose version was taken back is "rolled_back".
     """
     if row["state"] == "failed" and row["reason"] == STOPPED:
         return "stopped"
+    if row["state"] == "published" and row.get("policy_status") == "rolled_back":
+        return "rolled_back"
     return "nothing_left" if row["state"] == "not_enough" and row["metrics"].get("nothing_left") else row["state"]
 
 
@@ -121,6 +125,10 @@ def _state_sentence(row: Row, translate: Words) -> str:
     if row["state"] in ("requested", "running"):
         phase = translate(PHASES[row["phase"]]) if row["phase"] else translate("waiting for the worker")
         return translate("Paused: {phase}", phase=phase) if row["wish"] == "pause" else phase
+    if displayed_state(row) == "rolled_back":
+        return translate(
+            "{version} was published, and rolled back later.", version=version_name(row["version"], translate)
+        )
     if row["state"] == "published":
         return translate("{version} was published.", version=version_name(row["version"], translate))
     if displayed_state(row) == "nothing_left":

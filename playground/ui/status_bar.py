@@ -35,6 +35,7 @@ ENDED = {
     "not_enough": words.mark("Not enough evidence yet."),
     "failed": words.mark("The round failed."),
 }
+BY_ADMIN = "an admin decided"  # how the reasons of such trials begin (`store/policies.py`)
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
 FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
 SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
@@ -163,15 +164,21 @@ class StatusBar:
     def changes(self) -> refresh.Changes:
         """What an open page compares with what it shows."""
         try:
-            status = self.status()
-            data = self.store.state()
+            changes = self._changes_of(self.status())
         except StoreError:
             return {}
-        if self._changes is None or self._changes[0] is not status:
-            strip = status_html(status, Words())
-            loop = replace(status, read_at=0.0)  # the time left is in the strip
-            self._changes = status, {"strip": refresh.digest(strip), "loop": refresh.digest((strip, loop))}
-        return {**self._changes[1], "data": data}
+        return {**changes, "server": refresh.SERVER, "data": refresh.digest(self.store.state())}
+
+    def _changes_of(self, status: LoopStatus) -> refresh.Changes:
+        """`strip` and `loop` at this status."""
+        known = self._changes
+        if known is not None and known[0] is status:
+            return known[1]
+        strip = status_html(status, Words())
+        loop = replace(status, read_at=0.0)  # the time left is in the strip
+        changes = {"strip": refresh.digest(strip), "loop": refresh.digest((strip, loop))}
+        self._changes = status, changes
+        return changes
 
     def wire(self, page: gr.Blocks) -> None:
         gr.on([page.load, self.refresh.click], self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
@@ -179,7 +186,8 @@ class StatusBar:
     def on_tick(self, painted: str | None, request: gr.Request) -> tuple[Any, Any]:
         """The line, where it has changed."""
         translate = words.of(request)
-        html = status_html(self.status(), translate, self.changes().get("strip", ""))
+        status = self.status()
+        html = status_html(status, translate, self._changes_of(status)["strip"])
         html += slowness_html(self.engine.slowness, translate)
         return (gr.skip(), gr.skip()) if painted == html else (html, html)
 
@@ -226,10 +234,13 @@ def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
     if policy["status"] == "live" and status.live_version != policy["version"]:
         return translate("{version} is published and is being loaded.", version=version)
     if policy["status"] == "live":
-        return trial_text(status.trial, version, translate) or translate("{version} is live.", version=version)
+        by_votes = status.trial if status.trial and not ended_by_admin(status.trial) else None
+        return trial_text(by_votes, version, translate) or translate("{version} is live.", version=version)
     if policy["status"] == "rolled_back" and status.trial and status.trial["state"] == "rolled_back":
         return trial_text(status.trial, version, translate)
     live_name = version_name(status.live_version, translate)
+    if policy["status"] == "rolled_back":
+        return translate("{version} was rolled back; {name} answers now.", version=version, name=live_name)
     return translate("{version} was published; {name} answers now.", version=version, name=live_name)
 
 
@@ -250,7 +261,14 @@ def trial_text(trial: Row | None, version: str, translate: Words) -> str:
     reason = translate.message(trial["reason"])
     if trial["state"] == "rolled_back":
         return translate("{version} was rolled back: {reason}.", version=version, reason=reason)
+    if ended_by_admin(trial) or not trial["live"]:
+        return translate("The trial of {version} ended: {reason}.", version=version, reason=reason)
     return translate("{version} is live: {reason}.", version=version, reason=reason)
+
+
+def ended_by_admin(trial: Row) -> bool:
+    """Whether an admin ended the trial of a version, whose votes then say nothing about why it is live."""
+    return trial["state"] == "undecided" and trial["reason"].template.startswith(BY_ADMIN)
 
 
 def public_reason(row: Row) -> Message | None:
