@@ -128,7 +128,7 @@ class App:
         except loading.ModelUnavailable as error:
             raise CannotStart(error) from None
         store = open_store(settings)
-        self.starting.say(Message("measuring number formats"))
+        self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
         if self.compiling:
             self.compiling.wait()
         self.engine = Engine(store, settings, trunk, tokenizer).start()
