@@ -73,8 +73,8 @@ def qwen3(**more):
     return made(Qwen3Config(**SIZES, head_dim=32, **more))
 
 
-def smollm3():
-    return made(SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1]))
+def smollm3(**more):
+    return made(SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1], **more))
 
 
 def phi3():
@@ -83,14 +83,14 @@ def phi3():
     return made(Phi3Config(**SIZES, **lengths, rope_parameters=dict(LONGROPE)))
 
 
-def gemma3():
+def gemma3(**more):
     """Two layers with a window and one without, each kind with a RoPE of its own."""
     rope = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     }
     layer_types = ["sliding_attention", "full_attention", "sliding_attention"]
-    more = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, "layer_types": layer_types}
+    more |= {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, "layer_types": layer_types}
     return made(Gemma3TextConfig(**SIZES, rope_parameters=rope, tie_word_embeddings=False, **more))
 
 

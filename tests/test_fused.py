@@ -1,16 +1,39 @@
 """The fused forward against transformers' own, token by token."""
 
+from functools import partial
+
 import pytest
 import torch
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from playground.decoding import fused, llama
 from playground.decoding.decoder import run
 from playground.decoding.forward import CachedPrefix
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
-from tests.families import IDS, LONG_TOKENS, MODELS, SIZES, full, made, phi3, trained
+from playground.models import structure
+from tests.families import (
+    IDS,
+    LONG_TOKENS,
+    LONGROPE,
+    MODELS,
+    SIZES,
+    WINDOW,
+    full,
+    gemma3,
+    made,
+    phi3,
+    smollm3,
+    trained,
+)
 from tests.tiny import tiny_model
+
+LONGROPE_IN_FULL_LAYERS = {
+    "full_attention": LONGROPE
+    | {"partial_rotary_factor": 0.75, "original_max_position_embeddings": LONG_TOKENS, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -101,6 +124,47 @@ def test_what_a_reply_read_is_found_again():
 
 def test_each_class_of_the_family_is_tested():
     assert {type(make()).__name__ for make in MODELS.values()} == set(llama.NORM_OFFSETS)
+    assert set(llama.NORM_OFFSETS) == set(structure.WINDOWED_LAYERS)
+
+
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: made(LlamaConfig(**SIZES, sliding_window=WINDOW)),
+        lambda: made(LlamaConfig(**SIZES, sliding_window=WINDOW, layer_types=["sliding_attention"] * 3)),
+        lambda: made(LlamaConfig(**SIZES, hidden_activation="gelu_pytorch_tanh")),
+        lambda: made(MistralConfig(**SIZES, sliding_window=WINDOW, layer_types=["full_attention"] * 3)),
+        lambda: smollm3(use_sliding_window=False, sliding_window=WINDOW, layer_types=SLIDING),
+        lambda: trained(gemma3(hidden_act="silu"), size=0.3),
+    ],
+    ids=["llama", "llama with types", "llama with another gate", "mistral", "smollm3", "gemma3"],
+)
+def test_what_a_config_says_and_the_model_does_not_read_changes_nothing(make):
+    """A window that the masks do not have cut the texts, and Gemma's gate was another one."""
+    model = make()
+    assert fused.fits(model, LONG_TOKENS)
+    forward = fused.FusedForward(model, "float32")
+    cache = forward.new_cache(1, len(IDS), 1)
+    close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
+    close(forward.prefill(cache, list(IDS)), full(model, IDS))
+    close(forward.decode([cache], [5])[0], full(model, [*IDS, 5]))
+
+
+def test_a_layer_that_scales_its_weight_does_not_fit():
+    """A layer of FP8 weights is a Linear too; its weight without its scales is thousands of times as large."""
+    model = tiny_model()
+    mlp = model.model.layers[0].mlp
+    layer = FP8Linear(mlp.down_proj.in_features, mlp.down_proj.out_features, block_size=(64, 64))
+    mlp.down_proj = layer
+    assert isinstance(layer, torch.nn.Linear) and layer.weight.is_floating_point()
+    assert not fused.fits(model, 64)
+    mlp.down_proj = torch.nn.Linear(layer.in_features, layer.out_features, bias=False).to(torch.float8_e4m3fn)
+    assert not fused.fits(model, 64)
+    mlp.down_proj = torch.nn.Linear(layer.in_features, layer.out_features, bias=False).half()
+    assert fused.fits(model, 64)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +174,25 @@ def test_each_class_of_the_family_is_tested():
         LlamaConfig(**SIZES, mlp_bias=True),
         LlamaConfig(**SIZES, hidden_act="relu"),
         LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
+        MistralConfig(**SIZES, sliding_window=0),
+        Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=0, layer_types=["sliding_attention"] * 3),
+        Gemma3TextConfig(**SIZES, head_dim=16, rope_parameters=LONGROPE_IN_FULL_LAYERS),
         Gemma3TextConfig(**SIZES, head_dim=16, use_bidirectional_attention=True),
         Gemma3TextConfig(**SIZES, head_dim=16, final_logit_softcapping=30.0),
         Gemma3TextConfig(**SIZES, head_dim=16, attn_logit_softcapping=50.0),
     ],
-    ids=["gpt2", "mlp biases", "relu", "dynamic rotations", "bidirectional", "capped logits", "capped scores"],
+    ids=[
+        "gpt2",
+        "mlp biases",
+        "relu",
+        "dynamic rotations",
+        "no window",
+        "no window in some layers",
+        "longrope in some layers",
+        "bidirectional",
+        "capped logits",
+        "capped scores",
+    ],
 )
 def test_what_the_description_cannot_say_does_not_fit(config):
     assert not fused.fits(made(config), 64)

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from playground.models import adapters, attention
+from playground.models import adapters, attention, structure
 from playground.settings import Settings
-from tests.families import IDS, MODELS
+from tests.families import IDS, MODELS, SIZES, WINDOW, made
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
@@ -171,6 +172,24 @@ def test_a_reply_beyond_the_sliding_window_has_the_logprobs_that_it_has_alone(na
     assert (
         len(batch.ids) == 2 and len(policy.batch(short).ids) == 1
     )  # where the window reaches over all, it is read once
+
+
+@pytest.mark.parametrize(
+    ("model", "window"),
+    [
+        (lambda: made(LlamaConfig(**SIZES, sliding_window=WINDOW)), None),
+        (lambda: made(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=3)), None),
+        (MODELS["qwen2 with windows"], WINDOW),
+        (lambda: made(MistralConfig(**SIZES, sliding_window=0)), 0),
+    ],
+    ids=["llama", "qwen2 without", "qwen2", "mistral that sees nothing"],
+)
+def test_a_window_counts_where_the_masks_of_a_layer_have_it(model, window):
+    """A config may name one for no layer: replies then share a reading of their prompt."""
+    policy = PolicyModel(model(), settings())
+    assert structure.window(policy.causal) == window
+    siblings = [Episode(IDS, completion, True) for completion in ([5, 6, 7, 2], [8, 9, 10, 2])]
+    assert len(policy.batch(siblings).ids) == (1 if window is None else 2)
 
 
 @pytest.mark.parametrize("queries", [1, 2, 100])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from playground.decoding import graph_forward, lean_model
+from playground.decoding import graph_forward, lean_model, tuning
 from playground.decoding.fused import FusedForward
 from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.w8a16 import W8A16Forward
@@ -183,6 +183,16 @@ def test_a_gpu_with_little_room_decodes_fewer_replies_at_once_and_writes_the_sam
     free[0] = 0
     assert write(rollout.Rollouts(model), chosen) == with_room
     assert [forward.slots for forward in made] == [18, gpu.LEAST_ROWS // 2]
+
+
+def test_graphs_that_say_something_else_write_nothing(graphs, monkeypatch):
+    made, _ = graphs
+    tried = []
+    monkeypatch.setattr(tuning, "divergence", lambda forward: tried.append(forward) or 0.5)
+    model = tiny_model(TOKENIZER)
+    rollouts = rollout.Rollouts(model)
+    assert write(rollouts, PROMPTS) == write(rollouts, PROMPTS) == sample(tiny_model(TOKENIZER), PROMPTS)
+    assert not made and len(tried) == 2  # one for each Rollouts
 
 
 def test_ended_replies_leave_no_keys_and_values_behind(graphs):

@@ -14,8 +14,8 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from playground.system.languages import Words
-from tests.families import LONG_TOKENS, phi3
-from tests.tiny import tiny_folder
+from tests.families import LONG_TOKENS, gemma3, phi3
+from tests.tiny import tiny_folder, tiny_model
 
 
 @pytest.fixture
@@ -208,3 +208,39 @@ def test_a_model_whose_frequencies_change_with_the_length_decodes_as_transformer
     beyond = settings.with_values(chat={"context_tokens": LONG_TOKENS, **replies}, decode_format="float32")
     assert tuning.choose(within, model, identity).number_format == "float32"
     assert tuning.choose(beyond, model, identity).number_format == "plain"
+
+
+def unlike(forward):
+    """The forward, as if a part of the model had not been read."""
+    forward.embedding = 1.5 * forward.embedding
+    return forward
+
+
+@pytest.mark.parametrize("decode_format", ["auto", "float32"])
+@pytest.mark.parametrize("make", [tiny_model, gemma3])
+def test_where_no_format_says_what_the_model_says_transformers_own_forward_serves(
+    settings, make, decode_format, monkeypatch, caplog
+):
+    """The model's own format was taken without a look."""
+    settings = settings.with_values(decode_format=decode_format)
+    fused_forward = tuning.fused_forward
+    monkeypatch.setattr(tuning, "fused_forward", lambda *arguments: unlike(fused_forward(*arguments)))
+    for _ in range(2):  # measured, and remembered
+        caplog.clear()
+        choice = tuning.choose(settings, make(), {"hash": "x" * 64})
+        assert choice.number_format == "plain"
+        assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+            "no number format says what the model says: decoding with transformers' own forward, which is slower"
+        ]
+        monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("measured again"))
+
+
+def test_a_model_with_parts_of_its_own_is_compared_over_steps_of_replies(settings, monkeypatch):
+    """One token after one text may be near by chance."""
+    settings = settings.with_values(decode_format="float32")
+    monkeypatch.setattr(tuning, "divergence", lambda _: 0.5)
+    assert tuning.choose(settings, tiny_model(), {"hash": "x" * 64}).number_format == "float32"
+    assert tuning.choose(settings, gemma3(), {"hash": "y" * 64}).number_format == "plain"
+    monkeypatch.setattr(tuning, "divergence", lambda _: float("inf"))
+    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("runs what cannot run"))
+    assert tuning.choose(settings, gemma3(), {"hash": "z" * 64}).number_format == "plain"

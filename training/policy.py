@@ -189,7 +189,7 @@ class PolicyModel:
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
         """The episodes as a Batch on this model's device."""
-        window = structure.window(self.causal.config)
+        window = structure.window(self.causal)
         longest = max(len(episode.prompt) + len(episode.completion) for episode in episodes)
         # a mask for each token is taken as it is, without the sliding window of some layers
         shared = self.share_prompts and (window is None or longest <= window)

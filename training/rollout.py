@@ -102,6 +102,7 @@ class Rollouts:
         self.model = model
         self._graphs: GraphForward | None = None
         self._slots_wanted = 0  # when it was made
+        self._graphs_are_near: bool | None = None  # to the model; None before they were tried
 
     def sample(
         self,
@@ -124,7 +125,7 @@ class Rollouts:
         slots_each = -(-replies // 2)  # on a GPU two replies to a prompt share a slot
         columns = longest + 2 * max_tokens + 2
         tokens = longest + max_tokens
-        if graph_forward.fits(self.model, tokens):
+        if graph_forward.fits(self.model, tokens) and self._trusts_graphs():
             graphs = self._graph_forward(slots_each, slots_each * len(prompt_ids), columns)
             forward: AnyForward = graphs
             prompts_at_once = graphs.slots // slots_each
@@ -158,6 +159,12 @@ class Rollouts:
             end_tokens=end_tokens,
         )
 
+    def _trusts_graphs(self) -> bool:
+        """Whether graphs say what the model says; tried once."""
+        if self._graphs_are_near is None:
+            self._graphs_are_near = tuning.graphs_are_near(self.model, COLUMNS)
+        return self._graphs_are_near
+
     def _graph_forward(self, least_slots: int, slots: int, columns: int) -> GraphForward:
         """The kept forward, with the model's weights as they are now; a new one where that was made for fewer slots or
         columns. It has as many of the `slots` as there is room for, but `least_slots`.
@@ -179,7 +186,7 @@ def rows_of(model: PreTrainedModel, columns: int) -> int:
 
 
 def forward_of(model: PreTrainedModel, tokens: int) -> AnyForward:
-    """The fastest forward for texts of so many tokens of a model for which there are no graphs."""
+    """The fastest forward for texts of so many tokens of a model that no graphs serve."""
     if not fused.fits(model, tokens):
         return transformers_forward_of(model)
     return _compiled(model) or fused.FusedForward(model, str(model.dtype).removeprefix("torch."))

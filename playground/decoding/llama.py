@@ -27,8 +27,10 @@ NORM_OFFSETS = {
     "Phi3ForCausalLM": 0.0,  # Phi-3 and Phi-4-mini
     "Gemma3ForCausalLM": 1.0,  # its text models
 }
+PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # rope types whose frequencies do not depend on the length
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+WEIGHT_FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,10 @@ class Block:
     down: torch.nn.Module
     down_norm: torch.Tensor | None  # (hidden,), of what the MLP adds to the residual stream
 
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        return [*self.qkv, self.out, *self.gate_up, self.down]
+
 
 # -- which models fit
 
@@ -97,36 +103,48 @@ def fits(model: PreTrainedModel, device_type: str, tokens: int) -> bool:
     `Architecture` cannot say, and with unquantised weights on a device of this type.
     """
     config = model.config
-    if type(model).__name__ not in NORM_OFFSETS or _activation(config) not in ACTIVATIONS:
+    if type(model).__name__ not in NORM_OFFSETS or _activation(model) not in ACTIVATIONS:
         return False
     if getattr(config, "mlp_bias", False) or getattr(config, "use_bidirectional_attention", False):
         return False
     if getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None):
         return False
-    if not all(_is_fixed(parameters, tokens) for parameters in _rope_parameters(config)):
+    if any(window is not None and window < 1 for window in structure.windows(model)):
+        return False  # a token that sees nothing, not even itself
+    if not _are_fixed(getattr(config, "rope_parameters", None) or {}, tokens):
         return False
-    layers = [base_layer(module) for module in structure.blocks(model).modules()]
-    weights = [layer.weight for layer in layers if isinstance(layer, torch.nn.Linear)]
-    return all(weight.is_floating_point() and weight.device.type == device_type for weight in weights)
+    layers = [base_layer(layer) for block in blocks_of(model) for layer in block.layers]
+    layers.append(structure.output_embeddings(model))  # a LoRA on the head would be left out
+    return all(_is_plain(layer, device_type) for layer in layers)
 
 
-def _is_fixed(rope_parameters: dict[str, Any], tokens: int) -> bool:
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether a model that `fits` has nothing beyond Llama's but biases."""
+    return type(model).__name__ in PLAIN and structure.window(model) is None
+
+
+def _is_plain(layer: torch.nn.Module, device_type: str) -> bool:
+    """Whether it is a linear layer that multiplies by its weight as it is: a subclass may add scales to it."""
+    if type(layer) is not torch.nn.Linear:
+        return False
+    return layer.weight.dtype in WEIGHT_FORMATS and layer.weight.device.type == device_type
+
+
+def _are_fixed(rope_parameters: dict[str, Any], tokens: int) -> bool:
     """Whether the frequencies are the same at every length up to so many tokens."""
+    by_layer_type = [parameters for parameters in rope_parameters.values() if isinstance(parameters, dict)]
+    if by_layer_type:
+        return all(parameters.get("rope_type", "default") in FIXED_ROTATIONS for parameters in by_layer_type)
     rope_type = rope_parameters.get("rope_type", "default")
     if rope_type == "longrope":  # others from the original length on
         return tokens <= rope_parameters["original_max_position_embeddings"]
     return rope_type in FIXED_ROTATIONS
 
 
-def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """The parameters of each distinct RoPE: one, or one for each type of layers."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer_type = [value for value in parameters.values() if isinstance(value, dict)]
-    return by_layer_type or [parameters]
-
-
-def _activation(config: PretrainedConfig) -> str | None:
-    return getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
+def _activation(model: PreTrainedModel) -> str | None:
+    """Of the MLP's gate; Gemma reads a field of its own, and either kind of config may have a stray one."""
+    field = "hidden_activation" if type(model).__name__ == "Gemma3ForCausalLM" else "hidden_act"
+    return getattr(model.config, field, None)
 
 
 # -- the description
@@ -144,6 +162,7 @@ def describe(model: PreTrainedModel) -> Architecture:
     kinds = [(_rotates(attention), _layer_type(trunk.rotary_emb, attention)) for attention in attentions]
     distinct = list(dict.fromkeys(kinds))
     rotations = [_rotation(model, attentions[kinds.index(kind)], *kind) for kind in distinct]
+    windows = structure.windows(model)
     embeddings = structure.input_embeddings(model)
     embedding_scale = getattr(embeddings, "embed_scale", torch.ones(())).to(embeddings.weight.dtype)
     return Architecture(
@@ -152,24 +171,17 @@ def describe(model: PreTrainedModel) -> Architecture:
             kv_heads=config.num_key_value_heads,
             group=config.num_attention_heads // config.num_key_value_heads,
             head_dim=head_dim(config),
-            windows=_windows(config, attentions),
+            windows=tuple(windows) if any(windows) else (),
         ),
         pairs=_pairs(head_dim(config), _rotated_numbers(trunk.rotary_emb, kinds[0][1])),
         rotations=tuple(rotations),
         rotation_of_layer=tuple(distinct.index(kind) for kind in kinds),
         mlp=config.intermediate_size,
-        activation=str(_activation(config)),
+        activation=str(_activation(model)),
         norm=_norm_weight(trunk.norm, _norm_offset(model)),
         epsilon=config.rms_norm_eps,
         embedding_scale=embedding_scale.item(),
     )
-
-
-def _windows(config: PretrainedConfig, attentions: Sequence[Any]) -> tuple[int | None, ...]:
-    """The sliding window of each layer; where the layers do not say, it is the config's. Empty where there is none."""
-    of_all = getattr(config, "sliding_window", None)
-    windows = tuple(getattr(attention, "sliding_window", of_all) for attention in attentions)
-    return windows if any(windows) else ()
 
 
 def _rotates(attention: Any) -> bool:

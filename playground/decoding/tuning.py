@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from playground.decoding import fused, graph_forward, measuring
+from playground.decoding import fused, graph_forward, llama, measuring
 from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward
 from playground.decoding.graph_forward import GraphForward
@@ -34,6 +34,7 @@ MAX_KL = 0.01  # nats; a format further from the model than this is not chosen
 # among which one is chosen where the settings name none; the one that is mostly the fastest comes first, since what
 # cannot be faster is then seen from a few products
 AUTO_FORMATS = ("w8a16", "int8", "bfloat16", "float32")
+MAX_KL_OF_WISH = 0.3  # nats; of a format that the settings name, what rounding alone does not exceed
 SLOW = 5.0  # tokens a second of each reply; people read about as fast
 
 
@@ -119,6 +120,11 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
         partial.write_text(json.dumps(choices, indent=1))
         os.replace(partial, file)  # server and worker may both read it
     choice = Choice(**choices[key])
+    if choice.number_format == "plain":
+        log.warning(
+            "no number format says what the model says: decoding with transformers' own forward, which is slower"
+        )
+        return choice
     log.info(
         "decoding in %s on %d threads, %.1f ms a step of two replies",
         choice.number_format,
@@ -136,10 +142,7 @@ def _on_gpu(settings: Settings, model: PreTrainedModel) -> Choice:
     slot_tokens = chat.context_tokens + 2 * chat.reply_tokens + 2
     forward = GraphForward(model, 2, slot_tokens)
     nats = divergence(forward)
-    if nats > most_divergence(forward.lean.dtype):
-        log.warning(
-            "the graph forward is %.3g nats from the model: decoding with transformers' own, which is slower", nats
-        )
+    if not _is_near(forward, nats):
         return Choice("plain", settings.threads)
     slots = (settings.kv_cache_mb << 20) // forward.cache_bytes(1, slot_tokens, 0)
     needed = -(-chat.candidates // 2)
@@ -155,31 +158,61 @@ def _on_gpu(settings: Settings, model: PreTrainedModel) -> Choice:
     return choice
 
 
+def graphs_are_near(model: PreTrainedModel, slot_tokens: int) -> bool:
+    """Whether the graph forward, with slots of so many columns, says what the model says; the log says where not."""
+    forward = GraphForward(model, 2, slot_tokens)
+    return _is_near(forward, divergence(forward))
+
+
+def _is_near(forward: GraphForward, nats: float) -> bool:
+    if nats <= most_divergence(forward.lean.dtype):
+        return True
+    log.warning("the graph forward is %.3g nats from the model: decoding with transformers' own, which is slower", nats)
+    return False
+
+
 def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...]) -> Choice:
-    """The fastest of the formats that are near enough to the model, and its number of threads."""
-    ids = measuring.random_ids(model, measuring.CONTEXT_TOKENS)
+    """The fastest of the formats that are near enough to the model, and its number of threads; transformers' own
+    forward where none is.
+    """
+    # in a longer text than any here, the model may have other frequencies
+    longest = settings.chat.context_tokens + settings.chat.reply_tokens
+    ids = measuring.random_ids(model, min(measuring.CONTEXT_TOKENS, longest))
     truth = measuring.next_token(model, ids)
     choices: dict[Choice, float] = {}  # their milliseconds
     for number_format in formats:
         best = min(choices.values(), default=inf)
+        most = _most_nats(model, number_format, len(formats) == 1)
         thread_counts = _that_may_win(model, number_format, sorted({1, settings.threads}), best)
         if not thread_counts:
             continue
         forward = fused_forward(model, number_format)
-        for measured in measuring.measure(forward, ids, truth, thread_counts, best):
+        # One token's KL is measured anyway. That is enough for models without parts of their own.
+        nats_of_replies = 0.0 if llama.is_plain(model) else divergence(forward)
+        runs = nats_of_replies < inf
+        measurements = measuring.measure(forward, ids, truth, thread_counts, best) if runs else ()
+        for measured in measurements:
+            nats = max(measured.nats, nats_of_replies)
             log.info(
                 "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
                 number_format,
                 measured.threads,
                 measured.milliseconds,
-                measured.nats,
+                nats,
             )
-            if len(formats) == 1 or measured.nats < MAX_KL or number_format == "float32":
+            if nats <= most:
                 milliseconds = round(measured.milliseconds, 2)
-                choice = Choice(number_format, measured.threads, milliseconds, round(measured.nats, 6))
+                choice = Choice(number_format, measured.threads, milliseconds, round(nats, 6))
                 choices[choice] = milliseconds
-        del forward  # before the next one takes as much memory
-    return min(choices, key=choices.__getitem__)
+        del forward, measurements  # before the next one takes as much memory
+    return min(choices, key=choices.__getitem__, default=Choice("plain", settings.threads))
+
+
+def _most_nats(model: PreTrainedModel, number_format: str, wished: bool) -> float:
+    """How far from the model a format may be; `wished`: the settings name it."""
+    if number_format == "float32":  # which rounds no more than the model
+        return most_divergence(model.dtype)
+    return MAX_KL_OF_WISH if wished else MAX_KL
 
 
 def _that_may_win(

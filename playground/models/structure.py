@@ -8,6 +8,18 @@ from typing import Any, cast
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+# Causal LMs of which is known which layers' masks have the config's sliding window: it may name one for no layer, and
+# what an attention has as an attribute does not count, since the masks come from the model.
+WINDOWED_LAYERS = {
+    "LlamaForCausalLM": "none",
+    "MistralForCausalLM": "all",
+    "Phi3ForCausalLM": "all",
+    "Qwen2ForCausalLM": "by type",
+    "Qwen3ForCausalLM": "by type",
+    "SmolLM3ForCausalLM": "by type",
+    "Gemma3ForCausalLM": "by type",
+}
+
 
 def blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The list of transformer blocks of a decoder-only model: the longest list that is not inside another one (lists
@@ -37,9 +49,26 @@ def positions(config: PretrainedConfig) -> int | None:
     return getattr(text, "max_position_embeddings", None)
 
 
-def window(config: PretrainedConfig) -> int | None:
+def windows(model: PreTrainedModel) -> list[int | None]:
+    """How many tokens, its own among them, a token sees in each layer of a model of WINDOWED_LAYERS; None in a layer
+    where it sees all before it.
+    """
+    config = model.config
+    layers = config.num_hidden_layers
+    windowed = WINDOWED_LAYERS[type(model).__name__]
+    if windowed == "none":
+        return [None] * layers
+    if windowed == "all":
+        return [config.sliding_window] * layers
+    types = config.layer_types[:layers]
+    return [config.sliding_window if layer_type == "sliding_attention" else None for layer_type in types]
+
+
+def window(model: PreTrainedModel) -> int | None:
     """How many tokens, its own among them, a token sees at least in every layer; None where it sees all before it."""
-    text = config.get_text_config()
+    if type(model).__name__ in WINDOWED_LAYERS:
+        return min((window for window in windows(model) if window is not None), default=None)
+    text = model.config.get_text_config()
     return getattr(text, "sliding_window", None) or getattr(text, "window_size", None)  # the latter is GPT-Neo's
 
 
