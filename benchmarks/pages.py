@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from statistics import median
 
+import psutil
 from playwright.sync_api import sync_playwright
 from pydantic import Field
 
@@ -40,6 +41,7 @@ FLAGS = [
     "--disable-sync",
 ]
 TOKEN = "x" * 43
+IDLE_SECONDS = 20
 PICKED = (
     "document.querySelector('#timeline label:nth-child({})').innerText"
     ".includes(' ' + document.querySelector('#round-summary h2').innerText + ' ')"
@@ -129,6 +131,27 @@ def first_paint(browser, url, ready, repeats):
     return median(painted), median(usable)
 
 
+def idle(browser, url, ready, server):
+    """Shares of a core that the browser and the server (a process) take for an open page on which nothing changes."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.goto(url)
+    page.wait_for_selector(ready)
+    page.wait_for_timeout(5000)  # what a page does when it is opened is over
+    chromium = [p for p in psutil.Process().children(recursive=True) if CHROMIUM in " ".join(p.cmdline())]
+    before = cpu_seconds(chromium), cpu_seconds([server])
+    page.wait_for_timeout(1000 * IDLE_SECONDS)
+    after = cpu_seconds(chromium), cpu_seconds([server])
+    shares = [(now - then) / IDLE_SECONDS for now, then in zip(after, before, strict=True)]
+    context.close()
+    return shares
+
+
+def cpu_seconds(processes):
+    """Seconds of CPU that these processes have taken."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes if process.is_running())
+
+
 def gestures(browser, url, repeats):
     """({gesture: milliseconds until painted}, {event: milliseconds of the server}), medians."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
@@ -193,6 +216,9 @@ def measure(settings, log=print):
                 log("first paint, ours and Gradio's own chat page")
                 paint, usable = first_paint(browser, ours.url, "#hint span", repeats)
                 plain_paint, plain_usable = first_paint(browser, plain.url, "textarea", repeats)
+                log("an open page on which nothing changes")
+                idle_browser, idle_server = idle(browser, ours.url, "#hint span", psutil.Process(ours.process.pid))
+                plain_idle, _ = idle(browser, plain.url, "textarea", psutil.Process(plain.process.pid))
                 log("gestures")
                 painted, worked = gestures(browser, ours.url, repeats)
         finally:
@@ -203,6 +229,11 @@ def measure(settings, log=print):
         report.row("first paint to that of a bare gr.ChatInterface", paint / plain_paint, "×"),
         report.row("until the chat can be used", usable, "s", "≤ 2"),
         report.row("until it can be used to that of a bare gr.ChatInterface", usable / plain_usable, "×"),
+    ]
+    rows += [
+        report.row("an open page, nothing changes: share of a core in the browser", idle_browser, "", "≤ 0.1"),
+        report.row("the same of a bare gr.ChatInterface", plain_idle),
+        report.row("the same in the server", idle_server, "", "≤ 0.02"),
     ]
     rows += [report.row(f"{name}: click to painted", value, "ms", "≤ 100") for name, value in painted.items()]
     rows += [

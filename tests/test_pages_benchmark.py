@@ -9,7 +9,8 @@ from tests.tiny import tiny_folder
 pytestmark = MARKS
 
 
-def test_every_gesture_is_measured(tmp_path):
+def test_every_gesture_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "IDLE_SECONDS", 3)
     settings = pages.PagesSettings(
         model=str(tiny_folder(tmp_path / "model")),
         device="cpu",
