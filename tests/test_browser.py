@@ -13,38 +13,10 @@ from tests.browsing import (
     send,
     shot,
     tab,
-    turn,
     wait_for_vote,
 )
 
 pytestmark = MARKS
-
-
-def test_an_open_page_calls_nothing_while_nothing_changes_and_shows_what_does(app, visit):
-    """Timers called the page's handlers all the time: 4 s of CPU in the browser each 20 s, and 4 % of a server's core
-    for each page."""
-    page = visit()
-    page.wait_for_timeout(3000)  # what the page does when it is opened is over
-    calls = []
-    page.on("request", lambda request: request.method == "POST" and calls.append(request.url))
-    page.wait_for_timeout(6000)
-    assert calls == []
-    before = page.inner_text("#strip .detail")
-    other = visit()
-    turn(other, "Hello", "a")
-    page.wait_for_function("before => document.querySelector('#strip .detail').innerText != before", arg=before)
-    tab(page, "votes")
-    page.wait_for_timeout(3000)
-    calls.clear()
-    page.wait_for_timeout(6000)
-    assert calls == []
-    frames = page.evaluate(
-        """async () => {
-            let frames = 0; const own = requestAnimationFrame;
-            window.requestAnimationFrame = (draw) => { frames += 1; return own(draw); };
-            await new Promise((done) => setTimeout(done, 2000)); window.requestAnimationFrame = own; return frames; }"""
-    )
-    assert frames < 10
 
 
 def test_a_person_chats_votes_reloads_and_goes_on(app, visit):

@@ -27,7 +27,7 @@ def app(tmp_path_factory):
         round={"votes": 1000},
         gate={"better": 0.01, "not_worse": 0.01},
         reward={"evidence_confidence": 0},
-        ppo={"iterations": 12, "episodes": 256, "minibatch": 64, "lr": 2e-3, "kl_target": 9.0},
+        ppo={"iterations": 8, "episodes": 128, "minibatch": 64, "lr": 2e-3, "kl_target": 9.0},
         seed=2,
     )  # PPO for long enough that both pages see it
     votes = simulate.SimulateSettings.like(settings, votes=40)
@@ -67,8 +67,8 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     # the same round in both browsers, and after a reload in the middle of it
     for p in (page, other):
         p.wait_for_selector("#strip .running:has-text('PPO')", timeout=500_000)
-        p.wait_for_selector("#strip .detail:text-matches('[0-9]+ (of|/) 12')")
-    assert re.search(r"PPO.*\d+ (of|/) 12", strip(page), re.S) and re.search(r"\d+ / 12", strip(other))
+        p.wait_for_selector("#strip .detail:text-matches('[0-9]+ (of|/) 8')")
+    assert re.search(r"PPO.*\d+ (of|/) 8", strip(page), re.S) and re.search(r"\d+ / 8", strip(other))
     reload(page)
     page.wait_for_selector("#strip .running")
     tab(page, "training")
@@ -118,7 +118,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     page.wait_for_timeout(2000)
     assert page.inner_text("#round-summary h2") == "Round 1"
     page.click("#log button")
-    page.wait_for_function("document.querySelector('#log textarea')?.value.includes('ppo 1 of 12')")
+    page.wait_for_function("document.querySelector('#log textarea')?.value.includes('ppo 1 of 8')")
     tab(page, "watch")
     page.wait_for_selector("#note-kl :text('nats a reply from the base')")
 
