@@ -33,7 +33,6 @@ log = logging.getLogger("nudge")
 ROOT = Path(__file__).resolve().parent
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MOST_OPEN_FILES = 65536
-BACKLOG = 128  # connections that wait to be taken
 
 
 class CannotStart(Exception):
@@ -63,7 +62,7 @@ def listen(settings: Settings) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((settings.host, settings.port))
-        sock.listen(BACKLOG)  # else a second start could bind the same port until the first one listens
+        sock.listen(http_server.BACKLOG)  # else a second start could bind the same port until the first one listens
     except OSError as error:
         raise CannotStart(
             f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "

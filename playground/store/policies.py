@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlite_utils
 
+from playground.store import reasons
 from playground.store.checks import check_lease, is_key
 from playground.store.database import Database, Row, now
 from playground.store.errors import StoreError
@@ -272,8 +273,7 @@ def _check_may_answer(db: sqlite_utils.Database, version: int) -> None:
 
 def _end_trials(db: sqlite_utils.Database, condition: str, version: int, reason: Message | None) -> None:
     """End the open trials that meet `condition`, undecided: an admin has decided."""
-    why = Message("an admin decided: {reason}", reason=reason) if reason else Message("an admin decided")
     db.execute(
         f"update trial set state = 'undecided', reason = ?, ended = ? where state = 'open' and {condition}",
-        [why.dumps(), now(), version],
+        [reasons.by_admin(reason).dumps(), now(), version],
     )

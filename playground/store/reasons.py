@@ -1,4 +1,4 @@
-"""Why a round ended without a new version, as Messages: what the worker and the store write into its row."""
+"""Why a round ended without a version, or a trial without a verdict: Messages that rows keep, and what they mean."""
 
 from collections.abc import Iterable
 
@@ -27,3 +27,13 @@ def without_words(reason: Message) -> Message:
     if not reason.values and " in phase " in reason.template:  # earlier versions stored the English sentence
         return plain(str(reason).partition(": ")[0].rstrip(".") + ".")
     return reason
+
+
+def by_admin(reason: Message | None) -> Message:
+    """An admin decided while a version was on trial, with a reason or without."""
+    return Message("an admin decided: {reason}", reason=reason) if reason else Message("an admin decided")
+
+
+def is_by_admin(reason: Message) -> bool:
+    """Whether a trial's reason is one of `by_admin`."""
+    return reason.template in (by_admin(None).template, by_admin(plain("…")).template)

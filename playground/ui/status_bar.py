@@ -15,7 +15,7 @@ import gradio as gr
 from playground.serving.engine import Engine
 from playground.settings import Settings, SettingsError, overridden
 from playground.store import Store, StoreError
-from playground.store.reasons import without_words
+from playground.store.reasons import is_by_admin, without_words
 from playground.system.messages import Message
 from playground.ui import refresh, words
 from playground.ui.handlers import GESTURE, Row
@@ -35,7 +35,6 @@ ENDED = {
     "not_enough": words.mark("Not enough evidence yet."),
     "failed": words.mark("The round failed."),
 }
-BY_ADMIN = "an admin decided"  # how the reasons of such trials begin (`store/policies.py`)
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
 FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
 SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
@@ -268,7 +267,7 @@ def trial_text(trial: Row | None, version: str, translate: Words) -> str:
 
 def ended_by_admin(trial: Row) -> bool:
     """Whether an admin ended the trial of a version, whose votes then say nothing about why it is live."""
-    return trial["state"] == "undecided" and trial["reason"].template.startswith(BY_ADMIN)
+    return trial["state"] == "undecided" and is_by_admin(trial["reason"])
 
 
 def public_reason(row: Row) -> Message | None:

@@ -17,6 +17,8 @@ from uvicorn.lifespan.on import LifespanOn
 
 from playground.web.protocol import LimitedProtocol
 
+BACKLOG = 128  # connections that wait to be taken
+
 
 class Switch:
     """An ASGI app that is another one, `app`, which may change between two requests."""
@@ -60,7 +62,7 @@ class Web(uvicorn.Server):
                 server_header=False,
                 http=LimitedProtocol.with_timeout(request_seconds),
                 ws="none",
-                backlog=128,
+                backlog=BACKLOG,
                 h11_max_incomplete_event_size=16 << 10,
                 limit_concurrency=2000,
             )
