@@ -21,7 +21,9 @@ def test_every_gesture_is_measured(tmp_path, monkeypatch):
         _env_file=None,
     )
     rows = pages.measure(settings, log=lambda text: None)
-    assert all(row["value"] is not None and row["value"] > 0 for row in rows)
+    idle = [row for row in rows if "nothing changes" in row["what"] or row["what"].startswith("the same")]
+    assert len(idle) == 3 and all(0 <= row["value"] < 1 for row in idle)  # in three seconds it may well cost nothing
+    assert all(row["value"] is not None and row["value"] > 0 for row in rows if row not in idle)
     names = [row["what"] for row in rows]
     assert {f"{gesture}: click to painted" for gesture in pages.GESTURES} <= set(names)
     assert any("vote-b click" in name for name in names) and any("timeline input" in name for name in names)
