@@ -14,13 +14,23 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what tests start
 
-from tests import fork_server
+from playground.system import memory  # noqa: E402
+from tests import fork_server  # noqa: E402
 from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
 
 __all__ = ["app", "browser", "left", "paced", "size", "visit"]
 
 if sys.platform == "linux":
     subprocess.Popen = fork_server.Popen
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A test that computed on more threads, or ran a program that does, leaves none of them to the next."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
 
 # Files that take longest, the longest first. They begin first, so that two processes end at about the same time.
 SLOW = (
@@ -51,6 +61,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _file(item) in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
+
+
+def pytest_collection_finish() -> None:
+    """Collections of garbage would look through all that is imported, for half a second each."""
+    memory.leave_out_imports()
 
 
 def _file(item: pytest.Item) -> str:

@@ -8,7 +8,6 @@ before it has a thread. `tests/test_app.py` and its like start the programs as p
 """
 
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -16,8 +15,11 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+from playground.system import memory
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {str(ROOT / "app.py"), str(ROOT / "tests" / "paced_app.py")}
@@ -35,6 +37,7 @@ IMPORTED = (
 PR_SET_CHILD_SUBREAPER = 36
 MOST_BYTES = 1 << 20
 RealPopen = subprocess.Popen
+_lock = threading.Lock()
 _server: socket.socket | None = None  # to this process's fork server
 
 
@@ -46,10 +49,18 @@ class Popen(RealPopen):
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *_, process_group = rest
         ends = [given if given != -1 else own for own, given in enumerate((p2cread, c2pwrite, errwrite))]
-        program = {"args": args, "cwd": str(cwd or os.getcwd()), "env": env or dict(os.environ), "group": process_group}
-        server = _server or begin()
-        socket.send_fds(server, [json.dumps(program).encode()], ends)
-        self.pid = int(server.recv(32))
+        program = {
+            "args": [str(argument) for argument in args],
+            "cwd": str(cwd or os.getcwd()),
+            "env": dict(env or os.environ),
+            "group": process_group,
+        }
+        with _lock:
+            server = _server or begin()
+            adopt_orphans(True)
+            socket.send_fds(server, [json.dumps(program).encode()], ends)
+            self.pid = int(server.recv(32))
+            adopt_orphans(False)  # else this process had to wait for each process that Chromium leaves behind
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
         return None
@@ -57,6 +68,8 @@ class Popen(RealPopen):
 
 def can_fork(args, env):
     """Whether these are the arguments of a program of ours, and of an environment that no import has read before."""
+    if isinstance(args, str) or len(args) < 3:
+        return False
     changed = {
         key for key in {*os.environ, *(env or os.environ)} if os.environ.get(key) != (env or os.environ).get(key)
     }
@@ -69,7 +82,6 @@ def begin():
     """Start the fork server of this process, which has imported nothing of the programs itself, as a new Python."""
     global _server
     _server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    _become_subreaper()
     command = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
     RealPopen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     theirs.close()
@@ -80,7 +92,6 @@ def begin_here():
     """Fork the fork server of this process, which has imported what its children need and has only this one thread."""
     global _server
     _server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    _become_subreaper()
     if os.fork():
         theirs.close()
     else:
@@ -89,8 +100,9 @@ def begin_here():
         sys.exit()
 
 
-def _become_subreaper():
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+def adopt_orphans(yes):
+    """Whether a process whose parent ends, below this one, becomes a child of this one."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
@@ -134,7 +146,6 @@ def run(args):
     """Run `python file ...` or `python -m module ...`, with a fork server for what it starts itself."""
     begin_here()
     subprocess.Popen = Popen
-    gc.enable()
     if args[1] == "-m":
         sys.argv = args[2:]
         runpy.run_module(args[2], run_name="__main__", alter_sys=True)
@@ -147,8 +158,7 @@ def import_all():
     """Import what the programs import, but for their own files."""
     for name in IMPORTED:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # so that no collection in a program writes to the pages that all share
+    memory.leave_out_imports()  # nor does a collection in a program write to the pages that all share
     [thread] = os.listdir("/proc/self/task")
 
 
