@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what tests start
+# before torch is imported, here and in what tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from playground.system import memory  # noqa: E402
 from tests import fork_server  # noqa: E402
@@ -37,6 +39,7 @@ SLOW = (
     "test_browser_gestures",
     "test_app",
     "test_browser_loop",
+    "test_types",
     "test_benchmarks",
     "test_worker",
     "test_selftest",

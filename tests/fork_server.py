@@ -34,7 +34,8 @@ IMPORTED = (
     "training.round",
     "training.annotators",
 )
-PR_SET_CHILD_SUBREAPER = 36
+NAME = "fork server"  # of the process that forks for a program that was forked
+PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 MOST_BYTES = 1 << 20
 RealPopen = subprocess.Popen
 _lock = threading.Lock()
@@ -96,13 +97,18 @@ def begin_here():
         theirs.close()
     else:
         _server.close()
+        control_process(PR_SET_NAME, NAME.encode())
         run(serve(theirs))
         sys.exit()
 
 
 def adopt_orphans(yes):
     """Whether a process whose parent ends, below this one, becomes a child of this one."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
+    control_process(PR_SET_CHILD_SUBREAPER, int(yes))
+
+
+def control_process(option, value):
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
@@ -134,6 +140,7 @@ def become(program, files):
             os.dup2(file, standard)
     for file in set(files) - {0, 1, 2}:
         os.close(file)
+    control_process(PR_SET_NAME, b"python")
     os.environ.clear()
     os.environ.update(program["env"])
     os.chdir(program["cwd"])
