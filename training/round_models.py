@@ -230,8 +230,10 @@ class RoundModels:
         learned from the others.
         """
         prefs = self.preferences
-        rows = [row for row in self.store.demonstrations(self.base["hash"]) if prefs.group_of(row) not in prefs.heldout]
-        rows += imported.demonstrations(self.store, self.tokenizer, self.settings)
+        edits = [
+            row for row in self.store.demonstrations(self.base["hash"]) if prefs.group_of(row) not in prefs.heldout
+        ]
+        rows: list[Row] = [*edits, *imported.demonstrations(self.store, self.tokenizer, self.settings)]
         if live is not None:
             began = self.store.round(live["round"])["started"]
             rows = [row for row in rows if row["created"] > began]

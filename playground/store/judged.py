@@ -8,13 +8,15 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from playground.store.checks import is_key
 from playground.store.conversations import SHOWN
 from playground.store.database import Database, Row, now
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
 from playground.store.filters import ALL, Conditions, Filters, holds
-from playground.store.votes import COUNTS, VOTES
+from playground.store.votes import COUNTS, COUNTS_BUT_FOR_ADMINS, VOTES
 
+LOOKED_AT = 20_000  # votes, for one page of a search; about a fifth of a second
 PAGE = 200  # rows; a chat has at most some hundred thousand characters, so a page stays within a few dozen MB
 
 VOTE_CONDITIONS: Conditions = {
@@ -28,6 +30,11 @@ VOTE_CONDITIONS: Conditions = {
 }
 
 # `cross join` keeps the order: votes are read by id, and what belongs to each is looked up
+VOTES_BY_ID = f"""
+    {VOTES.replace(" join ", " cross join ")} cross join generation r on r.id = d.right_generation
+    cross join message um on um.id = d.user_message cross join message lm on lm.id = l.message
+    cross join message rm on rm.id = r.message"""
+
 JUDGED = f"""
     select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
       d.conversation, d.user_message as last, d.left_cut is not null as early,
@@ -35,9 +42,13 @@ JUDGED = f"""
       l.policy as left_version, r.policy as right_version, l.base_model, l.sampling,
       l.finish_reason as left_ended, r.finish_reason as right_ended,
       lm.text as left, rm.text as right, c.system_prompt
-    from {VOTES.replace(" join ", " cross join ")} cross join generation r on r.id = d.right_generation
-      cross join message um on um.id = d.user_message cross join message lm on lm.id = l.message
-      cross join message rm on rm.id = r.message"""
+    from {VOTES_BY_ID}"""
+
+LISTED = f"""
+    select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
+      v.excluded is not null as excluded, d.left_cut is not null as early, l.policy as left_version,
+      r.policy as right_version, um.text as message, lm.text as left, rm.text as right
+    from {VOTES_BY_ID}"""
 
 THUMBS = f"""
     select t.id as thumb_id, t.created, t.thumb, t.annotator as person, m.conversation, m.parent as last,
@@ -133,6 +144,35 @@ class Judged(Database):
         """About how many votes there are to export, for a progress line. It costs no scan."""
         return self.one("select coalesce(max(id), 0) as n from vote")["n"]
 
+    def judged_page(self, filters: Filters, before: int | None, limit: int) -> tuple[list[Row], int | None]:
+        """A page of at most `limit` votes, newest first, of those whose id is below `before`; and what `before` is for
+        the next page, None where there is none. It looks at no more than LOOKED_AT votes, so a page may hold fewer than
+        there are further back.
+
+        These are the votes that count, on any base model, and those that an admin left out. Keys: vote, created,
+        choice, tags (a list), comment, person, excluded and early (bools), left_version, right_version, message, left,
+        right.
+        """
+        top = self.count_judged() + 1 if before is None else before
+        bottom = max(0, top - LOOKED_AT)
+        if filters.person is not None:
+            bottom = 0  # an index leads from the person to the votes
+        where, values = filters.as_sql(VOTE_CONDITIONS)
+        rows = self.rows(
+            f"{LISTED} where {COUNTS_BUT_FOR_ADMINS}{where} and v.id < ? and v.id >= ? order by v.id desc limit ?",
+            *values,
+            top,
+            bottom,
+            limit,
+        )
+        following = rows[-1]["vote"] if len(rows) == limit else bottom
+        bools = ("excluded", "early")
+        page = [
+            {**row, "tags": json.loads(row["tags"] or "[]"), **{name: bool(row[name]) for name in bools}}
+            for row in rows
+        ]
+        return page, following if following > 1 else None
+
     # -- what an admin leaves out
 
     def exclude_vote(self, vote: int, excluded: bool) -> None:
@@ -140,13 +180,16 @@ class Judged(Database):
 
         StoreError where there is no such vote, or where it was replaced.
         """
+        gone = StoreError("This vote is not there any more.")
+        if not is_key(vote):
+            raise gone
         with self.writing() as db:
             changed = db.execute(
                 "update vote set excluded = ? where id = ? and superseded_by is null",
                 [now() if excluded else None, vote],
             ).rowcount
             if not changed:
-                raise StoreError("This vote is not there any more.")
+                raise gone
 
     # -- pages
 

@@ -25,7 +25,8 @@ VOTES = """
     vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
     join annotator a on a.id = v.annotator
     join generation l on l.id = d.left_generation"""
-COUNTS = f"v.superseded_by is null and v.choice != 'skip' and v.excluded is null and not d.same and {ALLOWED}"
+COUNTS_BUT_FOR_ADMINS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
+COUNTS = f"{COUNTS_BUT_FOR_ADMINS} and v.excluded is null"
 LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
