@@ -62,7 +62,7 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     own = search(tab, STRANGER)
     assert shown(tab, own) == [2] and "secret" not in str(own)
     assert not own[tab.panel]["visible"] and own[tab.downloads] == "" and own[tab.vote]["choices"] == []
-    assert shown(tab, search(tab, STRANGER, person=2)) == [2], "nobody else's, whoever is asked for"
+    assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
     assert "No judged pairs" in search(tab, "z" * 43)[tab.html]
     assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN")[tab.html]
 
@@ -74,8 +74,11 @@ def test_the_fields_narrow_the_pairs(tab):
     tab.store.explain(vote, ann, ["clearer"])
     assert shown(tab, search(tab, choice="b")) == [2] == shown(tab, search(tab, tag="clearer"))
     assert shown(tab, search(tab, text="  ONE ")) == [1] and shown(tab, search(tab, choice="", text="")) == [2, 1]
-    assert shown(tab, search(tab, version=0)) == [2, 1] and shown(tab, search(tab, version=1e300)) == []
-    assert shown(tab, search(tab, version=-1)) == [] and shown(tab, search(tab, choice="nothing")) == []
+    assert shown(tab, search(tab, version="0")) == [2, 1] == shown(tab, search(tab, version=" v0 "))
+    assert shown(tab, search(tab, person="2")) == [2, 1] and shown(tab, search(tab, version="")) == [2, 1]
+    for wrong in ("1", "-1", "x", "9" * 300, "²"):
+        assert shown(tab, search(tab, version=wrong)) == []
+    assert shown(tab, search(tab, choice="nothing")) == []
 
 
 def test_a_row_opens_both_replies_as_text(tab):

@@ -118,7 +118,7 @@ class Forecaster:
 
     def fit(self, extracted: ExtractedFeatures, prefs: Preferences) -> RewardModel:
         with one_thread():
-            if self._choices is None or len(prefs.pairs) <= CHOOSE_UP_TO:
+            if self._choices is None or len(prefs.judged) <= CHOOSE_UP_TO:
                 self._choices = choose(designs(extracted, prefs, self.settings), prefs, self.settings.seed)
             return reward.fit_model(extracted, prefs, self._choices)
 

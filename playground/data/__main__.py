@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped. What an import has read is kept; begin it again to go on.", file=sys.stderr)
     return 1
 
 

@@ -7,6 +7,7 @@ import csv
 import importlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -222,7 +223,7 @@ def _csv(path: Path) -> Numbered:
     """The rows below a line of names. A cell that is a JSON list of messages is read as one."""
     csv.field_size_limit(MOST_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(iter(partial(file.readline, MOST_BYTES), ""))
         number = 0
         while True:
             number += 1

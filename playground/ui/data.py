@@ -37,7 +37,7 @@ class DataTab:
         self.before = gr.State(None)  # it begins below this vote; None: with the newest
         self.following = gr.State(None)  # where the next page begins
         with gr.Row(elem_id="data-filters"):
-            self.version = gr.Number(label=words.label("Version"), precision=0, minimum=0, min_width=110)
+            self.version = self._number_box(words.mark("Version"), "data-version")
             self.choice = unchecked.Dropdown(
                 [("", ""), *((words.label(text), choice) for choice, text in CHOICES.items() if choice != "skip")],
                 label=words.label("Vote"),
@@ -46,9 +46,7 @@ class DataTab:
             self.tag = unchecked.Dropdown(
                 [("", ""), *((words.label(tag), tag) for tag in TAGS)], label=words.label("Reason"), min_width=150
             )
-            self.person = gr.Number(
-                label=words.label("Person"), precision=0, minimum=0, min_width=110, visible=False, elem_id="data-person"
-            )
+            self.person = self._number_box(words.mark("Person"), "data-person", visible=False)
             self.text = gr.Textbox(
                 label=words.label("Text"),
                 max_lines=1,
@@ -69,6 +67,13 @@ class DataTab:
                 self.include = gr.Button(words.label("Take it in again"), size="sm", elem_id="data-include")
             self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
 
+    @staticmethod
+    def _number_box(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:
+        """A field for a number. Gradio's own shows 0 while it is empty, and then sends that."""
+        return gr.Textbox(
+            label=words.label(label), max_lines=1, max_length=12, min_width=110, elem_id=elem_id, visible=visible
+        )
+
     @property
     def outputs(self) -> list[Component | gr.Column]:
         """Every component that a handler updates."""
@@ -87,10 +92,10 @@ class DataTab:
 
     def on_search(
         self,
-        version: float | None,
+        version: str | None,
         choice: str | None,
         tag: str | None,
-        person: float | None,
+        person: str | None,
         text: str | None,
         request: gr.Request,
     ) -> Updates:
@@ -165,10 +170,11 @@ def downloads_html(translate: Words) -> str:
     return f"<p>{escape(translate('Download:'))} {links}</p>"
 
 
-def _number(value: float | None) -> int | None:
-    """A whole number from 0 that SQLite can hold; None for an empty field. No version and nobody has the number of a
-    value that is none.
+def _number(text: str | None) -> int | None:
+    """The number in a field, such as "3" or "v3"; None where it is empty. What is no number fits nothing, as no row has
+    the largest number.
     """
-    if value is None:
+    text = (text or "").strip().lower().removeprefix("v")
+    if not text:
         return None
-    return int(value) if 0 <= value < 2**53 else MOST
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else MOST
