@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from playground.store import Store
+from tests.fork_server import RealPopen
 from tests.test_loop import wait_until
 from tests.tiny import tiny_folder
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 def start(cwd, *flags, **environ):
     """The app in a working directory of its own, so that no `.env` or data of the checkout is seen."""
-    return subprocess.Popen(
+    return RealPopen(
         [sys.executable, ROOT / "app.py", *map(str, flags)],
         cwd=cwd,
         text=True,
