@@ -10,7 +10,7 @@ from playground.people.admins import Admins
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
-from playground.ui import refresh, words
+from playground.ui import guidelines, refresh, words
 from playground.ui.chat import ChatTab
 from playground.ui.control import Control
 from playground.ui.handlers import Trigger
@@ -45,6 +45,7 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> tuple
                 chat_tab = ChatTab(store, engine, chat, notice)
                 finished_turn = chat_tab.wire(page, refresh_events(tab))
                 sidebar.wire(page, chat_tab, finished_turn)
+                guidelines.build(settings.people.guidelines)
             with gr.Tab(words.label("My votes"), id="votes", elem_id="tab-votes") as tab:
                 votes_tab = VotesTab(store)
                 votes_tab.wire(refresh_events(tab))
