@@ -81,8 +81,9 @@ class Completions:
     async def feedback(self, request: Request) -> Response:
         """A vote on the two completions of one request, or a thumb on one."""
         try:
+            person = await run_in_threadpool(self._person, request)
             body = shapes.read(FeedbackRequest, await request.body())
-            answer = await run_in_threadpool(self._take, request, body)
+            answer = await run_in_threadpool(self._take, person, body)
         except (Problem, UserFacingError) as error:
             return problem(error).response()
         return JSONResponse(answer, headers=PRIVATE)
@@ -110,9 +111,8 @@ class Completions:
         row = self.store.policy(version)
         return row is not None and export.may_reply(row)
 
-    def _take(self, request: Request, body: FeedbackRequest) -> dict[str, Any]:
+    def _take(self, person: int, body: FeedbackRequest) -> dict[str, Any]:
         """Record a vote or a thumb; returns the answer."""
-        person = self._person(request)
         if body.completion_ids and body.choice and body.completion_id is None:
             return self._vote(person, body.completion_ids, body.choice)
         if body.completion_id and "thumb" in body.model_fields_set and body.completion_ids is None:
