@@ -44,6 +44,12 @@ def test_a_line_has_the_template_and_its_numbers(lines):
     }
 
 
+def test_a_sentence_for_people_is_told_by_its_template(lines):
+    logging.getLogger("playground.x").warning("%s", Message("{n} votes", n=2))
+    [line] = lines()
+    assert line["message"] == "{n} votes" and "values" not in line
+
+
 def test_an_error_is_told_without_its_words(lines):
     try:
         raise ValueError(TEXT)

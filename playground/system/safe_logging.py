@@ -74,21 +74,18 @@ class JsonFormatter(Formatter):
             "time": moment.replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": template_of(record.msg),
+            "message": str(record.msg),
         }
         arguments = record.args if isinstance(record.args, tuple) else (record.args,)
-        if record.args:
+        if record.msg == "%s" and isinstance(arguments[0], Message):
+            line["message"] = arguments[0].template  # a sentence for people is all of the line
+        elif record.args:
             line["values"] = [value_of(argument) for argument in arguments]
         line |= getattr(record, "ids", None) or log_ids.current()
         if record.exc_info and record.exc_info[1]:
             line["error"] = describe_error(record.exc_info[1])
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
-
-
-def template_of(message: object) -> str:
-    """A log line's text before its values are filled in."""
-    return message.template if isinstance(message, Message) else str(message)
 
 
 def value_of(argument: object) -> int | float | str | None:
