@@ -1,4 +1,4 @@
-"""The owner's guidelines beside the chat."""
+"""The owner's guidelines above the chat."""
 
 import gradio as gr
 import pytest

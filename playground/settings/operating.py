@@ -33,4 +33,4 @@ class PeopleSettings(Group):
     """What people who vote are told."""
 
     guidelines: str = ""
-    """Markdown file that everybody sees beside the chat, in UTF-8, up to 64 KB; empty: none. Read at the start."""
+    """Markdown file that everybody can unfold above the chat, in UTF-8, up to 64 KB; empty: none. Read at the start."""

@@ -1,4 +1,4 @@
-"""The owner's guidelines for people who vote, beside the chat: a Markdown file, as safe HTML."""
+"""The owner's guidelines for people who vote, in a fold above the chat: a Markdown file, as safe HTML."""
 
 from pathlib import Path
 
@@ -31,5 +31,5 @@ def build(path: str) -> None:
     """Add the fold inside the current Blocks, where there is a file. Read once: a change needs a restart."""
     text = read(path)
     if text:
-        with gr.Accordion(words.label("Guidelines"), open=True, elem_id="guidelines"):
+        with gr.Accordion(words.label("Guidelines"), open=False, elem_id="guidelines"):
             gr.HTML(as_markdown(text), elem_id="guidelines-text", padding=False)

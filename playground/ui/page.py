@@ -42,10 +42,10 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> tuple
         status_bar.wire(page)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:
+                guidelines.build(settings.people.guidelines)
                 chat_tab = ChatTab(store, engine, chat, notice)
                 finished_turn = chat_tab.wire(page, refresh_events(tab))
                 sidebar.wire(page, chat_tab, finished_turn)
-                guidelines.build(settings.people.guidelines)
             with gr.Tab(words.label("My votes"), id="votes", elem_id="tab-votes") as tab:
                 votes_tab = VotesTab(store)
                 votes_tab.wire(refresh_events(tab))
