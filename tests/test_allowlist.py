@@ -28,6 +28,7 @@ OPEN = {
     ("POST", "/v1/feedback"),
     ("POST", "/forget"),
     ("GET", "/adapters/v{version}.zip"),
+    ("GET", "/export/{name}.jsonl"),
     ("GET", "/theme.css"),
     ("GET", "/favicon.ico"),
     ("GET", "/robots.txt"),

@@ -10,7 +10,10 @@ from playground.store.database import Row, now
 from playground.store.duels import Duels
 from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
+from playground.store.filters import Filters
 from playground.store.history import History
+from playground.store.imported import Imported, ImportedRow
+from playground.store.judged import Judged
 from playground.store.keys import Keys
 from playground.store.people import People
 from playground.store.policies import Policies
@@ -24,6 +27,8 @@ __all__ = [
     "CHOICES",
     "ROUND_STATES",
     "STOPPED",
+    "Filters",
+    "ImportedRow",
     "LeaseLost",
     "Row",
     "Store",
@@ -34,7 +39,9 @@ __all__ = [
 ]
 
 
-class Store(People, Keys, Conversations, Duels, Votes, Erasures, Rounds, Policies, Trials, History, Watch):
+class Store(
+    People, Keys, Conversations, Duels, Votes, Judged, Imported, Erasures, Rounds, Policies, Trials, History, Watch
+):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each

@@ -51,7 +51,7 @@ class Kind(Enum):
     OWN = "a route of this app"
     API = "a request of another program, with a key"
     METRICS = "the figures for Prometheus"
-    DOWNLOAD = "a version's adapter"
+    DOWNLOAD = "a version's adapter, or an export of what people judged"
     PAGE = "the page"
     ASSET = "a file of Gradio's frontend"
     CALL = "a gesture that answers at once"
@@ -91,6 +91,7 @@ ROUTES = [
     route("POST", r"/v1/(chat/completions|feedback)", Kind.API),
     route("POST", r"/forget", Kind.OWN),
     route("GET", r"/adapters/v[0-9]{1,6}\.zip", Kind.DOWNLOAD),
+    route("GET", r"/export/[a-z]{1,20}\.jsonl", Kind.DOWNLOAD),
     route("GET HEAD", r"/", Kind.PAGE),
     route("GET HEAD", rf"/(assets|static)(/{FILE}){{1,8}}", Kind.ASSET),
     route("GET HEAD", r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", Kind.ASSET),
