@@ -24,9 +24,11 @@ from playground.web.starting import Starting
 if TYPE_CHECKING:  # these take seconds to import
     from fastapi import FastAPI
 
+    from playground.serving.alerts import Alerts
     from playground.serving.engine import Engine
     from playground.store import Store
     from playground.system.child import Child
+    from playground.system.webhook import Webhook
 
 log = logging.getLogger("nudge")
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         settings = settings_module.read(argv)
+        safe_logging.write_as(settings.log_format)
         serve(settings, listen(settings))
     except (CannotStart, UserFacingError) as error:
         print(error, file=sys.stderr)
@@ -104,6 +107,8 @@ class App:
         self.compiling: compiling.Compiling | None = None
         self.engine: Engine | None = None
         self.worker: Child | None = None
+        self.webhook: Webhook | None = None
+        self.alerts: Alerts | None = None
         self.page: FastAPI | None = None
 
     def build(self) -> "FastAPI":
@@ -138,13 +143,18 @@ class App:
     def ready(self, sock: socket.socket) -> None:
         """Everything is built. The worker starts only now: its imports would take a core from the start."""
         from playground import server
+        from playground.serving.alerts import Alerts
         from playground.system.child import Child
+        from playground.system.webhook import Webhook
 
         assert self.page is not None and self.engine is not None
         if self.settings.worker:
             command = [sys.executable, "-m", "training.worker", "--server-pid", str(os.getpid())]
             self.worker = Child(command, child_environ(self.settings)).start()
             self.engine.worker_process = self.worker
+        if self.settings.alerts.url:
+            self.webhook = Webhook(self.settings.alerts.url).start()
+            self.alerts = Alerts(self.engine.store, self.webhook.put, self.worker).start()
         server.announce(self.page, *sock.getsockname()[:2])
 
     def close_engine(self) -> None:
@@ -154,6 +164,9 @@ class App:
     def close(self) -> None:
         if self.compiling:
             self.compiling.stop()
+        if self.alerts and self.webhook:
+            self.alerts.close()
+            self.webhook.close()
         if self.worker:
             self.worker.stop()
         self.close_engine()

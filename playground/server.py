@@ -30,13 +30,15 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
-from playground.ui.stream_threads import MAX_STREAMS
 from playground.web.allowlist import Allowlist
+from playground.web.completions import Completions
 from playground.web.http_server import address
 from playground.web.limits import Limits
+from playground.web.metrics import CONTENT_TYPE, Metrics
 from playground.web.page_cache import PageCache
 from playground.web.payload import Handler
 from playground.web.proxies import Proxies, allowed_hosts
+from playground.web.stream_threads import MAX_STREAMS
 
 # what handlers read of an event, by the class of their argument
 EVENT_KEYS = {
@@ -63,11 +65,18 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
         report = readiness(settings, store, engine)
         return JSONResponse(report, 200 if report["ready"] else 503)
 
+    metrics = Metrics(store, engine)
+
+    @app.get("/metrics")
+    def figures() -> Response:  # who may read them is the allowlist's
+        return Response(metrics.text(), media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
+
     app.state.admin_link = AdminLink()
     app.state.root_path = settings.root_path
     add_admin_route(app, Admins(settings, store))
     add_forget_route(app, store, chat)
     add_adapter_route(app, settings, store, engine)
+    Completions(chat).add_routes(app)
     add_export_route(app, store, Admins(settings, store))
     states.use()
     blocks, status_bar = page.build(settings, store, engine, chat)

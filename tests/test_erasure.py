@@ -195,6 +195,15 @@ def test_everything_of_a_person_goes_and_the_cookie_leads_to_nobody(store, setti
     assert len(store.rows("select * from vote")) == 3, "how many votes there were stays true"
 
 
+def test_a_person_with_a_key_leaves_neither_name_nor_what_programs_sent_along(store, settings):
+    ann = store.add_key(f"{MARK} name", "a key")
+    chat = store.begin_with(ann, [("user", MARK), ("assistant", f"{MARK} indeed")])
+    say(store, ann, conversation=chat["id"])
+    store.forget(ann)
+    Eraser(store, settings).step()
+    assert traces(settings) == [] and store.person_of_key("a key") is None
+
+
 @pytest.mark.parametrize("reason", [NOW, EARLIER])
 def test_no_to_training_clears_what_rounds_kept_and_can_be_taken_back(reason, store, settings):
     ann = store.annotator("ann")
@@ -230,6 +239,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     file.write_text(json.dumps(samples))
     db = sqlite_utils.Database(str(settings.database))
     for statement in (
+        "drop table api_key",
         "drop table erasure",
         "drop table trial",
         "drop table policy_event",

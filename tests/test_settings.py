@@ -326,7 +326,14 @@ def test_settings_of_another_class_can_have_the_same_values():
 def changed(name):
     """Settings of which one has a value that is not its default."""
     default = Settings().flat()[name]
-    candidates = [*get_args(fields(Settings)[name].annotation), "cpu", "/nudge", "10.0.0.0/8", "words, = é"]
+    candidates = [
+        *get_args(fields(Settings)[name].annotation),
+        "cpu",
+        "/nudge",
+        "10.0.0.0/8",
+        "words, = é",
+        "https://a.example/b-c",
+    ]
     if isinstance(default, bool):
         candidates = [not default]
     elif isinstance(default, int):

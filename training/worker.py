@@ -75,7 +75,7 @@ def run_once(
         owner,
         lease_seconds=settings.round.lease_seconds,
         auto_votes=auto_votes,
-        config=settings.flat("json"),
+        config=settings.recorded(),
         seed=settings.seed,
     )
     if row is None:
@@ -191,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     safe_logging.configure_logging(sys.stderr, "%(asctime)s %(name)s %(message)s")
     try:
         settings = read(argv, WorkerSettings, "python -m training.worker")
+        safe_logging.write_as(settings.log_format)
     except SettingsError as error:
         sys.exit(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

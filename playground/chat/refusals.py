@@ -3,12 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playground.store import StoreError
+from playground.store import StoreError, StoreUnavailable
 from playground.system.messages import UserFacingError
 
 
 class Refused(UserFacingError):
     """The gesture is not possible now; the message tells the person why and what to do."""
+
+
+class Busy(Refused):
+    """The gesture is possible once others have ended."""
+
+
+class Unavailable(Refused):
+    """The model or the store could not do it; the message tells what."""
 
 
 @contextmanager
@@ -17,4 +25,5 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise Refused(error.message) from None
+        kind = Unavailable if isinstance(error, StoreUnavailable) else Refused
+        raise kind(error.message) from None

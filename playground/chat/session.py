@@ -1,6 +1,7 @@
 """Conversations as a state machine: what each gesture of a person does.
 
-`turns.py` says who may have replies written, `writing.py` writes them, and `votes.py` has the gestures on replies; here
+`turns.py` says who may have replies written, `writing.py` writes them, `votes.py` has the gestures on replies, and
+`completing.py` those of other programs; here
 are those on messages and conversations. What a page shows is `views.py`'s. Nothing here knows Gradio, and nothing
 about a conversation comes from the browser.
 """
@@ -9,18 +10,17 @@ import time
 from collections.abc import Generator, Mapping
 
 from playground.chat import gestures
-from playground.chat.comparing import Comparing
+from playground.chat.completing import Completing
 from playground.chat.gestures import KNOBS
 from playground.chat.refusals import Refused, refusing
 from playground.chat.views import View, read_only, stored_view
-from playground.chat.votes import Votes
 from playground.models import prompts, templates
 from playground.store import StoreError
 
 BACKGROUND_SECONDS = 5  # for which replies go on while no page looks: one that reloads is back by then
 
 
-class Chat(Votes, Comparing):
+class Chat(Completing):
     """All conversations. Annotators are ids from `Store.annotator`; what is not theirs is refused."""
 
     # -- messages

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from playground.chat.refusals import Refused
+from playground.chat.refusals import Busy, Refused
 from playground.chat.views import View
 from playground.serving.engine import Engine
 from playground.serving.pair_stream import PairStream
@@ -56,6 +57,19 @@ class Turn:
                 stream.stop()
 
 
+@dataclass(frozen=True)
+class Wish:
+    """How the replies of one turn are to be made, where that is not as usual: by a version of this number, drawn with
+    seeds that follow from `seed`.
+    """
+
+    version: int | None = None
+    seed: int | None = None
+
+
+NO_WISH = Wish()
+
+
 class Turns:
     """Part of `Chat`: the turns that run now. It also holds what all parts of `Chat` use."""
 
@@ -83,7 +97,7 @@ class Turns:
         """
         with self._lock:
             if annotator in self._turns:
-                raise Refused(BUSY)
+                raise Busy(BUSY)
             self._check_limits(address)
             turn = self._turns[annotator] = Turn(annotator, address)
         try:
@@ -95,14 +109,14 @@ class Turns:
         """Refused where there is no place for one more turn."""
         waiting = sum(turn.waiting for turn in self._turns.values())
         if waiting >= self.settings.limits.waiting_messages:
-            raise Refused(
+            raise Busy(
                 "Too many people are chatting: {n} messages wait already. Your message is back in the box; send it "
                 "again in a moment.",
                 n=f"{waiting:,}",
             )
         nearby = sum(turn.address == address for turn in self._turns.values())
         if address and nearby >= self.settings.limits.messages_per_address:
-            raise Refused(
+            raise Busy(
                 "From your network address {n} messages are being answered already. Your message is back in the box; "
                 "send it again in a moment.",
                 n=f"{nearby:,}",
@@ -130,7 +144,7 @@ class Turns:
     def _check_idle(self, annotator: int) -> None:
         """Refused while replies to this person are being written."""
         if self.busy(annotator):
-            raise Refused(BUSY)
+            raise Busy(BUSY)
 
     def _end_voted_turn(self, annotator: int) -> None:
         """As `_check_idle`, but a reply that goes on alone after an early vote ends where it is."""

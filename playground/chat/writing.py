@@ -12,17 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from playground.chat import gestures
-from playground.chat.refusals import Refused, refusing
-from playground.chat.turns import STOP_SECONDS, Turn, Turns
+from playground.chat.refusals import Refused, Unavailable, refusing
+from playground.chat.turns import NO_WISH, STOP_SECONDS, Turn, Turns, Wish
 from playground.chat.views import Side, StoreRow, View, stored_view
 from playground.decoding.sampling import Sampling, of_chat
 from playground.models import active, prompts, templates
 from playground.serving.engine import Engine, EngineStopped
+from playground.serving.guests import not_in_memory
 from playground.serving.pair_stream import PairStream
 from playground.serving.stream import ReplyRecord, Stream
 from playground.serving.versions import VersionGone
 from playground.settings import Settings
 from playground.store import Store, StoreUnavailable
+from playground.system import log_ids
 from playground.system.messages import Message
 
 PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
@@ -123,6 +125,7 @@ class Writing(Turns):
         history: list[templates.Message],
         text: str,
         user_message: int | None = None,
+        wish: Wish = NO_WISH,
     ) -> Iterator[View]:
         """Two replies to `text` after `history`; yields Views until both are in the store. `user_message` is the id of
         `text` where the store has it already.
@@ -135,15 +138,19 @@ class Writing(Turns):
         )
         sampling = self._sampling(conversation)
         try:
-            stream, pair = self._start(prompt, sampling)
+            stream, pair = self._start(prompt, sampling, wish)
         except EngineStopped as error:
-            raise Refused(error.message) from None
+            raise Unavailable(error.message) from None
+        except VersionGone as gone:
+            why = not_in_memory(gone.version)
+            raise Refused(why) from None
         turn.stream = stream
         turn.conversation = conversation["id"]
         try:
             candidates = self._origins(stream, sampling)
             with refusing():
                 turn.duel = self.store.start_duel(conversation["id"], text, prompt, candidates, user_message)
+            log_ids.current()["duel"] = turn.duel
             yield self.view(turn.annotator)
             yield from self._watch(turn, stream)
             if isinstance(stream, Stream) and len(stream.seeds) > 2 and stream.decoding and not stream.error:
@@ -162,20 +169,24 @@ class Writing(Turns):
                         self._record(turn.annotator)
                 self._release(turn)
         if stream.error and not turn.voted:
-            raise Refused(
+            raise Unavailable(
                 "The model could not answer: {error}. Your message was not lost; send it again.", error=stream.error
             )
         if not all(result["token_ids"] for result in results):
             raise Refused("Stopped before the first word. Your message is back in the box.")
         yield self.view(turn.annotator)
 
-    def _start(self, prompt: list[int], sampling: Sampling) -> tuple[Stream | PairStream, active.Pair]:
+    def _start(self, prompt: list[int], sampling: Sampling, wish: Wish) -> tuple[Stream | PairStream, active.Pair]:
         """The replies to a prompt, by two versions where the live one is on trial and this turn is to compare them; and
-        how the pair came about.
+        how the pair came about. VersionGone where the wish is for a version that is not in memory.
         """
-        seeds = [self._rng.getrandbits(48) for _ in range(self.settings.chat.candidates)]
+        rng = self._rng if wish.seed is None else random.Random(wish.seed)
+        seeds = [rng.getrandbits(48) for _ in range(self.settings.chat.candidates)]
         stop = self.settings.chat.stop
-        if match := self.engine.versions.match(self._rng):
+        if wish.version is not None:
+            policy = self.engine.versions.resident(wish.version)
+            return self.engine.duel(prompt, seeds, sampling, stop, policy), active.Pair()
+        if match := self.engine.versions.match(rng):
             pair = active.Pair(pairing="champion_challenger", probability=match.probability)
             with suppress(VersionGone):  # the trial has ended this moment
                 return self.engine.match_duel(match, prompt, seeds, sampling, stop), pair

@@ -23,6 +23,7 @@ from playground.models import loading, prompts, structure
 from playground.models.detokeniser import Detokeniser
 from playground.serving.guests import Guests
 from playground.serving.pair_stream import PairStream
+from playground.serving.reply_times import ReplyTimes
 from playground.serving.stream import Stream
 from playground.serving.versions import Match, Policy, Versions
 from playground.settings import Settings
@@ -68,6 +69,7 @@ class Engine:
         if self.slowness:
             log.warning("%s", self.slowness)
         self.guests = Guests(self.versions, self.choice.copy_bytes(base))
+        self.reply_times = ReplyTimes()
         self.worker_process: Child | None = None  # is held while a turn waits for a first token
         # by which a worker on the same GPU sees that replies stream
         self.streaming_sign: StreamingSign | None = None
@@ -132,6 +134,16 @@ class Engine:
     def waiting(self) -> int:
         """How many turns wait for room."""
         return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many turns are decoded."""
+        return len(self._running)
+
+    def first_in_line(self) -> float | None:
+        """When the turn began that has waited longest, on the monotonic clock; None while nobody waits."""
+        with self._lock:
+            return self._waiting[0].started if self._waiting else None
 
     @property
     def healthy(self) -> bool:
@@ -327,7 +339,8 @@ class Engine:
             stream.total_ms[i] = now
 
     def _fail(self, stream: Stream, error: Exception) -> None:
-        log.error("a turn failed", exc_info=error)
+        ids = {**stream.logged_as, "version": stream.policy.version}
+        log.error("a turn failed", exc_info=error, extra={"ids": ids})
         if not stream.finished.is_set():
             stream.error = safe_logging.describe_error(error)  # its own message may quote another person's
             self._finish(stream)
@@ -348,6 +361,7 @@ class Engine:
         self.versions.unpin(stream.policy)
         stream.admitted.set()
         stream.finished.set()
+        self.reply_times.add(stream)
 
     # -- versions
 

@@ -11,6 +11,7 @@ from playground.decoding.sampling import Sampling
 from playground.models import prompts
 from playground.models.detokeniser import Detokeniser
 from playground.serving.versions import Policy
+from playground.system import log_ids
 
 
 class ReplyRecord(TypedDict):
@@ -41,6 +42,7 @@ class Stream:
     place: int = 0  # in the queue for room, from 1; 0 once it runs
     reused: int = 0  # tokens of the prompt that an earlier turn had read
     detokenisers: list[Detokeniser] = field(default_factory=list)  # of each reply, once it runs
+    logged_as: log_ids.Ids = field(default_factory=log_ids.current)  # what a log line about it is about
     started: float = field(default_factory=time.monotonic)
     first_token_ms: list[float | None] = field(init=False)  # of each reply, since `started`
     total_ms: list[float | None] = field(init=False)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from playground.settings import groups, names
+from playground.settings import groups, names, operating
 from playground.settings.explain import SettingsError, settings_error
 
 ON_SPACE = "SPACE_ID" in os.environ  # Hugging Face sets it inside a Space
@@ -105,6 +105,11 @@ class Settings(BaseSettings):
     writes it. On a Space they sign in with Hugging Face.
     """
 
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people, or one JSON object a line for programs: with the ids of request, pair and version, and with
+    the template of a message instead of its values, numbers aside.
+    """
+
     # -- training
     gpu_share: float = Field(0.3, ge=0.05, le=1)
     """Share of the time in which a round works on a GPU while replies stream; 1: all the time."""
@@ -130,6 +135,13 @@ class Settings(BaseSettings):
     """What a new version must pass."""
     trial: groups.TrialSettings = groups.TrialSettings()
     """How people decide whether a new version stays."""
+
+    metrics: operating.MetricsSettings = operating.MetricsSettings()
+    """Who reads the figures for Prometheus."""
+    alerts: operating.AlertSettings = operating.AlertSettings()
+    """Who is told when something happens."""
+    people: operating.PeopleSettings = operating.PeopleSettings()
+    """What people who vote are told."""
 
     @field_validator("threads")
     @classmethod
@@ -182,6 +194,15 @@ class Settings(BaseSettings):
         not in it.
         """
         return names.flattened(self.model_dump(mode=mode, include=set(Settings.model_fields)))
+
+    def recorded(self) -> dict[str, Any]:
+        """As `flat("json")`, without secrets: what a round keeps of its settings."""
+        secret = {
+            name
+            for name, field in names.fields(type(self)).items()
+            if any(isinstance(mark, operating.Secret) for mark in field.metadata)
+        }
+        return {name: value for name, value in self.flat("json").items() if name not in secret}
 
     def environ(self) -> dict[str, str]:
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""

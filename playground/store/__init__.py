@@ -14,16 +14,18 @@ from playground.store.filters import Filters
 from playground.store.history import History
 from playground.store.imported import Imported, ImportedRow
 from playground.store.judged import Judged
+from playground.store.keys import Keys
 from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
-from playground.store.rounds import Rounds
+from playground.store.rounds import ROUND_STATES, Rounds
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
 
 __all__ = [
     "CHOICES",
+    "ROUND_STATES",
     "STOPPED",
     "Filters",
     "ImportedRow",
@@ -37,7 +39,9 @@ __all__ = [
 ]
 
 
-class Store(People, Conversations, Duels, Votes, Judged, Imported, Erasures, Rounds, Policies, Trials, History, Watch):
+class Store(
+    People, Keys, Conversations, Duels, Votes, Judged, Imported, Erasures, Rounds, Policies, Trials, History, Watch
+):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each

@@ -6,8 +6,10 @@ after it. Pairs of replies are in `duels.py`; deletion is in `erasures.py`.
 
 import json
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import sqlite_utils
 
 from playground.store.checks import check_owner
 from playground.store.database import Database, Row, insert, now
@@ -43,17 +45,26 @@ class Conversations(Database):
     ) -> int:
         """Make a conversation, which becomes the annotator's open one; returns its id."""
         with self.writing() as db:
-            created = now()
-            columns = {
-                "annotator": annotator,
-                "system_prompt": system_prompt,
-                "sampling": json.dumps(sampling) if sampling else None,
-                "created": created,
-                "opened": created,
-            }
-            conversation = insert(db, "conversation", columns)
-            db.execute(f"update conversation set opened_as = {NEXT_OPENED_AS} where id = ?", [conversation])
-            return conversation
+            return _add_conversation(db, annotator, system_prompt, sampling)
+
+    def begin_with(
+        self,
+        annotator: int,
+        messages: Iterable[tuple[str, str]],
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """As `new_conversation`, with `messages` (role and text) that were said elsewhere as its history; returns its
+        row, as `conversation` does.
+        """
+        with self.writing() as db:
+            conversation = _add_conversation(db, annotator, system_prompt, sampling)
+            tail: int | None = None
+            for role, text in messages:
+                columns = {"conversation": conversation, "parent": tail, "role": role, "text": text}
+                tail = insert(db, "message", {**columns, "status": "complete", "created": now()})
+            db.table("conversation").update(conversation, {"tail": tail})
+        return cast(Row, self._conversation("id = ?", conversation))
 
     def conversation(self, annotator: int) -> Row | None:
         """The conversation that this annotator opened last and did not delete, or None.
@@ -135,6 +146,23 @@ class Conversations(Database):
             conversation,
         )
         return [{**row, "edited": bool(row["edited"])} for row in rows]
+
+
+def _add_conversation(
+    db: sqlite_utils.Database, annotator: int, system_prompt: str | None, sampling: Mapping[str, Any] | None
+) -> int:
+    """In a transaction: a new conversation, which becomes the annotator's open one; returns its id."""
+    created = now()
+    columns = {
+        "annotator": annotator,
+        "system_prompt": system_prompt,
+        "sampling": json.dumps(sampling) if sampling else None,
+        "created": created,
+        "opened": created,
+    }
+    conversation = insert(db, "conversation", columns)
+    db.execute(f"update conversation set opened_as = {NEXT_OPENED_AS} where id = ?", [conversation])
+    return conversation
 
 
 def _json_or_none(text: str | None) -> Any:

@@ -69,6 +69,7 @@ class Database:
         self._probe_lock = threading.Lock()
         self._probed = float("-inf")  # when `trouble` last tried to write, on the monotonic clock
         self._trouble = ""
+        self.failures = errors.Failures()
         if self._in_memory:
             self._memory_lock = threading.RLock()
             self._kept = self._connect(any_thread=True)
@@ -183,6 +184,7 @@ class Database:
             translated = errors.translate(error)
             if isinstance(translated, StoreBusy):
                 self._last_busy = time.monotonic()
+            self.failures.add(translated)
             log.warning("the database failed: %s", error)
             raise translated from error
 
@@ -226,7 +228,9 @@ class Database:
                 change,
             )
         if self._lost:
-            raise errors.files_lost()
+            lost = errors.files_lost()
+            self.failures.add(lost)
+            raise lost
 
     def _rescue(self, files: Files) -> None:
         """Where only the write-ahead log was deleted, save what it holds into the database.

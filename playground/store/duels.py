@@ -205,6 +205,15 @@ class Duels(Database):
         row["right"] = self._side(row["right_generation"])
         return row
 
+    def prompt_tokens(self, duel: int) -> int:
+        """How many tokens the prompt of a duel has; 0 once it is erased."""
+        row = self.one(
+            """select case when p.token_ids = '' then 0 else json_array_length(p.token_ids) end as n from duel d
+               join generation g on g.id = d.left_generation join prompt p on p.id = g.prompt where d.id = ?""",
+            duel,
+        )
+        return row["n"]
+
     def _side(self, generation: int) -> Row:
         """One reply of a duel, as `duel` returns it."""
         row = self.one(

@@ -52,7 +52,9 @@ class Erasures(Database):
         self.scrub(SCRUB_PATIENCE)
 
     def forget(self, annotator: int) -> None:
-        """Delete all chats of this person and their identity: the cookie is unknown from now on, and a sign-in ends."""
+        """Delete all chats of this person and their identity: the cookie and the keys are unknown from now on, and a
+        sign-in ends.
+        """
         with self.writing() as db:
             db.execute(
                 "update conversation set deleted = ? where annotator = ? and deleted is null", [now(), annotator]
@@ -62,6 +64,11 @@ class Erasures(Database):
                 """update annotator set token_hash = null, name = null, signed_in_until = null, role = 'annotator',
                      allow_training = 0 where id = ?""",
                 [annotator],
+            )
+            db.execute(
+                """update api_key set key_hash = null, name = '', revoked = coalesce(revoked, ?)
+                   where annotator = ?""",
+                [now(), annotator],
             )
             _request(db, annotator)
         self.scrub(SCRUB_PATIENCE)

@@ -5,6 +5,7 @@ that the database could not do it.
 """
 
 import sqlite3
+import threading
 
 from playground.system.messages import UserFacingError
 
@@ -40,6 +41,25 @@ class StoreFull(StoreUnavailable):
 
 class StoreLost(StoreUnavailable):
     """The files on disk are not the ones that were opened; only a restart helps."""
+
+
+class Failures:
+    """How often the database could not do what was asked, by kind. Any thread may add and read."""
+
+    KINDS = {"busy": StoreBusy, "full": StoreFull, "lost": StoreLost, "other": StoreUnavailable}
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(self.KINDS, 0)
+        self._lock = threading.Lock()
+
+    def add(self, error: StoreUnavailable) -> None:
+        kind = next(name for name, failure in self.KINDS.items() if isinstance(error, failure))
+        with self._lock:
+            self._counts[kind] += 1
+
+    def read(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
 
 
 def is_failure(error: BaseException) -> bool:

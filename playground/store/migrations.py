@@ -212,6 +212,18 @@ def data(db: Database) -> None:
     db.execute("alter table vote add column excluded text")
 
 
+@migrations(name="0013_api_key")
+def api_key(db: Database) -> None:
+    """Keys by which other programs chat and vote for a person. `key_hash` is null once a key is revoked."""
+    db.execute("""create table api_key (
+                    id integer primary key,
+                    annotator integer not null references annotator(id),
+                    name text not null,  -- of the person; empty once it is erased
+                    key_hash text unique,  -- sha256; the key itself is never stored
+                    created text not null, revoked text)""")
+    db.execute("create index api_key_annotator on api_key (annotator)")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

@@ -42,6 +42,16 @@ class Policies(Database):
         """The version that a round made, or None."""
         return self.row("select * from policy where round = ?", round_id)
 
+    def lost_versions(self, after: int) -> list[Row]:
+        """When a version that answered was rolled back, or rejected since it could not be loaded, after the event with
+        this id; oldest first. Keys: id (of the event), version, what, created, live (the version that answers now).
+        """
+        return self.rows(
+            """select id, version, what, created, (select version from policy where status = 'live') as live
+               from policy_event where id > ? and what in ('rolled_back', 'rejected') order by id""",
+            after,
+        )
+
     # -- a round's version
 
     def add_policy(self, round_id: int, owner: str, parent: int) -> int:

@@ -15,6 +15,8 @@ from playground.store.reasons import STOPPED
 from playground.store.votes import COUNT_NEW_VOTES
 from playground.system.messages import Message, loads
 
+ROUND_STATES = ("requested", "running", "published", "refused", "not_enough", "failed")
+
 # what an admin may tell a round, None being "go on", and the error where no round is active
 NO_ROUND = {
     "pause": Message("There is no round to pause."),
@@ -175,6 +177,21 @@ class Rounds(Database):
             limit,
         )
         return [_decoded(row) for row in rows]
+
+    def rounds_by_state(self) -> dict[str, int]:
+        """How many rounds are in each state; states without one are left out."""
+        rows = self.rows("select state, count(*) as n from round group by state")
+        return {row["state"]: row["n"] for row in rows}
+
+    def ended_rounds(self, after: int) -> list[Row]:
+        """The rounds after this one that have ended, oldest first. Keys: id, state, ended, and the version that it made
+        or None.
+        """
+        return self.rows(
+            """select r.id, r.state, r.ended, p.version from round r left join policy p on p.round = r.id
+               where r.id > ? and r.ended is not null order by r.id""",
+            after,
+        )
 
     def metrics(self, round_id: int) -> dict[str, list[tuple[int, float | None]]]:
         """The curves of a round by name, each a list of (step, value)."""

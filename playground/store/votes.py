@@ -208,6 +208,12 @@ class Votes(Database):
 
     # -- for training
 
+    def votes_by_choice(self, after: int = 0) -> list[Row]:
+        """All votes that were recorded after the one with this id, superseded ones and skips included, in their
+        numbers. Keys: choice, n, last (the newest one's id).
+        """
+        return self.rows("select choice, count(*) as n, max(id) as last from vote where id > ? group by choice", after)
+
     def votes_for_training(self, base_hash: str) -> list[Row]:
         """The votes that count on replies of this base model, oldest first.
 

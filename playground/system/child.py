@@ -31,6 +31,7 @@ class Child:
         self.env = env
         self.grace = grace
         self.process: subprocess.Popen[bytes] | None = None
+        self.ends = 0  # times that the child has ended by itself, or could not be started
         self._stopping = threading.Event()
         self._resume_timer: threading.Timer | None = None  # set while the child is paused
         self._no_pause_before = 0.0  # on the monotonic clock
@@ -40,6 +41,10 @@ class Child:
     def start(self) -> Self:
         self._thread.start()
         return self
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def pause(self) -> None:
         """Suspend the child (SIGSTOP) until `resume`, or for LONGEST_PAUSE at most. Only on POSIX systems.
@@ -71,7 +76,7 @@ class Child:
         self.resume()
 
     def _send(self, number: int) -> None:
-        if self.process and self.process.poll() is None:
+        if self.process and self.is_running:
             self.process.send_signal(number)
 
     def stop(self) -> None:
@@ -97,6 +102,7 @@ class Child:
             end = self._run_once()
             if self._stopping.is_set():
                 return
+            self.ends += 1
             was_steady = time.monotonic() - started > STEADY
             delay = FIRST_DELAY if was_steady else min(2 * delay, LONGEST_DELAY)
             log.warning("the worker %s; the chat goes on, it starts again in %.0f s", end, delay)

@@ -3,12 +3,20 @@
 Errors of this project and of the system (files, memory, torch) are written without people's texts, so their messages
 are shown. Of every other error (a template, a tokenizer, a failed conversion) only the kind and the place are shown.
 Used for the reason of a failed round and by everything that logs.
+
+Lines are for people, or with `write_json` for programs. A JSON line has even less: the template of the message and the
+numbers in it, no other value.
 """
 
+import json
 import logging
 import traceback
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import TextIO
+from typing import Any, Literal, TextIO
+
+from playground.system import log_ids
+from playground.system.messages import Message
 
 OUR_PACKAGES = ("playground", "training", "app")
 SYSTEM_ERRORS = (OSError, MemoryError, RuntimeError)  # torch raises RuntimeError, also when it is out of memory
@@ -53,6 +61,49 @@ class Formatter(logging.Formatter):
                 following = error.__context__
             error = following
         return "\n\n".join(reversed(parts))
+
+
+class JsonFormatter(Formatter):
+    """One JSON object a line: time, level, logger, message (its template), values, the ids of the request, the duel and
+    the version where they are known, error and traceback where there is one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {
+            "time": moment.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": str(record.msg),
+        }
+        arguments = record.args if isinstance(record.args, tuple) else (record.args,)
+        if record.msg == "%s" and isinstance(arguments[0], Message):
+            line["message"] = arguments[0].template  # a sentence for people is all of the line
+        elif record.args:
+            line["values"] = [value_of(argument) for argument in arguments]
+        line |= getattr(record, "ids", None) or log_ids.current()
+        if record.exc_info and record.exc_info[1]:
+            line["error"] = describe_error(record.exc_info[1])
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def value_of(argument: object) -> int | float | str | None:
+    """A value of a log line as far as it cannot be somebody's words: a number, the template of a Message, or an error
+    as `describe_error` tells it; else None.
+    """
+    if isinstance(argument, int | float):
+        return argument
+    if isinstance(argument, Message):
+        return argument.template
+    return describe_error(argument) if isinstance(argument, BaseException) else None
+
+
+def write_as(log_format: Literal["text", "json"]) -> None:
+    """Write log lines in this form from now on; `configure_logging` begins with text."""
+    if log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
 
 
 def configure_logging(stream: TextIO, line_format: str) -> None:

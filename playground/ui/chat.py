@@ -19,14 +19,15 @@ from playground.models.prompts import BadMessage
 from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.store import Store, StoreError
+from playground.system import log_ids
 from playground.ui import words
 from playground.ui.chat_panel import STARTERS, ChatPanel, hint_html, is_writing
 from playground.ui.handlers import GESTURE, STREAM, Trigger, Updates, visibility
 from playground.ui.notice import Notice
 from playground.ui.reply_gestures import ReplyGestures
 from playground.ui.snapshot import PageSnapshot
-from playground.ui.stream_threads import EXTRA_STREAMS, StreamThreads
 from playground.ui.words import Words
+from playground.web.stream_threads import EXTRA_STREAMS, StreamThreads
 
 UpdateStream = Generator[Updates, None, None]
 
@@ -126,6 +127,7 @@ class ChatTab:
         """The updates of a turn: `start` begins it for an annotator. `text` is the message in the box, which is emptied
         once the turn has begun; None leaves the box as it is.
         """
+        log_ids.begin(request_id(request))
         annotator = self.annotator(request)
         translate = words.of(request)
         turn = start(annotator)
@@ -271,6 +273,11 @@ def _stage(view: View) -> tuple[str, str | None, bool]:
 def client_address(request: gr.Request) -> str:
     """The network address that a request came from."""
     return request.client.host if request.client else ""
+
+
+def request_id(request: gr.Request) -> str:
+    """The name of a request, as in its answer's `X-Request-ID`."""
+    return str(request.request.scope.get("request_id", "")) if request.request else ""
 
 
 def starter_handler(text: str) -> Callable[[gr.Request], str]:

@@ -25,9 +25,9 @@ from playground.ui.control import Control
 from playground.ui.handlers import GESTURE, STREAM, Row, Updates, visibility
 from playground.ui.notice import Notice
 from playground.ui.status_bar import version_name
-from playground.ui.stream_threads import EXTRA_STREAMS, StreamThreads
 from playground.ui.text import visible
 from playground.ui.words import Words
+from playground.web.stream_threads import EXTRA_STREAMS, StreamThreads
 
 
 @dataclass(frozen=True)

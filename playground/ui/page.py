@@ -10,7 +10,7 @@ from playground.people.admins import Admins
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
-from playground.ui import refresh, words
+from playground.ui import guidelines, refresh, words
 from playground.ui.chat import ChatTab
 from playground.ui.control import Control
 from playground.ui.data import DataTab
@@ -43,6 +43,7 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> tuple
         status_bar.wire(page)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:
+                guidelines.build(settings.people.guidelines)
                 chat_tab = ChatTab(store, engine, chat, notice)
                 finished_turn = chat_tab.wire(page, refresh_events(tab))
                 sidebar.wire(page, chat_tab, finished_turn)

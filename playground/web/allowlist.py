@@ -14,21 +14,23 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from playground.people import visitor
 from playground.settings import SPACE_SIGN_IN, Settings
 from playground.system.messages import Message as Sentence
-from playground.system.messages import UserFacingError, plain
+from playground.web import bodies, payload
 from playground.web import headers as answer_headers
-from playground.web import payload
 from playground.web.answer import Answer
+from playground.web.bodies import Refusal
 from playground.web.limits import Limits, NotTheirs, Session, TooMuch, Visitor
+from playground.web.metrics import may_read
 from playground.web.payload import BadPayload, Handler
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ COSTLY = (
     10  # requests that a page, a download or a stream's start counts as, since it takes the server that much longer
 )
 KEPT_QUERY = {"shared": 64, "__theme": 10}  # parameters of the page's address, and their longest values
+LONGEST_KEY = 200  # characters of an Authorization header that tell who asks
 RETRY_AFTER = "10"  # seconds, told to a browser that sends too much
 
 
@@ -46,6 +49,8 @@ class Kind(Enum):
     """What kind of request a route serves."""
 
     OWN = "a route of this app"
+    API = "a request of another program, with a key"
+    METRICS = "the figures for Prometheus"
     DOWNLOAD = "a version's adapter, or an export of what people judged"
     PAGE = "the page"
     ASSET = "a file of Gradio's frontend"
@@ -81,6 +86,9 @@ def route(methods: str, path: str, kind: Kind) -> Route:
 ROUTES = [
     route("GET HEAD", r"/(healthz|readyz|changes)", Kind.OWN),
     route("GET HEAD", r"/admin/[A-Za-z0-9_-]{1,100}", Kind.OWN),
+    route("GET", r"/metrics", Kind.METRICS),
+    route("GET", r"/v1/models", Kind.API),
+    route("POST", r"/v1/(chat/completions|feedback)", Kind.API),
     route("POST", r"/forget", Kind.OWN),
     route("GET", r"/adapters/v[0-9]{1,6}\.zip", Kind.DOWNLOAD),
     route("GET", r"/export/[a-z]{1,20}\.jsonl", Kind.DOWNLOAD),
@@ -93,16 +101,6 @@ ROUTES = [
     route("GET", rf"/gradio_api/heartbeat/{SESSION}", Kind.HEARTBEAT),
 ]
 SIGN_IN = route("GET", r"/(login/huggingface|login/callback|logout)", Kind.SIGN_IN)
-
-
-class Refusal(UserFacingError):
-    """A request that does not pass, with the HTTP status and a sentence that says why. A plain text is for senders of
-    requests that the page does not make; what a person may read is a Message.
-    """
-
-    def __init__(self, status: int, message: str | Sentence) -> None:
-        super().__init__(message if isinstance(message, Sentence) else plain(message))
-        self.status = status
 
 
 class Allowlist:
@@ -152,7 +150,10 @@ class Allowlist:
                 await answer.end()
         except Refusal as refusal:
             sentence = self.translate(Headers(scope=scope).get("accept-language", ""), refusal.message)
-            body = {"error": sentence, "detail": sentence}  # Gradio's page reads one here and the other there
+            # Gradio's page reads one here and the other there; other programs read OpenAI's shape
+            body: dict[str, Any] = {"error": sentence, "detail": sentence}
+            if is_api(scope):
+                body = {"error": {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}}
             retry = {"retry-after": RETRY_AFTER} if refusal.status == 429 else {}
             await JSONResponse(body, refusal.status, retry)(scope, receive, answer.send)
             await answer.end()
@@ -183,8 +184,13 @@ class Allowlist:
             elif kind is Kind.ASSET:
                 self.limits.asset(sender)
             else:
-                cost = COSTLY if kind in (Kind.PAGE, Kind.JOIN, Kind.DOWNLOAD) else 1
+                cost = COSTLY if kind in (Kind.PAGE, Kind.JOIN, Kind.DOWNLOAD, Kind.API) else 1
                 held.enter_context(self.limits.request(sender, cost))
+            if kind is Kind.API and scope["method"] == "POST":
+                receive = bodies.replay(
+                    await bodies.read_json(headers, receive, self.max_bytes, self.settings.limits.request_seconds),
+                    receive,
+                )
             if kind.is_gesture:
                 call, receive = await self._gesture(kind, headers, receive)
                 session = self.limits.session(sender, call.session_hash)
@@ -210,6 +216,8 @@ class Allowlist:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         for allowed in self.routes:
             if scope["method"] in allowed.methods and allowed.path.fullmatch(path):
+                if allowed.kind is Kind.METRICS and not may_read(scope, self.settings.metrics.token):
+                    break
                 return path, allowed.kind
         raise Refusal(404, "Not found")
 
@@ -224,16 +232,12 @@ class Allowlist:
 
     async def _gesture(self, kind: Kind, headers: Headers, receive: Receive) -> tuple[payload.Call, Receive]:
         """The checked gesture of a request, and a `receive` that gives a body made of it."""
-        if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            raise Refusal(415, "A gesture is sent as JSON.")
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refusal(415, "A gesture is sent as it is, not packed.")
-        body = await read_body(headers, receive, self.max_bytes, self.settings.limits.request_seconds)
+        body = await bodies.read_json(headers, receive, self.max_bytes, self.settings.limits.request_seconds)
         try:
             call = payload.read(body, self.handlers, queued=kind is Kind.JOIN)
         except BadPayload as error:
             raise Refusal(422, str(error)) from None
-        return call, replay(call.model_dump_json().encode(), receive)
+        return call, bodies.replay(call.model_dump_json().encode(), receive)
 
     def _stop_unread(self, name: str, session: Session, opened: int) -> None:
         """End the replies of a session that has asked for some and has not opened a stream to read them."""
@@ -245,7 +249,14 @@ def visitor_of(scope: Scope) -> Visitor:
     """The visitor who sends a request."""
     connection = HTTPConnection(scope)
     token = visitor.find_token(connection.cookies) or ""
+    if is_api(scope):  # such a request is of whoever has the key, not of a browser
+        token = connection.headers.get("authorization", "")[:LONGEST_KEY]
     return Visitor.of(token, connection.client.host if connection.client else "")
+
+
+def is_api(scope: Scope) -> bool:
+    """Whether a request is one of other programs."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", "")).startswith("/v1/")
 
 
 def page_scope(scope: Scope) -> Scope:
@@ -257,37 +268,3 @@ def page_scope(scope: Scope) -> Scope:
     headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
     headers.append((b"host", b"localhost"))
     return {**scope, "query_string": urlencode(kept).encode(), "headers": headers}
-
-
-async def read_body(headers: Headers, receive: Receive, most: int, seconds: float) -> bytes:
-    """A request's whole body; Refusal where it is longer than `most` bytes or takes longer than `seconds`."""
-    too_long = Refusal(413, f"The request is larger than {most >> 10} KB.")
-    length = headers.get("content-length", "0")
-    if length.isdigit() and int(length[:20]) > most:
-        raise too_long
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refusal(400, "The request ended early.")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > most:
-                    raise too_long
-                if not message.get("more_body"):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise Refusal(408, "The request took too long to arrive.") from None
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` once, and then what the connection gives."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replayed

@@ -1,6 +1,9 @@
 """Reverse proxies: which of them are trusted to say a request's client address, scheme, host and path prefix.
 
-An ASGI middleware, the outermost one. A proxy named in `trusted_proxies` is trusted with the last value of each header,
+An ASGI middleware, the outermost one. It also says, in `scope["direct"]`, whether a request came from this machine
+through no proxy at all, and gives each request its name (`request_ids.py`).
+
+A proxy named in `trusted_proxies` is trusted with the last value of each header,
 which is the one that it wrote itself. Forwarding headers from anybody else are removed, so that nothing inside can use
 them. Who is an admin never depends on an address.
 
@@ -18,6 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from playground.people.addresses import parse_ip
 from playground.settings import Settings
+from playground.system import log_ids
+from playground.web import request_ids
 
 FORWARDING = re.compile(
     r"forwarded|x-forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-real-ip|x-client-ip|x-cluster-client-ip|"
@@ -60,9 +65,15 @@ class Proxies:
             return
         sent_headers = Headers(scope=scope)
         kept = [pair for pair in scope["headers"] if not is_forwarding(pair[0]) and pair[0] != b"cookie"]
-        scope = {**scope, "headers": [*kept, *known_cookies(scope["headers"])]}
+        direct = is_direct(scope, sent_headers)
+        scope = {**scope, "headers": [*kept, *known_cookies(scope["headers"])], "direct": direct}
         prefix = self.root_path
-        if self.trusts(_peer(scope)):
+        trusted = self.trusts(_peer(scope))
+        if scope["type"] == "http":
+            scope["request_id"] = request_ids.name_of(sent_headers, trusted)
+            log_ids.begin(scope["request_id"])
+            send = request_ids.adding(send, scope["request_id"])
+        if trusted:
             self._apply_forwarded(scope, sent_headers)
             prefix = prefix or forwarded_prefix(sent_headers)
         if scope["type"] == "http" and (answer := self._own_answer(scope, prefix)):
@@ -119,6 +130,17 @@ class Proxies:
             if not self.trusts(client):
                 return client
         return client
+
+
+def is_direct(scope: Scope, headers: Headers) -> bool:
+    """Whether a request came from this machine, under one of its own names, and shows no sign of a proxy: neither a
+    forwarding header nor HTTP/1.0, which nginx speaks to an app unless it is told otherwise.
+    """
+    if not is_this_machine(_peer(scope)) or not is_this_machine(host_name(headers.get("host", ""))):
+        return False
+    if scope.get("http_version", "1.1") == "1.0" or "via" in headers:
+        return False
+    return not any(is_forwarding(name) for name, _ in scope["headers"])
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str] | None:

@@ -1,0 +1,112 @@
+"""Log lines for programs: what they are about, and no word of anybody."""
+
+import asyncio
+import io
+import json
+import logging
+
+import httpx
+import pytest
+
+from playground.system import log_ids
+from playground.system.messages import Message
+from playground.system.safe_logging import JsonFormatter
+from playground.web.proxies import Proxies
+from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
+
+TEXT = "Ottokar's secret"
+
+
+@pytest.fixture
+def lines():
+    """The lines that are logged from now on, as the objects that they hold."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    log_ids.begin()
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.removeHandler(handler)
+
+
+def test_a_line_has_the_template_and_its_numbers(lines):
+    log_ids.begin("abc")
+    logging.getLogger("playground.x").warning("round %s of %s is %s", 3, TEXT, Message("{n} votes", n=2))
+    [line] = lines()
+    assert line.pop("time").endswith("Z") and len(line) == 5
+    assert line == {
+        "level": "WARNING",
+        "logger": "playground.x",
+        "message": "round %s of %s is %s",
+        "values": [3, None, "{n} votes"],
+        "request": "abc",
+    }
+
+
+def test_a_sentence_for_people_is_told_by_its_template(lines):
+    logging.getLogger("playground.x").warning("%s", Message("{n} votes", n=2))
+    [line] = lines()
+    assert line["message"] == "{n} votes" and "values" not in line
+
+
+def test_an_error_is_told_without_its_words(lines):
+    try:
+        raise ValueError(TEXT)
+    except ValueError as error:
+        logging.getLogger("playground.x").exception("it failed: %s", error)
+    [line] = lines()
+    assert line["error"].startswith("ValueError in test_json_logs.py") and line["values"] == [line["error"]]
+    assert "Traceback" in line["traceback"] and TEXT not in json.dumps(line)
+
+
+def test_a_turn_that_fails_in_the_engines_thread_is_told_with_its_ids(chat, lines):  # noqa: F811
+    """The engine's thread serves everybody; the line says whose turn it was."""
+
+    def broken(*_):
+        raise RuntimeError("no memory")
+
+    log_ids.begin("request 7")
+    chat.engine.kv_pool.reuse_prefix = broken
+    with pytest.raises(Exception, match="could not answer"):
+        turn(chat, chat.store.annotator("ann"), TEXT)
+    [line] = [line for line in lines() if line["message"] == "a turn failed"]
+    [duel] = chat.store.rows("select id from duel")
+    assert line["request"] == "request 7" and line["version"] == 0 and line.get("duel", duel["id"]) == duel["id"]
+    assert TEXT not in json.dumps(lines())
+
+
+# -- request ids
+
+
+def answered(given, peer="10.0.0.2"):
+    """(request id that the app gets, the one in the answer) of a request with this header."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend([scope["request_id"], log_ids.current()["request"]])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask():
+        transport = httpx.ASGITransport(Proxies(app, trusted="10.0.0.0/8"), client=(peer, 5))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get("/", headers={"x-request-id": given} if given else {})).headers["x-request-id"]
+
+    told = asyncio.run(ask())
+    assert seen[0] == seen[1]
+    return seen[0], told
+
+
+def test_a_trusted_proxy_names_a_request():
+    assert answered("from-nginx.1") == ("from-nginx.1", "from-nginx.1")
+
+
+@pytest.mark.parametrize(
+    ("given", "peer"),
+    [("mine", "203.0.113.5"), ("", "10.0.0.2"), ("a b", "10.0.0.2"), ("x" * 65, "10.0.0.2"), ('"}\n', "10.0.0.2")],
+)
+def test_any_other_request_gets_a_new_name(given, peer):
+    first, told = answered(given.replace("\n", ""), peer)
+    assert first == told and first != given and len(first) == 16
+    assert answered(given.replace("\n", ""), peer)[0] != first
