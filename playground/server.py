@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 
 from playground import settings as settings_module
+from playground.backup import Backup
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.models import export
@@ -49,8 +50,8 @@ QUEUE_PAUSE = 0.01
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> FastAPI:
-    """The ASGI app of one engine and its store."""
+def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup: Backup | None = None) -> FastAPI:
+    """The ASGI app of one engine and its store. `backup`: what the page says of it."""
     app = FastAPI(title="Nudge", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
@@ -59,7 +60,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     def readyz() -> JSONResponse:
-        report = readiness(settings, store, engine)
+        report = readiness(settings, store, engine, backup)
         return JSONResponse(report, 200 if report["ready"] else 503)
 
     app.state.admin_link = AdminLink()
@@ -68,7 +69,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     add_forget_route(app, store, chat)
     add_adapter_route(app, settings, store, engine)
     states.use()
-    blocks, status_bar = page.build(settings, store, engine, chat)
+    blocks, status_bar = page.build(settings, store, engine, chat, backup)
 
     @app.api_route("/changes", methods=["GET", "HEAD"])
     def changes() -> JSONResponse:
@@ -231,10 +232,11 @@ class Gradio:
         queue.pending_event_ids_session.pop(session, None)
 
 
-def readiness(settings: Settings, store: Store, engine: Engine) -> dict[str, Any]:
+def readiness(settings: Settings, store: Store, engine: Engine, backup: Backup | None = None) -> dict[str, Any]:
     """What answers and how, for people and probes; nothing in it is secret. The body of `/readyz`.
 
-    `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason.
+    `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason. A backup
+    that is late is told and keeps nobody from chatting.
     """
     trouble = store.trouble()
     return {
@@ -250,6 +252,7 @@ def readiness(settings: Settings, store: Store, engine: Engine) -> dict[str, Any
         },
         "threads": settings.threads,
         "sqlite": store.sqlite_version(),
+        "backup": "off" if backup is None else str(backup.status().trouble or "ok"),
     }
 
 

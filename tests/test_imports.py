@@ -7,7 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # from below to above: a room imports what stands before it, and itself
-ROOMS = ["system", "settings", "store", "models", "decoding", "serving", "chat", "people", "web", "ui", "server"]
+ROOMS = [
+    "system",
+    "settings",
+    "store",
+    "backup",
+    "models",
+    "decoding",
+    "serving",
+    "chat",
+    "people",
+    "web",
+    "ui",
+    "server",
+]
 SHARED = ["system", "settings", "store", "models", "decoding"]  # by both halves
 MODULES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p

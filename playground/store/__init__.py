@@ -15,6 +15,7 @@ from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
 from playground.store.rounds import Rounds
+from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class Store(People, Conversations, Duels, Votes, Erasures, Rounds, Policies, Trials, History, Watch):
+class Store(People, Conversations, Duels, Votes, Erasures, Rounds, Policies, Trials, History, Watch, Snapshots):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each
