@@ -18,7 +18,7 @@ from playground.backup.manifest import BadManifest, Chunk, File, Manifest
 from playground.backup.target import Target, TargetUnavailable
 from playground.settings import Settings
 from playground.store import Store
-from playground.store.snapshots import is_sound
+from playground.store.snapshots import Copied, is_sound
 from tests.stores import cast, duel
 from tests.stores import file_store as file_store
 
@@ -91,7 +91,7 @@ def test_a_copy_has_every_row_and_is_private(file_store, tmp_path):
     for _ in range(20):
         cast(file_store)
     copy = tmp_path / "copy.db"
-    assert file_store.copy_to(copy) == 0
+    assert file_store.copy_to(copy) == Copied(0, ())
     assert is_sound(copy) and rows(copy) == rows(file_store.path) and copy.stat().st_mode & 0o777 == 0o600
     assert not Path(f"{copy}-wal").exists()
 
@@ -223,6 +223,25 @@ def test_the_thread_saves_what_is_new_within_the_interval_and_at_the_end(tmp_pat
     assert rows(Folder(tmp_path / "second", url).settings.database) == rows(settings.database)
 
 
+def test_the_log_of_a_database_that_is_gone_is_not_written_into_the_restored_one(folder, tmp_path, url):
+    """SQLite takes every log that it finds beside a database for that database's."""
+    cast(folder.store)
+    folder.save()
+    expected = rows(folder.settings.database)
+    for _ in range(20):
+        cast(folder.store, "b")
+    left = tmp_path / "second" / "nudge.db-wal"
+    left.parent.mkdir()
+    left.write_bytes(Path(f"{folder.settings.database}-wal").read_bytes())
+    second = Folder(tmp_path / "second", url)
+    assert rows(second.settings.database) == expected
+
+
+def test_a_copy_that_cannot_be_made_is_shown_as_late(folder, monkeypatch):
+    monkeypatch.setattr(folder.store, "copy_to", deaf)
+    assert folder.save().trouble == keeper.LATE
+
+
 # -- damaged snapshots
 
 
@@ -243,7 +262,7 @@ def torn_manifest(target):
 
 def altered_manifest(target):
     path = snapshots(target)[-1]
-    path.write_bytes(path.read_bytes().replace(b'"erasures": 0', b'"erasures": 1'))
+    path.write_bytes(path.read_bytes().replace(b'"erased": 0', b'"erased": 1'))
 
 
 def own_blobs(target):
@@ -303,7 +322,7 @@ def test_where_no_snapshot_is_whole_the_chat_starts_and_nothing_is_overwritten(f
     "path", ["../nudge.db", "/etc/passwd", "nudge.db-wal", "adapters/v0001/../../x.json", "adapters/v0001/x.py"]
 )
 def test_a_manifest_names_no_file_outside_of_what_is_kept(path):
-    bad = Manifest("id", 1.0, 0, (File(path, "0" * 64, ()),))
+    bad = Manifest("id", 1.0, 0, (), (File(path, "0" * 64, ()),))
     with pytest.raises(BadManifest):
         manifest.loads(bad.name(), bad.dumps())
 
@@ -311,7 +330,7 @@ def test_a_manifest_names_no_file_outside_of_what_is_kept(path):
 @pytest.mark.parametrize("change", [{"size": 1 << 30}, {"sha256": "../x"}, {"size": "1"}])
 def test_a_manifest_names_no_blob_that_none_is(change):
     chunk = Chunk(**{"sha256": "0" * 64, "size": 1, "stored": 1, **change})
-    bad = Manifest("id", 1.0, 0, (File("nudge.db", "0" * 64, (chunk,)),))
+    bad = Manifest("id", 1.0, 0, (), (File("nudge.db", "0" * 64, (chunk,)),))
     with pytest.raises(BadManifest):
         manifest.loads(bad.name(), bad.dumps())
 
@@ -410,8 +429,28 @@ def test_snapshots_that_hold_what_was_deleted_go_within_the_hour(folder, target,
     later = time.time() + archive.TAKEN_BACK_SECONDS
     monkeypatch.setattr(keeper.time, "time", lambda: later)
     folder.save()
-    assert len(snapshots(target)) == 1 and newest(target).erasures == 1
+    assert len(snapshots(target)) == 1 and newest(target).erased == 1
     assert blobs(target) == newest(target).blobs().keys()
+
+
+def test_what_was_deleted_does_not_come_back_with_an_older_snapshot(folder, target, url, tmp_path):
+    store = folder.store
+    deleter, leaver, refuser = (store.annotator(name) for name in ("deleter", "leaver", "refuser"))
+    gone = duel(store, deleter, text="secret one")
+    kept = duel(store, deleter, text="hello")
+    duel(store, leaver, text="secret two")
+    duel(store, refuser, text="not for training")
+    folder.save()
+    store.delete_conversation(gone["conversation"], deleter)
+    store.forget(leaver)
+    store.allow_training(refuser, False)
+    folder.save()
+    torn_blob(target)
+    second = Folder(tmp_path / "second", url).store
+    texts = {row["text"] for row in second.rows("select text from message where role = 'user'")}
+    assert texts == {"", "hello", "not for training"} and second.duel(kept["id"])
+    assert second.person(refuser)["allow_training"] == 0 and len(second.unfinished_erasures()) == 3
+    assert second.annotator("leaver") != leaver
 
 
 def test_a_store_without_a_backup_has_no_word_of_it(tmp_path):

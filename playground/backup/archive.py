@@ -139,7 +139,7 @@ class Archive:
                 if later:
                     doomed.append(name)
                 continue
-            cleaner = [other.taken for other in later if other.erasures > snapshot.erasures]
+            cleaner = [other.taken for other in later if other.erased > snapshot.erased]
             if cleaner and now - min(cleaner) >= TAKEN_BACK_SECONDS:
                 doomed.append(name)
         return doomed

@@ -1,20 +1,17 @@
 """When snapshots are made: a thread looks whether the database has changed, makes one at most every `backup.interval`
 seconds and one at the end, and tries again with growing pauses where the target does not answer.
 
-Owns the id of the data folder (`backup.json` in it), by which snapshots of another folder are told and left alone.
+Snapshots of another data folder, as `identity.py` tells them, are left alone.
 """
 
-import json
 import logging
-import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playground.backup import manifest
+from playground.backup import identity, manifest
 from playground.backup.archive import Archive
 from playground.backup.manifest import LARGEST_CHUNK, File, Manifest
 from playground.backup.restore import Restored, restore_newest
@@ -34,7 +31,6 @@ PATIENCE_AT_START = 60.0  # seconds that a start with an empty data folder waits
 PATIENCE_AT_END = 15.0  # seconds that the end waits for the last snapshot
 DATABASE_CHUNK = 1 << 18  # bytes; a vote changes a page in each of a dozen places
 COPY = ".backup.partial"  # a file in the data folder
-IDENTITY = "backup.json"  # another one
 # what is kept beside the database, once it is whole: the versions, and what the page shows of a round
 KEPT = ("adapters/v*/*", "rounds/*/gate.json", "rounds/*/log.txt")
 
@@ -92,7 +88,7 @@ class Backup:
         self._store: Store | None = None
         self._notice: Message | None = None
         self._held: Message | None = None  # why nothing is written in this process
-        self._begin_round_anew = False
+        self._restored: Restored | None = None
         self._progress = _Progress()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="backup", daemon=True)
@@ -103,6 +99,7 @@ class Backup:
         """Where there is no database, restore the newest whole snapshot. A target that does not answer for `patience`
         seconds leaves the folder empty; then nothing is written to it in this process.
         """
+        (self.settings.data_dir / COPY).unlink(missing_ok=True)  # of a process that was killed
         if self.settings.database.exists():
             return
         archive = self._reached(patience)
@@ -119,8 +116,8 @@ class Backup:
         if restored is None:
             self._held = UNREAD
             return
-        self._begin_round_anew = True
-        self._write_identity(restored.snapshot.owner)
+        self._restored = restored
+        identity.write(self.settings.data_dir, restored.snapshot.owner)
         if restored.damaged:
             self._notice = Message(
                 "The newest snapshot, of {newest}, was damaged. That of {time} was restored; what came after it is "
@@ -155,8 +152,9 @@ class Backup:
 
     def start(self, store: Store) -> None:
         """Begin to make snapshots of `store`."""
-        if self._begin_round_anew:
+        if self._restored:
             store.begin_round_anew()
+            store.erase_again(self._restored.erasures)
         self._store = store
         self._thread.start()
 
@@ -229,13 +227,13 @@ class Backup:
         self._archive = None
         progress.pause = min(2 * progress.pause, LONGEST_PAUSE) if progress.pause else FIRST_PAUSE
         progress.not_before = time.monotonic() + progress.pause
-        progress.trouble = UNREACHABLE
+        progress.trouble = UNREACHABLE if isinstance(error, TargetUnavailable) else LATE
         log.warning("no snapshot was made; trying again in %.0f s: %s", progress.pause, describe_error(error))
 
     def _own_archive(self) -> Archive | None:
         """What is in the target; None where it is another data folder's: nothing is written then."""
         archive = Archive(self.target)
-        if archive.newest and archive.newest.owner != self._identity():
+        if archive.newest and archive.newest.owner != identity.of(self.settings.data_dir):
             log.error("%s", HELD)
             self._held = HELD
             return None
@@ -250,16 +248,17 @@ class Backup:
         copy = self.settings.data_dir / COPY
         copy.unlink(missing_ok=True)
         try:
-            erasures = store.copy_to(copy)
+            copied = store.copy_to(copy)
             files = [archive.put(copy, self.settings.database.name, DATABASE_CHUNK)]
         finally:
             copy.unlink(missing_ok=True)
         files += self._other_files(archive)
         newest = archive.newest
-        if newest and (newest.files, newest.erasures) == (tuple(files), erasures):
+        if newest and newest.files == tuple(files):
             return newest.name()
         after = newest.taken + 0.001 if newest else 0.0  # also where the clock was set back
-        snapshot = Manifest(self._identity(), round(max(time.time(), after), 3), erasures, tuple(files))
+        taken = round(max(time.time(), after), 3)
+        snapshot = Manifest(identity.of(self.settings.data_dir), taken, copied.done, copied.erasures, tuple(files))
         archive.add(snapshot)
         return snapshot.name()
 
@@ -284,20 +283,3 @@ class Backup:
         removed = archive.prune(self.settings.backup.keep, time.time())
         if removed:
             log.info("%d snapshots were removed", removed)
-
-    # -- the id of the data folder
-
-    def _identity(self) -> str:
-        """The id of this data folder, which is made once."""
-        file = self.settings.data_dir / IDENTITY
-        try:
-            return str(json.loads(file.read_text())["id"])
-        except (FileNotFoundError, ValueError, KeyError):
-            self._write_identity(uuid.uuid4().hex)
-            return str(json.loads(file.read_text())["id"])
-
-    def _write_identity(self, identity: str) -> None:
-        file = self.settings.data_dir / IDENTITY
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"id": identity}))
-        os.replace(partial, file)

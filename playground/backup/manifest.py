@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+from playground.store.snapshots import Erasure
+
 NAME = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{16}\.json")
 PATH = re.compile(r"nudge\.db|(adapters/v|rounds/)\d{4,}/[A-Za-z][A-Za-z0-9_]*\.(safetensors|json|txt)")
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -41,13 +43,14 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One snapshot. `owner`: the id of the data folder. `erasures`: how many were done when it was made. `taken`:
-    seconds since the epoch, with milliseconds.
+    """One snapshot. `owner`: the id of the data folder. `taken`: seconds since the epoch, with milliseconds. `erased`:
+    how many erasures were done then; `erasures`: the newest, done or not, without a word of what was erased.
     """
 
     owner: str
     taken: float
-    erasures: int
+    erased: int
+    erasures: tuple[Erasure, ...]
     files: tuple[File, ...]
 
     def blobs(self) -> dict[str, Chunk]:
@@ -72,7 +75,8 @@ def loads(name: str, content: bytes) -> Manifest:
         if data["format"] != FORMAT:
             raise BadManifest(f"its format is {data['format']}")
         files = tuple(_file(file) for file in data["files"])
-        return Manifest(str(data["owner"]), float(data["taken"]), int(data["erasures"]), files)
+        erasures = tuple(_erasure(erasure) for erasure in data["erasures"])
+        return Manifest(str(data["owner"]), float(data["taken"]), int(data["erased"]), erasures, files)
     except (ValueError, KeyError, TypeError) as error:
         raise BadManifest(f"it cannot be read: {type(error).__name__}") from None
 
@@ -82,6 +86,14 @@ def _file(data: dict[str, object]) -> File:
     if not (isinstance(path, str) and PATH.fullmatch(path) and isinstance(chunks, list)):
         raise BadManifest("it names a file that no snapshot has")
     return File(path, _hash(sha256), tuple(_chunk(chunk) for chunk in chunks))
+
+
+def _erasure(data: dict[str, object]) -> Erasure:
+    erasure = Erasure(**data)  # type: ignore[arg-type]
+    ids = (erasure.id, erasure.annotator, erasure.conversation or 0)
+    if not all(isinstance(value, int) for value in (*ids, erasure.everything)):
+        raise BadManifest("an erasure is none")
+    return erasure
 
 
 def _chunk(data: dict[str, object]) -> Chunk:

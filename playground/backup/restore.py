@@ -12,6 +12,7 @@ from playground.backup import manifest
 from playground.backup.archive import Archive, Damaged
 from playground.backup.manifest import Manifest
 from playground.store import snapshots
+from playground.store.snapshots import Erasure
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +21,14 @@ PARTIAL = ".restore.partial"  # a folder in the data folder
 
 @dataclass(frozen=True)
 class Restored:
-    """The snapshot that was restored, its name, and the names of newer ones that were damaged."""
+    """The snapshot that was restored, its name, the names of newer ones that were damaged, and the erasures that any
+    of them speaks of.
+    """
 
     snapshot: Manifest
     name: str
     damaged: tuple[str, ...]
+    erasures: tuple[Erasure, ...]
 
 
 def restore_newest(archive: Archive, data_dir: Path, database: Path) -> Restored | None:
@@ -33,6 +37,7 @@ def restore_newest(archive: Archive, data_dir: Path, database: Path) -> Restored
     The database is put in its place last, so a restore that was cut off begins again at the next start.
     """
     damaged: list[str] = []
+    erasures: list[Erasure] = []
     for name, snapshot in reversed(archive.snapshots.items()):
         partial = data_dir / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
@@ -43,10 +48,11 @@ def restore_newest(archive: Archive, data_dir: Path, database: Path) -> Restored
         except Damaged as error:
             log.error("the snapshot of %s is left out: %s", manifest.moment_of(name), error)
             damaged.append(name)
+            erasures = [*(snapshot.erasures if snapshot else ()), *erasures]
             continue
         _move(snapshot, partial, data_dir, database)
         log.info("the snapshot of %s is restored", manifest.moment_of(name))
-        return Restored(snapshot, name, tuple(damaged))
+        return Restored(snapshot, name, tuple(damaged), tuple(erasures))
     return None
 
 
@@ -70,6 +76,8 @@ def _move(snapshot: Manifest, folder: Path, data_dir: Path, database: Path) -> N
             place = data_dir / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder / file.path, place)
+    for rest in ("-wal", "-shm"):  # of a database that was here: SQLite would write that log into the one that comes
+        Path(f"{database}{rest}").unlink(missing_ok=True)
     os.sync()  # what the database names is on disk before the database is
     os.replace(folder / database.name, database)
     shutil.rmtree(folder)

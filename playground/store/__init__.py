@@ -8,7 +8,6 @@ from playground.store.checks import LeaseLost
 from playground.store.conversations import Conversations
 from playground.store.database import Row, now
 from playground.store.duels import Duels
-from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
 from playground.store.history import History
 from playground.store.people import People
@@ -33,9 +32,10 @@ __all__ = [
 ]
 
 
-class Store(People, Conversations, Duels, Votes, Erasures, Rounds, Policies, Trials, History, Watch, Snapshots):
+class Store(People, Conversations, Duels, Votes, Rounds, Policies, Trials, History, Watch, Snapshots):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each
-    other; what several of them need is in `database.py` and `checks.py`.
+    other, but for `Snapshots`, which is built on `Erasures`; what several of them need is in `database.py` and
+    `checks.py`.
     """
