@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from playground.backup import Backup, BadTarget, archive, keeper, manifest
+from playground.backup import Backup, BadTarget, archive, keeper, manifest, status
 from playground.backup.archive import Archive
 from playground.backup.manifest import BadManifest, Chunk, File, Manifest
 from playground.backup.target import Target, TargetUnavailable
@@ -239,7 +239,7 @@ def test_the_log_of_a_database_that_is_gone_is_not_written_into_the_restored_one
 
 def test_a_copy_that_cannot_be_made_is_shown_as_late(folder, monkeypatch):
     monkeypatch.setattr(folder.store, "copy_to", deaf)
-    assert folder.save().trouble == keeper.LATE
+    assert folder.save().trouble == status.LATE
 
 
 # -- damaged snapshots
@@ -315,7 +315,7 @@ def test_where_no_snapshot_is_whole_the_chat_starts_and_nothing_is_overwritten(f
         (target / "blobs" / blob).write_bytes(b"x")
     second = Folder(tmp_path / "second", url)
     cast(second.store)
-    assert second.save().trouble == keeper.UNREAD and len(snapshots(target)) == 1
+    assert second.save().trouble == status.UNREAD and len(snapshots(target)) == 1
 
 
 @pytest.mark.parametrize(
@@ -348,15 +348,15 @@ def test_an_unreachable_target_is_shown_and_tried_again_with_growing_pauses(fold
     monkeypatch.setattr(folder.backup.target.files, "pipe_file", deaf)
     pauses = []
     for _ in range(4):
-        assert folder.save().trouble == keeper.UNREACHABLE
+        assert folder.save().trouble == status.UNREACHABLE
         pauses.append(folder.backup._progress.pause)
         folder.backup._step()  # within the pause nothing is tried
         assert folder.backup._progress.pause == pauses[-1]
         cast(folder.store)  # people go on voting
     assert pauses == [2, 4, 8, 16] and folder.backup.status().minutes is None
     monkeypatch.setattr(folder.backup.target.files, "pipe_file", write)
-    status = folder.save()
-    assert (status.trouble, status.minutes, folder.backup._progress.pause) == (None, 0, 0)
+    now = folder.save()
+    assert (now.trouble, now.minutes, folder.backup._progress.pause) == (None, 0, 0)
 
 
 def test_a_target_that_never_answers_keeps_neither_the_start_nor_the_end_nor_is_it_overwritten(
@@ -373,7 +373,7 @@ def test_a_target_that_never_answers_keeps_neither_the_start_nor_the_end_nor_is_
     store = Store(settings.database)
     backup.start(store)
     cast(store)
-    assert time.monotonic() - began < 5 and backup.status().trouble == keeper.UNREAD
+    assert time.monotonic() - began < 5 and backup.status().trouble == status.UNREAD
     assert backup.close(5)
     over.set()
     monkeypatch.undo()
@@ -398,7 +398,19 @@ def test_another_folders_snapshots_are_left_alone(folder, target, url, tmp_path)
     other = Folder(tmp_path / "other", (tmp_path / "elsewhere").as_uri())
     cast(other.store, "b")
     other.backup.target = Target(url)
-    assert other.save().trouble == keeper.HELD and len(snapshots(target)) == 1
+    assert other.save().trouble == status.HELD and len(snapshots(target)) == 1
+
+
+def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_save(folder, tmp_path, url, target):
+    """Each would have removed blobs that the other's snapshots need."""
+    cast(folder.store)
+    folder.save()
+    second = Folder(tmp_path / "second", url)
+    cast(second.store, "b")
+    assert second.save().trouble is None and len(snapshots(target)) == 2
+    cast(folder.store)
+    assert folder.save().trouble == status.SHARED and len(snapshots(target)) == 2
+    assert rows(Folder(tmp_path / "third", url).settings.database) == rows(second.settings.database)
 
 
 @pytest.mark.parametrize(("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense")])

@@ -10,7 +10,7 @@ import pytest
 
 from playground import server
 from playground import settings as settings_module
-from playground.backup import Status, keeper
+from playground.backup import Status, status
 from playground.decoding import tuning
 from playground.people import visitor
 from playground.serving.engine import Engine
@@ -176,12 +176,12 @@ def test_everybody_reads_that_replies_grow_slowly_here_and_what_helps(site, page
 
 def test_everybody_reads_what_is_wrong_with_the_backup():
     """And how old it is, on the Training tab."""
-    status = Status(7, "2026-11-27 19:08 UTC", keeper.UNREACHABLE, keeper.HELD)
+    late = Status(7, "2026-11-27 19:08 UTC", status.UNREACHABLE, status.HELD)
     assert status_bar.backup_trouble_html(None, Words()) == status_bar.backup_html(None, Words()) == ""
     assert status_bar.backup_trouble_html(Status(0), Words()) == ""
-    line = status_bar.backup_trouble_html(status, Words("zh-CN"))
+    line = status_bar.backup_trouble_html(late, Words("zh-CN"))
     assert 'class="slow"' in line and "无法连接备份" in line and "另一个数据文件夹" in line
-    assert "7 min ago" in status_bar.backup_html(status, Words())
+    assert "7 min ago" in status_bar.backup_html(late, Words())
     assert "of 2026-11-27 19:08 UTC" in status_bar.backup_html(Status(0, "2026-11-27 19:08 UTC"), Words())
     assert "nothing is saved yet" in status_bar.backup_html(Status(None), Words())
 

@@ -46,7 +46,8 @@ def test_this_repository_is_a_space(folder):
 )
 def test_a_head_that_does_not_fit_is_named(small, old, new, said):
     change(small / "README.md", old, new)
-    [problem] = space.problems(small)
+    head = space.front_matter(small / "README.md")
+    [problem] = space.front_matter_problems(head, small, (small / "requirements.txt").read_text())
     assert said in problem
 
 
@@ -62,7 +63,7 @@ def test_a_head_that_does_not_fit_is_named(small, old, new, said):
 )
 def test_what_must_not_be_pushed_is_named(small, name, content, said):
     (small / name).write_bytes(content)
-    [problem] = space.problems(small)
+    [problem] = [*space.size_problems(small), *space.secret_problems(small)]
     assert name in problem and said in problem
 
 
@@ -72,7 +73,8 @@ def test_an_import_that_nothing_brings_is_named(small):
     (small / "playground" / "x.py").write_text(
         "import json\nimport pytest\nimport torch\nfrom starlette import status\n"
     )
-    assert space.problems(small) == ["playground/x.py imports pytest, which requirements.txt does not bring"]
+    found = space.import_problems(small, (small / "requirements.txt").read_text())
+    assert list(found) == ["playground/x.py imports pytest, which requirements.txt does not bring"]
 
 
 def test_the_commands_name_the_space(tmp_path):

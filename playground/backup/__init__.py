@@ -2,7 +2,8 @@
 with an empty data folder.
 """
 
-from playground.backup.keeper import Backup, Status
+from playground.backup.keeper import Backup
+from playground.backup.status import Status
 from playground.backup.target import BadTarget
 
 __all__ = ["BadTarget", "Backup", "Status"]

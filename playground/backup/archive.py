@@ -55,6 +55,10 @@ class Archive:
         """The newest snapshot with a manifest that can be read."""
         return next((snapshot for snapshot in reversed(self.snapshots.values()) if snapshot), None)
 
+    def names_now(self) -> set[str]:
+        """The names of the snapshots that are there now, whoever made them."""
+        return {name for name in self.target.list(SNAPSHOTS) if manifest.NAME.fullmatch(name)}
+
     # -- writing
 
     def put(self, source: Path, path: str, chunk_bytes: int) -> File:

@@ -15,6 +15,7 @@ from playground.backup import identity, manifest
 from playground.backup.archive import Archive
 from playground.backup.manifest import LARGEST_CHUNK, File, Manifest
 from playground.backup.restore import Restored, restore_newest
+from playground.backup.status import HELD, LATE, SHARED, UNREACHABLE, UNREAD, Status
 from playground.backup.target import Target, TargetUnavailable
 from playground.settings import Settings
 from playground.store import Store, StoreError
@@ -33,29 +34,6 @@ DATABASE_CHUNK = 1 << 18  # bytes; a vote changes a page in each of a dozen plac
 COPY = ".backup.partial"  # a file in the data folder
 # what is kept beside the database, once it is whole: the versions, and what the page shows of a round
 KEPT = ("adapters/v*/*", "rounds/*/gate.json", "rounds/*/log.txt")
-
-HELD = Message(
-    "The backup belongs to another data folder, so nothing is saved there. Name another folder in backup.url, or start "
-    "with an empty data folder to restore it."
-)
-UNREAD = Message(
-    "The backup could not be read at the start, so this is an empty database, and nothing of it is saved. Restart the "
-    "app to restore the backup."
-)
-UNREACHABLE = Message("The backup cannot be reached. The chat goes on, and it is tried again.")
-LATE = Message("The backup is late: what people do now is on this disk alone.")
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the page shows: minutes since the database was saved as it was (None: not yet), when the last snapshot was
-    made, in words, what is wrong now, and what was wrong with the snapshots at the start.
-    """
-
-    minutes: int | None
-    snapshot: str = ""
-    trouble: Message | None = None
-    notice: Message | None = None
 
 
 @dataclass
@@ -85,6 +63,7 @@ class Backup:
         self.settings = settings
         self.target = Target(settings.backup.url)
         self._archive: Archive | None = None  # None after a failure: what is in the target is looked at anew
+        self._known: set[str] | None = None  # names of the snapshots that were there at the start, and of our own
         self._store: Store | None = None
         self._notice: Message | None = None
         self._held: Message | None = None  # why nothing is written in this process
@@ -107,6 +86,7 @@ class Backup:
             if archive is None:
                 self._held = UNREAD
             elif archive.snapshots:
+                self._known = set(archive.snapshots)
                 self._use(restore_newest(archive, self.settings.data_dir, self.settings.database))
         except (TargetUnavailable, OSError) as error:
             log.error("no snapshot could be restored: %s", error)
@@ -208,6 +188,8 @@ class Backup:
             due = progress.began + max(self._interval - POLL - 2 * progress.took, self._interval / 2)
             if self._archive and state != progress.state and now >= due:
                 progress.began = now
+                if self._is_shared(self._archive):
+                    return
                 progress.snapshot = manifest.moment_of(self._snapshot(self._store, self._archive))
                 progress.took = time.monotonic() - now
                 progress.state, progress.saved, progress.changed = state, now, None
@@ -236,8 +218,15 @@ class Backup:
         if archive.newest and archive.newest.owner != identity.of(self.settings.data_dir):
             log.error("%s", HELD)
             self._held = HELD
-            return None
-        return archive
+        self._known = set(archive.snapshots) if self._known is None else self._known
+        return None if self._held or self._is_shared(archive) else archive
+
+    def _is_shared(self, archive: Archive) -> bool:
+        """Whether another app saves there too: each would remove what the other needs. Then this one stops."""
+        if self._known is not None and archive.names_now() - self._known:
+            log.error("%s", SHARED)
+            self._held = SHARED
+        return self._held is not None
 
     def _snapshot(self, store: Store, archive: Archive) -> str:
         """Write the database, then the files that it speaks of, then the manifest, unless all is there already. Returns
@@ -259,6 +248,7 @@ class Backup:
         after = newest.taken + 0.001 if newest else 0.0  # also where the clock was set back
         taken = round(max(time.time(), after), 3)
         snapshot = Manifest(identity.of(self.settings.data_dir), taken, copied.done, copied.erasures, tuple(files))
+        self._known = {*(self._known or ()), snapshot.name()}
         archive.add(snapshot)
         return snapshot.name()
 
