@@ -97,29 +97,21 @@ def test_a_copy_has_every_row_and_is_private(file_store, tmp_path):
 
 
 def test_people_write_while_a_copy_is_made_which_is_of_one_moment(file_store, tmp_path, monkeypatch):
-    """With small steps and a writer between any two of them, SQLite would begin the copy anew each time."""
-    monkeypatch.setattr("playground.store.snapshots.STEP_PAGES", 1)
-    for _ in range(50):
+    """SQLite would begin the copy anew after each step between which somebody has written."""
+    monkeypatch.setattr("playground.store.snapshots.STEP_PAGES", 16)
+    for _ in range(20):
         cast(file_store)
-    before = rows(file_store.path)
-    done, votes = threading.Event(), []
+    before, copy, steps = rows(file_store.path), tmp_path / "copy.db", []
 
-    def write():
-        while not done.is_set():
-            began = time.monotonic()
-            cast(file_store)
-            votes.append(time.monotonic() - began)
+    def write(_, remaining, total):
+        steps.append(total - remaining)
+        assert len(steps) <= total
+        cast(file_store)
 
-    copies = [tmp_path / f"copy{i}.db" for i in range(3)]
-    file_store.copy_to(tmp_path / "quiet.db")
-    writer = threading.Thread(target=write)
-    writer.start()
-    for copy in copies:
-        file_store.copy_to(copy)
-    done.set()
-    writer.join()
-    assert rows(tmp_path / "quiet.db") == before
-    assert all(is_sound(copy) for copy in copies) and votes and max(votes) < 5
+    file_store.copy_to(copy, write)
+    pages = copy.stat().st_size // 4096
+    assert steps == [*range(16, pages, 16), pages] and len(steps) > 2
+    assert is_sound(copy) and rows(copy) == before != rows(file_store.path)
 
 
 def test_a_try_to_write_makes_no_other_copy(file_store, tmp_path):

@@ -6,7 +6,7 @@ Where copies go is up to `playground/backup/`.
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,10 @@ class Copied:
 class Snapshots(Erasures):
     """Part of `Store`."""
 
-    def copy_to(self, path: Path) -> Copied:
-        """Copy the database to a new file at `path`, which its owner alone can read."""
+    def copy_to(self, path: Path, progress: Callable[[int, int, int], object] | None = None) -> Copied:
+        """Copy the database to a new file at `path`, which its owner alone can read. StoreUnavailable where it cannot
+        be read, or the copy not be written. `progress` is called after each step, as by `sqlite3.Connection.backup`.
+        """
         # One read transaction lasts as long as the copy, so that it is of one moment and never begins anew. In WAL mode
         # no writer waits for it.
         with self._translated_errors():
@@ -61,7 +63,7 @@ class Snapshots(Erasures):
                     [REMEMBERED],
                 ).fetchall()
                 copy.execute("pragma synchronous=off")  # a copy that a power cut tears is not used
-                source.backup(copy, pages=STEP_PAGES)
+                source.backup(copy, pages=STEP_PAGES, progress=progress)
                 source.execute("rollback")
             self._check_files()
         with path.open("r+b") as file:
