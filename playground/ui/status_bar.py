@@ -240,7 +240,7 @@ def backup_html(backup: Status | None, translate: Words) -> str:
         text = translate("Backup: everything is saved, in the snapshot of {time}.", time=backup.snapshot)
     else:
         text = translate("Backup: saved as it was {n} min ago.", n=backup.minutes)
-    return f'<p class="backup">{escape(text)}</p>'
+    return f'<p class="agreement">{escape(text)}</p>'
 
 
 def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
