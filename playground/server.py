@@ -21,6 +21,7 @@ from playground import settings as settings_module
 from playground.backup import Backup
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
+from playground.data import http
 from playground.models import export
 from playground.models.adapters import BadAdapter
 from playground.people import visitor
@@ -68,6 +69,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
     add_admin_route(app, Admins(settings, store))
     add_forget_route(app, store, chat)
     add_adapter_route(app, settings, store, engine)
+    add_export_route(app, store, Admins(settings, store))
     states.use()
     blocks, status_bar = page.build(settings, store, engine, chat, backup)
 
@@ -190,6 +192,28 @@ def add_adapter_route(app: FastAPI, settings: Settings, store: Store, engine: En
             "content-length": str(os.fstat(file.fileno()).st_size),
         }
         return StreamingResponse(iter(partial(file.read, CHUNK), b""), media_type="application/zip", headers=headers)
+
+
+def add_export_route(app: FastAPI, store: Store, admins: Admins) -> None:
+    """Add the route by which admins download what people judged, made while it is sent."""
+
+    @app.get("/export/{name}.jsonl")
+    def export_file(name: str, request: Request) -> Response:
+        translate = words.of(request)
+        token = visitor.find_token(request.cookies)
+        try:
+            allowed = token is not None and admins.allowed(request, store.annotator(token))
+        except StoreError as error:
+            return PlainTextResponse(translate.message(error.message), 503)
+        if not allowed:
+            return PlainTextResponse(translate("Only admins can do this."), 403)
+        if name not in http.DOWNLOADS:
+            return PlainTextResponse(translate("There is no such file."), 404)
+        headers = {
+            "content-disposition": f'attachment; filename="nudge-{name}.jsonl"',
+            "cache-control": "no-store",
+        }
+        return StreamingResponse(http.lines(store, name), media_type="application/jsonl", headers=headers)
 
 
 class Gradio:

@@ -1,25 +1,45 @@
-"""Fixtures that many files share: the app as a subprocess and the browser before it. And one thread for each process.
+"""Fixtures that many files share: the app as a subprocess and the browser before it. One thread for each process, and
+starts of our own programs by a fork (`fork_server.py`).
 
 Tiny models are slower on two threads than on one; and where two processes compute at once, threads that wait for each
 other take all the time there is (40 replies of the tiny model: 1 s on one thread, 58 s on two beside another process).
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what tests start
+# before torch is imported, here and in what tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from playground.system import memory  # noqa: E402
+from tests import fork_server  # noqa: E402
 from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
 
 __all__ = ["app", "browser", "left", "paced", "size", "visit"]
+
+if sys.platform == "linux":
+    subprocess.Popen = fork_server.Popen
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A test that computed on more threads, or ran a program that does, leaves none of them to the next."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
 
 # Files that take longest, the longest first. They begin first, so that two processes end at about the same time.
 SLOW = (
     "test_browser_gestures",
     "test_app",
     "test_browser_loop",
+    "test_types",
     "test_benchmarks",
     "test_worker",
     "test_selftest",
@@ -44,6 +64,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _file(item) in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
+
+
+def pytest_collection_finish() -> None:
+    """Collections of garbage would look through all that is imported, for half a second each."""
+    memory.leave_out_imports()
 
 
 def _file(item: pytest.Item) -> str:

@@ -24,6 +24,7 @@ OPEN = {
     ("GET", "/admin/{token}"),
     ("POST", "/forget"),
     ("GET", "/adapters/v{version}.zip"),
+    ("GET", "/export/{name}.jsonl"),
     ("GET", "/theme.css"),
     ("GET", "/favicon.ico"),
     ("GET", "/robots.txt"),

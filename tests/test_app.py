@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from playground.store import Store
+from tests import fork_server
+from tests.fork_server import RealPopen
 from tests.test_loop import wait_until
 from tests.tiny import tiny_folder
 
@@ -25,20 +27,22 @@ def folder(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("model"))
 
 
-def start(cwd, *flags, **environ):
-    """The app in a working directory of its own, so that no `.env` or data of the checkout is seen."""
-    return subprocess.Popen(
+def start(cwd, *flags, popen=RealPopen, **environ):
+    """The app in a working directory of its own, so that no `.env` or data of the checkout is seen. As a Python of its
+    own; forked by `subprocess.Popen`, where the start itself is not what is tried.
+    """
+    return popen(
         [sys.executable, ROOT / "app.py", *map(str, flags)],
         cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environ},
+        env={**os.environ, **environ},
     )
 
 
-def run(cwd, *flags, **environ):
-    process = start(cwd, *flags, **environ)
+def run(cwd, *flags, popen=RealPopen):
+    process = start(cwd, *flags, popen=popen)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -69,8 +73,12 @@ def check_start(url):
 
 def worker_of(process):
     """The app's worker, as soon as it is there."""
-    wait_until(lambda: psutil.Process(process.pid).children())
-    [worker] = psutil.Process(process.pid).children()
+
+    def children():
+        return [child for child in psutil.Process(process.pid).children() if child.name() != fork_server.NAME]
+
+    wait_until(children)
+    [worker] = children()
     return worker
 
 
@@ -119,7 +127,7 @@ def test_below_a_path_it_says_the_whole_address_and_the_admin_link_outlives_a_re
     command = ("--model", folder, "--port", 0, "--threads", 1, "--no-worker", "--root-path", "/nudge")
     with httpx.Client() as browser:
         for start_number in (1, 2):
-            process = start(tmp_path, *command)
+            process = start(tmp_path, *command, popen=subprocess.Popen)
             try:
                 url = re.fullmatch(r"Nudge is at (http://127\.0\.0\.1:\d+/nudge)\n", process.stdout.readline())[1]
                 link = re.fullmatch(
@@ -143,7 +151,7 @@ def test_a_worker_ends_with_a_server_that_is_killed(folder, tmp_path, busy):
     if busy:
         store = Store(tmp_path / "data" / "nudge.db")
         store.request_round()
-    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1)
+    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1, popen=subprocess.Popen)
     try:
         address(process)
         worker = worker_of(process)
@@ -178,7 +186,7 @@ def test_a_setting_out_of_range_is_named_with_what_is_accepted(tmp_path):
 
 
 def test_a_missing_model_says_what_to_do(tmp_path):
-    code, out, err = run(tmp_path, "--model", "nobody/nothing", "--port", 0)
+    code, out, err = run(tmp_path, "--model", "nobody/nothing", "--port", 0, popen=subprocess.Popen)
     assert code == 1
     assert "'nobody/nothing' could not be loaded" in err and "make setup" in err
     assert "Traceback" not in err and out == ""
@@ -194,6 +202,7 @@ def test_a_busy_port_says_so_at_once(tmp_path):
 
 def test_a_data_folder_that_cannot_be_written_says_so(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = run(tmp_path, "--model", folder, "--port", 0, "--data-dir", tmp_path / "file")
+    where = ("--data-dir", tmp_path / "file")
+    code, _, err = run(tmp_path, "--model", folder, "--port", 0, *where, popen=subprocess.Popen)
     assert code == 1
     assert "--data-dir" in err and "Traceback" not in err

@@ -313,6 +313,7 @@ def test_a_chat_has_settings_of_its_own(app, visit):
     page = visit()
     page.click("#sidebar .toggle-button")
     page.click("#chat-settings button")
+    page.wait_for_timeout(800)  # the page that has just loaded fills the fields once more; nobody types as fast
     page.fill("#system-prompt textarea", "Answer like a sailor.")
     page.press("#system-prompt textarea", "Tab")
     page.fill("#knob-temperature input[type=number]", "1.1")

@@ -15,7 +15,7 @@ def app(paced):
     return paced
 
 
-TABS = ["chat", "votes", "training", "versions", "watch"]
+TABS = ["chat", "votes", "training", "versions", "data", "watch"]
 # text that is the same in both languages: names, letters, figures, units
 SAME = re.compile(
     r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ "

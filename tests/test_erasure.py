@@ -235,6 +235,8 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
         "drop table policy_event",
         "alter table policy drop column withdrawn",
         "alter table round drop column asked",
+        "drop table imported",
+        "alter table vote drop column excluded",
         "drop table round_conversation",
         "drop index generation_prompt",
         f"update conversation set deleted = 'then' where id = {row['conversation']}",

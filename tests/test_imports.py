@@ -11,6 +11,7 @@ ROOMS = [
     "system",
     "settings",
     "store",
+    "data",
     "backup",
     "models",
     "decoding",

@@ -135,8 +135,11 @@ def test_a_message_and_a_vote_work(way, request):
     assert votes(site, page) == ["a"]
 
 
-def test_words_stream_through_nginx_one_by_one(sites, proxy):
+def test_words_stream_through_nginx_one_by_one(sites, proxy, monkeypatch):
     """A proxy that buffers shows both replies only once they are complete."""
+    engine = sites["path"].engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (engine._running and time.sleep(0.02), step())[1])
     page = Page(f"http://localhost:{proxy.ports['documented']}/nudge", "streaming")
     arrivals = []
     target = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "send")

@@ -194,7 +194,7 @@ def test_the_file_of_preferences_has_examples_as_lists():
     )
     assert json.loads(json.dumps(prefs.as_json())) == {
         "replies": [[[1], [2]], [[1], [3]]],
-        "pairs": [[0, 1, 2, 0.5, "conversation 1", 7]],
+        "pairs": [[0, 1, 2, 0.5, "conversation 1", 7, False]],
         "points": [[1, 0, 0.5, "conversation 1"]],
         "votes": [[7, "conversation 1"]],
         "heldout": ["conversation 1"],

@@ -29,6 +29,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0009_trial",
         "0010_asked",
         "0011_policy_event",
+        "0012_data",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

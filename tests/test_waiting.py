@@ -287,7 +287,7 @@ def test_who_waits_and_stops_leaves_the_line_from_the_middle_of_it(chat):
 
 
 def test_a_waiting_message_is_painted_where_its_place_changes_until_it_has_room(chat):
-    slow(chat)
+    slow(chat, 0.2)  # the first is still writing when it is stopped
     chat.engine.kv_pool.budget = 1
     first = chat.send(person(chat, "ann"), "Hello")
     next(first)

@@ -45,7 +45,7 @@ class Evidence:
 def assess(designs_of: DesignsOf, prefs: Preferences, settings: Settings) -> Evidence:
     """What the votes are worth. It ends at the first vote at which the evidence is enough."""
     confidence = settings.reward.evidence_confidence
-    decided = preferences.count_decided(prefs.pairs)
+    decided = preferences.count_decided(prefs.judged)
     if decided == 0:
         no_vote = Message("Not enough evidence yet: no vote says which reply is better. Vote A or B on more replies.")
         return Evidence(0, 0, 1, False, no_vote)
@@ -86,11 +86,11 @@ def forecast(
     choices: list[Choice],
     seed: int,
 ) -> tuple[list[float], list[Choice]]:
-    """The probability, among A and B, of each decided vote of `new`, by heads fitted on `known` and on edited replies;
-    and the choices of these heads. Nothing of later votes is used, not even how their replies look.
+    """The probability, among A and B, of each decided vote of `new`, by heads fitted on `known`, on edited replies and
+    on imported pairs; and the choices of these heads. Nothing of later votes is used, not even how their replies look.
     """
-    edits = [pair for pair in prefs.pairs if pair.vote is None]
-    fitted = [*edits, *known]
+    known_before = [pair for pair in prefs.pairs if pair.vote is None]
+    fitted = [*known_before, *known]
     decided = [pair for pair in new if pair.outcome != preferences.TIE]
     if preferences.count_decided(fitted) < FIRST or not decided:
         return [0.5] * len(decided), choices

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from playground.models import active, loading, prompts
+from playground.models import active, loading
 from playground.models.feature_trunk import FeatureTrunk
 from playground.models.scorer import ExtractedFeatures, RewardModel
 from playground.settings import Settings
@@ -79,7 +79,7 @@ class Forecaster:
         """Forecast the votes with the ids `waiting` from all the others, then write the head that all votes give to
         where the chat reads it.
         """
-        prefs = preferences.from_store(self.store, base_hash, self.encode_reply, self.settings)
+        prefs = preferences.from_store(self.store, base_hash, self.tokenizer, self.settings)
         new_pairs = [pair for pair in prefs.pairs if pair.vote in waiting]
         known = replace(prefs, pairs=[pair for pair in prefs.pairs if pair.vote not in waiting])
         forecasts = self.forecasts(prefs, known, new_pairs)
@@ -118,7 +118,7 @@ class Forecaster:
 
     def fit(self, extracted: ExtractedFeatures, prefs: Preferences) -> RewardModel:
         with one_thread():
-            if self._choices is None or len(prefs.pairs) <= CHOOSE_UP_TO:
+            if self._choices is None or len(prefs.judged) <= CHOOSE_UP_TO:
                 self._choices = choose(designs(extracted, prefs, self.settings), prefs, self.settings.seed)
             return reward.fit_model(extracted, prefs, self._choices)
 
@@ -130,10 +130,11 @@ class Forecaster:
 
     # -- parts
 
-    def encode_reply(self, text: str) -> list[int]:
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
             self._tokenizer = loading.load_tokenizer(self.settings)
-        return prompts.encode_reply(text, self._tokenizer)
+        return self._tokenizer
 
     @property
     def trunk(self) -> FeatureTrunk:

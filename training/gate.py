@@ -280,7 +280,7 @@ def favoured_length(prefs: Preferences, confidence: float, seed: int) -> tuple[f
     (0, 0) where there are so few pairs that they could all point one way by chance, which a bootstrap cannot see.
     """
     log_length = [np.log(max(len(completion), 1)) for _, completion in prefs.replies]
-    decided = [pair for pair in prefs.pairs if pair.outcome != preferences.TIE]
+    decided = [pair for pair in prefs.judged if pair.outcome != preferences.TIE]
     left_over_right = [log_length[pair.left] - log_length[pair.right] for pair in decided]
     sign = [1 if pair.outcome == preferences.A else -1 for pair in decided]
     ratios = np.array(left_over_right) * np.array(sign)

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from playground.models import prompts
 from playground.settings import Settings
 from playground.store import Store
+from training import imported
 
 A, TIE, B = 0, 1, 2  # outcome of a pair: the left reply, neither, the right reply
 OUTCOMES = {"a": A, "tie": TIE, "b": B}  # of a vote's choice
@@ -35,7 +38,8 @@ class Pair:
     outcome: int  # A, TIE or B
     weight: float = 1.0
     group: str = ""  # see `Preferences`
-    vote: int | None = None  # the vote's id in the store; None for an edited reply
+    vote: int | None = None  # the vote's id in the store; None for an edited reply and for an imported pair
+    imported: bool = False  # judged elsewhere: it trains like a vote, and no figure about votes counts it
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Preferences:
     # groups that the reported accuracy is measured on; they are kept out of that fit and out of the rollouts
     heldout: frozenset[str] = frozenset()
     split_by: str = "conversation"
+
+    @property
+    def judged(self) -> list[Pair]:
+        """The pairs that people judged here."""
+        return [pair for pair in self.pairs if not pair.imported]
 
     def subset(self, keep_group: Callable[[str], bool]) -> "Preferences":
         """The same replies with only the pairs and labels of the groups that `keep_group` accepts."""
@@ -126,6 +135,7 @@ def collect(
     demonstrations: Sequence[Row],
     encode_reply: Callable[[str], list[int]],
     *,
+    imported: Sequence[Row] = (),
     heldout_fraction: float,
     annotator_weight: float,
     seed: int,
@@ -135,6 +145,9 @@ def collect(
     An edited reply is a pair that its author decided: the text after the edit over the text before it. With fewer than
     four conversations the split is by context, since no part of one conversation could be held out otherwise.
     `annotator_weight` is the largest total weight of one person's examples.
+
+    `imported`: pairs as `imported.pairs` returns them. They are never held out, and the weights of one source add up to
+    no more than one person's.
     """
     rows = [*votes, *ratings, *demonstrations]
     few_conversations = len({row["conversation"] for row in rows}) < MIN_CONVERSATIONS
@@ -149,6 +162,15 @@ def collect(
             prefs.replies.append((list(prompt), list(completion)))
         return index_of[key]
 
+    def add_judgement(
+        choice: str, left: int, right: int, weight: float, group: str, vote: int | None = None, imported: bool = False
+    ) -> None:
+        if choice == "both_bad":
+            # half each: it is one judgement
+            prefs.labels += [PointwiseLabel(reply, False, weight / 2, group) for reply in (left, right)]
+        elif left != right:
+            prefs.pairs.append(Pair(left, right, OUTCOMES[choice], weight, group, vote, imported))
+
     totals = Counter(row["annotator"] for row in rows)
     weight_of = {annotator: min(1.0, annotator_weight / total) for annotator, total in totals.items()}
     for vote in votes:
@@ -157,11 +179,7 @@ def collect(
         prefs.votes.append(CountedVote(vote["vote"], group))
         left = add_reply(vote["prompt"], vote["left_ids"])
         right = add_reply(vote["prompt"], vote["right_ids"])
-        if vote["choice"] == "both_bad":
-            # half each: it is one judgement
-            prefs.labels += [PointwiseLabel(reply, False, weight / 2, group) for reply in (left, right)]
-        elif left != right:
-            prefs.pairs.append(Pair(left, right, OUTCOMES[vote["choice"]], weight, group, vote["vote"]))
+        add_judgement(vote["choice"], left, right, weight, group, vote["vote"])
     for rating in ratings:
         reply = add_reply(rating["prompt"], rating["completion"])
         label = PointwiseLabel(reply, rating["thumb"] > 0, weight_of[rating["annotator"]], group_of(rating))
@@ -172,18 +190,24 @@ def collect(
         if after != before:
             prefs.pairs.append(Pair(after, before, A, weight_of[edit["annotator"]], group_of(edit)))
     prefs.heldout = held_out([pair.group for pair in prefs.pairs], heldout_fraction, seed)
+    source_totals: Counter[str] = Counter()
+    for row in imported:
+        source_totals[row["source"]] += row["weight"]
+    for row in imported:
+        weight = row["weight"] * min(1.0, annotator_weight / source_totals[row["source"]])
+        left, right = (add_reply(row["prompt"], row[side]) for side in ("left_ids", "right_ids"))
+        add_judgement(row["choice"], left, right, weight, f"imported {_digest(row['prompt'])}", imported=True)
     return prefs
 
 
-def from_store(
-    store: Store, base_hash: str, encode_reply: Callable[[str], list[int]], settings: Settings
-) -> Preferences:
-    """Preferences of all that people said about replies of this base model."""
+def from_store(store: Store, base_hash: str, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Preferences:
+    """Preferences of all that people said about replies of this base model, and of pairs that were imported."""
     return collect(
         store.votes_for_training(base_hash),
         store.ratings_for_training(base_hash),
         store.demonstrations(base_hash),
-        encode_reply,
+        lambda text: prompts.encode_reply(text, tokenizer),
+        imported=imported.pairs(store, tokenizer, settings),
         heldout_fraction=settings.preferences.heldout_fraction,
         annotator_weight=settings.preferences.annotator_weight,
         seed=settings.seed,

@@ -110,7 +110,7 @@ def fit(
 
     correct, decided = cv.count_correct()
     report = Report(
-        pairs=len(prefs.pairs),
+        pairs=len(prefs.judged),
         heads=choices,
         cv_accuracy=correct / max(decided, 1),
         cv_interval=wilson(correct, decided),

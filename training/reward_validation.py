@@ -132,15 +132,18 @@ def split(prefs: Preferences, seed: int) -> list[Fold]:
 def cross_validate(
     prefs: Preferences, seed: int, scores_from: Callable[[Preferences], tuple[torch.Tensor, float]]
 ) -> tuple[Predictions, list[int]]:
-    """Out-of-fold Predictions of the pairs, and these pairs' indices. `scores_from(training part)` returns (scores (N,)
-    of all replies, log ν).
+    """Out-of-fold Predictions of the pairs that people judged here, and these pairs' indices. `scores_from(training
+    part)` returns (scores (N,) of all replies, log ν).
     """
     several = []
     indices = []
     for fold in split(prefs, seed):
+        judged = [i for i in fold.heldout if not prefs.pairs[i].imported]
+        if not judged:
+            continue
         scores, log_nu = scores_from(fold.training)
-        several.append(Predictions.of(scores, log_nu, [prefs.pairs[i] for i in fold.heldout]))
-        indices += fold.heldout
+        several.append(Predictions.of(scores, log_nu, [prefs.pairs[i] for i in judged]))
+        indices += judged
     return Predictions.join(several), indices
 
 

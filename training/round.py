@@ -62,17 +62,21 @@ class Round(RoundControl):
         prefs = self._read_preferences()
         write_json(self.folder / "preferences.json", prefs.as_json())
         self.store.record_used_votes(self.id, [(vote.id, vote.group in prefs.heldout) for vote in prefs.votes])
-        self.record(votes=len(prefs.votes), split_by=prefs.split_by, heldout_units=len(prefs.heldout))
+        imported = len(prefs.pairs) - len(prefs.judged)
+        self.record(
+            votes=len(prefs.votes), imported=imported, split_by=prefs.split_by, heldout_units=len(prefs.heldout)
+        )
         log.info(
-            "%d votes: %d pairs to compare, edited replies among them, and %d replies judged alone; held out: %d of "
-            "the %ss",
+            "%d votes: %d pairs to compare, edited replies and %d imported pairs among them, and %d replies judged "
+            "alone; held out: %d of the %ss",
             len(prefs.votes),
             len(prefs.pairs),
+            imported,
             len(prefs.labels),
             len(prefs.heldout),
             prefs.split_by,
         )
-        if len(prefs.pairs) < 2:
+        if len(prefs.judged) < 2:
             self.end(
                 "not_enough",
                 Message("Not enough evidence yet. Votes so far: {n}; vote on more replies.", n=len(prefs.votes)),
@@ -84,9 +88,7 @@ class Round(RoundControl):
         """
         while True:
             erasure_before = self.store.last_erasure()
-            prefs = preferences.from_store(
-                self.store, self.models.base["hash"], self.models.encode_reply, self.settings
-            )
+            prefs = preferences.from_store(self.store, self.models.base["hash"], self.models.tokenizer, self.settings)
             self.store.record_read_conversations(self.id)
             if self.store.last_erasure() == erasure_before:
                 return prefs

@@ -23,7 +23,7 @@ from playground.models.scorer import RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store
-from training import gpu, rollout, rules, selftest, sft
+from training import gpu, imported, rollout, rules, selftest, sft
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
@@ -202,7 +202,7 @@ class RoundModels:
         in the others. Each is cut to what fits into a rollout.
         """
         prefs = self.preferences
-        pairs = [pair for pair in prefs.pairs if (pair.group in prefs.heldout) == heldout]
+        pairs = [pair for pair in prefs.judged if (pair.group in prefs.heldout) == heldout]
         voted = [tuple(prefs.replies[pair.left][0]) for pair in pairs]
         latest_first = [self.cut_prompt(list(prompt)) for prompt in dict.fromkeys(reversed(voted))]
         distinct = dict.fromkeys(map(tuple, latest_first))
@@ -225,11 +225,15 @@ class RoundModels:
         return prompt[-budget:]
 
     def demonstrations(self, live: Row | None) -> list[Episode]:
-        """Edited replies to learn from, none of them in a held-out group. Where training goes on from the version
-        `live` (a row of the store), only those made since its round began: it has learned from the others.
+        """Edited replies and imported demonstrations to learn from, none of them in a held-out group. Where training
+        goes on from the version `live` (a row of the store), only those made or imported since its round began: it has
+        learned from the others.
         """
         prefs = self.preferences
-        rows = [row for row in self.store.demonstrations(self.base["hash"]) if prefs.group_of(row) not in prefs.heldout]
+        edits = [
+            row for row in self.store.demonstrations(self.base["hash"]) if prefs.group_of(row) not in prefs.heldout
+        ]
+        rows: list[Row] = [*edits, *imported.demonstrations(self.store, self.tokenizer, self.settings)]
         if live is not None:
             began = self.store.round(live["round"])["started"]
             rows = [row for row in rows if row["created"] > began]
@@ -241,7 +245,8 @@ class RoundModels:
 
     @cached_property
     def _training_seeds(self) -> list[list[int]]:
-        return self.seed_prompts("train")
+        """The shipped prompts, and those that were imported."""
+        return self.seed_prompts("train") + imported.prompts(self.store, self.tokenizer, self.settings)
 
     def seed_prompts(self, part: str) -> list[list[int]]:
         """The shipped prompts, `train` or `heldout`, that fit into a rollout."""

@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if settings.server_pid:
         end_with(settings.server_pid)
     be_quiet(settings)
+    memory.leave_out_imports()
     memory.return_freed_memory()
     memory.limit_onednn_cache()
     memory.let_gpu_segments_grow()

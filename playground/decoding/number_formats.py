@@ -3,9 +3,11 @@
 from typing import NamedTuple, Protocol
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 INT4_GROUP = 32  # weights of a row that share a scale and a zero in int4
+INT4_OUTPUTS = 16  # int4's outputs come in blocks of so many
+INT8_INPUTS = 16  # torch's int8 product reads so many inputs at once, beyond the end of a row where fewer are left
 INT8_ROWS = 4096  # rows that are quantised at once, so that temporary copies stay small
 
 
@@ -25,6 +27,8 @@ class Int8Weight:
     dtype = torch.bfloat16
 
     def __init__(self, weight: torch.Tensor) -> None:
+        self.missing = -weight.shape[1] % INT8_INPUTS  # inputs; zeros stand for them
+        weight = pad(weight, (0, self.missing)) if self.missing else weight
         self.weight = torch.empty_like(weight, dtype=torch.int8)
         self.scale = weight.new_empty(len(weight), dtype=self.dtype)
         parts = (tensor.split(INT8_ROWS) for tensor in (weight, self.weight, self.scale))
@@ -33,6 +37,7 @@ class Int8Weight:
             codes.copy_((rows / scale.float()[:, None]).round_().clamp_(-128, 127))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = pad(x, (0, self.missing)) if self.missing else x
         return torch._weight_int8pack_mm(x, self.weight, self.scale)
 
 
@@ -40,6 +45,11 @@ class Int4Weight:
     """int4 with a scale and a zero for each INT4_GROUP weights of a row; activations in bf16."""
 
     dtype = torch.bfloat16
+
+    @staticmethod
+    def fits(outputs: int, inputs: int) -> bool:
+        """Whether torch can pack a weight of this shape."""
+        return outputs % INT4_OUTPUTS == 0 and inputs % INT4_GROUP == 0
 
     def __init__(self, weight: torch.Tensor) -> None:
         groups = weight.reshape(len(weight), -1, INT4_GROUP)

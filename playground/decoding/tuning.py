@@ -22,7 +22,8 @@ from playground.decoding import fused, graph_forward, llama, measuring
 from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward
 from playground.decoding.graph_forward import GraphForward
-from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES
+from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES, Int4Weight
+from playground.models import structure
 from playground.models.loading import BaseIdentity
 from playground.settings import Settings
 from playground.system import safe_logging
@@ -84,13 +85,21 @@ def compiled_step_fits(model: PreTrainedModel) -> bool:
         return False
 
 
+def int4_fits(model: PreTrainedModel) -> bool:
+    """Whether the weights of the model's blocks have sizes that can be packed in int4."""
+    linears = (layer for layer in structure.blocks(model)[0].modules() if isinstance(layer, torch.nn.Linear))
+    return all(Int4Weight.fits(layer.out_features, layer.in_features) for layer in linears)
+
+
 def _formats(settings: Settings, model: PreTrainedModel) -> tuple[str, ...]:
     """The formats among which one is chosen."""
-    if settings.decode_format not in ("auto", "w8a16"):
+    if settings.decode_format == "int4" and not int4_fits(model):
+        log.warning("int4 cannot pack weights of this model's sizes; other formats are used")
+    elif settings.decode_format not in ("auto", "w8a16"):
         return (settings.decode_format,)
     if not compiled_step_fits(model):
         return AUTO_FORMATS[1:]
-    return AUTO_FORMATS if settings.decode_format == "auto" else ("w8a16",)
+    return ("w8a16",) if settings.decode_format == "w8a16" else AUTO_FORMATS
 
 
 def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -> Choice:

@@ -114,7 +114,9 @@ class PreferenceSettings(Group):
     compares; never rolled out on.
     """
     annotator_weight: ForRounds[float] = Field(64.0, gt=0)
-    """Largest total weight of one annotator's votes, in votes."""
+    """Largest total weight of one annotator's votes, and of the imported pairs of one source, in votes."""
+    imported: ForRounds[int] = Field(200, ge=0, le=10_000)
+    """Most imported pairs, demonstrations and prompts that a round reads, of each so many; 0 leaves them out."""
 
 
 class SFTSettings(Group):

@@ -9,7 +9,10 @@ from playground.store.conversations import Conversations
 from playground.store.database import Row, now
 from playground.store.duels import Duels
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
+from playground.store.filters import Filters
 from playground.store.history import History
+from playground.store.imported import Imported, ImportedRow
+from playground.store.judged import Judged
 from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
@@ -22,6 +25,8 @@ from playground.store.watch import Watch
 __all__ = [
     "CHOICES",
     "STOPPED",
+    "Filters",
+    "ImportedRow",
     "LeaseLost",
     "Row",
     "Store",
@@ -32,7 +37,7 @@ __all__ = [
 ]
 
 
-class Store(People, Conversations, Duels, Votes, Rounds, Policies, Trials, History, Watch, Snapshots):
+class Store(People, Conversations, Duels, Votes, Judged, Imported, Rounds, Policies, Trials, History, Watch, Snapshots):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each

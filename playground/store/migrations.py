@@ -190,6 +190,28 @@ def policy_event(db: Database) -> None:
                   order by created""")
 
 
+@migrations(name="0012_data")
+def data(db: Database) -> None:
+    """Data from elsewhere, and votes that an admin leaves out of training.
+
+    Imported rows have a table of their own: they are nobody's votes, so that no number of votes counts them, and they
+    are texts, so that they stay of use when the base model changes.
+    """
+    db.execute("""create table imported (
+                    id integer primary key,
+                    sha256 text not null unique,  -- of what the row says; the same row is imported once
+                    kind text not null check (kind in ('pair', 'demonstration', 'prompt')),
+                    source text not null,  -- the name that the person who imported it gave to its file
+                    weight real not null default 1,  -- of a pair, beside a vote's 1
+                    record text not null,  -- the texts as JSON
+                    created text not null)""")
+    # hashes are as good as random: their first n are a sample that stays the same
+    db.execute("create index imported_kind on imported (kind, sha256)")
+    db.execute("create index imported_source on imported (source)")
+    # when an admin left the vote out of training; null: it is in
+    db.execute("alter table vote add column excluded text")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

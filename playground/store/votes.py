@@ -17,14 +17,16 @@ from playground.system.messages import Message
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 GONE_ON = Message("The conversation has gone on since; this vote can no longer be changed.")
 
-# The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, on two
-# replies that differ, in chats that were not deleted, of people who let training have them, and on the base model that
-# was used last. A number that counts fewer of them (votes for A or B, say) has another name.
+# The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, none
+# that an admin left out, on two replies that differ, in chats that were not deleted, of people who let training have
+# them, and on the base model that was used last. A number that counts fewer of them (votes for A or B, say) has another
+# name.
 VOTES = """
     vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
     join annotator a on a.id = v.annotator
     join generation l on l.id = d.left_generation"""
-COUNTS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
+COUNTS_BUT_FOR_ADMINS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
+COUNTS = f"{COUNTS_BUT_FOR_ADMINS} and v.excluded is null"
 LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
@@ -63,8 +65,8 @@ class Votes(Database):
         """Record a vote and move the conversation on to the message `continue_with`; returns the vote's id.
 
         The vote is on disk when this returns. It supersedes this person's earlier vote on the same duel, and takes over
-        its comment; not its tags, which fit that choice. StoreError when the conversation does not show this duel any
-        more.
+        its comment, and that an admin left it out of training; not its tags, which fit that choice. StoreError when the
+        conversation does not show this duel any more.
 
         `early`: where replies were still being written, what both had said by then, as `finish_duel` takes it; the
         finish_reason of a reply that still grows is None. Training compares that many tokens of them, whatever the
@@ -76,7 +78,7 @@ class Votes(Database):
             if not db.execute("select 1 from conversation where shown_duel = ?", [duel]).fetchone():
                 raise StoreError(GONE_ON)
             earlier = db.execute(
-                "select id, comment from vote where duel = ? and annotator = ? and superseded_by is null",
+                "select id, comment, excluded from vote where duel = ? and annotator = ? and superseded_by is null",
                 [duel, annotator],
             ).fetchone()
             vote: int = db.execute("select coalesce(max(id), 0) + 1 from vote").fetchone()[0]
@@ -90,6 +92,7 @@ class Votes(Database):
                     "choice": choice,
                     "continued_with": continue_with,
                     "comment": earlier[1] if earlier else None,
+                    "excluded": earlier[2] if earlier else None,
                     "shown_at": shown_at,
                     "dwell_ms": dwell_ms,
                     "created": now(),

@@ -14,6 +14,7 @@ from playground.store import Store
 from playground.ui import refresh, words
 from playground.ui.chat import ChatTab
 from playground.ui.control import Control
+from playground.ui.data import DataTab
 from playground.ui.handlers import Trigger
 from playground.ui.notice import Notice
 from playground.ui.rounds import TrainingTab
@@ -24,7 +25,7 @@ from playground.ui.votes import VotesTab
 from playground.ui.watch import WatchTab
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-STYLES = [ASSETS / "style.css", ASSETS / "training.css", ASSETS / "versions.css"]
+STYLES = [ASSETS / name for name in ("style.css", "training.css", "versions.css", "data.css")]
 FIRST_SCRIPT = (ASSETS / "first.js").read_text()
 HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
 WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
@@ -60,6 +61,9 @@ def build(
             with gr.Tab(words.label("Versions"), id="versions", elem_id="tab-versions") as tab:
                 versions_tab = VersionsTab(settings, store, chat, status_bar, control, notice)
                 versions_tab.wire(refresh_events(tab))
+            with gr.Tab(words.label("Data"), id="data", elem_id="tab-data") as tab:
+                data_tab = DataTab(store, status_bar, control, notice)
+                data_tab.wire(tab.select)
             with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch") as tab:
                 watch_tab = WatchTab(store, status_bar)
                 watch_tab.wire(refresh_events(tab))

@@ -46,7 +46,7 @@ class Kind(Enum):
     """What kind of request a route serves."""
 
     OWN = "a route of this app"
-    DOWNLOAD = "a version's adapter"
+    DOWNLOAD = "a version's adapter, or an export of what people judged"
     PAGE = "the page"
     ASSET = "a file of Gradio's frontend"
     CALL = "a gesture that answers at once"
@@ -83,6 +83,7 @@ ROUTES = [
     route("GET HEAD", r"/admin/[A-Za-z0-9_-]{1,100}", Kind.OWN),
     route("POST", r"/forget", Kind.OWN),
     route("GET", r"/adapters/v[0-9]{1,6}\.zip", Kind.DOWNLOAD),
+    route("GET", r"/export/[a-z]{1,20}\.jsonl", Kind.DOWNLOAD),
     route("GET HEAD", r"/", Kind.PAGE),
     route("GET HEAD", rf"/(assets|static)(/{FILE}){{1,8}}", Kind.ASSET),
     route("GET HEAD", r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", Kind.ASSET),

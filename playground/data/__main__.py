@@ -1,0 +1,219 @@
+"""`python -m playground.data export|import|sources|remove`: data out of a Nudge database and into it. It works beside a
+running app.
+
+Exit codes: 0 all is done; 1 nothing could be done, and why is said; 2 the command line is wrong; 3 some rows were bad,
+and the others are in.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from playground.data import columns, export, files, importing
+from playground.data.export import Export
+from playground.data.files import CannotRead
+from playground.settings import SettingsError, read
+from playground.store import CHOICES, Filters, Store, StoreError
+
+SOME_BAD = 3  # exit code
+MOST_NAMED = 20  # bad rows that are named one by one; the others are counted by reason
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (CannotRead, StoreError, SettingsError) as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped. What an import has read is kept; begin it again to go on.", file=sys.stderr)
+    return 1
+
+
+# -- what can be said
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m playground.data",
+        description="Data out of a database and into it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _export_command(commands.add_parser("export", help="what people judged, as files for other programs"))
+    _import_command(commands.add_parser("import", help="pairs, demonstrations and prompts from files"))
+    sources = commands.add_parser("sources", help="what was imported")
+    remove = commands.add_parser("remove", help="take an import back")
+    remove.add_argument("source", help="the name under which it was imported")
+    for command, run in ((sources, run_sources), (remove, run_remove)):
+        command.set_defaults(run=run)
+        _data_dir(command)
+    top.epilog = "\n".join(command.format_usage() for command in commands.choices.values())
+    return top
+
+
+def _data_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-dir", type=Path, help="the app's folder (default: NUDGE_DATA_DIR, .env, or data)")
+
+
+def _export_command(command: argparse.ArgumentParser) -> None:
+    command.description = "Writes what people judged into a new folder, with a dataset card."
+    command.set_defaults(run=run_export)
+    command.add_argument("--out", type=Path, required=True, help="a new or an empty folder")
+    command.add_argument(
+        "--format",
+        choices=export.FORMATS,
+        default="everything",
+        help="TRL's preference, kto (unpaired), sft (prompt and completion) or prompts; everything (default) has "
+        "pairs, thumbs, edits and prompts with all that is known of them",
+    )
+    command.add_argument("--file-type", choices=list(files.WRITERS), default="jsonl", help="parquet needs pyarrow")
+    command.add_argument("--plain", action="store_true", help="one text (Human: … Assistant: …) in place of messages")
+    command.add_argument("--implicit-prompt", action="store_true", help="preference: the prompt within both replies")
+    command.add_argument("--imported", action="store_true", help="the rows that were imported, in place of people's")
+    _data_dir(command)
+    narrow = command.add_argument_group("which rows")
+    narrow.add_argument("--version", type=_number, help="one of the replies is by this version; 0 is the base")
+    narrow.add_argument("--choice", choices=[choice for choice in CHOICES if choice != "skip"], help="of the vote")
+    narrow.add_argument("--tag", help="a reason that the person gave")
+    narrow.add_argument("--person", type=_number, help="by number")
+    narrow.add_argument(
+        "--since", type=_time, help="said at this time or later, such as 2026-11-27 or 2026-11-27T08:00Z"
+    )
+    narrow.add_argument("--until", type=_time, help="said before this time")
+    narrow.add_argument("--text", help="in the message or in a reply")
+
+
+def _import_command(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Reads files with one row a pair, demonstration or prompt: .jsonl, .csv, .parquet, or a .json array. Columns "
+        "of TRL, UltraFeedback (binarized), HH-RLHF, PandaLM and of this command's export are known. A row that is "
+        "there already is not added again."
+    )
+    command.set_defaults(run=run_import)
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    command.add_argument("--source", help="the name that the rows are kept under (default: each file's name)")
+    command.add_argument("--weight", type=_weight, default=1.0, help="of a pair, beside a vote's 1 (default: 1)")
+    command.add_argument("--kind", choices=list(columns.KINDS), help="what of each row is taken (default: the most)")
+    command.add_argument("--max-rows", type=_number, default=importing.MOST_ROWS, help="of a file (default: 1,000,000)")
+    _data_dir(command)
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise ValueError
+    return number
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not 0 < weight <= 1000:
+        raise argparse.ArgumentTypeError("a weight is above 0 and at most 1000")
+    return weight
+
+
+def _time(text: str) -> str:
+    """A time in ISO 8601 as the store writes it, in UTC. One without a zone is in UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("a time is written like 2026-11-27 or 2026-11-27T08:00Z") from None
+    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# -- what is done
+
+
+def open_store(arguments: argparse.Namespace, create: bool = False) -> Store:
+    settings = read([])
+    if arguments.data_dir is not None:
+        settings = settings.with_values(data_dir=arguments.data_dir)
+    return Store(settings.database, create=create)
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    names = ("version", "choice", "tag", "person", "since", "until", "text")
+    filters = Filters(**{name: getattr(arguments, name) for name in names})
+    if arguments.imported and filters != Filters():
+        raise CannotRead("--imported takes all rows that were imported; it cannot be narrowed.")
+    wanted = Export(
+        format=arguments.format,
+        file_type=arguments.file_type,
+        plain=arguments.plain,
+        implicit=arguments.implicit_prompt,
+        filters=filters,
+        imported=arguments.imported,
+    )
+    tally = export.write(open_store(arguments), wanted, arguments.out)
+    for file, rows in tally.rows.items():
+        print(f"{arguments.out / file}: {rows:,} rows")
+    if not tally.rows:
+        print("There is no such row.")
+    return 0
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments, create=True)
+    any_bad = False
+    for path in arguments.files:
+        reasons: Counter[str] = Counter()
+
+        def name_bad(number: int, reason: str, path: Path = path, reasons: Counter[str] = reasons) -> None:
+            if reasons.total() < MOST_NAMED:
+                print(f"{path}: row {number:,} is left out: {reason}", file=sys.stderr)
+            reasons[reason] += 1
+
+        report = importing.load(
+            store,
+            path,
+            source_name(arguments.source or path.stem),
+            kind=arguments.kind,
+            weight=arguments.weight,
+            most_rows=arguments.max_rows,
+            on_bad=name_bad,
+        )
+        tell(path, report, reasons)
+        any_bad |= report.bad > 0
+    return SOME_BAD if any_bad else 0
+
+
+def source_name(name: str) -> str:
+    """A name for a source; CannotRead where it cannot be one."""
+    if not name.isprintable() or not 0 < len(name) <= 100:
+        raise CannotRead("--source: a name has 1 to 100 characters that can be printed.")
+    return name
+
+
+def tell(path: Path, report: importing.Report, reasons: Counter[str]) -> None:
+    """Say what became of a file's rows."""
+    added = ", ".join(f"{kind}s {n:,}" for kind, n in report.added.items()) or "nothing"
+    print(f"{path}: {report.read:,} rows read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
+    if report.bad > MOST_NAMED:
+        for reason, n in reasons.most_common(10):
+            print(f"  {n:,} × {reason}", file=sys.stderr)
+    if report.left_over:
+        print(f"{path}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
+
+
+def run_sources(arguments: argparse.Namespace) -> int:
+    for row in open_store(arguments).imported_sources():
+        print(f"{row['source']}: {row['kind']}s {row['rows']:,}, weight {row['weight']:g}, from {row['created']}")
+    return 0
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    removed = open_store(arguments).remove_imported(arguments.source)
+    print(f"{arguments.source}: {removed:,} rows removed")
+    return 0 if removed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""Rows of data files, written and read one by one: JSONL, CSV and Parquet. What a row means is left to others.
+
+A file that is read may be anybody's: each row has a bound, and one that cannot be read does not end the reading.
+"""
+
+import csv
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+Row = Mapping[str, Any]
+
+MOST_BYTES = 4 << 20  # of a row
+MOST_JSON = 64 << 20  # bytes of a file that is one JSON array, which is read as a whole
+BATCH = 500  # rows of Parquet at once
+
+
+class CannotRead(Exception):
+    """A whole file cannot be read or written; the message says what to do."""
+
+
+class BadRow(Exception):
+    """A row cannot be used. The message says why, and quotes nothing of its texts."""
+
+
+Numbered = Iterator[tuple[int, Row | BadRow]]  # from 1
+
+
+# -- writing
+
+
+class Writer(Protocol):
+    """Writes a file that appears under its name once it is whole."""
+
+    rows: int
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
+    def write(self, row: Row) -> None:
+        """Add a row."""
+
+
+class JsonlWriter:
+    """One JSON object a line, in UTF-8."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self._partial = path.with_name(f".{path.name}.partial")
+
+    def __enter__(self) -> Self:
+        self._file = self._partial.open("w", encoding="utf-8", newline="\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        _keep(self._partial, self.path, error)
+
+    def write(self, row: Row) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows += 1
+
+
+class ParquetWriter:
+    """Parquet, in groups of BATCH rows. It needs pyarrow."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self._pyarrow = pyarrow()
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._waiting: list[Row] = []
+        self._file: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write_group()
+        if self._file is not None:
+            self._file.close()
+            _keep(self._partial, self.path, error)
+
+    def write(self, row: Row) -> None:
+        self._waiting.append(row)
+        self.rows += 1
+        if len(self._waiting) == BATCH:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if not self._waiting:
+            return
+        if self._file is None:
+            schema = self._schema(self._waiting[0])
+            self._file = importlib.import_module("pyarrow.parquet").ParquetWriter(self._partial, schema)
+        table = self._pyarrow.Table.from_pylist([_flat(row) for row in self._waiting], schema=self._file.schema)
+        self._file.write_table(table)
+        self._waiting = []
+
+    def _schema(self, first: Row) -> Any:
+        """The types of the columns. They come from the names, since a column of a whole group may be empty."""
+        pa = self._pyarrow
+        turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+        by_name = {"tags": pa.list_(pa.string()), "probability": pa.float64()}
+        by_name |= dict.fromkeys(FLAGS, pa.bool_()) | dict.fromkeys(NUMBERS, pa.int64())
+        by_name |= {name: turns for name in TURNS if isinstance(first.get(name), list)}
+        return pa.schema([(name, by_name.get(name, pa.string())) for name in first])
+
+
+TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
+FLAGS = ("decided", "early", "label")
+NUMBERS = (
+    *("vote", "demonstration", "message", "person", "conversation", "thumb", "left_tokens", "right_tokens"),
+    *("version", "left_version", "right_version", "chosen_version", "rejected_version"),
+)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row with its objects as JSON texts, since those of different rows have different keys."""
+    return {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
+
+
+def _keep(partial: Path, path: Path, error: BaseException | None) -> None:
+    """Give a whole file its name, and remove one that was not finished."""
+    if error is None:
+        partial.replace(path)
+    else:
+        partial.unlink(missing_ok=True)
+
+
+def pyarrow() -> Any:
+    """The module pyarrow; CannotRead where it is not installed."""
+    try:
+        return importlib.import_module("pyarrow")
+    except ModuleNotFoundError:
+        raise CannotRead(
+            "Parquet needs pyarrow, which is not installed. Install it with `pip install pyarrow`, or use JSONL."
+        ) from None
+
+
+WRITERS: dict[str, type[JsonlWriter] | type[ParquetWriter]] = {"jsonl": JsonlWriter, "parquet": ParquetWriter}
+
+
+# -- reading
+
+
+def read(path: Path) -> Numbered:
+    """The rows of a file with their numbers, or why one cannot be read. The name's ending says what the file is.
+
+    CannotRead where there is no such file, or its kind is not known.
+    """
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise CannotRead(f"{path}: the name ends in none of {', '.join(readers)}.")
+    if not path.is_file():
+        raise CannotRead(f"{path}: there is no such file.")
+    return reader(path)
+
+
+def _jsonl(path: Path) -> Numbered:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MOST_BYTES + 1):
+            number += 1
+            if len(line) > MOST_BYTES:
+                _skip_line(file, line)
+                yield number, too_long()
+            elif line.strip():
+                yield number, _parsed(line)
+
+
+def _skip_line(file: BinaryIO, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MOST_BYTES)
+
+
+def too_long() -> BadRow:
+    return BadRow(f"the row has more than {MOST_BYTES >> 20} MB")
+
+
+def _parsed(line: bytes) -> Row | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return BadRow("the row is not UTF-8")
+    except (ValueError, RecursionError):
+        return BadRow("the row is not JSON")
+    return _object(row)
+
+
+def _object(row: Any) -> Row | BadRow:
+    return row if isinstance(row, dict) else BadRow("the row is not a JSON object")
+
+
+def _json(path: Path) -> Numbered:
+    """The objects of one array; a file of JSON lines is read as such."""
+    with path.open("rb") as file:
+        is_array = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if not is_array:
+        yield from _jsonl(path)
+        return
+    if path.stat().st_size > MOST_JSON:
+        raise CannotRead(f"{path}: a JSON array may have {MOST_JSON >> 20} MB; write one object a line, as .jsonl.")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise CannotRead(f"{path}: this is not a JSON array in UTF-8.") from None
+    for number, row in enumerate(rows, 1):
+        yield number, _object(row)
+
+
+def _csv(path: Path) -> Numbered:
+    """The rows below a line of names. A cell that is a JSON list of messages is read as one."""
+    csv.field_size_limit(MOST_BYTES)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(iter(partial(file.readline, MOST_BYTES), ""))
+        number = 0
+        while True:
+            number += 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, BadRow(f"the row is not CSV: {error}")
+                continue
+            yield number, _cells(row)
+
+
+def _cells(row: Mapping[str | None, Any]) -> Row | BadRow:
+    if None in row or None in row.values():
+        return BadRow("the row has not as many cells as there are names in the first line")
+    if any(char for cell in row.values() for char in cell if "\udc80" <= char <= "\udcff"):
+        return BadRow("the row is not UTF-8")
+    return {str(name): _cell(cell) for name, cell in row.items()}
+
+
+def _cell(cell: str) -> Any:
+    if cell.startswith("[{"):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
+
+
+def _parquet(path: Path) -> Numbered:
+    pyarrow()
+    module = importlib.import_module("pyarrow.parquet")
+    try:
+        file = module.ParquetFile(path)
+    except Exception as error:  # pyarrow's own kinds
+        raise CannotRead(f"{path}: this is not a Parquet file.") from error
+    number = 0
+    with file:
+        for batch in file.iter_batches(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row

@@ -1,0 +1,108 @@
+"""Records to the rows of TRL's dataset types (https://huggingface.co/docs/trl/dataset_formats). Pure functions; what
+reads the records and writes the rows is `export.py`'s.
+
+Each row also says what it comes from: `created`, `person`, `version`s, `tags`. TRL's trainers leave such columns alone.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from playground.data.records import Demonstration, JudgedPair, Record, Thumb, Turn, Turns
+
+Row = dict[str, Any]
+Shape = Callable[[Turns], Any]  # of a prompt, completion or dialogue: messages, or one text
+
+SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
+
+
+def conversational(turns: Turns) -> list[Turn]:
+    """Messages as they are."""
+    return list(turns)
+
+
+def plain(turns: Turns) -> str:
+    """One text in the form of Anthropic's HH-RLHF: "\\n\\nHuman: …\\n\\nAssistant: …"."""
+    return "".join(f"\n\n{SPEAKERS[turn['role']]}: {turn['content']}" for turn in turns)
+
+
+def reply(text: str) -> list[Turn]:
+    """A reply as a message."""
+    return [{"role": "assistant", "content": text}]
+
+
+def _prompt_and_completion(messages: Turns, text: str, shape: Shape) -> tuple[Any, Any]:
+    """A prompt, and a completion that is right behind it."""
+    if shape is plain:
+        return plain(messages) + "\n\nAssistant:", f" {text}"
+    return shape(messages), shape(reply(text))
+
+
+def preference(pair: JudgedPair, shape: Shape = conversational, explicit: bool = True) -> Iterator[Row]:
+    """TRL's preference, with an explicit or an implicit prompt. Every judged pair is a row: where neither reply is
+    better, `decided` is false, and the left one is called chosen.
+    """
+    marks = {
+        "choice": pair.choice,
+        "decided": pair.decided,
+        "early": pair.early,
+        "tags": pair.tags,
+        "chosen_version": pair.right_version if pair.choice == "b" else pair.left_version,
+        "rejected_version": pair.left_version if pair.choice == "b" else pair.right_version,
+        "vote": pair.vote,
+        "person": pair.person,
+        "created": pair.created,
+    }
+    if explicit:
+        prompt, chosen = _prompt_and_completion(pair.messages, pair.chosen, shape)
+        _, rejected = _prompt_and_completion(pair.messages, pair.rejected, shape)
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **marks}
+    else:
+        chosen, rejected = (shape([*pair.messages, *reply(text)]) for text in (pair.chosen, pair.rejected))
+        yield {"chosen": chosen, "rejected": rejected, **marks}
+
+
+def unpaired(record: Record, shape: Shape = conversational) -> Iterator[Row]:
+    """TRL's unpaired preference, for KTO: a row for a thumb, two for a pair of which both replies are bad."""
+    if isinstance(record, Thumb):
+        yield _unpaired(record, record.reply, record.thumb > 0, "thumb", record.version, shape)
+    elif isinstance(record, JudgedPair) and record.choice == "both_bad":
+        for text, version in ((record.left, record.left_version), (record.right, record.right_version)):
+            yield _unpaired(record, text, False, "both_bad", version, shape)
+
+
+def _unpaired(
+    record: Thumb | JudgedPair, text: str, label: bool, said_by: str, version: int | None, shape: Shape
+) -> Row:
+    prompt, completion = _prompt_and_completion(record.messages, text, shape)
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "label": label,
+        "said_by": said_by,
+        "version": version,
+        "person": record.person,
+        "created": record.created,
+    }
+
+
+def prompt_completion(record: Record, shape: Shape = conversational) -> Iterator[Row]:
+    """TRL's prompt and completion, for SFT: an edited reply, or the reply that was picked."""
+    if isinstance(record, Demonstration):
+        text, marks = record.reply, {"said_by": "edit", "early": False, "version": record.version}
+    elif isinstance(record, JudgedPair) and record.decided:
+        version = record.right_version if record.choice == "b" else record.left_version
+        text, marks = record.chosen, {"said_by": "pick", "early": record.early, "version": version}
+    else:
+        return
+    prompt, completion = _prompt_and_completion(record.messages, text, shape)
+    edit = record.demonstration if isinstance(record, Demonstration) else None
+    vote = record.vote if isinstance(record, JudgedPair) else None
+    ids = {"vote": vote, "demonstration": edit, "person": record.person, "created": record.created}
+    yield {"prompt": prompt, "completion": completion, **marks, **ids}
+
+
+def prompt_only(record: Record, shape: Shape = conversational) -> Iterator[Row]:
+    """TRL's prompt-only."""
+    prompt, _ = _prompt_and_completion(record.messages, "", shape)
+    ids = {name: getattr(record, name, None) for name in ("message", "created")}
+    yield {"prompt": prompt, **ids}

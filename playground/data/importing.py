@@ -1,0 +1,82 @@
+"""Files from elsewhere into the store, row by row: the good rows go in, a bad one is named by its number and the
+reason.
+
+Rows are kept in small transactions, so that nobody's vote waits for them. An import that was stopped is begun again:
+what is there already is known by the hash of its content.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playground.data import columns, files
+from playground.data.files import BadRow, Row
+from playground.data.progress import Progress
+from playground.store import ImportedRow, Store
+
+BATCH = 200  # rows in a transaction
+MOST_ROWS = 1_000_000  # of a file
+
+
+@dataclass
+class Report:
+    """What became of the rows of a file."""
+
+    read: int = 0
+    added: Counter[str] = field(default_factory=Counter)  # new rows by kind
+    known: int = 0  # rows that were there already
+    bad: int = 0
+    left_over: bool = False  # whether the file has more than MOST_ROWS rows
+
+
+def load(
+    store: Store,
+    path: Path,
+    source: str,
+    *,
+    kind: str | None = None,
+    weight: float = 1.0,
+    most_rows: int = MOST_ROWS,
+    on_bad: Callable[[int, str], None] = lambda number, reason: None,
+) -> Report:
+    """Import a file under the name `source`. `kind`: what of each row is taken; by default the most that it has.
+    `weight`: of each pair, beside a vote's 1. `on_bad(number, reason)` is told of each row that is left out. CannotRead
+    where the file as a whole cannot be read.
+    """
+    report = Report()
+    batch: list[ImportedRow] = []
+    rows = files.read(path)
+    with Progress(path.name) as progress:
+        for number, row in rows:
+            if report.read == most_rows:
+                report.left_over = True
+                break
+            report.read += 1
+            progress.step()
+            try:
+                batch.append(_checked(row, kind, weight))
+            except BadRow as error:
+                report.bad += 1
+                on_bad(number, str(error))
+            if len(batch) == BATCH:
+                _keep(store, source, batch, report)
+                batch = []
+        _keep(store, source, batch, report)
+    return report
+
+
+def _checked(row: Row | BadRow, kind: str | None, weight: float) -> ImportedRow:
+    if isinstance(row, BadRow):
+        raise row
+    found, record = columns.record_of(row, kind)
+    return ImportedRow(record.content_hash(), found, weight, record.as_dict())
+
+
+def _keep(store: Store, source: str, batch: list[ImportedRow], report: Report) -> None:
+    for kind in columns.KINDS:
+        rows = [row for row in batch if row.kind == kind]
+        if rows:
+            added = store.add_imported(source, rows)
+            report.added[kind] += added
+            report.known += len(rows) - added

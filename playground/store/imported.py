@@ -1,0 +1,96 @@
+"""Data from elsewhere: pairs that other people judged, replies to imitate, and prompts. They are nobody's votes."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import sqlite_utils
+
+from playground.store.database import Database, Row, now
+
+KINDS = ("pair", "demonstration", "prompt")
+PAGE = 200  # rows
+
+# by the field of a record: finds what this very database recorded. Rows of deleted chats stay, without their texts, so
+# that what was deleted does not come back
+KNOWN = {name: f"select 1 from {name} where id = ? and created = ?" for name in ("vote", "demonstration", "message")}
+
+
+class ImportedRow(NamedTuple):
+    """A row to import. `sha256`: the hash of its content. `record`: a dict that JSON takes; one that Nudge exported has
+    its `vote`, `demonstration` or `message` (ids) and `created`.
+    """
+
+    sha256: str
+    kind: str
+    weight: float
+    record: dict[str, Any]
+
+
+class Imported(Database):
+    """Part of `Store`."""
+
+    def add_imported(self, source: str, rows: Iterable[ImportedRow]) -> int:
+        """Keep rows in one transaction; returns how many of them are new. A row is known where one of the same hash is
+        here, or where this very database recorded it.
+        """
+        added = 0
+        with self.writing() as db:
+            for row in rows:
+                if _is_ours(db, row.record):
+                    continue
+                added += db.execute(
+                    """insert or ignore into imported (sha256, kind, source, weight, record, created)
+                       values (?, ?, ?, ?, ?, ?)""",
+                    [row.sha256, row.kind, source, row.weight, json.dumps(row.record, ensure_ascii=False), now()],
+                ).rowcount
+        return added
+
+    def remove_imported(self, source: str) -> int:
+        """Delete what was imported under this name; returns how many rows that were."""
+        with self.writing() as db:
+            return db.execute("delete from imported where source = ?", [source]).rowcount
+
+    def imported_sources(self) -> list[Row]:
+        """What was imported. Keys: source, kind, rows, weight (the mean), created (the first time)."""
+        return self.rows(
+            """select source, kind, count(*) as rows, avg(weight) as weight, min(created) as created
+               from imported group by source, kind order by source, kind"""
+        )
+
+    def imported_sample(self, kind: str, limit: int) -> list[Row]:
+        """At most `limit` imported rows of a kind, drawn by their hash: the same ones as long as nothing new comes.
+
+        Keys: id, source, weight, created; record: the texts, a dict.
+        """
+        return _decoded(
+            self.rows(
+                """select id, source, weight, created, record from imported where kind = ? order by sha256 limit ?""",
+                kind,
+                limit,
+            )
+        )
+
+    def imported(self, kind: str) -> Iterator[Row]:
+        """All imported rows of a kind in the order in which they came, as `imported_sample` returns them."""
+        after = 0
+        while page := self.rows(
+            # by id, which the plus sign says to SQLite: in the order of `imported_kind` each page would sort all rows
+            f"""select id, source, weight, created, record from imported
+                where +kind = ? and id > ? order by id limit {PAGE}""",
+            kind,
+            after,
+        ):
+            after = page[-1]["id"]
+            yield from _decoded(page)
+
+
+def _is_ours(db: sqlite_utils.Database, record: dict[str, Any]) -> bool:
+    """Whether this database recorded what the record says."""
+    ids = {name: record.get(name) for name in KNOWN}
+    created = record.get("created")
+    return any(number and db.execute(KNOWN[name], [number, created]).fetchone() for name, number in ids.items())
+
+
+def _decoded(rows: list[Row]) -> list[Row]:
+    return [{**row, "record": json.loads(row["record"])} for row in rows]

@@ -1,0 +1,219 @@
+"""What people judged, with its texts: votes, thumbs and edits that training may learn from, in pages.
+
+A page follows the id of the last row of the page before it, so that each costs the same and none keeps a transaction
+open. Which votes count is `votes.py`'s.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from playground.store.checks import is_key
+from playground.store.conversations import SHOWN
+from playground.store.database import Database, Row, now
+from playground.store.erasures import ALLOWED
+from playground.store.errors import StoreError
+from playground.store.filters import ALL, Conditions, Filters, holds
+from playground.store.votes import COUNTS, COUNTS_BUT_FOR_ADMINS, VOTES
+
+LOOKED_AT = 20_000  # votes, for one page of a search; about a fifth of a second
+PAGE = 200  # rows; a chat has at most some hundred thousand characters, so a page stays within a few dozen MB
+
+VOTE_CONDITIONS: Conditions = {
+    "version": "? in (l.policy, r.policy)",
+    "choice": "v.choice = ?",
+    "tag": "exists (select 1 from json_each(v.tags) where value = ?)",
+    "person": "v.annotator = ?",
+    "since": "v.created >= ?",
+    "until": "v.created < ?",
+    "text": holds("um.text", "lm.text", "rm.text"),
+}
+
+# `cross join` keeps the order: votes are read by id, and what belongs to each is looked up
+VOTES_BY_ID = f"""
+    {VOTES.replace(" join ", " cross join ")} cross join generation r on r.id = d.right_generation
+    cross join message um on um.id = d.user_message cross join message lm on lm.id = l.message
+    cross join message rm on rm.id = r.message"""
+
+JUDGED = f"""
+    select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
+      d.conversation, d.user_message as last, d.left_cut is not null as early,
+      d.left_cut as left_tokens, d.right_cut as right_tokens, d.pairing, d.probability,
+      l.policy as left_version, r.policy as right_version, l.base_model, l.sampling,
+      l.finish_reason as left_ended, r.finish_reason as right_ended,
+      lm.text as left, rm.text as right, c.system_prompt
+    from {VOTES_BY_ID}"""
+
+LISTED = f"""
+    select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
+      v.excluded is not null as excluded, d.left_cut is not null as early, l.policy as left_version,
+      r.policy as right_version, um.text as message, lm.text as left, rm.text as right
+    from {VOTES_BY_ID}"""
+
+THUMBS = f"""
+    select t.id as thumb_id, t.created, t.thumb, t.annotator as person, m.conversation, m.parent as last,
+      g.policy as version, g.base_model, m.text as reply, c.system_prompt
+    from rating t cross join message m on m.id = t.message cross join conversation c on c.id = m.conversation
+      cross join annotator a on a.id = t.annotator cross join generation g on g.message = m.id
+    where t.superseded_by is null and {ALLOWED}"""
+THUMB_CONDITIONS: Conditions = {
+    "version": "g.policy = ?",
+    "person": "t.annotator = ?",
+    "since": "t.created >= ?",
+    "until": "t.created < ?",
+    "text": holds("m.text", "(select text from message where id = m.parent)"),
+}
+
+EDITS = f"""
+    select x.id as demonstration, x.created, x.annotator as person, m.conversation, m.parent as last,
+      g.policy as version, g.base_model, x.before, x.after as reply, c.system_prompt
+    from demonstration x cross join message m on m.id = x.message cross join conversation c on c.id = m.conversation
+      cross join annotator a on a.id = x.annotator cross join generation g on g.message = m.id
+    where {ALLOWED}"""
+EDIT_CONDITIONS: Conditions = {
+    "version": "g.policy = ?",
+    "person": "x.annotator = ?",
+    "since": "x.created >= ?",
+    "until": "x.created < ?",
+    "text": holds("x.after", "x.before", "(select text from message where id = m.parent)"),
+}
+
+PROMPTS = f"""
+    select m.id as message, m.created, c.annotator as person, m.conversation, m.id as last, c.system_prompt
+    from message m cross join conversation c on c.id = m.conversation cross join annotator a on a.id = c.annotator
+    where m.role = 'user' and {ALLOWED} and exists (select 1 from duel d where d.user_message = m.id)"""
+PROMPT_CONDITIONS: Conditions = {
+    "person": "c.annotator = ?",
+    "since": "m.created >= ?",
+    "until": "m.created < ?",
+    "text": holds("m.text"),
+}
+
+# the messages from the first of its chat to each of those that are asked for, as the chat's owner left them
+HISTORIES = f"""
+    with recursive path(last, id, parent, depth) as (
+      select m.id, m.id, m.parent, 0 from message m where m.id in (select value from json_each(?))
+      union all
+      select path.last, m.id, m.parent, depth + 1 from path cross join message m on m.id = path.parent)
+    select path.last, m.role, {SHOWN} as content from path cross join message m on m.id = path.id
+    order by path.last, depth desc"""
+
+
+class Judged(Database):
+    """Part of `Store`."""
+
+    def judged_pairs(self, filters: Filters = ALL) -> Iterator[Row]:
+        """Votes that count, on any base model, oldest first.
+
+        Keys: vote, created, choice, tags (a list), comment, person, conversation, messages (role and content, with the
+        system prompt, up to the message that was answered), left, right, left_version, right_version, left_ended,
+        right_ended (why a reply ended), early (a bool), left_tokens and right_tokens (there were so many when an early
+        vote came, else None), pairing, probability, base_model, sampling (a dict).
+        """
+        where, values = filters.as_sql(VOTE_CONDITIONS)
+        sql = f"{JUDGED} where {COUNTS}{where} and v.id > ? order by v.id limit {PAGE}"
+        return self._pages(sql, values, "vote", _judged)
+
+    def thumbs(self, filters: Filters = ALL) -> Iterator[Row]:
+        """Thumbs that rounds may learn from, oldest first; none where a choice or a tag is asked for.
+
+        Keys: thumb_id, created, thumb (1 or -1), person, conversation, messages, reply, version, base_model.
+        """
+        where, values = filters.as_sql(THUMB_CONDITIONS)
+        return self._pages(f"{THUMBS}{where} and t.id > ? order by t.id limit {PAGE}", values, "thumb_id", dict)
+
+    def edits(self, filters: Filters = ALL) -> Iterator[Row]:
+        """Edited replies that rounds may learn from, oldest first; none where a choice or a tag is asked for.
+
+        Keys: demonstration (its id), created, person, conversation, messages, before (the reply as it was), reply (as
+        the person left it), version, base_model.
+        """
+        where, values = filters.as_sql(EDIT_CONDITIONS)
+        return self._pages(f"{EDITS}{where} and x.id > ? order by x.id limit {PAGE}", values, "demonstration", dict)
+
+    def prompts(self, filters: Filters = ALL) -> Iterator[Row]:
+        """Messages that people sent and that rounds may learn from, each once, oldest first; none where a choice, a tag
+        or a version is asked for.
+
+        Keys: message (its id), created, person, conversation, messages.
+        """
+        where, values = filters.as_sql(PROMPT_CONDITIONS)
+        return self._pages(f"{PROMPTS}{where} and m.id > ? order by m.id limit {PAGE}", values, "message", dict)
+
+    def count_judged(self) -> int:
+        """About how many votes there are to export, for a progress line. It costs no scan."""
+        return self.one("select coalesce(max(id), 0) as n from vote")["n"]
+
+    def judged_page(self, filters: Filters, before: int | None, limit: int) -> tuple[list[Row], int | None]:
+        """A page of at most `limit` votes, newest first, of those whose id is below `before`; and what `before` is for
+        the next page, None where there is none. It looks at no more than LOOKED_AT votes, so a page may hold fewer than
+        there are further back.
+
+        These are the votes that count, on any base model, and those that an admin left out. Keys: vote, created,
+        choice, tags (a list), comment, person, excluded and early (bools), left_version, right_version, message, left,
+        right.
+        """
+        top = self.count_judged() + 1 if before is None else before
+        bottom = max(0, top - LOOKED_AT)
+        if filters.person is not None:
+            bottom = 0  # an index leads from the person to the votes
+        where, values = filters.as_sql(VOTE_CONDITIONS)
+        rows = self.rows(
+            f"{LISTED} where {COUNTS_BUT_FOR_ADMINS}{where} and v.id < ? and v.id >= ? order by v.id desc limit ?",
+            *values,
+            top,
+            bottom,
+            limit,
+        )
+        following = rows[-1]["vote"] if len(rows) == limit else bottom
+        bools = ("excluded", "early")
+        page = [
+            {**row, "tags": json.loads(row["tags"] or "[]"), **{name: bool(row[name]) for name in bools}}
+            for row in rows
+        ]
+        return page, following if following > 1 else None
+
+    # -- what an admin leaves out
+
+    def exclude_vote(self, vote: int, excluded: bool) -> None:
+        """Leave a vote out of training, or take it in again. It holds for rounds that begin from now on.
+
+        StoreError where there is no such vote, or where it was replaced.
+        """
+        gone = StoreError("This vote is not there any more.")
+        if not is_key(vote):
+            raise gone
+        with self.writing() as db:
+            changed = db.execute(
+                "update vote set excluded = ? where id = ? and superseded_by is null",
+                [now() if excluded else None, vote],
+            ).rowcount
+            if not changed:
+                raise gone
+
+    # -- pages
+
+    def _pages(self, sql: str, values: list[Any], key: str, decode: Callable[[Row], Row]) -> Iterator[Row]:
+        """The rows of a query whose last place takes the key of the row before; each with its messages."""
+        after = 0
+        while page := self.rows(sql, *values, after):
+            after = page[-1][key]
+            yield from self._with_messages([decode(row) for row in page])
+
+    def _with_messages(self, rows: list[Row]) -> list[Row]:
+        """Rows with `messages` in place of `last` and `system_prompt`."""
+        asked = json.dumps(sorted({row["last"] for row in rows}))
+        history: dict[int, list[dict[str, str]]] = {}
+        for message in self.rows(HISTORIES, asked):
+            history.setdefault(message["last"], []).append({"role": message["role"], "content": message["content"]})
+        for row in rows:
+            system_prompt = row.pop("system_prompt")
+            system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+            row["messages"] = system + history[row.pop("last")]
+        return rows
+
+
+def _judged(row: Row) -> Row:
+    """A row of JUDGED with its columns decoded."""
+    tags, sampling = json.loads(row["tags"] or "[]"), json.loads(row["sampling"])
+    return {**row, "tags": tags, "sampling": sampling, "early": bool(row["early"])}

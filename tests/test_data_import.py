@@ -1,0 +1,318 @@
+"""Files from elsewhere: which columns are known, what is refused and why, and that nothing is added twice."""
+
+import csv
+import json
+
+import pytest
+
+from playground.data import files, importing
+from playground.data.__main__ import main
+from playground.data.columns import record_of
+from playground.data.files import BadRow
+from playground.data.records import JudgedPair
+from playground.store import Store
+from tests.stores import store  # noqa: F401 (fixture)
+from tests.test_data_export import HELLO, rows, said, say
+
+HH = "\n\nHuman: Hello\n\nAssistant: Hi.\n\nHuman: And now?\n\nAssistant:"
+CHAT = [*HELLO, *said("Hi."), {"role": "user", "content": "And now?"}]
+
+
+def facts(row, kind=None):
+    """What a row's pair says: messages, both replies and choice."""
+    found, record = record_of(row, kind)
+    assert found == "pair"
+    return record.messages, record.left, record.right, record.choice
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param(
+            {"prompt": "Hello", "chosen": "Hi.", "rejected": "No."}, (HELLO, "Hi.", "No.", "a"), id="trl, texts"
+        ),
+        pytest.param(
+            {"prompt": HELLO, "chosen": said("Hi."), "rejected": said("No.")},
+            (HELLO, "Hi.", "No.", "a"),
+            id="trl, conversational",
+        ),
+        pytest.param(
+            {"chosen": [*CHAT, *said("Go.")], "rejected": [*CHAT, *said("Stay.")]},
+            (CHAT, "Go.", "Stay.", "a"),
+            id="trl, implicit prompt",
+        ),
+        pytest.param({"chosen": f"{HH} Go.", "rejected": f"{HH} Stay."}, (CHAT, "Go.", "Stay.", "a"), id="hh-rlhf"),
+        pytest.param(
+            {"prompt": HH, "chosen": " Go.", "rejected": " Stay."}, (CHAT, "Go.", "Stay.", "a"), id="hh, explicit"
+        ),
+        pytest.param(
+            {
+                "prompt": "Hello",
+                "prompt_id": "x",
+                "chosen": [*HELLO, *said("Hi.")],
+                "rejected": [*HELLO, *said("No.")],
+                "messages": [*HELLO, *said("Hi.")],
+                "score_chosen": 8.0,
+                "score_rejected": 3.0,
+            },
+            (HELLO, "Hi.", "No.", "a"),
+            id="ultrafeedback",
+        ),
+        pytest.param(
+            {
+                "chosen": [*HELLO, *said("Hi.")],
+                "rejected": [*HELLO, *said("No.")],
+                "score_chosen": 5,
+                "score_rejected": 5,
+            },
+            (HELLO, "Hi.", "No.", "tie"),
+            id="ultrafeedback, scores alike",
+        ),
+        pytest.param(
+            {"instruction": "Add.", "input": "1, 2", "response1": "3", "response2": "12"}
+            | {"annotator1": 1, "annotator2": 2, "annotator3": 1},
+            ([{"role": "user", "content": "Add.\n\n1, 2"}], "3", "12", "a"),
+            id="pandalm",
+        ),
+        pytest.param(
+            {"instruction": "Hello", "input": float("nan"), "response1": "3", "response2": "12", "annotator1": 0},
+            (HELLO, "3", "12", "tie"),
+            id="pandalm, no input",
+        ),
+        pytest.param(
+            {"prompt": "Hello", "chosen": "x", "rejected": "y", "choice": "both_bad", "decided": False},
+            (HELLO, "x", "y", "both_bad"),
+            id="our own preference",
+        ),
+    ],
+)
+def test_the_columns_of_preference_data_are_known(row, expected):
+    assert facts(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "messages", "reply"),
+    [
+        ({"prompt": "Hello", "completion": "Hi."}, "demonstration", HELLO, "Hi."),
+        ({"prompt": HELLO, "completion": said("Hi.")}, "demonstration", HELLO, "Hi."),
+        ({"messages": [*HELLO, *said("Hi.")]}, "demonstration", HELLO, "Hi."),
+        ({"instruction": "Hello", "input": "", "output": "Hi."}, "demonstration", HELLO, "Hi."),
+        ({"prompt": "Hello"}, "prompt", HELLO, None),
+        ({"prompt": HH}, "prompt", CHAT, None),
+        ({"messages": CHAT}, "prompt", CHAT, None),
+    ],
+)
+def test_demonstrations_and_prompts_are_known(row, kind, messages, reply):
+    found, record = record_of(row)
+    assert (found, record.messages, getattr(record, "reply", None)) == (kind, messages, reply)
+
+
+def test_of_a_row_a_part_can_be_taken():
+    row = {"prompt": "Hello", "chosen": "Hi.", "rejected": "No."}
+    assert record_of(row, "prompt")[1].messages == HELLO
+    with pytest.raises(BadRow, match="needs the columns prompt and completion"):
+        record_of(row, "demonstration")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": "x", "answer": "y"}, "no known columns among: question, answer"),
+        ({"prompt": "Hello", "chosen": "Hi.", "rejected": "Hi."}, "both replies are the same"),
+        ({"prompt": "Hello", "chosen": "Hi.", "rejected": " "}, "a reply is empty"),
+        ({"prompt": "", "chosen": "Hi.", "rejected": "No."}, "a message is empty"),
+        ({"prompt": "Hello", "chosen": 3, "rejected": "No."}, "a dialogue is neither a text nor a list"),
+        ({"chosen": "Hi.", "rejected": "No."}, "there is no prompt"),
+        ({"chosen": f"{HH} Go.", "rejected": "\n\nHuman: x\n\nAssistant: y"}, "part before their last reply"),
+        ({"prompt": said("Hi."), "chosen": "a", "rejected": "b"}, "do not take turns"),
+        ({"prompt": [*HELLO, *HELLO], "chosen": "a", "rejected": "b"}, "do not take turns"),
+        ({"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"}, r"messages\.0\.role: Input"),
+        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, r"messages\.0\.content: Field required"),
+        ({"prompt": "x" * 200_001, "chosen": "a", "rejected": "b"}, "at most 200000"),
+        ({"prompt": "Hello", "chosen": "\ud800", "rejected": "b"}, "half a character"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "messages: List should have at least 1"),
+        ({"messages": HELLO, "left": "a", "right": "b", "choice": "c"}, "choice: Input should be 'a', 'b'"),
+        ({"messages": HELLO, "left": "a", "right": "b", "choice": "a", "vote": -1}, "vote: "),
+        ({"messages": HELLO, "left": "a", "right": "b"}, "choice: Field required"),
+        ({"instruction": "x", "response1": "a", "response2": "b", "annotator1": 1, "annotator2": 2}, "no majority"),
+        ({"instruction": "x", "response1": "a", "response2": "b"}, "the votes are not 0, 1 or 2"),
+        ({"prompt": "Hello", "completion": "Hi.", "label": True}, "judged alone"),
+        ({"prompt": None}, "a prompt is neither a text nor a list"),
+        ({}, "no known columns"),
+    ],
+)
+def test_a_bad_row_is_refused_with_the_reason(row, reason):
+    with pytest.raises(BadRow, match=reason):
+        record_of(row)
+
+
+def test_a_reason_quotes_nothing_of_the_texts():
+    with pytest.raises(BadRow) as refused:
+        record_of({"messages": [{"role": "Ottokar's secret", "content": "Ottokar's secret"}], "left": 1, "right": 2})
+    assert "secret" not in str(refused.value)
+
+
+# -- what makes two rows the same
+
+
+def test_the_same_judgement_is_the_same_whichever_side_is_better():
+    one = JudgedPair(HELLO, "Hi.", "No.", "a")
+    assert one.content_hash() == JudgedPair(HELLO, "No.", "Hi.", "b").content_hash()
+    assert (
+        JudgedPair(HELLO, "Hi.", "No.", "tie").content_hash() == JudgedPair(HELLO, "No.", "Hi.", "tie").content_hash()
+    )
+    others = [
+        JudgedPair(HELLO, "Hi.", "No.", "b"),
+        JudgedPair(HELLO, "Hi.", "No.", "tie"),
+        JudgedPair(HELLO, "Hi.", "No.", "both_bad"),
+        JudgedPair(CHAT, "Hi.", "No.", "a"),
+        JudgedPair(HELLO, "Hi.", "No.", "a", created="2026-01-01T00:00:00.000Z"),
+    ]
+    assert len({record.content_hash() for record in [one, *others]}) == 6
+
+
+# -- files
+
+
+def write(path, *lines):
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    return path
+
+
+GOOD = {"prompt": "Hello", "chosen": "Hi.", "rejected": "No."}
+
+
+def test_the_good_rows_go_in_and_bad_ones_are_named_by_number(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 300)
+    file = write(
+        tmp_path / "pairs.jsonl",
+        GOOD,
+        b"{not json\n",
+        b"\n",
+        b'{"prompt": "\xff"}\n',
+        {**GOOD, "prompt": "x" * 1000},
+        b"[1, 2]\n",
+        {**GOOD, "prompt": "Last"},
+        GOOD,
+        b"[" * 200 + b"\n",
+    )
+    bad = []
+    report = importing.load(store, file, "test", on_bad=lambda number, reason: bad.append((number, reason)))
+    assert bad == [
+        (2, "the row is not JSON"),
+        (4, "the row is not UTF-8"),
+        (5, "the row has more than 0 MB"),
+        (6, "the row is not a JSON object"),
+        (9, "the row is not JSON"),
+    ]
+    assert (report.read, dict(report.added), report.known, report.bad) == (8, {"pair": 2}, 1, 5)
+    assert [row["record"]["messages"][0]["content"] for row in store.imported("pair")] == ["Hello", "Last"]
+
+
+def test_a_second_import_adds_nothing_even_under_another_name(store, tmp_path):
+    file = write(tmp_path / "pairs.jsonl", GOOD, {**GOOD, "prompt": "Again"})
+    assert importing.load(store, file, "one").added == {"pair": 2}
+    again = importing.load(store, file, "two")
+    assert (dict(again.added), again.known) == ({"pair": 0}, 2)
+    assert [row["source"] for row in store.imported_sources()] == ["one"]
+
+
+def test_csv_is_read_with_lists_of_messages_in_cells(store, tmp_path):
+    path = tmp_path / "pairs.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        writer.writerow(['Hello,\n"you"', "Hi.", "No."])
+        writer.writerow([json.dumps(CHAT), json.dumps(said("Go.")), json.dumps(said("Stay."))])
+        writer.writerow(["too", "few"])
+    bad = []
+    importing.load(store, path, "test", on_bad=lambda number, reason: bad.append(number))
+    assert [row["record"]["messages"] for row in store.imported("pair")] == [
+        [{"role": "user", "content": 'Hello,\n"you"'}],
+        CHAT,
+    ]
+    assert bad == [3]
+
+
+def test_a_json_array_with_nan_as_pandalm_has_it(store, tmp_path):
+    path = tmp_path / "testset.json"
+    path.write_text('[{"instruction": "Hello", "input": NaN, "response1": "a", "response2": "b", "annotator1": 2}]')
+    importing.load(store, path, "pandalm")
+    assert next(store.imported("pair"))["record"]["choice"] == "b"
+
+
+def test_rows_after_the_most_are_not_read_and_that_is_told(store, tmp_path):
+    file = write(tmp_path / "pairs.jsonl", *({**GOOD, "prompt": f"Hello {n}"} for n in range(5)))
+    report = importing.load(store, file, "test", most_rows=3)
+    assert (report.read, report.left_over) == (3, True) and len(list(store.imported("pair"))) == 3
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "pairs.txt", "folder.jsonl"])
+def test_a_file_that_cannot_be_read_ends_with_1(tmp_path, name, capsys):
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "pairs.txt").write_text("x")
+    assert main(["import", str(tmp_path / name), "--data-dir", str(tmp_path / "data")]) == 1
+    assert name in capsys.readouterr().err
+
+
+# -- there and back
+
+
+def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, capsys):
+    first = Store(tmp_path / "one" / "nudge.db")
+    ann, bob = first.annotator("ann"), first.annotator("bob")
+    for number in range(12):
+        who = ann if number % 3 else bob
+        choice = ("a", "b", "tie", "both_bad")[number % 4]
+        row, vote = say(first, who, f"Message {number} 👋", (f"left\n{number}", f"  right {number} "), choice=choice)
+        first.explain(vote, who, ["clearer"], "since it is short")
+        say(first, who, "Go on", conversation=row["conversation"], choice=choice)
+    first.demonstrate(row["left"]["message"], who, "Better.")
+
+    def command(*arguments, folder):
+        assert main([*map(str, arguments), "--data-dir", str(tmp_path / folder)]) == 0
+
+    command("export", "--out", tmp_path / "out", folder="one")
+    pairs, edits = tmp_path / "out" / "pairs.jsonl", tmp_path / "out" / "edits.jsonl"
+    command("import", pairs, edits, "--source", "first", "--weight", "0.5", folder="two")
+    command("export", "--imported", "--out", tmp_path / "again", folder="two")
+    assert rows(tmp_path / "again" / "pairs.jsonl") == rows(pairs) and len(rows(pairs)) == 24
+    assert rows(tmp_path / "again" / "edits.jsonl") == rows(edits) and len(rows(edits)) == 1
+    second = Store(tmp_path / "two" / "nudge.db")
+    hashes = [JudgedPair.of(row).content_hash() for row in first.judged_pairs()]
+    assert [JudgedPair.of(row["record"]).content_hash() for row in second.imported("pair")] == hashes
+    assert len(set(hashes)) == 24
+    assert second.new_votes() == 0 and list(second.judged_pairs()) == [], "they are nobody's votes here"
+    # TRL's forms of the same votes are known too, with texts and with messages
+    for flags in ([], ["--plain"], ["--implicit-prompt"], ["--plain", "--implicit-prompt"]):
+        out = tmp_path / "_".join(["trl", *flags])
+        command("export", "--format", "preference", "--out", out, *flags, folder="one")
+        command("import", out / "preference.jsonl", folder="two")
+    assert len(list(second.imported("pair"))) == 24
+    command("sources", folder="two")
+    assert "first: pairs 24, weight 0.5" in capsys.readouterr().out
+    command("remove", "first", folder="two")
+    assert list(second.imported("pair")) == [] == second.imported_sources()
+
+
+def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path):
+    store = Store(tmp_path / "data" / "nudge.db")
+    who = store.annotator("ann")
+    row, _ = say(store, who, "Ottokar's secret")
+    store.demonstrate(row["left"]["message"], who, "Ottokar's edit")
+    data = ["--data-dir", str(tmp_path / "data")]
+    assert main(["export", "--out", str(tmp_path / "out"), *data]) == 0
+    assert main(["export", "--out", str(tmp_path / "sft"), "--format", "sft", *data]) == 0
+    store.delete_conversation(row["conversation"], who)
+    exported = [str(tmp_path / "out" / f"{name}.jsonl") for name in ("pairs", "edits", "prompts")]
+    assert main(["import", *exported, str(tmp_path / "sft" / "sft.jsonl"), *data]) == 0
+    assert store.imported_sources() == []
+
+
+def test_bad_rows_end_with_3_and_are_said(tmp_path, capsys):
+    file = write(tmp_path / "pairs.jsonl", GOOD, *[{"prompt": ""}] * 25)
+    assert main(["import", str(file), "--data-dir", str(tmp_path / "data")]) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("is left out: a message is empty") == 20 and "25 × a message is empty" in captured.err
+    assert "row 2 is left out" in captured.err and "26 rows read; new: pairs 1" in captured.out
+    assert main(["import", str(file), "--data-dir", str(tmp_path / "data"), "--source", "a\nb"]) == 1

@@ -1,0 +1,181 @@
+"""The tab of judged pairs: an admin sees everybody's, leaves votes out and downloads; others see their own."""
+
+import json
+
+import gradio as gr
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from playground import server
+from playground.people import visitor
+from playground.people.admins import Admins
+from playground.settings import Settings
+from playground.store import Filters, Store
+from playground.store import judged as judged_module
+from playground.ui import data
+from playground.ui.control import Control
+from playground.ui.data import DataTab
+from playground.ui.notice import Notice
+from playground.ui.status_bar import StatusBar
+from tests.test_control import OWNER, STRANGER, Engine, Request
+from tests.test_data_export import say
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The tab, drawn once: that takes most of a second."""
+    settings, store = Settings(_env_file=None), Store()
+    with gr.Blocks():
+        status_bar, notice = StatusBar(settings, store, Engine), Notice()
+        control = Control(settings, store, Admins(settings, store), status_bar, notice)
+        return DataTab(store, status_bar, control, notice)
+
+
+@pytest.fixture
+def tab(drawn):
+    """The tab of an app whose owner has opened the admin link, on a store of its own."""
+    store = Store()
+    for part in (drawn, drawn.status_bar, drawn.control, drawn.control.admins):
+        part.store = store
+    drawn.control.admins.sign_in_owner(store.annotator("any"), OWNER)
+    return drawn
+
+
+def search(tab, token=OWNER, language="en", **asked):
+    names = ("version", "choice", "tag", "person", "text")
+    return tab.on_search(*(asked.get(name) for name in names), Request(token, language))
+
+
+def shown(tab, updates):
+    """The numbers of the votes in the table."""
+    return [int(part.split("<")[0]) for part in updates[tab.html].split("<summary><span>")[1:]]
+
+
+def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
+    stranger = tab.store.annotator(STRANGER)
+    say(tab.store, tab.store.annotator("ann"), "Ann's secret")
+    say(tab.store, stranger, "My own")
+    seen = search(tab)
+    assert shown(tab, seen) == [2, 1] and "person 2" in seen[tab.html]
+    assert seen[tab.panel]["visible"] and "export/preference.jsonl" in seen[tab.downloads]
+    own = search(tab, STRANGER)
+    assert shown(tab, own) == [2] and "secret" not in str(own)
+    assert not own[tab.panel]["visible"] and own[tab.downloads] == "" and own[tab.vote]["choices"] == []
+    assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
+    assert "No judged pairs" in search(tab, "z" * 43)[tab.html]
+    assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN")[tab.html]
+
+
+def test_the_fields_narrow_the_pairs(tab):
+    ann = tab.store.annotator("ann")
+    say(tab.store, ann, "one")
+    _, vote = say(tab.store, ann, "two", choice="b")
+    tab.store.explain(vote, ann, ["clearer"])
+    assert shown(tab, search(tab, choice="b")) == [2] == shown(tab, search(tab, tag="clearer"))
+    assert shown(tab, search(tab, text="  ONE ")) == [1] and shown(tab, search(tab, choice="", text="")) == [2, 1]
+    assert shown(tab, search(tab, version="0")) == [2, 1] == shown(tab, search(tab, version=" v0 "))
+    assert shown(tab, search(tab, person="2")) == [2, 1] and shown(tab, search(tab, version="")) == [2, 1]
+    for wrong in ("1", "-1", "x", "9" * 300, "²"):
+        assert shown(tab, search(tab, version=wrong)) == []
+    assert shown(tab, search(tab, choice="nothing")) == []
+
+
+def test_a_row_opens_both_replies_as_text(tab):
+    _, vote = say(tab.store, tab.store.annotator("ann"), "<b>Hello</b>", ("<script>left</script>", "right & so on"))
+    tab.store.explain(vote, tab.store.annotator("ann"), ["clearer"], "it <i>is</i>")
+    html = search(tab)[tab.html]
+    assert "&lt;script&gt;left&lt;/script&gt;" in html and "right &amp; so on" in html and "v0 (base)" in html
+    assert "clearer · it &lt;i&gt;is&lt;/i&gt;" in html and "<script" not in html and "<b>Hello" not in html
+
+
+def test_earlier_pairs_come_page_by_page(tab, monkeypatch):
+    monkeypatch.setattr(data, "PAGE_SIZE", 3)
+    for number in range(7):
+        say(tab.store, tab.store.annotator("ann"), f"message {number}")
+    seen = search(tab)
+    assert shown(tab, seen) == [7, 6, 5] and seen[tab.older]["visible"]
+    seen = tab.on_older(seen[tab.filters], seen[tab.following], Request())
+    assert shown(tab, seen) == [4, 3, 2] and seen[tab.older]["visible"]
+    seen = tab.on_older(seen[tab.filters], seen[tab.following], Request())
+    assert shown(tab, seen) == [1] and not seen[tab.older]["visible"]
+
+
+def test_a_search_looks_at_so_many_votes_and_goes_on_from_there(monkeypatch):
+    monkeypatch.setattr(judged_module, "LOOKED_AT", 4)
+    store = Store()
+    for number in range(10):
+        say(store, store.annotator("ann"), f"message {number}")
+    filters = Filters(text="message 0")
+    pages, before = [], None
+    while not pages or before is not None:
+        rows, before = store.judged_page(filters, before, 20)
+        pages.append([row["vote"] for row in rows])
+    assert pages == [[], [], [1]]
+    person = store.annotator("ann")
+    assert [row["vote"] for row in store.judged_page(Filters(person=person, text="message 0"), None, 20)[0]] == [1]
+
+
+def test_an_admin_leaves_a_vote_out_and_takes_it_in_again(tab):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    seen = search(tab)
+    assert tab.store.new_votes() == 1 and seen[tab.vote]["choices"] == [1]
+    seen = tab.on_exclude(1, Filters(), None, Request())
+    assert "left out of training" in seen[tab.html] and "is left out" in seen[tab.notice.html]
+    assert tab.store.new_votes() == 0 and tab.store.votes_for_training("base hash") == []
+    seen = tab.on_include(1, Filters(), None, Request())
+    assert "left out of training" not in seen[tab.html] and tab.store.new_votes() == 1
+
+
+@pytest.mark.parametrize("vote", [None, "1", 1.5, 999, 2**70])
+def test_a_vote_that_is_not_there_changes_nothing(tab, vote):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    assert "notice warning" in tab.on_exclude(vote, Filters(), None, Request())[tab.notice.html]
+    assert tab.store.new_votes() == 1
+
+
+def test_nobody_else_can_leave_a_vote_out(tab):
+    say(tab.store, tab.store.annotator(STRANGER), "Hello")
+    for gesture in (tab.on_exclude, tab.on_include):
+        with pytest.raises(gr.Error, match="Only admins"):
+            gesture(1, Filters(), None, Request(STRANGER))
+    assert tab.store.new_votes() == 1
+
+
+# -- the download
+
+
+@pytest.fixture
+def get(tab):
+    app = FastAPI()
+    server.add_export_route(app, tab.store, tab.control.admins)
+
+    def get(path, token=OWNER):
+        return TestClient(app, cookies={visitor.COOKIE: token} if token else {}).get(path)
+
+    return get
+
+
+def test_an_admin_downloads_what_people_judged(tab, get):
+    ann = tab.store.annotator("ann")
+    row, _ = say(tab.store, ann, "Hello 👋")
+    say(tab.store, ann, "Again", choice="both_bad")
+    tab.store.rate(row["left"]["message"], ann, 1)
+    counts = {"pairs": 2, "preference": 2, "kto": 3, "sft": 1, "prompts": 2}
+    for name, count in counts.items():
+        answer = get(f"/export/{name}.jsonl")
+        assert answer.status_code == 200 and f"nudge-{name}.jsonl" in answer.headers["content-disposition"]
+        assert len([json.loads(line) for line in answer.content.splitlines()]) == count
+    assert json.loads(get("/export/pairs.jsonl").content.splitlines()[0])["messages"][0]["content"] == "Hello 👋"
+
+
+@pytest.mark.parametrize("token", [STRANGER, "", "nonsense"])
+def test_nobody_else_downloads(tab, get, token):
+    say(tab.store, tab.store.annotator(STRANGER), "Hello")
+    answer = get("/export/pairs.jsonl", token)
+    assert answer.status_code == 403 and "Hello" not in answer.text
+
+
+@pytest.mark.parametrize("name", ["everything", "nothing", "..%2fnudge"])
+def test_there_are_no_other_files(get, name):
+    assert get(f"/export/{name}.jsonl").status_code == 404
