@@ -1,4 +1,4 @@
-# Two commands: `make run` starts the app, `make test` passes the tests; both set everything up first.
+# `make run` starts the app, `make test` passes the tests; both set everything up first. `make space` prepares a push to the hub.
 # the first of these that runs
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = nice -n 19 $(BIN)/python -m pytest
 
-.PHONY: run setup test
+.PHONY: run setup test space
 
 run: setup
 	$(BIN)/python app.py $(ARGS)
@@ -14,6 +14,10 @@ run: setup
 # a stamp is newer than the requirements that were installed; the embedded model is converted once
 setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
+
+# the folder that is pushed to a Hugging Face Space, checked
+space: setup
+	$(BIN)/python -m tools.space $(ARGS)
 
 # In three processes, since tests of the page wait as often as they compute; at the priority of the training worker, which some tests wait for, or it would get no core.
 test: .venv/requirements-dev.stamp setup debian

@@ -24,6 +24,7 @@ from playground.web.starting import Starting
 if TYPE_CHECKING:  # these take seconds to import
     from fastapi import FastAPI
 
+    from playground.backup import Backup
     from playground.serving.alerts import Alerts
     from playground.serving.engine import Engine
     from playground.store import Store
@@ -91,11 +92,13 @@ def serve(settings: Settings, sock: socket.socket) -> None:
         for number in END_SIGNALS:
             # closing takes a limited time; a second Ctrl-C must not leave the worker running
             signal.signal(number, signal.SIG_IGN)
-        app.close()
+        all_ended = app.close()
         if web.making:
             os._exit(0)  # the thread that builds is in the middle of an import or a matrix product, which nothing ends
     if web.error:
         raise web.error
+    if not all_ended:
+        os._exit(0)  # a backup's target that does not answer would keep the process
 
 
 class App:
@@ -105,6 +108,7 @@ class App:
         self.settings = settings
         self.starting = Starting(settings)
         self.compiling: compiling.Compiling | None = None
+        self.backup: Backup | None = None
         self.engine: Engine | None = None
         self.worker: Child | None = None
         self.webhook: Webhook | None = None
@@ -112,16 +116,21 @@ class App:
         self.page: FastAPI | None = None
 
     def build(self) -> "FastAPI":
-        """Settings → model → store → engine → chat → page. CannotStart where the model or the database is no use."""
+        """Settings → model → store → engine → chat → page. CannotStart where the model or the database is no use, and
+        BadTarget where the backup's URL is.
+        """
         self.compiling = compiling.begin(self.settings.decode_format, self.settings.device)
         # These imports take seconds. Here they delay neither --help nor the first answer.
         from playground import server
+        from playground.backup import Backup
         from playground.chat.session import Chat
         from playground.models import loading
         from playground.serving.engine import Engine
         from playground.system import memory
         from playground.system.threads import run_in_own_thread
 
+        if self.settings.backup.url:
+            self.backup = Backup(self.settings)
         memory.return_freed_memory()
         allow_connections()
         self.starting.say(Message("loading the model"))
@@ -131,13 +140,18 @@ class App:
             trunk = run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings))
         except loading.ModelUnavailable as error:
             raise CannotStart(error) from None
+        if self.backup:
+            self.starting.say(Message("reading the backup"))
+            self.backup.restore()
         store = open_store(settings)
+        if self.backup:
+            self.backup.start(store)
         self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
         if self.compiling:
             self.compiling.wait()
         self.engine = Engine(store, settings, trunk, tokenizer).start()
         self.starting.say(Message("making the page"))
-        self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings))
+        self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings), self.backup)
         return self.page
 
     def ready(self, sock: socket.socket) -> None:
@@ -161,7 +175,8 @@ class App:
         if self.engine:
             self.engine.close()
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """End everything; the last snapshot comes last. Returns whether it has ended too."""
         if self.compiling:
             self.compiling.stop()
         if self.alerts and self.webhook:
@@ -170,6 +185,7 @@ class App:
         if self.worker:
             self.worker.stop()
         self.close_engine()
+        return self.backup is None or self.backup.close()
 
 
 def allow_connections() -> None:

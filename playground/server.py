@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 
 from playground import settings as settings_module
+from playground.backup import Backup
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.data import http
@@ -52,8 +53,8 @@ QUEUE_PAUSE = 0.01
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> FastAPI:
-    """The ASGI app of one engine and its store."""
+def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup: Backup | None = None) -> FastAPI:
+    """The ASGI app of one engine and its store. `backup`: what the page says of it."""
     app = FastAPI(title="Nudge", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
@@ -62,7 +63,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     def readyz() -> JSONResponse:
-        report = readiness(settings, store, engine)
+        report = readiness(settings, store, engine, backup)
         return JSONResponse(report, 200 if report["ready"] else 503)
 
     metrics = Metrics(store, engine)
@@ -79,7 +80,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat) -> Fast
     Completions(chat).add_routes(app)
     add_export_route(app, store, Admins(settings, store))
     states.use()
-    blocks, status_bar = page.build(settings, store, engine, chat)
+    blocks, status_bar = page.build(settings, store, engine, chat, backup)
 
     @app.api_route("/changes", methods=["GET", "HEAD"])
     def changes() -> JSONResponse:
@@ -264,10 +265,11 @@ class Gradio:
         queue.pending_event_ids_session.pop(session, None)
 
 
-def readiness(settings: Settings, store: Store, engine: Engine) -> dict[str, Any]:
+def readiness(settings: Settings, store: Store, engine: Engine, backup: Backup | None = None) -> dict[str, Any]:
     """What answers and how, for people and probes; nothing in it is secret. The body of `/readyz`.
 
-    `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason.
+    `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason. A backup
+    that is late is told and keeps nobody from chatting.
     """
     trouble = store.trouble()
     return {
@@ -283,6 +285,7 @@ def readiness(settings: Settings, store: Store, engine: Engine) -> dict[str, Any
         },
         "threads": settings.threads,
         "sqlite": store.sqlite_version(),
+        "backup": "off" if backup is None else str(backup.status().trouble or "ok"),
     }
 
 

@@ -12,6 +12,7 @@ ROOMS = [
     "settings",
     "store",
     "data",
+    "backup",
     "models",
     "decoding",
     "serving",

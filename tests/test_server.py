@@ -10,12 +10,14 @@ import pytest
 
 from playground import server
 from playground import settings as settings_module
+from playground.backup import Status, status
 from playground.decoding import tuning
 from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.store import Store
 from playground.system.messages import plain
-from playground.ui import states
+from playground.ui import states, status_bar
+from playground.ui.words import Words
 from tests.sites import Site
 from tests.tiny import tiny_folder
 
@@ -148,6 +150,7 @@ def test_readiness_says_what_answers(site):
         "dtype": "float32",
         "threads": 1,
         "sqlite": site.store.sqlite_version(),
+        "backup": "off",
     }
 
 
@@ -169,6 +172,18 @@ def test_everybody_reads_that_replies_grow_slowly_here_and_what_helps(site, page
     monkeypatch.setattr(site.engine, "slowness", slow)
     assert '<p class="slow" role="note">With this model, a reply grows by about 1.0 tokens' in line()
     assert "每秒大约增加 1.0 个词元" in line(**{"accept-language": "zh-CN"})
+
+
+def test_everybody_reads_what_is_wrong_with_the_backup():
+    """And how old it is, on the Training tab."""
+    late = Status(7, "2026-11-27 19:08 UTC", status.UNREACHABLE, status.HELD)
+    assert status_bar.backup_trouble_html(None, Words()) == status_bar.backup_html(None, Words()) == ""
+    assert status_bar.backup_trouble_html(Status(0), Words()) == ""
+    line = status_bar.backup_trouble_html(late, Words("zh-CN"))
+    assert 'class="slow"' in line and "无法连接备份" in line and "另一个数据文件夹" in line
+    assert "7 min ago" in status_bar.backup_html(late, Words())
+    assert "of 2026-11-27 19:08 UTC" in status_bar.backup_html(Status(0, "2026-11-27 19:08 UTC"), Words())
+    assert "nothing is saved yet" in status_bar.backup_html(Status(None), Words())
 
 
 # -- the cookie

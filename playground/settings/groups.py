@@ -280,3 +280,16 @@ class TrialSettings(Group):
     """Probability that people prefer a version, at which its trial is over early and it stays."""
     error: float = Field(0.06, gt=0, lt=0.5)
     """Probability that a version as good as the one before it is rolled back."""
+
+
+class BackupSettings(Group):
+    """Where the database and the versions are kept a second time."""
+
+    url: str = ""
+    """Folder for snapshots, as an fsspec URL such as hf://buckets/OWNER/NAME/nudge, s3://BUCKET/nudge or
+    file:///mnt/backup. A start with an empty data folder restores the newest one. Empty: no backup.
+    """
+    interval: float = Field(60, ge=1, le=86400)
+    """A change is in a snapshot after at most this long, in seconds."""
+    keep: int = Field(20, ge=2, le=1000)
+    """Snapshots that are kept, the newest ones. Those that hold what somebody has deleted go within an hour."""

@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     models_dir: Path = Path("data/models")
     """Folder that holds the embedded model once it is converted."""
     data_dir: Path = Path("data")
-    """Folder of the database, the adapter versions and the rounds. On a Space, a persistent disk such as /data."""
+    """Folder of the database, the adapter versions and the rounds, on a disk of this machine. Where that does not last,
+    as on a Space, see `backup.url`.
+    """
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Where the models run: auto, cpu, mps, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -135,6 +137,8 @@ class Settings(BaseSettings):
     """What a new version must pass."""
     trial: groups.TrialSettings = groups.TrialSettings()
     """How people decide whether a new version stays."""
+    backup: groups.BackupSettings = groups.BackupSettings()
+    """Where the database and the versions are kept a second time."""
 
     metrics: operating.MetricsSettings = operating.MetricsSettings()
     """Who reads the figures for Prometheus."""

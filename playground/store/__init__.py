@@ -8,7 +8,6 @@ from playground.store.checks import LeaseLost
 from playground.store.conversations import Conversations
 from playground.store.database import Row, now
 from playground.store.duels import Duels
-from playground.store.erasures import Erasures
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
 from playground.store.filters import Filters
 from playground.store.history import History
@@ -19,6 +18,7 @@ from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds
+from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
@@ -40,10 +40,11 @@ __all__ = [
 
 
 class Store(
-    People, Keys, Conversations, Duels, Votes, Judged, Imported, Erasures, Rounds, Policies, Trials, History, Watch
+    People, Keys, Conversations, Duels, Votes, Judged, Imported, Rounds, Policies, Trials, History, Watch, Snapshots
 ):
     """The database at a path, with one method for each thing that is recorded or asked.
 
     Each part is a module of this package and derives from `Database`, which owns the file. The parts do not call each
-    other; what several of them need is in `database.py` and `checks.py`.
+    other, but for `Snapshots`, which is built on `Erasures`; what several of them need is in `database.py` and
+    `checks.py`.
     """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from playground.backup import Backup
 from playground.chat.session import Chat
 from playground.people.admins import Admins
 from playground.serving.engine import Engine
@@ -30,7 +31,9 @@ HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
 WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
 
-def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> tuple[gr.Blocks, StatusBar]:
+def build(
+    settings: Settings, store: Store, engine: Engine, chat: Chat, backup: Backup | None = None
+) -> tuple[gr.Blocks, StatusBar]:
     """The Gradio Blocks of the page, and its status bar, which knows what has changed. All visitors share them, so they
     hold nothing of a visitor.
     """
@@ -39,7 +42,7 @@ def build(settings: Settings, store: Store, engine: Engine, chat: Chat) -> tuple
         sidebar = Sidebar(settings, store, chat, notice)
         with gr.Row(elem_id="top", equal_height=True):
             gr.HTML(WORDMARK, elem_id="brand", padding=False)
-            status_bar = StatusBar(settings, store, engine)
+            status_bar = StatusBar(settings, store, engine, backup)
         status_bar.wire(page)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:

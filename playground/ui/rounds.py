@@ -29,7 +29,7 @@ from playground.ui.round_summary import (
     summary_html,
     timeline_entry,
 )
-from playground.ui.status_bar import LoopStatus, StatusBar, trial_of
+from playground.ui.status_bar import LoopStatus, StatusBar, backup_html, trial_of
 from playground.ui.words import Words
 
 CURVES = {
@@ -126,7 +126,7 @@ class TrainingTab:
             return gr.skip()
         timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[:limit]]
         contents = {
-            "agreement": agreement_html(status, translate),
+            "agreement": agreement_html(status, translate) + backup_html(status.backup, translate),
             "timeline": (timeline, row["id"] if row else None),
             "more": len(status.rounds) > limit,
             **self._round_contents(row, status, translate, is_admin),
@@ -162,7 +162,8 @@ class TrainingTab:
         keys = ("id", "state", "policy_status", "step", "beat", "wish")
         rounds = [tuple(row[key] for key in keys) for row in status.rounds]
         trial = status.trial if row and status.round and row["id"] == status.round["id"] else None
-        return (row["id"] if row else None, limit, rounds, status.forecasts, status.settings, is_admin, trial)
+        shown = status.forecasts, status.settings, status.backup
+        return (row["id"] if row else None, limit, rounds, shown, is_admin, trial)
 
     def _round_contents(self, row: Row | None, status: LoopStatus, translate: Words, is_admin: bool) -> dict[str, Any]:
         """What each part shows of a round to an admin or to somebody else, as plain values that can be compared."""

@@ -76,7 +76,7 @@ class Sidebar:
                 )
                 self.knobs = {name: self._knob(name, settings) for name in KNOB_LABELS}
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
-            self.your_data = YourData(store, chat)
+            self.your_data = YourData(store, chat, bool(settings.backup.url))
 
     @staticmethod
     def _knob(name: str, settings: Settings) -> unchecked.Slider:

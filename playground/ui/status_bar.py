@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from playground.backup import Backup, Status
 from playground.serving.engine import Engine
 from playground.settings import Settings, SettingsError, overridden
 from playground.store import Store, StoreError
@@ -54,10 +55,11 @@ class LoopStatus:
     live_version: int
     forecasts: tuple[int, int] = (0, 0)  # hits and calls of the reward model among the last votes
     trial: Row | None = None  # of `policy`, with the votes so far: wins, losses, ties
+    backup: Status | None = None  # None where there is none
     read_at: float = field(default_factory=time.time)  # seconds since the epoch
 
     @classmethod
-    def read(cls, settings: Settings, store: Store, engine: Engine) -> "LoopStatus":
+    def read(cls, settings: Settings, store: Store, engine: Engine, backup: Backup | None = None) -> "LoopStatus":
         """Read the status from the store. StoreError where it cannot answer."""
         rounds = store.rounds()
         newest = rounds[0] if rounds else None
@@ -71,6 +73,7 @@ class LoopStatus:
             live_version=engine.live.version,
             forecasts=store.forecasts(LAST_VOTES),
             trial=trial_of(store, policy["version"]) if policy else None,
+            backup=backup.status() if backup else None,
         )
 
     @property
@@ -127,10 +130,11 @@ def trial_of(store: Store, version: int) -> Row | None:
 class StatusBar:
     """The line above the tabs, made inside the current Blocks; and the LoopStatus for all who show a part of it."""
 
-    def __init__(self, settings: Settings, store: Store, engine: Engine) -> None:
+    def __init__(self, settings: Settings, store: Store, engine: Engine, backup: Backup | None = None) -> None:
         self.settings = settings
         self.store = store
         self.engine = engine
+        self.backup = backup
         self.html = gr.HTML(elem_id="strip", padding=False)
         self.painted = gr.State(None)  # the HTML that this page has
         self.refresh = refresh.button("strip")
@@ -147,7 +151,7 @@ class StatusBar:
             result = self._read
             if result is None or time.monotonic() - self._read_at > FRESH_SECONDS:
                 try:
-                    result = LoopStatus.read(self.settings, self.store, self.engine)
+                    result = LoopStatus.read(self.settings, self.store, self.engine, self.backup)
                 except StoreError as error:
                     result = error.message
                 self._read = result
@@ -173,7 +177,7 @@ class StatusBar:
         known = self._changes
         if known is not None and known[0] is status:
             return known[1]
-        strip = status_html(status, Words())
+        strip = status_html(status, Words()) + backup_trouble_html(status.backup, Words())
         loop = replace(status, read_at=0.0)  # the time left is in the strip
         changes = {"strip": refresh.digest(strip), "loop": refresh.digest((strip, loop))}
         self._changes = status, changes
@@ -187,6 +191,7 @@ class StatusBar:
         translate = words.of(request)
         status = self.status()
         html = status_html(status, translate, self._changes_of(status)["strip"])
+        html += backup_trouble_html(status.backup, translate)
         html += slowness_html(self.engine.slowness, translate)
         return (gr.skip(), gr.skip()) if painted == html else (html, html)
 
@@ -216,6 +221,26 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
 def slowness_html(slowness: Message | None, translate: Words) -> str:
     """A second line where replies grow slowly here; what it says stays true, so it stays."""
     return f'<p class="slow" role="note">{escape(translate.message(slowness))}</p>' if slowness else ""
+
+
+def backup_trouble_html(backup: Status | None, translate: Words) -> str:
+    """A line where the backup needs somebody's attention."""
+    sentences = [backup.trouble, backup.notice] if backup else []
+    text = " ".join(translate.message(sentence) for sentence in sentences if sentence)
+    return f'<p class="slow" role="note">{escape(text)}</p>' if text else ""
+
+
+def backup_html(backup: Status | None, translate: Words) -> str:
+    """How old the last snapshot is."""
+    if backup is None:
+        return ""
+    if backup.minutes is None:
+        text = translate("Backup: nothing is saved yet.")
+    elif backup.minutes == 0:
+        text = translate("Backup: everything is saved, in the snapshot of {time}.", time=backup.snapshot)
+    else:
+        text = translate("Backup: saved as it was {n} min ago.", n=backup.minutes)
+    return f'<p class="agreement">{escape(text)}</p>'
 
 
 def outcome(status: LoopStatus, row: Row, translate: Words) -> str:

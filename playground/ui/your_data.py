@@ -23,7 +23,8 @@ FORGET = "() => { window.nudge.forget(); }"
 class YourData:
     """Made inside the current Blocks, in the sidebar."""
 
-    def __init__(self, store: Store, chat: Chat) -> None:
+    def __init__(self, store: Store, chat: Chat, has_backup: bool = False) -> None:
+        self.has_backup = has_backup
         self.store = store
         self.chat = chat
         with gr.Accordion(words.label("Your data"), open=False, elem_id="your-data"):
@@ -61,8 +62,14 @@ class YourData:
             "Your chats, votes and comments are kept on this server, and your votes train the model. A chat that you "
             "delete leaves every file."
         )
+        copies = ""
+        if self.has_backup:
+            copies = translate(
+                "Copies of everything are kept elsewhere, against loss. What you delete leaves them within an hour, or "
+                "as soon as this server can reach them again."
+            )
         learned = learned_from(self.store.learned_versions(annotator), translate)
-        html = "".join(f"<p>{escape(text)}</p>" for text in (kept, learned) if text)
+        html = "".join(f"<p>{escape(text)}</p>" for text in (kept, copies, learned) if text)
         person = self.store.person(annotator)
         return {self.text: html, self.no_training: person is not None and not person["allow_training"]}
 

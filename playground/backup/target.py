@@ -1,0 +1,99 @@
+"""The place where snapshots are kept: a folder behind any fsspec URL, with files that are written whole, read, listed
+and removed. What the files are is up to `archive.py`.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from playground.system.messages import UserFacingError
+from playground.system.safe_logging import describe_error
+
+Answer = TypeVar("Answer")
+
+
+class BadTarget(UserFacingError):
+    """No file system belongs to the URL, or its package is missing."""
+
+
+class TargetUnavailable(Exception):
+    """The target did not do what was asked: it cannot be reached, is full, or does not let us in."""
+
+
+class Target:
+    """The folder at `url`, such as `file:///mnt/copies`, `s3://bucket/nudge` or `hf://buckets/owner/name/nudge`.
+
+    BadTarget where nothing can ever be kept there. All other errors of the file system are TargetUnavailable.
+    """
+
+    def __init__(self, url: str) -> None:
+        protocol = url.partition("://")[0]
+        try:
+            self.files, self.root = url_to_fs(url)
+        except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
+            raise BadTarget(
+                "backup.url begins with {protocol}://, for which a Python package is missing: {error}.",
+                protocol=protocol,
+                error=str(error).rstrip("."),
+            ) from None
+        except Exception as error:
+            raise BadTarget(
+                "backup.url cannot be used: {error}. It is like file:///folder, s3://bucket/folder or "
+                "hf://buckets/owner/name/folder.",
+                error=str(error).rstrip(".") if isinstance(error, ValueError) else type(error).__name__,
+            ) from None
+
+    def list(self, folder: str) -> dict[str, int]:
+        """The names of the files in a folder, each with its size in bytes; none where there is no such folder."""
+
+        def listed() -> dict[str, int]:
+            self.files.invalidate_cache()
+            try:
+                entries = self.files.ls(f"{self.root}/{folder}", detail=True)
+            except FileNotFoundError:
+                return {}
+            return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+
+        return self._asked(listed)
+
+    def read(self, name: str) -> bytes:
+        return self._asked(lambda: self.files.cat_file(f"{self.root}/{name}"))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file. Where it fails in the middle, a part of the file may be there."""
+        path = f"{self.root}/{name}"
+
+        def written() -> None:
+            if isinstance(self.files, LocalFileSystem):
+                _make_private_folder(path.rsplit("/", 1)[0])
+            self.files.pipe_file(path, content)
+
+        self._asked(written)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; one that is not there is no error."""
+        for name in names:
+            self._asked(partial(self._remove, f"{self.root}/{name}"))
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self.files.rm_file(path)
+
+    @staticmethod
+    def _asked(call: Callable[[], Answer]) -> Answer:
+        try:
+            return call()
+        except Exception as error:  # each file system has errors of its own, whose messages may quote keys
+            raise TargetUnavailable(describe_error(error)) from error
+
+
+def _make_private_folder(path: str) -> None:
+    """Make a folder of this machine, and what is missing above it, which nobody but the owner can open."""
+    if not os.path.isdir(path):
+        _make_private_folder(os.path.dirname(path))
+        os.mkdir(path, 0o700)

@@ -1,0 +1,107 @@
+"""A copy of the whole database as it is at one moment, while everybody goes on writing; and what a copy needs before it
+is used again.
+
+Where copies go is up to `playground/backup/`.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from playground.store.disk import PRIVATE
+from playground.store.erasures import Erasures
+
+STEP_PAGES = 1024  # pages that are copied at once, 4 MB
+
+# Two counters in the header of the file: they grow with every transaction, also with one that changes no row, such as
+# the try of `Database.trouble`. In a copy they are 1, so that equal databases have equal copies.
+# https://sqlite.org/fileformat2.html, 1.3.5 and 1.3.15
+COUNTERS = (24, 92)  # where they begin; each has four bytes
+
+REMEMBERED = 1000  # erasures that are told of, the newest
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What somebody took back: a chat, or (`conversation` is None) everything, or only the permission to train."""
+
+    id: int
+    annotator: int
+    conversation: int | None
+    everything: bool
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a copy of the database says of erasures: how many are done, and the newest of all."""
+
+    done: int
+    erasures: tuple[Erasure, ...]
+
+
+class Snapshots(Erasures):
+    """Part of `Store`."""
+
+    def copy_to(self, path: Path, progress: Callable[[int, int, int], object] | None = None) -> Copied:
+        """Copy the database to a new file at `path`, which its owner alone can read. StoreUnavailable where it cannot
+        be read, or the copy not be written. `progress` is called after each step, as by `sqlite3.Connection.backup`.
+        """
+        # One read transaction lasts as long as the copy, so that it is of one moment and never begins anew. In WAL mode
+        # no writer waits for it.
+        with self._translated_errors():
+            self._check_files()
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE))
+            with closing(self._connect().conn) as source, closing(sqlite3.connect(path)) as copy:
+                source.execute("begin")
+                done = source.execute("select count(*) from erasure where done is not null").fetchone()[0]
+                erasures = source.execute(
+                    """select e.id, e.annotator, e.conversation, e.conversation is null and a.token_hash is null
+                       from erasure e join annotator a on a.id = e.annotator order by e.id desc limit ?""",
+                    [REMEMBERED],
+                ).fetchall()
+                copy.execute("pragma synchronous=off")  # a copy that a power cut tears is not used
+                source.backup(copy, pages=STEP_PAGES, progress=progress)
+                source.execute("rollback")
+            self._check_files()
+        with path.open("r+b") as file:
+            for place in COUNTERS:
+                file.seek(place)
+                file.write((1).to_bytes(4, "big"))
+        return Copied(done, tuple(Erasure(row[0], row[1], row[2], bool(row[3])) for row in reversed(erasures)))
+
+    def begin_round_anew(self) -> None:
+        """Send a round that was running when the copy was made back to its first phase: its files are not there."""
+        with self.writing() as db:
+            for (round_id,) in db.execute("select id from round where state = 'running'").fetchall():
+                for table in ("round_conversation", "vote_use", "metric"):
+                    db.execute(f"delete from {table} where round = ?", [round_id])
+                db.execute(
+                    "update round set phase = 'collect', step = 0, steps = 0, metrics = '{}' where id = ?", [round_id]
+                )
+
+    def erase_again(self, erasures: Iterable[Erasure]) -> None:
+        """Ask again for the erasures that this database does not know of, since it is older than they are."""
+        known = self.one("select coalesce(max(id), 0) as id from erasure")["id"]
+        for erasure in erasures:
+            if erasure.id <= known:
+                continue
+            if erasure.conversation is not None:
+                found = "select 1 from conversation where id = ? and annotator = ? and deleted is null"
+                if self.row(found, erasure.conversation, erasure.annotator):
+                    self.delete_conversation(erasure.conversation, erasure.annotator)
+            elif erasure.everything:
+                self.forget(erasure.annotator)
+            else:
+                self.allow_training(erasure.annotator, False)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a copy at `path` is a database without damage."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
+            return copy.execute("pragma integrity_check(1)").fetchone() == ("ok",)
+    except sqlite3.Error:
+        return False
