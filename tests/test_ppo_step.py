@@ -135,7 +135,9 @@ def test_a_peers_script_imports_nothing_of_ours(script):
     tree = ast.parse(script.read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in names} & {"app", "benchmarks", "playground", "tests", "training"}
+    ours = {name.split(".")[0] for name in names} & {"app", "benchmarks", "playground", "tests", "training"}
+    # our Parquet files are what is tried there, where pyarrow is
+    assert ours == ({"playground"} if script.name == "trl_formats.py" else set())
 
 
 # -- the table
