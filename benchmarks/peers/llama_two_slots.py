@@ -28,7 +28,10 @@ def fill(batch, rows):
 def main(job):
     llama.llama_log_set(silent, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(job["gguf"].encode(), llama.llama_model_default_params())
+    loading = llama.llama_model_default_params()
+    # Weights in another layout: of Q4_1 there is one alone, for AMX, and its product ends the process with a fault.
+    loading.use_extra_bufts = False
+    model = llama.llama_model_load_from_file(job["gguf"].encode(), loading)
     params = llama.llama_context_default_params()
     prompt, tokens = job["prompt"], job["tokens"]
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 2 * (len(prompt) + tokens + 8), 512, 512, 2
