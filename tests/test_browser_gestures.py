@@ -309,6 +309,20 @@ def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visi
     other.wait_for_selector("#chat-a .placeholder")
 
 
+def test_a_system_prompt_that_is_being_written_stays_when_the_replies_end(app, visit):
+    """The end of a turn put the stored settings into the fields."""
+    page = visit()
+    send(page, "Tell me something long")
+    growing(page)
+    page.click("#sidebar .toggle-button")
+    page.click("#chat-settings button")
+    page.fill("#system-prompt textarea", "Answer like a")
+    wait_for_vote(page)
+    page.wait_for_selector("#chats label:has-text('Tell me something long')")
+    page.wait_for_timeout(500)
+    assert page.input_value("#system-prompt textarea") == "Answer like a"
+
+
 def test_a_chat_has_settings_of_its_own(app, visit):
     page = visit()
     page.click("#sidebar .toggle-button")

@@ -94,18 +94,13 @@ class Sidebar:
     @property
     def outputs(self) -> list[Component]:
         """Every component that `on_load` updates."""
-        return [
-            self.list,
-            self.more,
-            self.none,
-            self.share,
-            self.delete,
-            self.link,
-            self.unshare,
-            self.system,
-            *self.knobs.values(),
-            *self.your_data.outputs,
-        ]
+        return [*self.list_outputs, self.system, *self.knobs.values()]
+
+    @property
+    def list_outputs(self) -> list[Component]:
+        """Every component that `on_turn` updates."""
+        chats = [self.list, self.more, self.none, self.share, self.delete, self.link, self.unshare]
+        return [*chats, *self.your_data.outputs]
 
     def wire(self, page: gr.Blocks, tab: ChatTab, finished_turn: Dependency) -> None:
         """Attach the handlers. A change of chat updates the components of `tab`, too; after `finished_turn` the list
@@ -118,10 +113,10 @@ class Sidebar:
         moving = [snapshot, self.limit, tab.panel.message, self.drafts]
         moved = [*both, self.drafts]
         page.load(self.on_load, [self.limit], own, **GESTURE)
-        finished_turn.then(self.on_load, [self.limit], own, **GESTURE)
+        finished_turn.then(self.on_turn, [self.limit], self.list_outputs, **GESTURE)
         gr.on([self.new.click, tab.panel.new.click], self.on_new, moving, moved, **GESTURE)
         self.list.input(self.on_open, [self.list, *moving], moved, **GESTURE)
-        self.more.click(self.on_more, [self.limit], [self.limit, *own], **GESTURE)
+        self.more.click(self.on_more, [self.limit], [self.limit, *self.list_outputs], **GESTURE)
         self.delete.click(
             self.on_delete,
             [self.confirmed, *moving],
@@ -152,6 +147,12 @@ class Sidebar:
 
     def on_load(self, limit: int, request: gr.Request) -> Updates:
         """The list of chats, and the open chat's own settings."""
+        return {**self.on_turn(limit, request), **self._settings_updates(self.tab.annotator(request))}
+
+    def on_turn(self, limit: int, request: gr.Request) -> Updates:
+        """The list of chats, and what is said of a person's data. A turn changes no settings, and whoever writes a
+        system prompt meanwhile keeps what is written.
+        """
         annotator = self.tab.annotator(request)
         translate = words.of(request)
         rows = self.store.conversations(annotator, limit=limit + 1)
@@ -170,14 +171,13 @@ class Sidebar:
             self.delete: gr.Button(interactive=selected is not None),
             self.link: gr.Textbox(f"?shared={token}" if token else "", visible=bool(token)),
             self.unshare: gr.Button(visible=bool(token)),
-            **self._settings_updates(annotator),
             **self.your_data.updates(annotator, translate),
         }
 
     def on_more(self, limit: int, request: gr.Request) -> Updates:
         """A longer list."""
         limit += PAGE_SIZE
-        return {self.limit: limit, **self.on_load(limit, request)}
+        return {self.limit: limit, **self.on_turn(limit, request)}
 
     def on_new(
         self, snapshot: PageSnapshot | None, limit: int, text: str, drafts: Drafts, request: gr.Request
