@@ -58,18 +58,17 @@ class Imported(Database):
                from imported group by source, kind order by source, kind"""
         )
 
-    def imported_sample(self, kind: str, limit: int) -> list[Row]:
+    def imported_sample(self, kind: str, limit: int) -> Iterator[Row]:
         """At most `limit` imported rows of a kind, drawn by their hash: the same ones as long as nothing new comes.
+        They are read one by one, since each may have megabytes.
 
         Keys: id, source, weight, created; record: the texts, a dict.
         """
-        return _decoded(
-            self.rows(
-                """select id, source, weight, created, record from imported where kind = ? order by sha256 limit ?""",
-                kind,
-                limit,
+        drawn = self.rows("select id from imported where kind = ? order by sha256 limit ?", kind, limit)
+        for row in drawn:
+            yield from _decoded(
+                self.rows("select id, source, weight, created, record from imported where id = ?", row["id"])
             )
-        )
 
     def imported(self, kind: str) -> Iterator[Row]:
         """All imported rows of a kind in the order in which they came, as `imported_sample` returns them."""
