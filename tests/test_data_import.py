@@ -8,7 +8,7 @@ import pytest
 from playground.data import files, importing
 from playground.data.__main__ import main
 from playground.data.columns import record_of
-from playground.data.files import BadRow
+from playground.data.files import BadRow, CannotRead
 from playground.data.records import JudgedPair
 from playground.store import Store
 from tests.stores import store  # noqa: F401 (fixture)
@@ -245,6 +245,70 @@ def test_rows_after_the_most_are_not_read_and_that_is_told(store, tmp_path):
     file = write(tmp_path / "pairs.jsonl", *({**GOOD, "prompt": f"Hello {n}"} for n in range(5)))
     report = importing.load(store, file, "test", most_rows=3)
     assert (report.read, report.left_over) == (3, True) and len(list(store.imported("pair"))) == 3
+
+
+def reasons(path):
+    """Of each row of a file the reason why it cannot be read, or None."""
+    return [str(row) if isinstance(row, BadRow) else None for _, row in files.read(path)]
+
+
+def test_a_row_of_csv_has_a_bound_however_its_text_is_spread(tmp_path, monkeypatch):
+    """Cells and lines had one, so a row of many cells could have any size."""
+    monkeypatch.setattr(files, "MOST_BYTES", 300)
+    long = ["a," + "b" * 400, ",".join(["x" * 30] * 20), '"' + "q\n" * 200 + '",b', "é" * 151 + ",b"]
+    path = tmp_path / "pairs.csv"
+    for row in long:
+        path.write_text(f"prompt,completion\nHello,Hi.\n{row}\nBye,Good day.\n", encoding="utf-8")
+        found = reasons(path)
+        assert found == [None, "the row has more than 0 MB", None], row[:20]
+    path.write_text("n" * 400 + "\n")
+    with pytest.raises(CannotRead, match="no names of columns"):
+        reasons(path)
+
+
+def test_a_row_of_a_json_array_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([{"prompt": "é" * 60}, {"prompt": "Hello"}, {"prompt": "\ud800"}]))
+    assert reasons(path) == ["the row has more than 0 MB", None, None]
+
+
+def parquet(path, *texts, **options):
+    """A Parquet file with these prompts."""
+    pa = pytest.importorskip("pyarrow", reason="Parquet needs `pip install pyarrow`")
+    import pyarrow.parquet
+
+    values = pa.array(list(texts), pa.large_string())
+    column = values.dictionary_encode() if options.pop("dictionary", False) else values
+    pyarrow.parquet.write_table(pa.table({"prompt": column}), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_row_of_parquet_has_a_bound(tmp_path, monkeypatch, dictionary):
+    """A page of a few kilobytes unpacks to gigabytes."""
+    texts = ["x" * 1000, *(f"Hello {n}" for n in range(100)), "y" * 1000, "é" * 200]
+    path = parquet(tmp_path / "prompts.parquet", *texts, dictionary=dictionary, row_group_size=40)
+    monkeypatch.setattr(files, "MOST_BYTES", 500)
+    long = "the row has more than 0 MB"
+    assert reasons(path) == [long, *[None] * 100, long, None]
+    assert [number for number, _ in files.read(path)] == [*range(1, 104)]
+    assert [row for _, row in files.read(path)][1] == {"prompt": "Hello 0"}
+
+
+def test_a_damaged_or_too_large_group_of_parquet_leaves_the_others(tmp_path, monkeypatch):
+    """Arrow's error in the middle ended the import with a traceback."""
+    options = {"row_group_size": 10, "compression": "gzip", "use_dictionary": False}
+    path = parquet(tmp_path / "prompts.parquet", *(f"number {n}" for n in range(30)), **options)
+    whole = path.read_bytes()
+    middle = whole.index(b"\x1f\x8b", whole.index(b"\x1f\x8b") + 1)  # where the second group's page begins
+    path.write_bytes(whole[: middle + 12] + b"\xff" * 20 + whole[middle + 32 :])
+    found = dict(files.read(path))
+    assert [*found] == [*range(1, 12), *range(21, 31)] and "damaged" in str(found[11])
+    assert (found[10], found[21]) == ({"prompt": "number 9"}, {"prompt": "number 20"})
+    path.write_bytes(whole)
+    monkeypatch.setattr(files, "MOST_GROUP", 10)
+    assert [number for number, row in files.read(path)] == [1, 11, 21] and "smaller groups" in reasons(path)[0]
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "pairs.txt", "folder.jsonl"])
