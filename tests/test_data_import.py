@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from playground.data import files, importing
+from playground.data import export, files, importing
 from playground.data.__main__ import main
 from playground.data.columns import record_of
 from playground.data.files import BadRow, CannotRead
@@ -359,18 +359,59 @@ def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, ca
     assert list(second.imported("pair")) == [] == second.imported_sources()
 
 
-def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path):
+@pytest.mark.parametrize("kind", [None, "pair", "demonstration", "prompt"])
+def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path, kind, capsys):
+    """It came back as what a row is not by itself: a pair's prompt, a thumb's reply."""
     store = Store(tmp_path / "data" / "nudge.db")
     who = store.annotator("ann")
     row, _ = say(store, who, "Ottokar's secret")
     store.demonstrate(row["left"]["message"], who, "Ottokar's edit")
+    store.rate(row["left"]["message"], who, 1)
+    bad, _ = say(store, who, "Ottokar's other secret", choice="both_bad")
+    data = ["--data-dir", str(tmp_path / "data")]
+    exported = []
+    for format in export.FORMATS:
+        for flags in ([], ["--plain"]):
+            out = tmp_path / "".join([format, *flags])
+            assert main(["export", "--out", str(out), "--format", format, *flags, *data]) == 0
+            exported += map(str, out.glob("*.jsonl"))
+    assert len(exported) == 16
+    for conversation in (row["conversation"], bad["conversation"]):
+        store.delete_conversation(conversation, who)
+    command = ["import", *exported, *(["--kind", kind] if kind else [])]
+    elsewhere = ["--data-dir", str(tmp_path / "elsewhere")]
+    assert main([*command, *data]) in (0, 3), "3: not every row is of each kind"
+    assert store.imported_sources() == []
+    main([*command, *elsewhere])
+    assert Store(tmp_path / "elsewhere" / "nudge.db").imported_sources(), "another database did not delete it"
+    # nor by way of another database
+    assert main(["export", "--imported", "--out", str(tmp_path / "again"), *elsewhere]) == 0
+    assert main(["import", *map(str, (tmp_path / "again").glob("*.jsonl")), *data]) in (0, 3)
+    assert store.imported_sources() == []
+
+
+def test_an_edit_that_was_edited_again_does_not_come_back_either(tmp_path):
+    """The later edit was another row, so the file with the earlier one was not known any more."""
+    store = Store(tmp_path / "data" / "nudge.db")
+    who = store.annotator("ann")
+    row, _ = say(store, who, "Hello")
+    store.demonstrate(row["left"]["message"], who, "Ottokar's edit")
     data = ["--data-dir", str(tmp_path / "data")]
     assert main(["export", "--out", str(tmp_path / "out"), *data]) == 0
-    assert main(["export", "--out", str(tmp_path / "sft"), "--format", "sft", *data]) == 0
+    store.demonstrate(row["left"]["message"], who, "Another edit")
     store.delete_conversation(row["conversation"], who)
-    exported = [str(tmp_path / "out" / f"{name}.jsonl") for name in ("pairs", "edits", "prompts")]
-    assert main(["import", *exported, str(tmp_path / "sft" / "sft.jsonl"), *data]) == 0
+    assert main(["import", str(tmp_path / "out" / "edits.jsonl"), *data]) == 0
     assert store.imported_sources() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(7, 7), ("7", 7), (7.0, 7), ("7.0", 7)]
+    + [(value, None) for value in (None, -1, True, 2**63, 7.5, float("nan"), "", "Hello", "7e3", [7])],
+)
+def test_an_id_is_known_as_other_programs_write_it(value, expected):
+    _, record = record_of({**GOOD, "message": value, "created": 3}, "prompt")
+    assert (record.message, record.created) == (expected, None)
 
 
 def test_bad_rows_end_with_3_and_are_said(tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""Rows of data files, written and read one by one: JSONL, CSV and Parquet. What a row means is left to others.
+"""Rows of data files, read one by one: JSONL, JSON arrays, CSV and Parquet. What a row means is left to others, and how
+files are written to `writers.py`.
 
 A file that is read may be anybody's: each row has a bound, and one that cannot be read does not end the reading.
 """
@@ -8,8 +9,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self, TextIO
+from typing import Any, BinaryIO, Self, TextIO
 
 Row = Mapping[str, Any]
 
@@ -28,129 +28,6 @@ class BadRow(Exception):
 
 
 Numbered = Iterator[tuple[int, Row | BadRow]]  # from 1
-
-
-# -- writing
-
-
-class Writer(Protocol):
-    """Writes a file that appears under its name once it is whole."""
-
-    rows: int
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
-    def write(self, row: Row) -> None:
-        """Add a row."""
-
-
-class JsonlWriter:
-    """One JSON object a line, in UTF-8."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = 0
-        self._partial = path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> Self:
-        self._file = self._partial.open("w", encoding="utf-8", newline="\n")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        _keep(self._partial, self.path, error)
-
-    def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.rows += 1
-
-
-class ParquetWriter:
-    """Parquet, in groups of BATCH rows. It needs pyarrow."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = 0
-        self._pyarrow = pyarrow()
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._waiting: list[Row] = []
-        self._file: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._write_group()
-        if self._file is not None:
-            self._file.close()
-            _keep(self._partial, self.path, error)
-
-    def write(self, row: Row) -> None:
-        self._waiting.append(row)
-        self.rows += 1
-        if len(self._waiting) == BATCH:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        if not self._waiting:
-            return
-        if self._file is None:
-            schema = self._schema(self._waiting[0])
-            self._file = importlib.import_module("pyarrow.parquet").ParquetWriter(self._partial, schema)
-        table = self._pyarrow.Table.from_pylist([_flat(row) for row in self._waiting], schema=self._file.schema)
-        self._file.write_table(table)
-        self._waiting = []
-
-    def _schema(self, first: Row) -> Any:
-        """The types of the columns. They come from the names, since a column of a whole group may be empty."""
-        pa = self._pyarrow
-        turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-        by_name = {"tags": pa.list_(pa.string()), "probability": pa.float64()}
-        by_name |= dict.fromkeys(FLAGS, pa.bool_()) | dict.fromkeys(NUMBERS, pa.int64())
-        by_name |= {name: turns for name in TURNS if isinstance(first.get(name), list)}
-        return pa.schema([(name, by_name.get(name, pa.string())) for name in first])
-
-
-TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
-FLAGS = ("decided", "early", "label")
-NUMBERS = (
-    *("vote", "demonstration", "message", "person", "conversation", "thumb", "left_tokens", "right_tokens"),
-    *("version", "left_version", "right_version", "chosen_version", "rejected_version"),
-)
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    """A row with its objects as JSON texts, since those of different rows have different keys."""
-    return {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
-
-
-def _keep(partial: Path, path: Path, error: BaseException | None) -> None:
-    """Give a whole file its name, and remove one that was not finished."""
-    if error is None:
-        partial.replace(path)
-    else:
-        partial.unlink(missing_ok=True)
-
-
-def pyarrow() -> Any:
-    """The module pyarrow; CannotRead where it is not installed."""
-    try:
-        return importlib.import_module("pyarrow")
-    except ModuleNotFoundError:
-        raise CannotRead(
-            "Parquet needs pyarrow, which is not installed. Install it with `pip install pyarrow`, or use JSONL."
-        ) from None
-
-
-WRITERS: dict[str, type[JsonlWriter] | type[ParquetWriter]] = {"jsonl": JsonlWriter, "parquet": ParquetWriter}
-
-
-# -- reading
 
 
 def read(path: Path) -> Numbered:
@@ -352,3 +229,13 @@ def _bytes_of_column(column: Any) -> int:
     """Of a column of one row: a dictionary is that of all rows, so the value is looked up."""
     decode = getattr(column, "dictionary_decode", None)
     return (decode() if decode else column).nbytes
+
+
+def pyarrow() -> Any:
+    """The module pyarrow; CannotRead where it is not installed."""
+    try:
+        return importlib.import_module("pyarrow")
+    except ModuleNotFoundError:
+        raise CannotRead(
+            "Parquet needs pyarrow, which is not installed. Install it with `pip install pyarrow`, or use JSONL."
+        ) from None

@@ -13,12 +13,15 @@ PAGE = 200  # rows
 
 # by the field of a record: finds what this very database recorded. Rows of deleted chats stay, without their texts, so
 # that what was deleted does not come back
-KNOWN = {name: f"select 1 from {name} where id = ? and created = ?" for name in ("vote", "demonstration", "message")}
+KNOWN = {
+    name: f"select 1 from {name} where id = ? and created = ?"
+    for name in ("vote", "demonstration", "rating", "message")
+}
 
 
 class ImportedRow(NamedTuple):
     """A row to import. `sha256`: the hash of its content. `record`: a dict that JSON takes; one that Nudge exported has
-    its `vote`, `demonstration` or `message` (ids) and `created`.
+    its `vote`, `demonstration`, `rating` or `message` (ids) and `created`.
     """
 
     sha256: str
