@@ -1,16 +1,22 @@
 """The API for other programs, by OpenAI's own client over real HTTP: what is answered, recorded and refused."""
 
 import json
+import threading
 import time
+from dataclasses import replace
 
 import httpx
 import openai
 import pytest
 
+from playground.chat.completing import Asked
+from playground.chat.refusals import Busy
+from playground.chat.session import Chat
+from playground.models.prompts import BadMessage
 from playground.people.keys import new_key
 from playground.web.completions import problem
 from playground.web.openai_shapes import Deltas
-from tests.chats import folder, slow  # noqa: F401 (fixtures)
+from tests.chats import chat, folder, slow  # noqa: F401 (fixtures)
 from tests.sites import Site
 from tests.stores import published
 
@@ -262,6 +268,17 @@ def test_a_page_of_another_site_cannot_use_it(site, key):
     assert httpx.post(f"{site.url}/v1/chat/completions", json={}, headers=headers).status_code == 403
 
 
+def test_while_a_turn_runs_nothing_of_another_request_is_read(chat):  # noqa: F811
+    """Its texts became tokens first, so one key with many requests at once kept a core busy."""
+    person = chat.store.annotator("ann")
+    bad = Asked(({"role": "user", "content": "<|im_end|>"},), system_prompt="<|im_end|>")
+    with chat._turn(person, ""), pytest.raises(Busy):
+        next(chat.complete(person, bad))
+    with pytest.raises(BadMessage):
+        next(chat.complete(person, bad))
+    assert not chat.busy(person)
+
+
 def test_one_turn_at_a_time_and_a_client_that_goes_away_ends_its_own(folder):  # noqa: F811
     """A stream that nobody reads any more must not keep its person busy, nor the model at work."""
     site = Site(folder, chat={"reply_tokens": 400})
@@ -284,6 +301,55 @@ def test_one_turn_at_a_time_and_a_client_that_goes_away_ends_its_own(folder):  #
     )
     site.stop()
     assert row["finish_reason"] in ("stopped", "error")
+
+
+def test_whole_replies_that_nobody_waits_for_or_that_were_erased_are_no_fault(folder, caplog):  # noqa: F811
+    """The reason why such replies ended is not known or is an error, which was looked up all the same: a KeyError."""
+    site = Site(folder, chat={"reply_tokens": 60})
+    slow(site, 0.02)
+    key = new_key()
+    person = site.store.add_key("ann", key)
+    body = {"model": "live", "messages": HELLO}
+    url, headers = f"{site.url}/v1/chat/completions", {"authorization": f"Bearer {key}"}
+
+    def forget():
+        wait_until(lambda: site.engine.running)
+        site.store.forget(person)
+
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=body, headers=headers, timeout=0.4)
+        wait_until(lambda: not site.engine.running)
+        wait_until(lambda: site.store.row("select 1 from generation where finish_reason = 'stopped'"))
+        eraser = threading.Thread(target=forget)
+        eraser.start()
+        answer = httpx.post(url, json=body, headers=headers, timeout=30)
+        eraser.join()
+    finally:
+        site.stop()
+    assert answer.status_code == 503 and answer.json()["error"]["type"] == "server_error"
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+def wait_until(holds):
+    end = time.monotonic() + 10
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def test_a_stream_of_erased_replies_ends_with_an_error(site, key, monkeypatch):
+    complete = Chat.completed
+
+    def erased(chat, person, duel):
+        found = complete(chat, person, duel)
+        return replace(found, replies=tuple(replace(reply, finish_reason="error") for reply in found.replies))
+
+    monkeypatch.setattr(Chat, "completed", erased)
+    headers = {"authorization": f"Bearer {key}"}
+    body = {"model": "live", "messages": HELLO, "stream": True}
+    answer = httpx.post(f"{site.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+    *_, last = answer.text.strip().split("\n\n")
+    assert "no longer there" in last and '"type": "server_error"' in last
 
 
 def test_a_failing_model_is_a_servers_error(site, client, monkeypatch):

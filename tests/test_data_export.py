@@ -1,6 +1,7 @@
 """What people judged, as files: which rows are in them, in which form, and the card beside them."""
 
 import json
+import os
 
 import pytest
 
@@ -217,6 +218,22 @@ def test_sft_has_edits_and_picked_replies(store, tmp_path):
 
 
 # -- the folder
+
+
+@pytest.mark.parametrize("file_type", ["jsonl", "parquet"])
+def test_nobody_else_on_the_machine_can_read_an_export(store, tmp_path, file_type):
+    """What the database keeps private was readable by everybody once it was exported."""
+    if file_type == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs `pip install pyarrow`")
+    say(store, store.annotator("ann"), "Hello")
+    before = os.umask(0o022)
+    try:
+        export.write(store, Export("everything", file_type), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()}
+    assert oct((tmp_path / "out").stat().st_mode & 0o777) == "0o700"
+    assert set(modes.values()) == {"0o600"} and f"pairs.{file_type}" in modes and "README.md" in modes
 
 
 def test_the_card_counts_what_is_in_the_files_and_leaves_the_licence_open(store, tmp_path):

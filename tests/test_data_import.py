@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from playground.data import files, importing
+from playground.data import export, files, importing
 from playground.data.__main__ import main
 from playground.data.columns import record_of
-from playground.data.files import BadRow
+from playground.data.files import BadRow, CannotRead
 from playground.data.records import JudgedPair
 from playground.store import Store
 from tests.stores import store  # noqa: F401 (fixture)
@@ -247,6 +247,70 @@ def test_rows_after_the_most_are_not_read_and_that_is_told(store, tmp_path):
     assert (report.read, report.left_over) == (3, True) and len(list(store.imported("pair"))) == 3
 
 
+def reasons(path):
+    """Of each row of a file the reason why it cannot be read, or None."""
+    return [str(row) if isinstance(row, BadRow) else None for _, row in files.read(path)]
+
+
+def test_a_row_of_csv_has_a_bound_however_its_text_is_spread(tmp_path, monkeypatch):
+    """Cells and lines had one, so a row of many cells could have any size."""
+    monkeypatch.setattr(files, "MOST_BYTES", 300)
+    long = ["a," + "b" * 400, ",".join(["x" * 30] * 20), '"' + "q\n" * 200 + '",b', "é" * 151 + ",b"]
+    path = tmp_path / "pairs.csv"
+    for row in long:
+        path.write_text(f"prompt,completion\nHello,Hi.\n{row}\nBye,Good day.\n", encoding="utf-8")
+        found = reasons(path)
+        assert found == [None, "the row has more than 0 MB", None], row[:20]
+    path.write_text("n" * 400 + "\n")
+    with pytest.raises(CannotRead, match="no names of columns"):
+        reasons(path)
+
+
+def test_a_row_of_a_json_array_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([{"prompt": "é" * 60}, {"prompt": "Hello"}, {"prompt": "\ud800"}]))
+    assert reasons(path) == ["the row has more than 0 MB", None, None]
+
+
+def parquet(path, *texts, **options):
+    """A Parquet file with these prompts."""
+    pa = pytest.importorskip("pyarrow", reason="Parquet needs `pip install pyarrow`")
+    import pyarrow.parquet
+
+    values = pa.array(list(texts), pa.large_string())
+    column = values.dictionary_encode() if options.pop("dictionary", False) else values
+    pyarrow.parquet.write_table(pa.table({"prompt": column}), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_row_of_parquet_has_a_bound(tmp_path, monkeypatch, dictionary):
+    """A page of a few kilobytes unpacks to gigabytes."""
+    texts = ["x" * 1000, *(f"Hello {n}" for n in range(100)), "y" * 1000, "é" * 200]
+    path = parquet(tmp_path / "prompts.parquet", *texts, dictionary=dictionary, row_group_size=40)
+    monkeypatch.setattr(files, "MOST_BYTES", 500)
+    long = "the row has more than 0 MB"
+    assert reasons(path) == [long, *[None] * 100, long, None]
+    assert [number for number, _ in files.read(path)] == [*range(1, 104)]
+    assert [row for _, row in files.read(path)][1] == {"prompt": "Hello 0"}
+
+
+def test_a_damaged_or_too_large_group_of_parquet_leaves_the_others(tmp_path, monkeypatch):
+    """Arrow's error in the middle ended the import with a traceback."""
+    options = {"row_group_size": 10, "compression": "gzip", "use_dictionary": False}
+    path = parquet(tmp_path / "prompts.parquet", *(f"number {n}" for n in range(30)), **options)
+    whole = path.read_bytes()
+    middle = whole.index(b"\x1f\x8b", whole.index(b"\x1f\x8b") + 1)  # where the second group's page begins
+    path.write_bytes(whole[: middle + 12] + b"\xff" * 20 + whole[middle + 32 :])
+    found = dict(files.read(path))
+    assert [*found] == [*range(1, 12), *range(21, 31)] and "damaged" in str(found[11])
+    assert (found[10], found[21]) == ({"prompt": "number 9"}, {"prompt": "number 20"})
+    path.write_bytes(whole)
+    monkeypatch.setattr(files, "MOST_GROUP", 10)
+    assert [number for number, row in files.read(path)] == [1, 11, 21] and "smaller groups" in reasons(path)[0]
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", "pairs.txt", "folder.jsonl"])
 def test_a_file_that_cannot_be_read_ends_with_1(tmp_path, name, capsys):
     (tmp_path / "folder.jsonl").mkdir()
@@ -295,18 +359,59 @@ def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, ca
     assert list(second.imported("pair")) == [] == second.imported_sources()
 
 
-def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path):
+@pytest.mark.parametrize("kind", [None, "pair", "demonstration", "prompt"])
+def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path, kind, capsys):
+    """It came back as what a row is not by itself: a pair's prompt, a thumb's reply."""
     store = Store(tmp_path / "data" / "nudge.db")
     who = store.annotator("ann")
     row, _ = say(store, who, "Ottokar's secret")
     store.demonstrate(row["left"]["message"], who, "Ottokar's edit")
+    store.rate(row["left"]["message"], who, 1)
+    bad, _ = say(store, who, "Ottokar's other secret", choice="both_bad")
+    data = ["--data-dir", str(tmp_path / "data")]
+    exported = []
+    for format in export.FORMATS:
+        for flags in ([], ["--plain"]):
+            out = tmp_path / "".join([format, *flags])
+            assert main(["export", "--out", str(out), "--format", format, *flags, *data]) == 0
+            exported += map(str, out.glob("*.jsonl"))
+    assert len(exported) == 16
+    for conversation in (row["conversation"], bad["conversation"]):
+        store.delete_conversation(conversation, who)
+    command = ["import", *exported, *(["--kind", kind] if kind else [])]
+    elsewhere = ["--data-dir", str(tmp_path / "elsewhere")]
+    assert main([*command, *data]) in (0, 3), "3: not every row is of each kind"
+    assert store.imported_sources() == []
+    main([*command, *elsewhere])
+    assert Store(tmp_path / "elsewhere" / "nudge.db").imported_sources(), "another database did not delete it"
+    # nor by way of another database
+    assert main(["export", "--imported", "--out", str(tmp_path / "again"), *elsewhere]) == 0
+    assert main(["import", *map(str, (tmp_path / "again").glob("*.jsonl")), *data]) in (0, 3)
+    assert store.imported_sources() == []
+
+
+def test_an_edit_that_was_edited_again_does_not_come_back_either(tmp_path):
+    """The later edit was another row, so the file with the earlier one was not known any more."""
+    store = Store(tmp_path / "data" / "nudge.db")
+    who = store.annotator("ann")
+    row, _ = say(store, who, "Hello")
+    store.demonstrate(row["left"]["message"], who, "Ottokar's edit")
     data = ["--data-dir", str(tmp_path / "data")]
     assert main(["export", "--out", str(tmp_path / "out"), *data]) == 0
-    assert main(["export", "--out", str(tmp_path / "sft"), "--format", "sft", *data]) == 0
+    store.demonstrate(row["left"]["message"], who, "Another edit")
     store.delete_conversation(row["conversation"], who)
-    exported = [str(tmp_path / "out" / f"{name}.jsonl") for name in ("pairs", "edits", "prompts")]
-    assert main(["import", *exported, str(tmp_path / "sft" / "sft.jsonl"), *data]) == 0
+    assert main(["import", str(tmp_path / "out" / "edits.jsonl"), *data]) == 0
     assert store.imported_sources() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(7, 7), ("7", 7), (7.0, 7), ("7.0", 7)]
+    + [(value, None) for value in (None, -1, True, 2**63, 7.5, float("nan"), "", "Hello", "7e3", [7])],
+)
+def test_an_id_is_known_as_other_programs_write_it(value, expected):
+    _, record = record_of({**GOOD, "message": value, "created": 3}, "prompt")
+    assert (record.message, record.created) == (expected, None)
 
 
 def test_bad_rows_end_with_3_and_are_said(tmp_path, capsys):

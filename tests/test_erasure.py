@@ -247,6 +247,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
         "alter table round drop column asked",
         "drop table imported",
         "alter table vote drop column excluded",
+        "alter table demonstration drop column edited",
         "drop table round_conversation",
         "drop index generation_prompt",
         f"update conversation set deleted = 'then' where id = {row['conversation']}",

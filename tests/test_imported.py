@@ -91,6 +91,34 @@ def test_a_round_reads_at_most_so_many_and_always_the_same():
     assert imported.pairs(store, TOKENIZER, settings(preferences={"imported": 0})) == []
 
 
+def test_a_round_can_be_left_between_any_two_rows(monkeypatch):
+    """It used to read all of them, for hours where they were long, before it saw that it was to stop."""
+
+    class Stopped(Exception):
+        pass
+
+    def obey():
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stopped
+
+    store = Store()
+    store.add_imported("file", [pair(f"{n}") for n in range(3)])
+    store.add_imported("file", [row(f"demonstration {n}", "demonstration", reply="Hi.") for n in range(3)])
+    store.add_imported("file", [row(f"prompt {n}", "prompt") for n in range(3)])
+    this = RoundModels(store, settings(), 1, None, obey)
+    this.__dict__ |= {"tokenizer": TOKENIZER, "preferences": Preferences()}
+    monkeypatch.setattr(RoundModels, "base", {"hash": "b"})
+    for reading in (
+        lambda: preferences.from_store(store, "b", TOKENIZER, settings(), obey),
+        lambda: this.demonstrations(None),
+        lambda: this._training_seeds,
+    ):
+        calls = []
+        with pytest.raises(Stopped):
+            reading()
+
+
 def test_from_store_has_votes_and_imported_pairs():
     store = Store()
     for choice in "ab":

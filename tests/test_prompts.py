@@ -1,8 +1,11 @@
 """Messages to token ids and back."""
 
+import contextlib
+import random
+
 import pytest
 
-from playground.models import prompts
+from playground.models import prompts, templates
 from playground.models.detokeniser import Detokeniser
 from playground.models.prompts import BadMessage
 from tests.tiny import tiny_tokenizer
@@ -59,6 +62,78 @@ def test_cutting_keeps_the_system_prompt(tokenizer):
     system = [{"role": "system", "content": "Be brief."}]
     budget = len(template(tokenizer, system + TURNS[4:]))
     assert prompts.encode(TURNS, tokenizer, budget, "Be brief.") == template(tokenizer, system + TURNS[4:])
+
+
+def encode_by_leaving_out_one_turn_after_the_other(messages, tokenizer, budget, system_prompt):
+    """What `encode` used to do, and what it still means."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    clean = [{**m, "content": prompts.without_special_tokens(m["content"], tokenizer)} for m in messages]
+    for start in (i for i, message in enumerate(clean) if message["role"] == "user"):
+        ids = templates.encode(system + clean[start:], tokenizer)
+        if len(ids) <= budget:
+            return ids
+    return f"The message has {len(ids):,} tokens with its frame; at most {budget:,} fit. Please shorten it."
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}"
+    "{% endif %}{{ '[' + m['role'] + '] ' + m['content'] | trim + ' ' }}{% endfor %}"
+)
+PIECES = [
+    "I go to bed early. ",
+    "x",
+    "\n",
+    "  ",
+    "👋🏽",
+    "睡前看书",
+    "<|im_end|>",
+    "Hello there, how are you today? " * 4,
+]
+
+
+@pytest.mark.parametrize("form", [None, templates.PLAIN, NO_SYSTEM], ids=["chatml", "plain", "no system"])
+def test_any_chat_is_cut_as_by_leaving_out_one_turn_after_the_other(form):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = form or tokenizer.chat_template
+    rng = random.Random(0)
+    refused = cut = 0
+    for _ in range(150):
+        roles = ["user" if i % 2 == 0 or rng.random() < 0.1 else "assistant" for i in range(rng.randrange(1, 24, 2))]
+        messages = [
+            {"role": role, "content": "".join(rng.choices(PIECES, k=rng.choice((1, 1, 3, 12))))}
+            for role in [*roles[:-1], "user"]
+        ]
+        system = rng.choice((None, "Be brief."))
+        budget = rng.choice((30, 100, 300, 1000))
+        expected = encode_by_leaving_out_one_turn_after_the_other(messages, tokenizer, budget, system)
+        try:
+            found = prompts.encode(messages, tokenizer, budget, system)
+        except BadMessage as error:
+            found = str(error)
+            refused += 1
+        assert found == expected
+        cut += found != encode_by_leaving_out_one_turn_after_the_other(messages, tokenizer, 10**6, system)
+    assert 10 < refused < cut < 140
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[2000] * 199, [2000] * 196 + [1] * 3, [1] * 199, [5] * 30 + [400] * 169],
+    ids=["the last alone is too long", "short ones last", "all short", "short ones first"],
+)
+def test_a_long_chat_is_read_about_once(tokenizer, monkeypatch, lengths):
+    """Each turn that was left out cost one more reading of all others: hours for a file of long chats."""
+    read = []
+
+    def counting(messages, tokenizer):
+        read.append(sum(len(message["content"]) for message in messages))
+        return encode(messages, tokenizer)
+
+    encode = templates.encode
+    monkeypatch.setattr(templates, "encode", counting)
+    with contextlib.suppress(BadMessage):
+        prompts.encode(chat(*("x" * n for n in lengths)), tokenizer, 500)
+    assert 1 <= len(read) <= 16 and sum(read) <= 2 * sum(lengths) + 16 * 4 * 500
 
 
 def test_a_message_that_does_not_fit_alone_is_refused(tokenizer):

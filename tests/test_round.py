@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from playground.models import adapters, prompts
 from playground.settings import Settings
-from playground.store import Store
+from playground.store import ImportedRow, Store
 from playground.system.messages import Message
 from tests.stores import candidate, cast, outcome
 from tests.test_policy import moved, settings
@@ -259,6 +259,19 @@ def test_the_base_has_always_something_left_to_learn(folder, tmp_path, monkeypat
 
 
 # -- demonstrations
+
+
+@pytest.mark.parametrize(
+    "read", [lambda this: this._read_preferences(), lambda this: this.models._training_seeds], ids=["pairs", "prompts"]
+)
+def test_a_round_that_is_to_stop_does_so_between_imported_rows(folder, tmp_path, read):
+    this = running(folder, tmp_path)
+    chat = {"messages": [{"role": "user", "content": "Hello"}]}
+    this.store.add_imported("file", [ImportedRow("1", "pair", 1.0, {**chat, "left": "x", "right": "y", "choice": "a"})])
+    this.store.add_imported("file", [ImportedRow("2", "prompt", 1.0, chat)])
+    this.store.set_round_command(this.id, "stop")
+    with pytest.raises(RoundEnded):
+        read(this)
 
 
 def edited(this, name, text):

@@ -190,6 +190,7 @@ def test_an_edit_is_shown_in_the_history_and_only_the_owners_counts(store):
     store.demonstrate(row["left"]["message"], row["annotator"], "Better")
     store.demonstrate(row["left"]["message"], row["annotator"], "Best")
     assert [(m["text"], m["edited"]) for m in store.history(row["conversation"])] == [("Hello", False), ("Best", True)]
+    assert store.one("select count(*) as n from demonstration")["n"] == 1
     shown = store.duel(row["id"])
     assert (shown["left"]["shown"], shown["left"]["text"], shown["left"]["edited"], shown["right"]["edited"]) == (
         "Best",

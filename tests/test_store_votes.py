@@ -117,6 +117,18 @@ def test_an_edited_reply_keeps_before_and_after(store):
     assert (edit["after"], edit["prompt"], edit["completion"]) == ("better", [1, 2, 3], [4, 2])
 
 
+def test_a_reply_that_is_edited_again_is_new_to_the_next_round_and_known_by_its_first_time(store):
+    row = cast(store)
+    message, who = row["left"]["message"], row["annotator"]
+    first = store.demonstrate(message, who, "better")
+    with store.writing() as db:
+        db.execute("update demonstration set created = '2020'")
+    assert store.demonstrate(message, who, "best") == first
+    [edit] = store.demonstrations(BASE)
+    assert edit["after"] == "best" and edit["created"] > "2026"
+    assert [(edit["demonstration"], edit["created"]) for edit in store.edits()] == [(first, "2020")]
+
+
 def test_a_withdrawn_thumb_teaches_nothing_and_stays_in_the_file(store):
     row = cast(store)
     message = row["left"]["message"]

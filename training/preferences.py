@@ -200,14 +200,22 @@ def collect(
     return prefs
 
 
-def from_store(store: Store, base_hash: str, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Preferences:
-    """Preferences of all that people said about replies of this base model, and of pairs that were imported."""
+def from_store(
+    store: Store,
+    base_hash: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    obey: imported.Obey = imported.go_on,
+) -> Preferences:
+    """Preferences of all that people said about replies of this base model, and of pairs that were imported. `obey` is
+    called before each of these.
+    """
     return collect(
         store.votes_for_training(base_hash),
         store.ratings_for_training(base_hash),
         store.demonstrations(base_hash),
         lambda text: prompts.encode_reply(text, tokenizer),
-        imported=imported.pairs(store, tokenizer, settings),
+        imported=imported.pairs(store, tokenizer, settings, obey),
         heldout_fraction=settings.preferences.heldout_fraction,
         annotator_weight=settings.preferences.annotator_weight,
         seed=settings.seed,

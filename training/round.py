@@ -38,7 +38,7 @@ class Round(RoundControl):
         self.drop_models()
 
     def drop_models(self) -> None:
-        self.models = RoundModels(self.store, self.settings, self.id, self.folder)
+        self.models = RoundModels(self.store, self.settings, self.id, self.folder, self.obey)
 
     def run_phase(self, phase: str) -> None:
         phases = {
@@ -88,7 +88,9 @@ class Round(RoundControl):
         """
         while True:
             erasure_before = self.store.last_erasure()
-            prefs = preferences.from_store(self.store, self.models.base["hash"], self.models.tokenizer, self.settings)
+            prefs = preferences.from_store(
+                self.store, self.models.base["hash"], self.models.tokenizer, self.settings, self.obey
+            )
             self.store.record_read_conversations(self.id)
             if self.store.last_erasure() == erasure_before:
                 return prefs

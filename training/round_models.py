@@ -32,13 +32,18 @@ from training.timing import PartSeconds
 
 
 class RoundModels:
-    """The models and data of one round, as its settings and its folder have them."""
+    """The models and data of one round, as its settings and its folder have them. `obey` is called where reading data
+    takes long.
+    """
 
-    def __init__(self, store: Store, settings: Settings, round_id: int, folder: Path) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, round_id: int, folder: Path, obey: imported.Obey = imported.go_on
+    ) -> None:
         self.store = store
         self.settings = settings
         self.round_id = round_id
         self.folder = folder
+        self.obey = obey
         self.seconds = PartSeconds()
 
     # -- the policy and its base
@@ -233,7 +238,8 @@ class RoundModels:
         edits = [
             row for row in self.store.demonstrations(self.base["hash"]) if prefs.group_of(row) not in prefs.heldout
         ]
-        rows: list[Row] = [*edits, *imported.demonstrations(self.store, self.tokenizer, self.settings)]
+        known = imported.demonstrations(self.store, self.tokenizer, self.settings, self.obey)
+        rows: list[Row] = [*edits, *known]
         if live is not None:
             began = self.store.round(live["round"])["started"]
             rows = [row for row in rows if row["created"] > began]
@@ -246,7 +252,8 @@ class RoundModels:
     @cached_property
     def _training_seeds(self) -> list[list[int]]:
         """The shipped prompts, and those that were imported."""
-        return self.seed_prompts("train") + imported.prompts(self.store, self.tokenizer, self.settings)
+        known = imported.prompts(self.store, self.tokenizer, self.settings, self.obey)
+        return self.seed_prompts("train") + known
 
     def seed_prompts(self, part: str) -> list[list[int]]:
         """The shipped prompts, `train` or `heldout`, that fit into a rollout."""

@@ -23,7 +23,7 @@ from trl import (
     SFTTrainer,
 )
 
-from playground.data import files
+from playground.data import files, writers
 
 TRAINERS = {
     "reward": (RewardTrainer, RewardConfig),
@@ -65,7 +65,7 @@ def as_parquet(folder, name):
     rows = [row for _, row in files.read(Path(folder) / f"{name}.jsonl")]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"{name}.parquet"
-        with files.ParquetWriter(path) as file:
+        with writers.ParquetWriter(path) as file:
             for row in rows:
                 file.write(row)
         read = [row for _, row in files.read(path)]

@@ -40,7 +40,7 @@ class Reply:
 
     message: int
     text: str
-    finish_reason: str  # as the store has it
+    finish_reason: str | None  # as the store has it; None until it is recorded
     tokens: int
     version: int  # that wrote it; nobody is told before the vote
 
@@ -59,14 +59,14 @@ class Completing(Votes, Comparing):
 
     def complete(self, annotator: int, asked: Asked, address: str = "") -> Generator[View]:
         """Two replies, as `Chat.send`: Views from the first update to both complete. Closing it stops them."""
-        *history, last = self._checked_messages(asked.messages)
-        if asked.version is not None:
-            self._check_in_use(asked.version)
-        system_prompt = self._checked_system(asked.system_prompt)
-        own = self._own_sampling(asked.sampling)
-        tokenizer, budget = self.engine.tokenizer, self.settings.chat.context_tokens
-        prompts.encode([*history, last], tokenizer, budget, system_prompt)  # refuses before anything is recorded
-        with self._turn(annotator, address) as turn:
+        with self._turn(annotator, address) as turn:  # before any text is read: that costs time
+            *history, last = self._checked_messages(asked.messages)
+            if asked.version is not None:
+                self._check_in_use(asked.version)
+            system_prompt = self._checked_system(asked.system_prompt)
+            own = self._own_sampling(asked.sampling)
+            tokenizer, budget = self.engine.tokenizer, self.settings.chat.context_tokens
+            prompts.encode([*history, last], tokenizer, budget, system_prompt)  # refuses before anything is recorded
             said = [(message["role"], message["content"]) for message in history]
             with refusing():
                 conversation = self.store.begin_with(annotator, said, system_prompt, own)

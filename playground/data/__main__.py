@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, files, importing
+from playground.data import columns, export, importing, writers
 from playground.data.export import Export
 from playground.data.files import CannotRead
 from playground.settings import SettingsError, read
@@ -73,7 +73,7 @@ def _export_command(command: argparse.ArgumentParser) -> None:
         help="TRL's preference, kto (unpaired), sft (prompt and completion) or prompts; everything (default) has "
         "pairs, thumbs, edits and prompts with all that is known of them",
     )
-    command.add_argument("--file-type", choices=list(files.WRITERS), default="jsonl", help="parquet needs pyarrow")
+    command.add_argument("--file-type", choices=list(writers.WRITERS), default="jsonl", help="parquet needs pyarrow")
     command.add_argument("--plain", action="store_true", help="one text (Human: … Assistant: …) in place of messages")
     command.add_argument("--implicit-prompt", action="store_true", help="preference: the prompt within both replies")
     command.add_argument("--imported", action="store_true", help="the rows that were imported, in place of people's")

@@ -42,6 +42,7 @@ COLUMNS = {
     "sampling": "the sampling settings",
     "vote": "the vote's number",
     "demonstration": "the edit's number",
+    "rating": "the thumb's number",
     "message": "the number of the prompt's last message",
     "person": "a number for the person; it is no name",
     "conversation": "the chat's number",

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from playground.data.files import BadRow, Row
-from playground.data.records import Demonstration, JudgedPair, Prompt, Turn
+from playground.data.records import IDS, Demonstration, JudgedPair, Prompt, Turn
 
 Importable = JudgedPair | Demonstration | Prompt
 Values = dict[str, Any]
@@ -28,7 +28,25 @@ def record_of(row: Row, kind: str | None = None) -> tuple[str, Importable]:
     """
     kind = kind or _kind(row)
     readers: dict[str, Callable[[Row], Values]] = {"pair": _pair, "demonstration": _demonstration, "prompt": _prompt}
-    return kind, _checked(kind, readers[kind](row))
+    return kind, _checked(kind, {**_marks(row), **readers[kind](row)})
+
+
+def _marks(row: Row) -> Values:
+    """Where a row that Nudge exported comes from, whatever is made of it. Other programs turn ids into texts and
+    floats, and other people's files have columns of these names that mean something else.
+    """
+    ids = {name: found for name in IDS if (found := _id(row.get(name))) is not None}
+    created = row.get("created")
+    return ids | ({"created": created} if isinstance(created, str) and 0 < len(created) <= 200 else {})
+
+
+def _id(value: Any) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}(\.0)?", value, re.ASCII):
+        value = int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return value if is_id else None
 
 
 def _kind(row: Row) -> str:
@@ -106,7 +124,7 @@ def _pair(row: Row) -> Values:
     if messages != other:
         raise BadRow("the two dialogues part before their last reply")
     versions = {"left_version": row.get("chosen_version"), "right_version": row.get("rejected_version")}
-    marks = {name: row[name] for name in ("tags", "early", "vote", "person", "created") if row.get(name) is not None}
+    marks = {name: row[name] for name in ("tags", "early", "person") if row.get(name) is not None}
     return {"messages": messages, "left": chosen, "right": rejected, "choice": _verdict(row), **versions, **marks}
 
 
@@ -161,18 +179,16 @@ def _demonstration(row: Row) -> Values:
         messages, reply = _dialogue(None, row["messages"])
     else:
         raise BadRow("no demonstration: it needs the columns prompt and completion, or messages")
-    names = ("version", "vote", "demonstration", "person", "created")
-    marks = {name: row[name] for name in names if row.get(name) is not None}
+    marks = {name: row[name] for name in ("version", "person") if row.get(name) is not None}
     return {"messages": messages, "reply": reply, **marks}
 
 
 def _prompt(row: Row) -> Values:
-    marks = {name: row[name] for name in ("message", "created") if row.get(name) is not None}
     if "prompt" in row:
-        return {"messages": _messages(row["prompt"]), **marks}
+        return {"messages": _messages(row["prompt"])}
     if "messages" in row:
         messages = _messages(row["messages"])
-        return {"messages": messages[:-1] if _ends_with_reply(messages) else messages, **marks}
+        return {"messages": messages[:-1] if _ends_with_reply(messages) else messages}
     if "instruction" in row:
         return {"messages": _instruction(row)}
     raise BadRow("no prompt: it needs one of the columns prompt, messages and instruction")

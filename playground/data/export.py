@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from playground.data import files, formats
+from playground.data import files, formats, writers
 from playground.data.card import Tally, card
 from playground.data.files import CannotRead
 from playground.data.progress import Progress
@@ -27,7 +27,7 @@ class Export:
     """What is to be exported, and how."""
 
     format: str  # one of FORMATS
-    file_type: str = "jsonl"  # one of `files.WRITERS`
+    file_type: str = "jsonl"  # one of `writers.WRITERS`
     plain: bool = False  # texts in the form of HH-RLHF, in place of messages
     implicit: bool = False  # a preference has no prompt of its own
     filters: Filters = ALL
@@ -45,13 +45,14 @@ class Part:
 
 def write(store: Store, export: Export, out: Path) -> Tally:
     """Write the files and their card into the folder `out`; returns what was counted. CannotRead where the folder holds
-    anything. Each file appears once it is whole.
+    anything. Each file appears once it is whole. Nobody but
+    the owner of this process may read them: they hold what the database holds.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CannotRead(f"{out} is not an empty folder. Pass a new one with --out.")
     if export.file_type == "parquet":
         files.pyarrow()  # before anything is written
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
     tally = Tally()
     names = []
     for part in parts(store, export):
@@ -59,13 +60,14 @@ def write(store: Store, export: Export, out: Path) -> Tally:
         names.append(name)
         total = store.count_judged() if part.name == "pairs" or export.format == "preference" else None
         _write_part(part, export, out / name, tally, Progress(name, total))
-    (out / "README.md").write_text(card(tally, names, asked(export)), encoding="utf-8")
+    with writers.open_private(out / "README.md") as file:
+        file.write(card(tally, names, asked(export)))
     return tally
 
 
 def _write_part(part: Part, export: Export, path: Path, tally: Tally, progress: Progress) -> None:
     shape = formats.plain if export.plain else formats.conversational
-    with files.WRITERS[export.file_type](path) as file, progress:
+    with writers.WRITERS[export.file_type](path) as file, progress:
         for record in part.records:
             written = 0
             for row in part.as_rows(record, shape):

@@ -1,4 +1,5 @@
-"""Rows of data files, written and read one by one: JSONL, CSV and Parquet. What a row means is left to others.
+"""Rows of data files, read one by one: JSONL, JSON arrays, CSV and Parquet. What a row means is left to others, and how
+files are written to `writers.py`.
 
 A file that is read may be anybody's: each row has a bound, and one that cannot be read does not end the reading.
 """
@@ -7,16 +8,15 @@ import csv
 import importlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Self, TextIO
 
 Row = Mapping[str, Any]
 
 MOST_BYTES = 4 << 20  # of a row
 MOST_JSON = 64 << 20  # bytes of a file that is one JSON array, which is read as a whole
-BATCH = 500  # rows of Parquet at once
+BATCH = 500  # most rows of Parquet at once
+MOST_GROUP = 1 << 30  # bytes of a group of rows of Parquet, unpacked, as the file says
 
 
 class CannotRead(Exception):
@@ -28,129 +28,6 @@ class BadRow(Exception):
 
 
 Numbered = Iterator[tuple[int, Row | BadRow]]  # from 1
-
-
-# -- writing
-
-
-class Writer(Protocol):
-    """Writes a file that appears under its name once it is whole."""
-
-    rows: int
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
-    def write(self, row: Row) -> None:
-        """Add a row."""
-
-
-class JsonlWriter:
-    """One JSON object a line, in UTF-8."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = 0
-        self._partial = path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> Self:
-        self._file = self._partial.open("w", encoding="utf-8", newline="\n")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        _keep(self._partial, self.path, error)
-
-    def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.rows += 1
-
-
-class ParquetWriter:
-    """Parquet, in groups of BATCH rows. It needs pyarrow."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = 0
-        self._pyarrow = pyarrow()
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._waiting: list[Row] = []
-        self._file: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._write_group()
-        if self._file is not None:
-            self._file.close()
-            _keep(self._partial, self.path, error)
-
-    def write(self, row: Row) -> None:
-        self._waiting.append(row)
-        self.rows += 1
-        if len(self._waiting) == BATCH:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        if not self._waiting:
-            return
-        if self._file is None:
-            schema = self._schema(self._waiting[0])
-            self._file = importlib.import_module("pyarrow.parquet").ParquetWriter(self._partial, schema)
-        table = self._pyarrow.Table.from_pylist([_flat(row) for row in self._waiting], schema=self._file.schema)
-        self._file.write_table(table)
-        self._waiting = []
-
-    def _schema(self, first: Row) -> Any:
-        """The types of the columns. They come from the names, since a column of a whole group may be empty."""
-        pa = self._pyarrow
-        turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-        by_name = {"tags": pa.list_(pa.string()), "probability": pa.float64()}
-        by_name |= dict.fromkeys(FLAGS, pa.bool_()) | dict.fromkeys(NUMBERS, pa.int64())
-        by_name |= {name: turns for name in TURNS if isinstance(first.get(name), list)}
-        return pa.schema([(name, by_name.get(name, pa.string())) for name in first])
-
-
-TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
-FLAGS = ("decided", "early", "label")
-NUMBERS = (
-    *("vote", "demonstration", "message", "person", "conversation", "thumb", "left_tokens", "right_tokens"),
-    *("version", "left_version", "right_version", "chosen_version", "rejected_version"),
-)
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    """A row with its objects as JSON texts, since those of different rows have different keys."""
-    return {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
-
-
-def _keep(partial: Path, path: Path, error: BaseException | None) -> None:
-    """Give a whole file its name, and remove one that was not finished."""
-    if error is None:
-        partial.replace(path)
-    else:
-        partial.unlink(missing_ok=True)
-
-
-def pyarrow() -> Any:
-    """The module pyarrow; CannotRead where it is not installed."""
-    try:
-        return importlib.import_module("pyarrow")
-    except ModuleNotFoundError:
-        raise CannotRead(
-            "Parquet needs pyarrow, which is not installed. Install it with `pip install pyarrow`, or use JSONL."
-        ) from None
-
-
-WRITERS: dict[str, type[JsonlWriter] | type[ParquetWriter]] = {"jsonl": JsonlWriter, "parquet": ParquetWriter}
-
-
-# -- reading
 
 
 def read(path: Path) -> Numbered:
@@ -215,26 +92,76 @@ def _json(path: Path) -> Numbered:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
         raise CannotRead(f"{path}: this is not a JSON array in UTF-8.") from None
+    may_be_long = path.stat().st_size > MOST_BYTES
     for number, row in enumerate(rows, 1):
-        yield number, _object(row)
+        yield number, too_long() if may_be_long and _bytes_of(row) > MOST_BYTES else _object(row)
+
+
+def _bytes_of(row: Any) -> int:
+    return len(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def _csv(path: Path) -> Numbered:
     """The rows below a line of names. A cell that is a JSON list of messages is read as one."""
     csv.field_size_limit(MOST_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(iter(partial(file.readline, MOST_BYTES), ""))
+        lines = _LinesOfRows(file)
+        rows = csv.DictReader(lines)
+        try:
+            _ = rows.fieldnames
+        except (csv.Error, _RowTooLong):
+            raise CannotRead(f"{path}: the first line has no names of columns.") from None
         number = 0
         while True:
             number += 1
+            lines.begin_row()
             try:
                 row = next(rows)
             except StopIteration:
                 return
+            except _RowTooLong:
+                yield number, too_long()
+                continue
             except csv.Error as error:
                 yield number, BadRow(f"the row is not CSV: {error}")
                 continue
             yield number, _cells(row)
+
+
+class _RowTooLong(Exception):
+    """A row of CSV has more than MOST_BYTES."""
+
+
+class _LinesOfRows:
+    """The lines of a CSV file. A row may have several; one that is too long is passed over to its end."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """The next line is the first of a row."""
+        self._bytes = 0
+        self._quotes = 0  # while their number is odd, the row goes on in the next line
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._read()
+        if not line:
+            raise StopIteration
+        self._bytes += len(line.encode("utf-8", "surrogateescape"))
+        if self._bytes > MOST_BYTES:
+            while line and (self._quotes % 2 or not line.endswith(("\n", "\r"))):
+                line = self._read()
+            raise _RowTooLong
+        return line
+
+    def _read(self) -> str:
+        line = self._file.readline(MOST_BYTES + 1)
+        self._quotes += line.count('"')
+        return line
 
 
 def _cells(row: Mapping[str | None, Any]) -> Row | BadRow:
@@ -261,9 +188,54 @@ def _parquet(path: Path) -> Numbered:
         file = module.ParquetFile(path)
     except Exception as error:  # pyarrow's own kinds
         raise CannotRead(f"{path}: this is not a Parquet file.") from error
-    number = 0
     with file:
-        for batch in file.iter_batches(batch_size=BATCH):
-            for row in batch.to_pylist():
-                number += 1
+        before = 0  # rows in the groups before this one
+        for group in range(file.metadata.num_row_groups):
+            number = before
+            for number, row in enumerate(_parquet_group(file, group), before + 1):
                 yield number, row
+            before = max(number, before + file.metadata.row_group(group).num_rows)
+
+
+def _parquet_group(file: Any, group: int) -> Iterator[Row | BadRow]:
+    """The rows of a group. Where it is damaged or too large, one BadRow stands for the rest of it."""
+    facts = file.metadata.row_group(group)
+    if facts.total_byte_size > MOST_GROUP:
+        yield BadRow(f"its group of rows has more than {MOST_GROUP >> 20} MB; write smaller groups")
+        return
+    mean = facts.total_byte_size // max(1, facts.num_rows)
+    at_once = max(1, min(BATCH, 8 * MOST_BYTES // max(1, mean)))
+    try:
+        for batch in file.iter_batches(batch_size=at_once, row_groups=[group]):
+            yield from _parquet_batch(batch)
+    except Exception:  # pyarrow's own kinds, OSError and ValueError among them
+        yield BadRow("the file is damaged here: the rest of this group of rows cannot be read")
+
+
+def _parquet_batch(batch: Any) -> Iterator[Row | BadRow]:
+    for place in range(batch.num_rows):
+        one = batch.slice(place, 1)
+        if batch.nbytes > MOST_BYTES and sum(map(_bytes_of_column, one.columns)) > MOST_BYTES:
+            yield too_long()
+            continue
+        try:
+            (row,) = one.to_pylist()
+        except Exception:  # a text that is not UTF-8, a time that Python does not have
+            row = BadRow("the row has a value that cannot be read")
+        yield row
+
+
+def _bytes_of_column(column: Any) -> int:
+    """Of a column of one row: a dictionary is that of all rows, so the value is looked up."""
+    decode = getattr(column, "dictionary_decode", None)
+    return (decode() if decode else column).nbytes
+
+
+def pyarrow() -> Any:
+    """The module pyarrow; CannotRead where it is not installed."""
+    try:
+        return importlib.import_module("pyarrow")
+    except ModuleNotFoundError:
+        raise CannotRead(
+            "Parquet needs pyarrow, which is not installed. Install it with `pip install pyarrow`, or use JSONL."
+        ) from None

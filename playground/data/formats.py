@@ -1,7 +1,7 @@
 """Records to the rows of TRL's dataset types (https://huggingface.co/docs/trl/dataset_formats). Pure functions; what
 reads the records and writes the rows is `export.py`'s.
 
-Each row also says what it comes from: `created`, `person`, `version`s, `tags`. TRL's trainers leave such columns alone.
+Each row also says what it comes from: its marks, `person`, `version`s, `tags`. TRL's trainers leave such columns alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,9 +48,8 @@ def preference(pair: JudgedPair, shape: Shape = conversational, explicit: bool =
         "tags": pair.tags,
         "chosen_version": pair.right_version if pair.choice == "b" else pair.left_version,
         "rejected_version": pair.left_version if pair.choice == "b" else pair.right_version,
-        "vote": pair.vote,
         "person": pair.person,
-        "created": pair.created,
+        **pair.marks(),
     }
     if explicit:
         prompt, chosen = _prompt_and_completion(pair.messages, pair.chosen, shape)
@@ -81,28 +80,24 @@ def _unpaired(
         "said_by": said_by,
         "version": version,
         "person": record.person,
-        "created": record.created,
+        **record.marks(),
     }
 
 
 def prompt_completion(record: Record, shape: Shape = conversational) -> Iterator[Row]:
     """TRL's prompt and completion, for SFT: an edited reply, or the reply that was picked."""
     if isinstance(record, Demonstration):
-        text, marks = record.reply, {"said_by": "edit", "early": False, "version": record.version}
+        text, said = record.reply, {"said_by": "edit", "early": False, "version": record.version}
     elif isinstance(record, JudgedPair) and record.decided:
         version = record.right_version if record.choice == "b" else record.left_version
-        text, marks = record.chosen, {"said_by": "pick", "early": record.early, "version": version}
+        text, said = record.chosen, {"said_by": "pick", "early": record.early, "version": version}
     else:
         return
     prompt, completion = _prompt_and_completion(record.messages, text, shape)
-    edit = record.demonstration if isinstance(record, Demonstration) else None
-    vote = record.vote if isinstance(record, JudgedPair) else None
-    ids = {"vote": vote, "demonstration": edit, "person": record.person, "created": record.created}
-    yield {"prompt": prompt, "completion": completion, **marks, **ids}
+    yield {"prompt": prompt, "completion": completion, **said, "person": record.person, **record.marks()}
 
 
 def prompt_only(record: Record, shape: Shape = conversational) -> Iterator[Row]:
     """TRL's prompt-only."""
     prompt, _ = _prompt_and_completion(record.messages, "", shape)
-    ids = {name: getattr(record, name, None) for name in ("message", "created")}
-    yield {"prompt": prompt, **ids}
+    yield {"prompt": prompt, **record.marks()}

@@ -31,12 +31,24 @@ class Turn(TypedDict):
 
 Turns = Sequence[Turn]
 
+IDS = ("vote", "demonstration", "rating", "message")  # fields of a record that are ids in the database it comes from
+MARKS = (*IDS, "created")
+
 
 @dataclass(frozen=True)
 class Record:
-    """What all records have. `messages`: the chat up to the message that was answered, its system prompt first."""
+    """What all records have. `messages`: the chat up to the message that was answered, its system prompt first.
+
+    Its marks say where it comes from, whatever is made of it: an id in the database that recorded it, and when. By them
+    that database knows what it recorded, so that what was deleted there does not come back by a file.
+    """
 
     messages: Annotated[list[Turn], MinLen(1), MaxLen(MOST_TURNS)]
+    vote: Id | None = field(default=None, kw_only=True)
+    demonstration: Id | None = field(default=None, kw_only=True)  # an edit of a reply
+    rating: Id | None = field(default=None, kw_only=True)  # a thumb
+    message: Id | None = field(default=None, kw_only=True)  # the last one of a prompt
+    created: Name | None = field(default=None, kw_only=True)  # when it was said, in UTC
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -44,7 +56,13 @@ class Record:
         return cls(**{name: row[name] for name in (f.name for f in fields(cls)) if name in row})
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields, the marks last."""
+        values = asdict(self)
+        marks = self.marks()
+        return {name: value for name, value in values.items() if name not in marks} | marks
+
+    def marks(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in MARKS}
 
 
 @dataclass(frozen=True)
@@ -67,10 +85,8 @@ class JudgedPair(Record):
     probability: float | None = None  # with which this pair was chosen
     base_model: Name | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
-    vote: Id | None = None  # ids in the database that it comes from
-    person: Id | None = None
+    person: Id | None = None  # ids in the database that it comes from
     conversation: Id | None = None
-    created: Name | None = None  # when it was judged, in UTC
 
     @property
     def decided(self) -> bool:
@@ -106,7 +122,6 @@ class Thumb(Record):
     base_model: Name | None = None
     person: Id | None = None
     conversation: Id | None = None
-    created: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -117,11 +132,8 @@ class Demonstration(Record):
     before: Text | None = None  # what the model had written, where the reply is an edit of it
     version: Id | None = None  # that had written it
     base_model: Name | None = None
-    vote: Id | None = None  # that picked the reply, where it is no edit; ids in the database that it comes from
-    demonstration: Id | None = None
     person: Id | None = None
     conversation: Id | None = None
-    created: Name | None = None
 
     def content_hash(self) -> str:
         return _digest("demonstration", self.messages, self.reply, self.created)
@@ -130,9 +142,6 @@ class Demonstration(Record):
 @dataclass(frozen=True)
 class Prompt(Record):
     """Messages that wait for a reply."""
-
-    message: Id | None = None  # the last one's id in the database that it comes from
-    created: Name | None = None
 
     def content_hash(self) -> str:
         return _digest("prompt", self.messages)

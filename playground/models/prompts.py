@@ -18,6 +18,7 @@ from playground.models.templates import ControlTokens, Message
 from playground.system.messages import UserFacingError
 
 SHIPPED = Path(__file__).parents[2] / "assets" / "prompts"
+CHARACTERS_PER_TOKEN = 4  # about: it says where `encode` begins to search, not what it finds
 
 
 class BadMessage(UserFacingError):
@@ -78,26 +79,82 @@ def encode(
 
     The oldest turns are left out whole until the rest fits, so that the template is never cut. The system prompt and
     the last message always stay. BadMessage when those two alone are too long.
+
+    Templates are programs, so a conversation has to be encoded to know its length. How many turns fit is searched from
+    a guess by characters, since more turns never have fewer tokens: the time grows with the text, not with text times
+    turns.
     """
-    system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages = [{**message, "content": without_special_tokens(message["content"], tokenizer)} for message in messages]
-    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    for start in turns:
+    suffixes = _Suffixes(messages, tokenizer, system_prompt)
+    fits: list[int] | None = None
+    most = 0  # turns that are known to fit
+    too_many = suffixes.turns + 1  # turns that are known not to fit, or not to be there
+    turns = suffixes.turns_within(budget * CHARACTERS_PER_TOKEN)
+    step = 1
+    while most + 1 < too_many:
+        ids = suffixes.encode(turns)
+        if len(ids) <= budget:
+            fits, most = ids, turns
+            turns += step
+            step *= 2
+        else:
+            too_many = turns
+        if turns >= too_many:
+            turns = (most + too_many) // 2
+    if fits is not None:
+        return fits
+    raise BadMessage(
+        "The message has {n} tokens with its frame; at most {limit} fit. Please shorten it.",
+        n=f"{len(ids):,}",
+        limit=f"{budget:,}",
+    )
+
+
+class _Suffixes:
+    """The last turns of a chat as token ids. A turn is a message of the user and what follows it."""
+
+    def __init__(
+        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
+    ) -> None:
+        self._messages = messages
+        self._tokenizer = tokenizer
+        self._system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self._starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        self._cleaned: dict[int, Message] = {}  # by place: messages without control tokens
+        self.turns = len(self._starts)
+
+    def turns_within(self, characters: int) -> int:
+        """How many of the last turns have so many characters together; at least 1."""
+        turns = 1
+        for count, start in enumerate(reversed(self._starts), 1):
+            characters -= sum(len(message["content"]) for message in self._messages[start : self._end_of(count)])
+            if characters < 0:
+                break
+            turns = count
+        return turns
+
+    def _end_of(self, count: int) -> int:
+        """Where the turn ends that is `count` turns from the end."""
+        return len(self._messages) if count == 1 else self._starts[1 - count]
+
+    def encode(self, turns: int) -> list[int]:
+        """Token ids of the last `turns` turns; BadMessage where the template refuses them."""
+        start = self._starts[-turns]
+        messages = [self._clean(place) for place in range(start, len(self._messages))]
         try:
-            ids = templates.encode(system + messages[start:], tokenizer)
+            return templates.encode(self._system + messages, self._tokenizer)
         except templates.BadTemplate as error:
             raise BadMessage(
                 "The model's chat template does not take this conversation: {reason}. Change the system prompt or the "
                 "message.",
                 reason=str(error),
             ) from None
-        if len(ids) <= budget:
-            return ids
-    raise BadMessage(
-        "The message has {n} tokens with its frame; at most {limit} fit. Please shorten it.",
-        n=f"{len(ids):,}",
-        limit=f"{budget:,}",
-    )
+
+    def _clean(self, place: int) -> Message:
+        if place not in self._cleaned:
+            message = self._messages[place]
+            content = without_special_tokens(message["content"], self._tokenizer)
+            self._cleaned[place] = {**message, "content": content}
+        return self._cleaned[place]
 
 
 def encode_those_that_fit(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, budget: int) -> list[list[int]]:

@@ -13,12 +13,15 @@ PAGE = 200  # rows
 
 # by the field of a record: finds what this very database recorded. Rows of deleted chats stay, without their texts, so
 # that what was deleted does not come back
-KNOWN = {name: f"select 1 from {name} where id = ? and created = ?" for name in ("vote", "demonstration", "message")}
+KNOWN = {
+    name: f"select 1 from {name} where id = ? and created = ?"
+    for name in ("vote", "demonstration", "rating", "message")
+}
 
 
 class ImportedRow(NamedTuple):
     """A row to import. `sha256`: the hash of its content. `record`: a dict that JSON takes; one that Nudge exported has
-    its `vote`, `demonstration` or `message` (ids) and `created`.
+    its `vote`, `demonstration`, `rating` or `message` (ids) and `created`.
     """
 
     sha256: str
@@ -58,18 +61,17 @@ class Imported(Database):
                from imported group by source, kind order by source, kind"""
         )
 
-    def imported_sample(self, kind: str, limit: int) -> list[Row]:
+    def imported_sample(self, kind: str, limit: int) -> Iterator[Row]:
         """At most `limit` imported rows of a kind, drawn by their hash: the same ones as long as nothing new comes.
+        They are read one by one, since each may have megabytes.
 
         Keys: id, source, weight, created; record: the texts, a dict.
         """
-        return _decoded(
-            self.rows(
-                """select id, source, weight, created, record from imported where kind = ? order by sha256 limit ?""",
-                kind,
-                limit,
+        drawn = self.rows("select id from imported where kind = ? order by sha256 limit ?", kind, limit)
+        for row in drawn:
+            yield from _decoded(
+                self.rows("select id, source, weight, created, record from imported where id = ?", row["id"])
             )
-        )
 
     def imported(self, kind: str) -> Iterator[Row]:
         """All imported rows of a kind in the order in which they came, as `imported_sample` returns them."""

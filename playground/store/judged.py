@@ -51,7 +51,7 @@ LISTED = f"""
     from {VOTES_BY_ID}"""
 
 THUMBS = f"""
-    select t.id as thumb_id, t.created, t.thumb, t.annotator as person, m.conversation, m.parent as last,
+    select t.id as rating, t.created, t.thumb, t.annotator as person, m.conversation, m.parent as last,
       g.policy as version, g.base_model, m.text as reply, c.system_prompt
     from rating t cross join message m on m.id = t.message cross join conversation c on c.id = m.conversation
       cross join annotator a on a.id = t.annotator cross join generation g on g.message = m.id
@@ -117,10 +117,10 @@ class Judged(Database):
     def thumbs(self, filters: Filters = ALL) -> Iterator[Row]:
         """Thumbs that rounds may learn from, oldest first; none where a choice or a tag is asked for.
 
-        Keys: thumb_id, created, thumb (1 or -1), person, conversation, messages, reply, version, base_model.
+        Keys: rating (its id), created, thumb (1 or -1), person, conversation, messages, reply, version, base_model.
         """
         where, values = filters.as_sql(THUMB_CONDITIONS)
-        return self._pages(f"{THUMBS}{where} and t.id > ? order by t.id limit {PAGE}", values, "thumb_id", dict)
+        return self._pages(f"{THUMBS}{where} and t.id > ? order by t.id limit {PAGE}", values, "rating", dict)
 
     def edits(self, filters: Filters = ALL) -> Iterator[Row]:
         """Edited replies that rounds may learn from, oldest first; none where a choice or a tag is asked for.

@@ -224,6 +224,15 @@ def api_key(db: Database) -> None:
     db.execute("create index api_key_annotator on api_key (annotator)")
 
 
+@migrations(name="0014_edited")
+def edited(db: Database) -> None:
+    """An edited reply that is edited again keeps its row. A row with another id and time used to take its place, so
+    that a file exported before brought the text back after its chat had been deleted.
+    """
+    # when the person edited the reply again; null: never
+    db.execute("alter table demonstration add column edited text")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

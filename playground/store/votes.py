@@ -151,18 +151,17 @@ class Votes(Database):
         """Record a reply in one's own chats as the person edited it, with the text before; returns its id.
 
         A later edit of the same reply replaces the earlier one. Otherwise one person could fill the disk and the warm
-        start with one reply.
+        start with one reply. It keeps that one's id and time, by which a file that was exported before is known.
         """
         with self.writing() as db:
             before = _own_reply(db, message, annotator)
-            db.execute("delete from demonstration where message = ? and annotator = ?", [message, annotator])
-            columns = {
-                "message": message,
-                "annotator": annotator,
-                "before": before,
-                "after": after,
-                "created": now(),
-            }
+            earlier = db.execute(
+                "select max(id) from demonstration where message = ? and annotator = ?", [message, annotator]
+            ).fetchone()[0]
+            if earlier:
+                db.table("demonstration").update(earlier, {"before": before, "after": after, "edited": now()})
+                return int(earlier)
+            columns = {"message": message, "annotator": annotator, "before": before, "after": after, "created": now()}
             return insert(db, "demonstration", columns)
 
     # -- what became of votes
@@ -250,12 +249,13 @@ class Votes(Database):
     def demonstrations(self, base_hash: str) -> list[Row]:
         """Edited replies, oldest first.
 
-        Keys: annotator, conversation, created, after (the edited text), prompt and completion (token ids, before the
-        edit).
+        Keys: annotator, conversation, created (when it was edited last), after (the edited text), prompt and completion
+        (token ids, before the edit).
         """
         return _decoded(
             self.rows(
-                f"""select x.annotator, m.conversation, x.created, x.after, p.token_ids as prompt,
+                f"""select x.annotator, m.conversation, coalesce(x.edited, x.created) as created,
+                      x.after, p.token_ids as prompt,
                       g.token_ids as completion
                     from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
                     join annotator a on a.id = x.annotator join generation g on g.message = m.id

@@ -32,6 +32,7 @@ LIVE = "live"  # the model that is whatever answers people
 VERSION = re.compile(r"v([0-9]{1,6})", re.ASCII)
 PRIVATE = {"cache-control": "no-store"}
 STREAM_HEADERS = {**PRIVATE, "x-accel-buffering": "no"}  # nginx would gather the words otherwise
+GONE = 499  # as nginx logs it: the client closed the request, so nobody reads the answer
 SWAPPED = {"a": "b", "b": "a"}
 
 
@@ -74,7 +75,8 @@ class Completions:
             await turn.begin()
             if body.stream:
                 return StreamingResponse(turn.events(), media_type="text/event-stream", headers=STREAM_HEADERS)
-            return JSONResponse(await turn.whole(request), headers=PRIVATE)
+            answer = await turn.whole(request)
+            return Response(status_code=GONE) if answer is None else JSONResponse(answer, headers=PRIVATE)
         except (Problem, UserFacingError) as error:
             return problem(error).response()
 
@@ -149,12 +151,14 @@ class CompletionTurn:
         """Wait until the turn is recorded. Refused and its like where it cannot be had."""
         self._first = await anext(self._views)
 
-    async def whole(self, request: Request) -> dict[str, Any]:
-        """The answer once both replies are complete. They are stopped where nobody waits for it any more."""
+    async def whole(self, request: Request) -> dict[str, Any] | None:
+        """The answer once both replies are complete. They are stopped, and there is none, where nobody waits for it any
+        more.
+        """
         async with aclosing(self._views):
             async for _ in self._views:
                 if await request.is_disconnected():
-                    break
+                    return None
         completed = await self._completed()
         return shapes.completion(completed, self.model, self.n, self.created, self.api.fingerprint)
 
@@ -172,14 +176,15 @@ class CompletionTurn:
                     elif view.progress:
                         yield b": waiting\n\n"
                 completed = await self._completed()
+                ends = [shapes.finish(reply) for reply in completed.replies[: self.n]]
                 texts = [reply.text for reply in completed.replies]
                 for i, text in deltas.added(texts, complete=True):
                     yield self._chunk([self._choice(i, {"content": text})])
             except (Problem, UserFacingError, ValueError) as error:
                 yield shapes.event(problem(error).body)
                 return
-            for i, reply in enumerate(completed.replies[: self.n]):
-                yield self._chunk([self._choice(i, {}, shapes.FINISH[reply.finish_reason])])
+            for i, end in enumerate(ends):
+                yield self._chunk([self._choice(i, {}, end)])
             if self.includes_usage:
                 yield self._chunk([], shapes.usage(completed, self.n))
             yield shapes.event("[DONE]")

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from playground.chat.completing import MOST_MESSAGES, Asked, Completed
+from playground.chat.completing import MOST_MESSAGES, Asked, Completed, Reply
 from playground.models import templates
 
 RETRY_AFTER = "5"  # seconds, told to a program whose request was one too many
@@ -148,6 +148,14 @@ def duel_and_side(completion_id: str) -> tuple[int, int]:
 # -- answers
 
 
+def finish(reply: Reply) -> str:
+    """OpenAI's reason why a reply ended; Problem where the reply is not recorded, or not any more."""
+    reason = FINISH.get(reply.finish_reason or "")
+    if reason is None:
+        raise Problem(503, "The replies are no longer there. Send the request again.", "server_error")
+    return reason
+
+
 def completion(completed: Completed, model: str, n: int, created: int, fingerprint: str) -> dict[str, Any]:
     """A whole answer, with the first `n` replies."""
     replies = completed.replies[:n]
@@ -156,7 +164,7 @@ def completion(completed: Completed, model: str, n: int, created: int, fingerpri
             "index": i,
             "message": {"role": "assistant", "content": reply.text},
             "logprobs": None,
-            "finish_reason": FINISH[reply.finish_reason],
+            "finish_reason": finish(reply),
             "completion_id": id_of(completed.duel, i),
         }
         for i, reply in enumerate(replies)
