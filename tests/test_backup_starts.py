@@ -179,6 +179,16 @@ def test_a_rotten_version_costs_that_version_and_no_vote(folder, url, target, tm
     assert second.save().trouble is None
 
 
+def test_a_rotten_version_that_is_on_the_disk_is_not_missing(folder, url, target):
+    adapter(folder, 1)
+    saved(folder)
+    flip(blob_of(target, "adapters/v0001/adapter_model.safetensors"))
+    lose_database(folder)
+    again = Folder(folder.settings.data_dir, url)
+    assert (again.settings.adapters_dir / "v0001" / "manifest.json").exists()
+    assert again.backup.status().notices == () and aside(folder.settings.data_dir) == []
+
+
 def test_a_part_that_was_altered_is_found_and_written_again(folder, url, target, tmp_path):
     """Its size was all that was looked at, so each later snapshot relied on it."""
     adapter(folder, 1)

@@ -172,7 +172,8 @@ class Backup:
             if self._archive and now - progress.pruned > PRUNE:
                 self._prune(self._archive)
                 progress.pruned = now
-            if self._archive and progress.began == began_before and not self._archive.check_next():
+            is_idle = progress.began == began_before and not self._stopping.is_set()
+            if self._archive and is_idle and not self._archive.check_next():
                 progress.state = None  # so that there is a snapshot even if nothing else changes
             progress.trouble, progress.pause = None, 0.0
         except (TargetUnavailable, StoreError, NoRoom, OSError) as error:

@@ -67,13 +67,14 @@ def _restore_newest(archive: Archive, data_dir: Path, database: Path, partial: P
             continue
         _bring_up_to_date(partial / database.name, newer)
         _clear_the_way(snapshot, data_dir, database)
+        left_out = [folder for folder in left_out if not (data_dir / folder).exists()]  # one that is there is right
         _move(snapshot, partial, data_dir, database)
         log.info("the snapshot of %s is restored", manifest.moment_of(name))
-        return Restored(name, tuple(damaged), left_out)
+        return Restored(name, tuple(damaged), tuple(left_out))
     return None
 
 
-def _fetch(archive: Archive, snapshot: Manifest, folder: Path, database: str) -> tuple[str, ...]:
+def _fetch(archive: Archive, snapshot: Manifest, folder: Path, database: str) -> list[str]:
     """All files of a snapshot into a new folder; returns the folders that are damaged and left out. Damaged where the
     database is.
     """
@@ -97,7 +98,7 @@ def _fetch(archive: Archive, snapshot: Manifest, folder: Path, database: str) ->
             log.error("%s is left out: %s", own_folder, error)
             left_out.append(own_folder)
             shutil.rmtree(destination.parent)
-    return tuple(left_out)
+    return left_out
 
 
 def _bring_up_to_date(database: Path, newer: Iterable[Manifest]) -> None:
