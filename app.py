@@ -144,14 +144,14 @@ class App:
             self.starting.say(Message("reading the backup"))
             self.backup.restore()
         store = open_store(settings)
-        if self.backup:
-            self.backup.start(store)
         self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
         if self.compiling:
             self.compiling.wait()
         self.engine = Engine(store, settings, trunk, tokenizer).start()
         self.starting.say(Message("making the page"))
         self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings), self.backup)
+        if self.backup:
+            start_backup(self.backup, store)
         return self.page
 
     def ready(self, sock: socket.socket) -> None:
@@ -213,6 +213,18 @@ def open_store(settings: Settings) -> "Store":
             "to."
         ) from None
     return store
+
+
+def start_backup(backup: "Backup", store: "Store") -> None:
+    """Begin to save what people will do. CannotStart where another app has saved since this one was restored: what it
+    saved would be lost.
+    """
+    if backup.is_behind():
+        raise CannotStart(
+            "Another app has saved to the backup since this one restored it, so this one ends before anybody uses it. "
+            "Start it again: that restores the newest snapshot. Let the app that runs end before the next one starts."
+        )
+    backup.start(store)
 
 
 def child_environ(settings: Settings) -> dict[str, str]:

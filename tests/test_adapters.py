@@ -94,6 +94,25 @@ def test_writing_the_same_version_again_keeps_the_first(tmp_path):
     assert torch.equal(read(first[0])[1][A], tensors()[A])
 
 
+def test_a_folder_of_another_round_is_replaced(tmp_path):
+    """A version of a database that was lost kept its folder, so the round that got its number failed at its end."""
+    write(tmp_path)
+    other = adapters.write(
+        tmp_path,
+        1,
+        tensors(**{A: torch.zeros(4, 8)}),
+        rank=4,
+        alpha=8,
+        targets=["q_proj", "k_proj"],
+        base=BASE,
+        parent=0,
+        round_id=3,
+        scores={"gain": 1.75},
+    )
+    manifest, loaded = read(other[0], expected_sha256=other[1])
+    assert manifest["scores"] == {"gain": 1.75} and torch.equal(loaded[A], torch.zeros(4, 8))
+
+
 def test_a_torn_write_does_not_exist(tmp_path):
     partial = tmp_path / ".v0001.partial"
     partial.mkdir()

@@ -1,13 +1,10 @@
 """Snapshots of the data folder: what is in them, what comes back, and what happens where they are damaged, cannot be
-reached, or hold what somebody has deleted.
+reached, or hold what somebody has deleted. What a start does beside that is in test_backup_starts.py.
 """
 
-import hashlib
 import json
-import sqlite3
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,70 +16,12 @@ from playground.backup.target import Target, TargetUnavailable
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.snapshots import Copied, is_sound
+from tests.backups import INTERVAL, Folder, adapter, blobs, deaf, newest, own_blobs, rows, snapshots, torn_blob
+from tests.backups import folder as folder
+from tests.backups import target as target
+from tests.backups import url as url
 from tests.stores import cast, duel
 from tests.stores import file_store as file_store
-
-INTERVAL = 1.0  # seconds, the shortest
-
-
-class Folder:
-    """A data folder with a store, whose backup is stepped by hand and not by its thread."""
-
-    def __init__(self, path, url, keep=20):
-        self.settings = Settings(_env_file=None, data_dir=path, backup={"url": url, "interval": INTERVAL, "keep": keep})
-        self.backup = Backup(self.settings)
-        self.backup.restore(patience=1.0)
-        self.store = Store(self.settings.database)
-        self.backup._thread = threading.Thread()
-        self.backup.start(self.store)
-
-    def save(self):
-        """Make the snapshot that is due, as if the interval had passed."""
-        self.backup._progress.began = self.backup._progress.not_before = float("-inf")
-        self.backup._progress.pruned = float("-inf")
-        self.backup._step()
-        return self.backup.status()
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "target"
-
-
-@pytest.fixture
-def url(target):
-    return target.as_uri()
-
-
-@pytest.fixture
-def folder(tmp_path, url):
-    return Folder(tmp_path / "first", url)
-
-
-def rows(database):
-    """A hash of every row of every table."""
-    with closing(sqlite3.connect(database)) as db:
-        return hashlib.sha256("\n".join(db.iterdump()).encode()).hexdigest()
-
-
-def snapshots(target):
-    return sorted((target / "snapshots").iterdir())
-
-
-def blobs(target):
-    return {path.name for path in (target / "blobs").iterdir()}
-
-
-def newest(target):
-    return manifest.loads(snapshots(target)[-1].name, snapshots(target)[-1].read_bytes())
-
-
-def adapter(folder, version, content=b"weights"):
-    path = folder.settings.adapters_dir / f"v{version:04d}"
-    path.mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "adapter_config.json", "manifest.json"):
-        (path / name).write_bytes(content + name.encode())
-
 
 # -- a copy of the database
 
@@ -153,7 +92,7 @@ def test_an_empty_folder_gets_everything_back(tmp_path, kind):
     assert rows(second.settings.database) == rows(first.settings.database)
     for name in ("adapters/v0001/adapter_model.safetensors", "adapters/v0001/manifest.json", "rounds/0001/gate.json"):
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
-    assert second.backup.status().notice is None and second.settings.database.stat().st_mode & 0o777 == 0o600
+    assert second.backup.status().notices == () and second.settings.database.stat().st_mode & 0o777 == 0o600
     cast(second.store)
     assert second.save().trouble is None  # it goes on with the same snapshots
     assert rows(Folder(tmp_path / "third", url).settings.database) == rows(second.settings.database)
@@ -257,17 +196,6 @@ def altered_manifest(target):
     path.write_bytes(path.read_bytes().replace(b'"erased": 0', b'"erased": 1'))
 
 
-def own_blobs(target):
-    """The blobs that the newest snapshot alone names."""
-    first = snapshots(target)[0]
-    return newest(target).blobs().keys() - manifest.loads(first.name, first.read_bytes()).blobs().keys()
-
-
-def torn_blob(target):
-    path = target / "blobs" / min(own_blobs(target))
-    path.write_bytes(path.read_bytes()[:-20])
-
-
 def altered_blob(target):
     path = target / "blobs" / min(own_blobs(target))
     content = bytearray(path.read_bytes())
@@ -285,10 +213,10 @@ def test_a_damaged_snapshot_is_left_out_for_the_one_before_it_and_that_is_said(f
     damage(target)
     second = Folder(tmp_path / "second", url)
     assert rows(second.settings.database) == first
-    notice = second.backup.status().notice
-    assert notice is not None and notice.values["newest"] == manifest.moment_of(snapshots(target)[-1].name)
+    [notice] = second.backup.status().notices
+    assert notice.values["newest"] == manifest.moment_of(snapshots(target)[-1].name)
     cast(second.store)
-    assert second.save().trouble is None and len(Archive(Target(url)).snapshots) >= 2
+    assert second.save().trouble is None and len(Archive(Target(url), set()).snapshots) >= 2
 
 
 def test_a_blob_that_is_gone_is_written_again_by_the_next_snapshot(folder, target, url, tmp_path):
@@ -328,10 +256,6 @@ def test_a_manifest_names_no_blob_that_none_is(change):
 
 
 # -- a target that does not answer
-
-
-def deaf(*_, **__):
-    raise OSError("no route to host")
 
 
 def test_an_unreachable_target_is_shown_and_tried_again_with_growing_pauses(folder, monkeypatch):

@@ -176,7 +176,7 @@ def test_everybody_reads_that_replies_grow_slowly_here_and_what_helps(site, page
 
 def test_everybody_reads_what_is_wrong_with_the_backup():
     """And how old it is, on the Training tab."""
-    late = Status(7, "2026-11-27 19:08 UTC", status.UNREACHABLE, status.HELD)
+    late = Status(7, "2026-11-27 19:08 UTC", status.UNREACHABLE, (status.HELD,))
     assert status_bar.backup_trouble_html(None, Words()) == status_bar.backup_html(None, Words()) == ""
     assert status_bar.backup_trouble_html(Status(0), Words()) == ""
     line = status_bar.backup_trouble_html(late, Words("zh-CN"))

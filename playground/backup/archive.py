@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playground.backup import manifest
 from playground.backup.manifest import BadManifest, Chunk, File, Manifest
-from playground.backup.target import Target, TargetUnavailable
+from playground.backup.target import READ_PATIENCE, Target, TargetUnavailable, within
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +29,22 @@ class Damaged(Exception):
 
 
 class Archive:
-    """The snapshots in `target`, as they are there when it is made. TargetUnavailable from every method."""
+    """The snapshots in `target`, as they are there when it is made. TargetUnavailable from every method.
 
-    def __init__(self, target: Target) -> None:
+    `checked`: the hashes of blobs that this process has read, or written, and found right; the archive adds to them.
+    """
+
+    def __init__(self, target: Target, checked: set[str]) -> None:
         self.target = target
-        names = sorted(name for name in target.list(SNAPSHOTS) if manifest.NAME.fullmatch(name))
+        self._checked = checked
+        names = sorted(manifest.names(target.list(SNAPSHOTS)))
         self.snapshots: dict[str, Manifest | None] = {name: self._manifest(name) for name in names}  # oldest first
         self._present = target.list(BLOBS)  # {hash: size} of all blobs, also of those that nobody names
         self._whole: dict[str, Chunk] = {}  # parts that need not be written again
-        for snapshot in self.snapshots.values():
-            for sha256, chunk in (snapshot.blobs() if snapshot else {}).items():
-                if self._present.get(sha256) == chunk.stored:
-                    self._whole[sha256] = chunk
+        # only the newest snapshot's, which `check_next` reads one by one
+        for sha256, chunk in (self.newest.blobs() if self.newest else {}).items():
+            if self._present.get(sha256) == chunk.stored:
+                self._whole[sha256] = chunk
 
     def _manifest(self, name: str) -> Manifest | None:
         """The manifest of this name; None where it is torn or was altered."""
@@ -57,7 +61,7 @@ class Archive:
 
     def names_now(self) -> set[str]:
         """The names of the snapshots that are there now, whoever made them."""
-        return {name for name in self.target.list(SNAPSHOTS) if manifest.NAME.fullmatch(name)}
+        return manifest.names(self.target.list(SNAPSHOTS))
 
     # -- writing
 
@@ -79,6 +83,7 @@ class Archive:
             self.target.write(f"{BLOBS}/{sha256}", blob)
             self._present[sha256] = len(blob)
             self._whole[sha256] = Chunk(sha256, len(content), len(blob))
+            self._checked.add(sha256)
         return self._whole[sha256]
 
     def has(self, file: File) -> bool:
@@ -90,6 +95,21 @@ class Archive:
         name = snapshot.name()
         self.target.write(f"{SNAPSHOTS}/{name}", snapshot.dumps())
         self.snapshots[name] = snapshot
+
+    def check_next(self) -> bool:
+        """Read a part that the next snapshot would not write again, one that is not checked yet. Returns False where it
+        is not what it was: then the next snapshot writes it.
+        """
+        unchecked = next((chunk for sha256, chunk in self._whole.items() if sha256 not in self._checked), None)
+        if unchecked is None:
+            return True
+        try:
+            self._chunk(unchecked)
+        except Damaged as error:
+            log.warning("the backup is damaged and is mended by the next snapshot: %s", error)
+            del self._whole[unchecked.sha256]
+            return False
+        return True
 
     # -- reading
 
@@ -106,7 +126,7 @@ class Archive:
 
     def _chunk(self, chunk: Chunk) -> bytes:
         try:
-            blob = self.target.read(f"{BLOBS}/{chunk.sha256}")
+            blob = within(READ_PATIENCE, lambda: self.target.read(f"{BLOBS}/{chunk.sha256}"))
         except TargetUnavailable as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise Damaged("a part is missing") from None
@@ -117,6 +137,7 @@ class Archive:
             content = b""
         if len(content) != chunk.size or manifest.digest(content) != chunk.sha256:
             raise Damaged("a part is not what it was")
+        self._checked.add(chunk.sha256)
         return content
 
     # -- removing

@@ -17,6 +17,11 @@ def of(data_dir: Path) -> str:
         return of(data_dir)
 
 
+def exists(data_dir: Path) -> bool:
+    """Whether this data folder was saved before, or restored."""
+    return (data_dir / FILE).exists()
+
+
 def write(data_dir: Path, identity: str) -> None:
     """Give the folder the id of the one whose snapshot was restored into it."""
     partial = data_dir / f"{FILE}.partial"

@@ -5,18 +5,18 @@ Snapshots of another data folder, as `identity.py` tells them, are left alone.
 """
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playground.backup import identity, manifest
-from playground.backup.archive import Archive
+from playground.backup import identity, manifest, starting
+from playground.backup.archive import SNAPSHOTS, Archive
 from playground.backup.manifest import LARGEST_CHUNK, File, Manifest
-from playground.backup.restore import Restored, restore_newest
-from playground.backup.status import HELD, LATE, SHARED, UNREACHABLE, UNREAD, Status
-from playground.backup.target import Target, TargetUnavailable
+from playground.backup.status import FULL, HELD, LATE, SHARED, UNREACHABLE, Status
+from playground.backup.target import Target, TargetUnavailable, within
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.system.messages import Message
@@ -32,8 +32,13 @@ PATIENCE_AT_START = 60.0  # seconds that a start with an empty data folder waits
 PATIENCE_AT_END = 15.0  # seconds that the end waits for the last snapshot
 DATABASE_CHUNK = 1 << 18  # bytes; a vote changes a page in each of a dozen places
 COPY = ".backup.partial"  # a file in the data folder
+RESERVE_BYTES = 64 << 20  # of the disk that a copy leaves free: votes come first
 # what is kept beside the database, once it is whole: the versions, and what the page shows of a round
 KEPT = ("adapters/v*/*", "rounds/*/gate.json", "rounds/*/log.txt")
+
+
+class NoRoom(Exception):
+    """A copy of the database would fill the disk."""
 
 
 @dataclass
@@ -53,6 +58,10 @@ class _Progress:
     files: dict[Path, tuple[tuple[int, int], File]] = field(default_factory=dict)  # with size and time
 
 
+# what the page says of an error
+TROUBLE: dict[type[Exception], Message] = {TargetUnavailable: UNREACHABLE, NoRoom: FULL}
+
+
 class Backup:
     """Keeps snapshots of the data folder at `backup.url`. `restore` before the store is opened, `start` after.
 
@@ -65,9 +74,9 @@ class Backup:
         self._archive: Archive | None = None  # None after a failure: what is in the target is looked at anew
         self._known: set[str] | None = None  # names of the snapshots that were there at the start, and of our own
         self._store: Store | None = None
-        self._notice: Message | None = None
+        self._notices: tuple[Message, ...] = ()
         self._held: Message | None = None  # why nothing is written in this process
-        self._restored: Restored | None = None
+        self._checked: set[str] = set()  # hashes of the blobs that are known to be right
         self._progress = _Progress()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="backup", daemon=True)
@@ -75,66 +84,31 @@ class Backup:
     # -- at the start
 
     def restore(self, patience: float = PATIENCE_AT_START) -> None:
-        """Where there is no database, restore the newest whole snapshot. A target that does not answer for `patience`
-        seconds leaves the folder empty; then nothing is written to it in this process.
+        """Where there is no database that goes on from the backup, restore the newest snapshot. Where that fails, as
+        where the target does not answer for `patience` seconds, nothing is written to it in this process.
         """
+        start = starting.begin(self.settings, self.target, patience)
         (self.settings.data_dir / COPY).unlink(missing_ok=True)  # of a process that was killed
-        if self.settings.database.exists():
-            return
-        archive = self._reached(patience)
-        try:
-            if archive is None:
-                self._held = UNREAD
-            elif archive.snapshots:
-                self._known = set(archive.snapshots)
-                self._use(restore_newest(archive, self.settings.data_dir, self.settings.database))
-        except (TargetUnavailable, OSError) as error:
-            log.error("no snapshot could be restored: %s", error)
-            self._held = UNREAD
+        self._held, self._notices = start.held, tuple(start.notices)
+        self._known, self._checked = start.known, start.checked
 
-    def _use(self, restored: Restored | None) -> None:
-        if restored is None:
-            self._held = UNREAD
-            return
-        self._restored = restored
-        identity.write(self.settings.data_dir, restored.snapshot.owner)
-        if restored.damaged:
-            self._notice = Message(
-                "The newest snapshot, of {newest}, was damaged. That of {time} was restored; what came after it is "
-                "lost.",
-                newest=manifest.moment_of(restored.damaged[0]),
-                time=manifest.moment_of(restored.name),
-            )
-
-    def _reached(self, patience: float) -> Archive | None:
-        """What is in the target; None where that is not known after `patience` seconds. The target may never answer, so
-        it is asked in another thread.
+    def is_behind(self, patience: float = PATIENCE_AT_END) -> bool:
+        """Whether another app has saved a newer snapshot since this one was restored, as in a restart in which two apps
+        overlap. Then the next start restores again.
         """
-        found: list[Archive] = []
-        given_up = threading.Event()
-
-        def ask() -> None:
-            pause = FIRST_PAUSE
-            while not given_up.is_set():
-                try:
-                    found.append(Archive(self.target))
-                    return
-                except TargetUnavailable as error:
-                    log.warning("the backup cannot be read; trying again in %.0f s: %s", pause, error)
-                given_up.wait(pause)
-                pause *= 2
-
-        asking = threading.Thread(target=ask, name="backup-start", daemon=True)
-        asking.start()
-        asking.join(patience)
-        given_up.set()
-        return found[0] if found else None
+        if self._known is None:
+            return False
+        try:
+            behind = bool(within(patience, lambda: manifest.names(self.target.list(SNAPSHOTS))) - self._known)
+        except TargetUnavailable as error:
+            log.warning("whether there is a newer snapshot is not known: %s", error)
+            return False
+        if behind:
+            starting.mark(self.settings.data_dir)
+        return behind
 
     def start(self, store: Store) -> None:
         """Begin to make snapshots of `store`."""
-        if self._restored:
-            store.begin_round_anew()
-            store.erase_again(self._restored.erasures)
         self._store = store
         self._thread.start()
 
@@ -147,7 +121,7 @@ class Backup:
         trouble = self._held or progress.trouble
         if not trouble and progress.changed is not None and now - progress.changed > 2 * self._interval + 60:
             trouble = LATE
-        return Status(minutes, progress.snapshot, trouble, self._notice)
+        return Status(minutes, progress.snapshot, trouble, self._notices)
 
     def close(self, patience: float = PATIENCE_AT_END) -> bool:
         """Make a last snapshot, for at most `patience` seconds. Returns whether the thread has ended."""
@@ -184,6 +158,7 @@ class Backup:
         try:
             if self._archive is None:
                 self._archive = self._own_archive()
+            began_before = progress.began
             # so that a change is in the target `backup.interval` after it was made, and not only begins to go there
             due = progress.began + max(self._interval - POLL - 2 * progress.took, self._interval / 2)
             if self._archive and state != progress.state and now >= due:
@@ -197,8 +172,11 @@ class Backup:
             if self._archive and now - progress.pruned > PRUNE:
                 self._prune(self._archive)
                 progress.pruned = now
+            is_idle = progress.began == began_before and not self._stopping.is_set()
+            if self._archive and is_idle and not self._archive.check_next():
+                progress.state = None  # so that there is a snapshot even if nothing else changes
             progress.trouble, progress.pause = None, 0.0
-        except (TargetUnavailable, StoreError, OSError) as error:
+        except (TargetUnavailable, StoreError, NoRoom, OSError) as error:
             self._failed(error)
         except Exception as error:  # a mistake of ours is no reason to stop saving
             log.exception("a snapshot failed")
@@ -209,12 +187,12 @@ class Backup:
         self._archive = None
         progress.pause = min(2 * progress.pause, LONGEST_PAUSE) if progress.pause else FIRST_PAUSE
         progress.not_before = time.monotonic() + progress.pause
-        progress.trouble = UNREACHABLE if isinstance(error, TargetUnavailable) else LATE
+        progress.trouble = TROUBLE.get(type(error), LATE)
         log.warning("no snapshot was made; trying again in %.0f s: %s", progress.pause, describe_error(error))
 
     def _own_archive(self) -> Archive | None:
         """What is in the target; None where it is another data folder's: nothing is written then."""
-        archive = Archive(self.target)
+        archive = Archive(self.target, self._checked)
         if archive.newest and archive.newest.owner != identity.of(self.settings.data_dir):
             log.error("%s", HELD)
             self._held = HELD
@@ -236,6 +214,7 @@ class Backup:
         """
         copy = self.settings.data_dir / COPY
         copy.unlink(missing_ok=True)
+        self._check_room()
         try:
             copied = store.copy_to(copy)
             files = [archive.put(copy, self.settings.database.name, DATABASE_CHUNK)]
@@ -247,10 +226,20 @@ class Backup:
             return newest.name()
         after = newest.taken + 0.001 if newest else 0.0  # also where the clock was set back
         taken = round(max(time.time(), after), 3)
-        snapshot = Manifest(identity.of(self.settings.data_dir), taken, copied.done, copied.erasures, tuple(files))
+        owner = identity.of(self.settings.data_dir)
+        snapshot = Manifest(owner, taken, copied.done, copied.erasures, tuple(files), copied.revoked)
         self._known = {*(self._known or ()), snapshot.name()}
         archive.add(snapshot)
         return snapshot.name()
+
+    def _check_room(self) -> None:
+        """NoRoom where a copy of the database and its log would leave less than the reserve."""
+        database = self.settings.database
+        files = (database, database.with_name(f"{database.name}-wal"))
+        size = sum(file.stat().st_size for file in files if file.exists())
+        free = shutil.disk_usage(self.settings.data_dir).free
+        if free < size + RESERVE_BYTES:
+            raise NoRoom(f"{free >> 20} MB are free, and the copy has up to {size >> 20} MB")
 
     def _other_files(self, archive: Archive) -> Iterator[File]:
         """The files beside the database. One that has not changed is not read again."""

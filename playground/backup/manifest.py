@@ -7,6 +7,7 @@ is noticed. What it says of a path is checked: it comes from outside.
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -45,6 +46,7 @@ class File:
 class Manifest:
     """One snapshot. `owner`: the id of the data folder. `taken`: seconds since the epoch, with milliseconds. `erased`:
     how many erasures were done then; `erasures`: the newest, done or not, without a word of what was erased.
+    `revoked`: the ids of keys that were revoked.
     """
 
     owner: str
@@ -52,6 +54,7 @@ class Manifest:
     erased: int
     erasures: tuple[Erasure, ...]
     files: tuple[File, ...]
+    revoked: tuple[int, ...] = ()
 
     def blobs(self) -> dict[str, Chunk]:
         """Every part that the snapshot needs, by its hash."""
@@ -76,7 +79,8 @@ def loads(name: str, content: bytes) -> Manifest:
             raise BadManifest(f"its format is {data['format']}")
         files = tuple(_file(file) for file in data["files"])
         erasures = tuple(_erasure(erasure) for erasure in data["erasures"])
-        return Manifest(str(data["owner"]), float(data["taken"]), int(data["erased"]), erasures, files)
+        revoked = tuple(int(key) for key in data.get("revoked", ()))
+        return Manifest(str(data["owner"]), float(data["taken"]), int(data["erased"]), erasures, files, revoked)
     except (ValueError, KeyError, TypeError) as error:
         raise BadManifest(f"it cannot be read: {type(error).__name__}") from None
 
@@ -107,6 +111,11 @@ def _hash(value: object) -> str:
     if not (isinstance(value, str) and HASH.fullmatch(value)):
         raise BadManifest("a hash is none")
     return value
+
+
+def names(files: Iterable[str]) -> set[str]:
+    """Those of these file names that are names of manifests."""
+    return {name for name in files if NAME.fullmatch(name)}
 
 
 def digest(content: bytes) -> str:

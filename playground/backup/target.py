@@ -3,6 +3,7 @@ and removed. What the files are is up to `archive.py`.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,8 @@ from playground.system.messages import UserFacingError
 from playground.system.safe_logging import describe_error
 
 Answer = TypeVar("Answer")
+
+READ_PATIENCE = 120.0  # seconds that a read at the start may take; a part of a file has at most 4 MB
 
 
 class BadTarget(UserFacingError):
@@ -51,6 +54,8 @@ class Target:
     def list(self, folder: str) -> dict[str, int]:
         """The names of the files in a folder, each with its size in bytes; none where there is no such folder."""
 
+        self._check_mounted()
+
         def listed() -> dict[str, int]:
             self.files.invalidate_cache()
             try:
@@ -64,8 +69,15 @@ class Target:
     def read(self, name: str) -> bytes:
         return self._asked(lambda: self.files.cat_file(f"{self.root}/{name}"))
 
+    def _check_mounted(self) -> None:
+        """TargetUnavailable where the folder above a folder of this machine is missing: a disk is not mounted."""
+        above = os.path.dirname(self.root)
+        if isinstance(self.files, LocalFileSystem) and not os.path.isdir(above):
+            raise TargetUnavailable(f"there is no folder {above}")
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file. Where it fails in the middle, a part of the file may be there."""
+        self._check_mounted()
         path = f"{self.root}/{name}"
 
         def written() -> None:
@@ -90,6 +102,27 @@ class Target:
             return call()
         except Exception as error:  # each file system has errors of its own, whose messages may quote keys
             raise TargetUnavailable(describe_error(error)) from error
+
+
+def within(seconds: float, call: Callable[[], Answer]) -> Answer:
+    """The answer of `call`, which may never come: TargetUnavailable after `seconds`; its thread is left to itself."""
+    answers: list[Answer] = []
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, name="backup-read", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TargetUnavailable(f"no answer within {seconds:.0f} s")
+    return answers[0]
 
 
 def _make_private_folder(path: str) -> None:

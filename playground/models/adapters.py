@@ -112,16 +112,18 @@ def write(
     round_id: int,
     scores: dict[str, Any],
 ) -> tuple[Path, str]:
-    """Write version `version` under `root` and return its folder and the sha256 of its manifest. A complete folder from
-    before a crash is kept.
+    """Write version `version` under `root` and return its folder and the sha256 of its manifest. A complete folder of
+    the same round and gate, from before a crash, is kept; any other that is there is replaced: no database knows it.
 
     `tensors` are LoRA tensors (fp32) by name; `scores` is what the gate measured.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"v{version:04d}"
-    if (final / MANIFEST).exists():
+    origin = {"parent": parent, "round": round_id, "base": base, "scores": scores}
+    if _has_origin(final / MANIFEST, origin):
         return final, _sha256(final / MANIFEST)
+    shutil.rmtree(final, ignore_errors=True)
     partial = root / f".v{version:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -159,6 +161,15 @@ def write(
     os.rename(partial, final)
     _fsync(root)
     return final, _sha256(final / MANIFEST)
+
+
+def _has_origin(manifest: Path, origin: dict[str, Any]) -> bool:
+    """Whether there is a manifest that says all this."""
+    try:
+        written = json.loads(manifest.read_bytes())
+        return all(written[name] == value for name, value in json.loads(json.dumps(origin)).items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _sha256(path: Path) -> str:

@@ -134,6 +134,12 @@ class Database:
             connection.execute(f"pragma {pragma}")
         return sqlite_utils.Database(connection)
 
+    def close(self) -> None:
+        """Close the connection that is kept and that of this thread: nothing can be asked of this store any more."""
+        if hasattr(self._local, "db"):
+            self._local.db.close()
+        self._kept.close()
+
     # -- transactions
 
     @contextmanager

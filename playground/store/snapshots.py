@@ -7,10 +7,11 @@ Where copies go is up to `playground/backup/`.
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from playground.store.database import now
 from playground.store.disk import PRIVATE
 from playground.store.erasures import Erasures
 
@@ -21,7 +22,7 @@ STEP_PAGES = 1024  # pages that are copied at once, 4 MB
 # https://sqlite.org/fileformat2.html, 1.3.5 and 1.3.15
 COUNTERS = (24, 92)  # where they begin; each has four bytes
 
-REMEMBERED = 1000  # erasures that are told of, the newest
+REMEMBERED = 1000  # erasures, and revoked keys, that are told of, the newest
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ class Erasure:
 
 @dataclass(frozen=True)
 class Copied:
-    """What a copy of the database says of erasures: how many are done, and the newest of all."""
+    """What a copy of the database says of erasures: how many are done, and the newest of all; and the ids of the keys
+    that were revoked last.
+    """
 
     done: int
     erasures: tuple[Erasure, ...]
+    revoked: tuple[int, ...] = ()
 
 
 class Snapshots(Erasures):
@@ -62,6 +66,9 @@ class Snapshots(Erasures):
                        from erasure e join annotator a on a.id = e.annotator order by e.id desc limit ?""",
                     [REMEMBERED],
                 ).fetchall()
+                revoked = source.execute(
+                    "select id from api_key where key_hash is null order by revoked desc limit ?", [REMEMBERED]
+                ).fetchall()
                 copy.execute("pragma synchronous=off")  # a copy that a power cut tears is not used
                 source.backup(copy, pages=STEP_PAGES, progress=progress)
                 source.execute("rollback")
@@ -70,7 +77,8 @@ class Snapshots(Erasures):
             for place in COUNTERS:
                 file.seek(place)
                 file.write((1).to_bytes(4, "big"))
-        return Copied(done, tuple(Erasure(row[0], row[1], row[2], bool(row[3])) for row in reversed(erasures)))
+        newest = tuple(Erasure(row[0], row[1], row[2], bool(row[3])) for row in reversed(erasures))
+        return Copied(done, newest, tuple(sorted(row[0] for row in revoked)))
 
     def begin_round_anew(self) -> None:
         """Send a round that was running when the copy was made back to its first phase: its files are not there."""
@@ -83,10 +91,12 @@ class Snapshots(Erasures):
                 )
 
     def erase_again(self, erasures: Iterable[Erasure]) -> None:
-        """Ask again for the erasures that this database does not know of, since it is older than they are."""
+        """Ask again for the erasures that this database does not know of, since it is older than they are. Somebody who
+        came after it was made has nothing in it to erase.
+        """
         known = self.one("select coalesce(max(id), 0) as id from erasure")["id"]
         for erasure in erasures:
-            if erasure.id <= known:
+            if erasure.id <= known or not self.row("select 1 from annotator where id = ?", erasure.annotator):
                 continue
             if erasure.conversation is not None:
                 found = "select 1 from conversation where id = ? and annotator = ? and deleted is null"
@@ -96,6 +106,23 @@ class Snapshots(Erasures):
                 self.forget(erasure.annotator)
             else:
                 self.allow_training(erasure.annotator, False)
+
+    def revoke_again(self, keys: Iterable[int]) -> None:
+        """Revoke the keys with these ids that still work here."""
+        with self.writing() as db:
+            for key in keys:
+                db.execute(
+                    "update api_key set key_hash = null, revoked = ? where id = ? and key_hash is not null",
+                    [now(), key],
+                )
+
+
+def fold_log(path: Path) -> None:
+    """Write what is in the log of a database that nobody has open into its file. One that cannot be read stays as it
+    is.
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
+        database.execute("pragma wal_checkpoint(truncate)")
 
 
 def is_sound(path: Path) -> bool:

@@ -225,7 +225,7 @@ def slowness_html(slowness: Message | None, translate: Words) -> str:
 
 def backup_trouble_html(backup: Status | None, translate: Words) -> str:
     """A line where the backup needs somebody's attention."""
-    sentences = [backup.trouble, backup.notice] if backup else []
+    sentences = [backup.trouble, *backup.notices] if backup else []
     text = " ".join(translate.message(sentence) for sentence in sentences if sentence)
     return f'<p class="slow" role="note">{escape(text)}</p>' if text else ""
 

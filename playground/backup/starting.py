@@ -1,0 +1,145 @@
+"""A start with a backup: whether the database in the data folder goes on from what is in the backup, and the restore
+where there is none.
+
+The file `restore-pending` says that it does not: it is there from before a restore until that has succeeded. While it
+is there nothing is saved, and each start tries the restore again.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playground.backup import identity, manifest
+from playground.backup.archive import Archive
+from playground.backup.restore import Restored, restore_newest, set_aside
+from playground.backup.status import GONE, UNREAD
+from playground.backup.target import Target, TargetUnavailable
+from playground.settings import Settings
+from playground.store import StoreError
+from playground.system.messages import Message, UserFacingError
+
+log = logging.getLogger(__name__)
+
+PENDING = "restore-pending"
+FIRST_PAUSE = 2.0  # seconds after a target that did not answer; each further one doubles it
+
+
+class FolderNotWritable(UserFacingError):
+    """Nothing can be written to the data folder."""
+
+
+@dataclass
+class Start:
+    """How a start went. `held`: why nothing may be saved. `known`: the names of the snapshots that were restored from;
+    None where none was restored. `checked`: hashes of the blobs that were read and found right.
+    """
+
+    held: Message | None = None
+    notices: list[Message] = field(default_factory=list)
+    known: set[str] | None = None
+    checked: set[str] = field(default_factory=set)
+
+
+def begin(settings: Settings, target: Target, patience: float) -> Start:
+    """Where there is no database that goes on from the backup, restore the newest snapshot. Whatever fails leaves the
+    folder as it was, and nothing is saved then. `patience`: seconds that the target has for its first answer.
+    """
+    data_dir = settings.data_dir
+    start = Start()
+    if not settings.database.exists() or (data_dir / PENDING).exists():
+        mark(data_dir)
+        try:
+            _restore(settings, target, patience, start)
+        except (TargetUnavailable, OSError, StoreError) as error:
+            log.error("no snapshot could be restored: %s", error)
+            start.held = UNREAD
+        except Exception:  # a mistake of ours: the chat goes on, and the snapshots stay
+            log.exception("no snapshot could be restored")
+            start.held = UNREAD
+        if start.held is None:
+            (data_dir / PENDING).unlink()
+    start.notices += [_kept(folder) for folder in set_aside(data_dir, settings.database.name)]
+    return start
+
+
+def mark(data_dir: Path) -> None:
+    """Have the next start restore, whatever database it finds."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / PENDING).touch(mode=0o600)
+    except OSError as error:
+        raise FolderNotWritable(
+            "Nothing can be written to the data folder {folder}: {error}.",
+            folder=str(data_dir),
+            error=error.strerror or type(error).__name__,
+        ) from None
+
+
+def _restore(settings: Settings, target: Target, patience: float, start: Start) -> None:
+    archive = _reached(target, patience, start.checked)
+    if archive is None:
+        start.held = UNREAD
+    elif archive.snapshots:
+        restored = restore_newest(archive, settings.data_dir, settings.database)
+        if restored is None:
+            start.held = UNREAD
+            return
+        start.known = set(archive.snapshots)
+        start.notices += _what_is_missing(restored)
+    elif identity.exists(settings.data_dir):
+        start.held = GONE
+
+
+def _what_is_missing(restored: Restored) -> list[Message]:
+    notices = []
+    if restored.damaged:
+        notices.append(
+            Message(
+                "The newest snapshot, of {newest}, was damaged. That of {time} was restored; what came after it is "
+                "lost.",
+                newest=manifest.moment_of(restored.damaged[0]),
+                time=manifest.moment_of(restored.name),
+            )
+        )
+    if restored.left_out:
+        notices.append(
+            Message(
+                "The backup was damaged in part. The database was restored, without the files of {folders}.",
+                folders=", ".join(restored.left_out),
+            )
+        )
+    return notices
+
+
+def _kept(folder: Path) -> Message:
+    return Message(
+        "A database that was here before the backup was restored is kept in {folder} of the data folder. Export and "
+        "import its votes if they matter, then remove it.",
+        folder=folder.name,
+    )
+
+
+def _reached(target: Target, patience: float, checked: set[str]) -> Archive | None:
+    """What is in the target; None where that is not known after `patience` seconds. The target may never answer, so it
+    is asked in another thread.
+    """
+    found: list[Archive] = []
+    given_up = threading.Event()
+
+    def ask() -> None:
+        pause = FIRST_PAUSE
+        while not given_up.is_set():
+            try:
+                found.append(Archive(target, checked))
+                return
+            except TargetUnavailable as error:
+                log.warning("the backup cannot be read; trying again in %.0f s: %s", pause, error)
+            given_up.wait(pause)
+            pause *= 2
+
+    asking = threading.Thread(target=ask, name="backup-start", daemon=True)
+    asking.start()
+    asking.join(patience)
+    given_up.set()
+    return found[0] if found else None
