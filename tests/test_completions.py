@@ -176,7 +176,8 @@ def test_feedback_on_somebody_elses_completion_is_refused(site, client):
     site.store.add_key("other", other)
     ids = [choice.completion_id for choice in answer.choices]
     for body in ({"completion_ids": ids, "choice": "a"}, {"completion_id": answer.id, "thumb": 1}):
-        assert feedback(site, other, **body).status_code == 400
+        refused = feedback(site, other, **body)
+        assert refused.status_code == 400 and "Reload" not in refused.text, "a program has no page"
     assert site.store.rows("select * from vote where duel = ?", duel_of(site, answer)["id"]) == []
 
 
@@ -207,6 +208,7 @@ def test_without_a_key_nothing_is_answered(site, header):
     headers = {"authorization": header} if header else {}
     answer = httpx.post(f"{site.url}/v1/chat/completions", json={"model": "live", "messages": HELLO}, headers=headers)
     assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+    assert ("Pass a key" in answer.text) == (header is None)
 
 
 def test_a_revoked_key_is_not_known(site, key, client):
@@ -288,7 +290,7 @@ def test_one_turn_at_a_time_and_a_client_that_goes_away_ends_its_own(folder):  #
     with openai.OpenAI(base_url=f"{site.url}/v1", api_key=key, max_retries=0) as client:
         stream = ask(client, stream=True)
         next(iter(stream))
-        with pytest.raises(openai.RateLimitError):
+        with pytest.raises(openai.RateLimitError, match="one after the other"):
             ask(client)
         stream.close()
     end = time.monotonic() + 5

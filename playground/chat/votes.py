@@ -9,7 +9,9 @@ from playground.chat.turns import Turn
 from playground.chat.views import StoreRow, View
 from playground.chat.writing import Writing
 from playground.store import CHOICES
+from playground.system.messages import Message
 
+NOT_YOURS = Message("This pair of replies is not yours to vote on. Reload the page.")
 COMMENT_CHARS = 1000  # longest comment on a vote
 # the reasons that fit a vote, by its choice
 PRAISE = ("more helpful", "more correct", "clearer", "better length", "better tone", "follows my request")
@@ -99,7 +101,7 @@ class Votes(Writing):
         except NotUsable:
             duel = None
         if duel is None or duel["annotator"] != annotator:
-            raise Refused("This pair of replies is not yours to vote on. Reload the page.")
+            raise Refused(NOT_YOURS)
         return duel
 
     def explain(self, annotator: int, vote: int, tags: Sequence[str] | None = None, comment: str | None = None) -> None:

@@ -18,7 +18,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from playground.chat.completing import Asked, Completed
 from playground.chat.refusals import Busy, Refused, Unavailable
 from playground.chat.session import Chat
+from playground.chat.turns import BUSY
 from playground.chat.views import View
+from playground.chat.votes import NOT_YOURS
 from playground.models import export
 from playground.models.prompts import BadMessage
 from playground.people import keys
@@ -30,6 +32,7 @@ from playground.web.stream_threads import EXTRA_STREAMS, StreamThreads
 
 LIVE = "live"  # the model that is whatever answers people
 VERSION = re.compile(r"v([0-9]{1,6})", re.ASCII)
+IN_TURN = "Another request with this person's keys is being answered; send one after the other."
 PRIVATE = {"cache-control": "no-store"}
 STREAM_HEADERS = {**PRIVATE, "x-accel-buffering": "no"}  # nginx would gather the words otherwise
 GONE = 499  # as nginx logs it: the client closed the request, so nobody reads the answer
@@ -93,7 +96,10 @@ class Completions:
     # -- steps
 
     def _person(self, request: Request) -> int:
-        person = keys.person_of(self.store, request.headers.get("authorization", ""))
+        authorization = request.headers.get("authorization", "")
+        if not authorization:
+            raise Problem(401, "Pass a key: Authorization: Bearer nudge-…", "invalid_request_error", "invalid_api_key")
+        person = keys.person_of(self.store, authorization)
         if person is None:
             raise Problem(401, "This key is not known, or it was revoked.", "invalid_request_error", "invalid_api_key")
         return person
@@ -209,11 +215,14 @@ class CompletionTurn:
 
 
 def problem(error: Exception) -> Problem:
-    """How a program is told of an error."""
+    """How a program is told of an error. It has no page to reload, and no button."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Busy):
-        return Problem(429, str(error), "rate_limit_error", "rate_limit_exceeded")
+        text = IN_TURN if error.message == BUSY else str(error)
+        return Problem(429, text, "rate_limit_error", "rate_limit_exceeded")
+    if isinstance(error, Refused) and error.message == NOT_YOURS:
+        return shapes.invalid("No pair of this key's person has these completion ids.")
     if isinstance(error, Unavailable | StoreUnavailable):
         return Problem(503, str(error), "server_error")
     if isinstance(error, BadMessage | Refused | StoreError):
