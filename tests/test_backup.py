@@ -325,8 +325,14 @@ def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_sav
     cast(second.store, "b")
     assert second.save().trouble is None and len(snapshots(target)) == 2
     cast(folder.store)
-    assert folder.save().trouble == status.SHARED and len(snapshots(target)) == 2
+    now = folder.save()
+    assert now.trouble == status.SHARED and len(snapshots(target)) == 2
+    assert now.held and now.changed and now.not_saved.values["time"] == manifest.moment_of(snapshots(target)[0].name)
     assert rows(Folder(tmp_path / "third", url).settings.database) == rows(second.settings.database)
+    folder.store.close()
+    again = Folder(folder.settings.data_dir, url)  # the other one has ended, and this one is restarted as it is told
+    assert again.save().trouble is None and len(snapshots(target)) == 3
+    assert rows(Folder(tmp_path / "fourth", url).settings.database) == rows(folder.settings.database)
 
 
 @pytest.mark.parametrize(("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense")])

@@ -121,7 +121,8 @@ class Backup:
         trouble = self._held or progress.trouble
         if not trouble and progress.changed is not None and now - progress.changed > 2 * self._interval + 60:
             trouble = LATE
-        return Status(minutes, progress.snapshot, trouble, self._notices)
+        held, changed = self._held is not None, progress.changed is not None
+        return Status(minutes, progress.snapshot, trouble, self._notices, held, changed)
 
     def close(self, patience: float = PATIENCE_AT_END) -> bool:
         """Make a last snapshot, for at most `patience` seconds. Returns whether the thread has ended."""
