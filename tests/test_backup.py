@@ -5,6 +5,7 @@ reached, or hold what somebody has deleted. What a start does beside that is in 
 import json
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -214,9 +215,22 @@ def test_a_damaged_snapshot_is_left_out_for_the_one_before_it_and_that_is_said(f
     second = Folder(tmp_path / "second", url)
     assert rows(second.settings.database) == first
     [notice] = second.backup.status().notices
-    assert notice.values["newest"] == manifest.moment_of(snapshots(target)[-1].name)
+    assert notice.values["newest"] == manifest.moment_of(snapshots(target)[-1].name, with_seconds=True)
     cast(second.store)
     assert second.save().trouble is None and len(Archive(Target(url), set()).snapshots) >= 2
+
+
+def test_a_damaged_snapshot_and_the_one_of_the_same_minute_before_it_are_told_apart(
+    folder, target, url, tmp_path, monkeypatch
+):
+    for second in (6, 41):
+        taken = datetime(2026, 11, 27, 19, 8, second, tzinfo=UTC).timestamp()
+        monkeypatch.setattr(keeper.time, "time", lambda taken=taken: taken)
+        cast(folder.store)
+        folder.save()
+    torn_blob(target)
+    [notice] = Folder(tmp_path / "second", url).backup.status().notices
+    assert notice.values == {"newest": "2026-11-27 19:08:41 UTC", "time": "2026-11-27 19:08:06 UTC"}
 
 
 def test_a_blob_that_is_gone_is_written_again_by_the_next_snapshot(folder, target, url, tmp_path):
