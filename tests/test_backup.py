@@ -289,6 +289,41 @@ def test_an_unreachable_target_is_shown_and_tried_again_with_growing_pauses(fold
     assert (now.trouble, now.minutes, folder.backup._progress.pause) == (None, 0, 0)
 
 
+def test_a_target_that_can_only_be_read_is_shown_at_once_and_until_something_is_written(folder, target, monkeypatch):
+    """Between two tries to save, what could be read was shown as "ok". And where nothing was new, nothing was tried."""
+    cast(folder.store)
+    folder.save()
+    folder.store.close()
+    again = Folder(folder.settings.data_dir, target.as_uri())
+    monkeypatch.setattr(keeper, "POLL", 60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(again.backup.target.files, "pipe_file", deaf)
+        again.backup._thread = threading.Thread(target=again.backup._run, daemon=True)
+        again.backup.start(again.store)
+        deadline = time.monotonic() + 5
+        while again.backup.status().trouble is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert again.backup.status().trouble == status.UNREACHABLE and again.backup.close(5)
+        again.backup._progress.not_before = float("-inf")  # the pause is over
+        again.backup._step()
+        assert again.backup.status().trouble == status.UNREACHABLE
+    again.backup._progress.not_before = float("-inf")
+    again.backup._step()
+    assert again.backup.status().trouble is None and again.backup.status().minutes == 0
+    assert sorted(path.name for path in target.iterdir()) == ["blobs", "snapshots"]
+
+
+def test_after_a_failure_a_try_that_only_reads_does_not_end_the_trouble(folder, monkeypatch):
+    """Until the next snapshot was due, half an interval later, "ok" was shown."""
+    folder.backup.settings = folder.settings.with_values(backup={"interval": 60})
+    cast(folder.store)
+    monkeypatch.setattr(folder.store, "copy_to", deaf)
+    for _ in range(2):
+        folder.backup._progress.not_before = float("-inf")
+        folder.backup._step()
+        assert folder.backup.status().trouble == status.LATE
+
+
 def test_a_target_that_never_answers_keeps_neither_the_start_nor_the_end_nor_is_it_overwritten(
     folder, tmp_path, url, monkeypatch
 ):

@@ -180,7 +180,7 @@ def test_everybody_reads_what_is_wrong_with_the_backup():
     assert status_bar.backup_trouble_html(None, Words()) == status_bar.backup_html(None, Words()) == ""
     assert status_bar.backup_trouble_html(Status(0), Words()) == ""
     line = status_bar.backup_trouble_html(late, Words("zh-CN"))
-    assert 'class="slow"' in line and "无法连接备份" in line and "另一个数据文件夹" in line
+    assert 'class="slow"' in line and "无法连接或写入备份" in line and "另一个数据文件夹" in line
     assert "7 min ago" in status_bar.backup_html(late, Words())
     assert "of 2026-11-27 19:08 UTC" in status_bar.backup_html(Status(0, "2026-11-27 19:08 UTC"), Words())
     assert "nothing is saved yet" in status_bar.backup_html(Status(None), Words())

@@ -18,10 +18,10 @@ GONE = Message(
 )
 FULL = Message("The disk has no room for a copy of the database, so the backup waits. Make room in the data folder.")
 SHARED = Message(
-    "Nothing is saved from here any more: another app saves to the same backup. End one of the two and keep its data "
-    "folder, whose votes may be nowhere else; then restart the one that stays."
+    "Nothing is saved from here any more: another app has saved to the same backup. End one of the two and keep its "
+    "data folder, whose votes may be nowhere else; then restart the one that stays."
 )
-UNREACHABLE = Message("The backup cannot be reached. The chat goes on, and it is tried again.")
+UNREACHABLE = Message("The backup cannot be reached or written. The chat goes on, and it is tried again.")
 LATE = Message("The backup is late: what people do now is on this disk alone.")
 ALONE = Message("What is done here is in this data folder alone.")
 
