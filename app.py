@@ -168,7 +168,7 @@ class App:
             self.engine.worker_process = self.worker
         if self.settings.alerts.url:
             self.webhook = Webhook(self.settings.alerts.url).start()
-            self.alerts = Alerts(self.engine.store, self.webhook.put, self.worker).start()
+            self.alerts = Alerts(self.engine.store, self.webhook.put, self.worker, backup=self.backup).start()
         server.announce(self.page, *sock.getsockname()[:2])
 
     def close_engine(self) -> None:

@@ -66,7 +66,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
         report = readiness(settings, store, engine, backup)
         return JSONResponse(report, 200 if report["ready"] else 503)
 
-    metrics = Metrics(store, engine)
+    metrics = Metrics(store, engine, backup)
 
     @app.get("/metrics")
     def figures() -> Response:  # who may read them is the allowlist's

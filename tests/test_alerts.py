@@ -8,13 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from playground.backup import status
 from playground.serving.alerts import REPEAT_SECONDS, Alerts
 from playground.settings import Settings, SettingsError
 from playground.store import StoreUnavailable
 from playground.system import webhook
 from playground.system.messages import plain
 from playground.system.webhook import Webhook, post
-from tests.stores import published, store, take  # noqa: F401 (fixtures)
+from tests.backups import Folder, deaf
+from tests.stores import cast, published, store, take  # noqa: F401 (fixtures)
 
 
 def until(true):
@@ -52,10 +54,10 @@ def target():
 # -- what is told
 
 
-def told(store, worker=None, clock=time.monotonic):  # noqa: F811
+def told(store, worker=None, clock=time.monotonic, backup=None):  # noqa: F811
     """(Alerts that have looked once, the events that they tell from now on)."""
     events = []
-    alerts = Alerts(store, events.append, worker, clock)
+    alerts = Alerts(store, events.append, worker, clock, backup)
     alerts.look()
     return alerts, events
 
@@ -111,6 +113,28 @@ def test_a_worker_that_keeps_ending_is_told_now_and_then(store):  # noqa: F811
         now[0], worker.ends = at, ends
         alerts.look()
     assert [(event["event"], event["ends"]) for event in events] == [("worker_down", 1), ("worker_down", 3)]
+
+
+def test_a_backup_in_trouble_is_told_once_and_again_when_it_comes_back_later(tmp_path, monkeypatch):
+    now, folder = [0.0], Folder(tmp_path / "first", (tmp_path / "target").as_uri())
+    alerts, events = told(folder.store, None, lambda: now[0], folder.backup)
+
+    def looks(at):
+        now[0] = at
+        cast(folder.store)
+        folder.save()
+        alerts.look()
+
+    looks(0.0)
+    assert events == []
+    for begin in (1.0, 5.0, REPEAT_SECONDS + 5):  # the second trouble comes too soon after the first
+        with monkeypatch.context() as patch:
+            patch.setattr(folder.backup.target.files, "pipe_file", deaf)
+            looks(begin)
+            looks(begin + 1)
+        looks(begin + 2)
+    assert [event["event"] for event in events] == ["backup_late"] * 2
+    assert events[0]["text"] == str(status.UNREACHABLE) and events[0]["age"] == 0
 
 
 def test_a_look_that_the_store_could_not_answer_loses_nothing(store, monkeypatch):  # noqa: F811

@@ -5,6 +5,7 @@ reached, or hold what somebody has deleted. What a start does beside that is in 
 import json
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -214,9 +215,22 @@ def test_a_damaged_snapshot_is_left_out_for_the_one_before_it_and_that_is_said(f
     second = Folder(tmp_path / "second", url)
     assert rows(second.settings.database) == first
     [notice] = second.backup.status().notices
-    assert notice.values["newest"] == manifest.moment_of(snapshots(target)[-1].name)
+    assert notice.values["newest"] == manifest.moment_of(snapshots(target)[-1].name, with_seconds=True)
     cast(second.store)
     assert second.save().trouble is None and len(Archive(Target(url), set()).snapshots) >= 2
+
+
+def test_a_damaged_snapshot_and_the_one_of_the_same_minute_before_it_are_told_apart(
+    folder, target, url, tmp_path, monkeypatch
+):
+    for second in (6, 41):
+        taken = datetime(2026, 11, 27, 19, 8, second, tzinfo=UTC).timestamp()
+        monkeypatch.setattr(keeper.time, "time", lambda taken=taken: taken)
+        cast(folder.store)
+        folder.save()
+    torn_blob(target)
+    [notice] = Folder(tmp_path / "second", url).backup.status().notices
+    assert notice.values == {"newest": "2026-11-27 19:08:41 UTC", "time": "2026-11-27 19:08:06 UTC"}
 
 
 def test_a_blob_that_is_gone_is_written_again_by_the_next_snapshot(folder, target, url, tmp_path):
@@ -275,6 +289,41 @@ def test_an_unreachable_target_is_shown_and_tried_again_with_growing_pauses(fold
     assert (now.trouble, now.minutes, folder.backup._progress.pause) == (None, 0, 0)
 
 
+def test_a_target_that_can_only_be_read_is_shown_at_once_and_until_something_is_written(folder, target, monkeypatch):
+    """Between two tries to save, what could be read was shown as "ok". And where nothing was new, nothing was tried."""
+    cast(folder.store)
+    folder.save()
+    folder.store.close()
+    again = Folder(folder.settings.data_dir, target.as_uri())
+    monkeypatch.setattr(keeper, "POLL", 60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(again.backup.target.files, "pipe_file", deaf)
+        again.backup._thread = threading.Thread(target=again.backup._run, daemon=True)
+        again.backup.start(again.store)
+        deadline = time.monotonic() + 5
+        while again.backup.status().trouble is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert again.backup.status().trouble == status.UNREACHABLE and again.backup.close(5)
+        again.backup._progress.not_before = float("-inf")  # the pause is over
+        again.backup._step()
+        assert again.backup.status().trouble == status.UNREACHABLE
+    again.backup._progress.not_before = float("-inf")
+    again.backup._step()
+    assert again.backup.status().trouble is None and again.backup.status().minutes == 0
+    assert sorted(path.name for path in target.iterdir()) == ["blobs", "snapshots"]
+
+
+def test_after_a_failure_a_try_that_only_reads_does_not_end_the_trouble(folder, monkeypatch):
+    """Until the next snapshot was due, half an interval later, "ok" was shown."""
+    folder.backup.settings = folder.settings.with_values(backup={"interval": 60})
+    cast(folder.store)
+    monkeypatch.setattr(folder.store, "copy_to", deaf)
+    for _ in range(2):
+        folder.backup._progress.not_before = float("-inf")
+        folder.backup._step()
+        assert folder.backup.status().trouble == status.LATE
+
+
 def test_a_target_that_never_answers_keeps_neither_the_start_nor_the_end_nor_is_it_overwritten(
     folder, tmp_path, url, monkeypatch
 ):
@@ -325,8 +374,14 @@ def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_sav
     cast(second.store, "b")
     assert second.save().trouble is None and len(snapshots(target)) == 2
     cast(folder.store)
-    assert folder.save().trouble == status.SHARED and len(snapshots(target)) == 2
+    now = folder.save()
+    assert now.trouble == status.SHARED and len(snapshots(target)) == 2
+    assert now.held and now.changed and now.not_saved.values["time"] == manifest.moment_of(snapshots(target)[0].name)
     assert rows(Folder(tmp_path / "third", url).settings.database) == rows(second.settings.database)
+    folder.store.close()
+    again = Folder(folder.settings.data_dir, url)  # the other one has ended, and this one is restarted as it is told
+    assert again.save().trouble is None and len(snapshots(target)) == 3
+    assert rows(Folder(tmp_path / "fourth", url).settings.database) == rows(folder.settings.database)
 
 
 @pytest.mark.parametrize(("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense")])

@@ -9,6 +9,7 @@ from playground.store import StoreUnavailable
 from playground.store.errors import Failures, StoreBusy
 from playground.web.metrics import Metrics, may_read
 from playground.web.proxies import Proxies
+from tests.backups import Folder, deaf
 from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
 from tests.sites import Site
 
@@ -66,6 +67,24 @@ def test_a_store_that_cannot_answer_takes_only_its_own_figures(chat):  # noqa: F
     figures = read(Metrics(Broken(), chat.engine).text().decode())
     assert figures["nudge_store_errors_total", "busy"] == 1 and figures[("nudge_engine_healthy",)] == 1
     assert ("nudge_votes_total", "a") not in figures
+
+
+def test_the_backups_age_grows_until_something_is_saved(chat, tmp_path, monkeypatch):  # noqa: F811
+    def figures():
+        found = read(Metrics(chat.store, chat.engine, folder.backup).text().decode())
+        return found[("nudge_backup_age_seconds",)], found[("nudge_backup_healthy",)]
+
+    assert ("nudge_backup_healthy",) not in read(Metrics(chat.store, chat.engine).text().decode())
+    folder = Folder(tmp_path / "first", (tmp_path / "target").as_uri())
+    folder.backup._started -= 70  # seconds
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.backup.target.files, "pipe_file", deaf)
+        folder.save()
+    age, healthy = figures()
+    assert 70 <= age < 100 and healthy == 0
+    folder.save()
+    age, healthy = figures()
+    assert 0 <= age < 30 and healthy == 1
 
 
 # -- who may read it

@@ -180,10 +180,22 @@ def test_everybody_reads_what_is_wrong_with_the_backup():
     assert status_bar.backup_trouble_html(None, Words()) == status_bar.backup_html(None, Words()) == ""
     assert status_bar.backup_trouble_html(Status(0), Words()) == ""
     line = status_bar.backup_trouble_html(late, Words("zh-CN"))
-    assert 'class="slow"' in line and "无法连接备份" in line and "另一个数据文件夹" in line
+    assert 'class="slow"' in line and "无法连接或写入备份" in line and "另一个数据文件夹" in line
     assert "7 min ago" in status_bar.backup_html(late, Words())
     assert "of 2026-11-27 19:08 UTC" in status_bar.backup_html(Status(0, "2026-11-27 19:08 UTC"), Words())
     assert "nothing is saved yet" in status_bar.backup_html(Status(None), Words())
+    assert "less than a minute ago" in status_bar.backup_html(Status(0, "2026-11-27 19:08 UTC", changed=True), Words())
+
+
+def test_while_nothing_is_saved_from_here_both_lines_say_what_is_not():
+    """The Training tab said that everything was saved."""
+    held = Status(0, "2026-11-27 19:08 UTC", status.SHARED, held=True)
+    for html in (status_bar.backup_trouble_html(held, Words()), status_bar.backup_html(held, Words())):
+        assert "since the snapshot of 2026-11-27 19:08 UTC is in this data folder alone" in html
+        assert "othing is saved from here" in html and "everything is saved" not in html
+    assert "这里的内容没有保存。这里的操作只保存在此数据文件夹中" in status_bar.backup_html(
+        Status(None, "", status.HELD, held=True), Words("zh-CN")
+    )
 
 
 # -- the cookie

@@ -74,6 +74,7 @@ class Backup:
         self._archive: Archive | None = None  # None after a failure: what is in the target is looked at anew
         self._known: set[str] | None = None  # names of the snapshots that were there at the start, and of our own
         self._store: Store | None = None
+        self._started = time.monotonic()
         self._notices: tuple[Message, ...] = ()
         self._held: Message | None = None  # why nothing is written in this process
         self._checked: set[str] = set()  # hashes of the blobs that are known to be right
@@ -121,7 +122,15 @@ class Backup:
         trouble = self._held or progress.trouble
         if not trouble and progress.changed is not None and now - progress.changed > 2 * self._interval + 60:
             trouble = LATE
-        return Status(minutes, progress.snapshot, trouble, self._notices)
+        held, changed = self._held is not None, progress.changed is not None
+        return Status(minutes, progress.snapshot, trouble, self._notices, held, changed)
+
+    def age(self) -> float:
+        """Seconds since the database was last known to be saved as it was; since the start where it is not saved yet.
+        It is about 0 while nothing is done that is not saved.
+        """
+        saved = self._progress.saved
+        return time.monotonic() - (self._started if saved is None else saved)
 
     def close(self, patience: float = PATIENCE_AT_END) -> bool:
         """Make a last snapshot, for at most `patience` seconds. Returns whether the thread has ended."""
@@ -139,6 +148,7 @@ class Backup:
         return self.settings.backup.interval
 
     def _run(self) -> None:
+        self._step()  # at once, so that a target that cannot be written is shown before anybody votes
         while not self._stopping.wait(POLL):
             self._step()
         self._progress.not_before = self._progress.began = float("-inf")
@@ -158,6 +168,8 @@ class Backup:
         try:
             if self._archive is None:
                 self._archive = self._own_archive()
+                if self._archive:  # also where there is nothing new to save
+                    self.target.try_to_write()
             began_before = progress.began
             # so that a change is in the target `backup.interval` after it was made, and not only begins to go there
             due = progress.began + max(self._interval - POLL - 2 * progress.took, self._interval / 2)
@@ -185,6 +197,7 @@ class Backup:
     def _failed(self, error: Exception) -> None:
         progress = self._progress
         self._archive = None
+        progress.began = float("-inf")  # the next try is a whole one: until it succeeds, the trouble is shown
         progress.pause = min(2 * progress.pause, LONGEST_PAUSE) if progress.pause else FIRST_PAUSE
         progress.not_before = time.monotonic() + progress.pause
         progress.trouble = TROUBLE.get(type(error), LATE)

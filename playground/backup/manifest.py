@@ -122,6 +122,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def moment_of(name: str) -> str:
-    """When the snapshot of this name was made, as people read it: "2026-11-27 19:08 UTC"."""
-    return f"{name[:4]}-{name[4:6]}-{name[6:8]} {name[9:11]}:{name[11:13]} UTC"
+def moment_of(name: str, with_seconds: bool = False) -> str:
+    """When the snapshot of this name was made, as people read it: "2026-11-27 19:08 UTC". `with_seconds`, "19:08:06",
+    tells those of the same minute apart.
+    """
+    seconds = f":{name[13:15]}" if with_seconds else ""
+    return f"{name[:4]}-{name[4:6]}-{name[6:8]} {name[9:11]}:{name[11:13]}{seconds} UTC"

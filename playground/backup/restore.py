@@ -61,7 +61,7 @@ def _restore_newest(archive: Archive, data_dir: Path, database: Path, partial: P
                 raise Damaged("its manifest is torn or was altered")
             left_out = _fetch(archive, snapshot, partial, database.name)
         except Damaged as error:
-            log.error("the snapshot of %s is left out: %s", manifest.moment_of(name), error)
+            log.error("the snapshot of %s is left out: %s", manifest.moment_of(name, with_seconds=True), error)
             damaged.append(name)
             newer += [snapshot] if snapshot else []
             continue
@@ -69,7 +69,7 @@ def _restore_newest(archive: Archive, data_dir: Path, database: Path, partial: P
         _clear_the_way(snapshot, data_dir, database)
         left_out = [folder for folder in left_out if not (data_dir / folder).exists()]  # one that is there is right
         _move(snapshot, partial, data_dir, database)
-        log.info("the snapshot of %s is restored", manifest.moment_of(name))
+        log.info("the snapshot of %s is restored", manifest.moment_of(name, with_seconds=True))
         return Restored(name, tuple(damaged), tuple(left_out))
     return None
 

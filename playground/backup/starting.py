@@ -98,8 +98,8 @@ def _what_is_missing(restored: Restored) -> list[Message]:
             Message(
                 "The newest snapshot, of {newest}, was damaged. That of {time} was restored; what came after it is "
                 "lost.",
-                newest=manifest.moment_of(restored.damaged[0]),
-                time=manifest.moment_of(restored.name),
+                newest=manifest.moment_of(restored.damaged[0], with_seconds=True),
+                time=manifest.moment_of(restored.name, with_seconds=True),
             )
         )
     if restored.left_out:

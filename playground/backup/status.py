@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from playground.system.messages import Message
 
 HELD = Message(
-    "The backup belongs to another data folder, so nothing is saved there. Name another folder in backup.url, or start "
-    "with an empty data folder to restore it."
+    "The backup belongs to another data folder, so nothing is saved from here. Name another folder in backup.url; or "
+    "keep this data folder and start with an empty one, which restores the backup."
 )
 UNREAD = Message(
     "The backup could not be read at the start, so nothing is saved there. Restart the app once it can be read: that "
@@ -18,20 +18,35 @@ GONE = Message(
 )
 FULL = Message("The disk has no room for a copy of the database, so the backup waits. Make room in the data folder.")
 SHARED = Message(
-    "Another app has saved to the same backup since this one started, so this one saves nothing any more. Let one run "
-    "at a time, and restart this one with an empty data folder."
+    "Nothing is saved from here any more: another app has saved to the same backup. End one of the two and keep its "
+    "data folder, whose votes may be nowhere else; then restart the one that stays."
 )
-UNREACHABLE = Message("The backup cannot be reached. The chat goes on, and it is tried again.")
+UNREACHABLE = Message("The backup cannot be reached or written. The chat goes on, and it is tried again.")
 LATE = Message("The backup is late: what people do now is on this disk alone.")
+ALONE = Message("What is done here is in this data folder alone.")
 
 
 @dataclass(frozen=True)
 class Status:
     """What the page shows: minutes since the database was saved as it was (None: not yet), when the last snapshot was
-    made, in words, what is wrong now, and what was wrong at the start.
+    made, in words, what is wrong now, and what was wrong at the start. `held`: nothing is saved until a restart.
+    `changed`: something was done that is not saved yet.
     """
 
     minutes: int | None
     snapshot: str = ""
     trouble: Message | None = None
     notices: tuple[Message, ...] = ()
+    held: bool = False
+    changed: bool = False
+
+    @property
+    def not_saved(self) -> Message | None:
+        """Where nothing is saved until a restart: what is in this data folder alone."""
+        if not self.held:
+            return None
+        if not self.snapshot:
+            return ALONE
+        return Message(
+            "What was done here since the snapshot of {time} is in this data folder alone.", time=self.snapshot
+        )

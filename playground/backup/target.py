@@ -17,6 +17,7 @@ from playground.system.safe_logging import describe_error
 
 Answer = TypeVar("Answer")
 
+PROBE = "probe"  # a file that is there for a moment
 READ_PATIENCE = 120.0  # seconds that a read at the start may take; a part of a file has at most 4 MB
 
 
@@ -86,6 +87,11 @@ class Target:
             self.files.pipe_file(path, content)
 
         self._asked(written)
+
+    def try_to_write(self) -> None:
+        """Write a small file and remove it. TargetUnavailable where nothing can be written."""
+        self.write(PROBE, b"nudge")
+        self.remove([PROBE])
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that is not there is no error."""

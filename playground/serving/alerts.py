@@ -1,7 +1,8 @@
 """Tells whoever operates the server what has happened: a round was published or refused, a version was rolled back, the
-worker ended by itself. Only numbers and times are in it.
+worker ended by itself, or something is wrong with the backup. Only numbers and times are in it.
 
-It looks at the store and the worker every few seconds; how the events are posted is `playground/system/webhook.py`'s.
+It looks at the store, the worker and the backup every few seconds; how the events are posted is
+`playground/system/webhook.py`'s.
 """
 
 import logging
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from playground.backup import Backup
 from playground.store import Row, Store, StoreError, now
 from playground.system.child import Child
 from playground.system.webhook import Event
@@ -17,7 +19,7 @@ from playground.system.webhook import Event
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between two looks
-REPEAT_SECONDS = 600.0  # within which a worker that keeps ending is told once
+REPEAT_SECONDS = 600.0  # within which a worker that keeps ending is told once, and a backup's trouble that comes again
 TOLD = ("published", "refused")  # states of a round that are told
 
 
@@ -32,16 +34,20 @@ class Alerts:
         tell: Callable[[Event], None],
         worker: Child | None = None,
         clock: Callable[[], float] = time.monotonic,
+        backup: Backup | None = None,
     ) -> None:
         self.store = store
         self.tell = tell
         self.worker = worker
         self.clock = clock
+        self.backup = backup
         self._state = ""  # of the store at the last look
         self._last_round: int | None = None  # the newest that has ended; None until the first look
         self._last_event = 0  # the newest of the versions' events
         self._ends = 0  # of the worker
         self._worker_told = float("-inf")  # when, on `clock`
+        self._backup_is_told = False  # of the trouble that there is now
+        self._backup_told = float("-inf")  # when, on `clock`
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
@@ -66,6 +72,7 @@ class Alerts:
     def look(self) -> None:
         """Tell what has happened since the last look. StoreError where the store cannot answer."""
         self._look_at_worker()
+        self._look_at_backup()
         state = self.store.state()
         if state == self._state:
             return
@@ -91,6 +98,16 @@ class Alerts:
             self._worker_told = self.clock()
             text = "The training worker has ended by itself; it is started again."
             self.tell({"event": "worker_down", "time": now(), "ends": self._ends, "text": text})
+
+    def _look_at_backup(self) -> None:
+        """Tell once of each trouble, not at each look."""
+        trouble = self.backup.status().trouble if self.backup else None
+        if self.backup is None or trouble is None:
+            self._backup_is_told = False
+        elif not self._backup_is_told and self.clock() - self._backup_told > REPEAT_SECONDS:
+            self._backup_is_told, self._backup_told = True, self.clock()
+            age = round(self.backup.age())
+            self.tell({"event": "backup_late", "time": now(), "age": age, "text": str(trouble)})
 
 
 def of_round(row: Row) -> dict[str, Any]:

@@ -225,19 +225,23 @@ def slowness_html(slowness: Message | None, translate: Words) -> str:
 
 def backup_trouble_html(backup: Status | None, translate: Words) -> str:
     """A line where the backup needs somebody's attention."""
-    sentences = [backup.trouble, *backup.notices] if backup else []
+    sentences = [backup.trouble, backup.not_saved, *backup.notices] if backup else []
     text = " ".join(translate.message(sentence) for sentence in sentences if sentence)
     return f'<p class="slow" role="note">{escape(text)}</p>' if text else ""
 
 
 def backup_html(backup: Status | None, translate: Words) -> str:
-    """How old the last snapshot is."""
+    """How old the last snapshot is, and what is not in it."""
     if backup is None:
         return ""
-    if backup.minutes is None:
+    if backup.not_saved:
+        text = translate("Backup: nothing is saved from here. {what}", what=translate.message(backup.not_saved))
+    elif backup.minutes is None:
         text = translate("Backup: nothing is saved yet.")
-    elif backup.minutes == 0:
+    elif backup.minutes == 0 and not backup.changed:
         text = translate("Backup: everything is saved, in the snapshot of {time}.", time=backup.snapshot)
+    elif backup.minutes == 0:
+        text = translate("Backup: saved as it was less than a minute ago.")
     else:
         text = translate("Backup: saved as it was {n} min ago.", n=backup.minutes)
     return f'<p class="agreement">{escape(text)}</p>'

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from playground.backup import Backup
 from playground.serving.engine import Engine
 from playground.serving.reply_times import Histogram
 from playground.store import CHOICES, ROUND_STATES, Store, StoreError
@@ -41,9 +42,10 @@ def may_read(scope: Scope, token: str) -> bool:
 class Metrics(Collector):
     """The figures of one server."""
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    def __init__(self, store: Store, engine: Engine, backup: Backup | None = None) -> None:
         self.store = store
         self.engine = engine
+        self.backup = backup
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._lock = threading.Lock()
@@ -58,6 +60,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._serving()
         yield from self._processes()
+        yield from self._saved()
         errors = CounterMetricFamily(
             "nudge_store_errors", "Times that the database could not do what was asked.", labels=["kind"]
         )
@@ -97,6 +100,14 @@ class Metrics(Collector):
         if worker:
             yield GaugeMetricFamily("nudge_worker_up", "1 while the worker's process runs.", int(worker.is_running))
             yield CounterMetricFamily("nudge_worker_ends", "Times that the worker ended by itself.", worker.ends)
+
+    def _saved(self) -> Iterator[Metric]:
+        """How the backup stands, where there is one."""
+        if self.backup:
+            text = "Since the database was last known to be saved as it was; since the start where nothing is saved."
+            yield GaugeMetricFamily("nudge_backup_age_seconds", text, self.backup.age())
+            healthy = int(self.backup.status().trouble is None)
+            yield GaugeMetricFamily("nudge_backup_healthy", "0 while something is wrong with the backup.", healthy)
 
     def _stored(self) -> Iterator[Metric]:
         """What the store counts. StoreError where it cannot answer."""
