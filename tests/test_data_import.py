@@ -139,11 +139,23 @@ def test_of_a_row_a_part_can_be_taken():
         ({"prompt": "Hello", "completion": "Hi.", "label": True}, "judged alone"),
         ({"prompt": None}, "a prompt is neither a text nor a list"),
         ({}, "no known columns"),
+        ({"prompt": "Hello", "chosen": "Hi."}, "it needs the columns chosen and rejected"),
+        ({"prompt": "Hello", "rejected": "No."}, "it needs the columns chosen and rejected"),
+        ({"messages": [*HELLO, *said("Hi.")], "chosen": "Hi."}, "it needs the columns chosen and rejected"),
     ],
 )
 def test_a_bad_row_is_refused_with_the_reason(row, reason):
     with pytest.raises(BadRow, match=reason):
         record_of(row)
+
+
+def test_half_a_pair_is_no_prompt_unless_prompts_are_asked_for(store, tmp_path):
+    """It went in as a prompt, and nobody was told that the pairs were missing."""
+    file = write(tmp_path / "half.jsonl", GOOD, {"prompt": "Hello", "chosen": "Hi."})
+    bad = []
+    report = importing.load(store, file, "test", on_bad=lambda number, reason: bad.append((number, reason)))
+    assert bad == [(2, "no pair: it needs the columns chosen and rejected")] and report.added == {"pair": 1}
+    assert importing.load(store, file, "test", kind="prompt").bad == 0
 
 
 def test_a_reason_quotes_nothing_of_the_texts():
