@@ -82,7 +82,7 @@ def facts(row, kind=None):
         pytest.param(
             {"prompt": "Hello", "chosen": "x", "rejected": "y", "choice": "both_bad", "decided": False},
             (HELLO, "x", "y", "both_bad"),
-            id="our own preference",
+            id="our own preference, of earlier exports",
         ),
     ],
 )
@@ -363,7 +363,7 @@ def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, ca
     for flags in ([], ["--plain"], ["--implicit-prompt"], ["--plain", "--implicit-prompt"]):
         out = tmp_path / "_".join(["trl", *flags])
         command("export", "--format", "preference", "--out", out, *flags, folder="one")
-        command("import", out / "preference.jsonl", folder="two")
+        command("import", out / "preference.jsonl", out / "undecided.jsonl", folder="two")
     assert len(list(second.imported("pair"))) == 24
     command("sources", folder="two")
     assert "first: pairs 24, weight 0.5" in capsys.readouterr().out
@@ -387,7 +387,7 @@ def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path, kind, capsy
             out = tmp_path / "".join([format, *flags])
             assert main(["export", "--out", str(out), "--format", format, *flags, *data]) == 0
             exported += map(str, out.glob("*.jsonl"))
-    assert len(exported) == 16
+    assert len(exported) == 18
     for conversation in (row["conversation"], bad["conversation"]):
         store.delete_conversation(conversation, who)
     command = ["import", *exported, *(["--kind", kind] if kind else [])]

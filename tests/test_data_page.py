@@ -161,7 +161,7 @@ def test_an_admin_downloads_what_people_judged(tab, get):
     row, _ = say(tab.store, ann, "Hello 👋")
     say(tab.store, ann, "Again", choice="both_bad")
     tab.store.rate(row["left"]["message"], ann, 1)
-    counts = {"pairs": 2, "preference": 2, "kto": 3, "sft": 1, "prompts": 2}
+    counts = {"pairs": 2, "preference": 1, "undecided": 1, "kto": 3, "sft": 1, "prompts": 2}
     for name, count in counts.items():
         answer = get(f"/export/{name}.jsonl")
         assert answer.status_code == 200 and f"nudge-{name}.jsonl" in answer.headers["content-disposition"]

@@ -93,7 +93,10 @@ def parts(store: Store, export: Export) -> list[Part]:
         return formats.preference(record, shape, explicit=not export.implicit)
 
     if export.format == "preference":
-        return [Part("preference", pairs(store, export), preference)]
+        return [
+            Part("preference", pairs(store, export), preference),
+            Part("undecided", pairs(store, export), undecided),
+        ]
     if export.format == "kto":
         return [Part("kto", chain(thumbs(store, export), pairs(store, export)), formats.unpaired)]
     if export.format == "sft":
@@ -111,6 +114,12 @@ def parts(store: Store, export: Export) -> list[Part]:
 def as_it_is(record: Record, shape: formats.Shape) -> Iterator[formats.Row]:
     """A record as one row, with all that is known of it."""
     yield record.as_dict()
+
+
+def undecided(record: Record, shape: formats.Shape) -> Iterator[formats.Row]:
+    """A pair in which neither reply is better, as it is: TRL's trainers would take what is called chosen for better."""
+    if isinstance(record, JudgedPair) and not record.decided:
+        yield from as_it_is(record, shape)
 
 
 # -- records of the store, one by one
