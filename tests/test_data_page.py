@@ -64,8 +64,28 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     assert shown(tab, own) == [2] and "secret" not in str(own)
     assert not own[tab.panel]["visible"] and own[tab.downloads] == "" and own[tab.vote]["choices"] == []
     assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
-    assert "No judged pairs" in search(tab, "z" * 43)[tab.html]
-    assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN")[tab.html]
+    assert "No judged pairs" in search(tab, "z" * 43, text="x")[tab.html]
+    assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN", text="x")[tab.html]
+
+
+def test_whoever_has_no_vote_yet_is_invited_to_vote(tab):
+    """A brand-new visitor read that no pairs fit, though nothing was searched for."""
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    new = "z" * 43
+    assert "Vote on a pair, and it is listed here." in search(tab, new)[tab.html]
+    assert "它就会列在这里" in search(tab, new, language="zh-CN")[tab.html]
+    assert "Vote on a pair" not in search(tab, new, choice="a")[tab.html], "something is searched for"
+    assert "Vote on a pair" not in search(tab)[tab.html], "there is something to see"
+    tab.store.allow_training(tab.store.annotator(new), False)
+    refused = search(tab, new)[tab.html]
+    assert "No judged pairs" in refused and "Vote on a pair" not in refused, "a vote would not be listed"
+
+
+def test_the_downloads_say_that_they_ignore_the_search(tab):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    seen = search(tab, text="nothing like it")
+    assert "everybody&#x27;s, whatever the search above shows" in seen[tab.downloads]
+    assert "与上面的搜索条件无关" in search(tab, language="zh-CN")[tab.downloads]
 
 
 def test_the_fields_narrow_the_pairs(tab):

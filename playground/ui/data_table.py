@@ -20,10 +20,12 @@ REPLY_CHARS = 4000  # of a reply, and of the system prompt
 SPOKEN = {"system": words.mark("System prompt"), "user": words.mark("Message"), "assistant": words.mark("Reply")}
 
 
-def pairs_html(rows: Sequence[Row], with_people: bool, translate: Words) -> str:
-    """Judged pairs (rows of `Store.judged_page`), newest first; `with_people`: whether it says whose they are."""
+def pairs_html(rows: Sequence[Row], with_people: bool, translate: Words, empty: str | None = None) -> str:
+    """Judged pairs (rows of `Store.judged_page`), newest first; `with_people`: whether it says whose they are; `empty`:
+    what it says where there are none, by default that none fit.
+    """
     if not rows:
-        return f'<p class="empty">{escape(translate("No judged pairs fit here."))}</p>'
+        return f'<p class="empty">{escape(empty or translate("No judged pairs fit here."))}</p>'
     return f'<div class="pairs">{"".join(_pair_html(row, with_people, translate) for row in rows)}</div>'
 
 
