@@ -196,6 +196,15 @@ def test_ties_and_both_bad_are_in_a_file_of_their_own(store, tmp_path, choice, f
     assert "chosen" not in row and "rejected" not in row
 
 
+def test_undecided_pairs_are_in_the_order_of_their_votes_and_narrowed(store, tmp_path):
+    who = store.annotator("ann")
+    for choice in ("both_bad", "tie", "a", "both_bad", "tie"):
+        say(store, who, "Hello", choice=choice)
+    for name, choice, expected in (("all", None, [1, 2, 4, 5]), ("ties", "tie", [2, 5]), ("better", "a", [])):
+        export.write(store, Export("preference", filters=Filters(choice=choice)), tmp_path / name)
+        assert [row["vote"] for row in rows(tmp_path / name / "undecided.jsonl")] == expected
+
+
 def test_kto_has_thumbs_and_both_bad(store, tmp_path):
     who = store.annotator("ann")
     row, _ = say(store, who, "Hello", ("Hi.", "No."))
