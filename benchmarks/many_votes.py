@@ -156,7 +156,7 @@ def export_side(folder):
     start = time.perf_counter()
     tally = export.write(store, Export("preference"), folder / "out")
     seconds = time.perf_counter() - start
-    size = (folder / "out" / "preference.jsonl").stat().st_size >> 20
+    size = sum(path.stat().st_size for path in (folder / "out").iterdir()) >> 20
     return {"seconds": seconds, "rows": tally.rows.total(), "mb": size, "grown_mb": peak_mb() - before}
 
 

@@ -72,7 +72,8 @@ def exports(store, folder):
             tally = export.write(store, wanted, out)
             for file, rows in tally.rows.items():
                 config = file.split(".")[0]
-                entry = {"name": name, "folder": str(out), "config": config, "trainers": trainers, "rows": rows}
+                steps = [] if config == "undecided" else trainers  # no trainer takes pairs without a better reply
+                entry = {"name": name, "folder": str(out), "config": config, "trainers": steps, "rows": rows}
                 found.append(entry)
     return found
 

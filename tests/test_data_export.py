@@ -156,11 +156,10 @@ def columns(row, *names):
 
 def test_preference_explicit_and_conversational():
     (row,) = formats.preference(pair(left_version=3, right_version=4))
-    assert columns(row, "prompt", "chosen", "rejected", "decided", "chosen_version", "rejected_version") == {
+    assert columns(row, "prompt", "chosen", "rejected", "chosen_version", "rejected_version") == {
         "prompt": HELLO,
         "chosen": said("Good day."),
         "rejected": said("Hi."),
-        "decided": True,
         "chosen_version": 4,
         "rejected_version": 3,
     }
@@ -184,9 +183,26 @@ def test_preference_as_texts_is_that_of_hh_rlhf():
 
 
 @pytest.mark.parametrize("choice", ["tie", "both_bad"])
-def test_ties_and_both_bad_are_marked_and_not_dropped(choice):
-    (row,) = formats.preference(pair(choice, early=True))
-    assert columns(row, "choice", "decided", "early") == {"choice": choice, "decided": False, "early": True}
+@pytest.mark.parametrize("flags", [{}, {"plain": True}, {"implicit": True}])
+def test_ties_and_both_bad_are_in_a_file_of_their_own(store, tmp_path, choice, flags):
+    """They were rows with the left reply as chosen, which TRL's trainers take for better."""
+    who = store.annotator("ann")
+    say(store, who, "Hello", ("Hi.", "Good day."), choice="b")
+    say(store, who, "Go on", ("x", "y"), choice=choice)
+    (row,) = exported(store, tmp_path, "preference", **flags)
+    assert row["vote"] == 1
+    (row,) = rows(tmp_path / "out" / "undecided.jsonl")
+    assert columns(row, "vote", "left", "right", "choice") == {"vote": 2, "left": "x", "right": "y", "choice": choice}
+    assert "chosen" not in row and "rejected" not in row
+
+
+def test_undecided_pairs_are_in_the_order_of_their_votes_and_narrowed(store, tmp_path):
+    who = store.annotator("ann")
+    for choice in ("both_bad", "tie", "a", "both_bad", "tie"):
+        say(store, who, "Hello", choice=choice)
+    for name, choice, expected in (("all", None, [1, 2, 4, 5]), ("ties", "tie", [2, 5]), ("better", "a", [])):
+        export.write(store, Export("preference", filters=Filters(choice=choice)), tmp_path / name)
+        assert [row["vote"] for row in rows(tmp_path / name / "undecided.jsonl")] == expected
 
 
 def test_kto_has_thumbs_and_both_bad(store, tmp_path):
@@ -244,10 +260,13 @@ def test_the_card_counts_what_is_in_the_files_and_leaves_the_licence_open(store,
     card = (tmp_path / "out" / "README.md").read_text()
     front = card.split("---")[1]
     assert "license:  #" in front and "data_files: preference.jsonl" in front
-    assert "| `preference.jsonl` | 3 |" in card and "2 for the left reply, 1 for a tie" in card
+    assert "| `preference.jsonl` | 2 |" in card and "2 for the left reply, 1 for a tie" in card
+    assert "| `undecided.jsonl` | 1 |" in card and "(a tie, or both bad): 1. They are left out of `preference`" in card
+    assert "data_files: preference.jsonl\n  default: true" in front and "data_files: undecided.jsonl\n" in front
     assert "base 6" in card and "only rows with person = 1" in card
-    for column in rows(tmp_path / "out" / "preference.jsonl")[0]:
-        assert f"| `{column}` | " in card
+    for file in ("preference", "undecided"):
+        for column in rows(tmp_path / "out" / f"{file}.jsonl")[0]:
+            assert f"| `{column}` | " in card.split(f"## {file}.jsonl")[1].split("## ")[0]
 
 
 def test_a_folder_that_holds_something_is_left_alone(store, tmp_path):
@@ -291,6 +310,10 @@ def test_the_command_exports(tmp_path, capsys):
     assert main([*command, "--since", "2020-01-01"]) == 0
     assert capsys.readouterr().out == f"{out / 'preference.jsonl'}: 1 rows\n"
     assert len(rows(out / "preference.jsonl")) == 1
+    cast(store, "tie")
+    assert main([*command[:-3], str(tmp_path / "more"), *command[-2:]]) == 0
+    said = capsys.readouterr().out
+    assert "more/undecided.jsonl: 1 rows" in said and "(a tie, or both bad) in 1 pairs: they are left out" in said
     assert main(command) == 1, "the folder is not empty any more"
     assert "not an empty folder" in capsys.readouterr().err
 

@@ -82,7 +82,7 @@ def facts(row, kind=None):
         pytest.param(
             {"prompt": "Hello", "chosen": "x", "rejected": "y", "choice": "both_bad", "decided": False},
             (HELLO, "x", "y", "both_bad"),
-            id="our own preference",
+            id="our own preference, of earlier exports",
         ),
     ],
 )
@@ -139,11 +139,23 @@ def test_of_a_row_a_part_can_be_taken():
         ({"prompt": "Hello", "completion": "Hi.", "label": True}, "judged alone"),
         ({"prompt": None}, "a prompt is neither a text nor a list"),
         ({}, "no known columns"),
+        ({"prompt": "Hello", "chosen": "Hi."}, "it needs the columns chosen and rejected"),
+        ({"prompt": "Hello", "rejected": "No."}, "it needs the columns chosen and rejected"),
+        ({"messages": [*HELLO, *said("Hi.")], "chosen": "Hi."}, "it needs the columns chosen and rejected"),
     ],
 )
 def test_a_bad_row_is_refused_with_the_reason(row, reason):
     with pytest.raises(BadRow, match=reason):
         record_of(row)
+
+
+def test_half_a_pair_is_no_prompt_unless_prompts_are_asked_for(store, tmp_path):
+    """It went in as a prompt, and nobody was told that the pairs were missing."""
+    file = write(tmp_path / "half.jsonl", GOOD, {"prompt": "Hello", "chosen": "Hi."})
+    bad = []
+    report = importing.load(store, file, "test", on_bad=lambda number, reason: bad.append((number, reason)))
+    assert bad == [(2, "no pair: it needs the columns chosen and rejected")] and report.added == {"pair": 1}
+    assert importing.load(store, file, "test", kind="prompt").bad == 0
 
 
 def test_a_reason_quotes_nothing_of_the_texts():
@@ -351,7 +363,7 @@ def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, ca
     for flags in ([], ["--plain"], ["--implicit-prompt"], ["--plain", "--implicit-prompt"]):
         out = tmp_path / "_".join(["trl", *flags])
         command("export", "--format", "preference", "--out", out, *flags, folder="one")
-        command("import", out / "preference.jsonl", folder="two")
+        command("import", out / "preference.jsonl", out / "undecided.jsonl", folder="two")
     assert len(list(second.imported("pair"))) == 24
     command("sources", folder="two")
     assert "first: pairs 24, weight 0.5" in capsys.readouterr().out
@@ -375,7 +387,7 @@ def test_what_was_deleted_does_not_come_back_by_its_export(tmp_path, kind, capsy
             out = tmp_path / "".join([format, *flags])
             assert main(["export", "--out", str(out), "--format", format, *flags, *data]) == 0
             exported += map(str, out.glob("*.jsonl"))
-    assert len(exported) == 16
+    assert len(exported) == 18
     for conversation in (row["conversation"], bad["conversation"]):
         store.delete_conversation(conversation, who)
     command = ["import", *exported, *(["--kind", kind] if kind else [])]

@@ -1,6 +1,7 @@
 """The tab of judged pairs: an admin sees everybody's, leaves votes out and downloads; others see their own."""
 
 import json
+import re
 
 import gradio as gr
 import pytest
@@ -13,7 +14,7 @@ from playground.people.admins import Admins
 from playground.settings import Settings
 from playground.store import Filters, Store
 from playground.store import judged as judged_module
-from playground.ui import data
+from playground.ui import data, data_table
 from playground.ui.control import Control
 from playground.ui.data import DataTab
 from playground.ui.notice import Notice
@@ -63,8 +64,28 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     assert shown(tab, own) == [2] and "secret" not in str(own)
     assert not own[tab.panel]["visible"] and own[tab.downloads] == "" and own[tab.vote]["choices"] == []
     assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
-    assert "No judged pairs" in search(tab, "z" * 43)[tab.html]
-    assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN")[tab.html]
+    assert "No judged pairs" in search(tab, "z" * 43, text="x")[tab.html]
+    assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN", text="x")[tab.html]
+
+
+def test_whoever_has_no_vote_yet_is_invited_to_vote(tab):
+    """A brand-new visitor read that no pairs fit, though nothing was searched for."""
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    new = "z" * 43
+    assert "Vote on a pair, and it is listed here." in search(tab, new)[tab.html]
+    assert "它就会列在这里" in search(tab, new, language="zh-CN")[tab.html]
+    assert "Vote on a pair" not in search(tab, new, choice="a")[tab.html], "something is searched for"
+    assert "Vote on a pair" not in search(tab)[tab.html], "there is something to see"
+    tab.store.allow_training(tab.store.annotator(new), False)
+    refused = search(tab, new)[tab.html]
+    assert "No judged pairs" in refused and "Vote on a pair" not in refused, "a vote would not be listed"
+
+
+def test_the_downloads_say_that_they_ignore_the_search(tab):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    seen = search(tab, text="nothing like it")
+    assert "everybody&#x27;s, whatever the search above shows" in seen[tab.downloads]
+    assert "与上面的搜索条件无关" in search(tab, language="zh-CN")[tab.downloads]
 
 
 def test_the_fields_narrow_the_pairs(tab):
@@ -87,6 +108,41 @@ def test_a_row_opens_both_replies_as_text(tab):
     html = search(tab)[tab.html]
     assert "&lt;script&gt;left&lt;/script&gt;" in html and "right &amp; so on" in html and "v0 (base)" in html
     assert "clearer · it &lt;i&gt;is&lt;/i&gt;" in html and "<script" not in html and "<b>Hello" not in html
+
+
+def test_an_open_row_has_the_whole_message_and_the_chat_before_it(tab):
+    """The message was cut at 90 characters, and the rest was nowhere."""
+    ann = tab.store.annotator("ann")
+    conversation = tab.store.new_conversation(ann, "Be <b>brief</b>.")
+    say(tab.store, ann, "First?", ("Not seen in the second row.", "First reply."), conversation, "b")
+    say(tab.store, ann, f"{'long ' * 100}<i>end</i>", ("Yes.", "No."), conversation)
+    row = search(tab)[tab.html].split("<details")[1]
+    inside = row.split("</summary>")[1]
+    heard = ["Be &lt;b&gt;brief&lt;/b&gt;.", "First?", "First reply.", f"{'long ' * 100}&lt;i&gt;end&lt;/i&gt;", "Yes."]
+    assert re.findall(r'dir="auto">(.*?)</div>', inside) == [*heard, "No."]
+    assert "Not seen" not in row and "not shown" not in row and "<i>end" not in row and "<b>brief" not in row
+
+
+def test_the_chat_of_an_open_row_is_bounded(tab, monkeypatch):
+    ann = tab.store.annotator("ann")
+    conversation = tab.store.new_conversation(ann)
+    for number in range(12):
+        say(tab.store, ann, f"message {number:02}.", (f"reply {number:02}.", "x"), conversation)
+    row = search(tab)[tab.html].split("<details")[1]
+    assert "message 01." in row and "reply 00." not in row and "messages of this chat are not shown" in row
+    monkeypatch.setattr(data_table, "CHAT_CHARS", 15)
+    row = search(tab)[tab.html].split("<details")[1]
+    assert ">reply 10.<" in row and ">messa…<" in row and "reply 09." not in row
+    assert "messages of this chat are not shown" in row
+    assert "not shown" not in search(tab, text="message 00.")[tab.html]
+
+
+@pytest.mark.parametrize(("choice", "picked"), [("a", ["A"]), ("b", ["B"]), ("tie", []), ("both_bad", [])])
+def test_the_picked_reply_is_marked(tab, choice, picked):
+    say(tab.store, tab.store.annotator("ann"), "Hello", choice=choice)
+    html = search(tab)[tab.html]
+    assert re.findall(r'<h3>([AB]) [^<]*<b class="side-[ab]">✓ picked', html) == picked
+    assert re.findall(r'<section class="picked side-([ab])">', html) == [letter.lower() for letter in picked]
 
 
 def test_earlier_pairs_come_page_by_page(tab, monkeypatch):
@@ -161,7 +217,7 @@ def test_an_admin_downloads_what_people_judged(tab, get):
     row, _ = say(tab.store, ann, "Hello 👋")
     say(tab.store, ann, "Again", choice="both_bad")
     tab.store.rate(row["left"]["message"], ann, 1)
-    counts = {"pairs": 2, "preference": 2, "kto": 3, "sft": 1, "prompts": 2}
+    counts = {"pairs": 2, "preference": 1, "undecided": 1, "kto": 3, "sft": 1, "prompts": 2}
     for name, count in counts.items():
         answer = get(f"/export/{name}.jsonl")
         assert answer.status_code == 200 and f"nudge-{name}.jsonl" in answer.headers["content-disposition"]

@@ -86,8 +86,6 @@ def main():
     for export in job["exports"]:
         dataset = load_dataset(export["folder"], export["config"], split="train")
         rows = len(dataset)
-        if "decided" in dataset.column_names:
-            dataset = dataset.filter(lambda row: row["decided"])
         for trainer in export["trainers"]:
             loss = step(job, trainer, dataset)
             found.append({"what": f"{trainer} on {export['name']}", "rows": rows, "loss": loss, "of": export["rows"]})

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from playground.data import columns, export, importing, writers
+from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
 from playground.settings import SettingsError, read
@@ -155,6 +156,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     tally = export.write(open_store(arguments), wanted, arguments.out)
     for file, rows in tally.rows.items():
         print(f"{arguments.out / file}: {rows:,} rows")
+    if (undecided := undecided_file(tally.rows)) is not None:
+        print(
+            f"Neither reply is better (a tie, or both bad) in {tally.rows[undecided]:,} pairs: they are left out of "
+            f"preference and stand in {undecided}."
+        )
     if not tally.rows:
         print("There is no such row.")
     return 0

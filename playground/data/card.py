@@ -13,14 +13,13 @@ COLUMNS = {
     "messages": "the chat up to the message that was answered, with its system prompt",
     "prompt": "the chat up to the message that was answered",
     "completion": "a reply",
-    "chosen": "the better reply; where `decided` is false, the left one",
+    "chosen": "the better reply",
     "rejected": "the other reply",
     "left": "the reply that was shown on the left",
     "right": "the reply that was shown on the right",
     "reply": "a reply",
     "before": "the reply as the model had written it",
     "choice": "what the person picked: a (left), b (right), tie or both_bad",
-    "decided": "whether one reply is better; leave the others out where a method needs a better one",
     "label": "whether the reply is good",
     "thumb": "1 for good, -1 for bad",
     "said_by": "which gesture says so: thumb, both_bad, edit or pick",
@@ -110,6 +109,7 @@ def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any]) -> str:
         "takes back later stays in this copy until you export again.",
         "",
         *_narrowed(asked),
+        *_undecided(tally, files),
         "| file | rows |",
         "|---|---:|",
         *[f"| `{file}` | {tally.rows[file]:,} |" for file in files],
@@ -128,7 +128,24 @@ def _size(rows: int) -> str:
 
 def _config(file: str) -> list[str]:
     name = file.split(".")[0]
-    return [f"- config_name: {name}", f"  data_files: {file}"]
+    default = ["  default: true"] if name == "preference" else []
+    return [f"- config_name: {name}", f"  data_files: {file}", *default]
+
+
+def undecided_file(files: Iterable[str]) -> str | None:
+    """The file of pairs in which neither reply is better, where they have one of their own."""
+    return next((file for file in files if file.startswith("undecided.")), None)
+
+
+def _undecided(tally: Tally, files: Iterable[str]) -> list[str]:
+    file = undecided_file(files)
+    if file is None or not tally.rows[file]:
+        return []
+    return [
+        f"Pairs in which neither reply is better (a tie, or both bad): {tally.rows[file]:,}. They are left out of "
+        f"`preference` and stand in `{file}`.",
+        "",
+    ]
 
 
 def _narrowed(asked: Mapping[str, Any]) -> list[str]:

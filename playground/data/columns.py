@@ -19,6 +19,7 @@ Values = dict[str, Any]
 KINDS: dict[str, type[Importable]] = {"pair": JudgedPair, "demonstration": Demonstration, "prompt": Prompt}
 
 SPEAKER = re.compile(r"\n\n(Human|Assistant|System):")
+NO_PAIR = "no pair: it needs the columns chosen and rejected"
 ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
@@ -53,6 +54,8 @@ def _kind(row: Row) -> str:
     has = row.keys()
     if {"chosen", "rejected"} <= has or {"left", "right"} <= has or _two_responses(row):
         return "pair"
+    if has & {"chosen", "rejected"}:
+        raise BadRow(NO_PAIR)
     if "label" in has or "thumb" in has:
         raise BadRow("a reply judged alone (thumb, KTO) cannot be imported")
     if {"prompt", "completion"} <= has or {"messages", "reply"} <= has or {"instruction", "output"} <= has:
@@ -118,7 +121,7 @@ def _pair(row: Row) -> Values:
     if _two_responses(row):
         return _two_judged_responses(row)
     if not {"chosen", "rejected"} <= row.keys():
-        raise BadRow("no pair: it needs the columns chosen and rejected")
+        raise BadRow(NO_PAIR)
     messages, chosen = _dialogue(row.get("prompt"), row["chosen"])
     other, rejected = _dialogue(row.get("prompt"), row["rejected"])
     if messages != other:

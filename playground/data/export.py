@@ -4,7 +4,8 @@ Rows go from the database to the file one by one, so that memory does not grow w
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from heapq import merge
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from playground.data import files, formats, writers
 from playground.data.card import Tally, card
 from playground.data.files import CannotRead
 from playground.data.progress import Progress
-from playground.data.records import Demonstration, JudgedPair, Prompt, Record, Thumb
+from playground.data.records import UNDECIDED, Demonstration, JudgedPair, Prompt, Record, Thumb
 from playground.store import Filters, Store
 from playground.store.filters import ALL
 
@@ -58,7 +59,7 @@ def write(store: Store, export: Export, out: Path) -> Tally:
     for part in parts(store, export):
         name = f"{part.name}.{export.file_type}"
         names.append(name)
-        total = store.count_judged() if part.name == "pairs" or export.format == "preference" else None
+        total = store.count_judged() if part.name in ("pairs", "preference") else None
         _write_part(part, export, out / name, tally, Progress(name, total))
     with writers.open_private(out / "README.md") as file:
         file.write(card(tally, names, asked(export)))
@@ -93,7 +94,10 @@ def parts(store: Store, export: Export) -> list[Part]:
         return formats.preference(record, shape, explicit=not export.implicit)
 
     if export.format == "preference":
-        return [Part("preference", pairs(store, export), preference)]
+        return [
+            Part("preference", pairs(store, export), preference),
+            Part("undecided", undecided_pairs(store, export), as_it_is),
+        ]
     if export.format == "kto":
         return [Part("kto", chain(thumbs(store, export), pairs(store, export)), formats.unpaired)]
     if export.format == "sft":
@@ -121,6 +125,19 @@ def pairs(store: Store, export: Export) -> Iterator[Record]:
     if export.imported:
         return (JudgedPair.of(row["record"]) for row in store.imported("pair"))
     return map(JudgedPair.of, store.judged_pairs(export.filters))
+
+
+def undecided_pairs(store: Store, export: Export) -> Iterator[Record]:
+    """Judged pairs in which neither reply is better. The store looks for them: the others are not read once more."""
+    if export.imported:
+        return (pair for pair in pairs(store, export) if isinstance(pair, JudgedPair) and not pair.decided)
+    asked = export.filters.choice
+    found = [
+        pairs(store, replace(export, filters=replace(export.filters, choice=choice)))
+        for choice in UNDECIDED
+        if asked in (None, choice)
+    ]
+    return merge(*found, key=lambda pair: pair.vote or 0)
 
 
 def thumbs(store: Store, export: Export) -> Iterator[Record]:

@@ -38,12 +38,11 @@ def _prompt_and_completion(messages: Turns, text: str, shape: Shape) -> tuple[An
 
 
 def preference(pair: JudgedPair, shape: Shape = conversational, explicit: bool = True) -> Iterator[Row]:
-    """TRL's preference, with an explicit or an implicit prompt. Every judged pair is a row: where neither reply is
-    better, `decided` is false, and the left one is called chosen.
-    """
+    """TRL's preference, with an explicit or an implicit prompt: a row where one reply is better, none else."""
+    if not pair.decided:
+        return
     marks = {
         "choice": pair.choice,
-        "decided": pair.decided,
         "early": pair.early,
         "tags": pair.tags,
         "chosen_version": pair.right_version if pair.choice == "b" else pair.left_version,

@@ -7,7 +7,14 @@ from playground.data import export, formats
 from playground.data.export import Export
 from playground.store import Store
 
-DOWNLOADS = {"pairs": "everything", "preference": "preference", "kto": "kto", "sft": "sft", "prompts": "prompts"}
+DOWNLOADS = {
+    "pairs": "everything",
+    "preference": "preference",
+    "undecided": "preference",
+    "kto": "kto",
+    "sft": "sft",
+    "prompts": "prompts",
+}
 AT_ONCE = 64 << 10  # bytes
 
 

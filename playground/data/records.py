@@ -31,6 +31,8 @@ class Turn(TypedDict):
 
 Turns = Sequence[Turn]
 
+UNDECIDED = ("tie", "both_bad")  # choices of a pair in which neither reply is better
+
 IDS = ("vote", "demonstration", "rating", "message")  # fields of a record that are ids in the database it comes from
 MARKS = (*IDS, "created")
 
@@ -91,7 +93,7 @@ class JudgedPair(Record):
     @property
     def decided(self) -> bool:
         """Whether one of the two is better."""
-        return self.choice in ("a", "b")
+        return self.choice not in UNDECIDED
 
     @property
     def chosen(self) -> str:

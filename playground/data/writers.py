@@ -104,7 +104,7 @@ class ParquetWriter:
 
 
 TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
-FLAGS = ("decided", "early", "label")
+FLAGS = ("early", "label")
 NUMBERS = (
     *("vote", "demonstration", "rating", "message", "person", "conversation", "thumb", "left_tokens", "right_tokens"),
     *("version", "left_version", "right_version", "chosen_version", "rejected_version"),

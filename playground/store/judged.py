@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from playground.store.checks import is_key
+from playground.store.checks import MOST, is_key
 from playground.store.conversations import SHOWN
 from playground.store.database import Database, Row, now
 from playground.store.erasures import ALLOWED
@@ -16,6 +16,7 @@ from playground.store.errors import StoreError
 from playground.store.filters import ALL, Conditions, Filters, holds
 from playground.store.votes import COUNTS, COUNTS_BUT_FOR_ADMINS, VOTES
 
+LISTED_MESSAGES = 21  # of a listed pair's chat: the one that was answered, and those before it
 LOOKED_AT = 20_000  # votes, for one page of a search; about a fifth of a second
 PAGE = 200  # rows; a chat has at most some hundred thousand characters, so a page stays within a few dozen MB
 
@@ -47,7 +48,7 @@ JUDGED = f"""
 LISTED = f"""
     select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
       v.excluded is not null as excluded, d.left_cut is not null as early, l.policy as left_version,
-      r.policy as right_version, um.text as message, lm.text as left, rm.text as right
+      r.policy as right_version, d.user_message as last, lm.text as left, rm.text as right, c.system_prompt
     from {VOTES_BY_ID}"""
 
 THUMBS = f"""
@@ -89,13 +90,15 @@ PROMPT_CONDITIONS: Conditions = {
     "text": holds("m.text"),
 }
 
-# the messages from the first of its chat to each of those that are asked for, as the chat's owner left them
+# the messages from the first of its chat to each of those that are asked for, as the chat's owner left them; at most so
+# many of them, the last ones
 HISTORIES = f"""
     with recursive path(last, id, parent, depth) as (
       select m.id, m.id, m.parent, 0 from message m where m.id in (select value from json_each(?))
       union all
-      select path.last, m.id, m.parent, depth + 1 from path cross join message m on m.id = path.parent)
-    select path.last, m.role, {SHOWN} as content from path cross join message m on m.id = path.id
+      select path.last, m.id, m.parent, depth + 1 from path cross join message m on m.id = path.parent
+      where depth + 1 < ?)
+    select path.last, path.parent, m.role, {SHOWN} as content from path cross join message m on m.id = path.id
     order by path.last, depth desc"""
 
 
@@ -150,8 +153,9 @@ class Judged(Database):
         there are further back.
 
         These are the votes that count, on any base model, and those that an admin left out. Keys: vote, created,
-        choice, tags (a list), comment, person, excluded and early (bools), left_version, right_version, message, left,
-        right.
+        choice, tags (a list), comment, person, excluded and early (bools), left_version, right_version, messages (role
+        and content; the last LISTED_MESSAGES up to the one that was answered, below the system prompt), cut (whether
+        the chat has earlier ones), left, right.
         """
         top = self.count_judged() + 1 if before is None else before
         bottom = max(0, top - LOOKED_AT)
@@ -171,7 +175,7 @@ class Judged(Database):
             {**row, "tags": json.loads(row["tags"] or "[]"), **{name: bool(row[name]) for name in bools}}
             for row in rows
         ]
-        return page, following if following > 1 else None
+        return self._with_messages(page, LISTED_MESSAGES), following if following > 1 else None
 
     # -- what an admin leaves out
 
@@ -200,16 +204,24 @@ class Judged(Database):
             after = page[-1][key]
             yield from self._with_messages([decode(row) for row in page])
 
-    def _with_messages(self, rows: list[Row]) -> list[Row]:
-        """Rows with `messages` in place of `last` and `system_prompt`."""
+    def _with_messages(self, rows: list[Row], most: int = MOST) -> list[Row]:
+        """Rows with `messages` in place of `last` and `system_prompt`: of each chat the last `most`. A row that may
+        lack earlier ones has `cut`, whether it does.
+        """
         asked = json.dumps(sorted({row["last"] for row in rows}))
         history: dict[int, list[dict[str, str]]] = {}
-        for message in self.rows(HISTORIES, asked):
+        cut: set[int] = set()
+        for message in self.rows(HISTORIES, asked, most):
+            if message["last"] not in history and message["parent"] is not None:  # the first that was read
+                cut.add(message["last"])
             history.setdefault(message["last"], []).append({"role": message["role"], "content": message["content"]})
         for row in rows:
             system_prompt = row.pop("system_prompt")
             system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-            row["messages"] = system + history[row.pop("last")]
+            last = row.pop("last")
+            row["messages"] = system + history[last]
+            if most < MOST:
+                row["cut"] = last in cut
         return rows
 
 

@@ -151,8 +151,11 @@ class DataTab:
             filters if is_admin else replace(filters, person=own), before, PAGE_SIZE
         )
         votes = [row["vote"] for row in rows] if is_admin else []
+        empty = None
+        if filters == Filters() and before is None and following is None and self._would_list(own):
+            empty = translate("Vote on a pair, and it is listed here.")
         return {
-            self.html: pairs_html(rows, is_admin, translate),
+            self.html: pairs_html(rows, is_admin, translate, empty),
             self.older: gr.update(visible=following is not None),
             self.person: gr.update(visible=is_admin),
             self.vote: gr.update(choices=votes, value=None),
@@ -163,11 +166,19 @@ class DataTab:
             self.following: following,
         }
 
+    def _would_list(self, annotator: int) -> bool:
+        """Whether a vote of this person would be in the table: only those that training may have are."""
+        person = self.store.person(annotator)
+        return person is None or bool(person["allow_training"])
+
 
 def downloads_html(translate: Words) -> str:
-    """Links to the files that an admin may download."""
+    """Links to the files that an admin may download, and what they hold."""
     links = " ".join(f'<a href="export/{name}.jsonl" download>{name}.jsonl</a>' for name in DOWNLOADS)
-    return f"<p>{escape(translate('Download:'))} {links}</p>"
+    held = translate(
+        "The files hold everybody's, whatever the search above shows; votes left out of training are not in."
+    )
+    return f"<p>{escape(translate('Download:'))} {links}</p><p>{escape(held)}</p>"
 
 
 def _number(text: str | None) -> int | None:
