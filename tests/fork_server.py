@@ -162,7 +162,10 @@ def run(args):
 
 
 def import_all():
-    """Import what the programs import, but for their own files."""
+    """Import what the programs import, but for their own files; without pyarrow, which only tests install: pandas would
+    import it, and it starts a thread.
+    """
+    sys.modules["pyarrow"] = None
     for name in IMPORTED:
         importlib.import_module(name)
     memory.leave_out_imports()  # nor does a collection in a program write to the pages that all share
