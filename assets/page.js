@@ -17,6 +17,36 @@
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
 
+  // What a person does is done in that order: a message waits for the answers to gestures before it, since it is meant for the page that they make.
+  // And Gradio closes its stream of results after the last one (6.31): an event that began in this moment is never shown. The next event would open the stream again, so one that does nothing follows.
+  const GESTURE_SECONDS = 10;  // for which a message waits at most
+  const gestures = new Set();
+  const seconds = (n) => new Promise((done) => setTimeout(done, 1000 * n));
+  const request = window.fetch.bind(window);
+  let stream = null;  // the newest stream of results
+  window.fetch = async (input, init) => {
+    const { pathname } = new URL(input.url ?? input, location.href);
+    if (pathname.endsWith("/queue/data")) {
+      const opened = stream = { joined: false, closed: false };
+      (input.signal ?? init?.signal)?.addEventListener("abort", () => {
+        opened.closed = true;
+        if (opened.joined && stream === opened) document.getElementById("reopen-stream")?.click();
+      });
+    }
+    if (pathname.endsWith("/queue/join")) {
+      if (gestures.size) await Promise.race([Promise.allSettled(gestures), seconds(GESTURE_SECONDS)]);
+      const answer = await request(input, init);
+      if (stream && !stream.closed) stream.joined = true;
+      return answer;
+    }
+    const answer = request(input, init);
+    if (pathname.endsWith("/run/predict")) {
+      gestures.add(answer);
+      answer.finally(() => gestures.delete(answer)).catch(() => {});
+    }
+    return answer;
+  };
+
   // What a pane shows is HTML that the server made of a text (playground/ui/text.py), with the text itself in it: that is what is copied and edited.
   const original = (value) => {
     if (!value.startsWith('<div class="said">')) return value;

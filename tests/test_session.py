@@ -156,6 +156,21 @@ def test_a_second_message_while_replies_stream_is_refused(chat):
     stream.close()
 
 
+@pytest.mark.parametrize(
+    ("text", "twice"), [("Hello", True), (" Hello\n", True), ("", True), ("Again", False), (None, False)]
+)
+def test_a_message_that_is_sent_again_while_it_is_answered_was_pressed_twice(chat, text, twice):
+    slow(chat)
+    ann = person(chat)
+    assert not chat.is_answering(ann, text)
+    stream = chat.send(ann, "Hello")
+    next(stream)
+    assert chat.is_answering(ann, text) is twice
+    assert not chat.is_answering(person(chat, "another"), text)
+    stream.close()
+    assert not chat.is_answering(ann, text)
+
+
 def test_another_page_of_the_same_person_sees_the_replies_stream(chat):
     slow(chat)
     ann = person(chat)

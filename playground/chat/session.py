@@ -32,7 +32,7 @@ class Chat(Completing):
         BadMessage or Refused before anything is recorded. `address` is the network address that the message came from.
         """
         text = self._checked_text(text)
-        with self._turn(annotator, address) as turn:
+        with self._turn(annotator, address, text) as turn:
             if self.view(annotator).phase == "voting":
                 raise Refused("Pick a reply first: A, B, tie, both bad, or skip.")
             while (conversation := self.store.conversation(annotator)) is None:

@@ -26,9 +26,10 @@ STOP_SECONDS = 30  # within which the engine ends replies that are told to stop
 class Turn:
     """One message's pair of replies while they are written, and what their page shows."""
 
-    def __init__(self, annotator: int, address: str) -> None:
+    def __init__(self, annotator: int, address: str, text: str | None) -> None:
         self.annotator = annotator
         self.address = address  # the network address that the message came from
+        self.text = text  # the message; None where an earlier one is answered anew
         self.stream: Stream | PairStream | None = None
         self.replacement: Stream | None = None  # writes another right reply, since both said the same
         self.conversation: int | None = None
@@ -85,21 +86,32 @@ class Turns:
         """Whether replies to this person are being written."""
         return annotator in self._turns
 
+    def is_answering(self, annotator: int, text: str | None) -> bool:
+        """Whether replies to this message are being written: whoever sends it now, or the box that it has left empty,
+        has pressed twice. None stands for other replies to an earlier message.
+        """
+        turn = self._turns.get(annotator)
+        if turn is None:
+            return False
+        if text is None or turn.text is None:
+            return text is turn.text
+        return text.strip() in ("", turn.text.strip())
+
     def stop(self, annotator: int) -> None:
         """End this person's streaming replies; what is there can be voted on."""
         if turn := self._turns.get(annotator):
             turn.stop()
 
     @contextmanager
-    def _turn(self, annotator: int, address: str) -> Iterator[Turn]:
-        """A Turn of this person. Refused where there is one already, and where too many messages wait or come from this
-        address.
+    def _turn(self, annotator: int, address: str, text: str | None = None) -> Iterator[Turn]:
+        """A Turn of this person, who sent `text`. Refused where there is one already, and where too many messages wait
+        or come from this address.
         """
         with self._lock:
             if annotator in self._turns:
                 raise Busy(BUSY)
             self._check_limits(address)
-            turn = self._turns[annotator] = Turn(annotator, address)
+            turn = self._turns[annotator] = Turn(annotator, address, text)
         try:
             yield turn
         finally:

@@ -57,6 +57,7 @@ class ChatTab:
             [panel.message.submit, panel.send.click], self.on_send, [panel.message, snapshot], outputs, **STREAM
         )
         panel.regenerate.click(self.on_regenerate, [snapshot], outputs, **STREAM)
+        panel.reopen_stream.click(no_change, None, None, **STREAM)
         panel.stop.click(self.on_stop, None, None, **GESTURE)
         panel.undo.click(self.on_undo, [panel.message, snapshot], outputs, **GESTURE)
         panel.earlier_pair.click(self.on_earlier_pair, [snapshot], outputs, **GESTURE)
@@ -144,8 +145,13 @@ class ChatTab:
                     yield self._turn_updates(view, previous, translate)
                 previous = view
         except (BadMessage, Refused, StoreError) as error:
+            if previous is None and self.chat.is_answering(annotator, text):
+                yield {
+                    self.panel.hint: gr.update()
+                }  # it was pressed twice; a stream without any update empties the page
+                return
             updates = self._after_failure(annotator, translate)
-            if text is not None:
+            if previous is not None and text is not None:
                 updates[self.panel.message] = text
             yield {**updates, **self.notice.warn(translate.message(error.message), translate("Not sent"))}
         except GeneratorExit:  # the browser has gone
@@ -278,6 +284,10 @@ def client_address(request: gr.Request) -> str:
 def request_id(request: gr.Request) -> str:
     """The name of a request, as in its answer's `X-Request-ID`."""
     return str(request.request.scope.get("request_id", "")) if request.request else ""
+
+
+def no_change() -> None:
+    """The handler of an event that only keeps the page's stream of results open."""
 
 
 def starter_handler(text: str) -> Callable[[gr.Request], str]:

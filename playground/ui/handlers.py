@@ -30,8 +30,9 @@ GESTURE: ListenerOptions = {"api_visibility": "private", "show_progress": "hidde
 # the same where a value changes while its handler still runs: the last value counts
 LATEST_GESTURE: ListenerOptions = {**GESTURE, "trigger_mode": "always_last"}
 
-# a handler that streams; all of them start at once, since `session.Chat` tells people that they have to wait
-STREAM: ListenerOptions = {**GESTURE, "queue": True, "concurrency_limit": None}
+# A handler that streams. All of them start at once, since `session.Chat` tells people that they have to wait. They also
+# start while the page still ends an earlier one, whose replies are complete: "once" would drop the message unseen.
+STREAM: ListenerOptions = {**GESTURE, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
 
 
 def visibility(visible: bool) -> bool | Literal["hidden"]:

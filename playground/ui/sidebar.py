@@ -112,7 +112,7 @@ class Sidebar:
         snapshot = tab.panel.snapshot
         moving = [snapshot, self.limit, tab.panel.message, self.drafts]
         moved = [*both, self.drafts]
-        page.load(self.on_load, [self.limit], own, **GESTURE)
+        page.load(self.on_page_load, [self.limit], own, **GESTURE)
         finished_turn.then(self.on_turn, [self.limit], self.list_outputs, **GESTURE)
         gr.on([self.new.click, tab.panel.new.click], self.on_new, moving, moved, **GESTURE)
         self.list.input(self.on_open, [self.list, *moving], moved, **GESTURE)
@@ -144,6 +144,16 @@ class Sidebar:
         self.your_data.wire(tab.annotator, self.notice)
 
     # -- handlers
+
+    def on_page_load(self, limit: int, request: gr.Request) -> Updates:
+        """As `on_load`, without settings that the page has already: whoever is quick to write a system prompt on a slow
+        machine keeps what is written.
+        """
+        updates = self.on_load(limit, request)
+        for component in (self.system, *self.knobs.values()):
+            if updates[component] == (component.value or ""):
+                del updates[component]
+        return updates
 
     def on_load(self, limit: int, request: gr.Request) -> Updates:
         """The list of chats, and the open chat's own settings."""
