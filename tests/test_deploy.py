@@ -159,9 +159,7 @@ def proxy(site, tmp_path_factory):
     plain, secure = free_port(), free_port()
     changes = {
         "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ssl;": f"listen 127.0.0.1:{secure} ssl;",
-        "listen [::]:80;": "",
-        "listen [::]:443 ssl;": "",
+        "listen 443 ssl": f"listen 127.0.0.1:{secure} ssl",
         "/etc/nginx/tls": str(folder),
         "http://nudge:7860": f"http://127.0.0.1:{site.port}",
     }
