@@ -271,7 +271,7 @@ def memory_rows(before: float, watch: Watch, after: float, kv_cache_mb: int) -> 
 # -- the whole
 
 
-def measure(settings: LoadSettings, log: Callable[[str], None] = print, sizes: tuple[int, ...] = SIZES) -> list[dict]:
+def measure(settings: LoadSettings, log: Callable[[str], None] = print) -> list[dict]:
     """All rows."""
     if settings.quick:
         settings = settings.with_values(tokens=min(settings.tokens, QUICK_TOKENS))
@@ -287,7 +287,7 @@ def measure(settings: LoadSettings, log: Callable[[str], None] = print, sizes: t
                 log(f"no round trains: {app.rows('select state, phase, reason from round')}")
             before = app.megabytes()
             with Watch(app) as watch:
-                for people in sizes:
+                for people in SIZES:
                     rows += one_size(app, people, given, lines, turns, tokens, log)
             after = settled(app, before)
             rows += memory_rows(before, watch, after, int(options["kv-cache-mb"]))
@@ -300,9 +300,10 @@ def measure(settings: LoadSettings, log: Callable[[str], None] = print, sizes: t
 def one_size(
     app: App, people: int, given: list[str], lines: list[str], turns: int, tokens: int, log: Callable[[str], None]
 ) -> list[dict]:
-    """A crowd of this size, then the same beside one who floods."""
+    """A crowd of this size, then the same beside one who floods. Among the largest one is somebody at the page."""
     log(f"{people} at once")
-    at_the_page = AtThePage(app) if people == max(SIZES) else None
+    largest = people == SIZES[-1]
+    at_the_page = AtThePage(app) if largest else None
     if at_the_page:
         at_the_page.start()
     calm = come(app, given[:people], lines, turns, tokens)
@@ -311,12 +312,12 @@ def one_size(
         at_the_page.join()
         shown = int(at_the_page.saw_place) if calm.waits else None
         rows.append(report.row("one more at the page, told the place in the line", shown, "", "≥ 1"))
-    left = settled(app, 0, 5) if people == max(SIZES) else 0.0
+    left = settled(app, 0, 5) if largest else 0.0
     log(f"{people} at once, and one who floods")
     with flooded(app.url, given[-1], tokens) as statuses:
         crowd = come(app, given[:people], lines, turns, tokens)
     rows += flood_rows(people, calm, crowd, statuses)
-    if people == max(SIZES):
+    if largest:
         added = settled(app, left) - left
         rows.append(report.row("server: memory that the second crowd of this size added", added, "MB", f"≤ {ADDED_MB}"))
     for error in Counter([*calm.errors, *crowd.errors]).most_common(5):
