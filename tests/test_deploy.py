@@ -41,7 +41,7 @@ def compose(*names):
 def of_compose():
     """The variables of both compose files, with a name of the page."""
     environment = compose("compose.yaml", "compose.gpu.yaml")["nudge"]["environment"]
-    return {name: re.sub(r"\$\{NUDGE_NAME:.*\}", "nudge.example", value) for name, value in environment.items()}
+    return {name: re.sub(r"\$\{PAGE_NAME:.*\}", "nudge.example", value) for name, value in environment.items()}
 
 
 def of_dockerfile():

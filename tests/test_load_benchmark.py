@@ -56,13 +56,25 @@ def test_what_is_refused_is_an_error(site, given):
     assert [error[:25] for error in seen[1].errors] == ["Asked: 401 to a message: "]
 
 
-def test_one_who_floods_has_one_turn_at_a_time(site, given):
-    ended, statuses = threading.Event(), queue.Queue()
-    flood = threading.Thread(target=load_people.flood, args=(site.url, given[0], 4, ended, statuses))
-    flood.start()
-    time.sleep(0.5)
-    ended.set()
-    flood.join(30)
+class AfterRequests(threading.Event):
+    """Is set once so many requests have been begun."""
+
+    def __init__(self, requests):
+        super().__init__()
+        self.left = requests
+
+    def is_set(self):
+        self.left -= 1
+        if self.left < 0:
+            self.set()
+        return super().is_set()
+
+
+def test_one_who_floods_has_one_turn_at_a_time(site, given, monkeypatch):
+    step = site.engine.step
+    monkeypatch.setattr(site.engine, "step", lambda: (site.engine._running and time.sleep(0.05), step())[1])
+    statuses = queue.Queue()
+    load_people.flood(site.url, given[0], 4, AfterRequests(60), statuses)
     counts = statuses.get(timeout=1)
     assert counts[200] > 0 and counts[429] > 0 and counts.keys() == {200, 429}
 
