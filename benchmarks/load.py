@@ -7,7 +7,8 @@ time, the same line, limits and records), says how many tokens a reply has, and 
 What the page alone has, the place in the line in words, one more person reads there. `--quick` takes a tiny model.
 """
 
-import multiprocessing
+import json
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +26,7 @@ from pydantic import Field
 
 from benchmarks import load_people, report
 from benchmarks.faults import people as page_people
-from benchmarks.faults.running import App, running, until
+from benchmarks.faults.running import ROOT, App, running, until
 from benchmarks.load_people import Seen
 from playground.models import loading
 from playground.people import keys
@@ -177,18 +178,19 @@ def fill(store: Store, job: SimulateSettings, log: Callable[[str], None]) -> Non
 
 @contextmanager
 def flooded(url: str, key: str, tokens: int) -> Iterator[Counter]:
-    """Somebody floods the server inside the `with`; afterwards the Counter has the statuses that they got."""
-    processes = multiprocessing.get_context("spawn")
-    ended, statuses, counts = processes.Event(), processes.Queue(), Counter()
-    process = processes.Process(target=load_people.flood, args=(url, key, tokens, ended, statuses), daemon=True)
-    process.start()
-    time.sleep(2)  # until it floods
+    """Somebody floods the server inside the `with`; afterwards the Counter has how often they got which status."""
+    counts: Counter = Counter()
+    command = [sys.executable, "-m", "benchmarks.load_people", url, key, str(tokens)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout and process.stdout.readline() == "flooding\n"
+        time.sleep(1)  # until all its connections are there
         yield counts
+        said, _ = process.communicate(timeout=120)
+        counts.update(json.loads(said))
     finally:
-        ended.set()
-        counts.update(statuses.get(timeout=120))
-        process.join(30)
+        process.kill()
+        process.wait()
 
 
 def come(app: App, given: list[str], lines: list[str], turns: int, tokens: int) -> Crowd:
@@ -235,7 +237,7 @@ def flood_rows(people: int, calm: Crowd, crowd: Crowd, statuses: Counter) -> lis
     """Rows of a crowd beside somebody who floods, to the same crowd without."""
     who = f"{people} and one who floods"
     share = min(crowd.rates) / (sum(calm.rates) / (people + 1))
-    sent, answered = sum(statuses.values()), statuses[200]
+    sent, answered = sum(statuses.values()), statuses["200"]
     return [
         report.row(f"{who}: the slowest person's rate to the fair share", share, "×", LEAST_SHARE),
         report.row(f"{who}: messages of the one that were refused", f"{sent - answered} of {sent}"),

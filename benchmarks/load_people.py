@@ -1,11 +1,13 @@
 """People for `load.py`: each chats and votes with a key and from an address of its own, over the server's OpenAI API;
-and one who floods.
+and one who floods, as a process of its own: `python -m benchmarks.load_people URL KEY TOKENS` goes on until its stdin
+ends, and prints how often it got which status.
 
 Each request is made as any program makes it, on loopback. A figure is what the person waits, the connection included.
 """
 
 import json
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -140,28 +142,41 @@ def lines_of(number: int, lines: list[str], turns: int) -> list[str]:
     return [lines[(number * turns + turn) % len(lines)] for turn in range(turns)]
 
 
-def flood(url: str, key: str, tokens: int, ended, statuses) -> None:
-    """Send messages without a pause over many connections from one address, until the event `ended` is set; puts a
-    Counter of the answers' statuses into the queue `statuses`. Runs in a process of its own, whose time is not the
-    others'.
-    """
+def flood(url: str, key: str, tokens: int, ended: threading.Event) -> Counter:
+    """Send messages without a pause over many connections from one address until `ended`: {status: how often}."""
     counts: Counter = Counter()
 
     def send() -> None:
         person = Person(url, key, "127.0.3.1", tokens)
+        body = person.body("More!", stream=False)
         while not ended.is_set():
             try:
-                counts[
-                    person.client.post("/v1/chat/completions", json=person.body("More!", stream=False)).status_code
-                ] += 1
+                status = str(person.client.post("/v1/chat/completions", json=body).status_code)
             except httpx.HTTPError as error:
-                counts[type(error).__name__] += 1
+                status = type(error).__name__
+            counts[status] += 1
         person.client.close()
 
-    threads = [threading.Thread(target=send, daemon=True) for _ in range(FLOODING)]
+    threads = [threading.Thread(target=send) for _ in range(FLOODING)]
     for thread in threads:
         thread.start()
-    ended.wait()
     for thread in threads:
-        thread.join(30)
-    statuses.put(counts)
+        thread.join()
+    return counts
+
+
+def main() -> None:
+    url, key, tokens = sys.argv[1:]
+    ended = threading.Event()
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    print("flooding", flush=True)
+    print(json.dumps(flood(url, key, int(tokens), ended)))
+
+
+if __name__ == "__main__":
+    main()
