@@ -200,21 +200,21 @@ def come(app: App, given: list[str], lines: list[str], turns: int, tokens: int) 
 
 
 class AtThePage(threading.Thread):
-    """One more person, at the page, who sends a message among all others; `told` is what the page showed."""
+    """One more person, at the page, who chats among all others until the page shows a place in the line, or until
+    they have `left`.
+    """
 
     def __init__(self, app: App) -> None:
         super().__init__(daemon=True)
         self.person = page_people.Person(app.url, address="127.0.2.1", timeout=load_people.TIMEOUT)
-        self.told = ""
+        self.left = threading.Event()
+        self.saw_place = False
 
     def run(self) -> None:
-        time.sleep(0.7)  # the others have sent theirs
-        self.told = self.person.send("What is a river?").text
+        while not self.saw_place and not self.left.is_set():
+            sent, _ = self.person.turn("What is a river?")
+            self.saw_place = any(words in sent.text for words in IN_LINE)
         self.person.close()
-
-    @property
-    def saw_place(self) -> bool:
-        return any(words in self.told for words in IN_LINE)
 
 
 # -- rows
@@ -311,6 +311,7 @@ def one_size(
     calm = come(app, given[:people], lines, turns, tokens)
     rows = crowd_rows(people, calm)
     if at_the_page:
+        at_the_page.left.set()
         at_the_page.join()
         shown = int(at_the_page.saw_place) if calm.waits else None
         rows.append(report.row("one more at the page, told the place in the line", shown, "", "≥ 1"))
