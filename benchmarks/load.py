@@ -43,7 +43,8 @@ LEAST_SHARE = "≥ 0.5"
 KEPT_MB = 50  # that may stay besides keys and values of earlier turns
 ADDED_MB = 20  # that the same crowd may add when it comes again
 QUICK_TOKENS = 24
-SETTLING = 20.0  # seconds in which memory may go back
+QUICK_TIMES = 12  # that a line is said in one message, so that the keys and values of few people have room at once
+SETTLING = 8.0  # seconds in which memory may go back
 SEED_VOTES = 24  # before anybody comes, so that a round begins
 IN_LINE = ("before you", "you are next")
 # a round that goes on for as long as people chat: it asks for no evidence, and moves too little to reach its end
@@ -279,6 +280,8 @@ def measure(settings: LoadSettings, log: Callable[[str], None] = print) -> list[
         settings = settings.with_values(tokens=min(settings.tokens, QUICK_TOKENS))
     turns, tokens = settings.turns, settings.tokens
     lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
+    if settings.quick:
+        lines = [" ".join([line] * QUICK_TIMES) for line in lines]
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as scratch:
         given, options = prepared(settings, Path(scratch), log)
@@ -315,7 +318,7 @@ def one_size(
         at_the_page.join()
         shown = int(at_the_page.saw_place) if calm.waits else None
         rows.append(report.row("one more at the page, told the place in the line", shown, "", "≥ 1"))
-    left = settled(app, 0, 5) if largest else 0.0
+    left = settled(app, 0) if largest else 0.0
     log(f"{people} at once, and one who floods")
     with flooded(app.url, given[-1], tokens) as statuses:
         crowd = come(app, given[:people], lines, turns, tokens)
@@ -328,9 +331,9 @@ def one_size(
     return rows
 
 
-def settled(app: App, before: float, seconds: float = SETTLING) -> float:
-    """The server's memory in MB once it is back, or after so many seconds."""
-    until(lambda: app.megabytes() <= before, seconds, 0.5)
+def settled(app: App, before: float) -> float:
+    """The server's memory in MB once it is back, or after SETTLING seconds."""
+    until(lambda: app.megabytes() <= before, SETTLING, 0.5)
     return app.megabytes()
 
 
