@@ -30,7 +30,13 @@ class AlertSettings(Group):
 
 
 class PeopleSettings(Group):
-    """What people who vote are told."""
+    """Who may come in, and what people who vote are told."""
 
     guidelines: str = ""
     """Markdown file that everybody can unfold above the chat, in UTF-8, up to 64 KB; empty: none. Read at the start."""
+    users: str = ""
+    """File of users with roles and hashed passwords, which `python -m playground.people.users` keeps: nobody sees the
+    page without having signed in. `admins` and `users_file` do not count then. Empty: everybody may come in.
+    """
+    session_days: float = Field(14, ge=0.01, le=365)
+    """Days after which a sign-in ends that is not used."""
