@@ -1,4 +1,4 @@
-"""An app with users, as people see it: sign-in, a role, a refusal, a sign-out that another tab notices, an invitation."""
+"""An app with users, as people see it: a sign-in, a role, a refusal, a sign-out, an invitation."""
 
 import pytest
 

@@ -20,6 +20,8 @@ from playground.people.visitor import COOKIE, new_token
 from playground.web.allowlist import ROUTES, Allowlist
 from playground.web.gate import Gate
 from playground.web.limits import Limits
+from playground.web.proxies import Proxies
+from playground.web.sign_in_forms import SignInForms
 from tests.sites import Site
 from tests.test_server import Page, notices
 from tests.tiny import tiny_folder
@@ -378,7 +380,7 @@ def test_an_admin_does_what_the_admin_link_gives_and_there_is_no_link(site):
     [
         lambda chat, who: next(chat.send(who, "Hello")),
         lambda chat, who: next(chat.regenerate(who)),
-        lambda chat, who: next(chat.compare(who, "Hello", 0, 0)),
+        lambda chat, who: next(chat.compare(who, "Hello", 0, 1)),
         lambda chat, who: chat.vote(who, 1, "a"),
         lambda chat, who: chat.explain(who, 1, comment="why"),
         lambda chat, who: chat.rate(who, 1, 1),
@@ -418,6 +420,23 @@ def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):
     with TestClient(door, cookies={COOKIE: token}) as browser:
         answer = browser.get("/gradio_api/heartbeat/abc")
     assert (answer.status_code, answer.text) == (200, "tick 0;tick 1;")
+
+
+def test_below_a_path_the_forms_lead_there(site):
+    sign_ins = SignIns(site.store, site.settings, CHEAP)
+    stub = FastAPI()
+    SignInForms(sign_ins).add_routes(stub)
+
+    async def stop(name):
+        raise AssertionError("nothing was asked for")
+
+    door = Allowlist(stub, site.settings, {}, Limits(site.settings), stop, lambda name: False, gate=Gate(sign_ins))
+    with TestClient(Proxies(door, root_path="/nudge"), follow_redirects=False) as browser:
+        assert browser.get("/nudge/?shared=abc").headers["location"] == "/nudge/sign-in?shared=abc"
+        answer = browser.post("/nudge/sign-in", data={"name": "ann", "password": password("ann")})
+        assert answer.headers["location"] == "/nudge/" and "Path=/nudge;" in answer.headers["set-cookie"]
+        assert 'href="/nudge/"' in browser.get("/nudge/sign-out").text
+        assert browser.post("/nudge/sign-out", data={"go": "on"}).headers["location"] == "/nudge/sign-in"
 
 
 def test_who_is_removed_is_out_at_once(site):
@@ -467,7 +486,8 @@ def test_keys_of_programs_work_as_before_and_open_no_page(site):
 
 def test_a_page_of_another_sign_in_in_the_same_browser_is_told_to_reload(site):
     old = page_of(site, signed_in(site, "ann"), "two tabs")
-    old.client.cookies.set(COOKIE, signed_in(site, "two").cookies[COOKIE])
+    assert old.event("new-chat", [None, None, "", None])[0]["success"]
+    old.client = client(site, sign_in(site, "two").cookies[COOKIE])
     answer = old.event("new-chat", [None, None, "", None])
     assert not answer[0]["success"] and "Reload" in json.dumps(answer)
 

@@ -157,6 +157,16 @@ def test_changes_at_once_are_all_kept(path):
     assert len(UsersFile(path).content().users) == 8
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_adds_belongs_to_whose_the_folder_is(path):
+    path.parent.mkdir()
+    os.chown(path.parent, 12345, 12346)
+    for name in ("ann", "bob"):
+        UsersFile(path).change(lambda content, n=name: content.with_user(n, "viewer", CHEAP.hash(PASSWORD)))
+    found = {entry.name: (entry.stat().st_uid, entry.stat().st_gid) for entry in path.parent.iterdir()}
+    assert found == {"users": (12345, 12346), "users.lock": (12345, 12346)}
+
+
 def test_without_a_file_there_is_nobody(tmp_path):
     assert UsersFile(tmp_path / "none").content().users == ()
 
@@ -238,9 +248,20 @@ def test_a_person_has_a_bounded_number_of_sign_ins(team, clock):
     assert [team.find(token) is not None for token in tokens] == [False] * 2 + [True] * 50
 
 
+def test_a_backup_takes_no_training_for_a_deletion(path, team, tmp_path):
+    """A person without a cookie's hash would count as one who deleted everything, and be deleted by a restore."""
+    store = Store(tmp_path / "nudge.db")
+    who = store.begin_sign_in("an id", "x" * 43, "a stamp", 1.0)
+    store.allow_training(who, False)
+    assert [erasure.everything for erasure in store.copy_to(tmp_path / "one").erasures] == [False]
+    store.forget(who)
+    assert [erasure.everything for erasure in store.copy_to(tmp_path / "two").erasures][-1]
+    assert store.rows("select * from sign_in") == [] and store.account(who) is None
+    store.close()
+
+
 def test_who_has_keys_alone_may_write(team):
     assert team.may_write(team.store.add_key("robot", "nudge-key"))
-    assert team.role(team.store.annotator("a visitor of before")) is None
 
 
 def wrong(team, name, address, times):

@@ -17,7 +17,7 @@ from playground.people.addresses import limit_key
 from playground.people.delays import Delays
 from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS, Hasher, checked_name, checked_password, same_name
 from playground.people.refusals import TooMany, WrongSignIn
-from playground.people.users_file import DAY, Content, Invitation, Role, User, UsersFile
+from playground.people.users_file import DAY, Content, Invitation, User, UsersFile
 from playground.settings import Settings
 from playground.store import Store, StoreError
 
@@ -77,10 +77,6 @@ class SignIns:
             with suppress(StoreError):  # the next request notes it
                 self.store.use_sign_in(token, now)
         return Account(user, row["annotator"])
-
-    def role(self, annotator: int) -> Role | None:
-        """What a person may do now; None for whoever is no user."""
-        return self.users.role(self.store.account(annotator))
 
     def may_write(self, annotator: int) -> bool:
         """Whether a person may send, vote and edit: users who are no viewers, and whoever has a key for programs."""

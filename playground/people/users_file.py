@@ -166,7 +166,9 @@ class UsersFile:
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=LOCKED, mode=PRIVATE):
+            lock = self.path.with_name(f"{self.path.name}.lock")
+            with FileLock(lock, timeout=LOCKED, mode=PRIVATE):
+                hand_over(lock, self.path)
                 write(self.path, text_of(change(self.content())))
         except (OSError, Timeout) as error:
             log.error("the users file %s cannot be written: %s", self.path, error)
@@ -226,8 +228,14 @@ def write(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if hasattr(os, "geteuid") and os.geteuid() == 0 and path.exists():  # root changes it for the app's own user
-            os.chown(partial, path.stat().st_uid, path.stat().st_gid)
+        hand_over(partial, path)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def hand_over(made: Path, path: Path) -> None:
+    """Where root has made a file beside `path`, give it to whom that belongs to, or its folder: the app's own user."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        owner = (path if path.exists() else path.parent).stat()
+        os.chown(made, owner.st_uid, owner.st_gid)

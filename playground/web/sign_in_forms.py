@@ -6,6 +6,7 @@ been checked by the allowlist.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from urllib.parse import parse_qsl
 
@@ -61,17 +62,23 @@ FIELD = (
     '<label>{label}<input name="{name}" type="{type}" maxlength="{most}" autocomplete="{autocomplete}" '
     'autocapitalize="none" spellcheck="false" value="{value}" required{more}></label>'
 )
-# names, types, longest values and the browser's own word for what a field is
-NAME = {"name": "name", "type": "text", "most": NAME_CHARS, "autocomplete": "username", "more": ""}
-PASSWORD = {
-    "name": "password",
-    "type": "password",
-    "most": PASSWORD_CHARS,
-    "autocomplete": "current-password",
-    "more": "",
-}
-NEW_PASSWORD = {**PASSWORD, "autocomplete": "new-password", "more": f' minlength="{SHORTEST}"'}
-AGAIN = {**NEW_PASSWORD, "name": "again"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a form asks for: its name, its type, the longest value, what browsers call it, more attributes."""
+
+    name: str
+    type: str
+    most: int
+    autocomplete: str
+    more: str = ""
+
+
+NAME = Field("name", "text", NAME_CHARS, "username")
+PASSWORD = Field("password", "password", PASSWORD_CHARS, "current-password")
+NEW_PASSWORD = Field("password", "password", PASSWORD_CHARS, "new-password", f' minlength="{SHORTEST}"')
+AGAIN = replace(NEW_PASSWORD, name="again")
 
 
 class SignInForms:
@@ -131,6 +138,7 @@ class SignInForms:
         """The way to the page with the cookie that `begin` gives, or the form `again` with what was wrong."""
         try:
             token = await run_in_threadpool(begin)
+            await run_in_threadpool(self.sign_ins.sign_out, visitor.find_token(request.cookies))  # the one before
         except (WrongSignIn, UsersUnreadable, StoreError) as error:
             return again(words_of(request), error)
         cookie = {"set-cookie": visitor.set_cookie_header(request.scope, token)}
@@ -211,8 +219,8 @@ def form(content: str) -> str:
     return f'<form method="post">{content}</form>'
 
 
-def field(label: str, kind: dict[str, str | int], value: str = "") -> str:
-    return FIELD.format(label=escape(label), value=escape(value[:NAME_CHARS]), **kind)
+def field(label: str, kind: Field, value: str = "") -> str:
+    return FIELD.format(label=escape(label), value=escape(value[:NAME_CHARS]), **asdict(kind))
 
 
 def button(label: str, attributes: str = "") -> str:
