@@ -44,6 +44,7 @@ from playground.web.metrics import CONTENT_TYPE, Metrics
 from playground.web.page_cache import PageCache
 from playground.web.payload import Handler
 from playground.web.proxies import Proxies, allowed_hosts
+from playground.web.proxy_user import ProxyUser
 from playground.web.sign_in_forms import SignInForms
 from playground.web.stream_threads import MAX_STREAMS
 
@@ -121,6 +122,8 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
     app.add_middleware(
         Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path, hosts=allowed_hosts(settings)
     )
+    if gate and settings.people.proxy_header:
+        app.add_middleware(ProxyUser, name=settings.people.proxy_header, trusted=settings.people.trusted_proxies)
     gr.mount_gradio_app(
         app,
         blocks,

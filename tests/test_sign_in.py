@@ -6,7 +6,7 @@ import threading
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 
@@ -21,6 +21,7 @@ from playground.web.allowlist import ROUTES, Allowlist
 from playground.web.gate import Gate
 from playground.web.limits import Limits
 from playground.web.proxies import Proxies
+from playground.web.proxy_user import ProxyUser, user_of
 from playground.web.sign_in_forms import SignInForms
 from tests.sites import Site
 from tests.test_server import Page, notices
@@ -437,6 +438,67 @@ def test_below_a_path_the_forms_lead_there(site):
         assert answer.headers["location"] == "/nudge/" and "Path=/nudge;" in answer.headers["set-cookie"]
         assert 'href="/nudge/"' in browser.get("/nudge/sign-out").text
         assert browser.post("/nudge/sign-out", data={"go": "on"}).headers["location"] == "/nudge/sign-in"
+
+
+@pytest.fixture
+def behind_proxy(site):
+    """A function that opens a browser behind a proxy that connects from an address and names users in a header."""
+    sign_ins = SignIns(site.store, site.settings, CHEAP)
+    stub = FastAPI()
+    SignInForms(sign_ins).add_routes(stub)
+
+    @stub.get("/changes")
+    def changes(request: Request):
+        assert "x-proxy-user" not in request.headers
+        return {"name": request.scope["account"].user.name}
+
+    async def stop(name):
+        raise AssertionError("nothing was asked for")
+
+    door = Allowlist(stub, site.settings, {}, Limits(site.settings), stop, lambda name: False, gate=Gate(sign_ins))
+    app = ProxyUser(Proxies(door, trusted="10.0.0.0/8"), "X-Proxy-User", "10.0.0.1, 192.168.0.0/24")
+
+    def opened(address):
+        return TestClient(app, client=(address, 5), follow_redirects=False)
+
+    return opened
+
+
+def test_a_trusted_proxy_says_who_it_is(site, behind_proxy):
+    browser = behind_proxy("10.0.0.1")
+    ann = {"X-Proxy-User": "Ann"}
+    assert browser.get("/changes", headers=ann).status_code == 401
+    assert browser.get("/", headers=ann).headers["location"] == "/sign-in"
+    assert browser.get("/sign-in", headers=ann).headers["location"] == "/"
+    assert browser.get("/changes", headers=ann).json() == {"name": "ann"}
+    assert site.store.annotator(browser.cookies[COOKIE]) == annotator_of(site, signed_in(site, "ann"))
+    assert browser.get("/changes", headers={"X-Proxy-User": "vic"}).status_code == 401, "another one at this browser"
+    assert browser.get("/sign-in", headers={"X-Proxy-User": "vic"}).status_code == 303
+    assert browser.get("/changes", headers={"X-Proxy-User": "vic"}).json() == {"name": "vic"}
+    answer = browser.get("/sign-in", headers={"X-Proxy-User": "<b>mallory"})
+    assert answer.status_code == 403 and "is no user" in answer.text and "<b>" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("address", "headers"),
+    [
+        ("10.0.0.2", [("X-Proxy-User", "ann")]),
+        ("127.0.0.1", [("X-Proxy-User", "ann"), ("X-Forwarded-For", "10.0.0.1")]),
+        ("10.0.0.3", [("X-Proxy-User", "ann"), ("X-Forwarded-For", "10.0.0.1")]),
+        ("10.0.0.1", [("X-Proxy-User", "vic"), ("X-Proxy-User", "ann")]),
+        ("10.0.0.1", [("X_Proxy_User", "ann")]),
+        ("10.0.0.1", [("X-Proxy-User", "")]),
+        ("", [("X-Proxy-User", "ann")]),
+    ],
+)
+def test_nobody_else_says_so(behind_proxy, address, headers):
+    browser = behind_proxy(address)
+    assert 'name="password"' in browser.get("/sign-in", headers=headers).text
+    assert browser.get("/changes", headers=headers).status_code == 401
+
+
+def test_a_name_that_is_no_text_says_nothing():
+    assert user_of([b"\xff\xfe"]) == "" and user_of([]) == "" and user_of([b" Zo\xc3\xab "]) == "Zoë"
 
 
 def test_who_is_removed_is_out_at_once(site):

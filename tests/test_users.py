@@ -193,6 +193,15 @@ def test_the_command_keeps_users(path, monkeypatch):
         run(path, "remove", "ann")
 
 
+def test_a_user_without_a_password_has_none_that_works(path, team):
+    run(path, "add", "bob", "--no-password")
+    for password in ("", "-", PASSWORD):
+        with pytest.raises(WrongSignIn):
+            team.sign_in("bob", password, "1.1.1.1")
+    assert team.find(team.sign_in_by_proxy("BOB")).user.name == "bob"
+    assert team.find(team.sign_in_by_proxy("bob"), "ann") is None
+
+
 def test_the_command_prints_an_invitation(path):
     link = run(path, "invite", "--role", "viewer", "--address", "https://nudge.example/").split()[-1]
     assert link.startswith("https://nudge.example/invitation/")

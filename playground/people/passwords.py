@@ -21,6 +21,7 @@ PASSWORD_CHARS = 256  # longest password
 SHORTEST = 10  # characters of the shortest password
 SALT_BYTES = 16
 HASH_BYTES = 32
+NO_PASSWORD = "-"  # in the place of a hash, of a user whom a proxy signs in
 FORM = re.compile(r"scrypt\$(\d{1,7})\$(\d{1,2})\$(\d{1,2})\$([\w-]{8,100})\$([\w-]{43})", re.ASCII)
 MOST_MEMORY = 1 << 28  # bytes that one hash may take, whatever its line says
 MOST_WAITING = 4  # people who may wait while another one's password is hashed
@@ -56,10 +57,10 @@ class Hasher:
         return f"scrypt${cost.n}${cost.r}${cost.p}${encoded(salt)}${encoded(derived(password, salt, cost))}"
 
     def matches(self, hashed: str | None, password: str) -> bool:
-        """Whether this is the password of a hash. None is nobody's, and takes as long as somebody's."""
-        match = FORM.fullmatch(hashed or self._nobody)
-        if match is None:
-            return False
+        """Whether this is the password of a hash. None is nobody's, as is what is no hash; both take as long."""
+        own = FORM.fullmatch(hashed or "")
+        match = own or FORM.fullmatch(self._nobody)
+        assert match is not None
         cost = Cost(int(match[1]), int(match[2]), int(match[3]))
         if cost.memory > MOST_MEMORY:
             return False
@@ -67,7 +68,7 @@ class Hasher:
             found = encoded(derived(password, decoded(match[4]), cost))
         except ValueError:  # no cost that scrypt knows, or no base64
             return False
-        return hmac.compare_digest(found, match[5]) and hashed is not None
+        return hmac.compare_digest(found, match[5]) and own is not None
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:

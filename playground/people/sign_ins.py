@@ -64,14 +64,18 @@ class SignIns:
 
     # -- who asks
 
-    def find(self, token: str | None) -> Account | None:
-        """Who a cookie stands for now; None for nobody. UsersUnreadable or StoreError where that cannot be told."""
+    def find(self, token: str | None, proxy_user: str | None = None) -> Account | None:
+        """Who a cookie stands for now; None for nobody, and where a proxy says that it is somebody else.
+        UsersUnreadable or StoreError where that cannot be told.
+        """
         row = self.store.sign_in_of(token) if token else None
         if token is None or row is None:
             return None
         now = self._clock()
         user = self.users.content().by_id.get(row["account"] or "")
         if user is None or user.stamp != row["stamp"] or row["used"] + self.seconds < now:
+            return None
+        if proxy_user is not None and same_name(proxy_user) != same_name(user.name):
             return None
         if now - row["used"] > min(NOTED_EVERY, self.seconds / 10):
             with suppress(StoreError):  # the next request notes it
@@ -107,6 +111,13 @@ class SignIns:
                 raise WrongSignIn("The name or the password is wrong.")
             self._by_both.forget(place, bucket)
             self._remember(place, bucket)
+        return self._begin(user)
+
+    def sign_in_by_proxy(self, name: str) -> str:
+        """The cookie of whom a trusted proxy has signed in; WrongSignIn where the users file does not have the name."""
+        user = self.users.content().by_name.get(same_name(name))
+        if user is None:
+            raise WrongSignIn("{name} is no user of this app. Ask an admin to be added.", name=repr(name[:NAME_CHARS]))
         return self._begin(user)
 
     def invitation(self, token: str, address: str) -> Invitation:

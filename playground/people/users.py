@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from playground import settings as settings_module
-from playground.people.passwords import Hasher, checked_name, checked_password, same_name
+from playground.people.passwords import NO_PASSWORD, Hasher, checked_name, checked_password, same_name
 from playground.people.refusals import UsersUnreadable, WrongSignIn
 from playground.people.users_file import ROLES, Content, UsersFile, new_invitation
 from playground.settings import Settings
@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("name", help="the user")
         if name in ("add", "invite"):
             command.add_argument("--role", choices=ROLES, default="annotator", help="default: annotator")
+        if name == "add":
+            command.add_argument("--no-password", action="store_true", help="a reverse proxy signs the user in")
         if name == "role":
             command.add_argument("role", choices=ROLES)
         if name == "invite":
@@ -75,7 +77,7 @@ def run(users: UsersFile, arguments: argparse.Namespace, settings: Settings, has
         name = checked_name(name)
         if same_name(name) in users.content().by_name:
             raise WrongSignIn("The name {name} is taken.", name=repr(name))
-        hashed = (hasher or Hasher()).hash(asked_password(name))
+        hashed = NO_PASSWORD if arguments.no_password else (hasher or Hasher()).hash(asked_password(name))
         users.change(lambda content: content.with_user(name, arguments.role, hashed))
         return f"{name} can sign in, as {arguments.role}."
     user = users.content().named(name)

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from playground.people.passwords import FORM, same_name
+from playground.people.passwords import FORM, NO_PASSWORD, same_name
 from playground.people.refusals import UsersUnreadable, WrongSignIn
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ INVITATION = re.compile(rf"invitation:({'|'.join(ROLES)}):(\d{{1,12}}):([0-9a-f]
 
 @dataclass(frozen=True)
 class User:
-    """One user; `hashed` is the password's hash."""
+    """One user; `hashed` is the password's hash, or NO_PASSWORD."""
 
     name: str
     role: Role
@@ -198,7 +198,7 @@ def parsed(text: str) -> Content:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        if (match := USER.fullmatch(line)) and FORM.fullmatch(match[4]):
+        if (match := USER.fullmatch(line)) and (match[4] == NO_PASSWORD or FORM.fullmatch(match[4])):
             users.append(User(match[1], as_role(match[2]), match[3], match[4]))
         elif match := INVITATION.fullmatch(line):
             invitations.append(Invitation(as_role(match[1]), int(match[2]), match[3]))

@@ -61,7 +61,7 @@ class Gate:
         if token is None:
             return None
         try:
-            return await run_in_threadpool(self.sign_ins.find, token)
+            return await run_in_threadpool(self.sign_ins.find, token, scope.get("proxy_user"))
         except (StoreError, UsersUnreadable) as error:
             raise Refusal(503, error.message) from None
 

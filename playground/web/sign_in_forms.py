@@ -101,6 +101,11 @@ class SignInForms:
     def show_sign_in(self, request: Request) -> Response:
         if self._account(request):
             return RedirectResponse(with_query(f"{root_of(request.scope)}/", request.scope), 303, PRIVATE)
+        if name := request.scope.get("proxy_user"):
+            try:
+                return self._entered(request, self.sign_ins.sign_in_by_proxy(name))
+            except (WrongSignIn, UsersUnreadable, StoreError) as error:
+                return page(words_of(request), Message("Sign in"), "", error)
         return sign_in_page(words_of(request))
 
     async def sign_in(self, request: Request) -> Response:
@@ -141,6 +146,10 @@ class SignInForms:
             await run_in_threadpool(self.sign_ins.sign_out, visitor.find_token(request.cookies))  # the one before
         except (WrongSignIn, UsersUnreadable, StoreError) as error:
             return again(words_of(request), error)
+        return self._entered(request, token)
+
+    def _entered(self, request: Request, token: str) -> Response:
+        """The way to the page, with the cookie `token`."""
         cookie = {"set-cookie": visitor.set_cookie_header(request.scope, token)}
         place = with_query(f"{root_of(request.scope)}/", request.scope)
         return RedirectResponse(place, 303, PRIVATE | cookie)
@@ -165,7 +174,7 @@ class SignInForms:
 
     def _account(self, request: Request) -> Account | None:
         try:
-            return self.sign_ins.find(visitor.find_token(request.cookies))
+            return self.sign_ins.find(visitor.find_token(request.cookies), request.scope.get("proxy_user"))
         except (UsersUnreadable, StoreError):
             return None
 
