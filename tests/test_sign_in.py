@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 
 import httpx
 import pytest
@@ -179,6 +180,21 @@ def test_no_way_of_writing_a_path_leads_past_the_gate(site, path):
 )
 def test_no_header_stands_for_a_sign_in(site, headers):
     assert httpx.get(f"{site.url}/changes", headers=headers).status_code == 401
+
+
+def test_a_cookie_of_before_there_were_users_opens_nothing(site):
+    visitor, owner = new_token(), new_token()
+    site.store.annotator(visitor)
+    site.store.sign_in(site.store.annotator(owner), "owner", time.time() + 1000)
+    assert [client(site, token).get("/changes").status_code for token in (visitor, owner)] == [401, 401]
+
+
+def test_a_cookie_that_was_planted_is_worth_nothing_after_the_sign_in(site):
+    planted = new_token()
+    with client(site, planted) as browser:
+        answer = browser.post("/sign-in", data={"name": "ann", "password": password("ann")})
+    assert answer.cookies[COOKIE] != planted
+    assert client(site, planted).get("/changes").status_code == 401
 
 
 def test_a_web_socket_is_refused(site):
