@@ -90,18 +90,18 @@ def sections(settings):
     order.
     """
     wanted = [name for name in settings.only.split(",") if name]
-    found = []
+    known = []
     for part, modules in PARTS.items():
         for module in modules:
             if part == "decode":
-                found.append((part, part, _decode))
+                known.append((part, part, _decode))
             else:
-                found += [(part, name, run) for name, run in _sections_of(module).items()]
-    names = {name for part, name, _ in found} | set(PARTS)
+                known += [(part, name, run) for name, run in _sections_of(module).items()]
+    names = {name for part, name, _ in known} | set(PARTS)
     if unknown := set(wanted) - names:
         raise SettingsError(f"--only: {', '.join(sorted(unknown))}: choose among {', '.join(sorted(names))}")
-    chosen = [(name, run) for word in wanted for part, name, run in found if word in (part, name)]
-    return list(dict.fromkeys(chosen)) if wanted else [(name, run) for _, name, run in found]
+    chosen = [(name, run) for word in wanted for part, name, run in known if word in (part, name)]
+    return list(dict.fromkeys(chosen)) if wanted else [(name, run) for _, name, run in known]
 
 
 def _sections_of(module):

@@ -39,15 +39,17 @@ def self_test(settings, device, log):
     for dtype in ("auto", "float32"):
         of_dtype = settings.with_values(dtype=dtype)
         with gpu.Stopwatch(device) as watch:
-            policy, found = margins(of_dtype, device)
+            policy, measured = margins(of_dtype, device)
             selftest.check_policy(policy, of_dtype)
         name = str(policy.causal.dtype).removeprefix("torch.")
         limit = selftest.PADDING[policy.causal.dtype]
         tolerance = settings.ppo.ratio_tolerance
         rows += [
-            report.row(f"self-test, {name}: first ratio off 1 by", found["ratio"], "", f"≤ {tolerance}"),
-            report.row(f"self-test, {name}: change by padding", found["padding"], "nats a token", f"≤ {limit}"),
-            report.row(f"self-test, {name}: change by a shared prompt", found["sharing"], "nats a token", f"≤ {limit}"),
+            report.row(f"self-test, {name}: first ratio off 1 by", measured["ratio"], "", f"≤ {tolerance}"),
+            report.row(f"self-test, {name}: change by padding", measured["padding"], "nats a token", f"≤ {limit}"),
+            report.row(
+                f"self-test, {name}: change by a shared prompt", measured["sharing"], "nats a token", f"≤ {limit}"
+            ),
             report.row(f"self-test, {name}: prompts are shared", int(policy.share_prompts), "", "≥ 1"),
             report.row(f"self-test, {name}: loading and testing", watch.seconds, "s"),
             report.row(f"self-test, {name}: peak of tensors", watch.peak_mb, "MB"),

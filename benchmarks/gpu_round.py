@@ -109,8 +109,8 @@ def swap(settings, store, pool, device):
         for episode in selftest.fixed_episodes(pool.base):
             ids = torch.tensor([episode.prompt + episode.completion])
             expected = torch.log_softmax(truth(ids).logits.float(), -1)
-            found = torch.log_softmax(model(ids.to(device)).logits.float().cpu(), -1)
-            total += (expected.exp() * (expected - found)).sum().item()
+            actual = torch.log_softmax(model(ids.to(device)).logits.float().cpu(), -1)
+            total += (expected.exp() * (expected - actual)).sum().item()
             tokens += ids.numel()
     return total / tokens, model
 

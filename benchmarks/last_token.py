@@ -40,7 +40,7 @@ def accuracies(prefs, replies, pairs, settings, seed):
     model, order = LastToken(settings, seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters, lr=LR, weight_decay=0.0)
     decided = [pair for pair in prefs.pairs if pair.outcome != preferences.TIE]
-    found = []
+    by_epoch = []
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(decided), generator=order).split(PAIRS):
             batch = [decided[i] for i in rows]
@@ -51,8 +51,8 @@ def accuracies(prefs, replies, pairs, settings, seed):
             torch.nn.functional.softplus(scores[1::2] - scores[0::2]).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters, settings.ppo.max_grad_norm)
             optimizer.step()
-        found.append(reward_validation.Predictions.of(all_scores(model, replies), 0.0, pairs).accuracy())
-    return found
+        by_epoch.append(reward_validation.Predictions.of(all_scores(model, replies), 0.0, pairs).accuracy())
+    return by_epoch
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class ManyVotesSettings(Settings):
 
 
 def fill(path, votes):
-    """A store with so many votes."""
+    """A store with `votes` votes."""
     Store(path)
     db = sqlite3.connect(path)
     db.execute("pragma synchronous=off")

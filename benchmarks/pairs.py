@@ -82,13 +82,13 @@ def run(settings, log=print):
     cache, seeds = pools.Cache(settings), 1 if settings.quick else 5
     pool, rows, gains = pools.make_pool(settings, cache, 32 if settings.quick else None, log), [], []
     for annotator in annotators.SHIPPED:
-        found = {}
+        by_choice = {}
         for actively in (False, True):
             keys = [
                 {"annotator": annotator, "votes": settings.votes, "seed": seed, "actively": actively}
                 for seed in range(seeds)
             ]
-            found[actively] = [
+            by_choice[actively] = [
                 cache.get(
                     lambda key=key: cell(pool, settings, **key),
                     *learning.REWARD_CODE,
@@ -100,16 +100,16 @@ def run(settings, log=print):
                 )
                 for key in keys
             ]
-        own = [a - r for r, a in zip(found[False], found[True], strict=True)]
+        own = [a - r for r, a in zip(by_choice[False], by_choice[True], strict=True)]
         gains += own
         for actively, name in ((False, "random"), (True, "active")):
             rows.append(
                 report.row(
                     f"{annotator}, {settings.votes} votes, {name} pairs: accuracy on held-out prompts, mean of {seeds}",
-                    mean(found[actively]),
+                    mean(by_choice[actively]),
                 )
             )
-        log(f"{annotator}: random {mean(found[False]):.3f}, active {mean(found[True]):.3f}")
+        log(f"{annotator}: random {mean(by_choice[False]):.3f}, active {mean(by_choice[True]):.3f}")
     low, high = gate.interval(np.array(gains), 0.95, 0)
     rows.append(report.row(f"active above random, mean [{low:+.3f}, {high:+.3f}]", mean(gains), "", "≥ 0.01"))
     return rows

@@ -21,7 +21,7 @@ def pins_of(*names):
 
 
 def python(settings, name, pins, log=print):
-    """The interpreter of DATA/benchmarks/NAME; made anew where the stamp does not say that just these pins
+    """The interpreter of DATA/benchmarks/NAME; made again where the stamp does not say that just these pins
     are in it.
     """
     folder = (settings.data_dir / "benchmarks" / name).absolute()
@@ -43,7 +43,7 @@ def run(command, environment):
 
 
 def run_job(command, job, threads):
-    """What a script that reads its job from a file says in its last line, as JSON; on so many threads."""
+    """What a script that reads its job from a file says in its last line, as JSON; on `threads` threads."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(job, file)
         file.flush()

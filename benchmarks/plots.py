@@ -98,6 +98,14 @@ def accuracy(axes, cells):
     axes.legend()
 
 
+def weighted_mean(entries: list[tuple[float, float, int]]) -> tuple[float, float]:
+    """The means of (predicted, observed, count) by their counts."""
+    total = sum(count for _, _, count in entries)
+    predicted = sum(predicted * count for predicted, _, count in entries) / total
+    observed = sum(observed * count for _, observed, count in entries) / total
+    return predicted, observed
+
+
 def calibration(axes, cells):
     """Predicted against observed share of wins, at the number of votes nearest to 100."""
     n = min({c["n"] for c in cells}, key=lambda n: abs(n - 100))
@@ -106,9 +114,9 @@ def calibration(axes, cells):
     ):
         bins = defaultdict(list)
         for cell in own:
-            for p, share, count in cell["reliability"]:
-                bins[min(int(p * 10), 9)].append((p, share, count))
-        points = [[sum(x[i] * x[2] for x in b) / sum(x[2] for x in b) for i in (0, 1)] for _, b in sorted(bins.items())]
+            for predicted, observed, count in cell["reliability"]:
+                bins[min(int(predicted * 10), 9)].append((predicted, observed, count))
+        points = [weighted_mean(entries) for _, entries in sorted(bins.items())]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=f"C{k}", label=annotator)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
     axes.set(

@@ -65,8 +65,8 @@ class Cache:
     def get(self, make, *code, **key):
         """`make()`, or what it returned before for the same key and the same source of the modules `code`."""
         digest = self._digest(code, key)
-        if (found := self._find(digest)) is not None:
-            return found
+        if (cell := self._find(digest)) is not None:
+            return cell
         value = make()
         self.table.insert(
             {"id": digest, "key": json.dumps(key, sort_keys=True), "value": json.dumps(value)}, pk="id", replace=True
@@ -78,8 +78,8 @@ class Cache:
         return self._find(self._digest(code, key))
 
     def _find(self, digest):
-        found = next(self.table.rows_where("id = ?", [digest]), None) if self.table.exists() else None
-        return found and json.loads(found["value"])
+        row = next(self.table.rows_where("id = ?", [digest]), None) if self.table.exists() else None
+        return row and json.loads(row["value"])
 
     @staticmethod
     def _digest(code, key):

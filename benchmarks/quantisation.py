@@ -78,20 +78,20 @@ def run(settings, log=print):
     for quantisation in FORMATS:
         own = settings.with_values(reward={"quantisation": quantisation})
         pool = pools.make_pool(own, cache, prompts_each, log)
-        found = [
+        accuracies = [
             learning.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
             for name, seed in itertools.product(annotators.SHIPPED, range(seeds))
         ]
         side = measured(settings, quantisation, pool.ids[: 32 if settings.quick else 256])
-        log(f"{quantisation}: accuracy {median(found):.3f}, {side['peak_mb']:.0f} MB")
+        log(f"{quantisation}: accuracy {median(accuracies):.3f}, {side['peak_mb']:.0f} MB")
         rows.append(
             report.row(
                 f"{quantisation}: accuracy on held-out prompts, {settings.votes} votes, median over annotators and "
                 "seeds",
-                median(found),
+                median(accuracies),
             )
         )
-        rows.append(report.row(f"{quantisation}: the same, mean", mean(found)))
+        rows.append(report.row(f"{quantisation}: the same, mean", mean(accuracies)))
         rows.append(report.row(f"{quantisation}: peak memory of a process that reads replies", side["peak_mb"], "MB"))
         rows.append(report.row(f"{quantisation}: tokens read", side["tokens_per_second"], "tokens/s"))
     return rows

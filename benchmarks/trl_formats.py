@@ -56,8 +56,8 @@ def fill(store):
 
 
 def exports(store, folder):
-    """Write each form of each format; what the peer is told of them."""
-    found = []
+    """Write each form of each format; returns their descriptions for the peer."""
+    entries = []
     for form, more in FORMS.items():
         kinds = {
             f"preference, {form}": (Export("preference", **more), ["reward", "dpo"]),
@@ -74,13 +74,13 @@ def exports(store, folder):
                 config = file.split(".")[0]
                 steps = [] if config == "undecided" else trainers  # no trainer takes pairs without a better reply
                 entry = {"name": name, "folder": str(out), "config": config, "trainers": steps, "rows": rows}
-                found.append(entry)
-    return found
+                entries.append(entry)
+    return entries
 
 
-def rows_of(found):
+def rows_of(results):
     """The rows of the report: whether every row was loaded, and whether a step had a loss."""
-    for one in found:
+    for one in results:
         yield report.row(f"{one['what']}: rows", one["rows"], f"of {one['of']}", f"≥ {one['of']}")
         if one["loss"] is not None:
             finite = math.isfinite(one["loss"]) and one["loss"] > 0

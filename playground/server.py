@@ -269,7 +269,7 @@ def readiness(settings: Settings, store: Store, engine: Engine, backup: Backup |
     """What answers and how, for people and probes; nothing in it is secret. The body of `/readyz`.
 
     `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason. A backup
-    that is late is told and keeps nobody from chatting.
+    that is late is reported and keeps nobody from chatting.
     """
     trouble = store.trouble()
     return {

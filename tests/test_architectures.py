@@ -152,7 +152,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
     policy = PolicyModel(trunk, settings)
     selftest.check_policy(policy, settings)
     assert policy.share_prompts == (name not in OWN_PROMPTS)
-    assert ("each reply reads its prompt for itself" in caplog.text) == (name in OWN_PROMPTS)
+    assert ("each reply reads its own copy of its prompt" in caplog.text) == (name in OWN_PROMPTS)
     seeds = rollout.seed_prompts("heldout", tokenizer, settings.ppo.rollout_context)[:2]
     trainer = ppo.Trainer(policy, settings)
     ppo.train_ppo(

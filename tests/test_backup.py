@@ -37,7 +37,7 @@ def test_a_copy_has_every_row_and_is_private(file_store, tmp_path):
 
 
 def test_people_write_while_a_copy_is_made_which_is_of_one_moment(file_store, tmp_path, monkeypatch):
-    """SQLite would begin the copy anew after each step between which somebody has written."""
+    """SQLite would begin the copy again after each step between which somebody has written."""
     monkeypatch.setattr("playground.store.snapshots.STEP_PAGES", 16)
     for _ in range(20):
         cast(file_store)

@@ -91,7 +91,7 @@ def test_what_was_refused_withdrawn_or_tampered_with_is_not_given(site):
 
 
 class Slow:
-    """Packing stands still until `go_on`."""
+    """Packing waits for `go_on`."""
 
     def __init__(self, monkeypatch):
         self.begun, self.go_on = threading.Event(), threading.Event()

@@ -176,7 +176,7 @@ def test_an_answer_is_judged(role: str, answer: raw.Response, unfinished: bool, 
     tally = fuzz.Tally()
     aimed = Aimed(role, raw.Request(unfinished=unfinished))
     tally.take(1, aimed, answer, aims.Planted({"a chat": SECRET.encode()}), healthy=lambda: True)
-    assert tally.found == expected
+    assert tally.counts == expected
 
 
 def test_tracebacks_in_a_log_are_counted_and_named():
@@ -350,8 +350,8 @@ def test_a_server_that_breaks_and_leaks_is_seen_to(leaky: Served, surface: Surfa
         leaky, surface, aims.Planted({"a chat": SECRET.encode()}), tally, seed=0, n=60, plain=plain, threads=3
     )
     assert sum(tally.statuses.values()) >= 60
-    assert tally.found["status 500"] >= len(mutate.ROLES)
-    assert tally.found["foreign data"] >= 2
+    assert tally.counts["status 500"] >= len(mutate.ROLES)
+    assert tally.counts["foreign data"] >= 2
     assert "a chat" in tally.examples["foreign data"][0]
 
 
@@ -362,7 +362,7 @@ def test_a_file_that_the_last_answer_names_is_asked_for_all_the_same(leaky: Serv
         leaky, surface, aims.Planted({".env": COPIED.encode()}), last, tally, Mutator(random.Random(0), surface), 0, 1
     )
     assert sum(tally.statuses.values()) == 2
-    assert tally.found["foreign data"] == 1
+    assert tally.counts["foreign data"] == 1
 
 
 def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):

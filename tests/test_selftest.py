@@ -183,7 +183,7 @@ def test_where_replies_would_see_each_other_each_reads_its_prompt_and_the_log_sa
     policy.causal.base_model.register_forward_pre_hook(one_branch, with_kwargs=True)
     selftest.check_policy(policy, settings())
     assert not policy.share_prompts
-    assert "each reply reads its prompt for itself" in caplog.text and "at most 1e-03 is accepted" in caplog.text
+    assert "each reply reads its own copy of its prompt" in caplog.text and "at most 1e-03 is accepted" in caplog.text
 
 
 def test_sound_replies_go_on_sharing_their_prompt(policy, caplog):
@@ -248,7 +248,7 @@ def test_features_that_hang_on_the_batch_are_named(folder, fault):
     assert (
         text.startswith("read in a batch")
         and "at most 1e-03 is accepted in torch.float32" in text
-        and "hang on its neighbours" in text
+        and "depend on its neighbours" in text
     )
 
 
@@ -389,7 +389,7 @@ def test_a_round_on_a_broken_model_fails_with_the_cause_as_its_reason(store, fol
 
 def test_a_round_does_not_score_with_a_broken_trunk(store, folder, tmp_path, monkeypatch):
     break_trunk(monkeypatch)
-    assert "hang on its neighbours" in message(lambda: running(store, folder, tmp_path).models.trunk)
+    assert "depend on its neighbours" in message(lambda: running(store, folder, tmp_path).models.trunk)
 
 
 def gated(store, folder, tmp_path):

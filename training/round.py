@@ -57,7 +57,7 @@ class Round(RoundControl):
 
     def _collect(self) -> None:
         """Votes become preferences.json; the round ends where there are fewer than two pairs."""
-        erase.begin_anew(self.folder)
+        erase.remove_all_but_log(self.folder)
         rules.read(self.settings.reward.rules)  # a rule that is not there ends the round before it has cost anything
         prefs = self._read_preferences()
         write_json(self.folder / "preferences.json", prefs.as_json())
@@ -205,13 +205,13 @@ class Round(RoundControl):
 
     def _standardise_rules(self, episodes: Sequence[Episode]) -> None:
         """Mean and deviation of the rules on the reference's replies become rules.json."""
-        found = rules.read(self.settings.reward.rules)
-        if found:
+        named = rules.read(self.settings.reward.rules)
+        if named:
             texts = self.models.texts(episodes)
-            standardised = [rule.standardised_on(texts) for rule in found]
+            standardised = [rule.standardised_on(texts) for rule in named]
             figures = {rule.name: {"mean": rule.mean, "deviation": rule.deviation} for rule in standardised}
             write_json(self.folder / "rules.json", figures)
-            self.record(rules={rule.name: rule.weight for rule in found})
+            self.record(rules={rule.name: rule.weight for rule in named})
 
     def _nothing_left(self) -> Message | None:
         """Why people's choices between replies of the live version leave nothing to learn, or None. The base is always

@@ -188,7 +188,7 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
     """
     tokenizer = models.tokenizer
     shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in models.seed_prompts(part)}
-    found = []
+    chosen = []
     room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
     new, live = replies.first_of_each(replies.new), replies.first_of_each(replies.live)
     for after, before, text in zip(new, live, replies.first_of_each(replies.new_texts), strict=True):
@@ -196,7 +196,7 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
         if not room[is_shipped]:
             continue
         room[is_shipped] -= 1
-        found.append(
+        chosen.append(
             {
                 "prompt": prompts.decode(after.prompt, tokenizer),
                 "new": text,
@@ -204,4 +204,4 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
                 "shipped": is_shipped,
             }
         )
-    return found
+    return chosen

@@ -122,7 +122,7 @@ def check_padding(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
     if not error <= accepted:
         raise SelfTestFailed(
             f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in "
-            f"{policy.causal.dtype}: the model does not heed the attention mask or the positions of a left-padded "
+            f"{policy.causal.dtype}: the model ignores the attention mask or the positions of a left-padded "
             "batch. If --dtype float32 does not cure it, this --model cannot be trained."
         )
 
@@ -151,8 +151,8 @@ def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> 
     if fault:
         policy.share_prompts = False
         log.warning(
-            "each reply reads its prompt for itself, which takes longer: %s does not keep replies apart that share one "
-            "reading of their prompt (%s)",
+            "each reply reads its own copy of its prompt, which takes longer: in %s, replies that share one reading of "
+            "their prompt influence each other (%s)",
             type(policy.causal).__name__,
             fault,
         )
@@ -193,8 +193,8 @@ def check_features(trunk: FeatureTrunk, lora_rank: int = 0) -> None:
             )
             raise SelfTestFailed(
                 f"read in {where}, a reply has features that are {error:.2e} deviations off from those it has alone, "
-                f"and at most {FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would hang on its neighbours: "
-                f"{cause}."
+                f"and at most {FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would "
+                f"depend on its neighbours: {cause}."
             )
     if lora_rank:
         parameters = trunk.attach_lora(lora_rank)
@@ -220,8 +220,10 @@ def check_gradients(
             continue
         trained = {name: p for name, p in parameters.items() if part in name and p.requires_grad}
         if trained:
-            found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-            gradients |= {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
+            of_loss = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+            gradients |= {
+                name: gradient for name, gradient in zip(trained, of_loss, strict=True) if gradient is not None
+            }
 
     def is_dead(name: str) -> bool:
         return name not in gradients or not 0 < gradients[name].abs().max().item() < math.inf
@@ -289,7 +291,7 @@ def check_adapter(
         served = adapters.load(folder, bare, base_hash=base_hash, expected_sha256=expected_sha256)
     except adapters.BadAdapter as error:
         raise SelfTestFailed(
-            f"the version just written cannot be read back: {error}. Check the disk, and start the round anew."
+            f"the version just written cannot be read back: {error}. Check the disk, and start the round again."
         ) from error
     on_disk = lora.lora_parameters(served)
     different = [
@@ -301,7 +303,7 @@ def check_adapter(
         raise SelfTestFailed(
             f"{len(different)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate "
             f"measured, the first is {different[0]}: another policy was written, or the folder is left from another "
-            f"round. Delete {folder.name}, and start the round anew."
+            f"round. Delete {folder.name}, and start the round again."
         )
     batch = policy.batch(fixed_episodes(bare))
     served_policy = copy.copy(policy)

@@ -17,7 +17,7 @@ from benchmarks.faults.running import App
 
 def routes(app: object) -> list[tuple[str, str]]:
     """Every (path, method) that an ASGI app has, those of what is mounted in it and of what it wraps included."""
-    found, seen, todo = set(), set(), [(app, "")]
+    endpoints, seen, todo = set(), set(), [(app, "")]
     while todo:
         thing, prefix = todo.pop()
         if (id(thing), prefix) in seen:
@@ -31,12 +31,12 @@ def routes(app: object) -> list[tuple[str, str]]:
         for route in getattr(thing, "routes", None) or []:
             todo.append((route, prefix))
             if hasattr(route, "endpoint"):
-                found |= {(prefix + route.path, method) for method in getattr(route, "methods", None) or {"GET"}}
-    return sorted(found)
+                endpoints |= {(prefix + route.path, method) for method in getattr(route, "methods", None) or {"GET"}}
+    return sorted(endpoints)
 
 
 def all_routes(model: Path) -> list[tuple[str, str]]:
-    """The routes of this app as it is built, and of Gradio alone, so that what stands in front of Gradio hides none
+    """The routes of this app as it is built, and of Gradio alone, so that what is in front of Gradio hides none
     of them.
     """
     import gradio

@@ -85,7 +85,7 @@ class Outcome:
     """What was seen while nothing could be written, and after."""
 
     said: int = 0
-    told: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     bad_status: list[str] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Outcome:
             self.said += 1
         else:
             self.blank.append(name)
-        self.told += answer.warnings[:1]
+        self.warnings += answer.warnings[:1]
 
 
 def one(app: App, gesture: Gesture, outcome: Outcome) -> None:

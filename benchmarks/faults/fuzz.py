@@ -38,7 +38,7 @@ from benchmarks.faults.running import (
 )
 
 THREADS = 6
-EXAMPLES = 12  # of each kind of finding that are told
+EXAMPLES = 12  # of each kind of finding that are logged
 IDLE_SECONDS = 90  # within which memory must have come back
 NAMED = re.compile(rb"/[\w./-]{0,300}/gradio/[0-9a-f]{64}/[^\"'\\\s,<>]{1,200}")  # a file in Gradio's cache
 SHORT_ROUND = {
@@ -59,17 +59,17 @@ SHORT_ROUND = {
 
 @dataclass
 class Tally:
-    """What was seen; examples of each kind are kept to be told."""
+    """What was seen; examples of each kind are kept for the log."""
 
     statuses: Counter = field(default_factory=Counter)
-    found: Counter = field(default_factory=Counter)
+    counts: Counter = field(default_factory=Counter)
     examples: dict = field(default_factory=dict)
     slowest: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind: str, what: str) -> None:
         with self.lock:
-            self.found[kind] += 1
+            self.counts[kind] += 1
             if len(kept := self.examples.setdefault(kind, [])) < EXAMPLES:
                 kept.append(what)
 
@@ -79,16 +79,16 @@ class Tally:
             self.statuses[answer.status] += 1
             if answer.outcome == "answered":
                 self.slowest = max(self.slowest, answer.seconds)
-        told = f"{number} {aimed.role}: {aimed.request} → {answer.status} {answer.body[:120]!r}"
+        described = f"{number} {aimed.role}: {aimed.request} → {answer.status} {answer.body[:120]!r}"
         if answer.status in (500, 501, 502, 504, 505, 507):
-            self.note("status 500", told)
+            self.note("status 500", described)
         if answer.status == 503 and healthy():
-            self.note("status 503 of a healthy server", told)
+            self.note("status 503 of a healthy server", described)
         if answer.outcome == "timeout" and not aimed.request.unfinished:
-            self.note("no answer", told)
+            self.note("no answer", described)
         if aimed.role != "owner":
             for where in planted.seen(answer.everything):
-                self.note("foreign data", f"{where}: {told}")
+                self.note("foreign data", f"{where}: {described}")
 
 
 def attack(
@@ -229,7 +229,7 @@ def rows(tally: Tally, n: int, before: float | None, after: float | None, app: A
     return [
         report.row("fuzz: requests sent", sent, "", f"≥ {n}"),
         report.row("fuzz: share that got as far as the gestures and pages", 1 - at_the_door / sent, "", "≥ 0.2"),
-        *(report.row(f"fuzz: {what}", tally.found[kind], "", "≤ 0") for kind, what in kinds.items()),
+        *(report.row(f"fuzz: {what}", tally.counts[kind], "", "≤ 0") for kind, what in kinds.items()),
         report.row("fuzz: memory once idle, over that before", growth, "MB", "≤ 50"),
         report.row("fuzz: afterwards a message is answered and a vote counts", int(still_chats(app)), "", "≥ 1"),
     ]

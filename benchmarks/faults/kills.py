@@ -89,7 +89,7 @@ class Voter(threading.Thread):
     def _turn(self, page: Person) -> None:
         text = f"Tell me about {secrets.token_hex(6)}"
         if not page.send(text).kept:
-            self._vote(page, None)  # a pair that was cut off may stand in the way
+            self._vote(page, None)  # a pair that was cut off may be in the way
             self.over.wait(0.2)
             return
         self._vote(page, text)
@@ -185,15 +185,15 @@ def wait_for_the_moment(app: App, rng: random.Random) -> bool:
     if kind == "in a round":
         now = time.time()  # a round whose worker was killed still says that it is running, but its lease is old
         working = "select 1 from round where state = 'running' and phase is not null and heartbeat > ?"
-        found = until(lambda: app.rows(working, now), ROUND_SECONDS, pause=0.3)
+        reached = until(lambda: app.rows(working, now), ROUND_SECONDS, pause=0.3)
         time.sleep(rng.uniform(0, 5))
-        return bool(found)
+        return bool(reached)
     time.sleep(rng.uniform(4, 12) if kind == "later" else rng.uniform(0.2, 2))
     return False
 
 
 def check_file(app: App, ledger: Ledger, seen: Seen) -> None:
-    """What is on disk now, with nobody to mend it."""
+    """What is on disk now, before anybody repairs it."""
     seen.corrupt += rows(app.database, "pragma integrity_check") != [("ok",)]
     seen.lost |= set(ledger.lost(app.database))
 

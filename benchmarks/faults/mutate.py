@@ -212,14 +212,14 @@ class Mutator:
     def file_object(self) -> dict:
         """What Gradio takes for a file that was uploaded."""
         path = self.rng.choice(self.surface.files)
-        found = {
+        file = {
             "path": self.rng.choice(
                 (path, path, path, f"file://{path}", f"./{path}", f"{path}/.", "http://127.0.0.1:9/x", "")
             ),
             "meta": {"_type": "gradio.FileData"},
         }
         extra = self.rng.choice((*FILE_EXTRAS, {"url": f"{API}/file={path}"}))
-        return {**found, **extra}
+        return {**file, **extra}
 
     def route(self) -> Request:
         """Any route that the app or Gradio registers, with odd parameters."""

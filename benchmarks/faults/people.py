@@ -34,13 +34,13 @@ class Answer:
     @property
     def warnings(self) -> list[str]:
         """What the page would show as a warning: notices, and Gradio's own errors with a text."""
-        found = [
+        sentences = [
             unescape(re.sub(r"<[^>]+>", " ", text)).strip()
             for kind, text in NOTICE.findall(self.text)
             if "kept" not in kind
         ]
         if not self.success or self.status >= 400:
-            found += [
+            sentences += [
                 said
                 for said in re.findall(r'"(?:error|detail|message)":\s*"((?:[^"\\]|\\.)+)"', self.text)
                 if len(said.split()) > 2
@@ -50,8 +50,8 @@ class Answer:
                 and len(self.text.split()) > 3
                 and self.text.strip() != "Internal Server Error"
             ):
-                found.append(self.text.strip()[:200])
-        return found
+                sentences.append(self.text.strip()[:200])
+        return sentences
 
     @property
     def kept(self) -> bool:

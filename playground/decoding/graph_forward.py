@@ -29,7 +29,7 @@ PREPARED_COLUMNS = (256, 512)
 
 
 def fits(model: PreTrainedModel, tokens: int) -> bool:
-    """Whether `GraphForward` serves `model` with texts of so many tokens: one of Llama's family, on CUDA."""
+    """Whether `GraphForward` serves `model` with texts of `tokens` tokens: one of Llama's family, on CUDA."""
     return llama.fits(model, "cuda", tokens)
 
 

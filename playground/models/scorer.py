@@ -2,7 +2,7 @@
 
 Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first
 to two thirds deep, the log of the reply's length, and how often it has the tokens that are common among the replies
-voted on. `feature_trunk.py` reads the hidden states. This module owns the counts, the views of features that a head may
+voted on. `feature_trunk.py` reads the hidden states. This module owns the counts, the sets of features that a head may
 read, and the head's file. Fitting a head is `training/reward.py`'s.
 """
 

@@ -65,7 +65,7 @@ class Engine:
         self.versions = threads.run_in_own_thread(settings.threads, self._make_versions)
         forward = self.versions.live.forward
         self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.timed(self.choice, forward))
-        self.slowness = tuning.slowness(self.choice, settings)  # what everybody is told where replies grow slowly
+        self.slowness = tuning.slowness(self.choice, settings)  # shown to everybody where replies grow slowly
         if self.slowness:
             log.warning("%s", self.slowness)
         self.guests = Guests(self.versions, self.choice.copy_bytes(base))

@@ -2,7 +2,7 @@
 
 Owns the line of those who wait. What is in memory, and how a version is built and checked, is `versions.py`'s. There is
 room for two guests, so that any two versions can be compared. They are loaded together for the one who has waited
-longest: two people who each had one and waited for the other's place would wait for ever.
+longest: two people who each had one and waited for the other's place would wait forever.
 """
 
 import logging

@@ -21,7 +21,7 @@ class MetricsSettings(Group):
 
 
 class AlertSettings(Group):
-    """Who is told when something happens."""
+    """Where events are posted for the operator."""
 
     url: Annotated[str, Secret()] = Field("", pattern=r"^(https?://[^/\s]\S{0,1000})?$")
     """Address to which the server posts a JSON object when a round was published or refused, a version was rolled back,
@@ -30,7 +30,7 @@ class AlertSettings(Group):
 
 
 class PeopleSettings(Group):
-    """What people who vote are told."""
+    """Guidelines for people who vote."""
 
     guidelines: str = ""
     """Markdown file that everybody can unfold above the chat, in UTF-8, up to 64 KB; empty: none. Read at the start."""

@@ -143,9 +143,9 @@ class Settings(BaseSettings):
     metrics: operating.MetricsSettings = operating.MetricsSettings()
     """Who reads the figures for Prometheus."""
     alerts: operating.AlertSettings = operating.AlertSettings()
-    """Who is told when something happens."""
+    """Where events are posted for the operator."""
     people: operating.PeopleSettings = operating.PeopleSettings()
-    """What people who vote are told."""
+    """Guidelines for people who vote."""
 
     @field_validator("threads")
     @classmethod

@@ -161,7 +161,7 @@ class StatusBar:
         return result
 
     def invalidate(self) -> None:
-        """Read the status anew at the next call: somebody has just changed it."""
+        """Read the status again at the next call: somebody has just changed it."""
         self._read_at = 0.0
 
     def changes(self) -> refresh.Changes:

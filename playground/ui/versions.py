@@ -64,7 +64,7 @@ class BoardReader:
             return self._board
 
     def invalidate(self) -> None:
-        """Read the store anew at the next call: somebody has just changed it."""
+        """Read the store again at the next call: somebody has just changed it."""
         self._read_at = float("-inf")
 
 

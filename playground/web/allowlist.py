@@ -42,7 +42,7 @@ COSTLY = (
 )
 KEPT_QUERY = {"shared": 64, "__theme": 10}  # parameters of the page's address, and their longest values
 LONGEST_KEY = 200  # characters of an Authorization header that tell who asks
-RETRY_AFTER = "10"  # seconds, told to a browser that sends too much
+RETRY_AFTER = "10"  # seconds; the header for a browser that sends too much
 
 
 class Kind(Enum):
