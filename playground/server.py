@@ -23,7 +23,7 @@ from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.data import http
 from playground.models import export
-from playground.models.adapters import BadAdapter
+from playground.models.adapter_reading import BadAdapter
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
 from playground.people.visitor import CookieMiddleware

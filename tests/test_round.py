@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from playground.models import adapters, prompts
+from playground.models import adapter_reading, adapters, prompts
 from playground.settings import Settings
 from playground.store import ImportedRow, Store
 from playground.system.messages import Message
 from tests.stores import candidate, cast, outcome
 from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
-from training import gate, reward, rollout, round_gate
+from training import gate, reward, rollout, round_gate, round_start
 from training.policy import PolicyModel
 from training.preferences import A, Pair, Preferences
 from training.reward_validation import Choice
@@ -92,7 +92,7 @@ def is_base(this):
 def test_a_round_can_start_from_the_base(folder, tmp_path):
     this = running(folder, tmp_path, live=strong(), round={"start_from": "base"})
     this._sft()
-    assert is_base(this) and this._kl_step() is None
+    assert is_base(this) and round_start.kl_step(this.models) is None
 
 
 def test_a_round_goes_on_from_the_live_version_as_it_is_by_a_step(folder, tmp_path):
@@ -134,7 +134,7 @@ def test_a_round_after_a_version_that_was_rolled_back_takes_half_a_step(folder, 
     this = taken(this.store, this.settings)
     this._sft()
     this.record(cv_accuracy=0.9)
-    assert this.store.round(this.id)["metrics"]["started_from"] == 1 and this._kl_step() == 1
+    assert this.store.round(this.id)["metrics"]["started_from"] == 1 and round_start.kl_step(this.models) == 1
 
 
 def test_a_round_retreats_to_the_base_where_people_prefer_it(folder, tmp_path):
@@ -143,7 +143,7 @@ def test_a_round_retreats_to_the_base_where_people_prefer_it(folder, tmp_path):
     for versions in ((0, 1), (1, 0)):
         cast(this.store, "a" if versions[0] == 0 else "b", base_hash=base_hash, versions=versions)
     this._sft()
-    assert is_base(this) and this._kl_step() is None
+    assert is_base(this) and round_start.kl_step(this.models) is None
 
 
 def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_path):
@@ -500,7 +500,7 @@ def share_published(this, end):
     """How much of the way to `end` the version is that the round publishes."""
     this._publish()
     live = this.store.live_policy()
-    _, tensors = adapters.read(
+    _, tensors = adapter_reading.read(
         adapters.place(this.settings.adapters_dir, live["path"]),
         base_hash=this.models.base["hash"],
         expected_sha256=live["sha256"],

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from playground.models import adapters, export
+from playground.models import adapter_reading, export
 from playground.serving.versions import Policy, VersionGone, Versions
 from playground.store import StoreError
 from playground.system import memory
@@ -120,7 +120,7 @@ class Guests:
             except (MemoryError, torch.OutOfMemoryError):
                 return no_memory(version)
             except Exception as error:
-                log.error("v%s cannot be compared: %s", version, adapters.in_words(error))
+                log.error("v%s cannot be compared: %s", version, adapter_reading.in_words(error))
                 return not_loaded(version)
         return None
 

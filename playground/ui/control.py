@@ -18,8 +18,9 @@ from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
 from playground.ui.handlers import GESTURE, Trigger, Updates
+from playground.ui.loop_status import with_overrides
 from playground.ui.notice import Notice
-from playground.ui.status_bar import StatusBar, with_overrides
+from playground.ui.status_bar import StatusBar
 
 TITLES = {  # of the groups that have settings for an admin
     "round": words.mark("When and where a round starts"),
