@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from benchmarks import learning, report
+from benchmarks import learning_cells, report
 from benchmarks import pool as pools
 from playground.models import active, loading, scorer
 from playground.settings import SettingsError, read
@@ -24,7 +24,7 @@ from training.preferences import OUTCOMES, Pair
 STEP = 10  # votes between refits
 
 
-class PairsSettings(learning.LearningSettings):
+class PairsSettings(learning_cells.LearningSettings):
     """Active against random pairs."""
 
     votes: int = Field(100, ge=2 * STEP)
@@ -73,7 +73,7 @@ def cell(pool, settings, annotator, votes, seed, actively):
         voted.append((a, b, person.vote(scores[a], scores[b], rng)))
     model = fitted(pool, voted, settings, seed)
     raw = model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens))
-    return reward_validation.Predictions.of(raw, model.log_nu, learning.true_pairs(pool, score)).accuracy()
+    return reward_validation.Predictions.of(raw, model.log_nu, learning_cells.true_pairs(pool, score)).accuracy()
 
 
 def run(settings, log=print):
@@ -91,7 +91,7 @@ def run(settings, log=print):
             by_choice[actively] = [
                 cache.get(
                     lambda key=key: cell(pool, settings, **key),
-                    *learning.REWARD_CODE,
+                    *learning_cells.REWARD_CODE,
                     active,
                     sys.modules[__name__],
                     kind="pairs",

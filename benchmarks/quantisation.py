@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from benchmarks import learning, report
+from benchmarks import learning_cells, report
 from benchmarks import pool as pools
 from playground.models import feature_trunk, loading
 from playground.settings import SettingsError, read
@@ -31,7 +31,7 @@ FORMATS = ("nf4", "int8", "none")
 ROOT = Path(__file__).parent.parent
 
 
-class QuantisationSettings(learning.LearningSettings):
+class QuantisationSettings(learning_cells.LearningSettings):
     """The reward model's trunk in each number format."""
 
     votes: int = Field(100, ge=10)
@@ -79,7 +79,7 @@ def run(settings, log=print):
         own = settings.with_values(reward={"quantisation": quantisation})
         pool = pools.make_pool(own, cache, prompts_each, log)
         accuracies = [
-            learning.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
+            learning_cells.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
             for name, seed in itertools.product(annotators.SHIPPED, range(seeds))
         ]
         side = measured(settings, quantisation, pool.ids[: 32 if settings.quick else 256])
