@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 import app
 from benchmarks import llama_cpp, peer, report
-from benchmarks.engine_site import TOKENS, EngineSettings, Log, Rows, Run, Site, speed, text_prompt
+from benchmarks.engine_site import TOKENS, EngineSettings, Run, Site, speed, text_prompt
 from benchmarks.engine_swaps import swap_rows
+from benchmarks.report import Log, Row
 from playground.decoding import tuning
 from playground.models import adapters, loading, sources
 from playground.settings import Settings, SettingsError, read
@@ -60,7 +61,7 @@ def peers(settings: EngineSettings, prompt: list[int], log: Log) -> dict[str, li
     return runs_of
 
 
-def duel_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> Rows:
+def duel_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
     """Two replies to one prompt: ours by the base and by a trained version, and the peers'."""
     prompt = text_prompt(tokenizer, PROMPT)
     assert len(prompt) == PROMPT
@@ -95,12 +96,12 @@ def duel_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokeniz
 # -- faithfulness
 
 
-def faithful_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def faithful_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained
     version.
     """
     exact = loading.load_trunk(settings.with_values(dtype="float32", device="cpu"))
-    rows: Rows = []
+    rows: list[Row] = []
     live = site.engine.live
     chosen = rollout.seed_prompts("heldout", tokenizer, 256)[: served.EPISODES]
     tuned = adapters.load(
@@ -146,9 +147,9 @@ def duels_at_once(site: Site, prompts_of_people: Sequence[list[int]]) -> tuple[f
     return time.perf_counter() - start, list(runs.values())
 
 
-def crowd_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> Rows:
+def crowd_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
     """Replies to one, two, four and eight people at once; eight beside llama.cpp."""
-    rows: Rows = []
+    rows: list[Row] = []
     totals: dict[int, float] = {}  # tokens a second of all together, by the number of people
     prompts_of_people = [text_prompt(tokenizer, 100 + 10 * person, person) for person in range(8)]
     repeats = max(1, settings.repeats // 2)
@@ -174,7 +175,7 @@ def crowd_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokeni
     return rows
 
 
-def prefix_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def prefix_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """The second turn of a conversation of 600 tokens, with and without what the first one read."""
     first = text_prompt(tokenizer, 500)
     with_it, without = [], []
@@ -197,7 +198,7 @@ def prefix_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedToken
 # -- beside a round
 
 
-def round_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> Rows:
+def round_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
     """Speed and first token of the chat while a worker trains on simulated votes."""
     prompt = text_prompt(tokenizer, PROMPT)
     folder = site.settings.data_dir / "beside"
@@ -243,7 +244,7 @@ def round_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokeni
 # -- the process
 
 
-def process_rows(settings: EngineSettings) -> Rows:
+def process_rows(settings: EngineSettings) -> list[Row]:
     """`python app.py` once warm: until it can answer, and its memory after eight people have chatted at once."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -277,7 +278,7 @@ def process_rows(settings: EngineSettings) -> Rows:
     ]
 
 
-def run(settings: EngineSettings, log: Log = print) -> Rows:
+def run(settings: EngineSettings, log: Log = print) -> list[Row]:
     """The rows of all parts, shown as far as they are while it runs."""
     settings = settings.with_values(device="cpu")
     if settings.quick:

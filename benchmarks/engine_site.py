@@ -3,7 +3,7 @@ and prompts of a given length.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,9 +22,7 @@ from training import rollout
 
 TOKENS = 64  # of each reply, where nothing else is said
 
-Log = Callable[[str], None]
 Run = dict[str, Any]  # what one repetition took: "seconds", "first" and "both", as of `Site.duel`
-Rows = list[dict[str, Any]]  # of `report.row`
 
 
 class EngineSettings(Settings):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import report
-from benchmarks.engine_site import EngineSettings, Log, Rows, Site, text_prompt
+from benchmarks.engine_site import EngineSettings, Site, text_prompt
+from benchmarks.report import Log, Row
 from playground.decoding import decoder, kv_cache_pool
 from playground.decoding.sampling import Sampling
 from playground.models import adapters
@@ -115,7 +116,7 @@ def roll_back_seconds(engine: Engine, versions: list[int], repeats: int) -> list
     return seconds[2:]
 
 
-def swap_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> Rows:
+def swap_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
     """Versions taken live one after the other under streams; every stream's text must be what its own version alone
     says.
     """

@@ -13,17 +13,22 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import Field
 
 from benchmarks import report
+from benchmarks.report import Log, Row
 from playground.models import loading
 from playground.settings import Settings, SettingsError, read
 from playground.system import memory
 
 PARTS = {"train": ("gpu_models", "gpu_ppo", "gpu_round", "gpu_qlora", "gpu_beside"), "decode": ("gpu_decode",)}
+
+# its settings, the device, and where to log; returns rows
+Section = Callable[[Settings, torch.device, Log], Sequence[Row]]
 
 
 class GpuSettings(Settings):
@@ -85,7 +90,7 @@ class Stopwatch:
             self.peak_mb = torch.cuda.max_memory_allocated(self.device) / 1e6
 
 
-def sections(settings):
+def sections(settings: GpuSettings) -> list[tuple[str, Section]]:
     """[(name, function of (settings, device, log) that returns rows)] of the parts that the settings name, in their
     order.
     """
@@ -123,7 +128,7 @@ def card(device):
     ]
 
 
-def run(settings, log=print):
+def run(settings: GpuSettings, log: Log = print) -> list[Row]:
     """The rows; also written to the JSON file after each section."""
     device = loading.device_of(settings)
     if device.type != "cuda" and not settings.quick:

@@ -10,11 +10,12 @@ import gc
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from benchmarks.report import row, show
+from benchmarks.report import Row, row, show
 from playground.decoding import decoder
 from playground.decoding.decoder import Decoding
 from playground.decoding.graph_forward import GraphForward
@@ -143,7 +144,7 @@ def weight_bytes(forward):
     return (sum(p.numel() for p in parameters) + forward.lean.head.numel()) * forward.lean.dtype.itemsize
 
 
-def kernels_of_step(forward, device):
+def kernels_of_step(forward: GraphForward, device: torch.device) -> tuple[float, list[str]]:
     """The kernels of one step of a pair: how many, and the ten that take longest as text lines."""
     if device.type != "cuda":
         return 0, []
@@ -203,7 +204,7 @@ def small(model, quick, device):
     ]
 
 
-def crowd(model, quick, device):
+def crowd(model: PreTrainedModel, quick: bool, device: torch.device) -> list[Row]:
     """Many pairs at once, and how long a shape takes to capture."""
     table = []
     steps = 32 if quick else 96
@@ -295,7 +296,7 @@ def free():
         torch.cuda.empty_cache()
 
 
-def rows(quick, device, model_folder="", only=PARTS):
+def rows(quick: bool, device: torch.device | str, model_folder: str = "", only: Sequence[str] = PARTS) -> list[Row]:
     """All rows. Without a GPU the parts of the small model are run with a tiny one, to see that they work."""
     device = torch.device(device)
     cuda = device.type == "cuda"

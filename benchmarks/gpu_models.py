@@ -5,8 +5,10 @@ import random
 import torch
 
 from benchmarks import gpu, report
+from benchmarks.report import Log, Row
 from playground.models import loading
 from playground.models.feature_trunk import FeatureTrunk
+from playground.settings import Settings
 from training import selftest
 from training.policy import PolicyModel
 
@@ -14,7 +16,7 @@ REPLIES = 200
 PROMPT_TOKENS, REPLY_TOKENS = 60, 96
 
 
-def margins(settings, device):
+def margins(settings: Settings, device: torch.device) -> tuple[PolicyModel, dict[str, float]]:
     """(policy, {what: value}): how far the self-test's quantities are from their limits."""
     policy = PolicyModel(loading.load_trunk(settings, training=True), settings)
     episodes = selftest.fixed_episodes(policy.causal)
@@ -33,7 +35,7 @@ def margins(settings, device):
     return policy, {"ratio": ratio, "padding": padding, "sharing": sharing}
 
 
-def self_test(settings, device, log):
+def self_test(settings: Settings, device: torch.device, log: Log) -> list[Row]:
     """Rows: the policy's self-test in the trunk's own format, and in fp32, which a GPU without bf16 gets."""
     rows = []
     for dtype in ("auto", "float32"):

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks import gold, plots, report
-from benchmarks.learning_cells import Cell, Cells, LearningSettings, Log, refit_seconds
+from benchmarks.learning_cells import Cell, Cells, LearningSettings, refit_seconds
+from benchmarks.report import Log, Row
 from playground.models import loading
 from playground.settings import SettingsError, read
 from training import annotators
 
-Rows = list[dict[str, Any]]  # of `report.row`
 NAMES = list(annotators.SHIPPED)
 
 
@@ -39,9 +39,9 @@ def measured(cells: Iterable[Cell | None]) -> list[Cell]:
 # -- reward models
 
 
-def reward_rows(cells: Cells, sizes: Sequence[int], seeds: int) -> Rows:
+def reward_rows(cells: Cells, sizes: Sequence[int], seeds: int) -> list[Row]:
     """Every annotator, number of votes and share of flipped votes."""
-    rows: Rows = []
+    rows: list[Row] = []
     for flip, annotator, n in itertools.product((0.0, 0.1, 0.25), NAMES, sizes):
         if flip == 0.1 and n != 100:
             continue
@@ -65,7 +65,7 @@ def reward_rows(cells: Cells, sizes: Sequence[int], seeds: int) -> Rows:
     ]
 
 
-def one_reward_rows(what: str, own: Sequence[Cell], bar: str | None, log: Log) -> Rows:
+def one_reward_rows(what: str, own: Sequence[Cell], bar: str | None, log: Log) -> list[Row]:
     """The figures of one annotator's reward models from one number of votes, one cell for each seed."""
     accuracy = median_of(own, "accuracy")
     rows = [report.row(f"{what}: accuracy on held-out prompts", accuracy, "", bar)]
@@ -87,7 +87,7 @@ def one_reward_rows(what: str, own: Sequence[Cell], bar: str | None, log: Log) -
 # -- rounds
 
 
-def rate_rows(what: str, cells: Sequence[Cell | None], bar: str | None) -> Rows:
+def rate_rows(what: str, cells: Sequence[Cell | None], bar: str | None) -> list[Row]:
     """Win rate, KL and publications of rounds that differ in their seed alone."""
     run = measured(cells)
     done = [cell for cell in run if cell["win_rate"] is not None]
@@ -103,7 +103,7 @@ def rate_rows(what: str, cells: Sequence[Cell | None], bar: str | None) -> Rows:
     ]
 
 
-def round_rows(cells: Cells, quick: bool) -> Rows:
+def round_rows(cells: Cells, quick: bool) -> list[Row]:
     """Real rounds, run in the order in which they say most."""
     if quick:
         return rate_rows("brevity, 50 votes", [cells.round(annotator="brevity", n=50, seed=0)], None)
@@ -128,7 +128,7 @@ def round_rows(cells: Cells, quick: bool) -> Rows:
     clean |= {(name, seed): cells.round(annotator=name, n=100, seed=seed) for seed in (1, 2) for name in NAMES}
 
     of_name = {name: [clean[name, seed] for seed in range(3)] for name in NAMES}
-    rows: Rows = []
+    rows: list[Row] = []
     for name in NAMES:
         rows += rate_rows(f"{name}, 100 votes", of_name[name], "≥ 0.85" if name == "brevity" else "≥ 0.65")
     for name in NAMES:
@@ -156,7 +156,7 @@ def round_rows(cells: Cells, quick: bool) -> Rows:
     return rows + cost_rows(measured(clean.values()))
 
 
-def peer_rows(name: str, cells: Cells, peer: Cell | None) -> Rows:
+def peer_rows(name: str, cells: Cells, peer: Cell | None) -> list[Row]:
     """Our reward model's accuracy beside that of `last_token.py`, on the same pairs."""
     theirs = ours = None
     if peer:
@@ -170,7 +170,7 @@ def peer_rows(name: str, cells: Cells, peer: Cell | None) -> Rows:
     ]
 
 
-def shuffled_rows(cells: Sequence[Cell | None]) -> Rows:
+def shuffled_rows(cells: Sequence[Cell | None]) -> list[Row]:
     """Rounds on votes that say nothing: none may be published."""
     run = measured(cells)
     published = sum(cell["state"] == "published" for cell in run) if run else None
@@ -180,14 +180,14 @@ def shuffled_rows(cells: Sequence[Cell | None]) -> Rows:
     ]
 
 
-def votes_needed_row(name: str, level: float, by_votes: dict[int, list[Cell | None]]) -> dict[str, Any]:
+def votes_needed_row(name: str, level: float, by_votes: dict[int, list[Cell | None]]) -> Row:
     """The fewest votes from which the median round has a true win rate of `level`."""
     rates = {n: median_of(measured(cells), "win_rate") for n, cells in by_votes.items()}
     reached = [n for n, rate in rates.items() if rate is not None and rate >= level]
     return report.row(f"{name}: votes needed for a true win rate of {level:.0%}", min(reached, default=None), "votes")
 
 
-def cost_rows(cells: Sequence[Cell]) -> Rows:
+def cost_rows(cells: Sequence[Cell]) -> list[Row]:
     """Time and memory of a round on 100 votes."""
     timed = [cell for cell in cells if cell["kl"] is not None]  # a round that ended before PPO is a short one
     peak = max(cell["peak_mb"] for cell in timed) if timed else None
@@ -197,7 +197,7 @@ def cost_rows(cells: Sequence[Cell]) -> Rows:
     ]
 
 
-def run(settings: LearningSettings, log: Log = print) -> tuple[Rows, list[Cell]]:
+def run(settings: LearningSettings, log: Log = print) -> tuple[list[Row], list[Cell]]:
     """All cells, then the rows: (rows, cells)."""
     torch.set_num_threads(settings.threads)
     cells = Cells(settings, log)

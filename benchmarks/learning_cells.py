@@ -6,7 +6,6 @@ was stopped continues where it was.
 
 import itertools
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic import Field
 
 from benchmarks import last_token, rounds
 from benchmarks import pool as pools
+from benchmarks.report import Log
 from playground.models import loading, scorer
 from playground.settings import Settings
 from training import (
@@ -44,7 +44,6 @@ PPO_CODE = (policy, ppo, ppo_math, rollout)
 ROUND_CODE = (*REWARD_CODE, *PPO_CODE, rounds, gate, training_round, round_start, round_control, round_models)
 
 Cell = dict[str, Any]  # what was measured, by name
-Log = Callable[[str], None]
 
 
 class LearningSettings(Settings):
@@ -80,7 +79,7 @@ def reward_cell(
     score = annotators.find(annotator)
     prefs, chosen = pools.vote(pool, Person(score, flip=flip), n, seed, shuffled)
     start = time.monotonic()
-    model, fit = reward.fit(prefs, pools.Known(pool, chosen), settings)
+    model, fit = reward.fit(prefs, pools.KnownFeatures(pool, chosen), settings)
     seconds = time.monotonic() - start
     pairs = true_pairs(pool, score)
     raw = model.raw(scorer.with_counts(pool.features, pool.ids, model.tokens))
@@ -138,7 +137,7 @@ def best_of_cell(
     """
     score = annotators.find(annotator)
     prefs, chosen = pools.vote(pool, Person(score, flip=flip), n, seed)
-    model, _ = reward.fit(prefs, pools.Known(pool, chosen), settings)
+    model, _ = reward.fit(prefs, pools.KnownFeatures(pool, chosen), settings)
     rewards = model.raw(scorer.with_counts(candidates.features, candidates.ids, model.tokens))
     truth = candidates.scores(score)
     base = pool.scores(score)

@@ -44,7 +44,7 @@ class ManyVotesSettings(Settings):
     """File to write the rows to."""
 
 
-def fill(path, votes):
+def fill(path: Path, votes: int) -> None:
     """A store with `votes` votes."""
     Store(path)
     db = sqlite3.connect(path)

@@ -8,6 +8,7 @@ double Thompson sampling (`playground/models/active.py`) picks, by a head refitt
 import itertools
 import random
 import sys
+from collections.abc import Sequence
 from statistics import mean
 
 import numpy as np
@@ -16,12 +17,16 @@ from pydantic import Field
 
 from benchmarks import learning_cells, report
 from benchmarks import pool as pools
+from benchmarks.report import Log, Row
 from playground.models import active, loading, scorer
+from playground.models.scorer import RewardModel
 from playground.settings import SettingsError, read
 from training import annotators, gate, preferences, reward, reward_head, reward_validation
 from training.preferences import OUTCOMES, Pair
 
 STEP = 10  # votes between refits
+
+Voted = tuple[int, int, str]  # the indices of two replies in the pool, and the choice
 
 
 class PairsSettings(learning_cells.LearningSettings):
@@ -31,7 +36,7 @@ class PairsSettings(learning_cells.LearningSettings):
     """Votes of each reward model."""
 
 
-def preferences_of(pool, voted, seed):
+def preferences_of(pool: pools.Pool, voted: Sequence[Voted], seed: int) -> tuple[preferences.Preferences, list[int]]:
     """(Preferences, indices of its replies in the pool) of [(index, index, choice)]."""
     chosen = sorted({i for *pair, _ in voted for i in pair})
     at = {i: k for k, i in enumerate(chosen)}
@@ -44,7 +49,7 @@ def preferences_of(pool, voted, seed):
     ), chosen
 
 
-def fitted(pool, voted, settings, seed):
+def fitted(pool: pools.Pool, voted: Sequence[Voted], settings: PairsSettings, seed: int) -> RewardModel:
     """The reward model of these votes, its feature set and penalty chosen by cross-validation."""
     prefs, chosen = preferences_of(pool, voted, seed)
     extracted = scorer.ExtractedFeatures.of(pool.features[chosen], pool.parts, prefs.replies)
@@ -52,7 +57,7 @@ def fitted(pool, voted, settings, seed):
         return reward.fit_votes(extracted, prefs, settings)
 
 
-def cell(pool, settings, annotator, votes, seed, actively):
+def cell(pool: pools.Pool, settings: PairsSettings, annotator: str, votes: int, seed: int, actively: bool) -> float:
     """Accuracy on the held-out prompts after `votes` votes."""
     rng, source, score = (
         random.Random(f"{seed}/{votes}"),
@@ -76,7 +81,7 @@ def cell(pool, settings, annotator, votes, seed, actively):
     return reward_validation.Predictions.of(raw, model.log_nu, learning_cells.true_pairs(pool, score)).accuracy()
 
 
-def run(settings, log=print):
+def run(settings: PairsSettings, log: Log = print) -> list[Row]:
     """The rows."""
     torch.set_num_threads(settings.threads)
     cache, seeds = pools.Cache(settings), 1 if settings.quick else 5
@@ -115,7 +120,7 @@ def run(settings, log=print):
     return rows
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, PairsSettings, "python -m benchmarks.pairs")
         report.show(run(settings), settings.json_file)

@@ -34,14 +34,17 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from pydantic import Field
 from transformers import AutoConfig
 
 from benchmarks import peer, report
+from benchmarks.report import Log, Row
 from playground.models import loading, sources
 from playground.settings import Positive, PPOSettings, Settings, SettingsError, read
 from playground.system import memory
@@ -51,6 +54,9 @@ PEER, PINS = (
     "trl-1.12",
     ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")],
 )
+Command = Sequence[str | Path]
+Figures = dict[str, Any]  # what a process printed: seconds and tokens of its iterations, peak memory, TRL's arithmetic
+
 UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled
 
 
@@ -155,7 +161,7 @@ def example(rows=8, tokens=48, seed=0):
     }
 
 
-def our_arithmetic(tensors, settings):
+def our_arithmetic(tensors: Mapping[str, Any], settings: PpoStepSettings) -> dict[str, torch.Tensor]:
     """What `ppo_math` makes of the tensors; the whitening as TRL scales it."""
     t = {name: torch.as_tensor(x) for name, x in tensors.items()}
     advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, settings.ppo.gae_lambda)
@@ -176,7 +182,7 @@ def our_arithmetic(tensors, settings):
 # -- running them
 
 
-def commands(python, job_file):
+def commands(python: Path, job_file: Path) -> dict[str, Command]:
     """The command of each side."""
     return {
         "ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file],
@@ -184,7 +190,7 @@ def commands(python, job_file):
     }
 
 
-def measure(settings, sides, log=print):
+def measure(settings: PpoStepSettings, sides: Mapping[str, Command], log: Log = print) -> dict[str, list[Figures]]:
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
     environment = {
         **os.environ,
@@ -208,10 +214,12 @@ def measure(settings, sides, log=print):
     return by_side
 
 
-def rows_of(by_side, tensors, settings):
+def rows_of(
+    by_side: Mapping[str, Sequence[Figures]], tensors: Mapping[str, Any], settings: PpoStepSettings
+) -> list[Row]:
     """The table: medians over all iterations but each process's first; the highest peak."""
 
-    def per_second(processes, clock):
+    def per_second(processes: Sequence[Figures], clock: str) -> float:
         return median(n / s for p in processes for n, s in list(zip(p["tokens"], p[clock], strict=True))[1:])
 
     speed = {side: per_second(processes, "seconds") for side, processes in by_side.items()}
@@ -235,7 +243,7 @@ def rows_of(by_side, tensors, settings):
     return rows
 
 
-def run(settings, log=print):
+def run(settings: PpoStepSettings, log: Log = print) -> list[Row]:
     """The rows."""
     python, settings = peer.python(settings, PEER, PINS, log), sizes(settings)
     tokenizer = loading.load_tokenizer(settings)
@@ -251,7 +259,7 @@ def run(settings, log=print):
         return rows_of(measure(settings, commands(python, job_file), log), job["tensors"], settings)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, PpoStepSettings, "python -m benchmarks.ppo_step")
         rows = run(settings)

@@ -14,15 +14,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from benchmarks import learning_cells, report
 from benchmarks import pool as pools
+from benchmarks.report import Log, Row
 from playground.models import feature_trunk, loading
 from playground.settings import SettingsError, read
 from training import annotators
@@ -40,7 +42,7 @@ class QuantisationSettings(learning_cells.LearningSettings):
     """Only load this format and read replies from standard input; what the benchmark starts for each format."""
 
 
-def read_replies(settings):
+def read_replies(settings: QuantisationSettings) -> dict[str, float]:
     """One side: what loading the trunk and reading the replies on standard input takes."""
     torch.set_num_threads(settings.threads)
     replies = json.load(sys.stdin)
@@ -55,7 +57,7 @@ def read_replies(settings):
     }
 
 
-def measured(settings, quantisation, replies):
+def measured(settings: QuantisationSettings, quantisation: str, replies: Sequence[Any]) -> dict[str, float]:
     """`read_replies` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.quantisation", "--side", quantisation],
@@ -70,7 +72,7 @@ def measured(settings, quantisation, replies):
     return json.loads(done.stdout)
 
 
-def run(settings, log=print):
+def run(settings: QuantisationSettings, log: Log = print) -> list[Row]:
     """The rows."""
     torch.set_num_threads(settings.threads)
     seeds, prompts_each = (1, 32) if settings.quick else (3, None)
@@ -97,7 +99,7 @@ def run(settings, log=print):
     return rows
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, QuantisationSettings, "python -m benchmarks.quantisation")
         if settings.side:

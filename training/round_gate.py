@@ -152,7 +152,7 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
         at_once = models.settings_with_room.ppo.microbatch
         canary_totals = policy.totals(canaries, at_once)
         totals_new = policy.totals(replies.first_of_each(replies.new), at_once)  # the dearest part on a CPU
-    compared = gate.Compared(
+    compared = gate.GateFigures(
         prompts=replies.prompts,
         new=replies.new,
         live=replies.live,

@@ -70,7 +70,7 @@ def handlers(config: dict) -> list[Handler]:
 
 
 @dataclass
-class Planted:
+class PlantedSecrets:
     """Secrets by where they are; `seen` names those that an answer holds."""
 
     marks: dict[str, bytes]
@@ -118,7 +118,7 @@ class Victim:
             page.turn(f"Again {self.marks['a chat']}", "b")
 
 
-def plant(app: App, victim: Victim) -> Planted:
+def plant(app: App, victim: Victim) -> PlantedSecrets:
     """Secrets in files: beside the app, in its working directory, and its own."""
     marks = {name: text.encode() for name, text in victim.marks.items()}
     for where, path in (
@@ -127,7 +127,7 @@ def plant(app: App, victim: Victim) -> Planted:
     ):
         marks[where] = mark().encode()
         path.write_bytes(marks[where] + b"\n")
-    return Planted(
+    return PlantedSecrets(
         {
             **marks,
             ".env": ENV_MARK.encode(),

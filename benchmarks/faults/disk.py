@@ -16,7 +16,7 @@ import psutil
 from benchmarks import report
 from benchmarks.faults.gestures import GESTURES, Gesture
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Answer, Gone, Person, acknowledged, owner
+from benchmarks.faults.people import Answer, PageUnavailable, Person, acknowledged, owner
 from benchmarks.faults.running import App, Scene, running, tracebacks, until
 
 MEGABYTES = 48
@@ -126,7 +126,7 @@ def arriving(app: App, outcome: Outcome) -> None:
     with full(app):
         try:
             outcome.judge("arrive", Person(app.url).loaded())
-        except Gone as error:
+        except PageUnavailable as error:
             outcome.bad_status.append(f"arrive ({error})")
 
 

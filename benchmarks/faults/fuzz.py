@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.faults.aims import (
     ENV_MARK,
-    Planted,
+    PlantedSecrets,
     Victim,
     all_routes,
     handlers,
@@ -24,8 +24,8 @@ from benchmarks.faults.aims import (
     plant,
     targets,
 )
-from benchmarks.faults.mutate import Aimed, Mutator, Surface
-from benchmarks.faults.people import Gone, Person, acknowledged, owner
+from benchmarks.faults.mutate import AimedRequest, Mutator, Surface
+from benchmarks.faults.people import PageUnavailable, Person, acknowledged, owner
 from benchmarks.faults.raw import Response, fetch
 from benchmarks.faults.running import (
     ENVIRON,
@@ -73,7 +73,7 @@ class Tally:
             if len(kept := self.examples.setdefault(kind, [])) < EXAMPLES:
                 kept.append(what)
 
-    def take(self, number: int, aimed: Aimed, answer: Response, planted: Planted, healthy) -> None:
+    def take(self, number: int, aimed: AimedRequest, answer: Response, planted: PlantedSecrets, healthy) -> None:
         """Judge one answer."""
         with self.lock:
             self.statuses[answer.status] += 1
@@ -92,7 +92,14 @@ class Tally:
 
 
 def attack(
-    app: App, surface: Surface, planted: Planted, requests: list, tally: Tally, mutator: Mutator, number: int, n: int
+    app: App,
+    surface: Surface,
+    planted: PlantedSecrets,
+    requests: list,
+    tally: Tally,
+    mutator: Mutator,
+    number: int,
+    n: int,
 ) -> None:
     """Send `requests`, then odd ones up to `n`; ask at once, and whatever `n` says, for a file that an answer names."""
     port = int(app.url.rsplit(":", 1)[1])
@@ -115,7 +122,14 @@ def attack(
 
 
 def in_threads(
-    app: App, surface: Surface, planted: Planted, tally: Tally, seed: int, n: int, plain: list, threads: int = THREADS
+    app: App,
+    surface: Surface,
+    planted: PlantedSecrets,
+    tally: Tally,
+    seed: int,
+    n: int,
+    plain: list,
+    threads: int = THREADS,
 ) -> None:
     """`n` requests by several connections at once; those of `plain` first."""
     jobs = []
@@ -180,7 +194,7 @@ def run(scene: Scene) -> list[dict]:
         return measured(scene, app, surface, planted, victim, n)
 
 
-def measured(scene: Scene, app: App, surface: Surface, planted: Planted, victim: Victim, n: int) -> list[dict]:
+def measured(scene: Scene, app: App, surface: Surface, planted: PlantedSecrets, victim: Victim, n: int) -> list[dict]:
     """Plain requests first, which warm everything up, then odd ones; then wait until it has quietened down."""
     tally, began = Tally(), time.monotonic()
     mutator = Mutator(random.Random(scene.seed), surface)
@@ -242,6 +256,6 @@ def still_chats(app: App) -> bool:
     text = f"Still there? {mark()}"
     try:
         sent, voted = Person(app.url, "afterwards", address="127.0.0.3").turn(text, "b")
-    except Gone:
+    except PageUnavailable:
         return False
     return sent.kept and acknowledged(voted) and app.counted(text) == "b"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.faults.people import Gone, Person
+from benchmarks.faults.people import PageUnavailable, Person
 from benchmarks.faults.raw import Request, fetch
 from benchmarks.faults.running import App, Scene, running, until
 
@@ -278,7 +278,7 @@ def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd
     bystander.start()
     try:
         said = attack(Crowd(app))
-    except Gone as error:
+    except PageUnavailable as error:
         said = f"the attacker's page did not open: {error}"
     seen = bystander.stop()
     until(lambda: not app.alive or app.megabytes() <= before + LEFT, BACK_SECONDS, pause=0.5)
@@ -305,6 +305,6 @@ def disk_megabytes(app: App) -> float:
 def new_can_chat(app: App) -> bool:
     try:
         sent, voted = Person(app.url, address="127.0.0.3").turn("Hello again", "a")
-    except Gone:
+    except PageUnavailable:
         return False
     return sent.kept and voted.kept

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Gone, Person
+from benchmarks.faults.people import PageUnavailable, Person
 from benchmarks.faults.running import (
     App,
     DidNotStart,
@@ -250,7 +250,7 @@ def wrong(app: App, version: int, position: int) -> str:
         return f"v{answering(app)} answers, not v1"
     try:
         answered = Person(app.url).send(f"Hello {secrets.token_hex(4)}").kept
-    except Gone as error:
+    except PageUnavailable as error:
         return f"the page does not open: {error}"
     return "" if answered else "no message is answered"
 

@@ -36,7 +36,7 @@ class Erasure:
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopySummary:
     """What a copy of the database says of erasures: how many are done, and the newest of all; and the ids of the keys
     that were revoked last.
     """
@@ -49,7 +49,7 @@ class Copied:
 class Snapshots(Erasures):
     """Part of `Store`."""
 
-    def copy_to(self, path: Path, progress: Callable[[int, int, int], object] | None = None) -> Copied:
+    def copy_to(self, path: Path, progress: Callable[[int, int, int], object] | None = None) -> CopySummary:
         """Copy the database to a new file at `path`, which its owner alone can read. StoreUnavailable where it cannot
         be read, or the copy not be written. `progress` is called after each step, as by `sqlite3.Connection.backup`.
         """
@@ -78,7 +78,7 @@ class Snapshots(Erasures):
                 file.seek(place)
                 file.write((1).to_bytes(4, "big"))
         newest = tuple(Erasure(row[0], row[1], row[2], bool(row[3])) for row in reversed(erasures))
-        return Copied(done, newest, tuple(sorted(row[0] for row in revoked)))
+        return CopySummary(done, newest, tuple(sorted(row[0] for row in revoked)))
 
     def restart_running_round(self) -> None:
         """Send a round that was running when the copy was made back to its first phase: its files are not there."""

@@ -29,7 +29,7 @@ from playground.web import bodies, payload
 from playground.web import headers as answer_headers
 from playground.web.answer import Answer
 from playground.web.bodies import Refusal
-from playground.web.limits import Limits, NotTheirs, Session, TooMuch, Visitor
+from playground.web.limits import ForeignSession, Limits, Session, TooMuch, Visitor
 from playground.web.metrics import may_read
 from playground.web.payload import BadPayload, Handler
 
@@ -204,7 +204,7 @@ class Allowlist:
                     )
         except TooMuch as error:
             raise Refusal(429, error.message) from None
-        except NotTheirs as error:
+        except ForeignSession as error:
             raise Refusal(403, error.message) from None
         answer.expect(headers, may_gather=kind in (Kind.PAGE, Kind.CALL))
         if kind is Kind.PAGE:
