@@ -151,8 +151,8 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
     with seconds.part("gate: likelihoods"):
         at_once = models.settings_with_room.ppo.microbatch
         canary_totals = policy.totals(canaries, at_once)
-        totals_new = policy.totals(replies.first_of_each(replies.new), at_once)  # the dearest part on a CPU
-    compared = gate.GateFigures(
+        totals_new = policy.totals(replies.first_of_each(replies.new), at_once)  # the most expensive part on a CPU
+    figures = gate.GateFigures(
         prompts=replies.prompts,
         new=replies.new,
         live=replies.live,
@@ -167,7 +167,7 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
         length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
     )
     with seconds.part("gate: decide"):
-        return gate.decide(compared, settings)
+        return gate.decide(figures, settings)
 
 
 def served_kl(models: RoundModels, episodes: Sequence[Episode]) -> float:

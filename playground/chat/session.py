@@ -64,11 +64,8 @@ class Chat(Completing):
             for _ in views:
                 if turn is None or time.monotonic() - max(left, turn.last_look) > BACKGROUND_SECONDS:
                     break
-        except (
-            Refused,
-            StoreError,
-        ):  # the replies so far are recorded now or later, and no page is open to show an error
-            pass
+        except (Refused, StoreError):
+            pass  # the replies so far are recorded now or later, and no page is open to show an error
         views.close()
 
     def undo(self, annotator: int) -> tuple[View, str]:

@@ -217,7 +217,7 @@ class CompletionTurn:
 
 
 def problem(error: Exception) -> Problem:
-    """An error as a program reads it. It has no page to reload, and no button."""
+    """An error as a program reads it: a program has no page to reload, and no button."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Busy):
