@@ -165,6 +165,7 @@ def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_p
 def test_a_live_version_of_another_rank_is_not_gone_on_from(folder, tmp_path):
     this = running(folder, tmp_path, live=strong())
     this.settings = this.settings.with_values(ppo={"lora_rank": 2})
+    this.drop_models()  # so that they are loaded with these settings
     this._sft()
     assert is_base(this)
 
