@@ -28,9 +28,8 @@ SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
 LARGE = 50_000_000  # parameters from which a format is worth its import, of some seconds
 ROWS = 32  # replies that are decoded at once on a CPU
-COLUMNS = (
-    256  # a GPU's memory for replies is made in multiples of this many columns, so that it serves other prompts too
-)
+# a GPU's memory for replies is made in multiples of this many columns, so that it serves other prompts too
+COLUMNS = 256
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -19,9 +19,8 @@ from playground.system.webhook import Event
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between two looks
-REPEAT_SECONDS = (
-    600.0  # within which a worker that keeps ending is reported once, and a backup's trouble that comes again
-)
+# within which a worker that keeps ending is reported once, and a backup's trouble that comes again
+REPEAT_SECONDS = 600.0
 REPORTED = ("published", "refused")  # states of a round that are reported
 
 
