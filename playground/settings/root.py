@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     alerts: operating.AlertSettings = operating.AlertSettings()
     """Where events are posted for the operator."""
     people: operating.PeopleSettings = operating.PeopleSettings()
-    """Guidelines for people who vote."""
+    """Who may come in, and guidelines for people who vote."""
 
     @field_validator("threads")
     @classmethod
