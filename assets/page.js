@@ -89,6 +89,7 @@
       for (const node of record.addedNodes) {
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
+        node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
       }
     }
@@ -137,8 +138,27 @@
     if (document.visibilityState === "visible" && !(stop && stop.offsetParent)) document.getElementById("catch-up")?.click();
   });
 
+  // The tab of judged pairs: a button that says what an admin decides (playground/ui/data_table.py), the fold of its fields on a phone, and its pages.
+  let decision = "";
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("#tab-data button");
+    if (!button) return;
+    if (button.dataset.decision && (!button.dataset.question || confirm(button.dataset.question))) {
+      decision = button.dataset.decision;
+      document.getElementById("data-decide")?.click();
+    }
+    if (button.matches(".fold")) button.setAttribute("aria-expanded", button.getAttribute("aria-expanded") === "false");
+    if (button.matches("#earlier-pairs, #later-pairs")) document.getElementById("data")?.scrollIntoView({ block: "nearest" });
+  });
+
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   window.nudge = {
+    // what an admin has just decided about votes, once
+    decision: () => {
+      const taken = decision;
+      decision = "";
+      return taken;
+    },
     // opens the editor of the reply that the chat goes on from
     better: () => {
       const pane = document.querySelector(".pane:has(.badge.drawn), .pane:has(.badge.chosen)");

@@ -142,6 +142,8 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
     facts = []
     if metrics.get("votes"):
         facts.append((translate("votes used"), str(metrics["votes"])))
+    if metrics.get("imported"):
+        facts.append((translate("imported pairs used"), str(metrics["imported"])))
     if metrics.get("heldout_accuracy") is not None:
         accuracy = _share(metrics["heldout_accuracy"], metrics.get("heldout_interval"))
         facts.append((translate("reward model on held-out votes"), accuracy))
