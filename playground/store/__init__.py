@@ -4,6 +4,7 @@ Nothing is overwritten: a replaced vote is superseded, a retired policy stays. W
 `playground/chat/session.py`, and what they mean to a round to `training/round.py`.
 """
 
+from playground.store.bases import Bases
 from playground.store.checks import LeaseLost
 from playground.store.conversations import Conversations
 from playground.store.database import Row, now
@@ -40,7 +41,20 @@ __all__ = [
 
 
 class Store(
-    People, Keys, Conversations, Duels, Votes, Judged, Imported, Rounds, Policies, Trials, History, Watch, Snapshots
+    Bases,
+    People,
+    Keys,
+    Conversations,
+    Duels,
+    Votes,
+    Judged,
+    Imported,
+    Rounds,
+    Policies,
+    Trials,
+    History,
+    Watch,
+    Snapshots,
 ):
     """The database at a path, with one method for each thing that is recorded or asked.
 

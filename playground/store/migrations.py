@@ -233,6 +233,14 @@ def edited(db: Database) -> None:
     db.execute("alter table demonstration add column edited text")
 
 
+@migrations(name="0015_base")
+def base(db: Database) -> None:
+    """The base models that the app has run with, in that order. The newest reply's base was taken for the one that
+    answers, so that after a start with another model the votes on the earlier one's replies counted as new.
+    """
+    db.execute("create table base (id integer primary key, base_hash text not null, model text not null, since text)")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

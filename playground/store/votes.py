@@ -19,15 +19,17 @@ GONE_ON = Message("The conversation has gone on since; this vote can no longer b
 
 # The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, none
 # that an admin left out, on two replies that differ, in chats that were not deleted, of people who let training have
-# them, and on the base model that was used last. A number that counts fewer of them (votes for A or B, say) has another
-# name.
+# them, and on the base model that answers (`bases.py`; an older file knows the newest reply's). A number that counts
+# fewer of them (votes for A or B, say) has another name.
 VOTES = """
     vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
     join annotator a on a.id = v.annotator
     join generation l on l.id = d.left_generation"""
 COUNTS_BUT_FOR_ADMINS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
 COUNTS = f"{COUNTS_BUT_FOR_ADMINS} and v.excluded is null"
-LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
+LAST_BASE = """coalesce(
+    (select base_hash from base order by id desc limit 1),
+    (select base_hash from generation order by id desc limit 1))"""
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
@@ -266,7 +268,7 @@ class Votes(Database):
         )
 
     def last_base_hash(self) -> str | None:
-        """The base model of the newest reply, or None."""
+        """The base model that answers, or None where that is not known."""
         return self.one(f"select {LAST_BASE} as base_hash")["base_hash"]
 
     # -- forecasts: what the reward model said of a vote before it learned from it
