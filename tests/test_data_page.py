@@ -209,6 +209,7 @@ def test_all_votes_of_a_search_are_left_out_at_once(tab, monkeypatch):
     seen = decide(tab, "out all", seen[tab.shown])
     assert "Votes left out of training: 2." in seen[tab.notice.html] and shown(tab, seen) == [6, 2]
     assert [row["vote"] for row in tab.store.votes_for_training("base hash")] == [1, 3, 4, 5, 7]
+    monkeypatch.setattr(judged_module, "LOOKED_AT", 100)
     out = search(tab, training="out")
     assert shown(tab, out) == [6, 2] and 'data-decision="out all"' not in out[tab.asked]
     assert "Votes taken in again: 2." in decide(tab, "in all", out[tab.shown])[tab.notice.html]

@@ -291,7 +291,7 @@ def test_what_differs_from_the_defaults_comes_first(store):
     html = round_summary.config_html(store.round(row["id"]), W)
     assert (
         html.index("ppo.kl_target") < html.index("round.votes")
-        and "1 differ from the defaults" in html
+        and "1 differs from the defaults" in html
         and "<td>3.5</td>" in html
     )
 

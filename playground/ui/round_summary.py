@@ -201,8 +201,8 @@ def agreement_html(status: LoopStatus, translate: Words) -> str:
     if not calls:
         return ""
     text = translate(
-        "The reward model predicted {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
-        "gives 50%.",
+        "The reward model predicted {n} of the last {calls} {calls:pick|picks} ({share}), each before it learned from "
+        "it; guessing gives 50%.",
         n=hits,
         calls=calls,
         share=f"{hits / calls:.0%}",
@@ -265,7 +265,7 @@ def config_html(row: Row, translate: Words) -> str:
         css_class = "changed" if name in changed else ""
         value = escape(visible(str(config[name])))
         body += f'<tr class="{css_class}"><th scope="row">{name}</th><td>{value}</td></tr>'
-    caption = translate("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"])
+    caption = translate("{n} {n:differs|differ} from the defaults; seed {seed}", n=len(changed), seed=row["seed"])
     return f'<table class="config"><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>'
 
 
