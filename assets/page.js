@@ -1,5 +1,6 @@
 // Keys for the buttons that are on the page anyway: 1 A, 2 B, 3 tie, 4 both bad, 0 skip, / to write, Esc to stop. Enter in the message box is Gradio's.
 (() => {
+  const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
   const typing = (element) => element.isContentEditable || element.matches("input:not([type=checkbox]):not([type=radio]), textarea, select");
   const press = (id) => {
@@ -24,6 +25,20 @@
   const seconds = (n) => new Promise((done) => setTimeout(done, 1000 * n));
   const request = window.fetch.bind(window);
   let stream = null;  // the newest stream of results
+  // A gesture that meets no app, as while it starts again, is answered with a sentence: Gradio shows a bare "Error" otherwise.
+  const AWAY = [502, 503, 504];
+  const answered = async (input, init) => {
+    let text = "";
+    try {
+      const answer = await request(input, init);
+      if (!AWAY.includes(answer.status)) return answer;
+      text = (await answer.json().catch(() => ({}))).detail;
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+    }
+    text ||= chinese() ? "连接不上 Nudge，它可能正在重新启动。请稍后再试。" : "Nudge cannot be reached; it may be starting again. Try again in a moment.";
+    return Response.json({ error: text, detail: text }, { status: 500 });
+  };
   window.fetch = async (input, init) => {
     const { pathname } = new URL(input.url ?? input, location.href);
     if (pathname.endsWith("/queue/data")) {
@@ -35,15 +50,14 @@
     }
     if (pathname.endsWith("/queue/join")) {
       if (gestures.size) await Promise.race([Promise.allSettled(gestures), seconds(GESTURE_SECONDS)]);
-      const answer = await request(input, init);
+      const answer = await answered(input, init);
       if (stream && !stream.closed) stream.joined = true;
       return answer;
     }
-    const answer = request(input, init);
-    if (pathname.endsWith("/run/predict")) {
-      gestures.add(answer);
-      answer.finally(() => gestures.delete(answer)).catch(() => {});
-    }
+    if (!pathname.endsWith("/run/predict")) return request(input, init);
+    const answer = answered(input, init);
+    gestures.add(answer);
+    answer.finally(() => gestures.delete(answer)).catch(() => {});
     return answer;
   };
 
@@ -151,7 +165,6 @@
     if (button.matches("#earlier-pairs, #later-pairs")) document.getElementById("data")?.scrollIntoView({ block: "nearest" });
   });
 
-  const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   window.nudge = {
     // what an admin has just decided about votes, once
     decision: () => {

@@ -221,6 +221,19 @@ def test_chats_are_listed_by_when_they_were_opened_and_empty_ones_not(store):
     assert store.conversations(store.annotator("other")) == []
 
 
+def test_a_chat_is_called_by_the_first_message_that_it_still_has(store):
+    """An undone message stayed its title, whatever was sent after it."""
+    first = cast(store)
+    who, conversation = first["annotator"], first["conversation"]
+    duel(store, who, conversation, text="Second")
+    store.undo(conversation)
+    assert [chat["title"] for chat in store.conversations(who)] == ["Hello"]
+    store.undo(conversation)
+    assert [chat["title"] for chat in store.conversations(who)] == [""], "it can still be opened and deleted"
+    duel(store, who, conversation, text="Another")
+    assert [chat["title"] for chat in store.conversations(who)] == ["Another"]
+
+
 @pytest.mark.parametrize("gesture", ["open_conversation", "delete_conversation", "share", "unshare"])
 def test_another_persons_chat_is_out_of_reach_and_so_is_a_deleted_one(store, gesture):
     row = cast(store)

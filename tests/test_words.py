@@ -19,12 +19,13 @@ ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
 MODULES = [ROOT / "app.py", *sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 LISTS = {"{first}; {next}", "{first}\n{next}"}  # of `joined` and `lines`
-# user-facing errors that may say a plain English text, which no page shows: on the command line, in the log, and to
-# whoever sends what the page does not
+# templates with a number that is never 1
 SEVERAL = {
     "{n} replies are being written, {done} of at most {limit} tokens; you will see two of them",
     "A chat has from 1 to {limit} messages.",
 }
+# user-facing errors that may say a plain English text, which no page shows: on the command line, in the log, and to
+# whoever sends what the page does not
 ENGLISH_ALONE = {"SettingsError", "LeaseLost", "Refusal"}
 
 

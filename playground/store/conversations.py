@@ -15,7 +15,9 @@ from playground.store.checks import check_owner
 from playground.store.database import Database, Row, insert, now
 
 # SQL expressions about a conversation c
-TITLE = "(select m.text from message m where m.conversation = c.id and m.role = 'user' order by m.id limit 1)"
+TITLE = """(
+    select case when c.tail is null and c.shown_duel is null then '' else m.text end from message m
+    where m.conversation = c.id and m.parent is null and m.role = 'user' order by m.id desc limit 1)"""
 
 # SQL expressions about a message m, as the owner of its conversation left it
 SHOWN = """coalesce((
@@ -76,7 +78,8 @@ class Conversations(Database):
     def conversations(self, annotator: int, limit: int = 50) -> list[Row]:
         """The annotator's conversations that have a message, the one opened last first.
 
-        Keys: id, title, created, opened, turns, shared (a bool).
+        Keys: id, title (its first message, "" where all of its turns were undone), created, opened, turns, shared (a
+        bool).
         """
         rows = self.rows(
             f"""select c.id, {TITLE} as title, c.created, c.opened, c.share_token is not null as shared,
