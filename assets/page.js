@@ -162,7 +162,7 @@
       document.getElementById("data-decide")?.click();
     }
     if (button.matches(".fold")) button.setAttribute("aria-expanded", button.getAttribute("aria-expanded") === "false");
-    if (button.matches("#earlier-pairs, #later-pairs")) document.getElementById("data")?.scrollIntoView({ block: "nearest" });
+    if (button.matches("#earlier-pairs, #later-pairs")) document.getElementById("tab-data")?.scrollIntoView();
   });
 
   window.nudge = {

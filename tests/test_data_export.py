@@ -308,12 +308,12 @@ def test_the_command_exports(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["export", "--data-dir", str(tmp_path / "data"), "--out", str(out), "--format", "preference"]
     assert main([*command, "--since", "2020-01-01"]) == 0
-    assert capsys.readouterr().out == f"{out / 'preference.jsonl'}: 1 rows\n"
+    assert capsys.readouterr().out == f"{out / 'preference.jsonl'}: 1 row\n"
     assert len(rows(out / "preference.jsonl")) == 1
     cast(store, "tie")
     assert main([*command[:-3], str(tmp_path / "more"), *command[-2:]]) == 0
     said = capsys.readouterr().out
-    assert "more/undecided.jsonl: 1 rows" in said and "(a tie, or both bad) in 1 pairs: they are left out" in said
+    assert "more/undecided.jsonl: 1 row\n" in said and "(a tie, or both bad) in 1 pair, left out" in said
     assert main(command) == 1, "the folder is not empty any more"
     assert "not an empty folder" in capsys.readouterr().err
 

@@ -203,15 +203,15 @@ def test_all_votes_of_a_search_are_left_out_at_once(tab, monkeypatch):
     ann, bob = tab.store.annotator("ann"), tab.store.annotator("bob")
     for number in range(7):
         say(tab.store, bob if number == 3 else ann, f"message {number}", choice="b" if number % 2 else "a")
-    assert "data-decision" not in search(tab)[tab.asked], "nothing is searched for"
+    assert search(tab)[tab.all] == "", "nothing is searched for"
     seen = search(tab, person=str(ann), choice="b")
-    assert f"Vote: B better · Person: {ann}" in seen[tab.asked] and 'data-decision="out all"' in seen[tab.asked]
+    assert f"Vote: B better · Person: {ann}" in seen[tab.asked] and 'data-decision="out all"' in seen[tab.all]
     seen = decide(tab, "out all", seen[tab.shown])
     assert "Votes left out of training: 2." in seen[tab.notice.html] and shown(tab, seen) == [6, 2]
     assert [row["vote"] for row in tab.store.votes_for_training("base hash")] == [1, 3, 4, 5, 7]
     monkeypatch.setattr(judged_module, "LOOKED_AT", 100)
     out = search(tab, training="out")
-    assert shown(tab, out) == [6, 2] and 'data-decision="out all"' not in out[tab.asked]
+    assert shown(tab, out) == [6, 2] and 'data-decision="out all"' not in out[tab.all]
     assert "Votes taken in again: 2." in decide(tab, "in all", out[tab.shown])[tab.notice.html]
     assert tab.store.new_votes() == 7
 
@@ -248,7 +248,7 @@ def test_an_admin_reads_what_was_imported_and_how_much_of_it_the_last_round_lear
     tab.store.add_imported("file", [ImportedRow(str(n), "pair", 1.0, record) for n in range(3)])
     assert "pairs 3, demonstrations 0, prompts 0." in search(tab)[tab.downloads]
     assert "Round" not in search(tab)[tab.downloads]
-    row = rounds.take(tab.store, config=rounds.CONFIG)
+    row = rounds.begun(tab.store)
     tab.store.update_round(row["id"], "w1", metrics={"votes": 9, "imported": 2})
     tab.store.end_round(row["id"], "w1", "failed")
     tab.store.request_round()

@@ -33,6 +33,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0013_api_key",
         "0014_edited",
         "0015_base",
+        "0016_dialogue",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

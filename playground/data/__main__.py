@@ -160,11 +160,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     )
     tally = export.write(open_store(arguments), wanted, arguments.out)
     for file, rows in tally.rows.items():
-        print(f"{arguments.out / file}: {rows:,} rows")
+        print(f"{arguments.out / file}: {counted(rows, 'row')}")
     if (undecided := undecided_file(tally.rows)) is not None:
         print(
-            f"Neither reply is better (a tie, or both bad) in {tally.rows[undecided]:,} pairs: they are left out of "
-            f"preference and stand in {undecided}."
+            f"Neither reply is better (a tie, or both bad) in {counted(tally.rows[undecided], 'pair')}, left out "
+            f"of preference. See {undecided}."
         )
     if len(tally.bases) > 1:
         models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
@@ -213,7 +213,8 @@ def source_name(name: str) -> str:
 def tell(path: Path, report: importing.Report, reasons: Counter[str]) -> None:
     """Say what became of a file's rows."""
     added = ", ".join(f"{kind}s {n:,}" for kind, n in report.added.items()) or "nothing"
-    print(f"{path}: {report.read:,} rows read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
+    read = counted(report.read, "row")
+    print(f"{path}: {read} read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
     if report.reweighed:
         print(f"{path}: pairs that were there already and have the new weight: {report.reweighed:,}")
     if report.bad > MOST_NAMED:
@@ -221,6 +222,11 @@ def tell(path: Path, report: importing.Report, reasons: Counter[str]) -> None:
             print(f"  {n:,} × {reason}", file=sys.stderr)
     if report.left_over:
         print(f"{path}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with what it counts: "1 row", "2 rows"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def run_sources(arguments: argparse.Namespace) -> int:
@@ -231,7 +237,7 @@ def run_sources(arguments: argparse.Namespace) -> int:
 
 def run_remove(arguments: argparse.Namespace) -> int:
     removed = open_store(arguments).remove_imported(arguments.source)
-    print(f"{arguments.source}: {removed:,} rows removed")
+    print(f"{arguments.source}: {counted(removed, 'row')} removed")
     return 0 if removed else 1
 
 

@@ -46,6 +46,7 @@ FATE = f"""
       left join vote_use u on u.vote = v.id and u.round = (select max(round) from vote_use where vote = v.id)
       left join round r on r.id = u.round left join forecast f on f.vote = v.id"""
 
+DIALOGUE = "coalesce(c.dialogue, c.id) as dialogue"  # see `Conversations.begin_with`
 JSON_COLUMNS = ("prompt", "left_ids", "right_ids", "completion")
 
 
@@ -218,13 +219,14 @@ class Votes(Database):
     def votes_for_training(self, base_hash: str) -> list[Row]:
         """The votes that count on replies of this base model, oldest first.
 
-        Keys: vote, annotator, conversation, duel, choice, left_cut, right_cut; prompt, left_ids, right_ids: lists of
-        token ids. Where the vote was early, a reply's ids are those that it had by then.
+        Keys: vote, annotator, conversation, dialogue (the first conversation of its dialogue), duel, choice, left_cut,
+        right_cut; prompt, left_ids, right_ids: lists of token ids. Where the vote was early, a reply's ids are those
+        that it had by then.
         """
         rows = _decoded(
             self.rows(
-                f"""select v.id as vote, v.annotator, d.conversation, d.id as duel, v.choice, p.token_ids as prompt,
-                      d.left_cut, d.right_cut, l.token_ids as left_ids, r.token_ids as right_ids
+                f"""select v.id as vote, v.annotator, d.conversation, {DIALOGUE}, d.id as duel, v.choice,
+                      p.token_ids as prompt, d.left_cut, d.right_cut, l.token_ids as left_ids, r.token_ids as right_ids
                     from {VOTES} join generation r on r.id = d.right_generation join prompt p on p.id = l.prompt
                     where {COUNTS} and l.base_hash = ? order by v.id""",
                 base_hash,
@@ -236,10 +238,13 @@ class Votes(Database):
         return rows
 
     def ratings_for_training(self, base_hash: str) -> list[Row]:
-        """Current thumbs, oldest first. Keys: annotator, conversation, thumb, prompt and completion (token ids)."""
+        """Current thumbs, oldest first. Keys: annotator, conversation, dialogue, thumb; prompt and completion
+        (token ids).
+        """
         return _decoded(
             self.rows(
-                f"""select t.annotator, m.conversation, t.thumb, p.token_ids as prompt, g.token_ids as completion
+                f"""select t.annotator, m.conversation, {DIALOGUE}, t.thumb, p.token_ids as prompt,
+                      g.token_ids as completion
                     from rating t join message m on m.id = t.message join conversation c on c.id = m.conversation
                     join annotator a on a.id = t.annotator join generation g on g.message = m.id
                     join prompt p on p.id = g.prompt
@@ -251,12 +256,12 @@ class Votes(Database):
     def demonstrations(self, base_hash: str) -> list[Row]:
         """Edited replies, oldest first.
 
-        Keys: annotator, conversation, created (when it was edited last), after (the edited text), prompt and completion
-        (token ids, before the edit).
+        Keys: annotator, conversation, dialogue, created (when it was edited last), after (the edited text), prompt and
+        completion (token ids, before the edit).
         """
         return _decoded(
             self.rows(
-                f"""select x.annotator, m.conversation, coalesce(x.edited, x.created) as created,
+                f"""select x.annotator, m.conversation, {DIALOGUE}, coalesce(x.edited, x.created) as created,
                       x.after, p.token_ids as prompt,
                       g.token_ids as completion
                     from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation

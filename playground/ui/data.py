@@ -76,6 +76,7 @@ class DataTab:
                 elem_id="data-text",
             )
             self.search = gr.Button(words.label("Search"), size="sm", elem_id="data-search", scale=0, min_width=100)
+        self.all = gr.HTML(elem_id="data-all", padding=False)
         self.html = gr.HTML(elem_id="data", padding=False)
         with gr.Row(elem_id="data-pages"):
             self.newer = gr.Button(words.label("Later pairs"), size="sm", elem_id="later-pairs", visible=False)
@@ -93,7 +94,7 @@ class DataTab:
     @property
     def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
-        shown = [self.html, self.asked, self.newer, self.older, self.person, self.training, self.downloads]
+        shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
         return [*shown, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
@@ -192,7 +193,8 @@ class DataTab:
             empty = translate("Vote on a pair, and it is listed here.")
         return {
             self.html: data_table.pairs_html(rows, is_admin, translate, empty, opened),
-            self.asked: data_table.asked_html(shown.filters, is_admin and bool(rows), translate),
+            self.asked: data_table.asked_html(shown.filters, translate),
+            self.all: data_table.all_html(shown.filters, translate) if is_admin and rows else "",
             self.newer: gr.update(visible=bool(shown.later)),
             self.older: gr.update(visible=following is not None),
             self.person: gr.update(visible=is_admin),

@@ -123,24 +123,30 @@ def _reply_html(row: Row, side: str, translate: Words) -> str:
 # -- around the table
 
 
-def asked_html(filters: Filters, may_decide: bool, translate: Words) -> str:
-    """What the list is narrowed to, as one line that folds the fields on a phone; and where `may_decide`, the buttons
-    for all that fit.
-    """
-    asked = asked_text(filters, translate)
-    said = escape(one_line(asked or translate("everything")))
-    fold = (
+def asked_html(filters: Filters, translate: Words) -> str:
+    """What the list is narrowed to, as one line that folds the fields on a phone."""
+    said = escape(one_line(asked_text(filters, translate) or translate("everything")))
+    return (
         f'<button type="button" class="fold" aria-expanded="false" aria-controls="data-filters">'
         f"{escape(translate('Search'))}: <span>{said}</span></button>"
     )
+
+
+def all_html(filters: Filters, translate: Words) -> str:
+    """The buttons that leave all votes that fit out of training, or take them in again; "" where nothing is searched
+    for.
+    """
+    asked = asked_text(filters, translate)
+    if not asked:
+        return ""
     buttons = ""
-    if may_decide and asked and filters.excluded is not True:
+    if filters.excluded is not True:
         question = translate("Leave every vote that fits this search out of training? {asked}", asked=asked)
         buttons += _all_button("out", translate("Leave all that fit out of training"), question)
-    if may_decide and asked and filters.excluded is not False:
+    if filters.excluded is not False:
         question = translate("Take every vote that fits this search in again? {asked}", asked=asked)
         buttons += _all_button("in", translate("Take all that fit in again"), question)
-    return f'<div class="asked">{fold}{buttons}</div>'
+    return f'<div class="all">{buttons}</div>'
 
 
 def _all_button(where: str, text: str, question: str) -> str:
