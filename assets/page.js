@@ -25,17 +25,12 @@
   const seconds = (n) => new Promise((done) => setTimeout(done, 1000 * n));
   const request = window.fetch.bind(window);
   let stream = null;  // the newest stream of results
-  // A gesture that meets no app, as while it starts again, is answered with a sentence: Gradio shows a bare "Error" otherwise.
+  // A message that meets no app, as while it starts again, is answered with a sentence: Gradio would say that the application is busy.
   const AWAY = [502, 503, 504];
   const answered = async (input, init) => {
-    let text = "";
-    try {
-      const answer = await request(input, init);
-      if (!AWAY.includes(answer.status)) return answer;
-      text = (await answer.json().catch(() => ({}))).detail;
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-    }
+    const answer = await request(input, init);  // where nothing answers, Gradio says so, and waits for the app
+    if (!AWAY.includes(answer.status)) return answer;
+    let text = (await answer.json().catch(() => ({}))).detail;
     text ||= chinese() ? "连接不上 Nudge，它可能正在重新启动。请稍后再试。" : "Nudge cannot be reached; it may be starting again. Try again in a moment.";
     return Response.json({ error: text, detail: text }, { status: 500 });
   };

@@ -155,11 +155,19 @@ def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a
     assert app.rows(out, f"{text}%") == [(3,)]
 
 
-def test_a_message_that_meets_no_app_is_answered_with_a_sentence(visit, size):
-    """It said "Error" and no more."""
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": 503, "json": {"detail": "Nudge is starting. Try again in a moment."}}, "Nudge is starting."),
+        ({"status": 502, "body": "<html>Bad Gateway</html>"}, "Nudge cannot be reached"),
+    ],
+)
+def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, answer, said):
+    """A bare "Error" stood over the page, and "This application is currently busy" beside it."""
     page = visit()
-    page.route("**/queue/join*", lambda route: route.abort())
+    page.route("**/queue/join*", lambda route: route.fulfill(**answer))
     LEAVING.add(page)  # the browser complains of the request
     send(page, "Are you there?")
-    page.wait_for_selector(".toast-body :text('Nudge cannot be reached')")
+    page.wait_for_selector(f".toast-body :text('{said}')")
     assert page.input_value("#message textarea") == "Are you there?"
+    assert "Error" not in page.inner_text("#notice") + page.inner_text("#panes")
