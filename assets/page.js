@@ -32,7 +32,7 @@
     if (!AWAY.includes(answer.status)) return answer;
     let text = (await answer.json().catch(() => ({}))).detail;
     text ||= chinese() ? "连接不上 Nudge，它可能正在重新启动。请稍后再试。" : "Nudge cannot be reached; it may be starting again. Try again in a moment.";
-    return Response.json({ error: text, detail: text }, { status: 500 });
+    return new Response(JSON.stringify({ error: text, detail: text }), { status: 500, headers: { "content-type": "application/json" } });
   };
   window.fetch = async (input, init) => {
     const { pathname } = new URL(input.url ?? input, location.href);

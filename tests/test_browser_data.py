@@ -155,19 +155,16 @@ def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a
     assert app.rows(out, f"{text}%") == [(3,)]
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        ({"status": 503, "json": {"detail": "Nudge is starting. Try again in a moment."}}, "Nudge is starting."),
-        ({"status": 502, "body": "<html>Bad Gateway</html>"}, "Nudge cannot be reached"),
-    ],
-)
-def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, answer, said):
+def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, size):
     """A bare "Error" stood over the page, and "This application is currently busy" beside it."""
     page = visit()
-    page.route("**/queue/join*", lambda route: route.fulfill(**answer))
-    LEAVING.add(page)  # the browser complains of the request
-    send(page, "Are you there?")
-    page.wait_for_selector(f".toast-body :text('{said}')")
-    assert page.input_value("#message textarea") == "Are you there?"
-    assert "Error" not in page.inner_text("#notice") + page.inner_text("#panes")
+    LEAVING.add(page)  # the browser complains of the requests
+    starting = {"status": 503, "json": {"detail": "Nudge is starting. Try again in a moment."}}
+    gateway = {"status": 502, "body": "<html>Bad Gateway</html>"}
+    for answer, said in ((starting, "Nudge is starting."), (gateway, "Nudge cannot be reached")):
+        page.route("**/queue/join*", lambda route, answer=answer: route.fulfill(**answer))
+        send(page, "Are you there?")
+        page.wait_for_selector(f".toast-body :text('{said}')")
+        assert page.input_value("#message textarea") == "Are you there?"
+        assert "Error" not in page.inner_text("#notice") + page.inner_text("#panes")
+        page.unroute("**/queue/join*")
