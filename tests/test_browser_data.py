@@ -2,6 +2,8 @@
 meanwhile.
 """
 
+from functools import partial
+
 import pytest
 
 from playground.settings import Settings
@@ -155,6 +157,10 @@ def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a
     assert app.rows(out, f"{text}%") == [(3,)]
 
 
+def fulfil(answer, route):
+    route.fulfill(**answer)
+
+
 def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, size):
     """A bare "Error" stood over the page, and "This application is currently busy" beside it."""
     page = visit()
@@ -162,7 +168,7 @@ def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, size)
     starting = {"status": 503, "json": {"detail": "Nudge is starting. Try again in a moment."}}
     gateway = {"status": 502, "body": "<html>Bad Gateway</html>"}
     for answer, said in ((starting, "Nudge is starting."), (gateway, "Nudge cannot be reached")):
-        page.route("**/queue/join*", lambda route, answer=answer: route.fulfill(**answer))
+        page.route("**/queue/join*", partial(fulfil, answer))
         send(page, "Are you there?")
         page.wait_for_selector(f".toast-body :text('{said}')")
         assert page.input_value("#message textarea") == "Are you there?"
