@@ -241,6 +241,9 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     for statement in (
         "drop table base",
         "alter table conversation drop column dialogue",
+        "drop table sign_in",
+        "drop index annotator_account",
+        "alter table annotator drop column account",
         "drop table api_key",
         "drop table erasure",
         "drop table trial",

@@ -32,8 +32,9 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0012_data",
         "0013_api_key",
         "0014_edited",
-        "0015_base",
-        "0016_dialogue",
+        "0015_sign_in",
+        "0016_base",
+        "0017_dialogue",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

@@ -19,6 +19,7 @@ from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds
+from playground.store.sign_ins import SignIns
 from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
@@ -43,6 +44,7 @@ __all__ = [
 class Store(
     Bases,
     People,
+    SignIns,
     Keys,
     Conversations,
     Duels,

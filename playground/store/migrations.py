@@ -233,7 +233,24 @@ def edited(db: Database) -> None:
     db.execute("alter table demonstration add column edited text")
 
 
-@migrations(name="0015_base")
+@migrations(name="0015_sign_in")
+def sign_in(db: Database) -> None:
+    """Users who sign in. A person has one annotator on every device, by the id in the users file, and a cookie for each
+    sign-in.
+    """
+    # the user's id in the users file; null: a visitor, or somebody with keys alone
+    db.execute("alter table annotator add column account text")
+    db.execute("create unique index annotator_account on annotator (account)")
+    db.execute("""create table sign_in (
+                    token_hash text primary key,  -- sha256 of the cookie
+                    annotator integer not null references annotator(id),
+                    stamp text not null,  -- hash of the password's hash, with which the sign-in ends
+                    used real not null,  -- when it was last used, in unix seconds
+                    created text not null) without rowid""")
+    db.execute("create index sign_in_annotator on sign_in (annotator)")
+
+
+@migrations(name="0016_base")
 def base(db: Database) -> None:
     """The base models that the app has run with, in that order. The newest reply's base was taken for the one that
     answers, so that after a start with another model the votes on the earlier one's replies counted as new.
@@ -241,7 +258,7 @@ def base(db: Database) -> None:
     db.execute("create table base (id integer primary key, base_hash text not null, model text not null, since text)")
 
 
-@migrations(name="0016_dialogue")
+@migrations(name="0017_dialogue")
 def dialogue(db: Database) -> None:
     """Each request of another program is a chat of its own. Those that go on with one dialogue belong together: they
     were on both sides of a round's held-out split.
