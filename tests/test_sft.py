@@ -21,26 +21,28 @@ def nll(policy):
 
 
 def test_sft_lowers_the_loss_of_the_demonstrations():
-    s = settings(sft={"epochs": 10, "lr": 5e-3}, chat={"temperature": 1.0})
-    policy, losses = PolicyModel(tiny_model(), s), []
+    chosen = settings(sft={"epochs": 10, "lr": 5e-3}, chat={"temperature": 1.0})
+    policy, losses = PolicyModel(tiny_model(), chosen), []
     before = nll(policy)
-    last = sft.train(policy, DEMONSTRATIONS, s, lambda step, steps, loss: losses.append((step, steps, loss)))
+    last = sft.train(policy, DEMONSTRATIONS, chosen, lambda step, steps, loss: losses.append((step, steps, loss)))
     assert losses[0][2] == pytest.approx(before, abs=1e-4)  # the loss is over completion tokens alone, at temperature 1
     assert last < before - 0.5 and nll(policy) < before - 0.5
     assert [x[:2] for x in losses] == [(i + 1, 10) for i in range(10)]
 
 
 def test_sft_returns_the_mean_loss_of_its_last_epoch():
-    s, losses = settings(sft={"epochs": 2}, ppo={"microbatch": 1}), []
-    last = sft.train(PolicyModel(tiny_model(), s), DEMONSTRATIONS, s, lambda step, steps, loss: losses.append(loss))
+    chosen, losses = settings(sft={"epochs": 2}, ppo={"microbatch": 1}), []
+    last = sft.train(
+        PolicyModel(tiny_model(), chosen), DEMONSTRATIONS, chosen, lambda step, steps, loss: losses.append(loss)
+    )
     assert len(losses) == 4 and last == pytest.approx((losses[2] + losses[3]) / 2)
 
 
 def test_sft_of_no_epochs_changes_nothing():
-    s = settings(sft={"epochs": 0})
-    policy = PolicyModel(tiny_model(), s)
+    chosen = settings(sft={"epochs": 0})
+    policy = PolicyModel(tiny_model(), chosen)
     before = copy.deepcopy(policy.state())
-    assert sft.train(policy, DEMONSTRATIONS, s) is None
+    assert sft.train(policy, DEMONSTRATIONS, chosen) is None
     assert all(torch.equal(before[k], v) for k, v in policy.state().items())
 
 

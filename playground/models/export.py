@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from safetensors.torch import save
 
-from playground.models import adapters
-from playground.models.adapters import Manifest, Tensors
+from playground.models import adapter_reading, adapters
+from playground.models.adapter_reading import Manifest, Tensors
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def peft_files(manifest: Manifest, tensors: Tensors) -> dict[str, bytes]:
         'model = PeftModel.from_pretrained(base, ".")  # base: the AutoModelForCausalLM\n```\n'
     )
     return {
-        adapters.WEIGHTS: save({PREFIX + name: tensor for name, tensor in tensors.items()}),
-        adapters.CONFIG: json.dumps(config, indent=1).encode(),
+        adapter_reading.WEIGHTS: save({PREFIX + name: tensor for name, tensor in tensors.items()}),
+        adapter_reading.CONFIG: json.dumps(config, indent=1).encode(),
         "README.md": readme.encode(),
     }
 
@@ -87,7 +87,7 @@ def opened(adapters_dir: Path, exports_dir: Path, row: Mapping[str, Any], base_h
 
     A version never changes, so its zip is kept until `prune` removes it; one that is open can be read to its end all
     the same. Packing while others are packed for too long, CannotPack where the disk does not take it, BadAdapter where
-    the version cannot be read, as `adapters.read`.
+    the version cannot be read, as `adapter_reading.read`.
     """
     file = exports_dir / f"v{row['version']:04d}-{row['sha256'][:16]}.zip"
     with suppress(OSError):  # it is not there yet, or was removed this moment
@@ -114,7 +114,7 @@ def opened(adapters_dir: Path, exports_dir: Path, row: Mapping[str, Any], base_h
 
 def _read(adapters_dir: Path, row: Mapping[str, Any], base_hash: str) -> tuple[Manifest, Tensors]:
     folder = adapters.place(adapters_dir, row["path"])
-    return adapters.read(folder, base_hash=base_hash, expected_sha256=row["sha256"])
+    return adapter_reading.read(folder, base_hash=base_hash, expected_sha256=row["sha256"])
 
 
 def _pack(file: Path, version: int, files: Mapping[str, bytes]) -> None:
