@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
+from playground.people import guidelines
 from playground.settings import Settings
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settings_module.read(argv)
         safe_logging.write_as(settings.log_format)
+        guidelines.read(settings.people.guidelines)  # a wrong path is told before the model is loaded
         serve(settings, listen(settings))
     except (CannotStart, UserFacingError) as error:
         print(error, file=sys.stderr)
@@ -147,7 +149,9 @@ class App:
         self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
         if self.compiling:
             self.compiling.wait()
-        self.engine = Engine(store, settings, trunk, tokenizer).start()
+        self.engine = Engine(store, settings, trunk, tokenizer)
+        use_base(store, self.engine)
+        self.engine.start()
         self.starting.say(Message("making the page"))
         self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings), self.backup)
         if self.backup:
@@ -213,6 +217,16 @@ def open_store(settings: Settings) -> "Store":
             "to."
         ) from None
     return store
+
+
+def use_base(store: "Store", engine: "Engine") -> None:
+    """Let the votes on this model's replies count. A database that cannot be written to is told on the page."""
+    from playground.store import StoreError
+
+    try:
+        store.use_base(str(engine.identity["hash"]), str(engine.identity["model"]))
+    except StoreError as error:
+        log.warning("which model answers could not be recorded: %s", error)
 
 
 def start_backup(backup: "Backup", store: "Store") -> None:

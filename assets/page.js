@@ -1,5 +1,6 @@
 // Keys for the buttons that are on the page anyway: 1 A, 2 B, 3 tie, 4 both bad, 0 skip, / to write, Esc to stop. Enter in the message box is Gradio's.
 (() => {
+  const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
   const typing = (element) => element.isContentEditable || element.matches("input:not([type=checkbox]):not([type=radio]), textarea, select");
   const press = (id) => {
@@ -24,6 +25,15 @@
   const seconds = (n) => new Promise((done) => setTimeout(done, 1000 * n));
   const request = window.fetch.bind(window);
   let stream = null;  // the newest stream of results
+  // A message that meets no app, as while it starts again, is answered with a sentence: Gradio would say that the application is busy.
+  const AWAY = [502, 503, 504];
+  const answered = async (input, init) => {
+    const answer = await request(input, init);  // where nothing answers, Gradio says so, and waits for the app
+    if (!AWAY.includes(answer.status)) return answer;
+    let text = (await answer.json().catch(() => ({}))).detail;
+    text ||= chinese() ? "连接不上 Nudge，它可能正在重新启动。请稍后再试。" : "Nudge cannot be reached; it may be starting again. Try again in a moment.";
+    return new Response(JSON.stringify({ error: text, detail: text }), { status: 500, headers: { "content-type": "application/json" } });
+  };
   window.fetch = async (input, init) => {
     const { pathname } = new URL(input.url ?? input, location.href);
     if (pathname.endsWith("/queue/data")) {
@@ -35,15 +45,14 @@
     }
     if (pathname.endsWith("/queue/join")) {
       if (gestures.size) await Promise.race([Promise.allSettled(gestures), seconds(GESTURE_SECONDS)]);
-      const answer = await request(input, init);
+      const answer = await answered(input, init);
       if (stream && !stream.closed) stream.joined = true;
       return answer;
     }
-    const answer = request(input, init);
-    if (pathname.endsWith("/run/predict")) {
-      gestures.add(answer);
-      answer.finally(() => gestures.delete(answer)).catch(() => {});
-    }
+    if (!pathname.endsWith("/run/predict")) return request(input, init);
+    const answer = answered(input, init);
+    gestures.add(answer);
+    answer.finally(() => gestures.delete(answer)).catch(() => {});
     return answer;
   };
 
@@ -89,6 +98,7 @@
       for (const node of record.addedNodes) {
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
+        node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
       }
     }
@@ -156,8 +166,26 @@
     if (document.visibilityState === "visible" && !(stop && stop.offsetParent)) document.getElementById("catch-up")?.click();
   });
 
-  const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
+  // The tab of judged pairs: a button that says what an admin decides (playground/ui/data_table.py), the fold of its fields on a phone, and its pages.
+  let decision = "";
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("#tab-data button");
+    if (!button) return;
+    if (button.dataset.decision && (!button.dataset.question || confirm(button.dataset.question))) {
+      decision = button.dataset.decision;
+      document.getElementById("data-decide")?.click();
+    }
+    if (button.matches(".fold")) button.setAttribute("aria-expanded", button.getAttribute("aria-expanded") === "false");
+    if (button.matches("#earlier-pairs, #later-pairs")) document.getElementById("tab-data")?.scrollIntoView();
+  });
+
   window.nudge = {
+    // what an admin has just decided about votes, once
+    decision: () => {
+      const taken = decision;
+      decision = "";
+      return taken;
+    },
     // opens the editor of the reply that the chat goes on from
     better: () => {
       const pane = document.querySelector(".pane:has(.badge.drawn), .pane:has(.badge.chosen)");

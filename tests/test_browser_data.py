@@ -2,13 +2,16 @@
 meanwhile.
 """
 
+from functools import partial
+
 import pytest
 
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import broken
 from tests import rounds
-from tests.browsing import LEAVING, MARKS, App, shot, tab, turn
+from tests.browsing import LEAVING, MARKS, App, become_admin, send, shot, tab, turn
+from tests.test_data_export import say
 from tests.tiny import tiny_folder
 from training.erase import Eraser
 
@@ -117,3 +120,57 @@ def test_the_fold_is_in_chinese_too(visit, size):
     page.wait_for_selector("#your-data-text :text('你的对话')")
     assert page.inner_text("#forget") == "删除我的全部数据" and "不要用我的对话训练" in page.inner_text("#your-data")
     shot(page, f"your-data-zh-{size[0]}")
+
+
+def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a_question(app, visit, size):
+    store = Store(app.database)
+    text = f"River {size[0]}"
+    for number in range(3):
+        say(store, store.annotator("ann"), f"{text} {number}")
+    page = visit()
+    become_admin(page, app)
+    tab(page, "data")
+    page.wait_for_selector(".pair")
+    fold = page.locator("#data-asked .fold")
+    assert fold.is_visible() == (size[0] == 390) and page.is_visible("#data-search") == (size[0] == 1280)
+    if fold.is_visible():
+        fold.click()
+    page.fill("#data-text textarea, #data-text input", text)
+    page.click("#data-search")
+    page.wait_for_selector("[data-decision='out all']")
+    if fold.is_visible():
+        assert fold.inner_text() == f"Search: Text: {text}" and not page.is_visible("#data-search")
+    shot(page, f"data-{size[0]}")
+    page.locator(".pair summary").first.press("Enter")
+    page.locator(".pair[open] [data-decision]").press("Enter")
+    page.wait_for_selector(".pair[open] [data-decision^='in ']:focus")
+    shot(page, f"data-open-{size[0]}")
+    out = "select count(*) from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
+    out += " where v.excluded is not null and m.text like ?"
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("[data-decision='out all']")
+    page.wait_for_timeout(300)
+    assert app.rows(out, f"{text}%") == [(1,)], "who says no changes nothing"
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("[data-decision='out all']")
+    page.wait_for_selector("#notice :text('left out of training: 2.')")
+    assert app.rows(out, f"{text}%") == [(3,)]
+
+
+def fulfil(answer, route):
+    route.fulfill(**answer)
+
+
+def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, size):
+    """A bare "Error" stood over the page, and "This application is currently busy" beside it."""
+    page = visit()
+    LEAVING.add(page)  # the browser complains of the requests
+    starting = {"status": 503, "json": {"detail": "Nudge is starting. Try again in a moment."}}
+    gateway = {"status": 502, "body": "<html>Bad Gateway</html>"}
+    for answer, said in ((starting, "Nudge is starting."), (gateway, "Nudge cannot be reached")):
+        page.route("**/queue/join*", partial(fulfil, answer))
+        send(page, "Are you there?")
+        page.wait_for_selector(f".toast-body :text('{said}')")
+        assert page.input_value("#message textarea") == "Are you there?"
+        assert "Error" not in page.inner_text("#notice") + page.inner_text("#panes")
+        page.unroute("**/queue/join*")

@@ -248,6 +248,43 @@ def test_what_cannot_be_used_is_told_and_nothing_is_recorded(site, client, body,
     assert site.store.one("select count(*) as n from conversation") == before
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "param"),
+    [
+        ({"temprature": 0.2}, "unknown_parameter", "temprature"),
+        ({"x" * 100: None}, "unknown_parameter", "x" * 60),
+        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
+        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
+        ({"presence_penalty": 0.5}, "unsupported_parameter", "presence_penalty"),
+    ],
+)
+def test_an_option_that_would_be_ignored_in_silence_is_refused(site, client, options, code, param):
+    """A misspelt one was, and so was a tool choice."""
+    before = site.store.one("select count(*) as n from conversation")
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, extra_body=options)
+    assert (refused.value.code, refused.value.param) == (code, param)
+    assert site.store.one("select count(*) as n from conversation") == before
+
+
+def test_options_that_change_nothing_of_the_replies_pass(client):
+    harmless = {
+        "user": "ann",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "seed": 3,
+        "stop": None,
+        "tools": [],
+        "tool_choice": "auto",
+        "presence_penalty": 0,
+        "logprobs": False,
+        "response_format": {"type": "text"},
+    }
+    assert ask(client, max_tokens=3, extra_body=harmless).choices[0].message.content
+
+
 @pytest.mark.parametrize("model", ["gpt-4", "v9", "v", "v0000000"])
 def test_a_model_that_is_not_in_memory_is_not_found(client, model):
     with pytest.raises(openai.NotFoundError) as refused:

@@ -308,12 +308,12 @@ def test_the_command_exports(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["export", "--data-dir", str(tmp_path / "data"), "--out", str(out), "--format", "preference"]
     assert main([*command, "--since", "2020-01-01"]) == 0
-    assert capsys.readouterr().out == f"{out / 'preference.jsonl'}: 1 rows\n"
+    assert capsys.readouterr().out == f"{out / 'preference.jsonl'}: 1 row\n"
     assert len(rows(out / "preference.jsonl")) == 1
     cast(store, "tie")
     assert main([*command[:-3], str(tmp_path / "more"), *command[-2:]]) == 0
     said = capsys.readouterr().out
-    assert "more/undecided.jsonl: 1 rows" in said and "(a tie, or both bad) in 1 pairs: they are left out" in said
+    assert "more/undecided.jsonl: 1 row\n" in said and "(a tie, or both bad) in 1 pair, left out" in said
     assert main(command) == 1, "the folder is not empty any more"
     assert "not an empty folder" in capsys.readouterr().err
 
@@ -356,3 +356,44 @@ def test_a_pair_of_another_base_model_is_exported_with_its_name(store):
     cast(store, "b", who)
     assert [row["choice"] for row in store.judged_pairs()] == ["a", "b"] and store.new_votes() == 1
     assert duel(store, who) is not None
+
+
+def test_votes_on_the_replies_of_another_model_do_not_count_from_its_start_on(store):
+    """Until the new model's first reply, the votes on the earlier one's counted as new: "8 of 16"."""
+    who = store.annotator("ann")
+    store.use_base("base hash", "tiny")
+    cast(store, "a", who)
+    assert (store.new_votes(), store.vote_totals(who)["waiting"]) == (1, 1)
+    for _ in range(2):
+        store.use_base("another", "larger")
+    assert (store.new_votes(), store.vote_totals(who)["waiting"]) == (0, 0) and store.last_base_hash() == "another"
+    assert [row["model"] for row in store.rows("select model from base order by id")] == ["tiny", "larger"]
+    store.use_base("base hash", "tiny")
+    assert store.new_votes() == 1
+
+
+def test_every_format_says_which_base_model_wrote_the_replies_and_takes_one_alone(tmp_path, capsys):
+    """Replies of a model that was tried before were among them, unmarked."""
+    store = Store(tmp_path / "data" / "nudge.db")
+    who = store.annotator("ann")
+    for model in ("tiny", "larger"):
+        for choice in ("a", "both_bad"):
+            sides = [{**candidate(seed), "base_model": model} for seed in (1, 2)]
+            number = store.start_duel(store.new_conversation(who), f"Hello, {model}", [1, 2, 3], sides)
+            store.finish_duel(number, [outcome(reply, [4, i]) for i, reply in enumerate(("left", "right"))])
+            message = store.duel(number)["left"]["message"]
+            store.vote(number, who, choice, message)
+            store.rate(message, who, 1)
+            store.demonstrate(message, who, "Better.")
+    for format, file in (("preference", "preference"), ("kto", "kto"), ("sft", "sft"), ("everything", "thumbs")):
+        command = ["export", "--data-dir", str(tmp_path / "data"), "--format", format, "--out"]
+        assert main([*command, str(tmp_path / format)]) == 0
+        assert "several base models: larger (" in capsys.readouterr().out
+        found = [row["base_model"] for row in rows(tmp_path / format / f"{file}.jsonl")]
+        assert set(found) == {"tiny", "larger"}
+        assert main([*command, str(tmp_path / f"{format}-one"), "--model", "tiny"]) == 0
+        assert "several" not in capsys.readouterr().out
+        one = rows(tmp_path / f"{format}-one" / f"{file}.jsonl")
+        assert [row["base_model"] for row in one] == [name for name in found if name == "tiny"] != []
+    prompts = exported(store, tmp_path, "prompts", filters=Filters(model="tiny"))
+    assert [row["prompt"][0]["content"] for row in prompts] == ["Hello, tiny"] * 2

@@ -433,3 +433,32 @@ def test_bad_rows_end_with_3_and_are_said(tmp_path, capsys):
     assert captured.err.count("is left out: a message is empty") == 20 and "25 × a message is empty" in captured.err
     assert "row 2 is left out" in captured.err and "26 rows read; new: pairs 1" in captured.out
     assert main(["import", str(file), "--data-dir", str(tmp_path / "data"), "--source", "a\nb"]) == 1
+
+
+def test_an_import_with_nothing_usable_ends_with_1_and_says_why(tmp_path, capsys):
+    """It ended with 3, which means that the other rows are in."""
+    bad, good = write(tmp_path / "bad.jsonl", {"prompt": ""}), write(tmp_path / "good.jsonl", GOOD)
+    data = ["--data-dir", str(tmp_path / "data")]
+    assert main(["import", str(bad), *data]) == 1
+    captured = capsys.readouterr()
+    assert "row 1 is left out: a message is empty" in captured.err
+    assert captured.out.startswith(f"Database: {tmp_path / 'data' / 'nudge.db'}\n")
+    assert main(["import", str(bad), str(good), *data]) == 3
+    assert main(["import", str(good), *data]) == 0
+
+
+def test_a_weight_is_given_to_pairs_that_are_there_already_and_that_is_said(tmp_path, capsys):
+    """It was ignored in silence."""
+    file = write(tmp_path / "pairs.jsonl", GOOD, {**GOOD, "prompt": "Again"}, {"prompt": "A prompt"})
+    data = ["--data-dir", str(tmp_path / "data")]
+    store = Store(tmp_path / "data" / "nudge.db")
+
+    def weights():
+        return [row["weight"] for row in store.imported("pair")]
+
+    assert main(["import", str(file), *data, "--weight", "0.5"]) == 0 and weights() == [0.5, 0.5]
+    assert "new weight" not in capsys.readouterr().out
+    assert main(["import", str(file), *data]) == 0 and weights() == [0.5, 0.5], "none is asked for"
+    assert main(["import", str(file), *data, "--weight", "2", "--source", "other"]) == 0 and weights() == [2, 2]
+    assert "have the new weight: 2" in capsys.readouterr().out
+    assert {row["source"] for row in store.imported("pair")} == {"pairs"}

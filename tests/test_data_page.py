@@ -12,13 +12,14 @@ from playground import server
 from playground.people import visitor
 from playground.people.admins import Admins
 from playground.settings import Settings
-from playground.store import Filters, Store
+from playground.store import Filters, ImportedRow, Store
 from playground.store import judged as judged_module
 from playground.ui import data, data_table
 from playground.ui.control import Control
-from playground.ui.data import DataTab
+from playground.ui.data import DataTab, Shown
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
+from tests import rounds
 from tests.test_control import OWNER, STRANGER, Engine, Request
 from tests.test_data_export import say
 
@@ -44,13 +45,13 @@ def tab(drawn):
 
 
 def search(tab, token=OWNER, language="en", **asked):
-    names = ("version", "choice", "tag", "person", "text")
+    names = ("version", "choice", "tag", "training", "person", "text")
     return tab.on_search(*(asked.get(name) for name in names), Request(token, language))
 
 
 def shown(tab, updates):
     """The numbers of the votes in the table."""
-    return [int(part.split("<")[0]) for part in updates[tab.html].split("<summary><span>")[1:]]
+    return [int(number) for number in re.findall(r"<summary><span>(\d+)<", updates[tab.html])]
 
 
 def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
@@ -59,10 +60,11 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     say(tab.store, stranger, "My own")
     seen = search(tab)
     assert shown(tab, seen) == [2, 1] and "person 2" in seen[tab.html]
-    assert seen[tab.panel]["visible"] and "export/preference.jsonl" in seen[tab.downloads]
+    assert seen[tab.training]["visible"] and "export/preference.jsonl" in seen[tab.downloads]
+    assert seen[tab.html].count("data-decision") == 2
     own = search(tab, STRANGER)
     assert shown(tab, own) == [2] and "secret" not in str(own)
-    assert not own[tab.panel]["visible"] and own[tab.downloads] == "" and own[tab.vote]["choices"] == []
+    assert not own[tab.training]["visible"] and own[tab.downloads] == "" and "data-decision" not in str(own)
     assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
     assert "No judged pairs" in search(tab, "z" * 43, text="x")[tab.html]
     assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN", text="x")[tab.html]
@@ -150,11 +152,15 @@ def test_earlier_pairs_come_page_by_page(tab, monkeypatch):
     for number in range(7):
         say(tab.store, tab.store.annotator("ann"), f"message {number}")
     seen = search(tab)
-    assert shown(tab, seen) == [7, 6, 5] and seen[tab.older]["visible"]
-    seen = tab.on_older(seen[tab.filters], seen[tab.following], Request())
-    assert shown(tab, seen) == [4, 3, 2] and seen[tab.older]["visible"]
-    seen = tab.on_older(seen[tab.filters], seen[tab.following], Request())
+    assert shown(tab, seen) == [7, 6, 5] and seen[tab.older]["visible"] and not seen[tab.newer]["visible"]
+    seen = tab.on_older(seen[tab.shown], Request())
+    assert shown(tab, seen) == [4, 3, 2] and seen[tab.older]["visible"] and seen[tab.newer]["visible"]
+    seen = tab.on_older(seen[tab.shown], Request())
     assert shown(tab, seen) == [1] and not seen[tab.older]["visible"]
+    seen = tab.on_newer(seen[tab.shown], Request())
+    assert shown(tab, seen) == [4, 3, 2]
+    seen = tab.on_newer(seen[tab.shown], Request())
+    assert shown(tab, seen) == [7, 6, 5] and seen[tab.older]["visible"] and not seen[tab.newer]["visible"]
 
 
 def test_a_search_looks_at_so_many_votes_and_goes_on_from_there(monkeypatch):
@@ -172,30 +178,81 @@ def test_a_search_looks_at_so_many_votes_and_goes_on_from_there(monkeypatch):
     assert [row["vote"] for row in store.judged_page(Filters(person=person, text="message 0"), None, 20)[0]] == [1]
 
 
-def test_an_admin_leaves_a_vote_out_and_takes_it_in_again(tab):
-    say(tab.store, tab.store.annotator("ann"), "Hello")
-    seen = search(tab)
-    assert tab.store.new_votes() == 1 and seen[tab.vote]["choices"] == [1]
-    seen = tab.on_exclude(1, Filters(), None, Request())
-    assert "left out of training" in seen[tab.html] and "is left out" in seen[tab.notice.html]
-    assert tab.store.new_votes() == 0 and tab.store.votes_for_training("base hash") == []
-    seen = tab.on_include(1, Filters(), None, Request())
-    assert "left out of training" not in seen[tab.html] and tab.store.new_votes() == 1
+def decide(tab, decision, shown=Shown(), token=OWNER):  # noqa: B008 (it is frozen)
+    return tab.on_decide(decision, shown, Request(token))
 
 
-@pytest.mark.parametrize("vote", [None, "1", 1.5, 999, 2**70])
-def test_a_vote_that_is_not_there_changes_nothing(tab, vote):
+def test_an_admin_leaves_a_vote_out_where_it_is_open_and_takes_it_in_again(tab):
+    for text in ("Hello", "Bye"):
+        say(tab.store, tab.store.annotator("ann"), text)
+    assert search(tab)[tab.html].count('data-decision="out ') == 2 and tab.store.new_votes() == 2
+    seen = decide(tab, "out 1")
+    rows = seen[tab.html].split("<details")[1:]
+    assert ["open>" in row for row in rows] == [False, True], "the row of the button stays open"
+    assert 'data-decision="in 1" data-again' in rows[1] and ">left out of training<" in rows[1]
+    assert "Vote 1 is left out" in seen[tab.notice.html] and tab.store.new_votes() == 1
+    assert [row["vote"] for row in tab.store.votes_for_training("base hash")] == [2]
+    assert shown(tab, search(tab, training="out")) == [1] and shown(tab, search(tab, training="in")) == [2]
+    seen = decide(tab, "in 1")
+    assert ">left out of training<" not in seen[tab.html] and tab.store.new_votes() == 2
+
+
+def test_all_votes_of_a_search_are_left_out_at_once(tab, monkeypatch):
+    """Votes had to be picked one by one, by number."""
+    monkeypatch.setattr(judged_module, "LOOKED_AT", 2)
+    ann, bob = tab.store.annotator("ann"), tab.store.annotator("bob")
+    for number in range(7):
+        say(tab.store, bob if number == 3 else ann, f"message {number}", choice="b" if number % 2 else "a")
+    assert search(tab)[tab.all] == "", "nothing is searched for"
+    seen = search(tab, person=str(ann), choice="b")
+    assert f"Vote: B better · Person: {ann}" in seen[tab.asked] and 'data-decision="out all"' in seen[tab.all]
+    seen = decide(tab, "out all", seen[tab.shown])
+    assert "Votes left out of training: 2." in seen[tab.notice.html] and shown(tab, seen) == [6, 2]
+    assert [row["vote"] for row in tab.store.votes_for_training("base hash")] == [1, 3, 4, 5, 7]
+    monkeypatch.setattr(judged_module, "LOOKED_AT", 100)
+    out = search(tab, training="out")
+    assert shown(tab, out) == [6, 2] and 'data-decision="out all"' not in out[tab.all]
+    assert "Votes taken in again: 2." in decide(tab, "in all", out[tab.shown])[tab.notice.html]
+    assert tab.store.new_votes() == 7
+
+
+@pytest.mark.parametrize("decision", ["out 999", "out 0", "in 999999999999999"])
+def test_a_vote_that_is_not_there_changes_nothing(tab, decision):
     say(tab.store, tab.store.annotator("ann"), "Hello")
-    assert "notice warning" in tab.on_exclude(vote, Filters(), None, Request())[tab.notice.html]
+    assert "notice warning" in decide(tab, decision)[tab.notice.html]
     assert tab.store.new_votes() == 1
 
 
-def test_nobody_else_can_leave_a_vote_out(tab):
+@pytest.mark.parametrize("decision", [None, "", "out", "all", "out -1", "out ٣", "out 1 ", "out " + "9" * 300])
+def test_a_decision_that_is_none_changes_nothing(tab, decision):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    assert tab.html not in decide(tab, decision) and tab.store.new_votes() == 1
+
+
+@pytest.mark.parametrize("decision", ["out 1", "out all", "in 1", ""])
+def test_nobody_else_can_leave_a_vote_out(tab, decision):
     say(tab.store, tab.store.annotator(STRANGER), "Hello")
-    for gesture in (tab.on_exclude, tab.on_include):
-        with pytest.raises(gr.Error, match="Only admins"):
-            gesture(1, Filters(), None, Request(STRANGER))
+    with pytest.raises(gr.Error, match="Only admins"):
+        decide(tab, decision, token=STRANGER)
     assert tab.store.new_votes() == 1
+
+
+def test_what_is_searched_for_is_said_in_one_line(tab):
+    asked = search(tab, tag="{x}", text="<b>x\n", version="x", language="zh-CN")[tab.asked]
+    assert "版本: ? · 理由: ? · 文字: &lt;b&gt;x" in asked
+    assert "Search: <span>everything<" in search(tab)[tab.asked]
+
+
+def test_an_admin_reads_what_was_imported_and_how_much_of_it_the_last_round_learned_from(tab):
+    record = {"messages": [{"role": "user", "content": "Hi"}], "left": "x", "right": "y", "choice": "a"}
+    tab.store.add_imported("file", [ImportedRow(str(n), "pair", 1.0, record) for n in range(3)])
+    assert "pairs 3, demonstrations 0, prompts 0." in search(tab)[tab.downloads]
+    assert "Round" not in search(tab)[tab.downloads]
+    row = rounds.begun(tab.store)
+    tab.store.update_round(row["id"], "w1", metrics={"votes": 9, "imported": 2})
+    tab.store.end_round(row["id"], "w1", "failed")
+    tab.store.request_round()
+    assert "Round 1 learned from 2 of the imported pairs" in search(tab)[tab.downloads]
 
 
 # -- the download

@@ -3,14 +3,16 @@
 import gradio as gr
 import pytest
 
+from app import main
+from playground.people import guidelines
 from playground.settings import SettingsError
-from playground.ui import guidelines
+from playground.ui import guidelines as fold
 
 
 def shown(path):
     """The values of the HTML components that the fold has."""
     with gr.Blocks() as page:
-        guidelines.build(str(path))
+        fold.build(str(path))
     return [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
 
 
@@ -44,3 +46,11 @@ def test_a_file_that_cannot_be_used_is_named_in_one_sentence(tmp_path):
     ):
         with pytest.raises(SettingsError, match=why):
             guidelines.read(str(path))
+
+
+def test_a_wrong_path_ends_the_start_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    """It was told after the model had been loaded."""
+    monkeypatch.setattr("app.serve", lambda *_: pytest.fail("the start goes on"))
+    monkeypatch.setattr("app.signal.signal", lambda *_: None)
+    assert main(["--people.guidelines", str(tmp_path / "none.md"), "--port", "0"]) == 1
+    assert "none.md cannot be read: No such file" in capsys.readouterr().err

@@ -4,13 +4,14 @@ import asyncio
 import io
 import json
 import logging
+from pathlib import Path
 
 import httpx
 import pytest
 
 from playground.system import log_ids
 from playground.system.messages import Message
-from playground.system.safe_logging import JsonFormatter
+from playground.system.safe_logging import JsonFormatter, describe_error
 from playground.web.proxies import Proxies
 from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
 
@@ -39,7 +40,7 @@ def test_a_line_has_the_template_and_its_numbers(lines):
         "level": "WARNING",
         "logger": "playground.x",
         "message": "round %s of %s is %s",
-        "values": [3, None, "{n} votes"],
+        "values": [3, None, {"message": "{n} votes", "values": {"n": 2}}],
         "request": "abc",
     }
 
@@ -47,7 +48,38 @@ def test_a_line_has_the_template_and_its_numbers(lines):
 def test_a_sentence_for_people_is_logged_by_its_template(lines):
     logging.getLogger("playground.x").warning("%s", Message("{n} votes", n=2))
     [line] = lines()
-    assert line["message"] == "{n} votes" and "values" not in line
+    assert line["message"] == "{n} votes" and line["values"] == {"n": 2}
+    logging.getLogger("playground.x").warning("%s", Message("The name is {name}.", name=TEXT))
+    assert lines()[1]["message"] == "The name is {name}." and "values" not in lines()[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("v3", "v3"),
+        ("reward", "reward"),
+        ("1,234.5", "1,234.5"),
+        ("2026-11-27 08:00:00 UTC", "2026-11-27 08:00:00 UTC"),
+        (Path("/data/nudge.db"), "/data/nudge.db"),
+        ("http://127.0.0.1:7860", "http://127.0.0.1:7860"),
+        (describe_error(OSError("the disk is full")), "OSError: the disk is full"),
+        (describe_error(KeyError(TEXT)), "KeyError"),
+        (TEXT, None),
+        ("秘密", None),
+        ("'secret'", None),
+        ("x" * 201, None),
+        (["secret"], None),
+    ],
+)
+def test_names_numbers_and_paths_stay_readable_and_nobodys_words_do(lines, value, shown):
+    """Every value that was no int or float was blank: paths, phases, versions, numbers as they are read."""
+    logging.getLogger("playground.x").warning("it is %s", value)
+    assert lines()[0]["values"] == [shown]
+
+
+def test_lines_of_other_libraries_have_numbers_alone(lines):
+    logging.getLogger("httpx").warning("%s %s %d", "secret", "12:30", 3)
+    assert lines()[0]["values"] == [None, "12:30", 3]
 
 
 def test_an_error_is_logged_without_its_words(lines):

@@ -205,6 +205,15 @@ def test_the_file_of_preferences_has_examples_as_lists():
 # -- splitting
 
 
+def test_chats_of_one_dialogue_are_one_group():
+    """Each request of another program is a chat; turns of one dialogue were on both sides of the split."""
+    votes = [{**vote(n), "dialogue": (n + 1) // 2} for n in range(1, 11)]
+    prefs = collect(votes)
+    assert [counted.group for counted in prefs.votes][:3] == ["conversation 1", "conversation 1", "conversation 2"]
+    few = collect([{**vote(n, prompt=(n,)), "dialogue": 1} for n in range(1, 11)])
+    assert few.split_by == "context", "ten chats of one dialogue are one conversation"
+
+
 def test_the_split_never_cuts_a_conversation():
     """The same conversation in both parts lets a model score held-out votes by recognising the topic."""
     choices = ("a", "b", "tie", "both_bad")

@@ -221,6 +221,41 @@ def test_chats_are_listed_by_when_they_were_opened_and_empty_ones_not(store):
     assert store.conversations(store.annotator("other")) == []
 
 
+def test_a_chat_is_called_by_the_first_message_that_it_still_has(store):
+    """An undone message stayed its title, whatever was sent after it."""
+    first = cast(store)
+    who, conversation = first["annotator"], first["conversation"]
+    duel(store, who, conversation, text="Second")
+    store.undo(conversation)
+    assert [chat["title"] for chat in store.conversations(who)] == ["Hello"]
+    store.undo(conversation)
+    assert [chat["title"] for chat in store.conversations(who)] == [""], "it can still be opened and deleted"
+    duel(store, who, conversation, text="Another")
+    assert [chat["title"] for chat in store.conversations(who)] == ["Another"]
+
+
+def test_requests_that_go_on_with_a_dialogue_belong_to_its_first_chat(store):
+    """`begin_with` is how other programs send their history along."""
+    who = store.annotator("ann")
+
+    def ask(*said, person=who, system=None):
+        """A turn after this history; its dialogue, as training reads it."""
+        row = store.begin_with(person, list(said), system)
+        cast(store, who=person, conversation=row["id"])
+        return store.votes_for_training(BASE)[-1]["dialogue"] - first, row["id"] - first
+
+    first = 1 + (store.one("select coalesce(max(id), 0) as n from conversation")["n"])
+    begun = [("user", "Hello"), ("assistant", " left\n")]  # what `cast` says, as a stream tells it
+    assert ask() == (0, 0)
+    assert ask(*begun) == (0, 1)
+    assert ask(*begun, ("user", "Hello"), ("assistant", "right")) == (0, 2)
+    assert ask(("user", "Hello"), ("assistant", "another")) == (3, 3), "another dialogue with the same first message"
+    assert ask(("user", "Hello"), ("assistant", "another"), ("user", "x"), ("assistant", "y")) == (3, 4)
+    assert ask(*begun, system="Be brief.") == (5, 5)
+    assert ask(*begun, person=store.annotator("bob")) == (6, 6)
+    assert [row["conversation"] - first for row in store.votes_for_training(BASE)] == list(range(7))
+
+
 @pytest.mark.parametrize("gesture", ["open_conversation", "delete_conversation", "share", "unshare"])
 def test_another_persons_chat_is_out_of_reach_and_so_is_a_deleted_one(store, gesture):
     row = cast(store)

@@ -33,6 +33,8 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0013_api_key",
         "0014_edited",
         "0015_sign_in",
+        "0016_base",
+        "0017_dialogue",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

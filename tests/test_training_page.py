@@ -287,12 +287,21 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
     )
 
 
+def test_a_summary_says_how_many_imported_pairs_were_learned_from(store):
+    """It stood in the round's log alone."""
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", metrics={"votes": 9, "imported": 0})
+    assert "imported" not in round_summary.summary_html(store.round(row["id"]), W)
+    store.update_round(row["id"], "w1", metrics={"imported": 12})
+    assert "<b>12</b><span>imported pairs used</span>" in round_summary.summary_html(store.round(row["id"]), W)
+
+
 def test_what_differs_from_the_defaults_comes_first(store):
     row = rounds.begun(store, {"ppo.kl_target": 3.5})
     html = round_summary.config_html(store.round(row["id"]), W)
     assert (
         html.index("ppo.kl_target") < html.index("round.votes")
-        and "1 differ from the defaults" in html
+        and "1 differs from the defaults" in html
         and "<td>3.5</td>" in html
     )
 

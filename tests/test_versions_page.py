@@ -145,7 +145,7 @@ def test_the_version_on_trial_has_its_tally(tab):
     version = released(tab.store, trial=True)
     cast(tab.store, "a", versions=(version, 0))
     html = body(look(tab)[tab.html], version)
-    assert "answers now, on trial" in html and "v1: preferred to v0 (base) in 1 of 1 pairs (on trial)" in html
+    assert "answers now, on trial" in html and "v1: preferred to v0 (base) in 1 of 1 pair (on trial)" in html
 
 
 def test_only_what_has_changed_is_painted(tab):

@@ -261,7 +261,7 @@ def test_what_is_refused_leaves_no_trace(chat):
     chat.engine.step = lambda: (go.wait(), step())[1]
     first = chat.send(person(chat, "ann"), "Hello")
     next(first)
-    with pytest.raises(Refused, match="1 messages wait already"):
+    with pytest.raises(Refused, match="1 message waits already"):
         next(chat.send(person(chat, "bob"), "Hello"))
     with pytest.raises(BadMessage):
         next(chat.send(person(chat, "eve"), ""))

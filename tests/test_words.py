@@ -19,6 +19,11 @@ ROOT = Path(__file__).parent.parent
 CATALOGUE = CATALOGUES[CHINESE]
 MODULES = [ROOT / "app.py", *sorted((ROOT / "playground").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 LISTS = {"{first}; {next}", "{first}\n{next}"}  # of `joined` and `lines`
+# templates with a number that is never 1
+SEVERAL = {
+    "{n} replies are being written, {done} of at most {limit} tokens; you will see two of them",
+    "A chat has from 1 to {limit} messages.",
+}
 # user-facing errors that may say a plain English text, which no page shows: on the command line, in the log, and to
 # whoever sends what the page does not
 ENGLISH_ALONE = {"SettingsError", "LeaseLost", "Refusal"}
@@ -153,6 +158,22 @@ def test_a_message_is_english_until_somebody_reads_it_in_another_language():
     assert str(message) == "The message has 4,001 characters; at most 4000 fit. Please shorten it."
     assert Words().message(message) == str(message)
     assert Words(CHINESE).message(message) == "消息有 4,001 个字符，最多 4000 个。请缩短。"
+
+
+@pytest.mark.parametrize(
+    ("n", "english"), [(0, "0 new votes"), (1, "1 new vote"), ("1", "1 new vote"), (2, "2 new votes")]
+)
+def test_a_word_goes_with_its_number(n, english):
+    """The page said "1 votes"."""
+    message = Message("{n} new {n:vote|votes}", n=n)
+    assert str(message) == english == str(loads(message.dumps()))
+    assert Words(CHINESE).message(message) == f"{n} 张新投票"
+
+
+def test_a_number_of_things_is_told_with_both_forms():
+    """One thing may be what there is; a template that means several is in the list."""
+    plural = re.compile(r"\{\w+\} (?:\w+ )?(?:votes|replies|pairs|picks|messages|snapshots|prompts|rows|versions)\b")
+    assert {text for text in templates() if plural.search(text)} == SEVERAL
 
 
 def test_messages_in_a_message_are_translated_too():

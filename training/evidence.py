@@ -151,14 +151,14 @@ def _reason(decided: int, hits: float, fortunes: np.ndarray, needed: float) -> M
     rate = math.log(fortunes[-1]) / forecasts if forecasts and fortunes[-1] > 1 else 0.0
     if rate <= 0:
         return Message(
-            "Not enough evidence yet: {votes} votes for A or B, of which {hits} of {n} could be forecast from those "
-            "before them; the votes do not agree with each other so far.",
+            "Not enough evidence yet: {votes} {votes:vote|votes} for A or B, of which {hits} of {n} could be forecast "
+            "from those before them; the votes do not agree with each other so far.",
             **figures,
         )
     more = math.ceil((math.log(needed) - math.log(fortunes[-1])) / rate)
     return Message(
-        "Not enough evidence yet: {votes} votes for A or B, of which {hits} of {n} could be forecast from those before "
-        "them; about {more} more at this rate.",
+        "Not enough evidence yet: {votes} {votes:vote|votes} for A or B, of which {hits} of {n} could be forecast from "
+        "those before them; about {more} more at this rate.",
         **figures,
         more=max(1, more),
     )

@@ -75,7 +75,7 @@ def _encoded(
             continue
         yield row, prompt
     if left_out:
-        log.info("%d imported %ss do not fit this model and were left out", left_out, kind)
+        log.info("imported %ss that do not fit this model and were left out: %d", kind, left_out)
 
 
 def _split(messages: list[Any]) -> tuple[str | None, list[Any]]:

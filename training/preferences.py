@@ -65,7 +65,8 @@ class Preferences:
     """Training examples over a list of distinct replies.
 
     Every example has a `group`. The split into training and held-out part keeps groups whole. A group is a
-    conversation; where there are too few conversations, it is a context (the prompt that was replied to).
+    conversation, with those that go on with its dialogue; where there are too few, it is a context (the prompt that was
+    replied to).
     """
 
     replies: list[Reply] = field(default_factory=list)
@@ -94,7 +95,7 @@ class Preferences:
         """The group of what was said in the store's `row`."""
         if self.split_by == "context":
             return f"context {_digest(row['prompt'])}"
-        return f"conversation {row['conversation']}"
+        return f"conversation {_dialogue(row)}"
 
     def training_part(self) -> "Preferences":
         return self.subset(lambda group: group not in self.heldout)
@@ -150,7 +151,7 @@ def collect(
     no more than one person's.
     """
     rows = [*votes, *ratings, *demonstrations]
-    few_conversations = len({row["conversation"] for row in rows}) < MIN_CONVERSATIONS
+    few_conversations = len({_dialogue(row) for row in rows}) < MIN_CONVERSATIONS
     prefs = Preferences(split_by="context" if few_conversations else "conversation")
     group_of = prefs.group_of
     index_of: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
@@ -198,6 +199,11 @@ def collect(
         left, right = (add_reply(row["prompt"], row[side]) for side in ("left_ids", "right_ids"))
         add_judgement(row["choice"], left, right, weight, f"imported {_digest(row['prompt'])}", imported=True)
     return prefs
+
+
+def _dialogue(row: Row) -> int:
+    """The first conversation of a row's dialogue."""
+    return row.get("dialogue") or row["conversation"]
 
 
 def from_store(

@@ -274,4 +274,4 @@ class Backup:
     def _prune(self, archive: Archive) -> None:
         removed = archive.prune(self.settings.backup.keep, time.time())
         if removed:
-            log.info("%d snapshots were removed", removed)
+            log.info("snapshots removed: %d", removed)

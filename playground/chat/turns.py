@@ -130,15 +130,15 @@ class Turns:
         waiting = sum(turn.waiting for turn in self._turns.values())
         if waiting >= self.settings.limits.waiting_messages:
             raise Busy(
-                "Too many people are chatting: {n} messages wait already. Your message is back in the box; send it "
-                "again in a moment.",
+                "Too many people are chatting: {n} {n:message waits|messages wait} already. Your message is back in "
+                "the box; send it again in a moment.",
                 n=f"{waiting:,}",
             )
         nearby = sum(turn.address == address for turn in self._turns.values())
         if address and nearby >= self.settings.limits.messages_per_address:
             raise Busy(
-                "From your network address {n} messages are being answered already. Your message is back in the box; "
-                "send it again in a moment.",
+                "From your network address {n} {n:message is|messages are} being answered already. Your message is "
+                "back in the box; send it again in a moment.",
                 n=f"{nearby:,}",
             )
 

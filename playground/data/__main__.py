@@ -89,6 +89,7 @@ def _export_command(command: argparse.ArgumentParser) -> None:
     )
     narrow.add_argument("--until", type=_time, help="said before this time")
     narrow.add_argument("--text", help="in the message or in a reply")
+    narrow.add_argument("--model", help="the base model that wrote the replies, as `base_model` names it")
 
 
 def _import_command(command: argparse.ArgumentParser) -> None:
@@ -100,7 +101,11 @@ def _import_command(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_import)
     command.add_argument("files", type=Path, nargs="+", metavar="FILE")
     command.add_argument("--source", help="the name that the rows are kept under (default: each file's name)")
-    command.add_argument("--weight", type=_weight, default=1.0, help="of a pair, beside a vote's 1 (default: 1)")
+    command.add_argument(
+        "--weight",
+        type=_weight,
+        help="of a pair, beside a vote's 1 (default: 1); pairs that are there already get it too",
+    )
     command.add_argument("--kind", choices=list(columns.KINDS), help="what of each row is taken (default: the most)")
     command.add_argument("--max-rows", type=_number, default=importing.MOST_ROWS, help="of a file (default: 1,000,000)")
     _data_dir(command)
@@ -141,7 +146,7 @@ def open_store(arguments: argparse.Namespace, create: bool = False) -> Store:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    names = ("version", "choice", "tag", "person", "since", "until", "text")
+    names = ("version", "choice", "tag", "person", "since", "until", "text", "model")
     filters = Filters(**{name: getattr(arguments, name) for name in names})
     if arguments.imported and filters != Filters():
         raise CannotRead("--imported takes all rows that were imported; it cannot be narrowed.")
@@ -155,12 +160,15 @@ def run_export(arguments: argparse.Namespace) -> int:
     )
     tally = export.write(open_store(arguments), wanted, arguments.out)
     for file, rows in tally.rows.items():
-        print(f"{arguments.out / file}: {rows:,} rows")
+        print(f"{arguments.out / file}: {counted(rows, 'row')}")
     if (undecided := undecided_file(tally.rows)) is not None:
         print(
-            f"Neither reply is better (a tie, or both bad) in {tally.rows[undecided]:,} pairs: they are left out of "
-            f"preference and stand in {undecided}."
+            f"Neither reply is better (a tie, or both bad) in {counted(tally.rows[undecided], 'pair')}, left out "
+            f"of preference. See {undecided}."
         )
+    if len(tally.bases) > 1:
+        models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
+        print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
     if not tally.rows:
         print("There is no such row.")
     return 0
@@ -168,7 +176,8 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def run_import(arguments: argparse.Namespace) -> int:
     store = open_store(arguments, create=True)
-    any_bad = False
+    print(f"Database: {store.path}")
+    bad = usable = 0
     for path in arguments.files:
         reasons: Counter[str] = Counter()
 
@@ -187,8 +196,11 @@ def run_import(arguments: argparse.Namespace) -> int:
             on_bad=name_bad,
         )
         tell(path, report, reasons)
-        any_bad |= report.bad > 0
-    return SOME_BAD if any_bad else 0
+        bad += report.bad
+        usable += report.read - report.bad
+    if not bad:
+        return 0
+    return SOME_BAD if usable else 1
 
 
 def source_name(name: str) -> str:
@@ -201,12 +213,20 @@ def source_name(name: str) -> str:
 def tell(path: Path, report: importing.Report, reasons: Counter[str]) -> None:
     """Say what became of a file's rows."""
     added = ", ".join(f"{kind}s {n:,}" for kind, n in report.added.items()) or "nothing"
-    print(f"{path}: {report.read:,} rows read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
+    read = counted(report.read, "row")
+    print(f"{path}: {read} read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
+    if report.reweighed:
+        print(f"{path}: pairs that were there already and have the new weight: {report.reweighed:,}")
     if report.bad > MOST_NAMED:
         for reason, n in reasons.most_common(10):
             print(f"  {n:,} × {reason}", file=sys.stderr)
     if report.left_over:
         print(f"{path}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with what it counts: "1 row", "2 rows"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def run_sources(arguments: argparse.Namespace) -> int:
@@ -217,7 +237,7 @@ def run_sources(arguments: argparse.Namespace) -> int:
 
 def run_remove(arguments: argparse.Namespace) -> int:
     removed = open_store(arguments).remove_imported(arguments.source)
-    print(f"{arguments.source}: {removed:,} rows removed")
+    print(f"{arguments.source}: {counted(removed, 'row')} removed")
     return 0 if removed else 1
 
 

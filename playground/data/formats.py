@@ -47,6 +47,7 @@ def preference(pair: JudgedPair, shape: Shape = conversational, explicit: bool =
         "tags": pair.tags,
         "chosen_version": pair.right_version if pair.choice == "b" else pair.left_version,
         "rejected_version": pair.left_version if pair.choice == "b" else pair.right_version,
+        "base_model": pair.base_model,
         "person": pair.person,
         **pair.marks(),
     }
@@ -78,6 +79,7 @@ def _unpaired(
         "label": label,
         "said_by": said_by,
         "version": version,
+        "base_model": record.base_model,
         "person": record.person,
         **record.marks(),
     }
@@ -93,7 +95,8 @@ def prompt_completion(record: Record, shape: Shape = conversational) -> Iterator
     else:
         return
     prompt, completion = _prompt_and_completion(record.messages, text, shape)
-    yield {"prompt": prompt, "completion": completion, **said, "person": record.person, **record.marks()}
+    by = {"base_model": record.base_model, "person": record.person}
+    yield {"prompt": prompt, "completion": completion, **said, **by, **record.marks()}
 
 
 def prompt_only(record: Record, shape: Shape = conversational) -> Iterator[Row]:

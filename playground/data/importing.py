@@ -26,6 +26,7 @@ class Report:
     read: int = 0
     added: Counter[str] = field(default_factory=Counter)  # new rows by kind
     known: int = 0  # rows that were there already
+    reweighed: int = 0  # of these, pairs that have another weight now
     bad: int = 0
     left_over: bool = False  # whether the file has more than MOST_ROWS rows
 
@@ -36,13 +37,14 @@ def load(
     source: str,
     *,
     kind: str | None = None,
-    weight: float = 1.0,
+    weight: float | None = None,
     most_rows: int = MOST_ROWS,
     on_bad: Callable[[int, str], None] = lambda number, reason: None,
 ) -> Report:
     """Import a file under the name `source`. `kind`: what of each row is taken; by default the most that it has.
-    `weight`: of each pair, beside a vote's 1. `on_bad(number, reason)` is called for each row that is left out.
-    CannotRead where the file as a whole cannot be read.
+    `weight`: of each pair, beside a vote's 1, also of those that are there already; None: 1, and what is there keeps
+    its own. `on_bad(number, reason)` is called for each row that is left out. CannotRead where the file as a whole
+    cannot be read.
     """
     report = Report()
     batch: list[ImportedRow] = []
@@ -55,14 +57,14 @@ def load(
             report.read += 1
             progress.step()
             try:
-                batch.append(_checked(row, kind, weight))
+                batch.append(_checked(row, kind, 1.0 if weight is None else weight))
             except BadRow as error:
                 report.bad += 1
                 on_bad(number, str(error))
             if len(batch) == BATCH:
-                _keep(store, source, batch, report)
+                _keep(store, source, batch, weight, report)
                 batch = []
-        _keep(store, source, batch, report)
+        _keep(store, source, batch, weight, report)
     return report
 
 
@@ -73,7 +75,9 @@ def _checked(row: Row | BadRow, kind: str | None, weight: float) -> ImportedRow:
     return ImportedRow(record.content_hash(), kind_of_row, weight, record.as_dict())
 
 
-def _keep(store: Store, source: str, batch: list[ImportedRow], report: Report) -> None:
+def _keep(store: Store, source: str, batch: list[ImportedRow], weight: float | None, report: Report) -> None:
+    if weight is not None:
+        report.reweighed += store.reweigh_imported([row.sha256 for row in batch], weight)
     for kind in columns.KINDS:
         rows = [row for row in batch if row.kind == kind]
         if rows:

@@ -260,13 +260,13 @@ def slowness(choice: Choice, settings: Settings) -> Message | None:
     rate = f"{1e3 / choice.milliseconds:.1f}"
     if settings.decode_format == "auto":
         return Message(
-            "With this model, a reply grows by about {rate} tokens a second here, more slowly than people read. A "
-            "smaller model (--model) or a GPU helps.",
+            "With this model, a reply grows by about {rate} {rate:token|tokens} a second here, more slowly than people "
+            "read. A smaller model (--model) or a GPU helps.",
             rate=rate,
         )
     return Message(
-        "With this model, a reply grows by about {rate} tokens a second here, more slowly than people read. A smaller "
-        "model (--model), --decode-format auto or a GPU helps.",
+        "With this model, a reply grows by about {rate} {rate:token|tokens} a second here, more slowly than people "
+        "read. A smaller model (--model), --decode-format auto or a GPU helps.",
         rate=rate,
     )
 

@@ -101,10 +101,10 @@ def reason(ended: Verdict, tally: Tally, against: int) -> Message:
         "n": tally.decided,
     }
     if ended == "rolled_back":
-        return Message("people preferred {name} in {losses} of {n} pairs, so {name} answers again", **figures)
+        return Message("people preferred {name} in {losses} of {n} {n:pair|pairs}, so {name} answers again", **figures)
     if ended == "kept":
-        return Message("people preferred it to {name} in {wins} of {n} pairs", **figures)
-    return Message("after {n} pairs with {name}, of which it won {wins}, nothing speaks against it", **figures)
+        return Message("people preferred it to {name} in {wins} of {n} {n:pair|pairs}", **figures)
+    return Message("after {n} {n:pair|pairs} with {name}, of which it won {wins}, nothing speaks against it", **figures)
 
 
 def gone(against: int) -> Message:

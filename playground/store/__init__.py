@@ -4,6 +4,7 @@ Nothing is overwritten: a replaced vote is superseded, a retired policy stays. W
 `playground/chat/session.py`, and what they mean to a round to `training/round.py`.
 """
 
+from playground.store.bases import Bases
 from playground.store.checks import LeaseLost
 from playground.store.conversations import Conversations
 from playground.store.database import Row, now
@@ -41,6 +42,7 @@ __all__ = [
 
 
 class Store(
+    Bases,
     People,
     SignIns,
     Keys,

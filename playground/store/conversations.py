@@ -6,7 +6,7 @@ after it. Pairs of replies are in `duels.py`; deletion is in `erasures.py`.
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import sqlite_utils
@@ -15,7 +15,10 @@ from playground.store.checks import check_owner
 from playground.store.database import Database, Row, insert, now
 
 # SQL expressions about a conversation c
-TITLE = "(select m.text from message m where m.conversation = c.id and m.role = 'user' order by m.id limit 1)"
+TITLE = """coalesce((
+    select m.text from message m where m.conversation = c.id and m.parent is null and m.role = 'user'
+      and m.id <= coalesce((select d.user_message from duel d where d.id = c.shown_duel), c.tail)
+    order by m.id desc limit 1), (select '' from message m where m.conversation = c.id limit 1))"""
 
 # SQL expressions about a message m, as the owner of its conversation left it
 SHOWN = """coalesce((
@@ -32,6 +35,9 @@ THUMB = """(
 PATH = """with recursive path(id, parent, depth) as (
     {start} union all select m.id, m.parent, depth + 1 from message m join path on m.id = path.parent)"""
 TAIL = "select m.id, m.parent, 0 from message m join conversation c on c.tail = m.id where c.id = ?"
+
+LOOKED_AT = 200  # chats of one person, for the one that a dialogue began with
+STRIPPED = "trim({}, char(32, 9, 10, 13))"  # a stream's outer blanks are not sent
 
 # A counter rather than a time: with a clock that is set back, a new chat would come after an old one.
 NEXT_OPENED_AS = "(select max(opened_as) + 1 from conversation)"
@@ -55,12 +61,16 @@ class Conversations(Database):
         sampling: Mapping[str, Any] | None = None,
     ) -> Row:
         """As `new_conversation`, with `messages` (role and text) that were said elsewhere as its history; returns its
-        row, as `conversation` does.
+        row, as `conversation` does. It belongs to the dialogue of the chat in which this history began, where it is one
+        of the person's last LOOKED_AT.
         """
+        said = list(messages)
         with self.writing() as db:
+            dialogue = _dialogue_of(db, annotator, system_prompt, said)
             conversation = _add_conversation(db, annotator, system_prompt, sampling)
+            db.table("conversation").update(conversation, {"dialogue": dialogue})
             tail: int | None = None
-            for role, text in messages:
+            for role, text in said:
                 columns = {"conversation": conversation, "parent": tail, "role": role, "text": text}
                 tail = insert(db, "message", {**columns, "status": "complete", "created": now()})
             db.table("conversation").update(conversation, {"tail": tail})
@@ -76,7 +86,8 @@ class Conversations(Database):
     def conversations(self, annotator: int, limit: int = 50) -> list[Row]:
         """The annotator's conversations that have a message, the one opened last first.
 
-        Keys: id, title, created, opened, turns, shared (a bool).
+        Keys: id, title (its first message, "" where all of its turns were undone), created, opened, turns, shared (a
+        bool).
         """
         rows = self.rows(
             f"""select c.id, {TITLE} as title, c.created, c.opened, c.share_token is not null as shared,
@@ -163,6 +174,23 @@ def _add_conversation(
     conversation = insert(db, "conversation", columns)
     db.execute(f"update conversation set opened_as = {NEXT_OPENED_AS} where id = ?", [conversation])
     return conversation
+
+
+def _dialogue_of(
+    db: sqlite_utils.Database, annotator: int, system_prompt: str | None, said: Sequence[tuple[str, str]]
+) -> int | None:
+    """The first chat of the dialogue that begins with the first two of these messages, a person's and a reply."""
+    if len(said) < 2:
+        return None
+    row = db.execute(
+        f"""select coalesce(c.dialogue, c.id) from (
+              select * from conversation where annotator = ? and deleted is null order by id desc limit {LOOKED_AT}) c
+            join message m on m.conversation = c.id and m.parent is null and m.role = 'user' and m.text = ?
+            join message r on r.conversation = c.id and r.parent = m.id and {STRIPPED.format("r.text")} = ?
+            where c.system_prompt is ? order by c.id desc limit 1""",
+        [annotator, said[0][1], said[1][1].strip(" \t\r\n"), system_prompt],
+    ).fetchone()
+    return row[0] if row else None
 
 
 def _json_or_none(text: str | None) -> Any:

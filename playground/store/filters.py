@@ -18,6 +18,8 @@ class Filters:
     since: str | None = None  # said at this time or later, in ISO 8601 and UTC
     until: str | None = None  # said before this time
     text: str | None = None  # in the message or in a reply, whatever the case of ASCII letters
+    model: str | None = None  # the base model below the versions, by its name
+    excluded: bool | None = None  # whether an admin left the vote out of training; those are in no export
 
     def as_sql(self, conditions: Conditions) -> tuple[str, list[Any]]:
         """What follows `where …`, "" where nothing is asked for, and the values for its places. A field without a

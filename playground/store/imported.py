@@ -49,6 +49,15 @@ class Imported(Database):
                 ).rowcount
         return added
 
+    def reweigh_imported(self, hashes: Iterable[str], weight: float) -> int:
+        """Give the pairs of these hashes, whatever they were imported as, another weight; returns how many changed."""
+        with self.writing() as db:
+            return db.execute(
+                """update imported set weight = ? where sha256 in (select value from json_each(?)) and kind = 'pair'
+                   and weight != ?""",
+                [weight, json.dumps(list(hashes)), weight],
+            ).rowcount
+
     def remove_imported(self, source: str) -> int:
         """Delete what was imported under this name; returns how many rows that were."""
         with self.writing() as db:
@@ -60,6 +69,11 @@ class Imported(Database):
             """select source, kind, count(*) as rows, avg(weight) as weight, min(created) as created
                from imported group by source, kind order by source, kind"""
         )
+
+    def imported_counts(self) -> dict[str, int]:
+        """How many rows of each kind were imported; kinds without any are left out. It reads an index alone."""
+        rows = self.rows("select kind, count(*) as n from imported group by kind order by kind")
+        return {row["kind"]: row["n"] for row in rows}
 
     def imported_sample(self, kind: str, limit: int) -> Iterator[Row]:
         """At most `limit` imported rows of a kind, drawn by their hash: the same ones as long as nothing new comes.

@@ -28,6 +28,8 @@ VOTE_CONDITIONS: Conditions = {
     "since": "v.created >= ?",
     "until": "v.created < ?",
     "text": holds("um.text", "lm.text", "rm.text"),
+    "model": "l.base_model = ?",
+    "excluded": "(v.excluded is not null) = ?",
 }
 
 # `cross join` keeps the order: votes are read by id, and what belongs to each is looked up
@@ -63,6 +65,7 @@ THUMB_CONDITIONS: Conditions = {
     "since": "t.created >= ?",
     "until": "t.created < ?",
     "text": holds("m.text", "(select text from message where id = m.parent)"),
+    "model": "g.base_model = ?",
 }
 
 EDITS = f"""
@@ -77,6 +80,7 @@ EDIT_CONDITIONS: Conditions = {
     "since": "x.created >= ?",
     "until": "x.created < ?",
     "text": holds("x.after", "x.before", "(select text from message where id = m.parent)"),
+    "model": "g.base_model = ?",
 }
 
 PROMPTS = f"""
@@ -88,6 +92,8 @@ PROMPT_CONDITIONS: Conditions = {
     "since": "m.created >= ?",
     "until": "m.created < ?",
     "text": holds("m.text"),
+    "model": """exists (select 1 from duel d join generation g on g.id = d.left_generation
+                  where d.user_message = m.id and g.base_model = ?)""",
 }
 
 # the messages from the first of its chat to each of those that are asked for, as the chat's owner left them; at most so
@@ -194,6 +200,26 @@ class Judged(Database):
             ).rowcount
             if not changed:
                 raise gone
+
+    def exclude_votes(self, filters: Filters, excluded: bool) -> int:
+        """As `exclude_vote`, for all votes that `judged_page` lists for these filters; returns how many have changed.
+
+        It changes LOOKED_AT votes at a time, so that nobody's vote waits for it.
+        """
+        where, values = filters.as_sql(VOTE_CONDITIONS)
+        fitting = f"""select v.id from {VOTES_BY_ID}
+            where {COUNTS_BUT_FOR_ADMINS}{where} and v.id < ? and v.id >= ? and (v.excluded is null) = ?"""
+        moment = now() if excluded else None
+        changed = 0
+        top = self.count_judged() + 1
+        while top > 1:
+            bottom = max(0, top - LOOKED_AT)
+            with self.writing() as db:
+                changed += db.execute(
+                    f"update vote set excluded = ? where id in ({fitting})", [moment, *values, top, bottom, excluded]
+                ).rowcount
+            top = bottom
+        return changed
 
     # -- pages
 

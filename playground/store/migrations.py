@@ -250,6 +250,23 @@ def sign_in(db: Database) -> None:
     db.execute("create index sign_in_annotator on sign_in (annotator)")
 
 
+@migrations(name="0016_base")
+def base(db: Database) -> None:
+    """The base models that the app has run with, in that order. The newest reply's base was taken for the one that
+    answers, so that after a start with another model the votes on the earlier one's replies counted as new.
+    """
+    db.execute("create table base (id integer primary key, base_hash text not null, model text not null, since text)")
+
+
+@migrations(name="0017_dialogue")
+def dialogue(db: Database) -> None:
+    """Each request of another program is a chat of its own. Those that go on with one dialogue belong together: they
+    were on both sides of a round's held-out split.
+    """
+    # the first chat of the dialogue that this one goes on with; null: it goes on with none
+    db.execute("alter table conversation add column dialogue integer references conversation(id)")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

@@ -19,15 +19,17 @@ GONE_ON = Message("The conversation has gone on since; this vote can no longer b
 
 # The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, none
 # that an admin left out, on two replies that differ, in chats that were not deleted, of people who let training have
-# them, and on the base model that was used last. A number that counts fewer of them (votes for A or B, say) has another
-# name.
+# them, and on the base model that answers (`bases.py`; an older file knows the newest reply's). A number that counts
+# fewer of them (votes for A or B, say) has another name.
 VOTES = """
     vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
     join annotator a on a.id = v.annotator
     join generation l on l.id = d.left_generation"""
 COUNTS_BUT_FOR_ADMINS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
 COUNTS = f"{COUNTS_BUT_FOR_ADMINS} and v.excluded is null"
-LAST_BASE = "(select base_hash from generation order by id desc limit 1)"
+LAST_BASE = """coalesce(
+    (select base_hash from base order by id desc limit 1),
+    (select base_hash from generation order by id desc limit 1))"""
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
@@ -44,6 +46,7 @@ FATE = f"""
       left join vote_use u on u.vote = v.id and u.round = (select max(round) from vote_use where vote = v.id)
       left join round r on r.id = u.round left join forecast f on f.vote = v.id"""
 
+DIALOGUE = "coalesce(c.dialogue, c.id) as dialogue"  # see `Conversations.begin_with`
 JSON_COLUMNS = ("prompt", "left_ids", "right_ids", "completion")
 
 
@@ -216,13 +219,14 @@ class Votes(Database):
     def votes_for_training(self, base_hash: str) -> list[Row]:
         """The votes that count on replies of this base model, oldest first.
 
-        Keys: vote, annotator, conversation, duel, choice, left_cut, right_cut; prompt, left_ids, right_ids: lists of
-        token ids. Where the vote was early, a reply's ids are those that it had by then.
+        Keys: vote, annotator, conversation, dialogue (the first conversation of its dialogue), duel, choice, left_cut,
+        right_cut; prompt, left_ids, right_ids: lists of token ids. Where the vote was early, a reply's ids are those
+        that it had by then.
         """
         rows = _decoded(
             self.rows(
-                f"""select v.id as vote, v.annotator, d.conversation, d.id as duel, v.choice, p.token_ids as prompt,
-                      d.left_cut, d.right_cut, l.token_ids as left_ids, r.token_ids as right_ids
+                f"""select v.id as vote, v.annotator, d.conversation, {DIALOGUE}, d.id as duel, v.choice,
+                      p.token_ids as prompt, d.left_cut, d.right_cut, l.token_ids as left_ids, r.token_ids as right_ids
                     from {VOTES} join generation r on r.id = d.right_generation join prompt p on p.id = l.prompt
                     where {COUNTS} and l.base_hash = ? order by v.id""",
                 base_hash,
@@ -234,10 +238,13 @@ class Votes(Database):
         return rows
 
     def ratings_for_training(self, base_hash: str) -> list[Row]:
-        """Current thumbs, oldest first. Keys: annotator, conversation, thumb, prompt and completion (token ids)."""
+        """Current thumbs, oldest first. Keys: annotator, conversation, dialogue, thumb; prompt and completion
+        (token ids).
+        """
         return _decoded(
             self.rows(
-                f"""select t.annotator, m.conversation, t.thumb, p.token_ids as prompt, g.token_ids as completion
+                f"""select t.annotator, m.conversation, {DIALOGUE}, t.thumb, p.token_ids as prompt,
+                      g.token_ids as completion
                     from rating t join message m on m.id = t.message join conversation c on c.id = m.conversation
                     join annotator a on a.id = t.annotator join generation g on g.message = m.id
                     join prompt p on p.id = g.prompt
@@ -249,12 +256,12 @@ class Votes(Database):
     def demonstrations(self, base_hash: str) -> list[Row]:
         """Edited replies, oldest first.
 
-        Keys: annotator, conversation, created (when it was edited last), after (the edited text), prompt and completion
-        (token ids, before the edit).
+        Keys: annotator, conversation, dialogue, created (when it was edited last), after (the edited text), prompt and
+        completion (token ids, before the edit).
         """
         return _decoded(
             self.rows(
-                f"""select x.annotator, m.conversation, coalesce(x.edited, x.created) as created,
+                f"""select x.annotator, m.conversation, {DIALOGUE}, coalesce(x.edited, x.created) as created,
                       x.after, p.token_ids as prompt,
                       g.token_ids as completion
                     from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
@@ -266,7 +273,7 @@ class Votes(Database):
         )
 
     def last_base_hash(self) -> str | None:
-        """The base model of the newest reply, or None."""
+        """The base model that answers, or None where that is not known."""
         return self.one(f"select {LAST_BASE} as base_hash")["base_hash"]
 
     # -- forecasts: what the reward model said of a vote before it learned from it

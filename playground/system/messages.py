@@ -16,7 +16,8 @@ class Message:
     """One sentence: `Message("The name has {n} characters.", n=70)`.
 
     The template is a literal, so that the tests find it and ask for its translation. A value that is itself to be
-    translated is a Message; numbers come as they are to be read ("1,000").
+    translated is a Message; numbers come as they are to be read ("1,000"). A word that goes with a number has both its
+    forms: "{n} {n:vote|votes}" is "1 vote" and "2 votes". Chinese needs none.
     """
 
     template: str
@@ -29,7 +30,7 @@ class Message:
     def translated(self, translate: Callable[[str], str]) -> str:
         """The sentence with `translate` applied to its template, and to those of the Messages among its values."""
         values = {
-            name: value.translated(translate) if isinstance(value, Message) else value
+            name: _Value(value.translated(translate) if isinstance(value, Message) else value)
             for name, value in self.values.items()
         }
         return translate(self.template).format(**values)
@@ -40,6 +41,19 @@ class Message:
     def dumps(self) -> str:
         """As JSON, for a text column of the store; `loads` reads it."""
         return json.dumps(asdict(self), ensure_ascii=False)
+
+
+class _Value:
+    """A value as a template shows it; "{n:vote|votes}" is the first word where it is 1, else the second."""
+
+    def __init__(self, value: "str | int | float") -> None:
+        self.value = value
+
+    def __format__(self, spec: str) -> str:
+        one, bar, many = spec.partition("|")
+        if not bar:
+            return format(self.value, spec)
+        return one if str(self.value) == "1" else many
 
 
 Value = str | int | float | Message  # of a place in a template

@@ -4,14 +4,16 @@ Errors of this project and of the system (files, memory, torch) are written with
 are shown. Of every other error (a template, a tokenizer, a failed conversion) only the kind and the place are shown.
 Used for the reason of a failed round and by everything that logs.
 
-Lines are for people, or with `write_json` for programs. A JSON line has even less: the template of the message and the
-numbers in it, no other value.
+Lines are for people, or with `write_as` for programs. A JSON line has even less: the template of the message, and of
+its values those that cannot be somebody's words (`value_of`).
 """
 
 import json
 import logging
+import re
 import traceback
 from datetime import UTC, datetime
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -19,13 +21,25 @@ from playground.system import log_ids
 from playground.system.messages import Message
 
 OUR_PACKAGES = ("playground", "training", "app")
+OUR_LOGGERS = ("playground", "training", "nudge", "__main__")
+# what our own lines call things by: a path, a version, a phase, a number format. Sentences have blanks.
+NAME = re.compile(r"[\w.,:/@+%=~#\[\]-]{1,200}", re.ASCII)
+NUMBERS = re.compile(r"[\d\s.,:;%+()-]{1,60}( UTC)?", re.ASCII)  # numbers and times, as they are read
 SYSTEM_ERRORS = (OSError, MemoryError, RuntimeError)  # torch raises RuntimeError, also when it is out of memory
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def describe_error(error: BaseException) -> str:
+class Told(str):
+    """A text for a log line that is known to quote nobody."""
+
+
+def describe_error(error: BaseException) -> Told:
     """An error in one line: its kind with its message, or with its place where the message may quote a person."""
+    return Told(_described(error))
+
+
+def _described(error: BaseException) -> str:
     kind = type(error).__name__
     is_ours = type(error).__module__.split(".")[0] in OUR_PACKAGES
     if is_ours or isinstance(error, SYSTEM_ERRORS):
@@ -79,8 +93,11 @@ class JsonFormatter(Formatter):
         arguments = record.args if isinstance(record.args, tuple) else (record.args,)
         if record.msg == "%s" and isinstance(arguments[0], Message):
             line["message"] = arguments[0].template  # a sentence for people is all of the line
+            if values := numbers_of(arguments[0]):
+                line["values"] = values
         elif record.args:
-            line["values"] = [value_of(argument) for argument in arguments]
+            is_ours = record.name.split(".")[0] in OUR_LOGGERS
+            line["values"] = [value_of(argument, is_ours) for argument in arguments]
         line |= getattr(record, "ids", None) or log_ids.current()
         if record.exc_info and record.exc_info[1]:
             line["error"] = describe_error(record.exc_info[1])
@@ -88,15 +105,25 @@ class JsonFormatter(Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def value_of(argument: object) -> int | float | str | None:
-    """A value of a log line as far as it cannot be somebody's words: a number, the template of a Message, or an error
-    as `describe_error` tells it; else None.
+def value_of(argument: object, is_ours: bool = False) -> Any:
+    """A value of a log line as far as it cannot be somebody's words: a number, a time, an error as `describe_error`
+    tells it, a Message with the numbers in it, and where the line `is_ours` also a name or a path; else None.
     """
-    if isinstance(argument, int | float):
+    if isinstance(argument, int | float | Told):
         return argument
     if isinstance(argument, Message):
-        return argument.template
-    return describe_error(argument) if isinstance(argument, BaseException) else None
+        values = numbers_of(argument)
+        return {"message": argument.template, "values": values} if values else argument.template
+    if isinstance(argument, BaseException):
+        return describe_error(argument)
+    text = str(argument) if isinstance(argument, str | PurePath) else ""
+    return text if NUMBERS.fullmatch(text) or (is_ours and NAME.fullmatch(text)) else None
+
+
+def numbers_of(message: Message) -> dict[str, Any]:
+    """The numbers of a sentence for people, by their places. Its texts may be what a person wrote."""
+    found = {name: value_of(value) for name, value in message.values.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def write_as(log_format: Literal["text", "json"]) -> None:

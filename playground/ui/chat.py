@@ -59,7 +59,7 @@ class ChatTab:
         panel.regenerate.click(self.on_regenerate, [snapshot], outputs, **STREAM)
         panel.reopen_stream.click(no_change, None, None, **STREAM)
         panel.stop.click(self.on_stop, None, None, **GESTURE)
-        panel.undo.click(self.on_undo, [panel.message, snapshot], outputs, **GESTURE)
+        self.undone = panel.undo.click(self.on_undo, [panel.message, snapshot], outputs, **GESTURE)
         panel.earlier_pair.click(self.on_earlier_pair, [snapshot], outputs, **GESTURE)
         panel.later_pair.click(self.on_later_pair, [snapshot], outputs, **GESTURE)
         for choice, button in panel.votes.items():

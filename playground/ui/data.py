@@ -1,20 +1,21 @@
 """The tab "Data": the pairs that were judged, newest first and narrowed as one likes. An admin sees everybody's, leaves
-a vote out of training or takes it in again, and downloads them; everybody else sees their own.
+votes out of training or takes them in again, and downloads them; everybody else sees their own.
+
+A row's own button and those of the whole list are HTML (`data_table.py`). `assets/page.js` tells by `decision` which
+one was pressed.
 """
 
-from dataclasses import replace
-from html import escape
+import re
+from dataclasses import dataclass, field, replace
 
 import gradio as gr
 from gradio.components import Component
 
-from playground.data.http import DOWNLOADS
 from playground.store import Filters, Store, StoreError
 from playground.store.checks import MOST
-from playground.ui import unchecked, words
+from playground.ui import data_table, unchecked, words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.control import Control
-from playground.ui.data_table import pairs_html
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.notice import Notice
 from playground.ui.reasons import TAGS
@@ -23,6 +24,19 @@ from playground.ui.words import Words
 
 PAGE_SIZE = 20  # pairs
 TEXT_CHARS = 200  # of what is searched for
+DECISION = re.compile(r"(out|in) (all|[0-9]{1,15})", re.ASCII)
+ROUNDS_LOOKED_AT = 20  # for the newest one that has read the votes
+TRAINING = {"in": False, "out": True}  # by the field's value: whether the vote is left out
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which page of which list somebody sees."""
+
+    filters: Filters = field(default_factory=Filters)
+    before: int | None = None  # it begins below this vote; None: with the newest
+    following: int | None = None  # where the next page begins; None: it is the last one
+    later: tuple[int | None, ...] = ()  # `before` of the pages that led here, the newest first
 
 
 class DataTab:
@@ -33,9 +47,9 @@ class DataTab:
         self.status_bar = status_bar
         self.control = control
         self.notice = notice
-        self.filters = gr.State(Filters())  # what the page shows
-        self.before = gr.State(None)  # it begins below this vote; None: with the newest
-        self.following = gr.State(None)  # where the next page begins
+        self.shown = gr.State(Shown())
+        self.decision = gr.Textbox(visible=False)  # what page.js says; a gr.State takes nothing from it
+        self.asked = gr.HTML(elem_id="data-asked", padding=False)
         with gr.Row(elem_id="data-filters"):
             self.version = self._number_box(words.mark("Version"), "data-version")
             self.choice = unchecked.Dropdown(
@@ -45,6 +59,12 @@ class DataTab:
             )
             self.tag = unchecked.Dropdown(
                 [("", ""), *((words.label(tag), tag) for tag in TAGS)], label=words.label("Reason"), min_width=150
+            )
+            self.training = unchecked.Dropdown(
+                [("", ""), (words.label("in training"), "in"), (words.label("left out of training"), "out")],
+                label=words.label("Training"),
+                min_width=130,
+                visible=False,
             )
             self.person = self._number_box(words.mark("Person"), "data-person", visible=False)
             self.text = gr.Textbox(
@@ -56,16 +76,13 @@ class DataTab:
                 elem_id="data-text",
             )
             self.search = gr.Button(words.label("Search"), size="sm", elem_id="data-search", scale=0, min_width=100)
+        self.all = gr.HTML(elem_id="data-all", padding=False)
         self.html = gr.HTML(elem_id="data", padding=False)
-        self.older = gr.Button(words.label("Show earlier pairs"), size="sm", elem_id="earlier-pairs", visible=False)
-        with gr.Column(elem_id="data-control", visible=False) as self.panel:
-            with gr.Row():
-                self.vote = unchecked.Dropdown([], label=words.label("Vote number"), elem_id="data-vote", min_width=140)
-                self.exclude = gr.Button(
-                    words.label("Leave it out of training"), size="sm", variant="stop", elem_id="data-exclude"
-                )
-                self.include = gr.Button(words.label("Take it in again"), size="sm", elem_id="data-include")
-            self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
+        with gr.Row(elem_id="data-pages"):
+            self.newer = gr.Button(words.label("Later pairs"), size="sm", elem_id="later-pairs", visible=False)
+            self.older = gr.Button(words.label("Earlier pairs"), size="sm", elem_id="earlier-pairs", visible=False)
+        self.decide = gr.Button(visible="hidden", elem_id="data-decide")
+        self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
 
     @staticmethod
     def _number_box(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:
@@ -75,18 +92,23 @@ class DataTab:
         )
 
     @property
-    def outputs(self) -> list[Component | gr.Column]:
+    def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
-        shown = [self.html, self.older, self.person, self.vote, self.downloads, self.panel]
-        return [*shown, self.filters, self.before, self.following, self.notice.html]
+        shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
+        return [*shown, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
-        asked = [self.version, self.choice, self.tag, self.person, self.text]
+        asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
         gr.on([opened, self.search.click, self.text.submit], self.on_search, asked, self.outputs, **GESTURE)
-        self.older.click(self.on_older, [self.filters, self.following], self.outputs, **GESTURE)
-        picked = [self.vote, self.filters, self.before]
-        self.exclude.click(self.on_exclude, picked, self.outputs, **GESTURE)
-        self.include.click(self.on_include, picked, self.outputs, **GESTURE)
+        self.older.click(self.on_older, [self.shown], self.outputs, **GESTURE)
+        self.newer.click(self.on_newer, [self.shown], self.outputs, **GESTURE)
+        self.decide.click(
+            self.on_decide,
+            [self.decision, self.shown],
+            self.outputs,
+            js="(_, ...others) => [window.nudge.decision(), ...others]",
+            **GESTURE,
+        )
 
     # -- handlers
 
@@ -95,6 +117,7 @@ class DataTab:
         version: str | None,
         choice: str | None,
         tag: str | None,
+        training: str | None,
         person: str | None,
         text: str | None,
         request: gr.Request,
@@ -104,81 +127,94 @@ class DataTab:
             version=_number(version),
             choice=choice or None,
             tag=tag or None,
+            excluded=TRAINING.get(training or ""),
             person=_number(person),
             text=(text or "").strip()[:TEXT_CHARS] or None,
         )
-        return self._page(filters, None, request)
+        return self._page(Shown(filters), request)
 
-    def on_older(self, filters: Filters, following: int | None, request: gr.Request) -> Updates:
+    def on_older(self, shown: Shown, request: gr.Request) -> Updates:
         """The page after the one that is shown."""
-        return self._page(filters, following, request)
+        if shown.following is None:
+            return gr.skip()
+        return self._page(replace(shown, before=shown.following, later=(shown.before, *shown.later)), request)
 
-    def on_exclude(self, vote: int | None, filters: Filters, before: int | None, request: gr.Request) -> Updates:
-        """Leave the picked vote out of training."""
-        return self._decide(vote, True, filters, before, request)
+    def on_newer(self, shown: Shown, request: gr.Request) -> Updates:
+        """The page before the one that is shown."""
+        if not shown.later:
+            return gr.skip()
+        before, *later = shown.later
+        return self._page(replace(shown, before=before, later=tuple(later)), request)
 
-    def on_include(self, vote: int | None, filters: Filters, before: int | None, request: gr.Request) -> Updates:
-        """Take the picked vote in again."""
-        return self._decide(vote, False, filters, before, request)
-
-    def _decide(
-        self, vote: int | None, excluded: bool, filters: Filters, before: int | None, request: gr.Request
-    ) -> Updates:
+    def on_decide(self, decision: str | None, shown: Shown, request: gr.Request) -> Updates:
+        """Leave a vote, or all votes of the list, out of training, or take them in again. `decision` reads "out 7" or
+        "in all"; where the person said no to the question, it is empty.
+        """
         self.control.check(request)
+        match = DECISION.fullmatch(decision or "")
+        if match is None:
+            return gr.skip()
         translate = words.of(request)
-        if type(vote) is not int:
-            return self.notice.warn(translate("Pick a vote first."))
+        excluded = match[1] == "out"
+        vote = None if match[2] == "all" else int(match[2])
         try:
-            self.store.exclude_vote(vote, excluded)
+            if vote is None:
+                n = self.store.exclude_votes(shown.filters, excluded)
+            else:
+                self.store.exclude_vote(vote, excluded)
         except StoreError as error:
             return self.notice.warn(translate.message(error.message), translate("Nothing was changed"))
         self.status_bar.invalidate()
-        done = translate("Vote {n} is left out of training.", n=vote)
-        if not excluded:
-            done = translate("Vote {n} is in training again.", n=vote)
-        return {**self._page(filters, before, request), **self.notice.confirm(done)}
+        if vote is not None:
+            done = translate("Vote {n} is left out of training.", n=vote)
+            if not excluded:
+                done = translate("Vote {n} is in training again.", n=vote)
+        else:
+            done = translate("Votes left out of training: {n}.", n=f"{n:,}")
+            if not excluded:
+                done = translate("Votes taken in again: {n}.", n=f"{n:,}")
+        return {**self._page(shown, request, opened=vote), **self.notice.confirm(done)}
 
     # -- what is shown
 
-    def _page(self, filters: Filters, before: int | None, request: gr.Request) -> Updates:
-        """A page of pairs: of everybody for an admin, else of the person who asks."""
+    def _page(self, shown: Shown, request: gr.Request, opened: int | None = None) -> Updates:
+        """A page of pairs: of everybody for an admin, else of the person who asks. `opened`: the vote whose row stays
+        open.
+        """
         translate = words.of(request)
         is_admin = self.control.is_admin(request)
         own = self.control.annotator(request)
         if own is None:
             return gr.skip()
-        rows, following = self.store.judged_page(
-            filters if is_admin else replace(filters, person=own), before, PAGE_SIZE
-        )
-        votes = [row["vote"] for row in rows] if is_admin else []
+        filters = shown.filters if is_admin else replace(shown.filters, person=own, excluded=None)
+        rows, following = self.store.judged_page(filters, shown.before, PAGE_SIZE)
         empty = None
-        if filters == Filters() and before is None and following is None and self._would_list(own):
+        if shown.filters == Filters() and shown.before is None and following is None and self._would_list(own):
             empty = translate("Vote on a pair, and it is listed here.")
         return {
-            self.html: pairs_html(rows, is_admin, translate, empty),
+            self.html: data_table.pairs_html(rows, is_admin, translate, empty, opened),
+            self.asked: data_table.asked_html(shown.filters, translate),
+            self.all: data_table.all_html(shown.filters, translate) if is_admin and rows else "",
+            self.newer: gr.update(visible=bool(shown.later)),
             self.older: gr.update(visible=following is not None),
             self.person: gr.update(visible=is_admin),
-            self.vote: gr.update(choices=votes, value=None),
-            self.downloads: downloads_html(translate) if is_admin else "",
-            self.panel: gr.update(visible=is_admin),
-            self.filters: filters,
-            self.before: before,
-            self.following: following,
+            self.training: gr.update(visible=is_admin),
+            self.downloads: self._downloads(translate) if is_admin else "",
+            self.shown: replace(shown, following=following),
         }
+
+    def _downloads(self, translate: Words) -> str:
+        """What an admin may download, and what was imported."""
+        rounds = self.store.rounds(ROUNDS_LOOKED_AT)
+        read = next(((row["id"], row["metrics"]["imported"]) for row in rounds if "imported" in row["metrics"]), None)
+        return data_table.downloads_html(translate) + data_table.imported_html(
+            self.store.imported_counts(), read, translate
+        )
 
     def _would_list(self, annotator: int) -> bool:
         """Whether a vote of this person would be in the table: only those that training may have are."""
         person = self.store.person(annotator)
         return person is None or bool(person["allow_training"])
-
-
-def downloads_html(translate: Words) -> str:
-    """Links to the files that an admin may download, and what they hold."""
-    links = " ".join(f'<a href="export/{name}.jsonl" download>{name}.jsonl</a>' for name in DOWNLOADS)
-    held = translate(
-        "The files hold everybody's, whatever the search above shows; votes left out of training are not in."
-    )
-    return f"<p>{escape(translate('Download:'))} {links}</p><p>{escape(held)}</p>"
 
 
 def _number(text: str | None) -> int | None:

@@ -1,14 +1,20 @@
-"""The table of judged pairs as HTML; a row opens its chat and both replies. Functions of the store's rows; nothing here
-knows the page.
+"""The table of judged pairs as HTML, and what stands around it; a row opens its chat and both replies. Functions of the
+store's rows; nothing here knows the page.
+
+A button with `data-decision` is pressed for `DataTab.on_decide`, after its `data-question` was answered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 
+from playground.data.http import DOWNLOADS
+from playground.store import Filters
+from playground.store.checks import MOST
 from playground.ui import words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.handlers import Row
+from playground.ui.reasons import TAGS
 from playground.ui.status_bar import version_name
 from playground.ui.text import one_line, visible
 from playground.ui.words import Words
@@ -17,24 +23,29 @@ LINE_CHARS = 90  # of the message, while the row is closed
 MESSAGE_CHARS = 20_000  # of it, in an open row
 CHAT_CHARS = 8000  # of the messages before it, all together
 REPLY_CHARS = 4000  # of a reply, and of the system prompt
+LEAVE_OUT = ("out", words.mark("Leave it out of training"))
+TAKE_IN = ("in", words.mark("Take it in again"))
 SPOKEN = {"system": words.mark("System prompt"), "user": words.mark("Message"), "assistant": words.mark("Reply")}
 
 
-def pairs_html(rows: Sequence[Row], with_people: bool, translate: Words, empty: str | None = None) -> str:
-    """Judged pairs (rows of `Store.judged_page`), newest first; `with_people`: whether it says whose they are; `empty`:
-    what it says where there are none, by default that none fit.
+def pairs_html(
+    rows: Sequence[Row], is_admin: bool, translate: Words, empty: str | None = None, opened: int | None = None
+) -> str:
+    """Judged pairs (rows of `Store.judged_page`), newest first; `is_admin`: whether it says whose they are, and leaves
+    them out of training; `empty`: what it says where there are none, by default that none fit; `opened`: the vote whose
+    row is open.
     """
     if not rows:
         return f'<p class="empty">{escape(empty or translate("No judged pairs fit here."))}</p>'
-    return f'<div class="pairs">{"".join(_pair_html(row, with_people, translate) for row in rows)}</div>'
+    return f'<div class="pairs">{"".join(_pair_html(row, is_admin, translate, opened) for row in rows)}</div>'
 
 
-def _pair_html(row: Row, with_people: bool, translate: Words) -> str:
+def _pair_html(row: Row, is_admin: bool, translate: Words, opened: int | None) -> str:
     """One pair: its line, and within it the chat and both replies."""
     message = _cut(one_line(row["messages"][-1]["content"]), LINE_CHARS)
     created = datetime.fromisoformat(row["created"]).strftime("%Y-%m-%d %H:%M")
     css_class = f' class="side-{row["choice"]}"' if row["choice"] in ("a", "b") else ""
-    person = f"<i>{escape(translate('person {n}', n=row['person']))}</i>" if with_people else ""
+    person = f"<i>{escape(translate('person {n}', n=row['person']))}</i>" if is_admin else ""
     marks = [translate("left out of training")] if row["excluded"] else []
     marks += [translate("voted before the replies ended")] if row["early"] else []
     chips = "".join(f'<i class="chip skipped">{escape(mark)}</i>' for mark in marks)
@@ -46,7 +57,20 @@ def _pair_html(row: Row, with_people: bool, translate: Words) -> str:
     said = [translate(tag) for tag in row["tags"]] + ([row["comment"]] if row["comment"] else [])
     why = f"<p>{escape(one_line(' · '.join(said)))}</p>" if said else ""
     chat = f'<div class="chat">{_chat_html(row, translate)}</div>'
-    return f'<details class="pair"><summary>{line}</summary>{chat}{why}<div class="replies">{replies}</div></details>'
+    is_open = row["vote"] == opened
+    decision = _decision_html(row, translate, is_open) if is_admin else ""
+    return (
+        f'<details class="pair"{" open" if is_open else ""}><summary>{line}</summary>{chat}{why}'
+        f'<div class="replies">{replies}</div>{decision}</details>'
+    )
+
+
+def _decision_html(row: Row, translate: Words, pressed: bool) -> str:
+    """The button that leaves a vote out of training, or takes it in again; `pressed`: it was the last one pressed."""
+    where, text = TAKE_IN if row["excluded"] else LEAVE_OUT
+    again = " data-again" if pressed else ""
+    button = f'<button type="button" data-decision="{where} {row["vote"]}"{again}>{escape(translate(text))}</button>'
+    return f'<p class="decision">{button}</p>'
 
 
 def _chat_html(row: Row, translate: Words) -> str:
@@ -94,3 +118,92 @@ def _reply_html(row: Row, side: str, translate: Words) -> str:
         css_class = f' class="picked side-{row["choice"]}"'
         picked = f' <b class="side-{row["choice"]}">✓ {escape(translate("picked"))}</b>'
     return f"<section{css_class}><h3>{name}{picked}</h3>{_typed_html(row[side], REPLY_CHARS)}</section>"
+
+
+# -- around the table
+
+
+def asked_html(filters: Filters, translate: Words) -> str:
+    """What the list is narrowed to, as one line that folds the fields on a phone."""
+    said = escape(one_line(asked_text(filters, translate) or translate("everything")))
+    return (
+        f'<button type="button" class="fold" aria-expanded="false" aria-controls="data-filters">'
+        f"{escape(translate('Search'))}: <span>{said}</span></button>"
+    )
+
+
+def all_html(filters: Filters, translate: Words) -> str:
+    """The buttons that leave all votes that fit out of training, or take them in again; "" where nothing is searched
+    for.
+    """
+    asked = asked_text(filters, translate)
+    if not asked:
+        return ""
+    buttons = ""
+    if filters.excluded is not True:
+        question = translate("Leave every vote that fits this search out of training? {asked}", asked=asked)
+        buttons += _all_button("out", translate("Leave all that fit out of training"), question)
+    if filters.excluded is not False:
+        question = translate("Take every vote that fits this search in again? {asked}", asked=asked)
+        buttons += _all_button("in", translate("Take all that fit in again"), question)
+    return f'<div class="all">{buttons}</div>'
+
+
+def _all_button(where: str, text: str, question: str) -> str:
+    return (
+        f'<button type="button" data-decision="{where} all" data-question="{escape(visible(question))}">'
+        f"{escape(text)}</button>"
+    )
+
+
+def asked_text(filters: Filters, translate: Words) -> str:
+    """What is searched for, such as "Vote: Tie · Text: rivers"; "" where nothing is."""
+    parts = []
+    if filters.version is not None:
+        parts.append(f"{translate('Version')}: {_number_text(filters.version)}")
+    if filters.choice is not None:
+        choice = CHOICES.get(filters.choice)
+        parts.append(f"{translate('Vote')}: {translate(choice) if choice else '?'}")
+    if filters.tag is not None:
+        tag = translate(filters.tag) if filters.tag in TAGS else "?"
+        parts.append(f"{translate('Reason')}: {tag}")
+    if filters.excluded is not None:
+        out = translate("left out of training") if filters.excluded else translate("in training")
+        parts.append(f"{translate('Training')}: {out}")
+    if filters.person is not None:
+        parts.append(f"{translate('Person')}: {_number_text(filters.person)}")
+    if filters.text is not None:
+        parts.append(f"{translate('Text')}: {filters.text}")
+    return " · ".join(parts)
+
+
+def _number_text(number: int) -> str:
+    """A number that is searched for; what was no number is MOST."""
+    return "?" if number == MOST else str(number)
+
+
+def downloads_html(translate: Words) -> str:
+    """Links to the files that an admin may download, and what they hold."""
+    links = " ".join(f'<a href="export/{name}.jsonl" download>{name}.jsonl</a>' for name in DOWNLOADS)
+    held = translate(
+        "The files hold everybody's, whatever the search above shows; votes left out of training are not in."
+    )
+    return f"<p>{escape(translate('Download:'))} {links}</p><p>{escape(held)}</p>"
+
+
+def imported_html(counts: Mapping[str, int], read: tuple[int, int] | None, translate: Words) -> str:
+    """How many rows were imported, and how many pairs of them the newest round that has read any data learned from:
+    `read`, as (round, pairs). Nothing where none was.
+    """
+    if not counts:
+        return ""
+    held = translate(
+        "Imported from files: pairs {pairs}, demonstrations {demonstrations}, prompts {prompts}.",
+        **{f"{kind}s": f"{counts.get(kind, 0):,}" for kind in ("pair", "demonstration", "prompt")},
+    )
+    learned = ""
+    if read is not None:
+        learned = " " + translate(
+            "Round {n} learned from {pairs} of the imported pairs, beside the votes.", n=read[0], pairs=f"{read[1]:,}"
+        )
+    return f"<p>{escape(held + learned)}</p>"

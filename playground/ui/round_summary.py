@@ -143,6 +143,8 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
     facts = []
     if metrics.get("votes"):
         facts.append((translate("votes used"), str(metrics["votes"])))
+    if metrics.get("imported"):
+        facts.append((translate("imported pairs used"), str(metrics["imported"])))
     if metrics.get("heldout_accuracy") is not None:
         accuracy = _share(metrics["heldout_accuracy"], metrics.get("heldout_interval"))
         facts.append((translate("reward model on held-out votes"), accuracy))
@@ -200,8 +202,8 @@ def agreement_html(status: LoopStatus, translate: Words) -> str:
     if not calls:
         return ""
     text = translate(
-        "The reward model predicted {n} of the last {calls} picks ({share}), each before it learned from it; guessing "
-        "gives 50%.",
+        "The reward model predicted {n} of the last {calls} {calls:pick|picks} ({share}), each before it learned from "
+        "it; guessing gives 50%.",
         n=hits,
         calls=calls,
         share=f"{hits / calls:.0%}",
@@ -264,7 +266,7 @@ def config_html(row: Row, translate: Words) -> str:
         css_class = "changed" if name in changed else ""
         value = escape(visible(str(config[name])))
         body += f'<tr class="{css_class}"><th scope="row">{name}</th><td>{value}</td></tr>'
-    caption = translate("{n} differ from the defaults; seed {seed}", n=len(changed), seed=row["seed"])
+    caption = translate("{n} {n:differs|differ} from the defaults; seed {seed}", n=len(changed), seed=row["seed"])
     return f'<table class="config"><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>'
 
 

@@ -105,8 +105,8 @@ class Sidebar:
         return [*chats, *self.your_data.outputs]
 
     def wire(self, page: gr.Blocks, tab: ChatTab, finished_turn: Dependency) -> None:
-        """Attach the handlers. A change of chat updates the components of `tab`, too; after `finished_turn` the list
-        has changed.
+        """Attach the handlers. A change of chat updates the components of `tab`, too; after `finished_turn`, and
+        after an undo, the list has changed.
         """
         self.tab = tab
         own = self.outputs
@@ -115,7 +115,8 @@ class Sidebar:
         moving = [snapshot, self.limit, tab.panel.message, self.drafts]
         moved = [*both, self.drafts]
         page.load(self.on_page_load, [self.limit], own, **GESTURE)
-        finished_turn.then(self.on_turn, [self.limit], self.list_outputs, **GESTURE)
+        for event in (finished_turn, tab.undone):
+            event.then(self.on_turn, [self.limit], self.list_outputs, **GESTURE)
         gr.on([self.new.click, tab.panel.new.click], self.on_new, moving, moved, **GESTURE)
         self.list.input(self.on_open, [self.list, *moving], moved, **GESTURE)
         self.more.click(self.on_more, [self.limit], [self.limit, *self.list_outputs], **GESTURE)
@@ -337,7 +338,7 @@ def exchange_draft(drafts: Drafts, left: int | None, text: str, opened: int | No
 
 def _title(row: Row, translate: Words) -> str:
     """A chat's line in the list."""
-    title = one_line(row["title"])
+    title = one_line(row["title"]) or translate("All turns undone")
     if len(title) > TITLE_CHARS:
         title = title[: TITLE_CHARS - 1].rstrip() + "…"
     return title + translate(" · shared") if row["shared"] else title

@@ -192,7 +192,7 @@ def trial_text(trial: Row | None, version: str, translate: Words) -> str:
         return translate("{version} was on trial until another version came.", version=version)
     if trial["state"] == "open":
         return translate(
-            "{version}: preferred to {name} in {wins} of {n} pairs (on trial)",
+            "{version}: preferred to {name} in {wins} of {n} {n:pair|pairs} (on trial)",
             version=version,
             name=version_name(trial["against"], translate),
             wins=trial["wins"],
@@ -227,7 +227,7 @@ def version_name(version: int, translate: Words) -> str:
 def invitation(settings: Settings, translate: Words) -> str:
     """What a visitor can do for the next round."""
     if settings.round.auto:
-        return translate("Vote on {n} replies and I start learning", n=settings.round.votes)
+        return translate("Vote on {n} {n:reply|replies} and I start learning", n=settings.round.votes)
     return translate("Training is on demand here")
 
 
@@ -239,9 +239,9 @@ def _phase(row: Row, translate: Words) -> str:
 def _votes(status: LoopStatus, translate: Words) -> tuple[str, float | None]:
     """The new votes, and their share of those that start a round."""
     if not status.settings.round.auto:
-        return translate("{n} new votes", n=status.new_votes), None
+        return translate("{n} new {n:vote|votes}", n=status.new_votes), None
     needed = status.settings.round.votes
-    text = translate("{n} of {total} new votes", n=status.new_votes, total=needed)
+    text = translate("{n} of {total} new {total:vote|votes}", n=status.new_votes, total=needed)
     return text, min(status.new_votes / needed, 1.0)
 
 

@@ -164,7 +164,9 @@ def _before_html(row: Row, rating: Rating | None, translate: Words) -> str:
     """The win rate over the version before; where that is the base, the column before says it."""
     if rating is None or not row["before"]:
         return NO_FIGURE
-    text = translate("{name}: {n} votes on blind pairs", name=version_name(row["before"], translate), n=rating.duels)
+    text = translate(
+        "{name}: {n} {n:vote|votes} on blind pairs", name=version_name(row["before"], translate), n=rating.duels
+    )
     return f'<span title="{escape(text)}">{_rate_html(rating.over_before)}</span>'
 
 

@@ -58,7 +58,7 @@ class VotesTab:
         if not trial or not own or not own["wins"] + own["losses"]:
             return ""
         text = translate(
-            "You preferred {version} to {name} in {wins} of {n} pairs.",
+            "You preferred {version} to {name} in {wins} of {n} {n:pair|pairs}.",
             version=version_name(trial["version"], translate),
             name=version_name(trial["against"], translate),
             wins=own["wins"],

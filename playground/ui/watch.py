@@ -139,13 +139,14 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
     ok = low > 0.5
     if ok:
         note = translate(
-            "The reward model predicted {share} of the last {n} votes for A or B [{low}, {high}]: better than "
+            "The reward model predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]: better than "
             "guessing.",
             **figures,
         )
     else:
         note = translate(
-            "Look here: it predicted {share} of the last {n} votes for A or B [{low}, {high}]; that may be guessing.",
+            "Look here: it predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]; that may be "
+            "guessing.",
             **figures,
         )
     return Watched(Curve(points, {"limit": 0.5}), ok, note)
@@ -166,12 +167,13 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
     ok = low <= 0.5 <= high
     if ok:
         note = translate(
-            "Side A won {share} of the last {n} votes for A or B [{low}, {high}]: no side is favoured.", **figures
+            "Side A won {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]: no side is favoured.",
+            **figures,
         )
     else:
         note = translate(
-            "Look here: side A won {share} of the last {n} votes for A or B [{low}, {high}]. People seem to favour a "
-            "side.",
+            "Look here: side A won {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]. People seem to "
+            "favour a side.",
             **figures,
         )
     lowest, highest = wilson(len(recent) / 2, len(recent), SIDES_CONFIDENCE)

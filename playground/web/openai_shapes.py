@@ -16,17 +16,40 @@ from playground.models import templates
 
 RETRY_AFTER = "5"  # seconds; the header for a program whose request was one too many
 FINISH = {"end": "stop", "stopped": "stop", "length": "length"}  # OpenAI's reasons by the store's
-UNSUPPORTED = (
-    "stop",
-    "tools",
-    "functions",
-    "response_format",
-    "logprobs",
-    "logit_bias",
-    "presence_penalty",
-    "frequency_penalty",
-    "audio",
+# options of OpenAI's that change nothing of the replies: they are ignored
+IGNORED = frozenset(
+    {
+        "metadata",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
 )
+# its options that would change them, with the values that ask for nothing; null and what is empty, 0 or false never do
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    "logit_bias": (),
+    "logprobs": (),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True,),
+    "presence_penalty": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "stop": (),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+    "top_logprobs": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+NAME_CHARS = 60  # of an unknown option, as it is told
 COMPLETION_ID = re.compile(r"chatcmpl-([0-9]{1,18})(?:-([01]))?", re.ASCII)
 
 
@@ -75,7 +98,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of `/v1/chat/completions`. Fields that are not here are ignored, but for UNSUPPORTED ones."""
+    """The body of `/v1/chat/completions`. Of the other fields, `check_supported` lets IGNORED ones pass."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
@@ -91,10 +114,17 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
 
     def check_supported(self) -> None:
-        """Problem where the request asks for something that would be left out in silence."""
-        for name in UNSUPPORTED:
-            if (self.model_extra or {}).get(name):
-                raise invalid(f"{name} is not supported.", name)
+        """Problem where the request asks for something that would be left out in silence, or that OpenAI's API does
+        not have: a misspelt option, say.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in IGNORED:
+                continue
+            if name not in UNSUPPORTED:
+                message = f"Unknown parameter: '{name[:NAME_CHARS]}'."
+                raise Problem(400, message, "invalid_request_error", "unknown_parameter", name[:NAME_CHARS])
+            if value and value not in UNSUPPORTED[name]:
+                raise Problem(400, f"{name} is not supported.", "invalid_request_error", "unsupported_parameter", name)
 
     def for_chat(self, version: int | None) -> CompletionRequest:
         """What it asks the chat for; `version` is the model's."""
