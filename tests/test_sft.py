@@ -13,6 +13,9 @@ from playground.models import adapters, export, loading
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import LEFT
+from playground.ui import gatewords, round_summary
+from playground.ui.phases import phase_progress
+from playground.ui.words import Words
 from tests.stores import cast
 from tests.tiny import tiny_folder, tiny_tokenizer
 from training import sft, sft_data, sft_train, worker
@@ -78,6 +81,11 @@ def test_demonstrations_become_a_published_version_that_plain_peft_loads(command
     report = json.loads(live["gate_report"])
     assert report["demonstrations"] == 4 and report["gain"] == pytest.approx(before - after, abs=1e-3)
     assert store.new_votes() == 1 and votes, "votes that were there are still new"
+    checks = gatewords.checks(report, row["config"], Words())
+    assert all(check.passed for check in checks)
+    assert checks[0].text.startswith("Better: 4 held-out demonstrations become likelier by +")
+    assert phase_progress(row) == dict.fromkeys(("collect", "sft", "gate", "publish"), "done")
+    assert "demonstrations of a file" in round_summary.summary_html({**row, "version": 1}, Words())
 
     manifest, tensors = adapters.read(
         live["path"],
@@ -108,14 +116,14 @@ def test_a_second_file_goes_on_from_the_live_version(command, tmp_path):
     second = store.round(2)["metrics"]
     assert second["started_from"] == 1 and store.policy(2)["parent"] == 1
     other_rank = again.with_values(ppo={"lora_rank": 4})
-    with pytest.raises(sft.Refused, match="LoRA of another rank"):
+    with pytest.raises(sft.NotPublished, match="LoRA of another rank"):
         fine_tuned(other_rank, store)
 
 
 def test_what_the_gate_refuses_is_kept_and_said(command):
     store = Store(command.database)
     strict = command.with_values(gate={"kl_budget": 1e-6})
-    with pytest.raises(sft.Refused, match="moved too far from the base"):
+    with pytest.raises(sft.NotPublished, match="moved too far from the base"):
         fine_tuned(strict, store)
     assert store.live_policy()["version"] == 0 and store.policy(1)["status"] == "rejected"
     assert store.round(1)["state"] == "refused"
@@ -123,7 +131,7 @@ def test_what_the_gate_refuses_is_kept_and_said(command):
 
 def test_what_cannot_be_learnt_makes_no_version(command):
     store = Store(command.database)
-    with pytest.raises(sft.Refused, match="did not fall below"):
+    with pytest.raises(sft.NotPublished, match="did not fall below"):
         fine_tuned(command.with_values(sft={"lr": 1e-30}), store)
     assert store.policies()[0]["version"] == 0
 

@@ -39,7 +39,7 @@ class BeginsAgain(Exception):
 class RoundControl(ABC):
     """A running round without its phases. A subclass implements `run_phase` and `drop_models`."""
 
-    phases = PHASES  # in their order
+    phases: tuple[str, ...] = PHASES  # in their order
 
     def __init__(self, store: Store, settings: Settings, row: Row, owner: str) -> None:
         self.store = store

@@ -48,7 +48,7 @@ class SFTCommand(Settings):
     """Most rows that are read."""
 
 
-class Refused(Exception):
+class NotPublished(Exception):
     """No version was published; the message says why."""
 
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         worker.prepare(settings)
         print(fine_tune(store, settings, data))
         return 0
-    except (SettingsError, CannotRead, CannotLearn, Refused, StoreError, ModelUnavailable) as error:
+    except (SettingsError, CannotRead, CannotLearn, NotPublished, StoreError, ModelUnavailable) as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped. Nothing was published.", file=sys.stderr)
@@ -128,14 +128,14 @@ def sft_steps(settings: Settings, data: Split) -> int:
 
 
 def fine_tune(store: Store, settings: SFTCommand, data: Split) -> str:
-    """Run a round on the demonstrations, and return what it made, in a sentence. Refused where it published nothing."""
+    """Run a round on the demonstrations, and return what it made, in a sentence. NotPublished where that is nothing."""
     plain = Settings.like(settings, sft={"epochs": settings.epochs})
     row = take(store, plain, settings.data.name)
     task = Task(data, 60 * settings.minutes, Told())
     ended = worker.run_taken(store, plain, row, row["owner"], partial(SFTRound, task=task))
     if ended["state"] != "published":
         reason = ended["reason"] or f"round {ended['id']} is {ended['state']}"
-        raise Refused(f"Nothing was published. {reason}")
+        raise NotPublished(f"Nothing was published. {reason}")
     figures = ended["metrics"]
     before, after = figures["heldout_loss"]
     policy = store.round_policy(ended["id"])
@@ -149,7 +149,7 @@ def fine_tune(store: Store, settings: SFTCommand, data: Split) -> str:
 
 def take(store: Store, settings: Settings, file: str) -> Row:
     """The row of a new round, whose lease this process has. It waits for a fine-tuning whose process may have died;
-    Refused where that lives.
+    NotPublished where that lives.
     """
     owner = worker.own_name()
     gives_up = time.monotonic() + settings.round.lease_seconds + settings.round.poll_seconds
@@ -164,7 +164,9 @@ def take(store: Store, settings: Settings, file: str) -> Row:
         if row is not None:
             return row
         if time.monotonic() > gives_up:
-            raise Refused("Another fine-tuning runs. Wait until it is over, or stop it on the page, and start again.")
+            raise NotPublished(
+                "Another fine-tuning runs. Wait until it is over, or stop it on the page, and start again."
+            )
         time.sleep(settings.round.poll_seconds)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -35,6 +36,7 @@ from training.round import Round
 from training.round_control import RoundEnded
 
 log = logging.getLogger("training.worker")
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 MAX_ATTEMPTS = 3  # a round that was taken more often without getting further has failed
 # seconds that the worker waits for another process that holds the database; long, since nobody waits for the worker
@@ -150,7 +152,7 @@ def own_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def with_overrides(store: Store, settings: Settings) -> Settings:
+def with_overrides(store: Store, settings: SomeSettings) -> SomeSettings:
     """The settings with an admin's changes. Where these are not valid (any more), the settings without them, and a
     line in the log.
     """

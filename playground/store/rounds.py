@@ -277,7 +277,7 @@ class Rounds(Database):
                 db.table("override").upsert(columns, pk="name")
 
 
-def is_fine_tuning(row: Row) -> bool:
+def is_fine_tuning(row: Mapping[str, Any]) -> bool:
     """Whether a round (a row of this module) fine-tunes on a file, and does not learn from votes."""
     return "sft_file" in row["metrics"]
 
