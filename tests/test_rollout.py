@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from playground.decoding import graph_forward, lean_model, tuning
+from playground.decoding import graph_forward, lean_model, measuring, tuning
 from playground.decoding.fused import FusedForward
 from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.w8a16 import W8A16Forward
@@ -208,19 +208,38 @@ def test_ended_replies_leave_no_keys_and_values_behind(graphs):
     assert not cache.reply_kv and not cache.slots
 
 
-def test_a_large_model_in_fp32_writes_in_the_chats_format(monkeypatch):
-    """On a CPU without bf16; a small one is not worth the import of the compiler."""
-    model = tiny_model()
-    assert type(rollout.forward_of(model, 64)) is FusedForward
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_model_writes_by_the_compiled_step_where_that_is_faster(monkeypatch, dtype):
+    """A small one is not worth the import of the compiler."""
+    model = tiny_model().to(dtype)
+    times = {W8A16Forward: 1.0, FusedForward: 2.0}
+    measured = []
+
+    def milliseconds(forward, replies):
+        assert replies == rollout.ROWS
+        measured.append(type(forward))
+        return times[type(forward)]
+
+    monkeypatch.setattr(measuring, "crowd_milliseconds", milliseconds)
+    monkeypatch.setattr(rollout, "_compiled_is_faster", {})
+    assert type(rollout.forward_of(model, 64)) is FusedForward and not measured
     monkeypatch.setattr(rollout, "LARGE", 0)
     assert type(rollout.forward_of(model, 64)) is W8A16Forward
+    assert type(rollout.forward_of(model, 64)) is W8A16Forward
+    assert measured == [W8A16Forward, FusedForward], "once"
     with torch.no_grad():  # outliers, for which eight bits are too few
         for block in model.model.layers:
             for layer in (*block.self_attn.children(), *block.mlp.children()):
                 if isinstance(layer, torch.nn.Linear):
                     layer.weight[:, 3] *= 60
     assert type(rollout.forward_of(model, 64)) is FusedForward
-    assert type(rollout.forward_of(tiny_model().bfloat16(), 64)) is FusedForward
+    times[FusedForward] = 0.5
+    monkeypatch.setattr(rollout, "_compiled_is_faster", {})
+    assert type(rollout.forward_of(tiny_model().to(dtype), 64)) is FusedForward
+
+
+def test_the_step_of_a_crowd_is_timed():
+    assert 0 < measuring.crowd_milliseconds(FusedForward(tiny_model(), "float32"), 6) < 1000
 
 
 def test_replies_longer_than_a_models_frequencies_serve_are_written_by_transformers():

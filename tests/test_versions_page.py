@@ -8,6 +8,8 @@ import gradio as gr
 import pytest
 
 from playground.chat.comparing import Comparison
+from playground.chat.refusals import Busy
+from playground.chat.turns import BUSY
 from playground.people.admins import Admins
 from playground.settings import Settings
 from playground.store import Store
@@ -44,8 +46,14 @@ class FakeChat:
 
     def __init__(self):
         self.asked = []
+        self.answering = None  # the text whose comparison streams, of which there is one at a time
+
+    def is_answering(self, annotator, text):
+        return text == self.answering
 
     def compare(self, annotator, text, left, right, address, may_load):
+        if self.answering:
+            raise Busy(BUSY)
         self.asked.append((text, left, right, may_load))
         yield Comparison(progress=Message("Version v{n} is being loaded.", n=left))
         yield Comparison(f"<i>by {left}</i>", f"by {right}")
@@ -322,6 +330,15 @@ def test_a_blind_pair_tells_its_versions_only_when_asked(tab):
 def test_an_open_pair_says_who_writes_and_keeps_its_sides(tab):
     *_, second, last = compared(tab, 1, 0, blind=False)
     assert "A · v1" in second[tab.compare.html] and last[tab.compare.reveal]["visible"] == "hidden"
+
+
+@pytest.mark.parametrize("streams, said", [("Hello", ""), ("Another one", "still streaming")])
+def test_a_comparison_that_streams_keeps_its_button_to_stop(tab, streams, said):
+    """`Compare` pressed twice."""
+    tab.compare.chat.answering = streams
+    [update] = compared(tab, 1, 0, blind=False)
+    assert tab.compare.stop not in update
+    assert said in update.get(tab.notice.html, "") and (said or tab.notice.html not in update)
 
 
 @pytest.mark.parametrize("left, right", [(None, 1), ("1", 0), (1, True)])

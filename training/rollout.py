@@ -4,6 +4,7 @@ Owns which prompts are chosen and the random sources of a round. What becomes of
 """
 
 import hashlib
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding import decoder, fused, graph_forward, tuning
+from playground.decoding import decoder, fused, graph_forward, measuring, tuning
 from playground.decoding.choose_forward import divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward
 from playground.decoding.graph_forward import GraphForward
@@ -30,6 +31,10 @@ ROWS = 32  # replies that are decoded at once on a CPU
 COLUMNS = 256  # a GPU's memory for replies is made in multiples of so many columns, so that it serves other prompts too
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# by parameters, their format and the number of threads: measured once, so that all versions of a round decode alike
+_compiled_is_faster: dict[tuple[int, str, int], bool] = {}
 
 
 @dataclass
@@ -189,15 +194,26 @@ def forward_of(model: PreTrainedModel, tokens: int) -> AnyForward:
     """The fastest forward for texts of so many tokens of a model that no graphs serve."""
     if not fused.fits(model, tokens):
         return transformers_forward_of(model)
-    return _compiled(model) or fused.FusedForward(model, str(model.dtype).removeprefix("torch."))
+    own = str(model.dtype).removeprefix("torch.")
+    if _compiled_step_is_faster(model, own):
+        forward = tuning.fused_forward(model, "w8a16")
+        if divergence(forward) <= tuning.MAX_KL:  # log-probabilities come from the training forward in any case
+            return forward
+    return tuning.fused_forward(model, own)
 
 
-def _compiled(model: PreTrainedModel) -> AnyForward | None:
-    """The compiled step, where the CPU has no bf16, so that the model is in fp32, which takes far longer; None
-    elsewhere, and where it says something else than the model. Log-probabilities come from the training forward.
-    """
-    large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE
-    if not large or model.dtype != torch.float32 or not tuning.compiled_step_fits(model):
-        return None
-    forward = tuning.fused_forward(model, "w8a16")
-    return forward if divergence(forward) <= tuning.MAX_KL else None
+def _compiled_step_is_faster(model: PreTrainedModel, own: str) -> bool:
+    """Whether ROWS replies grow faster here by the compiled step than in the model's `own` format."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if size < LARGE or not tuning.compiled_step_fits(model):
+        return False
+    key = (size, own, torch.get_num_threads())
+    if key not in _compiled_is_faster:
+        milliseconds = {}
+        for number_format in ("w8a16", own):  # one after the other, since each is a copy of the weights
+            forward = tuning.fused_forward(model, number_format)
+            milliseconds[number_format] = measuring.crowd_milliseconds(forward, ROWS)
+            del forward
+        log.info("rollouts: %s", ", ".join(f"{name} {time:.0f} ms a step" for name, time in milliseconds.items()))
+        _compiled_is_faster[key] = milliseconds["w8a16"] < milliseconds[own]
+    return _compiled_is_faster[key]

@@ -23,6 +23,7 @@ PLAIN_CONTEXT_TOKENS = 24  # where transformers' own forward decodes, which may 
 REPLIES = 2
 STEPS = 8
 PLAIN_STEPS = 2
+CROWD_STEPS = 4
 PRODUCT_TRIALS = 4
 FAR = 2  # times the fastest milliseconds so far
 
@@ -135,3 +136,13 @@ def plain_milliseconds(forward: AnyForward) -> float:
     forward.prefill(cache, ids)
     # to read a number waits for the device
     return least_milliseconds(lambda: forward.decode([cache], ids[:REPLIES])[0, 0].item(), PLAIN_STEPS)
+
+
+def crowd_milliseconds(forward: AnyForward, replies: int) -> float:
+    """Of a step of so many replies, two to a prompt, after few tokens; the fastest of a few."""
+    ids = random_ids(forward.model, PLAIN_CONTEXT_TOKENS)
+    caches = [forward.new_cache(REPLIES, len(ids), CROWD_STEPS) for _ in range(-(-replies // REPLIES))]
+    for cache in caches:
+        forward.prefill(cache, ids)
+    tokens = ids[:1] * REPLIES * len(caches)
+    return least_milliseconds(lambda: forward.decode(caches, tokens), CROWD_STEPS)

@@ -147,8 +147,9 @@ class ComparePanel:
         self, text: str, left: int | None, right: int | None, blind: bool, request: gr.Request
     ) -> Generator[Updates, None, None]:
         translate = words.of(request)
+        began = False
+        annotator = self.control.annotator(request)
         try:
-            annotator = self.control.annotator(request)
             if annotator is None:
                 raise Refused("Your browser keeps no cookie for this page.")
             if type(left) is not int or type(right) is not int:
@@ -160,6 +161,7 @@ class ComparePanel:
             may_load = self.control.is_admin(request)
             last = Comparison()
             for last in self.chat.compare(annotator, text, left, right, address, may_load):
+                began = True
                 yield {
                     self.html: comparison_html(last, pair, translate),
                     self.go: gr.update(visible=visibility(False)),
@@ -173,8 +175,11 @@ class ComparePanel:
                 self.reveal: gr.update(visible=visibility(blind)),
             }
         except (BadMessage, Refused, StoreError) as error:
+            if not began and annotator is not None and self.chat.is_answering(annotator, text):
+                yield {self.html: gr.update()}  # it was pressed twice
+                return
             warning = self.notice.warn(translate.message(error.message), translate("Not compared"))
-            yield {**self._idle_buttons(), **warning}
+            yield {**(self._idle_buttons() if began else {}), **warning}
 
     def _idle_buttons(self) -> Updates:
         return {
