@@ -108,11 +108,11 @@ def _generation(version: int, history: Mapping[int, Row]) -> int:
 def card(facts: Facts, base: Base, kind: Kind) -> str:
     """The README.md of a version, as an adapter or merged into its base."""
     version = facts.history["version"]
-    made = "A LoRA adapter for" if kind == "adapter" else "A model made from"
+    made = f"A LoRA adapter for `{_code(base.name)}`, made" if kind == "adapter" else f"`{_code(base.name)}`, trained"
     parts = [
         _front_matter(base, kind),
         f"# Version {version}",
-        f"{made} `{_code(base.name)}`, made by Nudge {_learnt_from(facts)}.",
+        f"{made} by Nudge {_learnt_from(facts)}.",
         _table("What is known of it", _figures(facts)),
         _table("Settings of its round that are not the defaults", _settings(facts)),
         "## Load it\n\n```python\n" + _loading(base, kind) + "\n```",
@@ -135,8 +135,8 @@ def _front_matter(base: Base, kind: Kind) -> str:
 def _learnt_from(facts: Facts) -> str:
     figures = facts.round["metrics"] if facts.round else {}
     if "sft_file" in figures:
-        return "by supervised fine-tuning on demonstrations"
-    return "from people's votes, with a reward model and PPO"
+        return "on demonstrations, by supervised fine-tuning"
+    return "on people's votes, with a reward model and PPO"
 
 
 def _figures(facts: Facts) -> dict[str, str]:
@@ -145,8 +145,9 @@ def _figures(facts: Facts) -> dict[str, str]:
     found = {
         "made from": f"version {row['parent']}" if row["parent"] else "the base model",
         "rounds since the base": str(facts.rounds),
-        "votes that its round learnt from": str(row["votes"]),
     }
+    if row["votes"]:
+        found["votes that its round learnt from"] = str(row["votes"])
     if figures.get("demonstrations"):
         found["demonstrations"] = str(figures["demonstrations"])
     if figures.get("heldout_loss"):
