@@ -120,11 +120,30 @@
       button.click();
     }
   };
+  // In an app with users: who has been signed out elsewhere, and who may only look, is told.
+  const account = (status, role) => {
+    const said = status === 401 ? (chinese() ? "你已退出登录。" : "You are signed out.")
+      : role === "viewer" ? (chinese() ? "你可以查看一切；发送、投票和编辑需要“annotator”角色。" : "You may look at everything; to send, vote and edit takes the role annotator.") : "";
+    document.documentElement.dataset.role = status === 401 ? "nobody" : role ?? "";
+    let note = document.getElementById("account-note");
+    if ((note?.dataset.said ?? "") === said) return;
+    note?.remove();
+    if (!said) return;
+    note = Object.assign(document.createElement("div"), { id: "account-note", textContent: said });
+    note.setAttribute("role", "status");
+    note.dataset.said = said;
+    if (status === 401) {
+      const link = Object.assign(document.createElement("a"), { href: "sign-in", textContent: chinese() ? "重新登录" : "Sign in again" });
+      note.append(" ", link);
+    }
+    document.body.append(note);
+  };
   const ask = async () => {
     try {
       const answer = document.visibilityState === "visible"
         && await fetch(new URL("changes", location.href), { signal: AbortSignal.timeout(20000) });
       const changes = answer && answer.ok ? await answer.json() : {};
+      if (answer) account(answer.status, changes.role);
       if (changes.loop) parts(changes);
     } catch { /* the server is away: Gradio says so where it matters */ }
     setTimeout(ask, 1000 * ASK_SECONDS);

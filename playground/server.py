@@ -8,8 +8,10 @@ from playground.ui import quick_gradio as quick_gradio
 
 # isort: split
 import inspect
+import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from playground.data import http
 from playground.models import export, model_card
 from playground.models.adapters import BadAdapter, Manifest
 from playground.people import visitor
-from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn
+from playground.people.admins import AdminLink, Admins
+from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
+from playground.people.sign_ins import Account, SignIns
 from playground.people.visitor import CookieMiddleware
 from playground.serving.engine import Engine
 from playground.settings import Settings
@@ -34,13 +38,18 @@ from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
 from playground.web.allowlist import Allowlist
 from playground.web.completions import Completions
+from playground.web.gate import Gate
 from playground.web.http_server import address
 from playground.web.limits import Limits
 from playground.web.metrics import CONTENT_TYPE, Metrics
 from playground.web.page_cache import PageCache
 from playground.web.payload import Handler
 from playground.web.proxies import Proxies, allowed_hosts
+from playground.web.proxy_user import ProxyUser
+from playground.web.sign_in_forms import SignInForms
 from playground.web.stream_threads import MAX_STREAMS
+
+log = logging.getLogger(__name__)
 
 # what handlers read of an event, by the class of their argument
 EVENT_KEYS = {
@@ -73,9 +82,11 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
     def figures() -> Response:  # who may read them is the allowlist's
         return Response(metrics.text(), media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
 
-    app.state.admin_link = AdminLink()
     app.state.root_path = settings.root_path
-    add_admin_route(app, Admins(settings, store))
+    gate = add_sign_in(app, settings, store, chat) if settings.people.users else None
+    if gate is None:
+        app.state.admin_link = AdminLink()
+        add_admin_route(app, Admins(settings, store))
     add_forget_route(app, store, chat)
     add_adapter_route(app, settings, store, engine)
     Completions(chat).add_routes(app)
@@ -84,8 +95,10 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
     blocks, status_bar = page.build(settings, store, engine, chat, backup)
 
     @app.api_route("/changes", methods=["GET", "HEAD"])
-    def changes() -> JSONResponse:
-        return JSONResponse(status_bar.changes(), headers={"cache-control": "no-store"})
+    def changes(request: Request) -> JSONResponse:
+        account: Account | None = request.scope.get("account")
+        who = {"role": account.user.role} if account else {}
+        return JSONResponse({**status_bar.changes(), **who}, headers={"cache-control": "no-store"})
 
     blocks.queue(max_size=MAX_STREAMS, default_concurrency_limit=16)
     # As `launch(max_threads=…)` sets it. With Gradio's default of 40 threads, 40 streams kept everybody else waiting.
@@ -105,10 +118,13 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
         pending=gradio.pending,
         translate=lambda accepted, message: words.Words(words.language(accepted)).message(message),
         head=page.HEAD,
+        gate=gate,
     )
     app.add_middleware(
         Proxies, trusted=settings.trusted_proxies, root_path=settings.root_path, hosts=allowed_hosts(settings)
     )
+    if gate and settings.people.proxy_header:
+        app.add_middleware(ProxyUser, name=settings.people.proxy_header, trusted=settings.people.trusted_proxies)
     gr.mount_gradio_app(
         app,
         blocks,
@@ -128,6 +144,21 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
     # behind a proxy can be that of an inner machine.
     blocks.config["is_colab"] = True
     return app
+
+
+def add_sign_in(app: FastAPI, settings: Settings, store: Store, chat: Chat) -> Gate:
+    """Add the forms by which users sign in and out, and let viewers only look; returns the gate before everything
+    else.
+    """
+    sign_ins = SignIns(store, settings)
+    chat.may_write = sign_ins.may_write
+    SignInForms(sign_ins).add_routes(app)
+    if settings.admins or settings.users_file:
+        log.warning("with people.users, the roles in %s count; admins and users_file do not", settings.people.users)
+    with suppress(UsersUnreadable):  # the log has the reason, and the page says it
+        if not sign_ins.users.content().users:
+            log.warning("nobody can sign in yet: python -m playground.people.users add NAME --role admin")
+    return Gate(sign_ins)
 
 
 def add_admin_route(app: FastAPI, admins: Admins) -> None:
@@ -300,9 +331,12 @@ def readiness(settings: Settings, store: Store, engine: Engine, backup: Backup |
 
 
 def announce(app: FastAPI, host: str, port: int) -> None:
-    """Print where the page of `app` is, and a link that makes one browser the owner's."""
+    """Print where the page of `app` is, and a link that makes one browser the owner's; with users there is none."""
     here = address(host, port) + app.state.root_path
     print(f"Nudge is at {here}", flush=True)
+    if not hasattr(app.state, "admin_link"):
+        print("Users sign in; python -m playground.people.users says who they are.", flush=True)
+        return
     link = f"{space_address() or here}/admin/{app.state.admin_link.issue()}"
     print(f"Admin link, for one browser: {link}", flush=True)
 

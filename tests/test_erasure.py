@@ -239,6 +239,9 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     file.write_text(json.dumps(samples))
     db = sqlite_utils.Database(str(settings.database))
     for statement in (
+        "drop table sign_in",
+        "drop index annotator_account",
+        "alter table annotator drop column account",
         "drop table api_key",
         "drop table erasure",
         "drop table trial",

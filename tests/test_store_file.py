@@ -32,6 +32,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0012_data",
         "0013_api_key",
         "0014_edited",
+        "0015_sign_in",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

@@ -44,6 +44,7 @@ class Comparing(Writing):
         BadMessage or Refused before anything is written. A version that is not in memory is loaded where `may_load`;
         the others have to take those that are there.
         """
+        self.check_may_write(annotator)
         text = self._checked_text(text)
         chat = self.settings.chat
         prompt = prompts.encode([{"role": "user", "content": text}], self.engine.tokenizer, chat.context_tokens)

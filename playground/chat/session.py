@@ -70,6 +70,7 @@ class Chat(Completing):
 
     def undo(self, annotator: int) -> tuple[View, str]:
         """Take the last turn back; returns the View and the message, to be written anew. Nothing is deleted."""
+        self.check_may_write(annotator)
         self._check_idle(annotator)
         conversation = self.store.conversation(annotator)
         if conversation is None:
@@ -129,6 +130,7 @@ class Chat(Completing):
 
     def share(self, annotator: int) -> str:
         """The token of the link to this conversation."""
+        self.check_may_write(annotator)
         conversation = self.store.conversation(annotator)
         if conversation is None or not self.view(annotator).started:
             raise Refused("There is nothing to share yet. Send a message first.")
@@ -154,6 +156,7 @@ class Chat(Completing):
         """Set this conversation's system prompt and sampling from the next message on. A value that equals the app's
         own is not kept.
         """
+        self.check_may_write(annotator)
         self._check_idle(annotator)
         given = gestures.checked(gestures.SystemPrompt, system_prompt=system_prompt).system_prompt
         system_prompt = (given or "").strip() or None

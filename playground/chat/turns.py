@@ -6,7 +6,7 @@ A turn runs from a message until both replies are in the store. How they are wri
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from playground.settings import Settings
 from playground.store import Store
 from playground.system.messages import Message
 
+VIEWER = Message("You may look at everything here, but not send, vote or edit. Ask an admin for the role annotator.")
 BUSY = Message("Replies are still streaming. Wait for them or press Stop.")
 STOP_SECONDS = 30  # within which the engine ends replies that are told to stop
 
@@ -81,6 +82,12 @@ class Turns:
         self._rng = rng or random.SystemRandom()
         self._turns: dict[int, Turn] = {}  # by annotator
         self._lock = threading.Lock()
+        self.may_write: Callable[[int], bool] = lambda annotator: True  # whether a person is more than a viewer
+
+    def check_may_write(self, annotator: int) -> None:
+        """Refused for whoever may only look."""
+        if not self.may_write(annotator):
+            raise Refused(VIEWER)
 
     def busy(self, annotator: int) -> bool:
         """Whether replies to this person are being written."""
@@ -104,9 +111,10 @@ class Turns:
 
     @contextmanager
     def _turn(self, annotator: int, address: str, text: str | None = None) -> Iterator[Turn]:
-        """A Turn of this person, who sent `text`. Refused where there is one already, and where too many messages wait
-        or come from this address.
+        """A Turn of this person, who sent `text`. Refused for a viewer, where there is one already, and where too many
+        messages wait or come from this address.
         """
+        self.check_may_write(annotator)
         with self._lock:
             if annotator in self._turns:
                 raise Busy(BUSY)

@@ -40,6 +40,7 @@ class Votes(Writing):
         While both replies are still being written, the other one ends and the pick goes on to its end; the vote is on
         what both had said. Refused where the pair cannot be voted on (any more).
         """
+        self.check_may_write(annotator)
         duel = self._own_duel(annotator, duel_id)
         if choice not in CHOICES:
             raise Refused("A vote is one of {name}; got {what}.", name=", ".join(CHOICES), what=gestures.brief(choice))
@@ -108,6 +109,7 @@ class Votes(Writing):
         """Reasons for one's vote: tags (of `REASONS`), a comment, or both; what is None stays as it was. Refused where
         a tag does not fit the vote.
         """
+        self.check_may_write(annotator)
         gestures.checked(gestures.Reason, vote=vote, tags=tags, comment=comment)
         if comment is not None:
             comment = comment.strip()
@@ -132,6 +134,7 @@ class Votes(Writing):
 
     def rate(self, annotator: int, message: int, thumb: int | None) -> None:
         """A thumb up (1), down (-1) or none (None) on one reply."""
+        self.check_may_write(annotator)
         gestures.checked(gestures.Rating, message=message, thumb=thumb)
         with refusing():
             self.store.rate(message, annotator, thumb)
@@ -140,6 +143,7 @@ class Votes(Writing):
         """What one would rather have read: a demonstration, and what the conversation goes on with. Returns the new
         View.
         """
+        self.check_may_write(annotator)
         self._check_idle(annotator)
         gestures.checked(gestures.Row, id=message)
         after = self._checked_text(after)

@@ -4,6 +4,9 @@ The app prints the admin link at each start; it works once, for one browser. The
 is checked against a file of `name:argon2 hash` lines; `python -m playground.people.admins --name NAME` writes it. On a
 Space they sign in with Hugging Face. No address makes anybody an admin, since there may be a proxy in front of any. A
 sign-in belongs to the visitor's cookie and is kept in the store. This module knows nothing about pages.
+
+With `people.users` all this counts for nothing: the users file says who is an admin, and everybody signs in before the
+page (`sign_ins.py`).
 """
 
 import getpass
@@ -27,9 +30,10 @@ from starlette.requests import HTTPConnection, Request
 from playground import settings as settings_module
 from playground.people.addresses import limit_key
 from playground.people.rates import RateLimit
+from playground.people.refusals import TooMany, WrongSignIn
+from playground.people.users_file import UsersFile
 from playground.settings import Settings
 from playground.store import Store
-from playground.system.messages import UserFacingError
 
 log = logging.getLogger("nudge.admins")
 
@@ -52,14 +56,6 @@ LONGEST_WAIT = 5.0  # seconds that they wait
 NAME_CHARS = 64  # longest name
 PASSWORD_CHARS = 256  # longest password
 SHORTEST = 10  # characters of the shortest password
-
-
-class WrongSignIn(UserFacingError):
-    """The sign-in failed; the message says what to do."""
-
-
-class TooMany(WrongSignIn):
-    """No sign-in is possible now, whatever was entered; the message says when to try again."""
 
 
 class GradioRequest(Protocol):
@@ -118,6 +114,7 @@ class Admins:
         self.settings = settings
         self.store = store
         self.names = frozenset(name.strip() for name in settings.admins.split(",") if name.strip())
+        self.users = UsersFile(settings.people.users) if settings.people.users else None
         self._hasher = hasher
         tries = settings.limits.sign_in_tries
         self._by_both = RateLimit(tries, window)  # of a name from an address
@@ -133,17 +130,21 @@ class Admins:
 
     def allowed(self, request: AnyRequest, annotator: int) -> bool:
         """Whether this person may do what admins do."""
+        if self.users:
+            return self.users.role(self.store.account(annotator)) == "admin"
         return self.store.signed_in(annotator) == OWNER or self.name(request, annotator) in self.names
 
     def name(self, request: AnyRequest, annotator: int) -> str | None:
-        """The name under which this person has signed in, or None."""
+        """The name under which this person has signed in, or None; always None where everybody signs in elsewhere."""
+        if self.users:
+            return None
         return self.store.signed_in(annotator) or space_user(request)
 
     # -- signing in and out
 
     def takes_passwords(self) -> bool:
         """Whether anybody could sign in with a password."""
-        return bool(self.names and self.settings.users_file)
+        return bool(self.names and self.settings.users_file) and not self.users
 
     def sign_in(self, request: AnyRequest, annotator: int, name: str | None, password: str | None) -> None:
         """Sign this person in as `name`, for 7 days.

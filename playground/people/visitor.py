@@ -76,7 +76,7 @@ class CookieMiddleware:
 
 
 def set_cookie_header(scope: Scope, value: str) -> str:
-    """The Set-Cookie header that gives the browser of an ASGI `scope` the token `value`."""
+    """The Set-Cookie header that gives the browser of an ASGI `scope` the token `value`; "" takes it away."""
     if scope.get("scheme") != "https":
         attributes = "SameSite=Lax"
     elif settings.ON_SPACE:
@@ -86,4 +86,4 @@ def set_cookie_header(scope: Scope, value: str) -> str:
     else:
         attributes = "SameSite=Lax; Secure"
     path = scope.get("app_root_path", scope.get("root_path")) or "/"
-    return f"{COOKIE}={value}; Path={path}; Max-Age={YEAR}; HttpOnly; {attributes}"
+    return f"{COOKIE}={value}; Path={path}; Max-Age={YEAR if value else 0}; HttpOnly; {attributes}"

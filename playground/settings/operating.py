@@ -1,8 +1,9 @@
 """The groups of settings for whoever operates the server: what it tells other programs, and its people."""
 
+from ipaddress import ip_network
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from playground.settings.groups import Group
 
@@ -30,7 +31,29 @@ class AlertSettings(Group):
 
 
 class PeopleSettings(Group):
-    """What people who vote are told."""
+    """Who may come in, and what people who vote are told."""
 
     guidelines: str = ""
     """Markdown file that everybody can unfold above the chat, in UTF-8, up to 64 KB; empty: none. Read at the start."""
+    users: str = ""
+    """File of users with roles and hashed passwords, which `python -m playground.people.users` keeps: nobody sees the
+    page without having signed in. `admins` and `users_file` do not count then. Empty: everybody may come in.
+    """
+    session_days: float = Field(14, ge=0.01, le=365)
+    """Days after which a sign-in ends that is not used."""
+    proxy_header: str = Field("", pattern=r"^([A-Za-z][A-Za-z0-9-]{2,60})?$")
+    """Header in which a reverse proxy that signs people in names the user, such as X-Forwarded-User. The user must be
+    in the file. Empty: none.
+    """
+    trusted_proxies: str = ""
+    """Proxies whose `proxy_header` is believed: addresses or networks, with commas between; it is taken from everybody
+    else's requests. Empty believes nobody.
+    """
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for part in value.split(","):
+            if part.strip():
+                ip_network(part.strip(), strict=False)  # its ValueError names the part
+        return value

@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     alerts: operating.AlertSettings = operating.AlertSettings()
     """Who is told when something happens."""
     people: operating.PeopleSettings = operating.PeopleSettings()
-    """What people who vote are told."""
+    """Who may come in, and what people who vote are told."""
 
     @field_validator("threads")
     @classmethod

@@ -18,6 +18,7 @@ from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning
+from playground.store.sign_ins import SignIns
 from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
@@ -41,7 +42,20 @@ __all__ = [
 
 
 class Store(
-    People, Keys, Conversations, Duels, Votes, Judged, Imported, Rounds, Policies, Trials, History, Watch, Snapshots
+    People,
+    SignIns,
+    Keys,
+    Conversations,
+    Duels,
+    Votes,
+    Judged,
+    Imported,
+    Rounds,
+    Policies,
+    Trials,
+    History,
+    Watch,
+    Snapshots,
 ):
     """The database at a path, with one method for each thing that is recorded or asked.
 

@@ -52,8 +52,8 @@ class Erasures(Database):
         self.scrub(SCRUB_PATIENCE)
 
     def forget(self, annotator: int) -> None:
-        """Delete all chats of this person and their identity: the cookie and the keys are unknown from now on, and a
-        sign-in ends.
+        """Delete all chats of this person and their identity: the cookie and the keys are unknown from now on, and
+        sign-ins end.
         """
         with self.writing() as db:
             db.execute(
@@ -62,9 +62,10 @@ class Erasures(Database):
             _blank(db, "in (select id from conversation where annotator = ?)", annotator)
             db.execute(
                 """update annotator set token_hash = null, name = null, signed_in_until = null, role = 'annotator',
-                     allow_training = 0 where id = ?""",
+                     allow_training = 0, account = null where id = ?""",
                 [annotator],
             )
+            db.execute("delete from sign_in where annotator = ?", [annotator])
             db.execute(
                 """update api_key set key_hash = null, name = '', revoked = coalesce(revoked, ?)
                    where annotator = ?""",

@@ -233,6 +233,23 @@ def edited(db: Database) -> None:
     db.execute("alter table demonstration add column edited text")
 
 
+@migrations(name="0015_sign_in")
+def sign_in(db: Database) -> None:
+    """Users who sign in. A person has one annotator on every device, by the id in the users file, and a cookie for each
+    sign-in.
+    """
+    # the user's id in the users file; null: a visitor, or somebody with keys alone
+    db.execute("alter table annotator add column account text")
+    db.execute("create unique index annotator_account on annotator (account)")
+    db.execute("""create table sign_in (
+                    token_hash text primary key,  -- sha256 of the cookie
+                    annotator integer not null references annotator(id),
+                    stamp text not null,  -- hash of the password's hash, with which the sign-in ends
+                    used real not null,  -- when it was last used, in unix seconds
+                    created text not null) without rowid""")
+    db.execute("create index sign_in_annotator on sign_in (annotator)")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

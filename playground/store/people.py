@@ -1,4 +1,6 @@
-"""Annotators: known by the hash of their cookie; some of them have signed in under a name."""
+"""Annotators: known by the hash of their cookie, or of those with which they have signed in (`sign_ins.py`); some of
+them have signed in under a name.
+"""
 
 import hashlib
 import time
@@ -16,7 +18,11 @@ class People(Database):
     def annotator(self, token: str, kind: str = "anonymous") -> int:
         """The id of the annotator whose cookie is `token`, made on the first visit."""
         digest = _digest(token)
-        known = self.row("select id from annotator where token_hash = ?", digest)
+        known = self.row(
+            """select id from annotator where token_hash = ?1
+               union all select annotator from sign_in where token_hash = ?1""",
+            digest,
+        )
         if known:
             return known["id"]
         with self.writing() as db:

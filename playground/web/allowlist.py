@@ -2,9 +2,9 @@
 
 A mounted Gradio app has none of the checks that Gradio ties to `launch()`, and serves uploads, files, proxies and
 editors that this page does not use. So a request passes only if its route and method are in ROUTES, it comes from the
-page's own origin (`headers.py`), its body is one that the page could send (`payload.py`), and it is within the
-visitor's limits (`limits.py`). Every other route is a 404. Only the middleware that reads proxies' headers may be
-outside of this one.
+page's own origin (`headers.py`), in an app with users its sender has signed in (`gate.py`), its body is one that the
+page could send (`payload.py`), and it is within the visitor's limits (`limits.py`). Every other route is a 404. Only
+the middleware that reads proxies' headers may be outside of this one.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from playground.people import visitor
@@ -29,6 +29,7 @@ from playground.web import bodies, payload
 from playground.web import headers as answer_headers
 from playground.web.answer import Answer
 from playground.web.bodies import Refusal
+from playground.web.gate import Gate, SignInFirst, StreamEnded, kept_query
 from playground.web.limits import Limits, NotTheirs, Session, TooMuch, Visitor
 from playground.web.metrics import may_read
 from playground.web.payload import BadPayload, Handler
@@ -40,7 +41,6 @@ FILE = r"[\w@-][\w.@-]{0,150}"
 COSTLY = (
     10  # requests that a page, a download or a stream's start counts as, since it takes the server that much longer
 )
-KEPT_QUERY = {"shared": 64, "__theme": 10}  # parameters of the page's address, and their longest values
 LONGEST_KEY = 200  # characters of an Authorization header that tell who asks
 RETRY_AFTER = "10"  # seconds, told to a browser that sends too much
 
@@ -59,6 +59,7 @@ class Kind(Enum):
     READ = "the stream of what a session's gestures answer"
     HEARTBEAT = "the stream that shows that a page is open"
     SIGN_IN = "Hugging Face's sign-in"
+    FORM = "a form by which somebody signs in or out"
 
     @property
     def is_stream(self) -> bool:
@@ -67,6 +68,15 @@ class Kind(Enum):
     @property
     def is_gesture(self) -> bool:
         return self in (Kind.CALL, Kind.JOIN)
+
+    @property
+    def is_costly(self) -> bool:
+        return self in (Kind.PAGE, Kind.JOIN, Kind.DOWNLOAD, Kind.API, Kind.FORM)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the route itself checks who asks."""
+        return self in (Kind.API, Kind.METRICS, Kind.FORM)
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,8 @@ ROUTES = [
     route("GET", rf"/gradio_api/heartbeat/{SESSION}", Kind.HEARTBEAT),
 ]
 SIGN_IN = route("GET", r"/(login/huggingface|login/callback|logout)", Kind.SIGN_IN)
+FORMS = route("GET HEAD POST", r"/(sign-in|sign-out|invitation/[A-Za-z0-9_-]{1,100})", Kind.FORM)
+LARGEST_FORM = 8 << 10  # bytes
 
 
 class Allowlist:
@@ -108,7 +120,7 @@ class Allowlist:
 
     `handlers`: Gradio's, by their number. `stop`: ends what a session has asked for. `pending`: whether a session has
     asked for anything. `translate`: puts a sentence into the language of an Accept-Language header. `head`: the HTML
-    that Gradio puts into the page's head.
+    that Gradio puts into the page's head. `gate`: of an app with users.
     """
 
     def __init__(
@@ -121,6 +133,7 @@ class Allowlist:
         pending: Callable[[str], bool],
         translate: Callable[[str, Sentence], str] = lambda _, message: str(message),
         head: str = "",
+        gate: Gate | None = None,
     ) -> None:
         self.app = app
         self.settings = settings
@@ -130,7 +143,8 @@ class Allowlist:
         self.pending = pending
         self.translate = translate
         self.scripts = answer_headers.sources(head.encode())
-        self.routes = [*ROUTES, SIGN_IN] if SPACE_SIGN_IN else ROUTES
+        self.gate = gate
+        self.routes = [*ROUTES, *([SIGN_IN] if SPACE_SIGN_IN else []), *([FORMS] if gate else [])]
         self.max_bytes = settings.limits.request_kb << 10
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,9 +159,14 @@ class Allowlist:
         answer = Answer(send, self.settings.limits.request_seconds, self.scripts)
         try:
             with ExitStack() as held:
-                scope, receive = await self._checked(scope, receive, answer, held)
-                await self.app(scope, receive, answer.send)
+                scope, receive, kind = await self._checked(scope, receive, answer, held)
+                send_on = self.gate.watched(scope, answer.send) if self.gate and kind.is_stream else answer.send
+                await self.app(scope, receive, send_on)
                 await answer.end()
+        except SignInFirst as first:
+            await RedirectResponse(first.place, 303, {"cache-control": "no-store"})(scope, receive, answer.send)
+        except StreamEnded:
+            log.info("a stream has ended with its sign-in")
         except Refusal as refusal:
             sentence = self.translate(Headers(scope=scope).get("accept-language", ""), refusal.message)
             # Gradio's page reads one here and the other there; other programs read OpenAI's shape
@@ -163,8 +182,10 @@ class Allowlist:
                 self.settings.limits.request_seconds,
             )
 
-    async def _checked(self, scope: Scope, receive: Receive, answer: Answer, held: ExitStack) -> tuple[Scope, Receive]:
-        """The request as Gradio gets it; Refusal where it does not pass.
+    async def _checked(
+        self, scope: Scope, receive: Receive, answer: Answer, held: ExitStack
+    ) -> tuple[Scope, Receive, Kind]:
+        """The request as Gradio gets it, and its kind; Refusal or SignInFirst where it does not pass.
 
         Its share of the limits is put into `held`, which is closed when the request has been answered.
         """
@@ -176,19 +197,26 @@ class Allowlist:
             raise Refusal(403, Sentence("This request came from another site. Open the page itself."))
         scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
         try:
+            if kind is Kind.ASSET:
+                self.limits.asset(sender)
+            elif not kind.is_stream:
+                cost = COSTLY if kind.is_costly else 1
+                held.enter_context(self.limits.request(sender, cost))
+            if self.gate and not kind.is_open:
+                await self.gate.check(scope, path, is_page=kind is Kind.PAGE)
             if kind.is_stream:
                 name = self._session_name(scope, path)
                 if kind is Kind.READ:
                     scope["query_string"] = f"session_hash={name}".encode()
                 held.enter_context(self.limits.stream(sender, name, reads=kind is Kind.READ))
-            elif kind is Kind.ASSET:
-                self.limits.asset(sender)
-            else:
-                cost = COSTLY if kind in (Kind.PAGE, Kind.JOIN, Kind.DOWNLOAD, Kind.API) else 1
-                held.enter_context(self.limits.request(sender, cost))
             if kind is Kind.API and scope["method"] == "POST":
                 receive = bodies.replay(
                     await bodies.read_json(headers, receive, self.max_bytes, self.settings.limits.request_seconds),
+                    receive,
+                )
+            if kind is Kind.FORM and scope["method"] == "POST":
+                receive = bodies.replay(
+                    await bodies.read_form(headers, receive, LARGEST_FORM, self.settings.limits.request_seconds),
                     receive,
                 )
             if kind.is_gesture:
@@ -209,7 +237,7 @@ class Allowlist:
         answer.expect(headers, may_gather=kind in (Kind.PAGE, Kind.CALL))
         if kind is Kind.PAGE:
             scope = page_scope(scope)
-        return scope, receive
+        return scope, receive, kind
 
     def _route(self, scope: Scope) -> tuple[str, Kind]:
         """The path without the app's own prefix, and the kind of its route; Refusal 404 where no route matches."""
@@ -261,10 +289,8 @@ def is_api(scope: Scope) -> bool:
 
 def page_scope(scope: Scope) -> Scope:
     """The request for the page, with only the query parameters that the page reads, and for an unpacked answer."""
-    pairs = parse_qsl(scope["query_string"].decode("latin-1"))
-    kept = [(key, value) for key, value in pairs if key in KEPT_QUERY and len(value) <= KEPT_QUERY[key]]
     # The page calls the address that it was loaded from, whatever the Host header says. So one page serves all hosts.
     left_out = (b"accept-encoding", b"if-none-match", b"host")
     headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
     headers.append((b"host", b"localhost"))
-    return {**scope, "query_string": urlencode(kept).encode(), "headers": headers}
+    return {**scope, "query_string": kept_query(scope).encode(), "headers": headers}

@@ -28,6 +28,15 @@ async def read_json(headers: Headers, receive: Receive, most: int, seconds: floa
     return await read_body(headers, receive, most, seconds)
 
 
+async def read_form(headers: Headers, receive: Receive, most: int, seconds: float) -> bytes:
+    """As `read_body`; Refusal also where the body is not the fields of a form."""
+    if headers.get("content-type", "").split(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+        raise Refusal(415, "A form is sent as a browser sends it.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(415, "A form is sent as it is, not packed.")
+    return await read_body(headers, receive, most, seconds)
+
+
 async def read_body(headers: Headers, receive: Receive, most: int, seconds: float) -> bytes:
     """A request's whole body; Refusal where it is longer than `most` bytes or takes longer than `seconds`."""
     too_long = Refusal(413, f"The request is larger than {most >> 10} KB.")
