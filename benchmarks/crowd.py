@@ -69,11 +69,11 @@ class Crowd:
         """What the unit of each person's score is, from the base's replies."""
         lines = self.lines[:SCALE_LINES]
         base = self.replies(0, lines, "scale")
-        found = {}
+        scales = {}
         for name, person in self.people.items():
             scores = [person.score(line, reply.text) for line, reply in zip(lines, base, strict=True)]
-            found[name] = Scale(mean(scores), float(np.std(scores)) or 1.0)
-        return found
+            scales[name] = Scale(mean(scores), float(np.std(scores)) or 1.0)
+        return scales
 
     # -- replies
 
@@ -207,8 +207,8 @@ class Crowd:
         """Replies of a version to each held-out prompt."""
         key = (version, replies, prompts_at_most)
         if key not in self._held_out:
-            found = self.replies(version, heldout_lines()[:prompts_at_most], "held out", replies)
-            self._held_out[key] = [found[i : i + replies] for i in range(0, len(found), replies)]
+            answers = self.replies(version, heldout_lines()[:prompts_at_most], "held out", replies)
+            self._held_out[key] = [answers[i : i + replies] for i in range(0, len(answers), replies)]
         return self._held_out[key]
 
     def win_rate(self, ours: list[list[Reply]], theirs: list[list[Reply]]) -> tuple[float, tuple[float, float]]:

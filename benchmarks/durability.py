@@ -71,13 +71,13 @@ def query(database: Path, sql: str) -> list[tuple]:
 
 def digest(folder: Path) -> str:
     """A hash of every row of the database and of every version."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with closing(sqlite3.connect(folder / "nudge.db")) as db:
         for line in db.iterdump():
-            found.update(line.encode())
+            sha256.update(line.encode())
     for file in sorted(folder.glob("adapters/v*/*")):
-        found.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return found.hexdigest()
+        sha256.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return sha256.hexdigest()
 
 
 def restored(folder: Path, url: str) -> Backup:

@@ -15,19 +15,19 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
-from statistics import median
+from collections.abc import Sequence
+from statistics import mean, median
 
-import torch
-from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 
 import app
 from benchmarks import llama_cpp, peer, report
-from playground.decoding import decoder, kv_cache_pool, tuning
-from playground.decoding.sampling import Sampling
-from playground.models import adapters, loading, lora, prompts, sources
-from playground.serving.engine import Engine
-from playground.settings import Positive, Settings, SettingsError, read
+from benchmarks.engine_site import TOKENS, EngineSettings, Run, Site, speed, text_prompt
+from benchmarks.engine_swaps import swap_rows
+from benchmarks.report import Log, Row
+from playground.decoding import tuning
+from playground.models import adapters, loading, sources
+from playground.settings import Settings, SettingsError, read
 from playground.store import Store
 from playground.system.child import Child
 from playground.system.threads import run_in_own_thread
@@ -35,96 +35,13 @@ from training import rollout, served, simulate
 from training.annotators import Person, brevity
 
 GENERATES = ("generates", peer.pins_of("torch", "transformers", "accelerate"))
-PROMPT, TOKENS = 181, 64
+PROMPT = 181  # tokens
 CROWD_TOKENS = 128  # of each reply, where many people write at once
-
-
-class EngineSettings(Settings):
-    """The duel engine beside its peers."""
-
-    quick: bool = False
-    """Fewer repetitions and swaps, no round beside the chat, no llama.cpp (which compiles for ten minutes)."""
-    repeats: Positive = 5
-    """Repetitions of each figure; medians count."""
-    swaps: Positive = 1000
-    """Versions swapped under running streams."""
-    json_file: str = Field("", alias="json")
-    """File for the rows, as JSON."""
-
-
-class Site:
-    """An engine with its threads running, over a fresh store, whose replies never end by themselves."""
-
-    def __init__(self, settings, folder, base, tokenizer):
-        self.settings = settings.with_values(data_dir=Path(folder), round={"poll_seconds": 0.02})
-        (Path(folder) / "tuning.json").write_text((settings.data_dir / "tuning.json").read_text())
-        self.engine = Engine(Store(self.settings.database), self.settings, base, tokenizer)
-        self.engine.end_tokens = frozenset()
-        self.engine.start()
-
-    def publish(self, size, seed):
-        """A version of random LoRA tensors, the usual rank and targets; returns its number."""
-        store, engine, s = self.engine.store, self.engine, self.settings
-        store.request_round()
-        round_id = store.take_round("benchmark", lease_seconds=30)["id"]
-        version = store.add_policy(round_id, "benchmark", parent=store.live_policy()["version"])
-        targets = lora.linear_targets(engine.base)
-        tensors = run_in_own_thread(1, lambda: self._random(size, seed, targets))
-        path, sha256 = adapters.write(
-            s.adapters_dir,
-            version,
-            tensors,
-            rank=s.ppo.lora_rank,
-            alpha=s.ppo.lora_alpha,
-            targets=targets,
-            base=engine.identity,
-            parent=0,
-            round_id=round_id,
-            scores={},
-        )
-        store.publish(round_id, "benchmark", version, path, sha256, {})
-        while engine.live.version != version:
-            time.sleep(0.01)
-        return version
-
-    def _random(self, size, seed, targets):
-        s, noise = self.settings, torch.Generator().manual_seed(seed)
-        shape = lora.lora_parameters(
-            lora.with_lora(
-                lora.tied_copy(self.engine.base), rank=s.ppo.lora_rank, alpha=s.ppo.lora_alpha, targets=targets
-            )
-        )
-        return {k: size * torch.randn(v.shape, generator=noise) for k, v in shape.items()}
-
-    def duel(self, prompt, tokens=TOKENS, seed=0, temperature=0.7):
-        """One duel to its end: {"seconds", "first", "both", "stream"}; first: until a reply's first token, both: until
-        both have one.
-        """
-        start = time.perf_counter()
-        stream = self.engine.duel(prompt, [seed, seed + 1], Sampling(temperature=temperature, max_tokens=tokens))
-        stream.wait(600)
-        firsts = sorted(stream.first_token_ms)
-        return {
-            "seconds": time.perf_counter() - start,
-            "first": firsts[0] / 1e3,
-            "both": firsts[1] / 1e3,
-            "stream": stream,
-        }
-
-
-def text_prompt(tokenizer, tokens, seed=0):
-    """Token ids of a chat of this length: shipped lines in a row, cut to fit."""
-    lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
-    frame = prompts.encode([{"role": "user", "content": ""}], tokenizer, 10**6)
-    words = tokenizer(" ".join(lines[seed:] + lines[:seed]), add_special_tokens=False)["input_ids"]
-    at = len(frame) - 1 - frame[::-1].index(tokenizer.eos_token_id)  # where the empty message stands
-    return frame[:at] + words[: tokens - len(frame)] + frame[at:]
-
 
 # -- two replies, beside the peers
 
 
-def peers(settings, prompt, log):
+def peers(settings: EngineSettings, prompt: list[int], log: Log) -> dict[str, list[Run]]:
     """{peer: what its repetitions took}"""
     job = {
         "model": sources.resolve(settings),
@@ -134,38 +51,29 @@ def peers(settings, prompt, log):
         "repeats": settings.repeats,
     }
     generates = peer.ROOT / "benchmarks" / "peers" / "two_generates.py"
-    found = {"two generates": peer.run_job([peer.python(settings, *GENERATES, log), generates], job, settings.threads)}
+    runs_of = {
+        "two generates": peer.run_job([peer.python(settings, *GENERATES, log), generates], job, settings.threads)
+    }
     if not settings.quick:
-        found["llama.cpp"] = llama_cpp.run(settings, [prompt, prompt], TOKENS, settings.repeats, log)
-    for name, runs in found.items():
+        runs_of["llama.cpp"] = llama_cpp.run(settings, [prompt, prompt], TOKENS, settings.repeats, log)
+    for name, runs in runs_of.items():
         log(f"{name}: {speed(runs):.1f} tokens/s, first token after {median(r['first'] for r in runs):.2f} s")
-    return found
+    return runs_of
 
 
-def two_replies(site, prompt, repeats):
-    site.duel(prompt, 8)
-    found = []
-    for seed in range(repeats):
-        site.engine.kv_pool.retained.clear()  # each prompt is read whole, as the peers read it
-        found.append(site.duel(prompt, seed=2 * seed))
-    return found
-
-
-def speed(found):
-    return 2 * TOKENS / median(r["seconds"] for r in found)
-
-
-def duel_rows(settings, site, tokenizer, log):
+def duel_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
+    """Two replies to one prompt: ours by the base and by a trained version, and the peers'."""
     prompt = text_prompt(tokenizer, PROMPT)
     assert len(prompt) == PROMPT
     theirs = peers(settings, prompt, log)
-    base = two_replies(site, prompt, settings.repeats)
+    base = site.repeated_duels(prompt, settings.repeats)
     site.publish(0.01, 1)
-    trained = two_replies(site, prompt, settings.repeats)
-    first = {name: median(r["first"] for r in found) for name, found in {**theirs, "ours": base}.items()}
+    trained = site.repeated_duels(prompt, settings.repeats)
+    untrained = {**theirs, "ours": base}
+    first = {name: median(run["first"] for run in runs) for name, runs in untrained.items()}
     rows = [
-        report.row(f"{name}: two replies of {TOKENS} tokens, prompt of {PROMPT}", speed(found), "tokens/s")
-        for name, found in {**theirs, "ours": base}.items()
+        report.row(f"{name}: two replies of {TOKENS} tokens, prompt of {PROMPT}", speed(runs), "tokens/s")
+        for name, runs in untrained.items()
     ]
     rows += [report.row(f"{name}: time to first token", seconds, "s") for name, seconds in first.items()]
     rows.append(report.row("speed, ours to two generates", speed(base) / speed(theirs["two generates"]), "×", "≥ 3"))
@@ -188,12 +96,13 @@ def duel_rows(settings, site, tokenizer, log):
 # -- faithfulness
 
 
-def faithful_rows(settings, site, tokenizer):
+def faithful_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """KL of what is served to the model in fp32, on its own replies to held-out prompts, of the base and of a trained
     version.
     """
     exact = loading.load_trunk(settings.with_values(dtype="float32", device="cpu"))
-    rows, live = [], site.engine.live
+    rows: list[Row] = []
+    live = site.engine.live
     chosen = rollout.seed_prompts("heldout", tokenizer, 256)[: served.EPISODES]
     tuned = adapters.load(
         site.engine.store.live_policy()["path"], exact, base_hash=loading.base_identity(exact, settings)["hash"]
@@ -222,38 +131,39 @@ def faithful_rows(settings, site, tokenizer):
 # -- many people
 
 
-def crowd_rows(settings, site, tokenizer, log):
-    rows, totals = [], {}
-    prompts_of_people = [text_prompt(tokenizer, 100 + 10 * i, i) for i in range(8)]
+def duels_at_once(site: Site, prompts_of_people: Sequence[list[int]]) -> tuple[float, list[Run]]:
+    """A duel for each prompt, all at once: seconds until all have ended, and what each took."""
+    runs: dict[int, Run] = {}
+
+    def chat(person: int) -> None:
+        runs[person] = site.duel(prompts_of_people[person], CROWD_TOKENS, seed=2 * person)
+
+    threads = [threading.Thread(target=chat, args=[person]) for person in range(len(prompts_of_people))]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start, list(runs.values())
+
+
+def crowd_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
+    """Replies to one, two, four and eight people at once; eight beside llama.cpp."""
+    rows: list[Row] = []
+    totals: dict[int, float] = {}  # tokens a second of all together, by the number of people
+    prompts_of_people = [text_prompt(tokenizer, 100 + 10 * person, person) for person in range(8)]
     repeats = max(1, settings.repeats // 2)
     for people in (1, 2, 4, 8):
-        times = []
+        speeds, slowest = [], []
         for _ in range(repeats):
-            site.engine.kv_pool.retained.clear()
-            found = [None] * people
-            threads = [
-                threading.Thread(
-                    target=lambda i=i, found=found: found.__setitem__(
-                        i, site.duel(prompts_of_people[i], CROWD_TOKENS, seed=2 * i)
-                    )
-                )
-                for i in range(people)
-            ]
-            start = time.perf_counter()
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            seconds = time.perf_counter() - start
-            rates = [2 * (CROWD_TOKENS - 1) / (f["seconds"] - f["both"]) for f in found]
-            times.append((people * 2 * CROWD_TOKENS / seconds, min(rates) / (sum(rates) / people)))
-        totals[people] = median(t for t, _ in times)
+            site.forget_prompts()
+            seconds, runs = duels_at_once(site, prompts_of_people[:people])
+            rates = [2 * (CROWD_TOKENS - 1) / (run["seconds"] - run["both"]) for run in runs]
+            speeds.append(people * 2 * CROWD_TOKENS / seconds)
+            slowest.append(min(rates) / mean(rates))
+        totals[people] = median(speeds)
         rows.append(report.row(f"{people} at once: all replies together", totals[people], "tokens/s"))
-        rows.append(
-            report.row(
-                f"{people} at once: the slowest person's rate to the mean", min(f for _, f in times), "×", "≥ 0.5"
-            )
-        )
+        rows.append(report.row(f"{people} at once: the slowest person's rate to the mean", min(slowest), "×", "≥ 0.5"))
     rows.append(report.row("8 at once to one, all replies together", totals[8] / totals[1], "×", "≥ 2.5"))
     theirs = None
     if not settings.quick:  # two sequences for each person, each of which reads the prompt
@@ -265,15 +175,16 @@ def crowd_rows(settings, site, tokenizer, log):
     return rows
 
 
-def prefix_rows(settings, site, tokenizer):
+def prefix_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """The second turn of a conversation of 600 tokens, with and without what the first one read."""
-    first, with_it, without = text_prompt(tokenizer, 500), [], []
+    first = text_prompt(tokenizer, 500)
+    with_it, without = [], []
     for repeat in range(settings.repeats):
-        site.engine.kv_pool.retained.clear()
+        site.forget_prompts()
         reply = site.duel(first, 70, seed=repeat)["stream"].decoding.replies[0].token_ids
         second = first + reply + text_prompt(tokenizer, 600)[-30:]
         with_it.append(site.duel(second, 2)["first"])
-        site.engine.kv_pool.retained.clear()
+        site.forget_prompts()
         without.append(site.duel(second, 2)["first"])
     return [
         report.row(f"second turn of {len(second)} tokens, time to first token", median(with_it), "s"),
@@ -284,97 +195,23 @@ def prefix_rows(settings, site, tokenizer):
     ]
 
 
-# -- swaps
-
-
-def swap_rows(settings, site, tokenizer, log):
-    """Versions taken live one after the other under streams; every stream's text must be what its own version alone
-    says.
-    """
-    prompt, swaps = text_prompt(tokenizer, 40), 20 if settings.quick else settings.swaps
-    min_reused = kv_cache_pool.MIN_REUSED_TOKENS
-    kv_cache_pool.MIN_REUSED_TOKENS = len(prompt)  # every stream reads its whole prompt, as `alone` does
-    versions = [site.publish(0.02, 10 + n) for n in range(3)]
-    store, engine, gaps, wrong, taken = site.engine.store, site.engine, [], 0, 0
-
-    def alone(version):
-        row = store.policy(version)
-        model = adapters.load(row["path"], engine.base, base_hash=engine.identity["hash"])
-        return [
-            r.token_ids
-            for r in decoder.run(
-                engine.live.forward.for_model(model),
-                [prompt],
-                [0, 1],
-                Sampling(temperature=0, max_tokens=16),
-                frozenset(),
-                n=2,
-            )
-        ]
-
-    expected, stop, ended = (
-        run_in_own_thread(settings.threads, lambda: {v: alone(v) for v in versions}),
-        threading.Event(),
-        [],
-    )
-
-    def person():
-        while not stop.is_set():
-            stream = engine.duel(prompt, [0, 1], Sampling(temperature=0, max_tokens=16))
-            seen, at = 0, time.perf_counter()
-            while not stream.wait(0.002):
-                if stream.tokens()[0] > seen:
-                    gaps.append((time.perf_counter() - at) if seen else 0)
-                    seen, at = stream.tokens()[0], time.perf_counter()
-            ended.append((stream.policy.version, [r.token_ids for r in stream.decoding.replies], stream.error))
-
-    people = [threading.Thread(target=person) for _ in range(2)]
-    for thread in people:
-        thread.start()
-    for n in range(swaps):
-        store.roll_back(versions[n % 3])
-        start = time.perf_counter()
-        while engine.live.version != versions[n % 3] and time.perf_counter() - start < 60:
-            time.sleep(0.01)
-        taken += engine.live.version == versions[n % 3]
-        if n % 100 == 99:
-            log(f"{n + 1} swaps, longest gap {1e3 * max(gaps):.0f} ms")
-    stop.set()
-    for thread in people:
-        thread.join()
-    kv_cache_pool.MIN_REUSED_TOKENS = min_reused
-    wrong = sum(
-        error is not None or (version in expected and said != expected[version]) for version, said, error in ended
-    )
-    back = []
-    for n in range(settings.repeats + 2):
-        store.roll_back(versions[n % 2])
-        start = time.perf_counter()
-        run_in_own_thread(1, engine.versions.follow_store)
-        back.append(time.perf_counter() - start)
-    return [
-        report.row("roll-back until the version before answers", max(back[2:]), "s", "≤ 1"),
-        report.row("swaps under load", taken, f"of {swaps}", f"≥ {swaps}"),
-        report.row(f"streams dropped or wrong, of {len(ended)}", wrong, "", "≤ 0"),
-        report.row("longest gap between two tokens of a stream", 1e3 * max(gaps), "ms", "≤ 250"),
-    ]
-
-
 # -- beside a round
 
 
-def round_rows(settings, site, tokenizer, log):
+def round_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Row]:
     """Speed and first token of the chat while a worker trains on simulated votes."""
     prompt = text_prompt(tokenizer, PROMPT)
     folder = site.settings.data_dir / "beside"
     job = Settings.like(site.settings, data_dir=folder, seed=0)
-    said = simulate.SimulateSettings.like(job, votes=48, chat={"reply_tokens": 64})
+    votes = simulate.SimulateSettings.like(job, votes=48, chat={"reply_tokens": 64})
     store = Store(job.database)
     run_in_own_thread(
         settings.threads,
-        lambda: simulate.make_duels(store, said, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log),
+        lambda: simulate.make_duels(
+            store, votes, loading.load_trunk(job), tokenizer, {"brevity": Person(brevity)}, log
+        ),
     )
-    quiet = two_replies(site, prompt, settings.repeats)
+    quiet = site.repeated_duels(prompt, settings.repeats)
     worker = site.engine.worker_process = Child(
         [sys.executable, "-m", "training.worker"], app.child_environ(job)
     ).start()
@@ -385,7 +222,7 @@ def round_rows(settings, site, tokenizer, log):
             time.sleep(0.5)
         beside = []
         while store.last_round()["state"] == "running" and len(beside) < 3 * settings.repeats:
-            beside += two_replies(site, prompt, 1)
+            beside += site.repeated_duels(prompt, 1)
             time.sleep(1)
     finally:
         site.engine.worker_process = None
@@ -397,7 +234,7 @@ def round_rows(settings, site, tokenizer, log):
         report.row("speed kept while a round trains", speed(beside) / speed(quiet), "×", "≥ 0.8"),
         report.row(
             "time to first token while a round trains to without",
-            median(r["first"] for r in beside) / median(r["first"] for r in quiet),
+            median(run["first"] for run in beside) / median(run["first"] for run in quiet),
             "×",
             "≤ 2",
         ),
@@ -407,7 +244,7 @@ def round_rows(settings, site, tokenizer, log):
 # -- the process
 
 
-def process_rows(settings, tokenizer):
+def process_rows(settings: EngineSettings) -> list[Row]:
     """`python app.py` once warm: until it can answer, and its memory after eight people have chatted at once."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -428,12 +265,11 @@ def process_rows(settings, tokenizer):
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            said = (
-                json.loads(line) for line in server.stdout if line.startswith("{")
-            )  # the server says where it is, too
-            ready = next(said)
+            # the server also prints its address
+            answers = (json.loads(line) for line in server.stdout if line.startswith("{"))
+            ready = next(answers)
             seconds.append(time.perf_counter() - start)
-            peak = next(said)["peak_mb"]
+            peak = next(answers)["peak_mb"]
             server.wait()
             assert ready["ready"]
     return [
@@ -442,15 +278,13 @@ def process_rows(settings, tokenizer):
     ]
 
 
-def run(settings, log=print):
-    """The rows."""
+def run(settings: EngineSettings, log: Log = print) -> list[Row]:
+    """The rows of all parts, shown as far as they are while it runs."""
     settings = settings.with_values(device="cpu")
     if settings.quick:
         settings = settings.with_values(repeats=2)
-    base, tokenizer = (
-        run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings)),
-        loading.load_tokenizer(settings),
-    )
+    base = run_in_own_thread(settings.threads, lambda: loading.load_trunk(settings))
+    tokenizer = loading.load_tokenizer(settings)
     choice = run_in_own_thread(
         settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings))
     )
@@ -477,10 +311,10 @@ def run(settings, log=print):
                 report.show(rows)
         finally:
             site.engine.close()
-    return rows + process_rows(settings, tokenizer)
+    return rows + process_rows(settings)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, EngineSettings, "python -m benchmarks.engine")
         rows = run(settings)

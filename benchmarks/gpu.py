@@ -13,17 +13,22 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import Field
 
 from benchmarks import report
+from benchmarks.report import Log, Row
 from playground.models import loading
 from playground.settings import Settings, SettingsError, read
 from playground.system import memory
 
 PARTS = {"train": ("gpu_models", "gpu_ppo", "gpu_round", "gpu_qlora", "gpu_beside"), "decode": ("gpu_decode",)}
+
+# its settings, the device, and where to log; returns rows
+Section = Callable[[Settings, torch.device, Log], Sequence[Row]]
 
 
 class GpuSettings(Settings):
@@ -85,23 +90,23 @@ class Stopwatch:
             self.peak_mb = torch.cuda.max_memory_allocated(self.device) / 1e6
 
 
-def sections(settings):
+def sections(settings: GpuSettings) -> list[tuple[str, Section]]:
     """[(name, function of (settings, device, log) that returns rows)] of the parts that the settings name, in their
     order.
     """
     wanted = [name for name in settings.only.split(",") if name]
-    found = []
+    known = []
     for part, modules in PARTS.items():
         for module in modules:
             if part == "decode":
-                found.append((part, part, _decode))
+                known.append((part, part, _decode))
             else:
-                found += [(part, name, run) for name, run in _sections_of(module).items()]
-    names = {name for part, name, _ in found} | set(PARTS)
+                known += [(part, name, run) for name, run in _sections_of(module).items()]
+    names = {name for part, name, _ in known} | set(PARTS)
     if unknown := set(wanted) - names:
         raise SettingsError(f"--only: {', '.join(sorted(unknown))}: choose among {', '.join(sorted(names))}")
-    chosen = [(name, run) for word in wanted for part, name, run in found if word in (part, name)]
-    return list(dict.fromkeys(chosen)) if wanted else [(name, run) for _, name, run in found]
+    chosen = [(name, run) for word in wanted for part, name, run in known if word in (part, name)]
+    return list(dict.fromkeys(chosen)) if wanted else [(name, run) for _, name, run in known]
 
 
 def _sections_of(module):
@@ -123,7 +128,7 @@ def card(device):
     ]
 
 
-def run(settings, log=print):
+def run(settings: GpuSettings, log: Log = print) -> list[Row]:
     """The rows; also written to the JSON file after each section."""
     device = loading.device_of(settings)
     if device.type != "cuda" and not settings.quick:

@@ -10,11 +10,12 @@ import gc
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from benchmarks.report import row, show
+from benchmarks.report import Row, row, show
 from playground.decoding import decoder
 from playground.decoding.decoder import Decoding
 from playground.decoding.graph_forward import GraphForward
@@ -143,7 +144,7 @@ def weight_bytes(forward):
     return (sum(p.numel() for p in parameters) + forward.lean.head.numel()) * forward.lean.dtype.itemsize
 
 
-def kernels_of_step(forward, device):
+def kernels_of_step(forward: GraphForward, device: torch.device) -> tuple[float, list[str]]:
     """The kernels of one step of a pair: how many, and the ten that take longest as text lines."""
     if device.type != "cuda":
         return 0, []
@@ -156,10 +157,10 @@ def kernels_of_step(forward, device):
             decoder.step(decodings)
         torch.cuda.synchronize()
     decodings[0].stop()
-    found = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
-    found.sort(key=lambda e: -e.self_device_time_total)
-    lines = [f"{e.self_device_time_total / 4:9.1f} µs {e.count / 4:6.1f}x {e.key[:150]}" for e in found[:18]]
-    return sum(e.count for e in found) / 4, lines
+    events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    lines = [f"{e.self_device_time_total / 4:9.1f} µs {e.count / 4:6.1f}x {e.key[:150]}" for e in events[:18]]
+    return sum(e.count for e in events) / 4, lines
 
 
 # -- parts
@@ -203,9 +204,9 @@ def small(model, quick, device):
     ]
 
 
-def crowd(model, quick, device):
+def crowd(model: PreTrainedModel, quick: bool, device: torch.device) -> list[Row]:
     """Many pairs at once, and how long a shape takes to capture."""
-    found = []
+    table = []
     steps = 32 if quick else 96
     forward = GraphForward(model, PEOPLE, 512)
     alone = 2 / step_seconds(forward, 1, steps, device)
@@ -218,12 +219,12 @@ def crowd(model, quick, device):
         for decoding in decodings:
             decoding.stop()
         seconds = step_seconds(forward, people, steps, device)
-        found.append(row(f"135M, {people} people: tokens a second together", 2 * people / seconds, "tokens/s"))
-    found.append(row(f"135M, {PEOPLE} people to one", found[-1]["value"] / alone, "times", "≥ 10"))
-    found.append(row("the first step of a shape, its graph captured", statistics.median(captures), "s"))
+        table.append(row(f"135M, {people} people: tokens a second together", 2 * people / seconds, "tokens/s"))
+    table.append(row(f"135M, {PEOPLE} people to one", table[-1]["value"] / alone, "times", "≥ 10"))
+    table.append(row("the first step of a shape, its graph captured", statistics.median(captures), "s"))
     if device.type == "cuda":
-        found.append(row("135M, memory of weights, slots and graphs", torch.cuda.memory_reserved() / 2**20, "MB"))
-    return found
+        table.append(row("135M, memory of weights, slots and graphs", torch.cuda.memory_reserved() / 2**20, "MB"))
+    return table
 
 
 def match(model, quick, device):
@@ -295,7 +296,7 @@ def free():
         torch.cuda.empty_cache()
 
 
-def rows(quick, device, model_folder="", only=PARTS):
+def rows(quick: bool, device: torch.device | str, model_folder: str = "", only: Sequence[str] = PARTS) -> list[Row]:
     """All rows. Without a GPU the parts of the small model are run with a tiny one, to see that they work."""
     device = torch.device(device)
     cuda = device.type == "cuda"
@@ -305,25 +306,25 @@ def rows(quick, device, model_folder="", only=PARTS):
         model = build(
             LlamaConfig(**(SMOLLM2_135M if cuda else TINY)), device, torch.bfloat16 if cuda else torch.float32
         )
-    found = []
+    table = []
     for part in (small, crowd, match):
         if part.__name__ in only:
             start = clock(device)
-            found += part(model, quick, device)
+            table += part(model, quick, device)
             print(f"{part.__name__}: {clock(device) - start:.1f} s", flush=True)
     del model
     free()
     if not cuda or "large" not in only:
-        return found
+        return table
     bandwidth = copy_bandwidth(device)
-    found.append(row("bandwidth of a copy", bandwidth / 1e12, "TB/s"))
+    table.append(row("bandwidth of a copy", bandwidth / 1e12, "TB/s"))
     free()
     for name, sizes, bar in (("1.5B", QWEN2_1_5B, "≥ 900"), ("7B", QWEN2_7B, "≥ 300")):
         start = clock(device)
-        found += large(name, sizes, bar, quick, device, bandwidth)
+        table += large(name, sizes, bar, quick, device, bandwidth)
         free()
         print(f"{name}: {clock(device) - start:.1f} s", flush=True)
-    return found
+    return table
 
 
 def main(argv=None):

@@ -5,8 +5,10 @@ import random
 import torch
 
 from benchmarks import gpu, report
+from benchmarks.report import Log, Row
 from playground.models import loading
 from playground.models.feature_trunk import FeatureTrunk
+from playground.settings import Settings
 from training import selftest
 from training.policy import PolicyModel
 
@@ -14,7 +16,7 @@ REPLIES = 200
 PROMPT_TOKENS, REPLY_TOKENS = 60, 96
 
 
-def margins(settings, device):
+def margins(settings: Settings, device: torch.device) -> tuple[PolicyModel, dict[str, float]]:
     """(policy, {what: value}): how far the self-test's quantities are from their limits."""
     policy = PolicyModel(loading.load_trunk(settings, training=True), settings)
     episodes = selftest.fixed_episodes(policy.causal)
@@ -33,21 +35,23 @@ def margins(settings, device):
     return policy, {"ratio": ratio, "padding": padding, "sharing": sharing}
 
 
-def self_test(settings, device, log):
+def self_test(settings: Settings, device: torch.device, log: Log) -> list[Row]:
     """Rows: the policy's self-test in the trunk's own format, and in fp32, which a GPU without bf16 gets."""
     rows = []
     for dtype in ("auto", "float32"):
         of_dtype = settings.with_values(dtype=dtype)
         with gpu.Stopwatch(device) as watch:
-            policy, found = margins(of_dtype, device)
+            policy, measured = margins(of_dtype, device)
             selftest.check_policy(policy, of_dtype)
         name = str(policy.causal.dtype).removeprefix("torch.")
         limit = selftest.PADDING[policy.causal.dtype]
         tolerance = settings.ppo.ratio_tolerance
         rows += [
-            report.row(f"self-test, {name}: first ratio off 1 by", found["ratio"], "", f"≤ {tolerance}"),
-            report.row(f"self-test, {name}: change by padding", found["padding"], "nats a token", f"≤ {limit}"),
-            report.row(f"self-test, {name}: change by a shared prompt", found["sharing"], "nats a token", f"≤ {limit}"),
+            report.row(f"self-test, {name}: first ratio off 1 by", measured["ratio"], "", f"≤ {tolerance}"),
+            report.row(f"self-test, {name}: change by padding", measured["padding"], "nats a token", f"≤ {limit}"),
+            report.row(
+                f"self-test, {name}: change by a shared prompt", measured["sharing"], "nats a token", f"≤ {limit}"
+            ),
             report.row(f"self-test, {name}: prompts are shared", int(policy.share_prompts), "", "≥ 1"),
             report.row(f"self-test, {name}: loading and testing", watch.seconds, "s"),
             report.row(f"self-test, {name}: peak of tensors", watch.peak_mb, "MB"),

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks import gpu, report
 from playground.models import adapters, loading, lora
+from playground.settings import Settings
 from playground.store import Store
 from playground.system import memory
 from training import annotators, selftest, simulate, worker
@@ -97,7 +99,7 @@ def ended_well(row):
     return int(row["state"] in ("published", "refused"))
 
 
-def swap(settings, store, pool, device):
+def swap(settings: Settings, store: Store, pool: lora.LoraPool, device: torch.device) -> tuple[float, PreTrainedModel]:
     """Load the last round's version over the pool's base; returns (KL to the CPU's fp32 in nats a token, model)."""
     version = store.round_policy(store.last_round()["id"])
     where = {"base_hash": loading.base_identity(pool.base, settings)["hash"], "expected_sha256": version["sha256"]}
@@ -109,8 +111,8 @@ def swap(settings, store, pool, device):
         for episode in selftest.fixed_episodes(pool.base):
             ids = torch.tensor([episode.prompt + episode.completion])
             expected = torch.log_softmax(truth(ids).logits.float(), -1)
-            found = torch.log_softmax(model(ids.to(device)).logits.float().cpu(), -1)
-            total += (expected.exp() * (expected - found)).sum().item()
+            actual = torch.log_softmax(model(ids.to(device)).logits.float().cpu(), -1)
+            total += (expected.exp() * (expected - actual)).sum().item()
             tokens += ids.numel()
     return total / tokens, model
 

@@ -54,7 +54,7 @@ class HumanVotesSettings(Settings):
     peer_epochs: int = Field(2, ge=1)
     """Epochs of the peer."""
     draws: int = Field(0, ge=0)
-    """How often the votes of each size are drawn anew in each fold; 0 takes 3, or 1 with --quick."""
+    """How often the votes of each size are drawn again in each fold; 0 takes 3, or 1 with --quick."""
     json_file: str = Field("", alias="json")
     """File to write the rows to."""
 
@@ -167,7 +167,7 @@ def read_features(
             log(f"features of replies {done + 1} to {done + len(chunk)} of {len(replies)}")
             return [trunk.parts, trunk.features(chunk).tolist()]
 
-        parts, found = cache.get(
+        parts, features_of_part = cache.get(
             compute,
             kind="features",
             model=sources.resolve(settings).rsplit("/", 1)[-1],
@@ -175,7 +175,7 @@ def read_features(
             depths=[settings.reward.layer, *feature_trunk.DEPTHS],
             ids=chunk,
         )
-        rows += found
+        rows += features_of_part
     return torch.tensor(rows), parts
 
 
@@ -255,8 +255,8 @@ def predict_by_peer(
         rng = random.Random(f"{settings.seed}/{k}/0")
         job = peer_job(votes, rng.sample(outside, min(size, len(outside))), inside, settings)
         key = {name: value for name, value in job.items() if name != "threads"}
-        found = cache.get(lambda job=job: run_peer(job, settings, log), kind="peer", code=PEER_CODE.read_text(), **key)
-        scores = torch.tensor(found["scores"])
+        cell = cache.get(lambda job=job: run_peer(job, settings, log), kind="peer", code=PEER_CODE.read_text(), **key)
+        scores = torch.tensor(cell["scores"])
         outcome = torch.tensor([pair.outcome for pair in inside])
         several.append(Predictions(scores[0::2] - scores[1::2], torch.zeros(len(inside)), outcome))
     return Predictions.join(several)

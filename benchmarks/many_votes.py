@@ -44,8 +44,8 @@ class ManyVotesSettings(Settings):
     """File to write the rows to."""
 
 
-def fill(path, votes):
-    """A store with so many votes."""
+def fill(path: Path, votes: int) -> None:
+    """A store with `votes` votes."""
     Store(path)
     db = sqlite3.connect(path)
     db.execute("pragma synchronous=off")

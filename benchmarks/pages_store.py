@@ -9,7 +9,7 @@ from playground.store.reasons import not_published
 from playground.system.messages import Message
 
 TURNS = 5  # of a conversation
-ONES_OWN = 5  # each so many-th conversation is the visitor's
+ONES_OWN = 5  # every fifth conversation is the visitor's
 REPORT = {
     "prompts": 64,
     "replies": 4,
@@ -87,7 +87,7 @@ def _reply(i):
 
 
 def _rounds(store, cast, votes, rounds, config):
-    """The round that is due after so many votes, if one is."""
+    """The round that is due after `cast` votes, if one is."""
     if cast % (votes // rounds):
         return
     store.request_round()

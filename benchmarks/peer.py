@@ -5,7 +5,12 @@ import os
 import subprocess
 import tempfile
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Log
+from playground.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,14 +19,14 @@ class SideFailed(Exception):
     """A side of the comparison could not be set up or run; the message ends with what it said."""
 
 
-def pins_of(*names):
+def pins_of(*names: str) -> list[str]:
     """Our own pinned lines of these packages: a peer gets the versions that we have."""
     ours = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     return [line for line in ours if line.split("==")[0] in names]
 
 
-def python(settings, name, pins, log=print):
-    """The interpreter of DATA/benchmarks/NAME; made anew where the stamp does not say that just these pins
+def python(settings: Settings, name: str, pins: Sequence[str], log: Log = print) -> Path:
+    """The interpreter of DATA/benchmarks/NAME; made again where the stamp does not say that just these pins
     are in it.
     """
     folder = (settings.data_dir / "benchmarks" / name).absolute()
@@ -34,7 +39,7 @@ def python(settings, name, pins, log=print):
     return interpreter
 
 
-def run(command, environment):
+def run(command: Sequence[str | Path], environment: Mapping[str, str]) -> str:
     """Standard output of a command; SideFailed with the end of what it said when it fails."""
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -42,8 +47,8 @@ def run(command, environment):
     return done.stdout
 
 
-def run_job(command, job, threads):
-    """What a script that reads its job from a file says in its last line, as JSON; on so many threads."""
+def run_job(command: Sequence[str | Path], job: dict[str, Any], threads: int) -> Any:
+    """What a script that reads its job from a file says in its last line, as JSON; on `threads` threads."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(job, file)
         file.flush()

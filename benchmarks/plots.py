@@ -3,12 +3,18 @@ there is and nothing else.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+Cell = dict[str, Any]  # of `learning_cells.py`, or a row of `rounds_in_a_row.py`
 
 FAR = "far beyond the KL target"  # the arm of `benchmarks/rounds.py` that goes on until the score falls
 STYLE = {
@@ -23,7 +29,7 @@ STYLE = {
 }
 
 
-def draw(cells, folder):
+def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Write `learning-*.svg` into `folder`; returns the files. A picture without cells is not drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     models = [c for c in cells if c["kind"] == "reward model" and not c["shuffled"]]
@@ -49,7 +55,7 @@ def draw(cells, folder):
     return files
 
 
-def draw_chains(rows, file):
+def draw_chains(rows: Sequence[Cell], file: Path) -> None:
     """Write the picture of `rounds_in_a_row`'s rows into `file`."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
@@ -59,7 +65,7 @@ def draw_chains(rows, file):
         plt.close(figure)
 
 
-def by(cells, *names):
+def by(cells: Sequence[Cell], *names: str) -> dict[tuple, list[Cell]]:
     """Cells grouped by these of their values."""
     groups = defaultdict(list)
     for cell in cells:
@@ -67,7 +73,7 @@ def by(cells, *names):
     return groups
 
 
-def accuracy(axes, cells):
+def accuracy(axes: Axes, cells: Sequence[Cell]) -> None:
     """Accuracy on held-out prompts against votes: median and range over seeds; flipped votes dashed."""
     for k, (annotator, own) in enumerate(by(cells, "annotator").items()):
         for flip, dashes in ((0.0, "-"), (0.25, "--")):
@@ -98,7 +104,15 @@ def accuracy(axes, cells):
     axes.legend()
 
 
-def calibration(axes, cells):
+def weighted_mean(entries: list[tuple[float, float, int]]) -> tuple[float, float]:
+    """The means of (predicted, observed, count) by their counts."""
+    total = sum(count for _, _, count in entries)
+    predicted = sum(predicted * count for predicted, _, count in entries) / total
+    observed = sum(observed * count for _, observed, count in entries) / total
+    return predicted, observed
+
+
+def calibration(axes: Axes, cells: Sequence[Cell]) -> None:
     """Predicted against observed share of wins, at the number of votes nearest to 100."""
     n = min({c["n"] for c in cells}, key=lambda n: abs(n - 100))
     for k, ((annotator,), own) in enumerate(
@@ -106,9 +120,9 @@ def calibration(axes, cells):
     ):
         bins = defaultdict(list)
         for cell in own:
-            for p, share, count in cell["reliability"]:
-                bins[min(int(p * 10), 9)].append((p, share, count))
-        points = [[sum(x[i] * x[2] for x in b) / sum(x[2] for x in b) for i in (0, 1)] for _, b in sorted(bins.items())]
+            for predicted, observed, count in cell["reliability"]:
+                bins[min(int(predicted * 10), 9)].append((predicted, observed, count))
+        points = [weighted_mean(entries) for _, entries in sorted(bins.items())]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=f"C{k}", label=annotator)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
     axes.set(
@@ -119,7 +133,7 @@ def calibration(axes, cells):
     axes.legend()
 
 
-def win_rate(axes, cells):
+def win_rate(axes: Axes, cells: Sequence[Cell]) -> None:
     """True win rate of each round's policy over the base, with its interval over prompts."""
     groups = by(cells, "arm", "n", "flip")
     names = sorted({c["annotator"] for c in cells})
@@ -151,7 +165,7 @@ def win_rate(axes, cells):
     axes.legend(fontsize=8, loc="lower left")
 
 
-def over_optimisation(axes, cells):
+def over_optimisation(axes: Axes, cells: Sequence[Cell]) -> None:
     """Proxy reward and true score against √KL (Gao et al. 2022), both in deviations from where they began."""
     for k, ((annotator,), own) in enumerate(by(cells, "annotator").items()):
         for cell in own:
@@ -176,7 +190,7 @@ def over_optimisation(axes, cells):
     axes.legend()
 
 
-def rounds_in_a_row(axes, rows):
+def rounds_in_a_row(axes: Axes, rows: Sequence[Cell]) -> None:
     """True win rate of the live version over the base, round by round, a line for each chain with its last interval;
     hollow where a round brought no version.
     """

@@ -7,87 +7,102 @@ import inspect
 import itertools
 import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
 
 import sqlite_utils
 import torch
 
+from benchmarks.report import Log
 from playground.models import loading, prompts, sources
 from playground.models.feature_trunk import DEPTHS, FeatureTrunk
+from playground.settings import Settings
 from training import annotators, preferences, rollout
-from training.preferences import OUTCOMES, Pair
+from training.annotators import Person, Score
+from training.preferences import OUTCOMES, Pair, Preferences
+
+Indices = tuple[int, int]  # of two replies in a pool
 
 
 @dataclass
 class Pool:
     """Replies of the base to the shipped prompts, with their features."""
 
-    prompts: list  # of each reply, its prompt's text
-    texts: list
-    ids: list  # [(prompt ids, completion ids)]
-    ended: list
-    heldout: list  # of each reply, whether its prompt is held out
+    prompts: list[str]  # of each reply, its prompt's text
+    texts: list[str]
+    ids: list[tuple[list[int], list[int]]]  # (prompt ids, completion ids)
+    ended: list[bool]
+    heldout: list[bool]  # of each reply, whether its prompt is held out
     features: torch.Tensor  # (N, D)
-    parts: list
+    parts: list[int]  # widths of the features' parts
 
-    def groups(self, heldout):
+    def groups(self, heldout: bool) -> list[list[int]]:
         """Indices of the replies to one prompt, prompt by prompt."""
         wanted = (i for i in range(len(self.ids)) if self.heldout[i] == heldout)
         return [list(group) for _, group in itertools.groupby(wanted, key=lambda i: self.prompts[i])]
 
-    def pairs(self, heldout):
+    def pairs(self, heldout: bool) -> list[list[Indices]]:
         """All index pairs of replies to one prompt, prompt by prompt."""
         return [list(itertools.combinations(group, 2)) for group in self.groups(heldout)]
 
-    def scores(self, score):
+    def scores(self, score: Score) -> list[float]:
         """An annotator's score of every reply."""
         return [score(p, t) for p, t in zip(self.prompts, self.texts, strict=True)]
 
 
-class Known:
+class KnownFeatures:
     """Stands for the trunk: features looked up instead of computed."""
 
-    def __init__(self, pool, chosen):
-        self.parts, self._rows = pool.parts, pool.features[chosen]
+    def __init__(self, pool: Pool, chosen: list[int]) -> None:
+        self.parts = pool.parts
+        self._rows = pool.features[chosen]
 
-    def features(self, _replies, _on_batch=None):
+    def features(self, _replies: Any, _on_batch: Any = None) -> torch.Tensor:
         return self._rows
 
 
 class Cache:
     """Results by what they were made from, in `DATA/benchmarks/NAME.db`."""
 
-    def __init__(self, settings, name="learning"):
+    def __init__(self, settings: Settings, name: str = "learning") -> None:
         folder = settings.data_dir / "benchmarks"
         folder.mkdir(parents=True, exist_ok=True)
         self.table = sqlite_utils.Database(folder / f"{name}.db")["result"]
 
-    def get(self, make, *code, **key):
+    def get(self, make: Callable[[], Any], *code: ModuleType, **key: Any) -> Any:
         """`make()`, or what it returned before for the same key and the same source of the modules `code`."""
         digest = self._digest(code, key)
-        if (found := self._find(digest)) is not None:
-            return found
+        if (cell := self._find(digest)) is not None:
+            return cell
         value = make()
         self.table.insert(
             {"id": digest, "key": json.dumps(key, sort_keys=True), "value": json.dumps(value)}, pk="id", replace=True
         )
         return value
 
-    def known(self, *code, **key):
+    def known(self, *code: ModuleType, **key: Any) -> Any:
         """What `get` would return without making it; None where it has not been made."""
         return self._find(self._digest(code, key))
 
-    def _find(self, digest):
-        found = next(self.table.rows_where("id = ?", [digest]), None) if self.table.exists() else None
-        return found and json.loads(found["value"])
+    def _find(self, digest: str) -> Any:
+        row = next(self.table.rows_where("id = ?", [digest]), None) if self.table.exists() else None
+        return row and json.loads(row["value"])
 
     @staticmethod
-    def _digest(code, key):
+    def _digest(code: Sequence[ModuleType], key: dict[str, Any]) -> str:
         sources = [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in code]
         return hashlib.sha256(json.dumps([key, sources], sort_keys=True).encode()).hexdigest()
 
 
-def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout")):
+def make_pool(
+    settings: Settings,
+    cache: Cache,
+    prompts_each: int | None,
+    log: Log = print,
+    parts: Sequence[str] = ("train", "heldout"),
+) -> Pool:
     """Sample and read the pool, or find it in the cache; `prompts_each` limits each part's prompts."""
     tokenizer = loading.load_tokenizer(settings)
     key = {
@@ -153,7 +168,7 @@ def make_pool(settings, cache, prompts_each, log=print, parts=("train", "heldout
     return Pool(lines, texts, ids, ended, held, torch.tensor(features), widths)
 
 
-def duels(pool, n, seed):
+def duels(pool: Pool, n: int, seed: int) -> tuple[list[Indices], random.Random]:
     """`n` index pairs (left, right), on different prompts as far as there are any, none held out; and the random source
     that goes on.
     """
@@ -164,7 +179,9 @@ def duels(pool, n, seed):
     return [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen], rng
 
 
-def choices(pool, pairs, person, rng, shuffled=False):
+def choices(
+    pool: Pool, pairs: Sequence[Indices], person: Person, rng: random.Random, shuffled: bool = False
+) -> list[str]:
     """A person's choice on each of these duels; shuffled, they say nothing about the replies."""
     scores = annotators.standardised(pool.scores(person.score))
     said = [person.vote(scores[a], scores[b], rng) for a, b in pairs]
@@ -173,7 +190,7 @@ def choices(pool, pairs, person, rng, shuffled=False):
     return said
 
 
-def vote(pool, person, n, seed, shuffled=False):
+def vote(pool: Pool, person: Person, n: int, seed: int, shuffled: bool = False) -> tuple[Preferences, list[int]]:
     """`n` votes on the pool: (Preferences, indices of its replies in the pool)."""
     pairs, rng = duels(pool, n, seed)
     said = choices(pool, pairs, person, rng, shuffled)

@@ -34,14 +34,17 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from pydantic import Field
 from transformers import AutoConfig
 
 from benchmarks import peer, report
+from benchmarks.report import Log, Row
 from playground.models import loading, sources
 from playground.settings import Positive, PPOSettings, Settings, SettingsError, read
 from playground.system import memory
@@ -51,6 +54,9 @@ PEER, PINS = (
     "trl-1.12",
     ["trl==1.12.0", "datasets==5.2.0", *peer.pins_of("accelerate", "peft", "torch", "transformers")],
 )
+Command = Sequence[str | Path]
+Figures = dict[str, Any]  # what a process printed: seconds and tokens of its iterations, peak memory, TRL's arithmetic
+
 UNUSED_TOKEN = 3  # SmolLM2's <repo_name>: in no prompt, and as good as never sampled
 
 
@@ -155,26 +161,28 @@ def example(rows=8, tokens=48, seed=0):
     }
 
 
-def our_arithmetic(tensors, s):
+def our_arithmetic(tensors: Mapping[str, Any], settings: PpoStepSettings) -> dict[str, torch.Tensor]:
     """What `ppo_math` makes of the tensors; the whitening as TRL scales it."""
     t = {name: torch.as_tensor(x) for name, x in tensors.items()}
-    advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, s.ppo.gae_lambda)
+    advantages, returns = ppo_math.gae(t["rewards"], t["values"], t["mask"], 1.0, settings.ppo.gae_lambda)
     n = t["mask"].sum()
     return {
         "GAE advantages": advantages,
         "GAE returns": returns,
         "whitened advantages": ppo_math.masked_whiten(advantages, t["mask"]) * ((n - 1) / n).sqrt(),
         "policy loss": ppo_math.policy_loss(
-            t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], s.ppo.ratio_clip
+            t["logprobs"], t["old_logprobs"], t["advantages"], t["mask"], settings.ppo.ratio_clip
         )[0],
-        "value loss": ppo_math.value_loss(t["new_values"], t["values"], t["returns"], t["mask"], s.ppo.value_clip),
+        "value loss": ppo_math.value_loss(
+            t["new_values"], t["values"], t["returns"], t["mask"], settings.ppo.value_clip
+        ),
     }
 
 
 # -- running them
 
 
-def commands(python, job_file):
+def commands(python: Path, job_file: Path) -> dict[str, Command]:
     """The command of each side."""
     return {
         "ours": [sys.executable, "-m", "benchmarks.ppo_side", job_file],
@@ -182,7 +190,7 @@ def commands(python, job_file):
     }
 
 
-def measure(settings, sides, log=print):
+def measure(settings: PpoStepSettings, sides: Mapping[str, Command], log: Log = print) -> dict[str, list[Figures]]:
     """{side: what its processes printed}; the sides in turn, so that noise hits both."""
     environment = {
         **os.environ,
@@ -193,43 +201,49 @@ def measure(settings, sides, log=print):
         "MALLOC_TRIM_THRESHOLD_": str(memory.TRIM_THRESHOLD),
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": memory.ONEDNN_CACHE,
     }  # as in the worker
-    found = {side: [] for side in sides}
+    by_side = {side: [] for side in sides}
     for _ in range(settings.repeats):
         for side, command in sides.items():
             figures = json.loads(peer.run(command, environment).splitlines()[-1])
-            found[side].append(figures)
+            by_side[side].append(figures)
             seconds = ", ".join(f"{s:.1f}" for s in figures["seconds"])
             log(
                 f"{side}: {seconds} s an iteration, the first to warm up; peak {figures['peak_mb']:.0f} MB; load "
                 f"{os.getloadavg()[0]:.1f}"
             )
-    return found
+    return by_side
 
 
-def rows_of(found, tensors, settings):
+def rows_of(
+    by_side: Mapping[str, Sequence[Figures]], tensors: Mapping[str, Any], settings: PpoStepSettings
+) -> list[Row]:
     """The table: medians over all iterations but each process's first; the highest peak."""
 
-    def per_second(processes, clock):
+    def per_second(processes: Sequence[Figures], clock: str) -> float:
         return median(n / s for p in processes for n, s in list(zip(p["tokens"], p[clock], strict=True))[1:])
 
-    speed = {side: per_second(processes, "seconds") for side, processes in found.items()}
-    thrift = {side: per_second(processes, "cpu_seconds") for side, processes in found.items()}
-    peak = {side: max(p["peak_mb"] for p in processes) for side, processes in found.items()}
-    rows = [report.row(f"{side}: tokens of replies, rollout and update", speed[side], "tokens/s") for side in found]
+    speed = {side: per_second(processes, "seconds") for side, processes in by_side.items()}
+    by_cpu_second = {side: per_second(processes, "cpu_seconds") for side, processes in by_side.items()}
+    peak = {side: max(p["peak_mb"] for p in processes) for side, processes in by_side.items()}
+    rows = [report.row(f"{side}: tokens of replies, rollout and update", speed[side], "tokens/s") for side in by_side]
     rows.append(report.row("speed, ours to TRL's", speed["ours"] / speed["TRL"], "×", "≥ 2"))
     rows.append(
-        report.row("the same by processor time, which a busy machine changes less", thrift["ours"] / thrift["TRL"], "×")
+        report.row(
+            "the same by processor time, which a busy machine changes less",
+            by_cpu_second["ours"] / by_cpu_second["TRL"],
+            "×",
+        )
     )
-    rows += [report.row(f"{side}: peak memory", peak[side], "MB") for side in found]
+    rows += [report.row(f"{side}: peak memory", peak[side], "MB") for side in by_side]
     rows.append(report.row("peak memory, ours to TRL's", peak["ours"] / peak["TRL"], "×", "≤ 0.5"))
-    theirs, ours = found["TRL"][0]["arithmetic"], our_arithmetic(tensors, settings)
+    theirs, ours = by_side["TRL"][0]["arithmetic"], our_arithmetic(tensors, settings)
     for what, value in ours.items():
         difference = (value - torch.tensor(theirs[what])).abs().max().item()
         rows.append(report.row(f"{what}: largest difference", difference, "", "≤ 0.00001"))
     return rows
 
 
-def run(settings, log=print):
+def run(settings: PpoStepSettings, log: Log = print) -> list[Row]:
     """The rows."""
     python, settings = peer.python(settings, PEER, PINS, log), sizes(settings)
     tokenizer = loading.load_tokenizer(settings)
@@ -245,7 +259,7 @@ def run(settings, log=print):
         return rows_of(measure(settings, commands(python, job_file), log), job["tensors"], settings)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, PpoStepSettings, "python -m benchmarks.ppo_step")
         rows = run(settings)

@@ -14,15 +14,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from benchmarks import learning, report
+from benchmarks import learning_cells, report
 from benchmarks import pool as pools
+from benchmarks.report import Log, Row
 from playground.models import feature_trunk, loading
 from playground.settings import SettingsError, read
 from training import annotators
@@ -31,7 +33,7 @@ FORMATS = ("nf4", "int8", "none")
 ROOT = Path(__file__).parent.parent
 
 
-class QuantisationSettings(learning.LearningSettings):
+class QuantisationSettings(learning_cells.LearningSettings):
     """The reward model's trunk in each number format."""
 
     votes: int = Field(100, ge=10)
@@ -40,7 +42,7 @@ class QuantisationSettings(learning.LearningSettings):
     """Only load this format and read replies from standard input; what the benchmark starts for each format."""
 
 
-def read_replies(settings):
+def read_replies(settings: QuantisationSettings) -> dict[str, float]:
     """One side: what loading the trunk and reading the replies on standard input takes."""
     torch.set_num_threads(settings.threads)
     replies = json.load(sys.stdin)
@@ -55,7 +57,7 @@ def read_replies(settings):
     }
 
 
-def measured(settings, quantisation, replies):
+def measured(settings: QuantisationSettings, quantisation: str, replies: Sequence[Any]) -> dict[str, float]:
     """`read_replies` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.quantisation", "--side", quantisation],
@@ -70,7 +72,7 @@ def measured(settings, quantisation, replies):
     return json.loads(done.stdout)
 
 
-def run(settings, log=print):
+def run(settings: QuantisationSettings, log: Log = print) -> list[Row]:
     """The rows."""
     torch.set_num_threads(settings.threads)
     seeds, prompts_each = (1, 32) if settings.quick else (3, None)
@@ -78,26 +80,26 @@ def run(settings, log=print):
     for quantisation in FORMATS:
         own = settings.with_values(reward={"quantisation": quantisation})
         pool = pools.make_pool(own, cache, prompts_each, log)
-        found = [
-            learning.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
+        accuracies = [
+            learning_cells.reward_cell(pool, own, name, settings.votes, 0.0, seed)["accuracy"]
             for name, seed in itertools.product(annotators.SHIPPED, range(seeds))
         ]
         side = measured(settings, quantisation, pool.ids[: 32 if settings.quick else 256])
-        log(f"{quantisation}: accuracy {median(found):.3f}, {side['peak_mb']:.0f} MB")
+        log(f"{quantisation}: accuracy {median(accuracies):.3f}, {side['peak_mb']:.0f} MB")
         rows.append(
             report.row(
                 f"{quantisation}: accuracy on held-out prompts, {settings.votes} votes, median over annotators and "
                 "seeds",
-                median(found),
+                median(accuracies),
             )
         )
-        rows.append(report.row(f"{quantisation}: the same, mean", mean(found)))
+        rows.append(report.row(f"{quantisation}: the same, mean", mean(accuracies)))
         rows.append(report.row(f"{quantisation}: peak memory of a process that reads replies", side["peak_mb"], "MB"))
         rows.append(report.row(f"{quantisation}: tokens read", side["tokens_per_second"], "tokens/s"))
     return rows
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, QuantisationSettings, "python -m benchmarks.quantisation")
         if settings.side:

@@ -2,14 +2,19 @@
 
 import json
 import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
+
+Row = dict[str, Any]  # of `row`
+Log = Callable[[str], None]
 
 COMPARISONS = {"≥": operator.ge, "≤": operator.le}
 
 
-def row(what, value, unit="", bar=None):
+def row(what: str, value: Any, unit: str = "", bar: str | None = None) -> Row:
     """One figure. `bar` is text like "≥ 0.8", or None where nothing is promised; a value of None was not measured."""
     ok = None
     if bar is not None and value is not None:
@@ -18,10 +23,10 @@ def row(what, value, unit="", bar=None):
     return {"what": what, "value": value, "unit": unit, "bar": bar, "ok": ok}
 
 
-def show(rows, json_file=""):
+def show(rows: Sequence[Row], json_file: Path | str = "") -> None:
     """Print the rows, those that fall short and those not run included, and write them where a file is named."""
 
-    def cell(value):
+    def cell(value: Any) -> Any:
         return "not run" if value is None else f"{value:.3g}" if isinstance(value, float) else value
 
     verdict = {True: "yes", False: "NO", None: ""}

@@ -107,14 +107,14 @@ class Chain:
         file = self.settings.results
         lines = file.read_text().splitlines() if file.exists() else []
         rows = [row for row in map(json.loads, lines) if all(row.get(name) == self.key[name] for name in self.key)]
-        by_round = {row["round"]: row for row in rows}  # the last one, where a chain was begun anew
+        by_round = {row["round"]: row for row in rows}  # the last one, where a chain was started over
         return [by_round[number] for number in sorted(by_round)][: self.rounds]
 
     def run(self) -> list[dict[str, Any]]:
         done = self.known()
         if len(done) >= self.rounds or self.settings.only_show:
             return done
-        if not (self.folder / "nudge.db").exists():  # it was run elsewhere: the chain begins anew
+        if not (self.folder / "nudge.db").exists():  # it was run elsewhere: the chain starts over
             done = []
         if not done:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -144,7 +144,7 @@ class Chain:
             chat = self._crowd(store)
         minutes = (time.monotonic() - start) / 60
         row = store.last_round()
-        assert row is not None  # the worker was told to run one
+        assert row is not None  # the worker ran one
         live = store.live_policy()["version"]
         candidate = store.round_policy(row["id"])
         metrics = row["metrics"]
@@ -221,16 +221,16 @@ class Chain:
             return replies[version]
 
         rate, interval = chat.win_rate(of(live), base) if live else (0.5, (0.5, 0.5))
-        found: dict[str, Any] = {"live_over_base": rate, "live_interval": interval}
+        truth: dict[str, Any] = {"live_over_base": rate, "live_interval": interval}
         if live:
-            found["live_figures"] = crowd.figures(of(live), base)
+            truth["live_figures"] = crowd.figures(of(live), base)
         if candidate:
             version = candidate["version"]
-            found["over_base"], found["interval"] = chat.win_rate(of(version), base)
-            found["over_before"], found["before_interval"] = chat.win_rate(of(version), of(before))
-            found["figures"] = crowd.figures(of(version), base)
-            found["samples"] = [group[0].text for group in of(version)[:3]]
-        return found
+            truth["over_base"], truth["interval"] = chat.win_rate(of(version), base)
+            truth["over_before"], truth["before_interval"] = chat.win_rate(of(version), of(before))
+            truth["figures"] = crowd.figures(of(version), base)
+            truth["samples"] = [group[0].text for group in of(version)[:3]]
+        return truth
 
 
 def _sentence(row: dict[str, Any]) -> str:

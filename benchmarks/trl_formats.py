@@ -9,12 +9,15 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from benchmarks import peer, report
 from benchmarks.ppo_step import PEER, PINS
+from benchmarks.report import Row
 from playground.data import export
 from playground.data.export import Export
 from playground.settings import Settings, SettingsError, read
@@ -35,7 +38,7 @@ class TrlFormatsSettings(Settings):
     """File to write the rows to."""
 
 
-def fill(store):
+def fill(store: Store) -> None:
     """Votes of each kind, some in longer chats with a system prompt, thumbs and edits."""
     who = store.annotator("somebody")
     conversation = None
@@ -55,9 +58,9 @@ def fill(store):
             store.demonstrate(left, who, f"{number}.")
 
 
-def exports(store, folder):
-    """Write each form of each format; what the peer is told of them."""
-    found = []
+def exports(store: Store, folder: Path) -> list[dict[str, Any]]:
+    """Write each form of each format; returns their descriptions for the peer."""
+    entries = []
     for form, more in FORMS.items():
         kinds = {
             f"preference, {form}": (Export("preference", **more), ["reward", "dpo"]),
@@ -74,20 +77,20 @@ def exports(store, folder):
                 config = file.split(".")[0]
                 steps = [] if config == "undecided" else trainers  # no trainer takes pairs without a better reply
                 entry = {"name": name, "folder": str(out), "config": config, "trainers": steps, "rows": rows}
-                found.append(entry)
-    return found
+                entries.append(entry)
+    return entries
 
 
-def rows_of(found):
+def rows_of(results: Sequence[dict[str, Any]]) -> Iterator[Row]:
     """The rows of the report: whether every row was loaded, and whether a step had a loss."""
-    for one in found:
+    for one in results:
         yield report.row(f"{one['what']}: rows", one["rows"], f"of {one['of']}", f"≥ {one['of']}")
         if one["loss"] is not None:
             finite = math.isfinite(one["loss"]) and one["loss"] > 0
             yield report.row(f"{one['what']}: loss of a step", one["loss"] if finite else None, "nats", "≥ 0.001")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, TrlFormatsSettings, "python -m benchmarks.trl_formats")
         python = peer.python(settings, PEER, PINS)

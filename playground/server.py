@@ -26,7 +26,7 @@ from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.data import http
 from playground.models import export, model_card
-from playground.models.adapters import BadAdapter, Manifest
+from playground.models.adapter_reading import BadAdapter, Manifest
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
@@ -310,7 +310,7 @@ def readiness(settings: Settings, store: Store, engine: Engine, backup: Backup |
     """What answers and how, for people and probes; nothing in it is secret. The body of `/readyz`.
 
     `ready` is false where the engine has failed or nothing can be recorded; `database` then gives the reason. A backup
-    that is late is told and keeps nobody from chatting.
+    that is late is reported and keeps nobody from chatting.
     """
     trouble = store.trouble()
     return {

@@ -50,7 +50,7 @@ SLOW = (
     "test_simulate",
     "test_browser_data",
     "test_pages_benchmark",
-    "test_wishes",
+    "test_round_commands",
     "test_browser_admins",
     "test_browser_versions",
     "test_ppo",

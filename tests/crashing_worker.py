@@ -1,4 +1,4 @@
-"""Workers that are killed (SIGKILL, by themselves) inside the phase they are told.
+"""Workers that are killed (SIGKILL, by themselves) inside a given phase.
 
 `python -m tests.crashing_worker` reads a phase from each line of its input, runs a worker with `--once` as a process of
 its own, and prints that one's exit code. The workers are forked from a process that has imported what they need, since

@@ -3,7 +3,7 @@ version that learned from it answers.
 
 `python -m tests.pictures FOLDER` keeps the app's data in FOLDER; where a version is live there already it only
 photographs the pages.
-`--film` plays the session anew. Real default model and settings, but for `--chat.top-p 0.9`; a quarter of an hour on
+`--film` plays the session again. Real default model and settings, but for `--chat.top-p 0.9`; a quarter of an hour on
 two cores, mostly the round.
 """
 
@@ -157,7 +157,7 @@ def portraits(app, browser, state):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--film", action="store_true", help="play the session anew, in a folder without data")
+    parser.add_argument("--film", action="store_true", help="play the session again, in a folder without data")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     state = options.folder / "visitor.json"

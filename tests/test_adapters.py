@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from playground.models import adapters
-from playground.models.adapters import CONFIG, MANIFEST, WEIGHTS, BadAdapter
+from playground.models import adapter_reading, adapters
+from playground.models.adapter_reading import CONFIG, MANIFEST, WEIGHTS, BadAdapter
 
 BASE = {"model": "tiny", "hash": "0123456789abcdef"}
 A, B = "layers.0.q_proj.lora_A.weight", "layers.0.q_proj.lora_B.weight"
@@ -34,7 +34,7 @@ def write(root, content=None, version=1):
 
 
 def read(folder, **expected):
-    return adapters.read(folder, **{"base_hash": BASE["hash"], **expected})
+    return adapter_reading.read(folder, **{"base_hash": BASE["hash"], **expected})
 
 
 def resigned(folder):

@@ -48,15 +48,15 @@ def admins_of(users, window=admins.WINDOW, **changes):
 @pytest.fixture
 def team(users):
     """An app that everybody can reach, with the admin ada: (Admins, an annotator)."""
-    found = admins_of(users)
-    return found, found.store.annotator("somebody")
+    team_admins = admins_of(users)
+    return team_admins, team_admins.store.annotator("somebody")
 
 
-def guess(found, who, name="ada", client="10.0.0.7", times=1):
+def guess(team_admins, who, name="ada", client="10.0.0.7", times=1):
     """Wrong passwords; the last answer."""
     for _ in range(times):
         with pytest.raises(WrongSignIn) as refused:
-            found.sign_in(Request(client=client), who, name, "guess")
+            team_admins.sign_in(Request(client=client), who, name, "guess")
     return refused.value
 
 
@@ -74,13 +74,13 @@ def test_nobody_is_an_admin_by_where_they_sit(request_):
 
 
 def test_the_owner_is_an_admin_for_thirty_days_and_after_a_restart(users):
-    found = admins_of(users)
-    who = found.store.annotator("the cookie before")
-    found.sign_in_owner(who, "the new cookie")
-    again = Admins(found.settings, found.store)
-    assert found.store.annotator("the new cookie") == who and again.allowed(Request(), who)
+    team_admins = admins_of(users)
+    who = team_admins.store.annotator("the cookie before")
+    team_admins.sign_in_owner(who, "the new cookie")
+    again = Admins(team_admins.settings, team_admins.store)
+    assert team_admins.store.annotator("the new cookie") == who and again.allowed(Request(), who)
     assert again.store.person(who)["signed_in_until"] == pytest.approx(time.time() + 30 * 24 * 3600, abs=60)
-    assert not again.allowed(Request(), found.store.annotator("the cookie before"))
+    assert not again.allowed(Request(), team_admins.store.annotator("the cookie before"))
     again.sign_out(who)
     assert not again.allowed(Request(), who)
 
@@ -131,32 +131,32 @@ def test_the_owners_name_is_nobody_elses(users, name, monkeypatch):
     with pytest.raises(WrongSignIn, match="admin link"):
         write_user(users, name, PASSWORD)
     users.write_text(users.read_text().replace("ada:", f"{name}:"))
-    found = admins_of(users)
-    who = found.store.annotator("somebody")
+    team_admins = admins_of(users)
+    who = team_admins.store.annotator("somebody")
     if name == "owner":
         with pytest.raises(WrongSignIn):
-            found.sign_in(Request(), who, name, PASSWORD)
+            team_admins.sign_in(Request(), who, name, PASSWORD)
     monkeypatch.setattr(settings_module, "ON_SPACE", True)
-    assert not found.allowed(Request(session={"oauth_info": {"userinfo": {"preferred_username": name}}}), who)
+    assert not team_admins.allowed(Request(session={"oauth_info": {"userinfo": {"preferred_username": name}}}), who)
 
 
 # -- names and passwords
 
 
 def test_over_the_network_nobody_is_an_admin_before_signing_in(team):
-    found, who = team
-    assert not found.allowed(Request("127.0.0.1:7860", "127.0.0.1"), who)
-    found.sign_in(Request(), who, "ada", PASSWORD)
-    assert found.allowed(Request(), who) and found.name(Request(), who) == "ada"
-    assert not found.allowed(Request(), found.store.annotator("another visitor"))
-    found.sign_out(who)
-    assert not found.allowed(Request(), who)
+    team_admins, who = team
+    assert not team_admins.allowed(Request("127.0.0.1:7860", "127.0.0.1"), who)
+    team_admins.sign_in(Request(), who, "ada", PASSWORD)
+    assert team_admins.allowed(Request(), who) and team_admins.name(Request(), who) == "ada"
+    assert not team_admins.allowed(Request(), team_admins.store.annotator("another visitor"))
+    team_admins.sign_out(who)
+    assert not team_admins.allowed(Request(), who)
 
 
 def test_a_known_user_who_is_not_in_the_list_of_admins_is_none(team):
-    found, who = team
-    found.sign_in(Request(), who, "eve", PASSWORD + " eve")
-    assert found.name(Request(), who) == "eve" and not found.allowed(Request(), who)
+    team_admins, who = team
+    team_admins.sign_in(Request(), who, "eve", PASSWORD + " eve")
+    assert team_admins.name(Request(), who) == "eve" and not team_admins.allowed(Request(), who)
 
 
 @pytest.mark.parametrize(
@@ -164,80 +164,80 @@ def test_a_known_user_who_is_not_in_the_list_of_admins_is_none(team):
     [("ada", "wrong"), ("ada", ""), ("ada", None), ("bob", PASSWORD), ("", ""), (None, None), ("ada:", PASSWORD)],
 )
 def test_a_wrong_name_or_password_is_no_sign_in(team, name, password):
-    found, who = team
+    team_admins, who = team
     with pytest.raises(WrongSignIn, match="wrong"):
-        found.sign_in(Request(), who, name, password)
-    assert found.name(Request(), who) is None
+        team_admins.sign_in(Request(), who, name, password)
+    assert team_admins.name(Request(), who) is None
 
 
 # -- what strangers may try
 
 
 def test_after_five_wrong_passwords_even_the_right_one_waits_and_elsewhere_it_does_not(team):
-    found, who = team
-    assert "is wrong" in str(guess(found, who, times=5))
+    team_admins, who = team
+    assert "is wrong" in str(guess(team_admins, who, times=5))
     with pytest.raises(TooMany, match=r"^Too many wrong passwords\. Try again in \d{3} s\.$"):
-        found.sign_in(Request(), who, "ada", PASSWORD)
-    found.sign_in(Request(client="10.0.0.8"), who, "ada", PASSWORD)
+        team_admins.sign_in(Request(), who, "ada", PASSWORD)
+    team_admins.sign_in(Request(client="10.0.0.8"), who, "ada", PASSWORD)
 
 
 def test_the_wait_ends(users):
-    found = admins_of(users, window=2)
-    who = found.store.annotator("somebody")
-    guess(found, who, times=5)
-    assert isinstance(guess(found, who), TooMany)
+    team_admins = admins_of(users, window=2)
+    who = team_admins.store.annotator("somebody")
+    guess(team_admins, who, times=5)
+    assert isinstance(guess(team_admins, who), TooMany)
     time.sleep(2.1)
-    found.sign_in(Request(), who, "ada", PASSWORD)
+    team_admins.sign_in(Request(), who, "ada", PASSWORD)
 
 
 def test_the_right_password_is_not_counted(users):
-    found = admins_of(users, limits={"sign_in_tries": 1})
+    team_admins = admins_of(users, limits={"sign_in_tries": 1})
     for _ in range(3):
-        found.sign_in(Request(), found.store.annotator("somebody"), "ada", PASSWORD)
+        team_admins.sign_in(Request(), team_admins.store.annotator("somebody"), "ada", PASSWORD)
 
 
 def test_one_address_cannot_go_through_all_names(users):
-    found = admins_of(users, limits={"sign_in_tries": 1})
-    found._salt = bytes(16)  # with a random one, two of these names count as one now and then
-    who = found.store.annotator("somebody")
-    answers = [guess(found, who, name) for name in ("bob", "cleo", "dan", "eve", "fay")]
+    team_admins = admins_of(users, limits={"sign_in_tries": 1})
+    team_admins._salt = bytes(16)  # with a random one, two of these names count as one now and then
+    who = team_admins.store.annotator("somebody")
+    answers = [guess(team_admins, who, name) for name in ("bob", "cleo", "dan", "eve", "fay")]
     assert [isinstance(answer, TooMany) for answer in answers] == [False] * 4 + [True]
 
 
 def test_one_household_is_one_address(users):
     """Everybody with IPv6 has 2 to the power of 64 addresses."""
-    found = admins_of(users, limits={"sign_in_tries": 1})
-    who = found.store.annotator("somebody")
-    guess(found, who, client="2001:db8::1")
-    assert isinstance(guess(found, who, client="2001:db8::ffff:2"), TooMany)
-    assert not isinstance(guess(found, who, client="2001:db8:0:1::1"), TooMany)
+    team_admins = admins_of(users, limits={"sign_in_tries": 1})
+    who = team_admins.store.annotator("somebody")
+    guess(team_admins, who, client="2001:db8::1")
+    assert isinstance(guess(team_admins, who, client="2001:db8::ffff:2"), TooMany)
+    assert not isinstance(guess(team_admins, who, client="2001:db8:0:1::1"), TooMany)
 
 
 def test_a_name_under_attack_from_everywhere_is_not_locked_for_who_was_here_before(users):
-    found = admins_of(users, limits={"sign_in_tries": 1})
-    who = found.store.annotator("somebody")
-    found.sign_in(Request(client="10.9.9.9"), who, "ada", PASSWORD)
-    answers = [guess(found, who, client=f"10.1.0.{n}") for n in range(21)]
+    team_admins = admins_of(users, limits={"sign_in_tries": 1})
+    who = team_admins.store.annotator("somebody")
+    team_admins.sign_in(Request(client="10.9.9.9"), who, "ada", PASSWORD)
+    answers = [guess(team_admins, who, client=f"10.1.0.{n}") for n in range(21)]
     assert [isinstance(answer, TooMany) for answer in answers] == [False] * 20 + [True]
-    found.sign_in(Request(client="10.9.9.9"), who, "ada", PASSWORD)
+    team_admins.sign_in(Request(client="10.9.9.9"), who, "ada", PASSWORD)
     with pytest.raises(TooMany):
-        found.sign_in(Request(client="10.8.8.8"), who, "ada", PASSWORD)
-    guess(found, who, "eve", client="10.8.8.8")  # another name is not concerned
+        team_admins.sign_in(Request(client="10.8.8.8"), who, "ada", PASSWORD)
+    guess(team_admins, who, "eve", client="10.8.8.8")  # another name is not concerned
 
 
 @pytest.mark.parametrize("changes", [{"admins": ""}, {"users_file": ""}])
 def test_where_nobody_can_sign_in_nothing_is_hashed_or_kept(users, changes, monkeypatch):
     """40 sign-ins at once took 2.3 GB, even with no admins set."""
     monkeypatch.setattr(Admins, "_matches", lambda *_: pytest.fail("a password was hashed"))
-    found = admins_of(users, **changes)
+    team_admins = admins_of(users, **changes)
     with pytest.raises(WrongSignIn, match="Nobody can sign in with a password here"):
-        found.sign_in(Request(), found.store.annotator("somebody"), "x" * 100_000_000, PASSWORD)
+        team_admins.sign_in(Request(), team_admins.store.annotator("somebody"), "x" * 100_000_000, PASSWORD)
 
 
 def test_a_name_or_password_that_is_too_long_is_neither_hashed_nor_kept(team, monkeypatch):
     """A name of 100 MB was kept in memory."""
     monkeypatch.setattr(Admins, "_matches", lambda *_: pytest.fail("a password was hashed"))
-    found, who = team
+    team_admins, who = team
     for name, password in (
         ("x" * 65, PASSWORD),
         ("x" * 100_000_000, PASSWORD),
@@ -245,8 +245,8 @@ def test_a_name_or_password_that_is_too_long_is_neither_hashed_nor_kept(team, mo
         ("ada" + " " * 100 + "x", PASSWORD),
     ):
         with pytest.raises(WrongSignIn, match="at most 64 characters and a password at most 256"):
-            found.sign_in(Request(), who, name, password)
-    assert not found._by_both.storage.events
+            team_admins.sign_in(Request(), who, name, password)
+    assert not team_admins._by_both.storage.events
 
 
 def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
@@ -261,11 +261,11 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
         return False
 
     monkeypatch.setattr(Admins, "_matches", slow)
-    found, together = admins_of(users, limits={"sign_in_tries": 1000}), threading.Barrier(40)
+    team_admins, together = admins_of(users, limits={"sign_in_tries": 1000}), threading.Barrier(40)
 
     def stranger(number):
         together.wait()
-        outcomes.append(str(guess(found, 1, f"name {number}", f"10.0.0.{number}")))
+        outcomes.append(str(guess(team_admins, 1, f"name {number}", f"10.0.0.{number}")))
 
     threads = [threading.Thread(target=stranger, args=(n,)) for n in range(40)]
     for thread in threads:
@@ -281,11 +281,11 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
 
 def test_guesses_at_the_same_moment_count_like_any(users):
     """Where tries were counted after the hash, forty at once were one."""
-    found, outcomes, together = admins_of(users), [], threading.Barrier(admins.MOST_WAITING)
+    team_admins, outcomes, together = admins_of(users), [], threading.Barrier(admins.MOST_WAITING)
 
     def stranger():
         together.wait()
-        outcomes.extend(type(guess(found, 1)) for _ in range(3))
+        outcomes.extend(type(guess(team_admins, 1)) for _ in range(3))
 
     threads = [threading.Thread(target=stranger) for _ in range(admins.MOST_WAITING)]
     for thread in threads:
@@ -297,9 +297,9 @@ def test_guesses_at_the_same_moment_count_like_any(users):
 
 def test_a_users_file_that_cannot_be_read_is_no_traceback_for_who_signs_in(users, caplog):
     users.write_bytes("ada:ü".encode("utf-16"))
-    found = admins_of(users)
+    team_admins = admins_of(users)
     with pytest.raises(WrongSignIn, match="Its owner finds the reason in the log"):
-        found.sign_in(Request(), found.store.annotator("somebody"), "ada", PASSWORD)
+        team_admins.sign_in(Request(), team_admins.store.annotator("somebody"), "ada", PASSWORD)
     assert str(users) in caplog.text
 
 
@@ -307,18 +307,20 @@ def test_a_users_file_that_cannot_be_read_is_no_traceback_for_who_signs_in(users
 
 
 def test_off_a_space_a_hugging_face_sign_in_is_a_mock_and_counts_for_nothing(team, monkeypatch):
-    found, who = team
+    team_admins, who = team
     request = Request(session={"oauth_info": {"userinfo": {"preferred_username": "bob"}}})
-    assert not found.allowed(request, who) and found.name(request, who) is None
+    assert not team_admins.allowed(request, who) and team_admins.name(request, who) is None
     monkeypatch.setattr(settings_module, "ON_SPACE", True)
-    assert found.allowed(request, who) and found.name(request, who) == "bob"
-    assert not found.allowed(Request(session={"oauth_info": {"userinfo": {"preferred_username": "mallory"}}}), who)
-    assert not found.allowed(Request(session={"other": 1}), who) and not found.allowed(Request(), who)
+    assert team_admins.allowed(request, who) and team_admins.name(request, who) == "bob"
+    assert not team_admins.allowed(
+        Request(session={"oauth_info": {"userinfo": {"preferred_username": "mallory"}}}), who
+    )
+    assert not team_admins.allowed(Request(session={"other": 1}), who) and not team_admins.allowed(Request(), who)
 
 
 def test_an_empty_list_of_admins_lets_nobody_in():
-    found = Admins(Settings(host="0.0.0.0", _env_file=None), Store())
-    assert not found.allowed(Request(), found.store.annotator("x")) and not found.takes_passwords()
+    team_admins = Admins(Settings(host="0.0.0.0", _env_file=None), Store())
+    assert not team_admins.allowed(Request(), team_admins.store.annotator("x")) and not team_admins.takes_passwords()
 
 
 def test_the_users_file_has_hashes_only_and_is_for_its_owner_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""What is told to whoever operates the server, and that nobody waits for the target."""
+"""Events that are posted for the operator, and that nobody waits for the target."""
 
 import json
 import threading
@@ -51,10 +51,10 @@ def target():
     server.server_close()
 
 
-# -- what is told
+# -- what is reported
 
 
-def told(store, worker=None, clock=time.monotonic, backup=None):  # noqa: F811
+def alerts_and_events(store, worker=None, clock=time.monotonic, backup=None):  # noqa: F811
     """(Alerts that have looked once, the events that they tell from now on)."""
     events = []
     alerts = Alerts(store, events.append, worker, clock, backup)
@@ -62,15 +62,15 @@ def told(store, worker=None, clock=time.monotonic, backup=None):  # noqa: F811
     return alerts, events
 
 
-def test_what_was_before_the_start_is_not_told(store):  # noqa: F811
+def test_what_was_before_the_start_is_not_reported(store):  # noqa: F811
     published(store)
-    alerts, events = told(store)
+    alerts, events = alerts_and_events(store)
     alerts.look()
     assert events == []
 
 
 def test_a_round_that_published_one_that_was_refused_and_a_version_that_was_rolled_back(store):  # noqa: F811
-    alerts, events = told(store)
+    alerts, events = alerts_and_events(store)
     version = published(store)
     store.request_round()
     row = take(store)
@@ -90,34 +90,34 @@ def test_a_round_that_published_one_that_was_refused_and_a_version_that_was_roll
     assert "Ottokar" not in json.dumps(events)
 
 
-def test_a_version_that_an_admin_withdraws_is_told_too(store):  # noqa: F811
+def test_a_version_that_an_admin_withdraws_is_reported_too(store):  # noqa: F811
     version = published(store)
-    alerts, events = told(store)
+    alerts, events = alerts_and_events(store)
     store.withdraw(version, store.annotator("ann"), "bad")
     alerts.look()
     assert [event["event"] for event in events] == ["version_rolled_back"]
 
 
 def test_a_round_that_failed_is_not_among_them(store):  # noqa: F811
-    alerts, events = told(store)
+    alerts, events = alerts_and_events(store)
     store.request_round()
     store.end_round(take(store)["id"], "w1", "failed", plain("broken"))
     alerts.look()
     assert events == []
 
 
-def test_a_worker_that_keeps_ending_is_told_now_and_then(store):  # noqa: F811
+def test_a_worker_that_keeps_ending_is_reported_now_and_then(store):  # noqa: F811
     now, worker = [0.0], SimpleNamespace(ends=0)
-    alerts, events = told(store, worker, lambda: now[0])
+    alerts, events = alerts_and_events(store, worker, lambda: now[0])
     for at, ends in ((0.0, 1), (1.0, 2), (REPEAT_SECONDS + 1, 2), (REPEAT_SECONDS + 2, 3)):
         now[0], worker.ends = at, ends
         alerts.look()
     assert [(event["event"], event["ends"]) for event in events] == [("worker_down", 1), ("worker_down", 3)]
 
 
-def test_a_backup_in_trouble_is_told_once_and_again_when_it_comes_back_later(tmp_path, monkeypatch):
+def test_a_backup_in_trouble_is_reported_once_and_again_when_it_comes_back_later(tmp_path, monkeypatch):
     now, folder = [0.0], Folder(tmp_path / "first", (tmp_path / "target").as_uri())
-    alerts, events = told(folder.store, None, lambda: now[0], folder.backup)
+    alerts, events = alerts_and_events(folder.store, None, lambda: now[0], folder.backup)
 
     def looks(at):
         now[0] = at
@@ -138,7 +138,7 @@ def test_a_backup_in_trouble_is_told_once_and_again_when_it_comes_back_later(tmp
 
 
 def test_a_look_that_the_store_could_not_answer_loses_nothing(store, monkeypatch):  # noqa: F811
-    alerts, events = told(store)
+    alerts, events = alerts_and_events(store)
     published(store)
 
     def busy(after):

@@ -423,7 +423,7 @@ def test_of_what_is_wrong_with_a_gesture_no_traceback_is_printed(page, capfd):
 
 
 def test_the_page_is_the_same_whatever_host_it_was_asked_by(page):
-    """Each invented name was packed anew."""
+    """Each invented name was packed again."""
     assert (
         page.client.get("/", headers={"host": "nudge.example"}).text
         == page.client.get("/", headers={"host": "localhost"}).text

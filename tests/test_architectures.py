@@ -15,7 +15,7 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.architectures import ARCHITECTURES
-from training import ppo, rollout, selftest, served
+from training import ppo, rollout, selftest, selftest_files, served
 from training.policy import PolicyModel
 from training.rollout import Episode
 
@@ -152,7 +152,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
     policy = PolicyModel(trunk, settings)
     selftest.check_policy(policy, settings)
     assert policy.share_prompts == (name not in OWN_PROMPTS)
-    assert ("each reply reads its prompt for itself" in caplog.text) == (name in OWN_PROMPTS)
+    assert ("each reply reads its own copy of its prompt" in caplog.text) == (name in OWN_PROMPTS)
     seeds = rollout.seed_prompts("heldout", tokenizer, settings.ppo.rollout_context)[:2]
     trainer = ppo.Trainer(policy, settings)
     ppo.train_ppo(
@@ -166,7 +166,7 @@ def test_an_iteration_of_ppo_runs_and_the_version_is_served_as_trained(folder, n
     path, _ = adapters.write(
         tmp_path, 1, policy.state(), rank=2, alpha=4, targets=policy.targets, base=base, parent=0, round_id=1, scores={}
     )
-    selftest.check_adapter(policy, settings, path, bare, base_hash="base")
+    selftest_files.check_adapter(policy, settings, path, bare, base_hash="base")
     episodes = [Episode(prompt, [5, 6, 7], False) for prompt in seeds]
     forward = rollout.forward_of(policy.causal, 256)
     assert isinstance(forward, FusedForward) == (name in FAST)

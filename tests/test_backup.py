@@ -16,7 +16,7 @@ from playground.backup.manifest import BadManifest, Chunk, File, Manifest
 from playground.backup.target import Target, TargetUnavailable
 from playground.settings import Settings
 from playground.store import Store
-from playground.store.snapshots import Copied, is_sound
+from playground.store.snapshots import CopySummary, is_sound
 from tests.backups import INTERVAL, Folder, adapter, blobs, deaf, newest, own_blobs, rows, snapshots, torn_blob
 from tests.backups import folder as folder
 from tests.backups import target as target
@@ -31,13 +31,13 @@ def test_a_copy_has_every_row_and_is_private(file_store, tmp_path):
     for _ in range(20):
         cast(file_store)
     copy = tmp_path / "copy.db"
-    assert file_store.copy_to(copy) == Copied(0, ())
+    assert file_store.copy_to(copy) == CopySummary(0, ())
     assert is_sound(copy) and rows(copy) == rows(file_store.path) and copy.stat().st_mode & 0o777 == 0o600
     assert not Path(f"{copy}-wal").exists()
 
 
 def test_people_write_while_a_copy_is_made_which_is_of_one_moment(file_store, tmp_path, monkeypatch):
-    """SQLite would begin the copy anew after each step between which somebody has written."""
+    """SQLite would begin the copy again after each step between which somebody has written."""
     monkeypatch.setattr("playground.store.snapshots.STEP_PAGES", 16)
     for _ in range(20):
         cast(file_store)

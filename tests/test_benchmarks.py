@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gold, last_token, learning, pairs, plots, quantisation, report, rounds
+from benchmarks import gold, last_token, learning, learning_cells, pairs, plots, quantisation, report, rounds
 from benchmarks import pool as pools
 from playground.models import loading
 from tests.test_loop import settings_for
@@ -93,7 +93,7 @@ def test_votes_are_the_annotators_and_shuffled_ones_are_not(pool):
 
 
 def test_a_result_is_made_once_for_each_key_and_code(tmp_path):
-    cache, made = pools.Cache(learning.LearningSettings(data_dir=tmp_path)), []
+    cache, made = pools.Cache(learning_cells.LearningSettings(data_dir=tmp_path)), []
 
     def make():
         made.append(1)
@@ -108,7 +108,7 @@ def test_a_result_is_made_once_for_each_key_and_code(tmp_path):
 
 
 def test_a_reward_model_of_the_right_feature_is_found_to_be_right(pool, tmp_path):
-    found = learning.reward_cell(pool, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
+    found = learning_cells.reward_cell(pool, learning_cells.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
     assert found["accuracy"] > 0.9 and found["enough"] and found["cv"] > 0.8
     assert (
         sum(count for _, _, count in found["reliability"]) <= 24
@@ -122,7 +122,9 @@ def test_the_best_of_several_by_the_right_feature_wins(pool, tmp_path):
     candidates.features[:, -2:] = torch.tensor(
         [[float(len(text.split())), math.log(len(text.split()))] for text in candidates.texts]
     )
-    found = learning.best_of_cell(pool, candidates, learning.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0)
+    found = learning_cells.best_of_cell(
+        pool, candidates, learning_cells.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0
+    )
     truth = [
         [len(text.split()) for text, held in zip(p.texts, p.heldout, strict=True) if held] for p in (candidates, pool)
     ]
@@ -157,14 +159,14 @@ def test_a_lora_with_a_last_token_head_learns_a_token(tmp_path, monkeypatch):
 
 def test_rounds_that_were_not_run_are_shown_as_not_run(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "make_pool", lambda *_: pool)
-    settings = learning.LearningSettings(data_dir=tmp_path, rounds="known")
-    rows = learning.round_rows(learning.Cells(settings, print), quick=False)
+    settings = learning_cells.LearningSettings(data_dir=tmp_path, rounds="known")
+    rows = learning.round_rows(learning_cells.Cells(settings, print), quick=False)
     assert len(rows) > 50 and all(r["value"] is None and r["ok"] is None for r in rows)
     assert [r["bar"] for r in rows if r["what"].startswith("brevity, 100 votes: true win rate")] == ["≥ 0.85"]
 
 
 def test_the_pictures_show_what_there_is(pool, tmp_path):
-    settings = learning.LearningSettings(data_dir=tmp_path)
+    settings = learning_cells.LearningSettings(data_dir=tmp_path)
     cells = [
         {
             "kind": "reward model",
@@ -173,7 +175,7 @@ def test_the_pictures_show_what_there_is(pool, tmp_path):
             "n": n,
             "flip": 0.0,
             "seed": seed,
-            **learning.reward_cell(pool, settings, "brevity", n, 0.0, seed),
+            **learning_cells.reward_cell(pool, settings, "brevity", n, 0.0, seed),
         }
         for n in (16, 32)
         for seed in (0, 1)
@@ -212,7 +214,7 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
         reward={"evidence_confidence": 0.0},
         chat={"reply_tokens": 8},
     )
-    settings = learning.LearningSettings.like(tiny, replies=2)
+    settings = learning_cells.LearningSettings.like(tiny, replies=2)
     pool = pools.make_pool(settings, pools.Cache(settings), 16, lambda text: None)
     assert len(pool.ids) == 64 and sum(pool.heldout) == 32
     trunk = loading.load_trunk(settings)
@@ -236,7 +238,7 @@ def test_each_number_format_reads_replies_in_a_process_of_its_own(tmp_path):
 
 def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_down(tmp_path, monkeypatch):
     """Here the rule is to say `good answer` often; the gold model sees it in votes on 30 pairs of replies alone."""
-    settings = learning.LearningSettings.like(settings_for(tmp_path))
+    settings = learning_cells.LearningSettings.like(settings_for(tmp_path))
     tokenizer, often = loading.load_tokenizer(settings), [i * 7 % 5 for i in range(80)]
     texts = [f"the story {'good answer ' * n}and the light number {i}" for i, n in enumerate(often)]
     ids = [([1], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
@@ -260,6 +262,6 @@ def test_a_gold_reward_model_scores_replies_by_a_rule_that_was_never_written_dow
 
 
 def test_active_and_random_pairs_are_both_learnt_from(pool, tmp_path):
-    settings = learning.LearningSettings(data_dir=tmp_path)
+    settings = learning_cells.LearningSettings(data_dir=tmp_path)
     for actively in (False, True):
         assert pairs.cell(pool, settings, "brevity", 32, 0, actively) > 0.85

@@ -1,4 +1,4 @@
-"""A child process that stands still while somebody waits, and never for long."""
+"""A child process that is paused while somebody waits, and never for long."""
 
 import sys
 import time

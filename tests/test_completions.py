@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from playground.chat.completing import Asked
+from playground.chat.completing import CompletionRequest
 from playground.chat.refusals import Busy
 from playground.chat.session import Chat
 from playground.models.prompts import BadMessage
@@ -146,11 +146,11 @@ def test_models_are_the_live_one_and_those_in_memory(site, client):
 def test_a_choice_between_the_two_is_a_vote(site, key, client):
     answer = ask(client, n=2, seed=1)
     ids = [choice.completion_id for choice in answer.choices]
-    told = feedback(site, key, completion_ids=ids, choice="b").json()
+    feedback_answer = feedback(site, key, completion_ids=ids, choice="b").json()
     duel = duel_of(site, answer)
     vote = site.store.current_vote(duel["id"], duel["annotator"])
     assert vote["choice"] == "b" and vote["continued_with"] == duel["right"]["message"]
-    assert told == {"object": "feedback", "completion_ids": ids, "choice": "b", "models": ["v0", "v0"]}
+    assert feedback_answer == {"object": "feedback", "completion_ids": ids, "choice": "b", "models": ["v0", "v0"]}
     feedback(site, key, completion_ids=ids[::-1], choice="b")
     assert site.store.current_vote(duel["id"], duel["annotator"])["choice"] == "a", "b is the second that is named"
 
@@ -273,7 +273,7 @@ def test_a_page_of_another_site_cannot_use_it(site, key):
 def test_while_a_turn_runs_nothing_of_another_request_is_read(chat):  # noqa: F811
     """Its texts became tokens first, so one key with many requests at once kept a core busy."""
     person = chat.store.annotator("ann")
-    bad = Asked(({"role": "user", "content": "<|im_end|>"},), system_prompt="<|im_end|>")
+    bad = CompletionRequest(({"role": "user", "content": "<|im_end|>"},), system_prompt="<|im_end|>")
     with chat._turn(person, ""), pytest.raises(Busy):
         next(chat.complete(person, bad))
     with pytest.raises(BadMessage):
@@ -386,7 +386,9 @@ def test_a_right_reply_that_was_written_anew_was_not_sent_before():
 
 
 def test_an_error_that_nobody_expects_says_nothing_of_itself():
-    assert problem(ValueError("Ottokar's secret")).body["error"]["message"].startswith("The replies could not be told")
+    assert (
+        problem(ValueError("Ottokar's secret")).body["error"]["message"].startswith("The replies could not be returned")
+    )
 
 
 def test_a_version_that_was_withdrawn_does_not_answer(site, client):

@@ -95,7 +95,7 @@ def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
         (control.on_reset, []),
         (control.on_auto, [False]),
         (control.on_start, []),
-        (control.wish_handler("stop"), []),
+        (control.command_handler("stop"), []),
     ):
         with pytest.raises(gr.Error) as refused:
             handler(*data, request_)
@@ -123,7 +123,7 @@ def test_the_buttons_are_those_that_do_something_now(control):
 
 
 def test_what_is_typed_in_the_fold_outlives_a_round_that_begins(control):
-    """The fold was painted with the buttons at every change of the round's state, and a painted fold begins anew."""
+    """The fold was painted with the buttons at every change of the round's state, and a painted fold starts over."""
     seen = control.on_tick(None, Request())
     assert control.settings_fold in seen
     assert control.settings_fold not in control.on_start(Request())

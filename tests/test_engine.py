@@ -6,7 +6,7 @@ import torch
 from playground.decoding import decoder
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
-from playground.models import adapters, loading, lora
+from playground.models import adapter_reading, adapters, loading, lora
 from playground.serving import canaries
 from playground.serving.engine import Engine, EngineStopped
 from playground.settings import Settings
@@ -169,7 +169,7 @@ def test_a_damaged_file_is_refused(site):
     publish(site)
     site.versions.follow_store()
     bad = publish(site)
-    weights = site.settings.adapters_dir / f"v{bad:04d}" / adapters.WEIGHTS
+    weights = site.settings.adapters_dir / f"v{bad:04d}" / adapter_reading.WEIGHTS
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import engine as benchmark
+from benchmarks import engine_site, engine_swaps
 from playground.decoding import tuning
 from playground.models import loading
 from tests.tiny import tiny_folder
@@ -11,7 +12,7 @@ from tests.tiny import tiny_folder
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
-    return benchmark.EngineSettings(
+    return engine_site.EngineSettings(
         model=str(tiny_folder(folder / "model")),
         data_dir=folder,
         device="cpu",
@@ -26,7 +27,7 @@ def settings(tmp_path_factory):
 def site(settings, tmp_path_factory):
     trunk, tokenizer = loading.load_trunk(settings), loading.load_tokenizer(settings)
     tuning.choose(settings, trunk, loading.base_identity(trunk, settings))
-    site = benchmark.Site(settings, tmp_path_factory.mktemp("site"), trunk, tokenizer)
+    site = engine_site.Site(settings, tmp_path_factory.mktemp("site"), trunk, tokenizer)
     yield site
     site.engine.close()
 
@@ -37,19 +38,19 @@ def rows(found):
 
 @pytest.mark.parametrize("tokens", [60, 181])
 def test_a_prompt_has_the_length_asked_for(site, tokens):
-    assert len(benchmark.text_prompt(site.engine.tokenizer, tokens)) == tokens
+    assert len(engine_site.text_prompt(site.engine.tokenizer, tokens)) == tokens
 
 
 def test_swaps_under_load_lose_no_stream(settings, site):
-    found = rows(benchmark.swap_rows(settings, site, site.engine.tokenizer, lambda _: None))
+    found = rows(engine_swaps.swap_rows(settings, site, site.engine.tokenizer, lambda _: None))
     wrong = next(r for what, r in found.items() if what.startswith("streams dropped or wrong, of"))
     assert wrong["value"] == 0 and int(wrong["what"].rsplit(" ", 1)[1]) > 5
     assert found["swaps under load"]["ok"]
 
 
 def test_a_wrong_stream_is_counted(settings, site, monkeypatch):
-    monkeypatch.setattr(benchmark.decoder, "run", lambda *_, **__: [])
-    found = benchmark.swap_rows(settings, site, site.engine.tokenizer, lambda _: None)
+    monkeypatch.setattr(engine_swaps.decoder, "run", lambda *_, **__: [])
+    found = engine_swaps.swap_rows(settings, site, site.engine.tokenizer, lambda _: None)
     assert next(r for r in found if r["what"].startswith("streams dropped"))["value"] > 0
 
 

@@ -318,7 +318,7 @@ class Light(Round):
     script = staticmethod(lambda this: None)
 
     def _collect(self):
-        erase.begin_anew(self.folder)
+        erase.remove_all_but_log(self.folder)
         self.store.record_read_conversations(self.id)
         votes = self.store.votes_for_training(BASE)
         self.store.record_used_votes(self.id, [(vote["vote"], False) for vote in votes])

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from playground import server
-from playground.models import adapters, export
+from playground.models import adapter_reading, adapters, export
 from playground.models.export import Packing
 from tests.sites import Site
 from tests.test_engine import publish as publish_into
@@ -82,7 +82,7 @@ def test_what_was_refused_withdrawn_or_tampered_with_is_not_given(site):
     site.store.withdraw(withdrawn, site.store.annotator("admin"), "it leaks")
     with site.store.writing() as db:
         db.execute("update policy set status = 'rejected' where version = ?", [rejected])
-    weights = site.settings.adapters_dir / f"v{tampered:04d}" / adapters.WEIGHTS
+    weights = site.settings.adapters_dir / f"v{tampered:04d}" / adapter_reading.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     for version in (tampered, withdrawn, rejected):
         answer = get(site, f"/adapters/v{version}.zip", **{"accept-language": "zh-CN"})
@@ -91,7 +91,7 @@ def test_what_was_refused_withdrawn_or_tampered_with_is_not_given(site):
 
 
 class Slow:
-    """Packing stands still until `go_on`."""
+    """Packing waits for `go_on`."""
 
     def __init__(self, monkeypatch):
         self.begun, self.go_on = threading.Event(), threading.Event()

@@ -29,7 +29,7 @@ from benchmarks.faults import (
     running,
     tampered,
 )
-from benchmarks.faults.mutate import Aimed, Handler, Mutator, Surface
+from benchmarks.faults.mutate import AimedRequest, Handler, Mutator, Surface
 
 SECRET, COPIED = "mark0123456789abcdef", "markfedcba9876543210"
 COPY = f"/tmp/gradio/{'0' * 64}/.env"
@@ -174,9 +174,9 @@ def response(status: int, body: bytes = b"", outcome: str = "answered") -> raw.R
 )
 def test_an_answer_is_judged(role: str, answer: raw.Response, unfinished: bool, expected: dict):
     tally = fuzz.Tally()
-    aimed = Aimed(role, raw.Request(unfinished=unfinished))
-    tally.take(1, aimed, answer, aims.Planted({"a chat": SECRET.encode()}), healthy=lambda: True)
-    assert tally.found == expected
+    aimed = AimedRequest(role, raw.Request(unfinished=unfinished))
+    tally.take(1, aimed, answer, aims.PlantedSecrets({"a chat": SECRET.encode()}), healthy=lambda: True)
+    assert tally.counts == expected
 
 
 def test_tracebacks_in_a_log_are_counted_and_named():
@@ -347,22 +347,21 @@ def leaky() -> Iterator[Served]:
 def test_a_server_that_breaks_and_leaks_is_seen_to(leaky: Served, surface: Surface):
     tally, plain = fuzz.Tally(), list(Mutator(random.Random(0), surface).plain())
     fuzz.in_threads(
-        leaky, surface, aims.Planted({"a chat": SECRET.encode()}), tally, seed=0, n=60, plain=plain, threads=3
+        leaky, surface, aims.PlantedSecrets({"a chat": SECRET.encode()}), tally, seed=0, n=60, plain=plain, threads=3
     )
     assert sum(tally.statuses.values()) >= 60
-    assert tally.found["status 500"] >= len(mutate.ROLES)
-    assert tally.found["foreign data"] >= 2
+    assert tally.counts["status 500"] >= len(mutate.ROLES)
+    assert tally.counts["foreign data"] >= 2
     assert "a chat" in tally.examples["foreign data"][0]
 
 
 def test_a_file_that_the_last_answer_names_is_asked_for_all_the_same(leaky: Served, surface: Surface):
     """The copy of a file was named by the last planned requests, and nobody looked whether it could be read."""
     tally, last = fuzz.Tally(), list(Mutator(random.Random(0), surface).known())[:1]
-    fuzz.attack(
-        leaky, surface, aims.Planted({".env": COPIED.encode()}), last, tally, Mutator(random.Random(0), surface), 0, 1
-    )
+    planted = aims.PlantedSecrets({".env": COPIED.encode()})
+    fuzz.attack(leaky, surface, planted, last, tally, Mutator(random.Random(0), surface), 0, 1)
     assert sum(tally.statuses.values()) == 2
-    assert tally.found["foreign data"] == 1
+    assert tally.counts["foreign data"] == 1
 
 
 def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
@@ -402,7 +401,7 @@ def test_a_real_page_takes_sixty_odd_requests_and_still_chats(tmp_path):
             {"person": [page.cookie], "owner": [page.cookie]},
         )
         tally = fuzz.Tally()
-        fuzz.in_threads(served, surface, aims.Planted({}), tally, seed=1, n=60, plain=[], threads=6)
+        fuzz.in_threads(served, surface, aims.PlantedSecrets({}), tally, seed=1, n=60, plain=[], threads=6)
         assert sum(tally.statuses.values()) >= 60
         asks = SimpleNamespace(
             alive=True,

@@ -62,7 +62,7 @@ def decide(
     rewards = np.linspace(-1, 1, N)
     gains = gain + spread * np.where(np.arange(N) % 2, 1, -1)
     draws = gains + doubt * np.random.default_rng(1).normal(size=(gate.DRAWS, 1))
-    compared = gate.Compared(
+    compared = gate.GateFigures(
         prompts=N,
         new=new or replies(tokens),
         live=live or replies(),

@@ -107,19 +107,19 @@ def test_every_microbatch_and_every_step_of_a_rollout_is_a_unit(monkeypatch):
             units.append(1)
 
     monkeypatch.setattr(gpu_share, "_of_this_process", Counted())
-    policy, s = PolicyModel(tiny_model(), settings()), settings(ppo={"microbatch": 2})
-    trainer = ppo.Trainer(policy, s)
+    policy, chosen = PolicyModel(tiny_model(), settings()), settings(ppo={"microbatch": 2})
+    trainer = ppo.Trainer(policy, chosen)
     written = rollout.Rollouts(policy.causal).sample(
         PROMPTS, rollout.generator("x"), replies=1, max_tokens=8, temperature=1.0, end_tokens=set()
     )
     assert len(units) >= max(len(episode.completion) for episode in written) == 8
     units.clear()
-    trajectories = [ppo.measure(policy, EPISODES[i : i + 2], torch.tensor([1.0, -1.0]), 0.1, s)[0] for i in (0, 2)]
+    trajectories = [ppo.measure(policy, EPISODES[i : i + 2], torch.tensor([1.0, -1.0]), 0.1, chosen)[0] for i in (0, 2)]
     assert len(units) == 4  # policy and reference
-    ppo.estimate_advantages(trajectories, s)
+    ppo.estimate_advantages(trajectories, chosen)
     units.clear()
     ppo.optimise(trainer, trajectories, rollout.generator("y"))
-    assert len(units) == 2 * s.ppo.epochs
+    assert len(units) == 2 * chosen.ppo.epochs
 
 
 def test_a_worker_keeps_to_its_share_on_a_gpu_alone(tmp_path, monkeypatch):

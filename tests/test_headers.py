@@ -1,4 +1,4 @@
-"""What browsers are told with every answer, and whether a page of another origin sent a request."""
+"""Headers that every answer has, and whether a page of another origin sent a request."""
 
 import base64
 import hashlib

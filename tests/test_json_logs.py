@@ -44,13 +44,13 @@ def test_a_line_has_the_template_and_its_numbers(lines):
     }
 
 
-def test_a_sentence_for_people_is_told_by_its_template(lines):
+def test_a_sentence_for_people_is_logged_by_its_template(lines):
     logging.getLogger("playground.x").warning("%s", Message("{n} votes", n=2))
     [line] = lines()
     assert line["message"] == "{n} votes" and "values" not in line
 
 
-def test_an_error_is_told_without_its_words(lines):
+def test_an_error_is_logged_without_its_words(lines):
     try:
         raise ValueError(TEXT)
     except ValueError as error:
@@ -60,7 +60,7 @@ def test_an_error_is_told_without_its_words(lines):
     assert "Traceback" in line["traceback"] and TEXT not in json.dumps(line)
 
 
-def test_a_turn_that_fails_in_the_engines_thread_is_told_with_its_ids(chat, lines):  # noqa: F811
+def test_a_turn_that_fails_in_the_engines_thread_is_logged_with_its_ids(chat, lines):  # noqa: F811
     """The engine's thread serves everybody; the line says whose turn it was."""
 
     def broken(*_):
@@ -93,9 +93,9 @@ def answered(given, peer="10.0.0.2"):
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return (await client.get("/", headers={"x-request-id": given} if given else {})).headers["x-request-id"]
 
-    told = asyncio.run(ask())
+    answer = asyncio.run(ask())
     assert seen[0] == seen[1]
-    return seen[0], told
+    return seen[0], answer
 
 
 def test_a_trusted_proxy_names_a_request():
@@ -107,6 +107,6 @@ def test_a_trusted_proxy_names_a_request():
     [("mine", "203.0.113.5"), ("", "10.0.0.2"), ("a b", "10.0.0.2"), ("x" * 65, "10.0.0.2"), ('"}\n', "10.0.0.2")],
 )
 def test_any_other_request_gets_a_new_name(given, peer):
-    first, told = answered(given.replace("\n", ""), peer)
-    assert first == told and first != given and len(first) == 16
+    first, answer = answered(given.replace("\n", ""), peer)
+    assert first == answer and first != given and len(first) == 16
     assert answered(given.replace("\n", ""), peer)[0] != first

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from playground.settings import Settings
-from playground.web.limits import ASSETS, IDLE, Limits, NotTheirs, TooMuch, Visitor
+from playground.web.limits import ASSETS, IDLE, ForeignSession, Limits, TooMuch, Visitor
 
 
 class Clock:
@@ -29,9 +29,9 @@ def test_a_session_belongs_to_who_first_named_it():
     held = limits()
     held.session(ANN, "s")
     held.session(ANN, "s")
-    with pytest.raises(NotTheirs, match="another browser"):
+    with pytest.raises(ForeignSession, match="another browser"):
         held.session(BOB, "s")
-    with pytest.raises(NotTheirs, match="another browser"), held.stream(BOB, "s", reads=True):
+    with pytest.raises(ForeignSession, match="another browser"), held.stream(BOB, "s", reads=True):
         pass
 
 

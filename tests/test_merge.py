@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from playground.models import adapters, loading
+from playground.models import adapter_reading, adapters, loading
 from playground.settings import Settings
 from playground.store import Store
 from tests.test_engine import publish as publish_into
@@ -52,7 +52,7 @@ def test_what_cannot_be_merged_is_said_in_words(site, tmp_path):
     version = publish_into(site, 0.1)
     with pytest.raises(SystemExit, match="is not empty"):
         run(site, version, site.folder)
-    weights = site.settings.adapters_dir / f"v{version:04d}" / adapters.WEIGHTS
+    weights = site.settings.adapters_dir / f"v{version:04d}" / adapter_reading.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(SystemExit, match="does not match the hash"):
         run(site, version, tmp_path / "out")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from playground.models import adapters, attention, structure
+from playground.models import adapter_reading, attention, structure
 from playground.settings import Settings
 from tests.families import IDS, MODELS, SIZES, WINDOW, made
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -276,7 +276,7 @@ def test_the_kl_from_a_start_is_that_to_the_base_where_the_start_is_the_base_and
     assert policy.kl_from(before, EPISODES, totals.logprob, 2) == pytest.approx(0, abs=1e-4)
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.state().items())
     wrong = {name: tensor[:1] for name, tensor in base.items()}
-    with pytest.raises(adapters.BadAdapter):
+    with pytest.raises(adapter_reading.BadAdapter):
         policy.kl_from(wrong, EPISODES, totals.logprob, 2)
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.state().items())
 

@@ -26,8 +26,8 @@ def folder(tmp_path_factory):
 
 
 def quantised(folder, **changes):
-    s = settings(model=folder, ppo={"quantisation": "nf4"}).with_values(**changes)
-    return PolicyModel(loading.load_trunk(s, s.ppo.quantisation, training=True), s), s
+    chosen = settings(model=folder, ppo={"quantisation": "nf4"}).with_values(**changes)
+    return PolicyModel(loading.load_trunk(chosen, chosen.ppo.quantisation, training=True), chosen), chosen
 
 
 def test_with_gradients_and_without_log_probabilities_are_the_same_to_the_bit(folder):
@@ -42,9 +42,9 @@ def test_with_gradients_and_without_log_probabilities_are_the_same_to_the_bit(fo
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_policy_in_nf4_passes_its_self_test_and_ppo_moves_it(folder, checkpointing):
-    policy, s = quantised(folder, ppo={"gradient_checkpointing": checkpointing, "iterations": 2})
-    selftest.check_policy(policy, s)
-    trainer = ppo.Trainer(policy, s)
+    policy, settings = quantised(folder, ppo={"gradient_checkpointing": checkpointing, "iterations": 2})
+    selftest.check_policy(policy, settings)
+    trainer = ppo.Trainer(policy, settings)
 
     def score(episodes):
         return torch.tensor([float(len(set(episode.completion))) for episode in episodes])
@@ -91,16 +91,18 @@ def test_checkpointing_leaves_rollouts_their_cache():
 
 
 def test_a_reward_trunk_over_the_policys_weights_gives_the_features_of_its_own(folder):
-    policy, s = quantised(folder)
-    shell = lora.tied_copy(loading.load_trunk(s, "nf4", training=True))
+    policy, settings = quantised(folder)
+    shell = lora.tied_copy(loading.load_trunk(settings, "nf4", training=True))
     first = next(module for module in shell.modules() if hasattr(module, "quant_state"))
     again = next(module for module in lora.tied_copy(shell).modules() if hasattr(module, "quant_state"))
     assert again.weight is first.weight and again.quant_state is first.quant_state
     replies = [episode.reply for episode in EPISODES]
-    whole = FeatureTrunk(s, loading.load_trunk(s, "nf4", training=True)).features(replies)
-    torch.testing.assert_close(whole, FeatureTrunk(s, shell).features(replies))
+    whole = FeatureTrunk(settings, loading.load_trunk(settings, "nf4", training=True)).features(replies)
+    torch.testing.assert_close(whole, FeatureTrunk(settings, shell).features(replies))
     deviation = whole.std(0).clamp(min=1e-6)
-    assert 0 < ((FeatureTrunk(s).features(replies) - whole) / deviation).square().mean().sqrt() < 0.1  # other scales
+    assert (
+        0 < ((FeatureTrunk(settings).features(replies) - whole) / deviation).square().mean().sqrt() < 0.1
+    )  # other scales
     assert len(policy.causal.model.layers) == 4
 
 

@@ -195,10 +195,12 @@ def test_the_score_is_the_mean_of_the_heads_by_their_shares():
     extracted = ExtractedFeatures(torch.cat([x, log_length], -1), [4, 1, 0], [])
     layers, length = Choice("layers", 1.0, 0.75), Choice("length", 0.3, 0.25)
     mixed = reward.fit_model(extracted, prefs, [layers, length])
-    apart = [reward.fit_model(extracted, prefs, [replace(choice, share=1.0)]) for choice in (layers, length)]
-    expected = [0.75 * a + 0.25 * b for a, b in zip(*(model.raw(extracted.features) for model in apart), strict=True)]
+    separate = [reward.fit_model(extracted, prefs, [replace(choice, share=1.0)]) for choice in (layers, length)]
+    expected = [
+        0.75 * a + 0.25 * b for a, b in zip(*(model.raw(extracted.features) for model in separate), strict=True)
+    ]
     torch.testing.assert_close(mixed.raw(extracted.features), torch.stack(expected))
-    assert mixed.log_nu == pytest.approx(0.75 * apart[0].log_nu + 0.25 * apart[1].log_nu)
+    assert mixed.log_nu == pytest.approx(0.75 * separate[0].log_nu + 0.25 * separate[1].log_nu)
 
     designs = reward_head.designs(extracted, prefs, Settings())
     scores, log_nu = reward.mixed_scores(designs, prefs, [layers, length])

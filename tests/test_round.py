@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from playground.models import adapters, prompts
+from playground.models import adapter_reading, adapters, prompts
 from playground.settings import Settings
 from playground.store import ImportedRow, Store
 from playground.system.messages import Message
 from tests.stores import candidate, cast, outcome
 from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
-from training import gate, reward, rollout, round_gate
+from training import gate, reward, rollout, round_gate, round_start
 from training.policy import PolicyModel
 from training.preferences import A, Pair, Preferences
 from training.reward_validation import Choice
@@ -31,15 +31,15 @@ def folder(tmp_path_factory):
 
 def publish(this, tensors, trial=False, report=None):
     """The tensors become the live version, made by `this` round, with this report of the gate."""
-    store, s = this.store, this.settings
+    store, settings = this.store, this.settings
     live = store.live_policy()["version"]
     version = store.add_policy(this.id, "w", parent=live)
     path, sha256 = adapters.write(
-        s.adapters_dir,
+        settings.adapters_dir,
         version,
         tensors,
-        rank=s.ppo.lora_rank,
-        alpha=s.ppo.lora_alpha,
+        rank=settings.ppo.lora_rank,
+        alpha=settings.ppo.lora_alpha,
         targets=this.models.policy.targets,
         base=this.models.base,
         parent=live,
@@ -49,23 +49,23 @@ def publish(this, tensors, trial=False, report=None):
     store.publish(this.id, "w", version, path, sha256, report or {}, trial)
 
 
-def taken(store, s, asked=True):
+def taken(store, settings, asked=True):
     """A round that has just been taken, one that a person asked for or one that began by itself."""
     if asked:
         store.request_round()
-    this = Round(store, s, store.take_round("w", lease_seconds=60, auto_votes=None if asked else 1), "w")
+    this = Round(store, settings, store.take_round("w", lease_seconds=60, auto_votes=None if asked else 1), "w")
     (this.folder / "preferences.json").write_text(json.dumps(Preferences().as_json()))
     return this
 
 
 def running(folder, tmp_path, live=None, **changes):
     """A round of its own that has just been taken; `live` are the LoRA tensors of the version that answers."""
-    s = settings(model=folder, data_dir=tmp_path, **changes)
-    store = Store(s.database)
-    this = taken(store, s)
+    chosen = settings(model=folder, data_dir=tmp_path, **changes)
+    store = Store(chosen.database)
+    this = taken(store, chosen)
     if live is not None:
         publish(this, live)
-        this = taken(store, s)
+        this = taken(store, chosen)
     return this
 
 
@@ -92,7 +92,7 @@ def is_base(this):
 def test_a_round_can_start_from_the_base(folder, tmp_path):
     this = running(folder, tmp_path, live=strong(), round={"start_from": "base"})
     this._sft()
-    assert is_base(this) and this._kl_step() is None
+    assert is_base(this) and round_start.kl_step(this.models) is None
 
 
 def test_a_round_goes_on_from_the_live_version_as_it_is_by_a_step(folder, tmp_path):
@@ -134,7 +134,7 @@ def test_a_round_after_a_version_that_was_rolled_back_takes_half_a_step(folder, 
     this = taken(this.store, this.settings)
     this._sft()
     this.record(cv_accuracy=0.9)
-    assert this.store.round(this.id)["metrics"]["started_from"] == 1 and this._kl_step() == 1
+    assert this.store.round(this.id)["metrics"]["started_from"] == 1 and round_start.kl_step(this.models) == 1
 
 
 def test_a_round_retreats_to_the_base_where_people_prefer_it(folder, tmp_path):
@@ -143,7 +143,7 @@ def test_a_round_retreats_to_the_base_where_people_prefer_it(folder, tmp_path):
     for versions in ((0, 1), (1, 0)):
         cast(this.store, "a" if versions[0] == 0 else "b", base_hash=base_hash, versions=versions)
     this._sft()
-    assert is_base(this) and this._kl_step() is None
+    assert is_base(this) and round_start.kl_step(this.models) is None
 
 
 def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_path):
@@ -165,6 +165,7 @@ def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_p
 def test_a_live_version_of_another_rank_is_not_gone_on_from(folder, tmp_path):
     this = running(folder, tmp_path, live=strong())
     this.settings = this.settings.with_values(ppo={"lora_rank": 2})
+    this.drop_models()  # so that they are loaded with these settings
     this._sft()
     assert is_base(this)
 
@@ -288,7 +289,7 @@ def learned_texts(this, live=None):
 
 
 def test_a_round_from_the_live_version_learns_from_new_demonstrations_alone(folder, tmp_path):
-    """The live version has learned from the earlier ones; each round anew they would be learned by heart."""
+    """The live version has learned from the earlier ones; learned again in each round, they would be memorised."""
     this = running(folder, tmp_path)
     store = this.store
     store.end_round(this.id, "w", "failed")
@@ -331,12 +332,19 @@ def test_no_round_learns_from_demonstrations_in_held_out_conversations(folder, t
 
 def test_a_round_goes_on_with_the_settings_of_its_row_but_for_those_of_this_machine(folder, tmp_path):
     """Also where the row has a setting that is no longer there."""
-    s = settings(model=folder, data_dir=tmp_path)
-    store = Store(s.database)
+    chosen = settings(model=folder, data_dir=tmp_path)
+    store = Store(chosen.database)
     store.request_round()
-    config = {**s.flat("json"), "ppo.lr": 0.25, "gate.prompts": 7, "threads": 3, "data_dir": "elsewhere", "ppo.gone": 1}
-    this = Round(store, s, store.take_round("w", lease_seconds=60, config=config), "w")
-    assert this.settings == s.with_values(ppo={"lr": 0.25}, gate={"prompts": 7})
+    config = {
+        **chosen.flat("json"),
+        "ppo.lr": 0.25,
+        "gate.prompts": 7,
+        "threads": 3,
+        "data_dir": "elsewhere",
+        "ppo.gone": 1,
+    }
+    this = Round(store, chosen, store.take_round("w", lease_seconds=60, config=config), "w")
+    assert this.settings == chosen.with_values(ppo={"lr": 0.25}, gate={"prompts": 7})
 
 
 def test_contexts_come_from_the_one_voted_on_longest_ago(folder, tmp_path):
@@ -486,7 +494,7 @@ def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, figur
     assert (report.share, report.passed) == (share, passes)
     assert ratio(policy.state(), end) == pytest.approx(share, abs=1e-5)
     assert len(compared) == {1: 1, 0.5: 2, 0.25: 3}[share] and compared[-1] is replies.new
-    assert all(before != after for before, after in itertools.pairwise(compared))  # each way back replies anew
+    assert all(before != after for before, after in itertools.pairwise(compared))  # each way back replies again
 
 
 def judged(this, end, monkeypatch):
@@ -506,7 +514,7 @@ def share_published(this, end):
     """How much of the way to `end` the version is that the round publishes."""
     this._publish()
     live = this.store.live_policy()
-    _, tensors = adapters.read(
+    _, tensors = adapter_reading.read(
         adapters.place(this.settings.adapters_dir, live["path"]),
         base_hash=this.models.base["hash"],
         expected_sha256=live["sha256"],
@@ -596,7 +604,9 @@ def test_each_sample_of_the_gate_says_whether_its_prompt_is_a_shipped_one(folder
     episodes = [rollout.Episode(prompt, [5, 6], True) for prompt in [own] * 10 + [shipped] * 10]
     replies = GateReplies(prompts=20, new=episodes, live=episodes, base=episodes, new_texts=["new"] * 20)
     samples = round_gate.samples(this.models, replies)
-    assert [(s["shipped"], "secret" in s["prompt"]) for s in samples] == [(False, True)] * 8 + [(True, False)] * 8
+    assert [(settings["shipped"], "secret" in settings["prompt"]) for settings in samples] == [(False, True)] * 8 + [
+        (True, False)
+    ] * 8
 
 
 def test_of_several_replies_to_a_prompt_the_gate_shows_the_first(folder, tmp_path):

@@ -33,8 +33,8 @@ def test_another_reply_is_drawn_for_the_right_side_and_the_page_says_so(chat):
     chat._rng = Seeds(1, 1, 1, 2)
     ann = person(chat)
     views = list(chat.send(ann, "Hello"))
-    told = [v for v in views if v.progress and "Another one is being written" in str(v.progress)]
-    assert told and told[-1].left.text and told[0].left.text == told[-1].left.text
+    rewriting = [v for v in views if v.progress and "Another one is being written" in str(v.progress)]
+    assert rewriting and rewriting[-1].left.text and rewriting[0].left.text == rewriting[-1].left.text
     last = views[-1]
     assert last.phase == "voting" and last.left.text != last.right.text and chat._rng.drawn == 4
     assert [row["seed"] for row in chat.store.rows("select seed from generation order by id")] == [1, 2]

@@ -12,12 +12,12 @@ from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from playground.models import adapters, feature_trunk, loading, scorer, sources, structure
+from playground.models import adapter_reading, adapters, feature_trunk, loading, scorer, sources, structure
 from playground.settings import Settings
 from playground.store import Store
 from tests.test_policy import moved, settings
 from tests.tiny import tiny_folder, tiny_model
-from training import selftest
+from training import selftest, selftest_files
 from training.policy import PolicyModel
 from training.round import Round
 from training.selftest import SelfTestFailed
@@ -183,7 +183,7 @@ def test_where_replies_would_see_each_other_each_reads_its_prompt_and_the_log_sa
     policy.causal.base_model.register_forward_pre_hook(one_branch, with_kwargs=True)
     selftest.check_policy(policy, settings())
     assert not policy.share_prompts
-    assert "each reply reads its prompt for itself" in caplog.text and "at most 1e-03 is accepted" in caplog.text
+    assert "each reply reads its own copy of its prompt" in caplog.text and "at most 1e-03 is accepted" in caplog.text
 
 
 def test_sound_replies_go_on_sharing_their_prompt(policy, caplog):
@@ -248,7 +248,7 @@ def test_features_that_hang_on_the_batch_are_named(folder, fault):
     assert (
         text.startswith("read in a batch")
         and "at most 1e-03 is accepted in torch.float32" in text
-        and "hang on its neighbours" in text
+        and "depend on its neighbours" in text
     )
 
 
@@ -293,13 +293,13 @@ def head(d=3, **changes):
 def test_a_head_that_was_saved_whole_passes(tmp_path):
     model = head(shift=0.5, spread=2.0, pessimism=0.3, lora={"a": torch.ones(2)})
     model.save(tmp_path / "reward.safetensors")
-    selftest.check_head(model, tmp_path / "reward.safetensors", torch.randn(4, 4))
+    selftest_files.check_head(model, tmp_path / "reward.safetensors", torch.randn(4, 4))
 
 
 @pytest.mark.parametrize("lost", [{"shift": 0.5}, {"pessimism": 0.3}, {"lora": {"a": torch.ones(2)}}])
 def test_a_head_that_lost_something_is_named(tmp_path, lost):
     head().save(tmp_path / "reward.safetensors")
-    text = message(selftest.check_head, head(**lost), tmp_path / "reward.safetensors", torch.randn(4, 4))
+    text = message(selftest_files.check_head, head(**lost), tmp_path / "reward.safetensors", torch.randn(4, 4))
     assert text.startswith("read back from reward.safetensors") and "at most 1e-04" in text
 
 
@@ -322,7 +322,7 @@ def write(root, policy, tensors=None, alpha=8):
 
 
 def check(policy, folder, sha256):
-    selftest.check_adapter(policy, settings(), folder, tiny_model(), base_hash="base", expected_sha256=sha256)
+    selftest_files.check_adapter(policy, settings(), folder, tiny_model(), base_hash="base", expected_sha256=sha256)
 
 
 def test_a_version_that_is_the_policy_passes(policy, tmp_path):
@@ -346,9 +346,9 @@ def test_a_version_with_another_scale_is_named(policy, tmp_path):
 
 def test_a_version_that_the_disk_spoiled_is_named(policy, tmp_path):
     folder, sha256 = write(tmp_path, policy)
-    weights = bytearray((folder / adapters.WEIGHTS).read_bytes())
+    weights = bytearray((folder / adapter_reading.WEIGHTS).read_bytes())
     weights[-1] ^= 1
-    (folder / adapters.WEIGHTS).write_bytes(weights)
+    (folder / adapter_reading.WEIGHTS).write_bytes(weights)
     assert "does not match the hash" in message(check, policy, folder, sha256)
 
 
@@ -389,7 +389,7 @@ def test_a_round_on_a_broken_model_fails_with_the_cause_as_its_reason(store, fol
 
 def test_a_round_does_not_score_with_a_broken_trunk(store, folder, tmp_path, monkeypatch):
     break_trunk(monkeypatch)
-    assert "hang on its neighbours" in message(lambda: running(store, folder, tmp_path).models.trunk)
+    assert "depend on its neighbours" in message(lambda: running(store, folder, tmp_path).models.trunk)
 
 
 def gated(store, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The web server over real HTTP: health, the cookie, and that a handler finds out for itself who asks."""
+"""The web server over real HTTP: health, the cookie, and that a handler checks who calls it."""
 
 import hashlib
 import json
@@ -236,7 +236,7 @@ def test_a_known_visitor_keeps_the_cookie_and_health_sets_none(site, page):
 
 
 def test_one_page_serves_all_and_each_gets_a_cookie_of_their_own(site):
-    """Gradio wrote the same half a megabyte anew for every visitor."""
+    """Gradio wrote the same half a megabyte again for every visitor."""
     answers = [httpx.get(site.url + path) for path in ("/", "/?shared=abc", "/?__theme=dark")]
     assert len({answer.text for answer in answers}) == 1
     assert len({answer.headers["set-cookie"] for answer in answers}) == 3
@@ -378,9 +378,9 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     page.own(site)
     assert page.event("train-now")[-1]["success"]
     row = site.store.take_round("w", lease_seconds=30)
-    for button, wish in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
+    for button, command in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
         assert page.event(button)[-1]["success"]
-        assert site.store.round_command(row["id"]) == wish
+        assert site.store.round_command(row["id"]) == command
     site.store.end_round(row["id"], "w", "failed", plain("stopped"))
     assert "no round to pause" in notices(page.event("pause"))
 

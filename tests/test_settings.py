@@ -81,9 +81,9 @@ def test_each_source_speaks_only_of_what_it_names(monkeypatch):
     Path(".env").write_text("NUDGE_SEED=5\nNUDGE_PPO_EPOCHS=3\nNUDGE_PPO_LR=0.1\n")
     monkeypatch.setenv("NUDGE_CHAT_TOP_K", "7")
     monkeypatch.setenv("NUDGE_PPO_LR", "0.2")
-    s = read(["--port", "1003", "--ppo.kl-target", "2"])
-    assert (s.port, s.seed, s.chat.top_k) == (1003, 5, 7)
-    assert (s.ppo.kl_target, s.ppo.lr, s.ppo.epochs, s.ppo.minibatch) == (2, 0.2, 3, 32)
+    settings = read(["--port", "1003", "--ppo.kl-target", "2"])
+    assert (settings.port, settings.seed, settings.chat.top_k) == (1003, 5, 7)
+    assert (settings.ppo.kl_target, settings.ppo.lr, settings.ppo.epochs, settings.ppo.minibatch) == (2, 0.2, 3, 32)
 
 
 @pytest.mark.parametrize("flags, expected", [([], True), (["--no-worker"], False), (["--worker"], True)])
@@ -370,5 +370,5 @@ def test_a_home_folder_is_expanded():
 
 
 def test_everything_that_is_written_lies_in_the_data_folder():
-    s = Settings(data_dir="some")
-    assert {s.database.parent, s.adapters_dir.parent, s.rounds_dir.parent} == {Path("some")}
+    settings = Settings(data_dir="some")
+    assert {settings.database.parent, settings.adapters_dir.parent, settings.rounds_dir.parent} == {Path("some")}

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from playground.models import adapters, export, loading
+from playground.models import adapter_reading, export, loading
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import LEFT
@@ -87,7 +87,7 @@ def test_demonstrations_become_a_published_version_that_plain_peft_loads(command
     assert phase_progress(row) == dict.fromkeys(("collect", "sft", "gate", "publish"), "done")
     assert "demonstrations of a file" in round_summary.summary_html({**row, "version": 1}, Words())
 
-    manifest, tensors = adapters.read(
+    manifest, tensors = adapter_reading.read(
         live["path"],
         base_hash=json.loads((command.adapters_dir / "v0001" / "manifest.json").read_text())["base"]["hash"],
     )

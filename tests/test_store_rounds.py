@@ -1,4 +1,4 @@
-"""Rounds: asked for, taken, held, measured, and told to wait or to stop."""
+"""Rounds: asked for, taken, held, measured, paused and stopped."""
 
 import time
 from pathlib import Path
@@ -255,15 +255,15 @@ def test_a_round_remembers_which_votes_it_used(store):
     ]
 
 
-# -- what an admin wishes
+# -- commands of an admin
 
 
-def test_a_wish_waits_for_the_round_to_obey(store):
+def test_a_command_waits_for_the_round_to_obey(store):
     store.request_round()
     row = take(store)
-    for wish in ("pause", None, "stop"):
-        store.set_round_command(row["id"], wish)
-        assert store.round_command(row["id"]) == wish and store.round(row["id"])["state"] == "running"
+    for command in ("pause", None, "stop"):
+        store.set_round_command(row["id"], command)
+        assert store.round_command(row["id"]) == command and store.round(row["id"])["state"] == "running"
 
 
 def test_a_round_that_nobody_has_begun_stops_at_once(store):
@@ -273,10 +273,10 @@ def test_a_round_that_nobody_has_begun_stops_at_once(store):
     assert take(store) is None
 
 
-@pytest.mark.parametrize(("wish", "said"), [("pause", "to pause"), ("stop", "to stop"), (None, "to resume")])
-def test_without_a_round_there_is_nothing_to_wish(store, wish, said):
+@pytest.mark.parametrize(("command", "said"), [("pause", "to pause"), ("stop", "to stop"), (None, "to resume")])
+def test_without_a_round_there_is_nothing_to_command(store, command, said):
     with pytest.raises(StoreError, match=said):
-        store.set_round_command(1, wish)
+        store.set_round_command(1, command)
 
 
 def test_settings_of_the_next_rounds_are_kept_and_taken_back(store):

@@ -176,22 +176,22 @@ def test_the_way_of_a_vote_into_a_version_is_told_step_by_step(store):
     who = store.annotator("somebody")
     rows = [cast(store, who=who) for _ in range(3)]
     votes = [store.current_vote(row["id"], who)["id"] for row in rows]
-    told = lambda: [(v["round"], v["heldout"], v["round_state"], v["version"]) for v in reversed(store.my_votes(who))]
-    assert told() == [(None, None, None, None)] * 3
+    fates = lambda: [(v["round"], v["heldout"], v["round_state"], v["version"]) for v in reversed(store.my_votes(who))]
+    assert fates() == [(None, None, None, None)] * 3
 
     store.request_round()
     held = take(store)
     store.record_used_votes(held["id"], [(votes[0], False), (votes[1], True)])
     store.update_round(held["id"], "w1", phase="ppo")
-    assert told() == [(1, 0, "running", None), (1, 1, "running", None), (None, None, None, None)]
+    assert fates() == [(1, 0, "running", None), (1, 1, "running", None), (None, None, None, None)]
     version = store.add_policy(held["id"], "w1", parent=0)
     store.publish(held["id"], "w1", version, "path", "abc", {})
-    assert told() == [(1, 0, "published", 1), (1, 1, "published", None), (None, None, None, None)]
+    assert fates() == [(1, 0, "published", 1), (1, 1, "published", None), (None, None, None, None)]
 
     store.request_round()
     held = take(store)
     store.record_used_votes(held["id"], [(votes[0], True), (votes[2], False)])
-    assert told() == [(2, 1, "running", 1), (1, 1, "published", None), (2, 0, "running", None)]
+    assert fates() == [(2, 1, "running", 1), (1, 1, "published", None), (2, 0, "running", None)]
     assert store.vote_fate(votes[0]) == store.my_votes(who)[2]
     assert (
         store.my_votes(who, limit=1, offset=1)[0]["vote"] == votes[1] and store.my_votes(store.annotator("other")) == []

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from playground.models import adapters, loading, lora
-from playground.models.adapters import CONFIG, MANIFEST, WEIGHTS
+from playground.models.adapter_reading import CONFIG, MANIFEST, WEIGHTS
 from playground.serving import versions
 from playground.serving.engine import Engine
 from playground.serving.versions import Policy

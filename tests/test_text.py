@@ -90,7 +90,7 @@ PIECES = [
 markdown = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
 
 
-class Seen(HTMLParser):
+class ParsedHtml(HTMLParser):
     """What a browser makes of the HTML: its visible text, tags and attributes."""
 
     def __init__(self, html):
@@ -124,7 +124,7 @@ def letters(text):
 @given(markdown | st.text(max_size=60))
 def test_a_reply_shows_every_character_and_makes_no_other_html(text):
     html = as_markdown(text)
-    seen = Seen(html)
+    seen = ParsedHtml(html)
     assert letters(seen.text) == letters(visible(text))
     assert seen.tags <= MADE and seen.attributes <= ATTRIBUTES
     assert all(re.match("https?://|mailto:", link, re.I) for link in seen.links)
@@ -135,7 +135,7 @@ def test_a_reply_shows_every_character_and_makes_no_other_html(text):
 @given(markdown | st.text(max_size=60))
 def test_what_a_person_typed_shows_as_typed(text):
     html = as_typed(text)
-    seen = Seen(html)
+    seen = ParsedHtml(html)
     assert seen.text == visible(text) and seen.tags <= {"div", "span"}
     assert original(html) == text
 
@@ -168,13 +168,13 @@ def test_nothing_of_a_reply_vanishes(text, shown):
     """A regular expression decided what is code: tags between two lone backticks, definitions of links and images
     fetched from elsewhere were not shown.
     """
-    seen = Seen(as_markdown(text))
+    seen = ParsedHtml(as_markdown(text))
     assert all(part in seen.text for part in shown), seen.text
     assert "img" not in seen.tags
 
 
 def test_a_reply_is_markdown():
-    seen = Seen(
+    seen = ParsedHtml(
         as_markdown(
             "# Head\n\n**bold** `<code>` ~~s~~\n\n- one\n  1. two\n\n> quote\n\n```python\nx = 1\n```\n\n| a "
             "|\n|---|\n| b |\n\nline\nbreak"
@@ -187,7 +187,7 @@ def test_a_reply_is_markdown():
     "text", ["2*3*4", "__init__.py", "    indented\n\n\n  twice", "# not a heading", "1. a", "a  b\tc"]
 )
 def test_a_message_is_no_markdown(text):
-    assert Seen(as_typed(text)).text == text
+    assert ParsedHtml(as_typed(text)).text == text
 
 
 def test_a_sign_that_turns_the_page_is_named():

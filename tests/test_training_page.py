@@ -14,10 +14,11 @@ from playground.settings import Settings
 from playground.store import STOPPED, Store
 from playground.system.messages import Message
 from playground.ui import gatewords, plots, round_summary, watch
+from playground.ui.loop_status import LoopStatus, trial_of
 from playground.ui.phases import PROGRESS_LABELS, phase_progress, phases_html
 from playground.ui.plots import Curve
 from playground.ui.rounds import CURVES, TrainingTab
-from playground.ui.status_bar import LoopStatus, StatusBar, status_html, trial_of
+from playground.ui.status_bar import StatusBar, status_html
 from playground.ui.words import Words
 from tests import rounds
 from tests.stores import cast

@@ -108,7 +108,7 @@ def seconds(gesture):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_told(site):
+def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_gets_an_error(site):
     """Sixteen streams ran at once and the others saw nothing; 80 invented cookies filled the one queue, and everybody
     else got a 503.
     """
@@ -119,11 +119,11 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
     site.engine.kv_pool.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
-    crowd, told = Crowd(site, page), []
+    crowd, events = Crowd(site, page), []
     try:
         crowd.join()
         until(lambda: site.engine._running)
-        reader = threading.Thread(target=lambda: told.extend(first.send("Hello")))
+        reader = threading.Thread(target=lambda: events.extend(first.send("Hello")))
         reader.start()
         until(lambda: site.engine.waiting == 1)
         for _ in range(WAITING - 1):
@@ -150,7 +150,7 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_is_
         ends(site)
         site.engine.step = step
     reader.join(20)
-    shown = str(told)
+    shown = str(events)
     assert "Your message waits its turn: you are next" in shown
 
 
@@ -159,7 +159,7 @@ def test_a_place_in_the_line_counts_down(site):
     site.engine.kv_pool.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
-    page, told = Page(site.url, "third"), []
+    page, events = Page(site.url, "third"), []
     crowd = Crowd(site, page)
     try:
         for before in range(2):
@@ -169,7 +169,7 @@ def test_a_place_in_the_line_counts_down(site):
                     len(site.chat._turns) == before + 1 and all(t.stream for t in site.chat._turns.values())
                 )
             )
-        reader = threading.Thread(target=lambda: told.extend(page.send("Hello")))
+        reader = threading.Thread(target=lambda: events.extend(page.send("Hello")))
         reader.start()
         until(lambda: site.engine.waiting == 2)
         time.sleep(1.2)
@@ -180,7 +180,7 @@ def test_a_place_in_the_line_counts_down(site):
         ends(site)
         site.engine.step = step
     reader.join(20)
-    shown = str(told)
+    shown = str(events)
     assert 0 < shown.index("1 before you") < shown.index("you are next")
 
 
@@ -211,8 +211,8 @@ def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
     site.engine.kv_pool.budget, site.engine.end_tokens = 1 << 30, frozenset()
     step, page = site.engine.step, Page(site.url, "early")
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
-    told = []
-    reader = threading.Thread(target=lambda: told.extend(page.send("Hello")))
+    events = []
+    reader = threading.Thread(target=lambda: events.extend(page.send("Hello")))
     try:
         reader.start()
         until(
@@ -232,7 +232,7 @@ def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
         ends(site)
         site.engine.step = step
     reader.join(20)
-    assert "goes on to its end" in str(told) and told[-1]["success"]
+    assert "goes on to its end" in str(events) and events[-1]["success"]
     assert site.store.current_vote(turn.duel, turn.annotator)["choice"] == "b"
 
 

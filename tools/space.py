@@ -124,32 +124,32 @@ def import_problems(folder: Path, requirements: str) -> Iterator[str]:
 
 def top_imports(path: Path) -> set[str]:
     """The first names of all modules that a file imports outside of functions and conditions."""
-    found = set()
+    names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def brought_by(lines: list[str]) -> set[str]:
     """The names of the distributions that these requirements install here, with what those require."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [Requirement(line.split(" #")[0].strip()) for line in lines]
     while waiting:
         requirement = waiting.pop()
         name, extras = normal(requirement.name), requirement.extras or {""}
         wanted = not requirement.marker or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
-        if not wanted or (name in found and extras == {""}):
+        if not wanted or (name in names and extras == {""}):
             continue
-        found.add(name)
+        names.add(name)
         try:
             needed = map(Requirement, metadata.requires(requirement.name) or [])
         except metadata.PackageNotFoundError:
             continue
         waiting += [n for n in needed if not n.marker or any(n.marker.evaluate({"extra": e}) for e in extras)]
-    return found
+    return names
 
 
 def normal(name: str) -> str:

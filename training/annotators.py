@@ -133,11 +133,11 @@ def people(
     """{name: Person} of score names, separated by commas. `name@temperature` has a temperature of its own; the other
     traits are the same for all.
     """
-    found = {}
+    by_name = {}
     for name in names.split(","):
         score, _, own_temperature = name.strip().partition("@")
         try:
-            found[name.strip()] = Person(
+            by_name[name.strip()] = Person(
                 find(score),
                 temperature=float(own_temperature) if own_temperature else temperature,
                 lean=lean,
@@ -146,4 +146,4 @@ def people(
             )
         except ValueError:
             raise SettingsError(f"--annotator: got {name!r}; the temperature after @ must be a number") from None
-    return found
+    return by_name

@@ -100,7 +100,7 @@ def folder_of(settings: Settings, round_id: int) -> Path:
     return settings.rounds_dir / f"{round_id:04d}"
 
 
-def begin_anew(folder: Path) -> None:
+def remove_all_but_log(folder: Path) -> None:
     """Remove all files of a round but its log: they were computed from votes that may have been taken back."""
     if folder.exists():
         for file in folder.iterdir():

@@ -23,7 +23,7 @@ from training.reward_head import fit_head, pair_columns
 from training.reward_validation import Choice, choose
 
 FIRST = 4  # votes before the first forecast
-GROWTH = 1.2  # the head is fitted anew when there are this many times more votes
+GROWTH = 1.2  # the head is fitted again when there are this many times more votes
 CHOOSE_UP_TO = 200  # votes; above, feature set and penalty stay what they were
 # (preferences of n replies, which rows of all replies these are, the first how many of them are known) ->
 # {feature set: x (n, r)}, see `reward_head.designs`
@@ -69,13 +69,13 @@ def assess(designs_of: DesignsOf, prefs: Preferences, settings: Settings) -> Evi
 
 def blocks(votes: int) -> list[tuple[int, int]]:
     """[(start, end)]: votes start … end − 1 are forecast from the first `start`. The same for any later number."""
-    found = []
+    ranges = []
     start = FIRST
     while start < votes:
         end = max(start + 1, math.floor(start * GROWTH))
-        found.append((start, min(end, votes)))
+        ranges.append((start, min(end, votes)))
         start = end
-    return found
+    return ranges
 
 
 def forecast(

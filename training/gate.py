@@ -85,7 +85,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Compared:
+class GateFigures:
     """What was measured on the gate's prompts. N = prompts × replies, those to one prompt in a row, and everywhere in
     the same order.
     """
@@ -105,38 +105,38 @@ class Compared:
     demonstrations: int = 0  # as in `GateReport`
 
 
-def decide(compared: Compared, settings: Settings) -> GateReport:
+def decide(figures: GateFigures, settings: Settings) -> GateReport:
     """Judge a new policy by its replies, and those of the live version and of the base, to the same prompts."""
-    new = Side.of(compared.new)
-    live = Side.of(compared.live)
-    base = Side.of(compared.base)
+    new = Side.of(figures.new)
+    live = Side.of(figures.live)
+    base = Side.of(figures.base)
     distinct_new, distinct_base = distinct_at_equal_length(new.token_ids, base.token_ids)
-    means = mean_gains(compared.gains, compared.demonstrations or compared.prompts, settings.seed)
+    means = mean_gains(figures.gains, figures.demonstrations or figures.prompts, settings.seed)
     report = GateReport(
-        prompts=compared.prompts,
-        replies=len(compared.new) // compared.prompts,
-        reward_new=float(np.mean(compared.reward_new)),
-        reward_live=float(np.mean(compared.reward_live)),
-        gain=float(np.mean(np.asarray(compared.reward_new) - np.asarray(compared.reward_live))),
+        prompts=figures.prompts,
+        replies=len(figures.new) // figures.prompts,
+        reward_new=float(np.mean(figures.reward_new)),
+        reward_live=float(np.mean(figures.reward_live)),
+        gain=float(np.mean(np.asarray(figures.reward_new) - np.asarray(figures.reward_live))),
         gain_interval=central(means, settings.gate.confidence),
         better=float(np.mean(means > 0)),
         not_worse=float(np.mean(means > -SLIGHTLY_WORSE)),
-        kl=float(np.mean(compared.kl)),
+        kl=float(np.mean(figures.kl)),
         length_new=new.length,
         length_live=live.length,
         length_base=base.length,
-        length_votes=compared.length_votes,
-        empty=float(np.mean([not text.strip() for text in compared.texts])),
+        length_votes=figures.length_votes,
+        empty=float(np.mean([not text.strip() for text in figures.texts])),
         ended_new=new.ended,
         ended_base=base.ended,
         repetition_new=new.repetition,
         repetition_base=base.repetition,
         distinct_new=distinct_new,
         distinct_base=distinct_base,
-        canary_new=float(compared.canary_new),
-        canary_base=float(compared.canary_base),
+        canary_new=float(figures.canary_new),
+        canary_base=float(figures.canary_base),
         refused_because=[],
-        demonstrations=compared.demonstrations,
+        demonstrations=figures.demonstrations,
     )
     return replace(report, refused_because=refusals(report, settings))
 

@@ -100,7 +100,7 @@ def where_unquantised_fits(settings: Settings) -> Settings:
 
 
 def slot_bytes(config: PretrainedConfig, bytes_a_weight: int, columns: int) -> int:
-    """What a rollout takes for two replies to a prompt: the keys and values of so many columns, and the logits of a
+    """What a rollout takes for two replies to a prompt: the keys and values of `columns` columns, and the logits of a
     step.
     """
     text = config.get_text_config()
@@ -112,8 +112,8 @@ def slot_bytes(config: PretrainedConfig, bytes_a_weight: int, columns: int) -> i
 
 
 def slots_with_room(model: PreTrainedModel, columns: int) -> int:
-    """How many pairs of replies with so many columns each a rollout on the model's GPU has room for, within LEAST_ROWS
-    and MOST_ROWS.
+    """How many pairs of replies with `columns` columns each a rollout on the model's GPU has room for, within
+    LEAST_ROWS and MOST_ROWS.
     """
     room = int(ROLLOUT_SHARE * free_bytes(model.device)) // slot_bytes(model.config, model.dtype.itemsize, columns)
     return min(max(room, LEAST_ROWS // 2), MOST_ROWS // 2)

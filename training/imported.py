@@ -1,5 +1,5 @@
 """Data from elsewhere as a round reads it: the texts that `python -m playground.data import` kept, as token ids of the
-model of now. What cannot be encoded, since a prompt is too long or the chat template refuses it, is left out.
+current model. What cannot be encoded, since a prompt is too long or the chat template refuses it, is left out.
 
 A sample of at most `preferences.imported` rows of each kind is read, the same one in each round, since to read the
 features of a pair takes a good part of a second. Rows may be long, so each function calls `obey` before each row: it
@@ -31,13 +31,13 @@ def pairs(store: Store, tokenizer: PreTrainedTokenizerBase, settings: Settings, 
 
     A reply is cut to the tokens that one in the chat may have: the reward model scores no longer ones.
     """
-    found: list[Row] = []
+    rows: list[Row] = []
     for row, prompt in _encoded(store, "pair", tokenizer, settings, settings.chat.context_tokens, obey):
         record = row["record"]
         left, right = (_reply(record[side], tokenizer, settings.chat.reply_tokens) for side in ("left", "right"))
         replies = {"prompt": prompt, "left_ids": left, "right_ids": right}
-        found.append({"source": row["source"], "weight": row["weight"], "choice": record["choice"], **replies})
-    return found
+        rows.append({"source": row["source"], "weight": row["weight"], "choice": record["choice"], **replies})
+    return rows
 
 
 def demonstrations(

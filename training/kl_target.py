@@ -11,7 +11,7 @@ from training.rollout import Episode
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
-RETURNS = 4  # at most; each samples replies of the policy anew
+RETURNS = 4  # at most; each samples replies of the policy again
 NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
 
 

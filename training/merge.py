@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from playground.models import adapters, loading, lora, model_card, sources
+from playground.models import adapter_reading, adapters, loading, lora, model_card, sources
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store, StoreError
 
@@ -39,7 +39,7 @@ def merged(settings: Settings, store: Store, version: int) -> tuple[PreTrainedMo
     if row is None or not row["path"]:
         raise CannotMerge(f"There is no version v{version} in {settings.data_dir}.")
     base = loading.load_trunk(settings.with_values(dtype="float32", device="cpu"))
-    manifest, tensors = adapters.read(
+    manifest, tensors = adapter_reading.read(
         adapters.place(settings.adapters_dir, row["path"]),
         base_hash=loading.base_identity(base, settings)["hash"],
         expected_sha256=row["sha256"],
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, MergeSettings, "python -m training.merge")
         write(settings, Store(settings.database, create=False))
-    except (SettingsError, StoreError, CannotMerge, adapters.BadAdapter, loading.ModelUnavailable) as error:
+    except (SettingsError, StoreError, CannotMerge, adapter_reading.BadAdapter, loading.ModelUnavailable) as error:
         sys.exit(str(error))
     print(f"v{settings.version} is in {settings.out}")
 

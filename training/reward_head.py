@@ -214,11 +214,11 @@ def designs(
     """{feature set: x (N, r)} of the feature sets to choose among, each in the span of what the votes compare, and
     `standardised` by the first `known` rows.
     """
-    found = {}
+    designs_by_set = {}
     for feature_set in scorer.feature_set_names(extracted.parts, settings.reward.view):
         x, _, _ = standardised(extracted, feature_set, known)
-        found[feature_set] = x @ span(x, prefs)
-    return found
+        designs_by_set[feature_set] = x @ span(x, prefs)
+    return designs_by_set
 
 
 def fitted_scores(x: torch.Tensor, prefs: Preferences, penalty: float) -> tuple[torch.Tensor, float]:

@@ -98,10 +98,10 @@ class Predictions:
 
     def calibration_error(self, bins: int = 10) -> float | None:
         """Expected calibration error (Naeini et al. 2015) over these bins; None where no pair is decided."""
-        found = self.reliability(bins)
-        if not found:
+        filled = self.reliability(bins)
+        if not filled:
             return None
-        return sum(x.votes * abs(x.predicted - x.observed) for x in found) / sum(x.votes for x in found)
+        return sum(x.votes * abs(x.predicted - x.observed) for x in filled) / sum(x.votes for x in filled)
 
 
 # -- cross-validation

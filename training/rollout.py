@@ -28,7 +28,8 @@ SEED_PROMPTS = prompts.SHIPPED
 HALF_LIFE = 100  # contexts
 LARGE = 50_000_000  # parameters from which a format is worth its import, of some seconds
 ROWS = 32  # replies that are decoded at once on a CPU
-COLUMNS = 256  # a GPU's memory for replies is made in multiples of so many columns, so that it serves other prompts too
+# a GPU's memory for replies is made in multiples of this many columns, so that it serves other prompts too
+COLUMNS = 256
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -65,13 +66,13 @@ def canaries(tokenizer: PreTrainedTokenizerBase, budget: int, max_tokens: int | 
     The replies have no end token, since that becomes unlikely where the votes favour longer replies. Prompt and reply
     are cut to the `max_tokens` that the model takes.
     """
-    found = []
+    episodes = []
     for request, reply in prompts.canaries():
         prompt = prompts.encode([{"role": "user", "content": request}], tokenizer, budget)
         completion = prompts.encode_reply(reply, tokenizer, ended=False)
         prompt, completion = loading.cut(prompt, completion, max_tokens)
-        found.append(Episode(prompt, completion, ended=False))
-    return found
+        episodes.append(Episode(prompt, completion, ended=False))
+    return episodes
 
 
 def choose(contexts: Sequence[list[int]], seeds: Sequence[list[int]], n: int, rng: random.Random) -> list[list[int]]:
@@ -186,12 +187,12 @@ class Rollouts:
 
 
 def rows_of(model: PreTrainedModel, columns: int) -> int:
-    """How many replies a forward without graphs decodes at once, with so many columns for two of them."""
+    """How many replies a forward without graphs decodes at once, with `columns` columns for two of them."""
     return ROWS if model.device.type == "cpu" else 2 * gpu.slots_with_room(model, columns)
 
 
 def forward_of(model: PreTrainedModel, tokens: int) -> AnyForward:
-    """The fastest forward for texts of so many tokens of a model that no graphs serve."""
+    """The fastest forward for texts of `tokens` tokens of a model that no graphs serve."""
     if not fused.fits(model, tokens):
         return transformers_forward_of(model)
     own = str(model.dtype).removeprefix("torch.")

@@ -1,8 +1,9 @@
 """One training round, resumable by phase: collect → sft → reward → ppo → gate → publish.
 
-Owns what each phase does and which files of the round's folder it writes. A restarted worker goes on at the phase that
-the round's row names, and PPO goes on after its last finished iteration. The order of phases, progress and
-interruptions are `round_control.py`'s; loading is `round_models.py`'s; when rounds run is `worker.py`'s.
+Owns what each phase does and which files of the round's folder it writes. A restarted worker continues at the phase
+that the round's row names, and PPO continues after its last finished iteration. The order of phases, progress and
+interruptions are `round_control.py`'s; where the policy starts is `round_start.py`'s; loading is `round_models.py`'s;
+when rounds run is `worker.py`'s.
 """
 
 import json
@@ -13,16 +14,26 @@ import torch
 from safetensors.torch import save_file
 
 from playground.models import adapters
-from playground.models.trial import Tally
 from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, rules, selftest, sft_train
+from training import (
+    erase,
+    gpu,
+    ppo,
+    preferences,
+    ratchet,
+    reward,
+    round_gate,
+    round_start,
+    rules,
+    selftest_files,
+    sft_train,
+)
 from training.gate import GateReport
 from training.preferences import Preferences, Row
-from training.ratchet import EndedTrial
 from training.rollout import Episode
 from training.round_control import RoundControl, write_json
 from training.round_gate import GateReplies
@@ -59,7 +70,7 @@ class Round(RoundControl):
 
     def _collect(self) -> None:
         """Votes become preferences.json; the round ends where there are fewer than two pairs."""
-        erase.begin_anew(self.folder)
+        erase.remove_all_but_log(self.folder)
         rules.read(self.settings.reward.rules)  # a rule that is not there ends the round before it has cost anything
         prefs = self._read_preferences()
         write_json(self.folder / "preferences.json", prefs.as_json())
@@ -104,9 +115,10 @@ class Round(RoundControl):
         settings = self.settings
         policy = self.models.policy
         live = self.store.live_policy()
-        from_live = self._goes_on(live) and self._start_from_live(live)
-        if from_live:
-            self._check_room(live)
+        from_live = round_start.is_from_live(self.models, live) and round_start.load_live(self.models, live)
+        no_step = round_start.why_no_step(settings, live) if from_live else None
+        if no_step:
+            self.end("not_enough", no_step)
         demonstrations = self.models.demonstrations(live if from_live else None)
         fine_tune = bool(demonstrations) and settings.sft.epochs > 0
         if fine_tune:
@@ -118,54 +130,6 @@ class Round(RoundControl):
             self.record(demonstrations=len(demonstrations), sft_loss=loss)
         save_file(policy.state(), self.folder / "start.safetensors")
         self.record(started_from=live["version"] if from_live else 0)
-
-    def _goes_on(self, live: Row) -> bool:
-        """Whether this round goes on from the live version."""
-        if self.settings.round.start_from == "base" or live["version"] == 0:
-            return False
-        votes = self.store.votes_against_base(live["version"])
-        against_base = Tally(votes["wins"], votes["losses"])
-        if ratchet.retreats(against_base):
-            log.info(
-                "people preferred the base to v%04d in %d of %d pairs, so this round starts from the base",
-                live["version"],
-                against_base.losses,
-                against_base.decided,
-            )
-            return False
-        return True
-
-    def _start_from_live(self, live: Row) -> bool:
-        """Put the live version's update into the policy; False where its LoRA has another shape."""
-        settings = self.settings
-        manifest, tensors = adapters.read(
-            adapters.place(settings.adapters_dir, live["path"]),
-            base_hash=self.models.base["hash"],
-            expected_sha256=live["sha256"],
-        )
-        if (manifest["rank"], manifest["alpha"]) != (settings.ppo.lora_rank, settings.ppo.lora_alpha):
-            log.info(
-                "v%04d has a LoRA of rank %s and alpha %s, so this round starts from the base",
-                live["version"],
-                manifest["rank"],
-                manifest["alpha"],
-            )
-            return False
-        self.models.policy.load(tensors)
-        return True
-
-    def _check_room(self, live: Row) -> None:
-        """End the round where the live version is so near the gate's KL budget that no step is left."""
-        kl = json.loads(live["gate_report"] or "{}").get("kl", 0.0)
-        budget = self.settings.gate.kl_budget
-        if kl > budget - ratchet.LEAST * min(self.settings.ppo.kl_step, budget):
-            reason = Message(
-                "The current version is as far from the base as it may go: {kl} nats a reply, and the budget is "
-                "{limit}. Raise gate.kl_budget, or start rounds from the base.",
-                kl=f"{kl:.1f}",
-                limit=f"{budget:g}",
-            )
-            self.end("not_enough", reason)
 
     # -- reward
 
@@ -203,17 +167,17 @@ class Round(RoundControl):
         model.standardise(features)
         self._standardise_rules(episodes)
         model.save(self.folder / "reward.safetensors")
-        selftest.check_head(model, self.folder / "reward.safetensors", features)
+        selftest_files.check_head(model, self.folder / "reward.safetensors", features)
 
     def _standardise_rules(self, episodes: Sequence[Episode]) -> None:
         """Mean and deviation of the rules on the reference's replies become rules.json."""
-        found = rules.read(self.settings.reward.rules)
-        if found:
+        named = rules.read(self.settings.reward.rules)
+        if named:
             texts = self.models.texts(episodes)
-            standardised = [rule.standardised_on(texts) for rule in found]
+            standardised = [rule.standardised_on(texts) for rule in named]
             figures = {rule.name: {"mean": rule.mean, "deviation": rule.deviation} for rule in standardised}
             write_json(self.folder / "rules.json", figures)
-            self.record(rules={rule.name: rule.weight for rule in found})
+            self.record(rules={rule.name: rule.weight for rule in named})
 
     def _nothing_left(self) -> Message | None:
         """Why people's choices between replies of the live version leave nothing to learn, or None. The base is always
@@ -239,7 +203,7 @@ class Round(RoundControl):
         checkpoint = self.folder / "ppo.pt"
         self._keep_start()
         policy.load(self.models.start)
-        kl_step = self._kl_step()
+        kl_step = round_start.kl_step(self.models)
         self.record(kl_step=kl_step)
         trainer = Trainer(policy, gpu.with_room_used(self.settings), kl_step)
         if checkpoint.exists():
@@ -276,17 +240,6 @@ class Round(RoundControl):
         file = self.folder / "start.safetensors"
         if not file.exists() and not self.store.round(self.id)["metrics"].get("started_from"):
             save_file(self.models.policy.state(), file)
-
-    def _kl_step(self) -> float | None:
-        """By how much this round may raise the KL to the base; None where it starts from the base."""
-        figures = self.store.round(self.id)["metrics"]
-        if not figures.get("started_from"):
-            return None
-        trials = [
-            EndedTrial(row["state"], Tally(row["wins"], row["losses"], row["ties"]))
-            for row in self.store.ended_trials()
-        ]
-        return ratchet.step(self.settings.ppo.kl_step, trials, figures["cv_accuracy"])
 
     # -- gate
 
@@ -347,7 +300,7 @@ class Round(RoundControl):
             reason = not_published(from_data(refusal) for refusal in report["refused_because"])
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
             return
-        selftest.check_adapter(
+        selftest_files.check_adapter(
             models.trained_policy,
             settings,
             path,

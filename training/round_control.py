@@ -81,7 +81,7 @@ class RoundControl(ABC):
     def _run_phases(self) -> None:
         resumed_at = self.phase
         for phase in self.phases[self.phases.index(resumed_at) :]:
-            # a later phase than the one resumed at is progress, so failed attempts are counted anew
+            # a later phase than the one resumed at is progress, so failed attempts are counted again
             columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
             self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)
             log.info("round %s: %s", self.id, phase)
@@ -157,7 +157,7 @@ class RoundControl(ABC):
         if self.store.must_begin_again(self.id):
             # the row first: if the worker is killed after this line, the next one begins at `collect`
             self.store.begin_again(self.id, self.owner)
-            erase.begin_anew(self.folder)
+            erase.remove_all_but_log(self.folder)
             raise BeginsAgain
         self._eraser.step()
 

@@ -184,8 +184,8 @@ def compare(models: RoundModels, replies: GateReplies, liked: Liked) -> GateRepo
     with models.seconds.part("gate: likelihoods"):
         at_once = models.settings_with_room.ppo.microbatch
         canary_totals = policy.totals(canaries, at_once)
-        totals_new = policy.totals(replies.first_of_each(replies.new), at_once)  # the dearest part on a CPU
-    compared = gate.Compared(
+        totals_new = policy.totals(replies.first_of_each(replies.new), at_once)  # the most expensive part on a CPU
+    figures = gate.GateFigures(
         prompts=replies.prompts,
         new=replies.new,
         live=replies.live,
@@ -201,7 +201,7 @@ def compare(models: RoundModels, replies: GateReplies, liked: Liked) -> GateRepo
         demonstrations=liked.demonstrations,
     )
     with models.seconds.part("gate: decide"):
-        return gate.decide(compared, settings)
+        return gate.decide(figures, settings)
 
 
 def served_kl(models: RoundModels, episodes: Sequence[Episode]) -> float:
@@ -222,7 +222,7 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
     """
     tokenizer = models.tokenizer
     shipped = {tuple(prompt) for part in ("train", "heldout") for prompt in models.seed_prompts(part)}
-    found = []
+    chosen = []
     room = {True: SAMPLES, False: SAMPLES}  # by whether the prompt is shipped
     new, live = replies.first_of_each(replies.new), replies.first_of_each(replies.live)
     for after, before, text in zip(new, live, replies.first_of_each(replies.new_texts), strict=True):
@@ -230,7 +230,7 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
         if not room[is_shipped]:
             continue
         room[is_shipped] -= 1
-        found.append(
+        chosen.append(
             {
                 "prompt": prompts.decode(after.prompt, tokenizer),
                 "new": text,
@@ -238,4 +238,4 @@ def samples(models: RoundModels, replies: GateReplies) -> list[dict[str, Any]]:
                 "shipped": is_shipped,
             }
         )
-    return found
+    return chosen

@@ -82,7 +82,7 @@ class RoundModels:
 
     def policy_of_the_gate(self, share: float) -> PolicyModel:
         """The trained policy at this share of the way from its start, where the gate has left it. The files stay as PPO
-        left them, so that a gate that was killed begins anew with the same policy.
+        left them, so that a gate that was killed starts over with the same policy.
         """
         if share < 1:
             self.trained_policy.interpolate(self.start, load_file(self.folder / "policy.safetensors"), share)
@@ -173,9 +173,9 @@ class RoundModels:
     @cached_property
     def rules(self) -> list[Rule]:
         """The rewards that the settings name, standardised as the round's reward phase left it."""
-        found = rules.read(self.settings.reward.rules)
-        figures = json.loads((self.folder / "rules.json").read_text()) if found else {}
-        return [replace(rule, **figures[rule.name]) for rule in found]
+        named = rules.read(self.settings.reward.rules)
+        figures = json.loads((self.folder / "rules.json").read_text()) if named else {}
+        return [replace(rule, **figures[rule.name]) for rule in named]
 
     def rule_rewards(self, episodes: Sequence[Episode]) -> torch.Tensor:
         """What the rules add to the rewards (N,) of episodes; 0 without rules."""

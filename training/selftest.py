@@ -1,24 +1,22 @@
-"""A self-test of the loaded models and of the files written from them. A fault that would otherwise spoil a round
-without an error ends the round, and the message names the cause.
+"""A self-test of the loaded models. A fault that would otherwise spoil a round without an error ends the round, and the
+message names the cause.
 
 It runs a few short forwards and two backwards, seconds in all, whenever a worker loads a model for a round. Owns the
-fixed replies, the tolerances and the messages; leaves weights, gradients and random states as they were.
+fixed replies, the tolerances and the messages; leaves weights, gradients and random states as they were. Tests of the
+files that a round writes are `selftest_files.py`'s.
 """
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 
-from playground.models import adapters, lora, structure
+from playground.models import adapters, structure
 from playground.models.feature_trunk import FeatureTrunk
-from playground.models.scorer import RewardModel
 from playground.settings import Settings
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
@@ -38,8 +36,6 @@ PADDING = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 # whole batch. One token too few makes 0.6, one too many 3.
 FEATURES = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.int8: 0.5}
 
-HEAD = 1e-4  # largest change of a standardised score by saving and loading: other memory layouts round differently
-
 Parameters = Mapping[str, torch.nn.Parameter]  # of a LoRA, by name
 
 
@@ -49,7 +45,7 @@ class SelfTestFailed(Exception):
     """
 
 
-# -- at the start
+# -- the policy
 
 
 def check_policy(policy: PolicyModel, settings: Settings) -> None:
@@ -122,7 +118,7 @@ def check_padding(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
     if not error <= accepted:
         raise SelfTestFailed(
             f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in "
-            f"{policy.causal.dtype}: the model does not heed the attention mask or the positions of a left-padded "
+            f"{policy.causal.dtype}: the model ignores the attention mask or the positions of a left-padded "
             "batch. If --dtype float32 does not cure it, this --model cannot be trained."
         )
 
@@ -151,8 +147,8 @@ def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> 
     if fault:
         policy.share_prompts = False
         log.warning(
-            "each reply reads its prompt for itself, which takes longer: %s does not keep replies apart that share one "
-            "reading of their prompt (%s)",
+            "each reply reads its own copy of its prompt, which takes longer: in %s, replies that share one reading of "
+            "their prompt influence each other (%s)",
             type(policy.causal).__name__,
             fault,
         )
@@ -166,6 +162,9 @@ def change(policy: PolicyModel, batch: Batch, episodes: Sequence[Episode]) -> fl
         for row, episode in zip(alone, episodes, strict=True):
             row[: len(episode.completion)] = policy.logprobs(policy.batch([episode]))[0]
     return ((together - alone).abs().sum() / batch.mask.sum()).item()
+
+
+# -- the trunk of the reward model
 
 
 def check_features(trunk: FeatureTrunk, lora_rank: int = 0) -> None:
@@ -193,13 +192,16 @@ def check_features(trunk: FeatureTrunk, lora_rank: int = 0) -> None:
             )
             raise SelfTestFailed(
                 f"read in {where}, a reply has features that are {error:.2e} deviations off from those it has alone, "
-                f"and at most {FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would hang on its neighbours: "
-                f"{cause}."
+                f"and at most {FEATURES[dtype]:.0e} is accepted in {dtype}, or its score would "
+                f"depend on its neighbours: {cause}."
             )
     if lora_rank:
         parameters = trunk.attach_lora(lora_rank)
         with restored(parameters):
             check_gradients(trunk.model, parameters, lambda: trunk.batch_features(replies).square().mean())
+
+
+# -- gradients
 
 
 def check_gradients(
@@ -220,8 +222,10 @@ def check_gradients(
             continue
         trained = {name: p for name, p in parameters.items() if part in name and p.requires_grad}
         if trained:
-            found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-            gradients |= {name: gradient for name, gradient in zip(trained, found, strict=True) if gradient is not None}
+            of_loss = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+            gradients |= {
+                name: gradient for name, gradient in zip(trained, of_loss, strict=True) if gradient is not None
+            }
 
     def is_dead(name: str) -> bool:
         return name not in gradients or not 0 < gradients[name].abs().max().item() < math.inf
@@ -250,70 +254,6 @@ def repacked(model: torch.nn.Module) -> str | None:
         "backward; set support_avx512bf16_for_cpu = False on every layer right after loading, as loading.load_trunk "
         "does"
     )
-
-
-# -- after writing
-
-
-def check_head(model: RewardModel, path: Path, features: torch.Tensor) -> None:
-    """Check that the RewardModel at `path` scores features (N, D) as the one in memory does, and has the same LoRA.
-    SelfTestFailed otherwise.
-    """
-    saved = RewardModel.load(path)
-    error = (saved.reward(features) - model.reward(features)).abs().max().item()
-    different = model.lora.keys() ^ saved.lora.keys()
-    for name in model.lora.keys() & saved.lora.keys():
-        if not torch.equal(model.lora[name].cpu(), saved.lora[name]):
-            different.add(name)
-    if different or not error <= HEAD:
-        raise SelfTestFailed(
-            f"read back from {path.name}, the reward head scores a reply by {error:.2e} deviations otherwise, and at "
-            f"most {HEAD:.0e} is accepted, and {len(different)} tensors of its LoRA differ: RewardModel.save leaves "
-            "out or changes what the score needs, or the disk is faulty."
-        )
-
-
-def check_adapter(
-    policy: PolicyModel,
-    settings: Settings,
-    folder: Path,
-    bare: PreTrainedModel,
-    *,
-    base_hash: str,
-    expected_sha256: str | None = None,
-) -> None:
-    """Check that the version in `folder`, loaded over the trunk `bare` as the chat loads it, has exactly the policy's
-    tensors, and its log-probabilities. SelfTestFailed otherwise.
-    """
-    try:
-        served = adapters.load(folder, bare, base_hash=base_hash, expected_sha256=expected_sha256)
-    except adapters.BadAdapter as error:
-        raise SelfTestFailed(
-            f"the version just written cannot be read back: {error}. Check the disk, and start the round anew."
-        ) from error
-    on_disk = lora.lora_parameters(served)
-    different = [
-        name
-        for name, parameter in policy.parameters.items()
-        if name not in on_disk or not torch.equal(parameter, on_disk[name])
-    ]
-    if different:
-        raise SelfTestFailed(
-            f"{len(different)} of {len(policy.parameters)} tensors in {folder.name} are not those that the gate "
-            f"measured, the first is {different[0]}: another policy was written, or the folder is left from another "
-            f"round. Delete {folder.name}, and start the round anew."
-        )
-    batch = policy.batch(fixed_episodes(bare))
-    served_policy = copy.copy(policy)
-    served_policy.causal = served
-    with torch.no_grad():
-        difference = (served_policy.logprobs(batch) - policy.logprobs(batch)).abs().max().item()
-    if not difference <= settings.ppo.ratio_tolerance:
-        raise SelfTestFailed(
-            f"loaded from {folder.name}, the version gives log-probabilities that are {difference:.2e} nats off from "
-            f"those of the policy that the gate measured, and at most {settings.ppo.ratio_tolerance:.0e} is accepted: "
-            "its tensors are right, so rank, alpha or targets in its manifest are not."
-        )
 
 
 # -- helpers

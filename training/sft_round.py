@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from playground.settings import Settings
 from playground.store import Store
 from playground.system.messages import Message
-from training import erase, gate, rollout, round_gate, sft_train
+from training import erase, gate, rollout, round_gate, round_start, sft_train
 from training.gate import GateReport
 from training.preferences import Preferences, Row
 from training.rollout import Episode
@@ -55,7 +55,7 @@ class SFTRound(Round):
 
     def _collect(self) -> None:
         """There are no votes; the phases that look for preferences find none."""
-        erase.begin_anew(self.folder)
+        erase.remove_all_but_log(self.folder)
         write_json(self.folder / "preferences.json", Preferences().as_json())
         data = self.task.data
         self.record(demonstrations=len(data.train), heldout_demonstrations=len(data.heldout))
@@ -66,9 +66,10 @@ class SFTRound(Round):
         """From the live version to the lowest held-out loss: start.safetensors and policy.safetensors."""
         policy, settings = self.models.policy, self.settings
         live = self.store.live_policy()
-        from_live = self._goes_on(live) and self._start_from_live(live)
-        if from_live:
-            self._check_room(live)
+        from_live = round_start.is_from_live(self.models, live) and round_start.load_live(self.models, live)
+        no_step = round_start.why_no_step(settings, live) if from_live else None
+        if no_step:
+            self.end("not_enough", no_step)
         self.heldout_live = self._losses_of(live)
         start = policy.state()
         save_file(start, self.folder / "start.safetensors")
@@ -95,7 +96,7 @@ class SFTRound(Round):
             with policy.reference():
                 return sft_train.losses(policy, heldout, self.settings)
         now = policy.state()
-        if not self._start_from_live(live):
+        if not round_start.load_live(self.models, live):
             reason = Message(
                 "Version v{n}, which answers now, has a LoRA of another rank or alpha. Pass its --ppo.lora-rank and "
                 "--ppo.lora-alpha.",

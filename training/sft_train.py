@@ -27,12 +27,12 @@ def examples(
     """Episodes of the store's demonstration rows, their prompts as `cut_prompt` leaves them. Prompt and reply are cut
     to the `max_tokens` that the model takes.
     """
-    found = []
+    episodes = []
     for row in rows:
         whole = encode_reply(row["after"])
         prompt, completion = loading.cut(cut_prompt(row["prompt"]), whole, max_tokens)
-        found.append(Episode(prompt, completion, ended=completion == whole))
-    return found
+        episodes.append(Episode(prompt, completion, ended=completion == whole))
+    return episodes
 
 
 def steps(policy: PolicyModel, demonstrations: Sequence[Episode], settings: Settings) -> Iterator[float]:

@@ -264,7 +264,7 @@ def run(settings: SimulateSettings, log: Callable[[str], None] = print) -> dict[
     peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
     row = store.last_round()
-    assert row is not None  # the worker was told to run one
+    assert row is not None  # the worker ran one
     policy = store.round_policy(row["id"])
     figures: dict[str, Any] = {
         "annotator": settings.annotator,

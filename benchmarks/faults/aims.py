@@ -17,7 +17,7 @@ from benchmarks.faults.running import App
 
 def routes(app: object) -> list[tuple[str, str]]:
     """Every (path, method) that an ASGI app has, those of what is mounted in it and of what it wraps included."""
-    found, seen, todo = set(), set(), [(app, "")]
+    endpoints, seen, todo = set(), set(), [(app, "")]
     while todo:
         thing, prefix = todo.pop()
         if (id(thing), prefix) in seen:
@@ -31,12 +31,12 @@ def routes(app: object) -> list[tuple[str, str]]:
         for route in getattr(thing, "routes", None) or []:
             todo.append((route, prefix))
             if hasattr(route, "endpoint"):
-                found |= {(prefix + route.path, method) for method in getattr(route, "methods", None) or {"GET"}}
-    return sorted(found)
+                endpoints |= {(prefix + route.path, method) for method in getattr(route, "methods", None) or {"GET"}}
+    return sorted(endpoints)
 
 
 def all_routes(model: Path) -> list[tuple[str, str]]:
-    """The routes of this app as it is built, and of Gradio alone, so that what stands in front of Gradio hides none
+    """The routes of this app as it is built, and of Gradio alone, so that what is in front of Gradio hides none
     of them.
     """
     import gradio
@@ -70,7 +70,7 @@ def handlers(config: dict) -> list[Handler]:
 
 
 @dataclass
-class Planted:
+class PlantedSecrets:
     """Secrets by where they are; `seen` names those that an answer holds."""
 
     marks: dict[str, bytes]
@@ -118,7 +118,7 @@ class Victim:
             page.turn(f"Again {self.marks['a chat']}", "b")
 
 
-def plant(app: App, victim: Victim) -> Planted:
+def plant(app: App, victim: Victim) -> PlantedSecrets:
     """Secrets in files: beside the app, in its working directory, and its own."""
     marks = {name: text.encode() for name, text in victim.marks.items()}
     for where, path in (
@@ -127,7 +127,7 @@ def plant(app: App, victim: Victim) -> Planted:
     ):
         marks[where] = mark().encode()
         path.write_bytes(marks[where] + b"\n")
-    return Planted(
+    return PlantedSecrets(
         {
             **marks,
             ".env": ENV_MARK.encode(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.faults.people import Gone, Person
+from benchmarks.faults.people import PageUnavailable, Person
 from benchmarks.faults.running import (
     ENVIRON,
     ROOT,
@@ -129,7 +129,7 @@ def chat(url: str) -> int:
     """How many messages got two replies and a vote."""
     try:
         page = Person(url, timeout=60)
-    except Gone:
+    except PageUnavailable:
         return 0
     answered = 0
     for i in range(TURNS):

@@ -29,7 +29,7 @@ from benchmarks.faults.running import (
 )
 
 LEASE_SECONDS = 5
-START_SECONDS = 60  # a worker that starts anew imports torch first
+START_SECONDS = 60  # a worker that starts again imports torch first
 UP_SECONDS = 300  # the second worker is waited for
 LIBRARIES = (
     "/usr/lib/*/faketime/libfaketimeMT.so.1",
@@ -71,14 +71,14 @@ class Clock:
 
     def seen(self) -> float:
         """By how many seconds a process with `environ` is off: the proof that it works."""
-        told = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"],
             env={**os.environ, **self.environ},
             capture_output=True,
             text=True,
             check=True,
         )
-        return float(told.stdout.split()[0]) - time.time()
+        return float(process.stdout.split()[0]) - time.time()
 
 
 def run(scene: Scene) -> list[dict]:
@@ -210,7 +210,7 @@ def second_worker(app: App) -> Iterator[bool]:
 
 def _has_open(pid: int, file: Path) -> bool:
     try:
-        return any(Path(found.path) == file for found in psutil.Process(pid).open_files())
+        return any(Path(opened.path) == file for opened in psutil.Process(pid).open_files())
     except psutil.Error:
         return False
 

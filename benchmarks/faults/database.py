@@ -1,5 +1,5 @@
 """What happens to the database from outside: locked by another process, replaced, deleted, its WAL deleted, its locks
-dropped. Is the person told, and is nothing lost?
+dropped. Does the person get an error, and is nothing lost?
 """
 
 import re
@@ -44,8 +44,8 @@ LOGGED = re.compile(r"^.*\b(WARNING|ERROR|CRITICAL)\b.*(database|nudge\.db|WAL|s
 
 
 @dataclass
-class Told:
-    """How the app took it."""
+class Reaction:
+    """What the app did after the harm. `lost`: acknowledged votes."""
 
     answers: list[Answer]
     ready: int
@@ -60,10 +60,10 @@ class Told:
 
 def run(scene: Scene) -> list[dict]:
     """The section's rows."""
-    found = locked(scene)
+    rows = locked(scene)
     for name, harm in HARMS.items():
-        found += harmed(scene, name, harm)
-    return found
+        rows += harmed(scene, name, harm)
+    return rows
 
 
 # -- locked
@@ -110,7 +110,7 @@ def locked(scene: Scene) -> list[dict]:
 
 
 def replaced(app: App) -> None:
-    """Another database stands in its place, as after a restored backup."""
+    """Another database is in its place, as after a restored backup."""
     copy = app.database.with_name("copy.db")
     source, target = sqlite3.connect(app.database), sqlite3.connect(copy)
     source.backup(target)
@@ -163,26 +163,26 @@ def harmed(scene: Scene, name: str, harm: Callable[[App], None]) -> list[dict]:
     (plugin / "sitecustomize.py").write_text(NOSY.format(trigger=str(app.folder / "look"), database=str(app.database)))
     try:
         app.start()
-        told, before, after = watched(app, harm)
+        seen, before, after = watched(app, harm)
     finally:
         app.kill()  # not in order: what was acknowledged is on disk already
-    told.lost = lost(app, before, after, told.answers, kept_before=name in ("WAL deleted", "locks dropped"))
+    seen.lost = lost(app, before, after, seen.answers, kept_before=name in ("WAL deleted", "locks dropped"))
     # a vote that was accepted and is in the file did no harm: the app noticed nothing because there was nothing to
     # notice
-    harmless = name == "locks dropped" and not told.lost and all(answer.kept for answer in told.answers)
-    fine = 3 if harmless else told.in_words + (told.ready == 503) + told.logged
+    harmless = name == "locks dropped" and not seen.lost and all(answer.kept for answer in seen.answers)
+    fine = 3 if harmless else seen.in_words + (seen.ready == 503) + seen.logged
     scene.log(
-        f"{name}: {[(a.status, round(a.seconds, 1), a.warnings[:1]) for a in told.answers]}; "
-        f"/readyz {told.ready}; logged {told.logged}; lost {told.lost}"
+        f"{name}: {[(a.status, round(a.seconds, 1), a.warnings[:1]) for a in seen.answers]}; "
+        f"/readyz {seen.ready}; logged {seen.logged}; lost {seen.lost}"
     )
     return [
-        report.row(f"{name}: acknowledged votes lost", told.lost, "", "≤ 0"),
+        report.row(f"{name}: acknowledged votes lost", seen.lost, "", "≤ 0"),
         report.row(f"{name}: refused in words, /readyz 503, in the log", fine, "of 3", "≥ 3"),
     ]
 
 
-def watched(app: App, harm: Callable[[App], None]) -> tuple[Told, list[str], list[str]]:
-    """(how it was taken, messages voted on before, messages voted on after)."""
+def watched(app: App, harm: Callable[[App], None]) -> tuple[Reaction, list[str], list[str]]:
+    """(the app's reaction, messages voted on before, messages voted on after)."""
     people = [Person(app.url, timeout=60) for _ in range(3)]
     messages = [text() for _ in people]
     for page, message in zip(people, messages, strict=True):
@@ -192,7 +192,7 @@ def watched(app: App, harm: Callable[[App], None]) -> tuple[Told, list[str], lis
     harm(app)
     answers = [page.vote("b") for page in people[1:]]
     ready = until(lambda: app.ready() == 503, 5, pause=0.3) and 503 or app.ready()
-    return Told(answers, ready, bool(LOGGED.search(app.said(position))), 0), messages[:1], messages[1:]
+    return Reaction(answers, ready, bool(LOGGED.search(app.said(position))), 0), messages[:1], messages[1:]
 
 
 def lost(app: App, before: list[str], after: list[str], answers: list[Answer], kept_before: bool) -> int:

@@ -16,7 +16,7 @@ import psutil
 from benchmarks import report
 from benchmarks.faults.gestures import GESTURES, Gesture
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Answer, Gone, Person, acknowledged, owner
+from benchmarks.faults.people import Answer, PageUnavailable, Person, acknowledged, owner
 from benchmarks.faults.running import App, Scene, running, tracebacks, until
 
 MEGABYTES = 48
@@ -85,7 +85,7 @@ class Outcome:
     """What was seen while nothing could be written, and after."""
 
     said: int = 0
-    told: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     bad_status: list[str] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Outcome:
             self.said += 1
         else:
             self.blank.append(name)
-        self.told += answer.warnings[:1]
+        self.warnings += answer.warnings[:1]
 
 
 def one(app: App, gesture: Gesture, outcome: Outcome) -> None:
@@ -126,7 +126,7 @@ def arriving(app: App, outcome: Outcome) -> None:
     with full(app):
         try:
             outcome.judge("arrive", Person(app.url).loaded())
-        except Gone as error:
+        except PageUnavailable as error:
             outcome.bad_status.append(f"arrive ({error})")
 
 

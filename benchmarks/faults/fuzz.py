@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.faults.aims import (
     ENV_MARK,
-    Planted,
+    PlantedSecrets,
     Victim,
     all_routes,
     handlers,
@@ -24,8 +24,8 @@ from benchmarks.faults.aims import (
     plant,
     targets,
 )
-from benchmarks.faults.mutate import Aimed, Mutator, Surface
-from benchmarks.faults.people import Gone, Person, acknowledged, owner
+from benchmarks.faults.mutate import AimedRequest, Mutator, Surface
+from benchmarks.faults.people import PageUnavailable, Person, acknowledged, owner
 from benchmarks.faults.raw import Response, fetch
 from benchmarks.faults.running import (
     ENVIRON,
@@ -38,7 +38,7 @@ from benchmarks.faults.running import (
 )
 
 THREADS = 6
-EXAMPLES = 12  # of each kind of finding that are told
+EXAMPLES = 12  # of each kind of finding that are logged
 IDLE_SECONDS = 90  # within which memory must have come back
 NAMED = re.compile(rb"/[\w./-]{0,300}/gradio/[0-9a-f]{64}/[^\"'\\\s,<>]{1,200}")  # a file in Gradio's cache
 SHORT_ROUND = {
@@ -59,40 +59,47 @@ SHORT_ROUND = {
 
 @dataclass
 class Tally:
-    """What was seen; examples of each kind are kept to be told."""
+    """What was seen; examples of each kind are kept for the log."""
 
     statuses: Counter = field(default_factory=Counter)
-    found: Counter = field(default_factory=Counter)
+    counts: Counter = field(default_factory=Counter)
     examples: dict = field(default_factory=dict)
     slowest: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind: str, what: str) -> None:
         with self.lock:
-            self.found[kind] += 1
+            self.counts[kind] += 1
             if len(kept := self.examples.setdefault(kind, [])) < EXAMPLES:
                 kept.append(what)
 
-    def take(self, number: int, aimed: Aimed, answer: Response, planted: Planted, healthy) -> None:
+    def take(self, number: int, aimed: AimedRequest, answer: Response, planted: PlantedSecrets, healthy) -> None:
         """Judge one answer."""
         with self.lock:
             self.statuses[answer.status] += 1
             if answer.outcome == "answered":
                 self.slowest = max(self.slowest, answer.seconds)
-        told = f"{number} {aimed.role}: {aimed.request} → {answer.status} {answer.body[:120]!r}"
+        described = f"{number} {aimed.role}: {aimed.request} → {answer.status} {answer.body[:120]!r}"
         if answer.status in (500, 501, 502, 504, 505, 507):
-            self.note("status 500", told)
+            self.note("status 500", described)
         if answer.status == 503 and healthy():
-            self.note("status 503 of a healthy server", told)
+            self.note("status 503 of a healthy server", described)
         if answer.outcome == "timeout" and not aimed.request.unfinished:
-            self.note("no answer", told)
+            self.note("no answer", described)
         if aimed.role != "owner":
             for where in planted.seen(answer.everything):
-                self.note("foreign data", f"{where}: {told}")
+                self.note("foreign data", f"{where}: {described}")
 
 
 def attack(
-    app: App, surface: Surface, planted: Planted, requests: list, tally: Tally, mutator: Mutator, number: int, n: int
+    app: App,
+    surface: Surface,
+    planted: PlantedSecrets,
+    requests: list,
+    tally: Tally,
+    mutator: Mutator,
+    number: int,
+    n: int,
 ) -> None:
     """Send `requests`, then odd ones up to `n`; ask at once, and whatever `n` says, for a file that an answer names."""
     port = int(app.url.rsplit(":", 1)[1])
@@ -115,7 +122,14 @@ def attack(
 
 
 def in_threads(
-    app: App, surface: Surface, planted: Planted, tally: Tally, seed: int, n: int, plain: list, threads: int = THREADS
+    app: App,
+    surface: Surface,
+    planted: PlantedSecrets,
+    tally: Tally,
+    seed: int,
+    n: int,
+    plain: list,
+    threads: int = THREADS,
 ) -> None:
     """`n` requests by several connections at once; those of `plain` first."""
     jobs = []
@@ -180,7 +194,7 @@ def run(scene: Scene) -> list[dict]:
         return measured(scene, app, surface, planted, victim, n)
 
 
-def measured(scene: Scene, app: App, surface: Surface, planted: Planted, victim: Victim, n: int) -> list[dict]:
+def measured(scene: Scene, app: App, surface: Surface, planted: PlantedSecrets, victim: Victim, n: int) -> list[dict]:
     """Plain requests first, which warm everything up, then odd ones; then wait until it has quietened down."""
     tally, began = Tally(), time.monotonic()
     mutator = Mutator(random.Random(scene.seed), surface)
@@ -229,7 +243,7 @@ def rows(tally: Tally, n: int, before: float | None, after: float | None, app: A
     return [
         report.row("fuzz: requests sent", sent, "", f"≥ {n}"),
         report.row("fuzz: share that got as far as the gestures and pages", 1 - at_the_door / sent, "", "≥ 0.2"),
-        *(report.row(f"fuzz: {what}", tally.found[kind], "", "≤ 0") for kind, what in kinds.items()),
+        *(report.row(f"fuzz: {what}", tally.counts[kind], "", "≤ 0") for kind, what in kinds.items()),
         report.row("fuzz: memory once idle, over that before", growth, "MB", "≤ 50"),
         report.row("fuzz: afterwards a message is answered and a vote counts", int(still_chats(app)), "", "≥ 1"),
     ]
@@ -242,6 +256,6 @@ def still_chats(app: App) -> bool:
     text = f"Still there? {mark()}"
     try:
         sent, voted = Person(app.url, "afterwards", address="127.0.0.3").turn(text, "b")
-    except Gone:
+    except PageUnavailable:
         return False
     return sent.kept and acknowledged(voted) and app.counted(text) == "b"

@@ -69,8 +69,8 @@ def configure(person: Person, prompt: str = "You like short words.") -> Answer:
 def open_chat(person: Person) -> Answer:
     """Go back to the oldest chat; which number it has, the list says."""
     listed = person.loaded().text
-    found = [int(n) for n in re.findall(r'\["[^"]*",(\d+)\]', listed)]
-    return person.event("chats", [min(found, default=1), None, None], "input")
+    conversations = [int(n) for n in re.findall(r'\["[^"]*",(\d+)\]', listed)]
+    return person.event("chats", [min(conversations, default=1), None, None], "input")
 
 
 GESTURES = [

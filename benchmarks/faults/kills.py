@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import report
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Gone, Person, acknowledged
+from benchmarks.faults.people import PageUnavailable, Person, acknowledged
 from benchmarks.faults.running import App, DidNotStart, Scene, rows, send_signal, until
 
 PEOPLE = 3
@@ -80,7 +80,7 @@ class Voter(threading.Thread):
             return None
         try:
             page = Person(url, cookies=self.cookies, timeout=30, address=self.address)
-        except Gone:
+        except PageUnavailable:
             return None
         self.cookies = {c.name: c.value for c in page.client.cookies.jar}
         page.loaded()  # so that a pair that waits for its vote can be voted on
@@ -89,7 +89,7 @@ class Voter(threading.Thread):
     def _turn(self, page: Person) -> None:
         text = f"Tell me about {secrets.token_hex(6)}"
         if not page.send(text).kept:
-            self._vote(page, None)  # a pair that was cut off may stand in the way
+            self._vote(page, None)  # a pair that was cut off may be in the way
             self.over.wait(0.2)
             return
         self._vote(page, text)
@@ -105,7 +105,7 @@ class Voter(threading.Thread):
 
 
 @dataclass
-class Seen:
+class KillReport:
     """What was found after the kills."""
 
     kills: int = 0
@@ -123,7 +123,7 @@ def run(scene: Scene) -> list[dict]:
     wanted, live = scene.count("kills", 200, 8), Live(scene)
     options = {**live.options, "round.lease-seconds": 5, "port": free_port()}
     app = App(scene.folder("kills"), live.model, options, data=live.fresh())
-    ledger, seen, rng = Ledger(), Seen(), random.Random(scene.seed)
+    ledger, seen, rng = Ledger(), KillReport(), random.Random(scene.seed)
     voters = [Voter(app, ledger, random.Random(f"{scene.seed}/{i}"), f"127.0.0.{10 + i}") for i in range(PEOPLE)]
     try:
         app.start()
@@ -156,7 +156,7 @@ def run(scene: Scene) -> list[dict]:
     ]
 
 
-def slaughter(scene: Scene, app: App, ledger: Ledger, seen: Seen, rng: random.Random, wanted: int) -> None:
+def slaughter(scene: Scene, app: App, ledger: Ledger, seen: KillReport, rng: random.Random, wanted: int) -> None:
     """Kill until `wanted` processes have died, starting the server again whenever it is gone."""
     end = time.monotonic() + 60 * MINUTES
     while seen.kills < wanted and time.monotonic() < end:
@@ -185,20 +185,20 @@ def wait_for_the_moment(app: App, rng: random.Random) -> bool:
     if kind == "in a round":
         now = time.time()  # a round whose worker was killed still says that it is running, but its lease is old
         working = "select 1 from round where state = 'running' and phase is not null and heartbeat > ?"
-        found = until(lambda: app.rows(working, now), ROUND_SECONDS, pause=0.3)
+        reached = until(lambda: app.rows(working, now), ROUND_SECONDS, pause=0.3)
         time.sleep(rng.uniform(0, 5))
-        return bool(found)
+        return bool(reached)
     time.sleep(rng.uniform(4, 12) if kind == "later" else rng.uniform(0.2, 2))
     return False
 
 
-def check_file(app: App, ledger: Ledger, seen: Seen) -> None:
-    """What is on disk now, with nobody to mend it."""
+def check_file(app: App, ledger: Ledger, seen: KillReport) -> None:
+    """What is on disk now, before anybody repairs it."""
     seen.corrupt += rows(app.database, "pragma integrity_check") != [("ok",)]
     seen.lost |= set(ledger.lost(app.database))
 
 
-def again(app: App, seen: Seen) -> None:
+def again(app: App, seen: KillReport) -> None:
     """Start the server again, and see that the published version is what answers."""
     try:
         app.start()
@@ -221,7 +221,7 @@ def published_answers(app: App) -> bool:
 def answers(app: App) -> bool:
     try:
         return Person(app.url).send(f"Are you there? {secrets.token_hex(4)}").kept
-    except Gone:
+    except PageUnavailable:
         return False
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.faults.people import Gone, Person
+from benchmarks.faults.people import PageUnavailable, Person
 from benchmarks.faults.raw import Request, fetch
 from benchmarks.faults.running import App, Scene, running, until
 
@@ -51,20 +51,20 @@ class Crowd:
 
     def together(self, jobs: list[Callable[[], object]]) -> list:
         """What all of them give, run at once."""
-        found, threads = [], []
+        results, threads = [], []
         for job in jobs:
-            threads.append(threading.Thread(target=lambda job=job: found.append(job()), daemon=True))
+            threads.append(threading.Thread(target=lambda job=job: results.append(job()), daemon=True))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(90)
-        return found
+        return results
 
     def connect(self, stack: ExitStack) -> socket.socket:
         return stack.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=10))
 
 
-# -- the attacks; each returns what is told of it
+# -- the attacks; each returns a description for the log
 
 
 def upload(crowd: Crowd, n: int) -> str:
@@ -254,7 +254,7 @@ class Bystander(threading.Thread):
 
 def run(scene: Scene) -> list[dict]:
     """The section's rows."""
-    found = []
+    rows = []
     with running(scene.folder("limits"), scene.model(), {"worker": False}) as app:
         page = Person(app.url, address="127.0.0.2")
         page.turn("Hello", "a")
@@ -264,12 +264,12 @@ def run(scene: Scene) -> list[dict]:
             n = attack.few if scene.quick else attack.n
             name = attack.name.format(n=f"{n:,}")
             if not app.alive:
-                found.append(report.row(f"limits: {name}: not run, the app has ended", None, "", "≤ 0"))
+                rows.append(report.row(f"limits: {name}: not run, the app has ended", None, "", "≤ 0"))
                 continue
-            found += one(scene, app, page, name, lambda crowd, attack=attack, n=n: attack.do(crowd, n))
-        found.append(report.row("limits: what was uploaded and is still on disk", disk_megabytes(app), "MB", "≤ 1"))
-        found.append(report.row("limits: afterwards somebody new can chat", int(new_can_chat(app)), "", "≥ 1"))
-    return found
+            rows += one(scene, app, page, name, lambda crowd, attack=attack, n=n: attack.do(crowd, n))
+        rows.append(report.row("limits: what was uploaded and is still on disk", disk_megabytes(app), "MB", "≤ 1"))
+        rows.append(report.row("limits: afterwards somebody new can chat", int(new_can_chat(app)), "", "≥ 1"))
+    return rows
 
 
 def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd], str]) -> list[dict]:
@@ -278,7 +278,7 @@ def one(scene: Scene, app: App, page: Person, name: str, attack: Callable[[Crowd
     bystander.start()
     try:
         said = attack(Crowd(app))
-    except Gone as error:
+    except PageUnavailable as error:
         said = f"the attacker's page did not open: {error}"
     seen = bystander.stop()
     until(lambda: not app.alive or app.megabytes() <= before + LEFT, BACK_SECONDS, pause=0.5)
@@ -305,6 +305,6 @@ def disk_megabytes(app: App) -> float:
 def new_can_chat(app: App) -> bool:
     try:
         sent, voted = Person(app.url, address="127.0.0.3").turn("Hello again", "a")
-    except Gone:
+    except PageUnavailable:
         return False
     return sent.kept and voted.kept

@@ -1,4 +1,4 @@
-"""A data folder with votes and a published version in it, made once and given afresh to each section that needs one;
+"""A data folder with votes and a published version in it, made once and copied for each section that needs one;
 and a small model whose rounds take seconds.
 
 The version is put there by hand, with a LoRA that changes the model a little: a round of its own would take minutes

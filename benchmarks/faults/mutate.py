@@ -63,7 +63,7 @@ class Surface:
 
 
 @dataclass
-class Aimed:
+class AimedRequest:
     """A request and who sends it."""
 
     role: str
@@ -81,7 +81,7 @@ class Mutator:
 
     # -- every route and handler once, plain
 
-    def plain(self) -> Iterator[Aimed]:
+    def plain(self) -> Iterator[AimedRequest]:
         """Each route by its own method and each handler with empty values, for each role."""
         for role in ROLES:
             for path, method in self.surface.routes:
@@ -101,7 +101,7 @@ class Mutator:
                     self.json_post(f"{API}/{'queue/join' if handler.queued else 'run/predict'}", body, "plain event"),
                 )
 
-    def known(self) -> Iterator[Aimed]:
+    def known(self) -> Iterator[AimedRequest]:
         """What was found once: a file object as the value of each handler, for two of the files, as somebody without
         a cookie.
         """
@@ -114,7 +114,7 @@ class Mutator:
 
     # -- one odd request
 
-    def draw(self) -> Aimed:
+    def draw(self) -> AimedRequest:
         """One request that something is wrong with."""
         role = self.rng.choices(ROLES, (4, 4, 2))[0]
         kind = self.rng.choices(
@@ -127,7 +127,7 @@ class Mutator:
                 change(self.rng, aimed.request)
         return aimed
 
-    def aim(self, role: str, request: Request) -> Aimed:
+    def aim(self, role: str, request: Request) -> AimedRequest:
         """With the headers that a browser of this role has: a stranger and a person come by a public name, the owner
         by this machine's.
         """
@@ -139,7 +139,7 @@ class Mutator:
             request.header("Cookie", f"nudge_id={'x' * 43}")
         if request.method not in ("GET", "HEAD"):
             request.header("Origin", f"http://{host}").header("Sec-Fetch-Site", "same-origin")
-        return Aimed(role, request)
+        return AimedRequest(role, request)
 
     # -- kinds of requests
 
@@ -212,14 +212,14 @@ class Mutator:
     def file_object(self) -> dict:
         """What Gradio takes for a file that was uploaded."""
         path = self.rng.choice(self.surface.files)
-        found = {
+        file = {
             "path": self.rng.choice(
                 (path, path, path, f"file://{path}", f"./{path}", f"{path}/.", "http://127.0.0.1:9/x", "")
             ),
             "meta": {"_type": "gradio.FileData"},
         }
         extra = self.rng.choice((*FILE_EXTRAS, {"url": f"{API}/file={path}"}))
-        return {**found, **extra}
+        return {**file, **extra}
 
     def route(self) -> Request:
         """Any route that the app or Gradio registers, with odd parameters."""

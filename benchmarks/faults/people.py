@@ -34,13 +34,13 @@ class Answer:
     @property
     def warnings(self) -> list[str]:
         """What the page would show as a warning: notices, and Gradio's own errors with a text."""
-        found = [
+        sentences = [
             unescape(re.sub(r"<[^>]+>", " ", text)).strip()
             for kind, text in NOTICE.findall(self.text)
             if "kept" not in kind
         ]
         if not self.success or self.status >= 400:
-            found += [
+            sentences += [
                 said
                 for said in re.findall(r'"(?:error|detail|message)":\s*"((?:[^"\\]|\\.)+)"', self.text)
                 if len(said.split()) > 2
@@ -50,8 +50,8 @@ class Answer:
                 and len(self.text.split()) > 3
                 and self.text.strip() != "Internal Server Error"
             ):
-                found.append(self.text.strip()[:200])
-        return found
+                sentences.append(self.text.strip()[:200])
+        return sentences
 
     @property
     def kept(self) -> bool:
@@ -64,7 +64,7 @@ class Answer:
         return bool(self.warnings) and self.status not in (0, 500)
 
 
-class Gone(Exception):
+class PageUnavailable(Exception):
     """The page could not be opened: nothing answered, or not with a page."""
 
 
@@ -107,10 +107,10 @@ class Person:
             self.config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", page.text, re.S)[1])
         except (httpx.HTTPError, ValueError, TypeError) as error:
             self.client.close()
-            raise Gone(f"{type(error).__name__}: {error}") from None
+            raise PageUnavailable(f"{type(error).__name__}: {error}") from None
         if page.status_code != 200 or "components" not in self.config:
             self.client.close()
-            raise Gone(f"the page answered {page.status_code}")
+            raise PageUnavailable(f"the page answered {page.status_code}")
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
 
     def close(self) -> None:

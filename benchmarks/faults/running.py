@@ -94,8 +94,8 @@ class App:
     def _listen(self, process: subprocess.Popen) -> None:
         """Read what it prints for as long as it lives: its address, and the admin link where there is one."""
         for line in process.stdout:
-            if found := ADMIN_LINK.search(line):
-                self.admin_link = found[1]
+            if match := ADMIN_LINK.search(line):
+                self.admin_link = match[1]
             elif line.startswith("Nudge is at "):
                 self.url = line.split()[-1]
 
@@ -180,12 +180,12 @@ class App:
 
     def counted(self, text: str) -> str | None:
         """The choice of the vote that counts on the pair that answers the message `text`, straight from the file."""
-        found = self.rows(
+        rows = self.rows(
             "select v.choice from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
             " where m.text = ? and v.superseded_by is null order by v.id desc limit 1",
             text,
         )
-        return found[0][0] if found else None
+        return rows[0][0] if rows else None
 
 
 def rows(database: Path, sql: str, *values) -> list[tuple]:
@@ -200,9 +200,9 @@ def rows(database: Path, sql: str, *values) -> list[tuple]:
 def until(condition: Callable[[], object], seconds: float, pause: float = 0.05) -> object:
     """What `condition` gives once it is true, or its last answer after `seconds`."""
     end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
+    while not (result := condition()) and time.monotonic() < end:
         time.sleep(pause)
-    return found
+    return result
 
 
 def send_signal(pid: int, number: int) -> bool:
@@ -229,7 +229,7 @@ TRACEBACK = re.compile(r"^Traceback \(most recent call last\):", re.M)
 
 def tracebacks(log: str) -> list[str]:
     """The last line of each traceback in a log, which names the exception."""
-    found = []
+    errors = []
     for part in TRACEBACK.split(log)[1:]:
         lines = [line for line in part.splitlines() if line.strip()]
         ends = (
@@ -237,13 +237,13 @@ def tracebacks(log: str) -> list[str]:
             for line in lines
             if re.match(r"[\w.]+(Error|Exception|Interrupt|Exit|Refused|\w*)\b(:|$)", line) and not line.startswith(" ")
         )
-        found.append(next(ends, lines[-1] if lines else "")[:300])
-    return found
+        errors.append(next(ends, lines[-1] if lines else "")[:300])
+    return errors
 
 
 @dataclass
 class Scene:
-    """What every section works with: where, how much, and what is told meanwhile. `apps` of a section are its own."""
+    """What every section works with: where, how much, and where it logs. `apps` of a section are its own."""
 
     scratch: Path
     quick: bool

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.faults.live import Live
-from benchmarks.faults.people import Gone, Person
+from benchmarks.faults.people import PageUnavailable, Person
 from benchmarks.faults.running import (
     App,
     DidNotStart,
@@ -222,17 +222,17 @@ def started(app: App, version: int) -> str:
 
 def while_running(scene: Scene, live: Live, options: dict, kinds: tuple) -> tuple[bool, list[str]]:
     """(whether a sound version was taken, what is wrong by kind), all in one life of the app."""
-    found = []
+    refused = []
     with running(scene.folder("tampered-running"), live.model, options, data=live.fresh()) as app:
         for kind in kinds:
             position = app.said_so_far()
             if why := wrong(app, publish(live.data, kind), position):
-                found.append(f"{kind}: {why}")
+                refused.append(f"{kind}: {why}")
             if not app.alive:
                 break
         good = publish(live.data, None)
         loaded = app.alive and bool(until(lambda: answering(app) == good, REJECTED_SECONDS, pause=0.2))
-    return loaded, found
+    return loaded, refused
 
 
 def wrong(app: App, version: int, position: int) -> str:
@@ -250,7 +250,7 @@ def wrong(app: App, version: int, position: int) -> str:
         return f"v{answering(app)} answers, not v1"
     try:
         answered = Person(app.url).send(f"Hello {secrets.token_hex(4)}").kept
-    except Gone as error:
+    except PageUnavailable as error:
         return f"the page does not open: {error}"
     return "" if answered else "no message is answered"
 
@@ -261,5 +261,5 @@ def answering(app: App) -> int | None:
     return json.loads(body).get("version") if status in (200, 503) else None
 
 
-def named(found: list[str]) -> str:
-    return f"({', '.join(line.split(':')[0] for line in found)})" if found else ""
+def named(lines: list[str]) -> str:
+    return f"({', '.join(line.split(':')[0] for line in lines)})" if lines else ""

@@ -82,15 +82,15 @@ def parsed(row):
 def main():
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
-    found = []
+    results = []
     for export in job["exports"]:
         dataset = load_dataset(export["folder"], export["config"], split="train")
         rows = len(dataset)
         for trainer in export["trainers"]:
             loss = step(job, trainer, dataset)
-            found.append({"what": f"{trainer} on {export['name']}", "rows": rows, "loss": loss, "of": export["rows"]})
-        found.append(as_parquet(export["folder"], export["config"]))
-    print(json.dumps(found))
+            results.append({"what": f"{trainer} on {export['name']}", "rows": rows, "loss": loss, "of": export["rows"]})
+        results.append(as_parquet(export["folder"], export["config"]))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

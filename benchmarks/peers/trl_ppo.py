@@ -163,9 +163,9 @@ def arithmetic(job):
         "responses": t["mask"],
     }
     exec(passage("lastgaelam = 0", "advantages = masked_whiten"), scope)
-    found = {"GAE advantages": scope["advantages"], "GAE returns": scope["returns"]}
+    quantities = {"GAE advantages": scope["advantages"], "GAE returns": scope["returns"]}
     exec(passage("advantages = masked_whiten", "empty_cache()"), scope)
-    found["whitened advantages"] = scope["advantages"]
+    quantities["whitened advantages"] = scope["advantages"]
 
     values = torch.nn.functional.pad(t["new_values"], (0, 1))[..., None]  # a prompt of one token before the reply
     scope |= {
@@ -179,8 +179,8 @@ def arithmetic(job):
         "mb_values": t["values"],
     }
     exec(passage("new_logprobs = torch.masked_fill(", "accelerator.backward(loss)"), scope)
-    found |= {"policy loss": scope["pg_loss"], "value loss": scope["vf_loss"]}
-    return {name: x.tolist() for name, x in found.items()}
+    quantities |= {"policy loss": scope["pg_loss"], "value loss": scope["vf_loss"]}
+    return {name: x.tolist() for name, x in quantities.items()}
 
 
 def main(path):

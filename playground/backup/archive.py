@@ -106,7 +106,7 @@ class Archive:
         try:
             self._chunk(unchecked)
         except Damaged as error:
-            log.warning("the backup is damaged and is mended by the next snapshot: %s", error)
+            log.warning("the backup is damaged and is repaired by the next snapshot: %s", error)
             del self._whole[unchecked.sha256]
             return False
         return True

@@ -71,7 +71,7 @@ class Backup:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.target = Target(settings.backup.url)
-        self._archive: Archive | None = None  # None after a failure: what is in the target is looked at anew
+        self._archive: Archive | None = None  # None after a failure: what is in the target is read again
         self._known: set[str] | None = None  # names of the snapshots that were there at the start, and of our own
         self._store: Store | None = None
         self._started = time.monotonic()

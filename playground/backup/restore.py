@@ -102,14 +102,14 @@ def _fetch(archive: Archive, snapshot: Manifest, folder: Path, database: str) ->
 
 
 def _bring_up_to_date(database: Path, newer: Iterable[Manifest]) -> None:
-    """Take back in a fetched database what newer snapshots say was taken back since, and begin its round anew."""
+    """Take back in a fetched database what newer snapshots say was taken back since, and begin its round again."""
     erasures: dict[int, Erasure] = {}
     revoked: set[int] = set()
     for snapshot in newer:
         erasures |= {erasure.id: erasure for erasure in snapshot.erasures}
         revoked |= set(snapshot.revoked)
     store = Store(database)
-    store.begin_round_anew()
+    store.restart_running_round()
     store.erase_again([erasures[number] for number in sorted(erasures)])
     store.revoke_again(revoked)
     store.scrub(CHECKPOINT_SECONDS)  # everything is in the one file then

@@ -124,14 +124,14 @@ def _reached(target: Target, patience: float, checked: set[str]) -> Archive | No
     """What is in the target; None where that is not known after `patience` seconds. The target may never answer, so it
     is asked in another thread.
     """
-    found: list[Archive] = []
+    archives: list[Archive] = []
     given_up = threading.Event()
 
     def ask() -> None:
         pause = FIRST_PAUSE
         while not given_up.is_set():
             try:
-                found.append(Archive(target, checked))
+                archives.append(Archive(target, checked))
                 return
             except TargetUnavailable as error:
                 log.warning("the backup cannot be read; trying again in %.0f s: %s", pause, error)
@@ -142,4 +142,4 @@ def _reached(target: Target, patience: float, checked: set[str]) -> Archive | No
     asking.start()
     asking.join(patience)
     given_up.set()
-    return found[0] if found else None
+    return archives[0] if archives else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from playground.chat import gestures
 from playground.chat.comparing import Comparing
 from playground.chat.refusals import Refused, Unavailable, refusing
-from playground.chat.turns import Wish
+from playground.chat.turns import ReplyOptions
 from playground.chat.views import StoreRow, View
 from playground.chat.votes import Votes
 from playground.models import prompts, templates
@@ -22,7 +22,7 @@ HISTORY_FACTOR = 16  # the history may have this many times the characters of on
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """What a program asks for. `messages` begin and end with the user's, and roles alternate. `sampling` holds what a
     chat may set for itself; longer replies than the app's are cut to that.
     """
@@ -42,7 +42,7 @@ class Reply:
     text: str
     finish_reason: str | None  # as the store has it; None until it is recorded
     tokens: int
-    version: int  # that wrote it; nobody is told before the vote
+    version: int  # that wrote it; nobody sees it before the vote
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,21 @@ class Completed:
 class Completing(Votes, Comparing):
     """Part of `Chat`."""
 
-    def complete(self, annotator: int, asked: Asked, address: str = "") -> Generator[View]:
+    def complete(self, annotator: int, request: CompletionRequest, address: str = "") -> Generator[View]:
         """Two replies, as `Chat.send`: Views from the first update to both complete. Closing it stops them."""
         with self._turn(annotator, address) as turn:  # before any text is read: that costs time
-            *history, last = self._checked_messages(asked.messages)
-            if asked.version is not None:
-                self._check_in_use(asked.version)
-            system_prompt = self._checked_system(asked.system_prompt)
-            own = self._own_sampling(asked.sampling)
+            *history, last = self._checked_messages(request.messages)
+            if request.version is not None:
+                self._check_in_use(request.version)
+            system_prompt = self._checked_system(request.system_prompt)
+            own = self._own_sampling(request.sampling)
             tokenizer, budget = self.engine.tokenizer, self.settings.chat.context_tokens
             prompts.encode([*history, last], tokenizer, budget, system_prompt)  # refuses before anything is recorded
             said = [(message["role"], message["content"]) for message in history]
             with refusing():
                 conversation = self.store.begin_with(annotator, said, system_prompt, own)
-            wish = Wish(asked.version, asked.seed)
-            yield from self._write(turn, conversation, history, last["content"], wish=wish)
+            options = ReplyOptions(request.version, request.seed)
+            yield from self._write(turn, conversation, history, last["content"], options=options)
 
     def completed(self, annotator: int, duel_id: int) -> Completed:
         """A pair of this person's that is complete."""

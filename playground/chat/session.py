@@ -64,12 +64,12 @@ class Chat(Completing):
             for _ in views:
                 if turn is None or time.monotonic() - max(left, turn.last_look) > BACKGROUND_SECONDS:
                     break
-        except (Refused, StoreError):  # what there is, is recorded now or later; and nobody is there to be told
-            pass
+        except (Refused, StoreError):
+            pass  # the replies so far are recorded now or later, and no page is open to show an error
         views.close()
 
     def undo(self, annotator: int) -> tuple[View, str]:
-        """Take the last turn back; returns the View and the message, to be written anew. Nothing is deleted."""
+        """Take the last turn back; returns the View and the message, to be written again. Nothing is deleted."""
         self.check_may_write(annotator)
         self._check_idle(annotator)
         conversation = self.store.conversation(annotator)

@@ -1,4 +1,4 @@
-"""Turns: at most one for each person, and so many at once from one address and in all.
+"""Turns: at most one for each person, and a limited number at once from one address and in all.
 
 A turn runs from a message until both replies are in the store. How they are written is `writing.py`'s.
 """
@@ -30,12 +30,12 @@ class Turn:
     def __init__(self, annotator: int, address: str, text: str | None) -> None:
         self.annotator = annotator
         self.address = address  # the network address that the message came from
-        self.text = text  # the message; None where an earlier one is answered anew
+        self.text = text  # the message; None where an earlier one is answered again
         self.stream: Stream | PairStream | None = None
         self.replacement: Stream | None = None  # writes another right reply, since both said the same
         self.conversation: int | None = None
         self.duel: int | None = None  # once the store has it
-        self.stored_view = View("idle")  # as the store had the pair when the page was last told
+        self.stored_view = View("idle")  # as the store had the pair when the page was last updated
         self.stopped = threading.Event()  # somebody pressed Stop, or nobody asks for the replies any more
         self.recording = threading.Lock()  # held while a vote, or the pair's end, is written down
         self.ended = threading.Event()  # both replies are in the store
@@ -60,16 +60,16 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How the replies of one turn are to be made, where that is not as usual: by a version of this number, drawn with
-    seeds that follow from `seed`.
+class ReplyOptions:
+    """How the replies of one turn are made: `version` writes them (None: the one that answers people), and their seeds
+    follow from `seed` (None: random ones).
     """
 
     version: int | None = None
     seed: int | None = None
 
 
-NO_WISH = Wish()
+DEFAULT_OPTIONS = ReplyOptions()
 
 
 class Turns:

@@ -13,7 +13,7 @@ from typing import Any
 
 from playground.chat import gestures
 from playground.chat.refusals import Refused, Unavailable, refusing
-from playground.chat.turns import NO_WISH, STOP_SECONDS, Turn, Turns, Wish
+from playground.chat.turns import DEFAULT_OPTIONS, STOP_SECONDS, ReplyOptions, Turn, Turns
 from playground.chat.views import Side, StoreRow, View, stored_view
 from playground.decoding.sampling import Sampling, of_chat
 from playground.models import active, prompts, templates
@@ -27,9 +27,9 @@ from playground.store import Store, StoreUnavailable
 from playground.system import log_ids
 from playground.system.messages import Message
 
-PATIENCE = 0.5  # seconds before a person is told that they wait: every message stands in the line for a moment
+PATIENCE = 0.5  # seconds before a person is told that they wait: every message is in the line for a moment
 WAITING_SECONDS = 0.5  # between two looks at a place in the line
-SIGN_OF_LIFE = 5  # seconds after which a page is told of the same place again
+SIGN_OF_LIFE = 5  # seconds after which a page gets the same place again
 TRIES = 3  # other replies that are drawn for the right side while both say the same
 REWRITING = Message("Both gave the same answer. Another one is being written for side B.")
 NEXT_IN_LINE = Message("Many people are chatting. Your message waits its turn: you are next")
@@ -125,7 +125,7 @@ class Writing(Turns):
         history: list[templates.Message],
         text: str,
         user_message: int | None = None,
-        wish: Wish = NO_WISH,
+        options: ReplyOptions = DEFAULT_OPTIONS,
     ) -> Iterator[View]:
         """Two replies to `text` after `history`; yields Views until both are in the store. `user_message` is the id of
         `text` where the store has it already.
@@ -138,7 +138,7 @@ class Writing(Turns):
         )
         sampling = self._sampling(conversation)
         try:
-            stream, pair = self._start(prompt, sampling, wish)
+            stream, pair = self._start(prompt, sampling, options)
         except EngineStopped as error:
             raise Unavailable(error.message) from None
         except VersionGone as gone:
@@ -176,15 +176,17 @@ class Writing(Turns):
             raise Refused("Stopped before the first word. Your message is back in the box.")
         yield self.view(turn.annotator)
 
-    def _start(self, prompt: list[int], sampling: Sampling, wish: Wish) -> tuple[Stream | PairStream, active.Pair]:
+    def _start(
+        self, prompt: list[int], sampling: Sampling, options: ReplyOptions
+    ) -> tuple[Stream | PairStream, active.Pair]:
         """The replies to a prompt, by two versions where the live one is on trial and this turn is to compare them; and
-        how the pair came about. VersionGone where the wish is for a version that is not in memory.
+        how the pair came about. VersionGone where `options` name a version that is not in memory.
         """
-        rng = self._rng if wish.seed is None else random.Random(wish.seed)
+        rng = self._rng if options.seed is None else random.Random(options.seed)
         seeds = [rng.getrandbits(48) for _ in range(self.settings.chat.candidates)]
         stop = self.settings.chat.stop
-        if wish.version is not None:
-            policy = self.engine.versions.resident(wish.version)
+        if options.version is not None:
+            policy = self.engine.versions.resident(options.version)
             return self.engine.duel(prompt, seeds, sampling, stop, policy), active.Pair()
         if match := self.engine.versions.match(rng):
             pair = active.Pair(pairing="champion_challenger", probability=match.probability)
@@ -195,7 +197,7 @@ class Writing(Turns):
     def _watch(self, turn: Turn, stream: Stream | PairStream) -> Iterator[View]:
         """Views while `stream` goes on, at the page's pace.
 
-        A page whose turn waits in the line is told only where its place has changed, and now and then: told at every
+        A page whose turn waits in the line gets an update only where its place has changed, and now and then: at every
         step, a crowd that waits would keep the server busy. The updates now and then also find out that a page is gone.
         """
         period = 1 / self.settings.chat.stream_hz
@@ -294,7 +296,7 @@ def _with_end(result: ReplyRecord, finish_reason: str) -> ReplyRecord:
 
 
 def place_in_line(place: int) -> Message:
-    """What a person is told who waits for room."""
+    """The sentence for a person who waits for room."""
     if place == 1:
         return NEXT_IN_LINE
     return Message("Many people are chatting. Your message waits its turn: {n} before you", n=place - 1)

@@ -132,12 +132,12 @@ def undecided_pairs(store: Store, export: Export) -> Iterator[Record]:
     if export.imported:
         return (pair for pair in pairs(store, export) if isinstance(pair, JudgedPair) and not pair.decided)
     asked = export.filters.choice
-    found = [
+    by_choice = [
         pairs(store, replace(export, filters=replace(export.filters, choice=choice)))
         for choice in UNDECIDED
         if asked in (None, choice)
     ]
-    return merge(*found, key=lambda pair: pair.vote or 0)
+    return merge(*by_choice, key=lambda pair: pair.vote or 0)
 
 
 def thumbs(store: Store, export: Export) -> Iterator[Record]:

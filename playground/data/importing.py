@@ -41,8 +41,8 @@ def load(
     on_bad: Callable[[int, str], None] = lambda number, reason: None,
 ) -> Report:
     """Import a file under the name `source`. `kind`: what of each row is taken; by default the most that it has.
-    `weight`: of each pair, beside a vote's 1. `on_bad(number, reason)` is told of each row that is left out. CannotRead
-    where the file as a whole cannot be read.
+    `weight`: of each pair, beside a vote's 1. `on_bad(number, reason)` is called for each row that is left out.
+    CannotRead where the file as a whole cannot be read.
     """
     report = Report()
     batch: list[ImportedRow] = []
@@ -69,8 +69,8 @@ def load(
 def _checked(row: Row | BadRow, kind: str | None, weight: float) -> ImportedRow:
     if isinstance(row, BadRow):
         raise row
-    found, record = columns.record_of(row, kind)
-    return ImportedRow(record.content_hash(), found, weight, record.as_dict())
+    kind_of_row, record = columns.record_of(row, kind)
+    return ImportedRow(record.content_hash(), kind_of_row, weight, record.as_dict())
 
 
 def _keep(store: Store, source: str, batch: list[ImportedRow], report: Report) -> None:

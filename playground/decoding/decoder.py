@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, cast
 
 import torch
 
-from playground.decoding.forward import AnyForward, DrawingForward, Drawn, PromptCache, TokenIds
+from playground.decoding.forward import AnyForward, DrawingForward, DrawnToken, PromptCache, TokenIds
 from playground.decoding.sampling import Sampling, draw
 from playground.system import gpu_share
 
@@ -199,7 +199,7 @@ def _advance(forward: DrawingForward, decodings: list[Decoding], failures: list[
     return added
 
 
-def _take(decoding: Decoding, drawn: Drawn) -> AddedToken:
+def _take(decoding: Decoding, drawn: DrawnToken) -> AddedToken:
     """Add a token that a forward has drawn to its reply."""
     if not math.isfinite(drawn.logprob):
         raise NotFinite("the model gave logits that are not finite")

@@ -89,7 +89,7 @@ class Forward(Protocol[CacheT]):
         """All replies of the cache have ended."""
 
 
-class Drawn(NamedTuple):
+class DrawnToken(NamedTuple):
     """A token that a forward has drawn."""
 
     cache: Any  # the PromptCache
@@ -120,7 +120,7 @@ class DrawingForward(Protocol):
         the random numbers in [0, 1) that their tokens are drawn with; None where greedy.
         """
 
-    def advance(self, caches: Sequence[Any]) -> list[Drawn]:
+    def advance(self, caches: Sequence[Any]) -> list[DrawnToken]:
         """Begin the next step of the replies that grow, and return the tokens of the step before it. There may be none,
         of the first step and of replies that wait for room.
         """

@@ -34,7 +34,7 @@ Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def fits(model: PreTrainedModel, tokens: int) -> bool:
-    """Whether `FusedForward` can run `model` on texts of so many tokens: one of Llama's family, on the CPU."""
+    """Whether `FusedForward` can run `model` on texts of `tokens` tokens: one of Llama's family, on the CPU."""
     return llama.fits(model, "cpu", tokens)
 
 

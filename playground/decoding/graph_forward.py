@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from playground.decoding import llama
 from playground.decoding.decode_batch import DecodeBatch, StepShape
-from playground.decoding.forward import Drawn, TokenIds
+from playground.decoding.forward import DrawnToken, TokenIds
 from playground.decoding.kernels import Kernels
 from playground.decoding.lean_model import LeanModel, number_format
 from playground.decoding.sampling import Sampling
@@ -29,7 +29,7 @@ PREPARED_COLUMNS = (256, 512)
 
 
 def fits(model: PreTrainedModel, tokens: int) -> bool:
-    """Whether `GraphForward` serves `model` with texts of so many tokens: one of Llama's family, on CUDA."""
+    """Whether `GraphForward` serves `model` with texts of `tokens` tokens: one of Llama's family, on CUDA."""
     return llama.fits(model, "cuda", tokens)
 
 
@@ -153,7 +153,7 @@ class GraphForward:
         cache.uniforms = uniforms
 
     @torch.inference_mode()
-    def advance(self, caches: Sequence[SlotCache]) -> list[Drawn]:
+    def advance(self, caches: Sequence[SlotCache]) -> list[DrawnToken]:
         """Launch a step for the growing replies of `caches`, each of which has begun, and return the tokens of the step
         that was launched before it.
         """
@@ -214,7 +214,7 @@ class GraphForward:
         columns = max(cache.shared + 2 * cache.steps + 2 for cache in caches)
         return slots, self.batch.context_for(columns)
 
-    def _read(self, launched: _Launched) -> list[Drawn]:
+    def _read(self, launched: _Launched) -> list[DrawnToken]:
         """The tokens of a step; those of replies that have ended since are left out."""
         if launched.ready:
             launched.ready.synchronize()
@@ -224,7 +224,7 @@ class GraphForward:
         for cache, reply, row in launched.rows:
             if reply in cache.active:
                 cache.reply_tokens[reply].append(tokens[row])
-                drawn.append(Drawn(cache, reply, tokens[row], logprobs[row]))
+                drawn.append(DrawnToken(cache, reply, tokens[row], logprobs[row]))
         return drawn
 
     # -- steps whose tokens the caller draws

@@ -73,7 +73,7 @@ def _silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 class TorchSlotStep:
-    """A `SlotStep` of torch's operations. With a `window`, a token sees no more than so many tokens."""
+    """A `SlotStep` of torch's operations. With a `window`, a token sees no more than its last `window` tokens."""
 
     def __init__(self, rope: Rope, columns: SlotColumns, window: int | None = None) -> None:
         shared = columns.shared
@@ -192,12 +192,12 @@ def disagreement(
     theirs = random(2, 4, shape.kv_heads, 768, shape.head_dim)
     ours = theirs.clone()
     expected = TORCH.slot_step(rope, columns).attend(qkv, theirs)[:4]
-    found = kernels.slot_step(rope, columns).attend(qkv, ours)[:4]
-    errors.append(_relative(found, expected))
+    attended = kernels.slot_step(rope, columns).attend(qkv, ours)[:4]
+    errors.append(_relative(attended, expected))
     errors.append(_relative(ours[:, :2], theirs[:, :2]))
     errors.append(float((ours[:, 3] != theirs[:, 3]).any()))  # a slot that takes no part
     return max(errors) if all(error == error for error in errors) else float("nan")
 
 
-def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+def _relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()

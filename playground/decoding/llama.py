@@ -99,7 +99,7 @@ class Block:
 
 
 def fits(model: PreTrainedModel, device_type: str, tokens: int) -> bool:
-    """Whether `model` is one of the family that a text of so many tokens can be given, with nothing in it that
+    """Whether `model` is one of the family that can read a text of `tokens` tokens, with nothing in it that
     `Architecture` cannot say, and with unquantised weights on a device of this type.
     """
     config = model.config
@@ -131,7 +131,7 @@ def _is_plain(layer: torch.nn.Module, device_type: str) -> bool:
 
 
 def _are_fixed(rope_parameters: dict[str, Any], tokens: int) -> bool:
-    """Whether the frequencies are the same at every length up to so many tokens."""
+    """Whether the frequencies are the same at every length up to `tokens` tokens."""
     by_layer_type = [parameters for parameters in rope_parameters.values() if isinstance(parameters, dict)]
     if by_layer_type:
         return all(parameters.get("rope_type", "default") in FIXED_ROTATIONS for parameters in by_layer_type)
@@ -253,9 +253,9 @@ def _block(model: PreTrainedModel, block: Any) -> Block:
     )
 
 
-def _layers(parent: Any, joined: str, *apart: str) -> list[torch.nn.Module]:
+def _layers(parent: Any, joined: str, *separate: str) -> list[torch.nn.Module]:
     """The one layer that a model has for all, or its layers."""
-    names = [joined] if hasattr(parent, joined) else apart
+    names = [joined] if hasattr(parent, joined) else separate
     return [getattr(parent, name) for name in names]
 
 

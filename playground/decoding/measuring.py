@@ -139,7 +139,7 @@ def plain_milliseconds(forward: AnyForward) -> float:
 
 
 def crowd_milliseconds(forward: AnyForward, replies: int) -> float:
-    """Of a step of so many replies, two to a prompt, after few tokens; the fastest of a few."""
+    """Of a step of `replies` replies, two to a prompt, after few tokens; the fastest of a few."""
     ids = random_ids(forward.model, PLAIN_CONTEXT_TOKENS)
     caches = [forward.new_cache(REPLIES, len(ids), CROWD_STEPS) for _ in range(-(-replies // REPLIES))]
     for cache in caches:

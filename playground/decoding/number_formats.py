@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import linear, pad
 
 INT4_GROUP = 32  # weights of a row that share a scale and a zero in int4
-INT4_OUTPUTS = 16  # int4's outputs come in blocks of so many
-INT8_INPUTS = 16  # torch's int8 product reads so many inputs at once, beyond the end of a row where fewer are left
+INT4_OUTPUTS = 16  # int4's outputs come in blocks of this many
+INT8_INPUTS = 16  # torch's int8 product reads this many inputs at once, beyond the end of a row where fewer are left
 INT8_ROWS = 4096  # rows that are quantised at once, so that temporary copies stay small
 
 

@@ -3,8 +3,11 @@ each row.
 
 Products are sums of whole numbers that an int32 holds, so they are exact: a row's result depends neither on the other
 rows, nor on the number of threads, nor on the CPU's vectors. Threads share the outputs of each product and wait for
-each other between two products. Compiled by numba at the first call and kept in its cache. What the numbers mean is
-`w8a16.py`'s.
+each other between two products. What the numbers mean is `w8a16.py`'s.
+
+Compiled by numba at the first call and kept in its cache. All that is compiled is in this file, since numba compiles
+again only when the file of `step` changes: a change to a function of another file would go unnoticed. In the functions
+below, `record` is the STEP record, and `weights` the LAYER record of one layer.
 """
 
 import itertools
@@ -118,8 +121,8 @@ def _dots(typing: Any, weights: Any, codes: Any, inputs: Any) -> Any:
             tile = builder.mul(at, size(OUTPUTS))
             of_outputs = [load(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
             of_rows = [load(16, codes, builder.add(at, builder.mul(inputs, size(i)))) for i in range(ROWS)]
-            for (w, x), total in zip(itertools.product(of_outputs, of_rows), sums, strict=True):
-                products = builder.mul(w, x)
+            for (weight, code), total in zip(itertools.product(of_outputs, of_rows), sums, strict=True):
+                products = builder.mul(weight, code)
                 pairs = [builder.shuffle_vector(products, products, places) for places in (even, odd)]
                 builder.store(builder.add(builder.load(total), builder.add(*pairs)), total)
         add_up = cgutils.get_or_insert_function(
@@ -132,14 +135,14 @@ def _dots(typing: Any, weights: Any, codes: Any, inputs: Any) -> Any:
 
 
 @_fast
-def _product(s: Any, inputs: int, weight: int, scale: Any, y: Any, first: int, last: int) -> None:
+def _product(record: Any, inputs: int, weight: int, scale: Any, y: Any, first: int, last: int) -> None:
     """y[:, first:last] = the codes times the weight (outputs, inputs) at this address; y is (rows, outputs)."""
-    scales = _floats(s.scales, (s.rows,))
+    scales = _floats(record.scales, (record.rows,))
     for output in range(first, last, OUTPUTS):
-        for row in range(0, s.rows, ROWS):
-            sums = _dots(weight + output * inputs, s.codes + 2 * row * inputs, inputs)
+        for row in range(0, record.rows, ROWS):
+            sums = _dots(weight + output * inputs, record.codes + 2 * row * inputs, inputs)
             for i in range(min(OUTPUTS, last - output)):
-                for j in range(min(ROWS, s.rows - row)):
+                for j in range(min(ROWS, record.rows - row)):
                     total = np.float32(sums[ROWS * i + j])
                     y[row + j, output + i] = total * scales[row + j] * scale[output + i]
 
@@ -159,12 +162,12 @@ def _float_of(bits: Any) -> Any:
 
 
 @_fast
-def _quantise(s: Any, row: int, x: Any) -> None:
+def _quantise(record: Any, row: int, x: Any) -> None:
     """Codes and scale of x (inputs,), a row of the next product. As many levels as an int32 holds the sums of."""
-    codes = carray(_pointer(s.codes + 2 * row * len(x)), (len(x),), np.int16)
+    codes = carray(_pointer(record.codes + 2 * row * len(x)), (len(x),), np.int16)
     highest = _float_of(_highest_bits(x.view(np.int32)))
     levels = np.float32(min(32767, (2**31 - 1) // (127 * len(x))))
-    _floats(s.scales, (s.rows,))[row] = highest / levels  # if this is not finite, the row's products are NaN
+    _floats(record.scales, (record.rows,))[row] = highest / levels  # if this is not finite, the row's products are NaN
     to_codes = levels / max(highest, np.float32(1e-30))
     for i in range(len(x)):
         codes[i] = np.int16(np.rint(x[i] * to_codes))
@@ -185,15 +188,15 @@ def _exp(x: Any) -> Any:
     """
     x = max(x, np.float32(-87))
     power = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    return p * _float_of(np.int32((np.int32(power) + 127) << 23))
+    rest = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
+    polynomial = np.float32(1.9875691500e-4)
+    polynomial = polynomial * rest + np.float32(1.3981999507e-3)
+    polynomial = polynomial * rest + np.float32(8.3334519073e-3)
+    polynomial = polynomial * rest + np.float32(4.1665795894e-2)
+    polynomial = polynomial * rest + np.float32(1.6666665459e-1)
+    polynomial = polynomial * rest + np.float32(5.0000001201e-1)
+    polynomial = polynomial * rest * rest + rest + np.float32(1)
+    return polynomial * _float_of(np.int32((np.int32(power) + 127) << 23))
 
 
 @_fast
@@ -208,11 +211,11 @@ def _normalise(x: Any, weight: Any, epsilon: Any, normed: Any) -> None:
 
 
 @_fast
-def _add_to_stream(s: Any, first: int, last: int) -> None:
+def _add_to_stream(record: Any, first: int, last: int) -> None:
     """x += y, these columns."""
-    x = _floats(s.x, (s.rows, s.hidden))
-    y = _floats(s.y, (s.rows, s.hidden))
-    for row in range(s.rows):
+    x = _floats(record.x, (record.rows, record.hidden))
+    y = _floats(record.y, (record.rows, record.hidden))
+    for row in range(record.rows):
         stream = x[row, first:last]
         added = y[row, first:last]
         for i in range(len(stream)):
@@ -220,13 +223,13 @@ def _add_to_stream(s: Any, first: int, last: int) -> None:
 
 
 @_fast
-def _gate(s: Any, first: int, last: int) -> None:
+def _gate(record: Any, first: int, last: int) -> None:
     """SwiGLU or GEGLU (Shazeer 2020): silu(gate) · up or gelu(gate) · up into the gate's place."""
-    y = _floats(s.y, (s.rows, 2, s.mlp))
-    for row in range(s.rows):
+    y = _floats(record.y, (record.rows, 2, record.mlp))
+    for row in range(record.rows):
         gate = y[row, 0, first:last]
         up = y[row, 1, first:last]
-        if s.gelu:
+        if record.gelu:
             _gelu_gate(gate, up)
         else:
             _silu_gate(gate, up)
@@ -268,37 +271,41 @@ def _dot(a: Any, b: Any) -> Any:
 
 
 @_fast
-def _attend(s: Any, layer: int, w: Any, row: int, kv_head: int, scores: Any) -> None:
+def _attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, scores: Any) -> None:
     """Attention of the query heads of a row that share a key/value head, over the prompt and the row's own tokens, as
     far as the layer's window reaches; the new token's key and value are written into the cache first.
     """
-    heads = _floats(s.y, (s.rows, s.heads + 2 * s.kv_heads, s.head_dim))[row]
-    rotation = _floats(s.rotations + 4 * w.rotation * s.rows * s.head_dim, (s.rows, 2, s.head_dim // 2))[row]
-    heads_norm = _floats(w.heads_norm, (s.heads + s.kv_heads, s.head_dim))
-    cache = carray(_pointer(s.cache), (s.rows,), ROW)[row]
-    kv = _floats(cache.kv, (s.layers, 2, s.kv_heads, cache.capacity, s.head_dim))
+    heads = _floats(record.y, (record.rows, record.heads + 2 * record.kv_heads, record.head_dim))[row]
+    rotation = _floats(
+        record.rotations + 4 * weights.rotation * record.rows * record.head_dim, (record.rows, 2, record.head_dim // 2)
+    )[row]
+    heads_norm = _floats(weights.heads_norm, (record.heads + record.kv_heads, record.head_dim))
+    cache = carray(_pointer(record.cache), (record.rows,), ROW)[row]
+    kv = _floats(cache.kv, (record.layers, 2, record.kv_heads, cache.capacity, record.head_dim))
     keys = kv[layer, 0, kv_head]
     values = kv[layer, 1, kv_head]
-    outside = max(0, cache.tokens - w.window)
+    outside = max(0, cache.tokens - weights.window)
     columns = carray(_pointer(cache.columns + 4 * outside), (cache.tokens - outside,), np.int32)
 
-    key = heads[s.heads + kv_head]
-    if w.heads_norm:
-        _normalise(key, heads_norm[s.heads + kv_head], s.epsilon, key)
+    key = heads[record.heads + kv_head]
+    if weights.heads_norm:
+        _normalise(key, heads_norm[record.heads + kv_head], record.epsilon, key)
     _rotate(key, rotation)
-    for i in range(s.head_dim):
+    for i in range(record.head_dim):
         keys[columns[-1], i] = key[i]
-        values[columns[-1], i] = heads[s.heads + s.kv_heads + kv_head, i]
+        values[columns[-1], i] = heads[record.heads + record.kv_heads + kv_head, i]
 
-    group = s.heads // s.kv_heads
-    scale = np.float32(1) / np.sqrt(np.float32(s.head_dim))
+    group = record.heads // record.kv_heads
+    scale = np.float32(1) / np.sqrt(np.float32(record.head_dim))
     for head in range(kv_head * group, (kv_head + 1) * group):
-        if w.heads_norm:
-            _normalise(heads[head], heads_norm[head], s.epsilon, heads[head])
+        if weights.heads_norm:
+            _normalise(heads[head], heads_norm[head], record.epsilon, heads[head])
         _rotate(heads[head], rotation)
         highest = _scores(heads[head], keys, columns, scale, scores)
         _softmax(scores[: len(columns)], highest)
-        _weighted_sum(_floats(s.attended, (s.rows, s.heads, s.head_dim))[row, head], scores, values, columns)
+        _weighted_sum(
+            _floats(record.attended, (record.rows, record.heads, record.head_dim))[row, head], scores, values, columns
+        )
 
 
 @_fast
@@ -365,43 +372,43 @@ def _share(n: int, thread: int, threads: int) -> Any:
 
 
 @_fast
-def _normalise_rows(s: Any, address: int, thread: int, threads: int) -> None:
+def _normalise_rows(record: Any, address: int, thread: int, threads: int) -> None:
     """Codes of the residual stream after the norm with the weight at this address; y is room for it."""
-    weight = _floats(address, (s.hidden,))
-    x = _floats(s.x, (s.rows, s.hidden))
-    normed = _floats(s.y, (s.rows, s.hidden))
-    for row in range(thread, s.rows, threads):
-        _normalise(x[row], weight, s.epsilon, normed[row])
-        _quantise(s, row, normed[row])
+    weight = _floats(address, (record.hidden,))
+    x = _floats(record.x, (record.rows, record.hidden))
+    normed = _floats(record.y, (record.rows, record.hidden))
+    for row in range(thread, record.rows, threads):
+        _normalise(x[row], weight, record.epsilon, normed[row])
+        _quantise(record, row, normed[row])
     barrier()
 
 
 @_fast
-def _add_rows(s: Any, address: int, first: int, last: int, thread: int, threads: int) -> None:
+def _add_rows(record: Any, address: int, first: int, last: int, thread: int, threads: int) -> None:
     """x += y, of which this thread has made these columns; y goes through the norm with the weight at this address, if
     there is one.
     """
     if address:
         barrier()
-        weight = _floats(address, (s.hidden,))
-        y = _floats(s.y, (s.rows, s.hidden))
-        x = _floats(s.x, (s.rows, s.hidden))
-        for row in range(thread, s.rows, threads):
+        weight = _floats(address, (record.hidden,))
+        y = _floats(record.y, (record.rows, record.hidden))
+        x = _floats(record.x, (record.rows, record.hidden))
+        for row in range(thread, record.rows, threads):
             stream = x[row]
             added = y[row]
-            _normalise(added, weight, s.epsilon, added)
+            _normalise(added, weight, record.epsilon, added)
             for i in range(len(stream)):
                 stream[i] += added[i]
     else:
-        _add_to_stream(s, first, last)
+        _add_to_stream(record, first, last)
     barrier()
 
 
 @_fast
-def _quantise_rows(s: Any, address: int, inputs: int, stride: int, thread: int, threads: int) -> None:
+def _quantise_rows(record: Any, address: int, inputs: int, stride: int, thread: int, threads: int) -> None:
     """Codes of the first `inputs` columns of (rows, stride) at this address."""
-    for row in range(thread, s.rows, threads):
-        _quantise(s, row, _floats(address + 4 * row * stride, (inputs,)))
+    for row in range(thread, record.rows, threads):
+        _quantise(record, row, _floats(address + 4 * row * stride, (inputs,)))
     barrier()
 
 
@@ -415,72 +422,80 @@ def _add_bias(y: Any, bias: Any, first: int, last: int) -> None:
 
 
 @_fast
-def _attention(s: Any, layer: int, w: Any, thread: int, threads: int) -> None:
-    """x += the attention of this layer, whose weights are w."""
-    width = s.heads * s.head_dim
-    outputs = width + 2 * s.kv_heads * s.head_dim
-    _normalise_rows(s, w.input_norm, thread, threads)
+def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int) -> None:
+    """x += the attention of this layer, with these weights."""
+    width = record.heads * record.head_dim
+    outputs = width + 2 * record.kv_heads * record.head_dim
+    _normalise_rows(record, weights.input_norm, thread, threads)
     first, last = _share(outputs, thread, threads)
-    y = _floats(s.y, (s.rows, outputs))
-    _product(s, s.hidden, w.qkv, _floats(w.qkv_scale, (outputs,)), y, first, last)
-    _add_bias(y, _floats(w.qkv_bias, (outputs,)), first, last)
+    y = _floats(record.y, (record.rows, outputs))
+    _product(record, record.hidden, weights.qkv, _floats(weights.qkv_scale, (outputs,)), y, first, last)
+    _add_bias(y, _floats(weights.qkv_bias, (outputs,)), first, last)
     barrier()
-    scores = _floats(s.scores, (threads, s.context))[thread]
-    for part in range(thread, s.rows * s.kv_heads, threads):
-        _attend(s, layer, w, part // s.kv_heads, part % s.kv_heads, scores)
+    scores = _floats(record.scores, (threads, record.context))[thread]
+    for part in range(thread, record.rows * record.kv_heads, threads):
+        _attend(record, layer, weights, part // record.kv_heads, part % record.kv_heads, scores)
     barrier()
-    _quantise_rows(s, s.attended, width, width, thread, threads)
-    first, last = _share(s.hidden, thread, threads)
-    y = _floats(s.y, (s.rows, s.hidden))
-    _product(s, width, w.out, _floats(w.out_scale, (s.hidden,)), y, first, last)
-    _add_bias(y, _floats(w.out_bias, (s.hidden,)), first, last)
-    _add_rows(s, w.out_norm, first, last, thread, threads)
+    _quantise_rows(record, record.attended, width, width, thread, threads)
+    first, last = _share(record.hidden, thread, threads)
+    y = _floats(record.y, (record.rows, record.hidden))
+    _product(record, width, weights.out, _floats(weights.out_scale, (record.hidden,)), y, first, last)
+    _add_bias(y, _floats(weights.out_bias, (record.hidden,)), first, last)
+    _add_rows(record, weights.out_norm, first, last, thread, threads)
 
 
 @_fast
-def _mlp(s: Any, w: Any, thread: int, threads: int) -> None:
-    """x += the MLP of the layer with the weights w."""
-    _normalise_rows(s, w.mlp_norm, thread, threads)
-    first, last = _share(s.mlp, thread, threads)
-    y = _floats(s.y, (s.rows, 2 * s.mlp))
-    scale = _floats(w.gate_up_scale, (2 * s.mlp,))
-    _product(s, s.hidden, w.gate_up, scale, y, first, last)
-    _product(s, s.hidden, w.gate_up, scale, y, s.mlp + first, s.mlp + last)
-    _gate(s, first, last)
+def _mlp(record: Any, weights: Any, thread: int, threads: int) -> None:
+    """x += the MLP of the layer with these weights."""
+    _normalise_rows(record, weights.mlp_norm, thread, threads)
+    first, last = _share(record.mlp, thread, threads)
+    y = _floats(record.y, (record.rows, 2 * record.mlp))
+    scale = _floats(weights.gate_up_scale, (2 * record.mlp,))
+    _product(record, record.hidden, weights.gate_up, scale, y, first, last)
+    _product(record, record.hidden, weights.gate_up, scale, y, record.mlp + first, record.mlp + last)
+    _gate(record, first, last)
     barrier()
-    _quantise_rows(s, s.y, s.mlp, 2 * s.mlp, thread, threads)
-    first, last = _share(s.hidden, thread, threads)
-    _product(s, s.mlp, w.down, _floats(w.down_scale, (s.hidden,)), _floats(s.y, (s.rows, s.hidden)), first, last)
-    _add_rows(s, w.down_norm, first, last, thread, threads)
+    _quantise_rows(record, record.y, record.mlp, 2 * record.mlp, thread, threads)
+    first, last = _share(record.hidden, thread, threads)
+    _product(
+        record,
+        record.mlp,
+        weights.down,
+        _floats(weights.down_scale, (record.hidden,)),
+        _floats(record.y, (record.rows, record.hidden)),
+        first,
+        last,
+    )
+    _add_rows(record, weights.down_norm, first, last, thread, threads)
 
 
 @_fast
-def _logits(s: Any, thread: int, threads: int) -> None:
+def _logits(record: Any, thread: int, threads: int) -> None:
     """The head's product with the codes."""
-    first, last = _share(s.vocabulary, thread, threads)
-    logits = _floats(s.logits, (s.rows, s.vocabulary))
-    _product(s, s.hidden, s.head, _floats(s.head_scale, (s.vocabulary,)), logits, first, last)
+    first, last = _share(record.vocabulary, thread, threads)
+    logits = _floats(record.logits, (record.rows, record.vocabulary))
+    _product(record, record.hidden, record.head, _floats(record.head_scale, (record.vocabulary,)), logits, first, last)
 
 
 @cfunc(types.void(types.voidptr), cache=True)
 def step(data: Any) -> None:
     """Take a token of each row in: `logits` of the STEP at this address. Each thread of the team calls it."""
-    s = carray(data, 1, STEP)[0]
+    record = carray(data, 1, STEP)[0]
     thread = thread_number()
     threads = number_of_threads()
-    weights = carray(_pointer(s.weights), (s.layers,), LAYER)
-    for layer in range(s.layers):
-        _attention(s, layer, weights[layer], thread, threads)
-        _mlp(s, weights[layer], thread, threads)
-    _normalise_rows(s, s.norm, thread, threads)
-    _logits(s, thread, threads)
+    weights = carray(_pointer(record.weights), (record.layers,), LAYER)
+    for layer in range(record.layers):
+        _attention(record, layer, weights[layer], thread, threads)
+        _mlp(record, weights[layer], thread, threads)
+    _normalise_rows(record, record.norm, thread, threads)
+    _logits(record, thread, threads)
 
 
 @cfunc(types.void(types.voidptr), cache=True)
 def product(data: Any) -> None:
     """The end of a step alone: `logits` from `x`, which is normalised already."""
-    s = carray(data, 1, STEP)[0]
+    record = carray(data, 1, STEP)[0]
     thread = thread_number()
     threads = number_of_threads()
-    _quantise_rows(s, s.x, s.hidden, s.hidden, thread, threads)
-    _logits(s, thread, threads)
+    _quantise_rows(record, record.x, record.hidden, record.hidden, thread, threads)
+    _logits(record, thread, threads)

@@ -35,7 +35,7 @@ MAX_KL = 0.01  # nats; a format further from the model than this is not chosen
 # among which one is chosen where the settings name none; the one that is mostly the fastest comes first, since what
 # cannot be faster is then seen from a few products
 AUTO_FORMATS = ("w8a16", "int8", "bfloat16", "float32")
-MAX_KL_OF_WISH = 0.3  # nats; of a format that the settings name, what rounding alone does not exceed
+MAX_KL_CONFIGURED = 0.3  # nats; of a format that the settings name, what rounding alone does not exceed
 SLOW = 5.0  # tokens a second of each reply; people read about as fast
 
 
@@ -168,7 +168,7 @@ def _on_gpu(settings: Settings, model: PreTrainedModel) -> Choice:
 
 
 def graphs_are_near(model: PreTrainedModel, slot_tokens: int) -> bool:
-    """Whether the graph forward, with slots of so many columns, says what the model says; the log says where not."""
+    """Whether the graph forward, with slots of `slot_tokens` columns, agrees with the model; the log says if not."""
     forward = GraphForward(model, 2, slot_tokens)
     return _is_near(forward, divergence(forward))
 
@@ -217,11 +217,11 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
     return min(choices, key=choices.__getitem__, default=Choice("plain", settings.threads))
 
 
-def _most_nats(model: PreTrainedModel, number_format: str, wished: bool) -> float:
-    """How far from the model a format may be; `wished`: the settings name it."""
+def _most_nats(model: PreTrainedModel, number_format: str, configured: bool) -> float:
+    """How far from the model a format may be; `configured`: the settings name it."""
     if number_format == "float32":  # which rounds no more than the model
         return most_divergence(model.dtype)
-    return MAX_KL_OF_WISH if wished else MAX_KL
+    return MAX_KL_CONFIGURED if configured else MAX_KL
 
 
 def _that_may_win(

@@ -24,8 +24,8 @@ QUERIES = 128  # of a branch at once: later ones see more of it, and their score
 
 @dataclass(frozen=True)
 class Branches:
-    """How the positions of a row hang together: a prompt of so many positions, then `count` branches of equal length,
-    each of which sees the prompt and itself.
+    """How the positions of a row depend on each other: a prompt of `prompt_length` positions, then `count` branches of
+    equal length, each of which sees the prompt and itself.
     """
 
     prompt_length: int
@@ -42,7 +42,7 @@ class Segment:
 
 
 def segments(length: int, branches: Branches | None) -> Iterator[Segment]:
-    """The segments of a row of so many queries. Without branches all queries see all keys that the mask lets them."""
+    """The segments of a row of `length` queries. Without branches all queries see all keys that the mask lets them."""
     if branches is None:
         yield Segment(slice(0, length), slice(0, None), slice(0, 0))
         return

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 from safetensors.torch import save
 
-from playground.models import adapters, model_card
-from playground.models.adapters import Manifest, Tensors
+from playground.models import adapter_reading, adapters, model_card
+from playground.models.adapter_reading import Manifest, Tensors
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def peft_files(manifest: Manifest, tensors: Tensors, card: str) -> dict[str, byt
         "inference_mode": True,
     }
     return {
-        adapters.WEIGHTS: save({PREFIX + name: tensor for name, tensor in tensors.items()}),
-        adapters.CONFIG: json.dumps(config, indent=1).encode(),
+        adapter_reading.WEIGHTS: save({PREFIX + name: tensor for name, tensor in tensors.items()}),
+        adapter_reading.CONFIG: json.dumps(config, indent=1).encode(),
         model_card.NAME: card.encode(),
     }
 
@@ -95,7 +95,7 @@ def opened(
     A version never changes, but people's votes on it do, which stand on the card: its zip is kept for the rest of the
     hour, or until `prune` removes it; one that is open can be read to its end all the same. Packing while others are
     packed for too long, CannotPack where the disk does not take it, BadAdapter where the version cannot be read, as
-    `adapters.read`.
+    `adapter_reading.read`.
     """
     of_version = f"v{row['version']:04d}-{row['sha256'][:16]}"
     file = exports_dir / f"{of_version}-{int(clock() // KEPT_SECONDS)}.zip"
@@ -124,7 +124,7 @@ def opened(
 
 def _read(adapters_dir: Path, row: Mapping[str, Any], base_hash: str) -> tuple[Manifest, Tensors]:
     folder = adapters.place(adapters_dir, row["path"])
-    return adapters.read(folder, base_hash=base_hash, expected_sha256=row["sha256"])
+    return adapter_reading.read(folder, base_hash=base_hash, expected_sha256=row["sha256"])
 
 
 def _pack(file: Path, version: int, files: Mapping[str, bytes]) -> None:

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from playground.models import adapters, loading, lora, structure
+from playground.models import adapter_reading, adapters, loading, lora, structure
 from playground.models.batches import pad
 from playground.settings import Settings
 from playground.system import gpu_share
@@ -95,7 +95,7 @@ class FeatureTrunk:
             on_batch(done, len(order))
         return out
 
-    def attach_lora(self, rank: int, tensors: adapters.Tensors | None = None) -> dict[str, torch.nn.Parameter]:
+    def attach_lora(self, rank: int, tensors: adapter_reading.Tensors | None = None) -> dict[str, torch.nn.Parameter]:
         """Put an fp32 LoRA below the features (zero, or with the given tensors); returns its parameters by name."""
         if self.peft is None:
             self.peft = lora.with_lora(self.model, rank=rank, alpha=2 * rank, targets=self.targets)

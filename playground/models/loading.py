@@ -120,8 +120,8 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
         templates.prepare(tokenizer)
     except templates.BadTemplate as error:
         raise ModelUnavailable(
-            f"The chat template of {source} cannot be used ({error}): mend chat_template in its tokenizer_config.json "
-            "or chat_template.jinja, or pass --model another one."
+            f"The chat template of {source} cannot be used ({error}): correct chat_template in its "
+            "tokenizer_config.json or chat_template.jinja, or pass --model another one."
         ) from None
     _check_vocabulary(tokenizer, config, source)
     return tokenizer

@@ -123,7 +123,7 @@ class _Suffixes:
         self.turns = len(self._starts)
 
     def turns_within(self, characters: int) -> int:
-        """How many of the last turns have so many characters together; at least 1."""
+        """How many of the last turns have at most `characters` characters together; at least 1."""
         turns = 1
         for count, start in enumerate(reversed(self._starts), 1):
             characters -= sum(len(message["content"]) for message in self._messages[start : self._end_of(count)])

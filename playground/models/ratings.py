@@ -35,7 +35,7 @@ TOLERANCE = 1e-6  # of the log-strengths of the votes as they are
 SAMPLE_TOLERANCE = 1e-2  # of the last step of a resample's, whose error is then about a tenth of it
 MOST_PRODUCTS = 100  # of the method of conjugate gradients in one step of Newton's; it needs about ten
 RESIDUAL = 0.1  # of the right side, at which it ends
-ENTRIES = 1 << 18  # of one array: so many resamples are fitted at once
+ENTRIES = 1 << 18  # of one array: this limits how many resamples are fitted at once
 MOST_VERSIONS = 500  # the newest ones are rated
 
 Array = npt.NDArray[np.float64]
@@ -131,12 +131,12 @@ def rate(
 
 def _with_ancestors(versions: set[int], before: Mapping[int, int]) -> set[int]:
     """The versions and all that they lead to."""
-    found: set[int] = set()
+    reached: set[int] = set()
     for version in versions:
-        while version not in found:
-            found.add(version)
+        while version not in reached:
+            reached.add(version)
             version = before.get(version, 0)
-    return found
+    return reached
 
 
 def _win_rate(differences: Array) -> WinRate:
@@ -204,14 +204,14 @@ def _bootstrap(votes: _Votes, samples: int, seed: int) -> Array:
     differences = votes.pairs.differences()
     start = np.zeros((votes.pairs.versions, 1))  # the log-strengths without the base's, then log ν
     start[-1] = -1.0
-    found, inverse = _fit(differences, votes.outcomes(votes.duels), start)
-    parts = [found]
+    of_all_votes, inverse = _fit(differences, votes.outcomes(votes.duels), start)
+    parts = [of_all_votes]
     at_once = max(1, ENTRIES // max(votes.weights.shape))
     for first in range(0, samples, at_once):
         n = min(at_once, samples - first)
         # the sum of k exponential weights is drawn at once
         outcomes = votes.outcomes(rng.gamma(votes.duels, size=(len(votes.duels), n)))
-        parts.append(_refit(differences, outcomes, found, inverse))
+        parts.append(_refit(differences, outcomes, of_all_votes, inverse))
     return np.concatenate([np.zeros((1, 1 + samples)), np.concatenate(parts, axis=1)[:-1]])
 
 
@@ -223,8 +223,8 @@ def fit(pairs: Pairs, outcomes: Array) -> Array:
     """
     start = np.zeros((pairs.versions, 1))
     start[-1] = -1.0
-    found, _ = _fit(pairs.differences(), outcomes[:, :, None], start)
-    return np.concatenate([[0.0], found[:-1, 0]])
+    parameters, _ = _fit(pairs.differences(), outcomes[:, :, None], start)
+    return np.concatenate([[0.0], parameters[:-1, 0]])
 
 
 def _fit(differences: sparse.csr_array, outcomes: Array, start: Array) -> tuple[Array, Array]:
@@ -240,11 +240,11 @@ def _fit(differences: sparse.csr_array, outcomes: Array, start: Array) -> tuple[
     return parameters, np.asarray(np.linalg.inv(hessian), np.float64)
 
 
-def _refit(differences: sparse.csr_array, outcomes: Array, found: Array, inverse: Array) -> Array:
+def _refit(differences: sparse.csr_array, outcomes: Array, of_all_votes: Array, inverse: Array) -> Array:
     """The parameters (versions, samples) of resamples, from those of all votes and the inverse of their negative
     Hessian, which is near that of each resample: by Newton's method with conjugate gradients.
     """
-    parameters = np.repeat(found, outcomes.shape[2], axis=1)
+    parameters = np.repeat(of_all_votes, outcomes.shape[2], axis=1)
     going_on = np.arange(outcomes.shape[2])
     for _ in range(MOST_STEPS):
         slope = _Slope.at(differences, outcomes[:, :, going_on], parameters[:, going_on])

@@ -2,7 +2,7 @@
 
 Features are means over the reply's tokens of the hidden states after four layers of the quantised base, from the first
 to two thirds deep, the log of the reply's length, and how often it has the tokens that are common among the replies
-voted on. `feature_trunk.py` reads the hidden states. This module owns the counts, the views of features that a head may
+voted on. `feature_trunk.py` reads the hidden states. This module owns the counts, the sets of features that a head may
 read, and the head's file. Fitting a head is `training/reward.py`'s.
 """
 
@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from playground.models import adapters
+from playground.models import adapter_reading
 from playground.models.feature_trunk import FeatureTrunk, TokenisedReply
 
 TYPICAL_LENGTH = 100.0  # tokens; only the scale of summed features
@@ -188,7 +188,7 @@ class RewardModel:
     pessimism: float = 0.0
     shift: float = 0.0
     spread: float = 1.0
-    lora: adapters.Tensors = field(default_factory=dict)  # below the features; empty where there is none
+    lora: adapter_reading.Tensors = field(default_factory=dict)  # below the features; empty where there is none
 
     def features(self, trunk: FeatureTrunk, replies: Sequence[TokenisedReply]) -> torch.Tensor:
         """(N, D) of N replies."""

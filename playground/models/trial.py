@@ -61,7 +61,7 @@ def most_wins(duels: int, error: float) -> tuple[int, ...]:
     `error` at most over all looks, of which a part is spent at each (Lan and DeMets 1983, linear spending). A version
     that wins one pair in five is rolled back within 25 pairs with probability .93 for an error of .06.
     """
-    going_on = np.zeros(duels + 1)  # probability of so many wins, and no roll-back yet, for two equal versions
+    going_on = np.zeros(duels + 1)  # probability of each number of wins, and no roll-back yet, for two equal versions
     going_on[0] = 1
     spent = 0.0
     bounds = []

@@ -84,7 +84,7 @@ def run(users: UsersFile, arguments: argparse.Namespace, settings: Settings, has
     if command == "passwd":
         hashed = (hasher or Hasher()).hash(asked_password(user.name))
         users.change(lambda content: content.changed(user.name, hashed=hashed))
-        return f"{user.name} has another password, and signs in anew on every device."
+        return f"{user.name} has another password, and signs in again on every device."
     if command == "role":
         users.change(lambda content: content.changed(user.name, role=arguments.role))
         return f"{user.name} is {arguments.role} now."

@@ -19,25 +19,26 @@ from playground.system.webhook import Event
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between two looks
-REPEAT_SECONDS = 600.0  # within which a worker that keeps ending is told once, and a backup's trouble that comes again
-TOLD = ("published", "refused")  # states of a round that are told
+# within which a worker that keeps ending is reported once, and a backup's trouble that comes again
+REPEAT_SECONDS = 600.0
+REPORTED = ("published", "refused")  # states of a round that are reported
 
 
 class Alerts:
-    """`tell` is called with each event, from a thread of its own between `start()` and `close()`. What has happened
-    before is not told.
+    """`send` is called with each event, from a thread of its own between `start()` and `close()`. What has happened
+    before is not reported.
     """
 
     def __init__(
         self,
         store: Store,
-        tell: Callable[[Event], None],
+        send: Callable[[Event], None],
         worker: Child | None = None,
         clock: Callable[[], float] = time.monotonic,
         backup: Backup | None = None,
     ) -> None:
         self.store = store
-        self.tell = tell
+        self.send = send
         self.worker = worker
         self.clock = clock
         self.backup = backup
@@ -45,9 +46,9 @@ class Alerts:
         self._last_round: int | None = None  # the newest that has ended; None until the first look
         self._last_event = 0  # the newest of the versions' events
         self._ends = 0  # of the worker
-        self._worker_told = float("-inf")  # when, on `clock`
-        self._backup_is_told = False  # of the trouble that there is now
-        self._backup_told = float("-inf")  # when, on `clock`
+        self._worker_alerted = float("-inf")  # when, on `clock`
+        self._backup_is_alerted = False  # of the trouble that there is now
+        self._backup_alerted = float("-inf")  # when, on `clock`
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
@@ -62,15 +63,15 @@ class Alerts:
         while True:
             try:
                 self.look()
-            except StoreError:  # logged by the store; what is missed is told at a later look
+            except StoreError:  # logged by the store; what is missed is reported at a later look
                 pass
             except Exception:
-                log.exception("looking for what to tell failed; trying again")
+                log.exception("looking for events failed; trying again")
             if self._closing.wait(LOOK_SECONDS):
                 return
 
     def look(self) -> None:
-        """Tell what has happened since the last look. StoreError where the store cannot answer."""
+        """Report what has happened since the last look. StoreError where the store cannot answer."""
         self._look_at_worker()
         self._look_at_backup()
         state = self.store.state()
@@ -85,29 +86,29 @@ class Alerts:
         if first:
             return
         for row in rounds:
-            if row["state"] in TOLD:
-                self.tell(of_round(row))
+            if row["state"] in REPORTED:
+                self.send(of_round(row))
         for row in versions:
-            self.tell(of_version(row))
+            self.send(of_version(row))
 
     def _look_at_worker(self) -> None:
         if self.worker is None or self.worker.ends == self._ends:
             return
         self._ends = self.worker.ends
-        if self.clock() - self._worker_told > REPEAT_SECONDS:
-            self._worker_told = self.clock()
+        if self.clock() - self._worker_alerted > REPEAT_SECONDS:
+            self._worker_alerted = self.clock()
             text = "The training worker has ended by itself; it is started again."
-            self.tell({"event": "worker_down", "time": now(), "ends": self._ends, "text": text})
+            self.send({"event": "worker_down", "time": now(), "ends": self._ends, "text": text})
 
     def _look_at_backup(self) -> None:
         """Tell once of each trouble, not at each look."""
         trouble = self.backup.status().trouble if self.backup else None
         if self.backup is None or trouble is None:
-            self._backup_is_told = False
-        elif not self._backup_is_told and self.clock() - self._backup_told > REPEAT_SECONDS:
-            self._backup_is_told, self._backup_told = True, self.clock()
+            self._backup_is_alerted = False
+        elif not self._backup_is_alerted and self.clock() - self._backup_alerted > REPEAT_SECONDS:
+            self._backup_is_alerted, self._backup_alerted = True, self.clock()
             age = round(self.backup.age())
-            self.tell({"event": "backup_late", "time": now(), "age": age, "text": str(trouble)})
+            self.send({"event": "backup_late", "time": now(), "age": age, "text": str(trouble)})
 
 
 def of_round(row: Row) -> dict[str, Any]:

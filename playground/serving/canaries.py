@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from playground.decoding.forward import AnyForward
-from playground.models import adapters, prompts
+from playground.models import adapter_reading, prompts
 from playground.models.loading import EndTokens
 
 CANARIES = 3  # plain requests that every new version reads, while people wait for it
@@ -42,14 +42,14 @@ class Canaries:
         for canary in self._canaries:
             logprobs = _next_token_logprobs(forward, canary.ids)
             if not torch.isfinite(logprobs).all():
-                raise adapters.BadAdapter(f"v{version} gives logits that are not finite")
+                raise adapter_reading.BadAdapter(f"v{version} gives logits that are not finite")
             divergences.append((logprobs.exp() * (logprobs - canary.logprobs)).sum().item())
             instant_ends += sum(logprobs[token].exp().item() for token in end_ids) > INSTANT_END
         if instant_ends == len(self._canaries):
-            raise adapters.BadAdapter(f"v{version} ends its reply at once on every plain request")
+            raise adapter_reading.BadAdapter(f"v{version} ends its reply at once on every plain request")
         mean = sum(divergences) / len(divergences)
         if mean > MAX_CANARY_KL:
-            raise adapters.BadAdapter(
+            raise adapter_reading.BadAdapter(
                 f"v{version} is {mean:.1f} nats from the base on plain requests; at most {MAX_CANARY_KL} is accepted"
             )
 

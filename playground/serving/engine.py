@@ -1,8 +1,8 @@
 """Runs the one thread that decodes for everybody, and owns the queue of turns that wait for room.
 
-`duel` starts a turn; what it has written so far is read from its `Stream` (`stream.py`). Which versions can answer is
-`versions.py`'s: a second thread of the engine calls it to look for another live version. How tokens are made is
-`playground/decoding`'s. The engine knows nothing about conversations or pages.
+`duel` starts a turn; what it has written so far is read from its `Stream` (`stream.py`). How the turns that run get
+their tokens is `advance.py`'s. Which versions can answer is `versions.py`'s: a second thread of the engine calls it to
+look for another live version. The engine knows nothing about conversations or pages.
 """
 
 import gc
@@ -15,12 +15,13 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from playground.decoding import decoder, tuning
-from playground.decoding.decoder import Decoding, Failure
+from playground.decoding import tuning
+from playground.decoding.decoder import Decoding
 from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts, structure
 from playground.models.detokeniser import Detokeniser
+from playground.serving.advance import advance, stop_replies
 from playground.serving.guests import Guests
 from playground.serving.pair_stream import PairStream
 from playground.serving.reply_times import ReplyTimes
@@ -65,7 +66,7 @@ class Engine:
         self.versions = threads.run_in_own_thread(settings.threads, self._make_versions)
         forward = self.versions.live.forward
         self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.timed(self.choice, forward))
-        self.slowness = tuning.slowness(self.choice, settings)  # what everybody is told where replies grow slowly
+        self.slowness = tuning.slowness(self.choice, settings)  # shown to everybody where replies grow slowly
         if self.slowness:
             log.warning("%s", self.slowness)
         self.guests = Guests(self.versions, self.choice.copy_bytes(base))
@@ -217,8 +218,12 @@ class Engine:
             if stream.stopping.is_set():
                 self._finish(stream)
             elif stream.stopped:
-                self._stop_replies(decoding, stream)
-        self._advance({d: stream for d, stream in running.items() if not stream.finished.is_set()})
+                stop_replies(decoding, stream, self._fail)
+        growing = {decoding: stream for decoding, stream in running.items() if not stream.finished.is_set()}
+        advance(growing, self._fail)
+        for decoding, stream in growing.items():
+            if decoding.done and not stream.finished.is_set():
+                self._finish(stream)
         self._running = [stream for stream in self._running if not stream.finished.is_set()]
         return bool(running)
 
@@ -269,74 +274,6 @@ class Engine:
             for place, other in enumerate(self._waiting, 1):
                 other.place = place
         stream.admitted.set()
-
-    def _stop_replies(self, decoding: Decoding, stream: Stream) -> None:
-        """End the replies that somebody stopped one by one, where they are."""
-        try:
-            stopped = list(stream.stopped)
-            for i in stopped:
-                reply = decoding.replies[i]
-                if not reply.finish_reason:
-                    decoding.end(reply, "stopped")
-                    stream.total_ms[i] = stream.elapsed_ms()
-            stream.stopped.difference_update(stopped)
-        except Exception as error:
-            self._fail(stream, error)
-
-    def _advance(self, running: dict[Decoding, Stream]) -> None:
-        """Prefill a part of the prompt that has waited longest, then add one token to every reply that grows, version
-        by version.
-        """
-        self._prefill(running)
-        for policy in dict.fromkeys(stream.policy for stream in running.values()):
-            of_policy = [
-                decoding
-                for decoding, stream in running.items()
-                if stream.policy is policy and not stream.finished.is_set()
-            ]
-            failures = self._step_policy(of_policy, running)
-            for failure in failures:  # each turn fails alone: the others have their token
-                self._fail(running[failure.decoding], failure.error)
-        for decoding, stream in running.items():
-            if decoding.done and not stream.finished.is_set():
-                self._finish(stream)
-
-    def _prefill(self, running: dict[Decoding, Stream]) -> None:
-        """Read the next part of the first prompt that is not read, and with it others where the forward can."""
-        chosen = decoder.next_to_prefill(list(running))
-        try:
-            decoder.prefill(chosen)
-        except Exception as error:
-            if len(chosen) == 1:
-                self._fail(running[chosen[0]], error)
-                return
-            for decoding in chosen:  # each by itself: one of them may be the cause
-                self._prefill({decoding: running[decoding]})
-
-    def _step_policy(self, decodings: list[Decoding], running: dict[Decoding, Stream]) -> list[Failure]:
-        """One token for each growing reply of one version; returns the turns that failed."""
-        failures: list[Failure] = []
-        try:
-            added = decoder.step(decodings, failures)
-        except Exception as error:
-            return [Failure(decoding, error) for decoding in decodings]
-        for decoding, i, token in added:
-            try:
-                self._show(running[decoding], decoding, i, token)
-            except Exception as error:
-                failures.append(Failure(decoding, error))
-        return failures
-
-    def _show(self, stream: Stream, decoding: Decoding, i: int, token: int) -> None:
-        """Add a token to the text of reply `i`, and end the reply where a stop text begins."""
-        now = stream.elapsed_ms()
-        stream.first_token_ms[i] = stream.first_token_ms[i] or now
-        text = stream.detokenisers[i].add(token)
-        reply = decoding.replies[i]
-        if not reply.finish_reason and any(stop in text for stop in stream.stops):
-            decoding.end(reply, "end")
-        if reply.finish_reason:
-            stream.total_ms[i] = now
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         ids = {**stream.logged_as, "version": stream.policy.version}

@@ -2,7 +2,7 @@
 
 Owns the line of those who wait. What is in memory, and how a version is built and checked, is `versions.py`'s. There is
 room for two guests, so that any two versions can be compared. They are loaded together for the one who has waited
-longest: two people who each had one and waited for the other's place would wait for ever.
+longest: two people who each had one and waited for the other's place would wait forever.
 """
 
 import logging
@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from playground.models import adapters, export
+from playground.models import adapter_reading, export
 from playground.serving.versions import Policy, VersionGone, Versions
 from playground.store import StoreError
 from playground.system import memory
@@ -120,7 +120,7 @@ class Guests:
             except (MemoryError, torch.OutOfMemoryError):
                 return no_memory(version)
             except Exception as error:
-                log.error("v%s cannot be compared: %s", version, adapters.in_words(error))
+                log.error("v%s cannot be compared: %s", version, adapter_reading.in_words(error))
                 return not_loaded(version)
         return None
 

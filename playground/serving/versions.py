@@ -23,7 +23,7 @@ from playground.decoding.forward import AnyForward, DrawingForward
 from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import of_chat
 from playground.decoding.tuning import Choice
-from playground.models import adapters, lora, trial
+from playground.models import adapter_reading, adapters, lora, trial
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.lora import LoraPool, LoraShape
 from playground.serving.canaries import Canaries
@@ -182,8 +182,8 @@ class Versions:
         except Exception as error:  # RecursionError and MemoryError among them
             if row["version"] == 0:
                 raise  # there is no other version to fall back on
-            reason = f"v{row['version']} cannot be loaded: {adapters.in_words(error)}"
-            if isinstance(error, adapters.BadAdapter):
+            reason = f"v{row['version']} cannot be loaded: {adapter_reading.in_words(error)}"
+            if isinstance(error, adapter_reading.BadAdapter):
                 reason = str(error)
         log.error("version v%s is rejected: %s", row["version"], reason)
         weights = policy.weights_sha256 if policy else None
@@ -300,7 +300,7 @@ class Versions:
         except StoreError:
             raise
         except Exception as error:
-            log.error("the trial of v%s ends: %s", trial_row["version"], adapters.in_words(error))
+            log.error("the trial of v%s ends: %s", trial_row["version"], adapter_reading.in_words(error))
             self.store.end_trial(trial_row["version"], "undecided", trial.gone(version))
             return None
         with self._lock:
@@ -309,15 +309,15 @@ class Versions:
 
     def _build(self, row: dict[str, Any]) -> Policy:
         """The version of a row, read from disk and checked; BadAdapter where it cannot be used."""
-        manifest, tensors = adapters.read(
+        manifest, tensors = adapter_reading.read(
             adapters.place(self.settings.adapters_dir, row["path"]),
             base_hash=self._identity["hash"],
             expected_sha256=row["sha256"],
         )
-        weights = manifest["files"][adapters.WEIGHTS]["sha256"]
+        weights = manifest["files"][adapter_reading.WEIGHTS]["sha256"]
         earlier = self.store.quarantined(row["version"], weights)
         if earlier:
-            raise adapters.BadAdapter(
+            raise adapter_reading.BadAdapter(
                 f"v{row['version']} has the very weights of v{earlier['version']}, which was rejected: "
                 f"{earlier['reason']}"
             )

@@ -49,7 +49,7 @@ class LimitSettings(Group):
     sessions_per_address: int = Field(100, ge=2, le=100_000)
     """Most pages of one network address."""
     waiting_messages: int = Field(64, ge=1, le=10000)
-    """Messages that may wait for room at once, of all people together; who sends one more gets it back and is told."""
+    """Messages that may wait for room at once, of all people together; one more is returned to its sender."""
     messages_per_address: int = Field(8, ge=1, le=10000)
     """Messages from one network address that may run and wait at once; of each person it is one."""
     sign_in_tries: int = Field(5, ge=1, le=1000)
@@ -116,7 +116,7 @@ class PreferenceSettings(Group):
     annotator_weight: ForRounds[float] = Field(64.0, gt=0)
     """Largest total weight of one annotator's votes, and of the imported pairs of one source, in votes."""
     imported: ForRounds[int] = Field(200, ge=0, le=10_000)
-    """Most imported pairs, demonstrations and prompts that a round reads, of each so many; 0 leaves them out."""
+    """Most imported pairs, demonstrations and prompts that a round reads, of each kind; 0 leaves them out."""
 
 
 class SFTSettings(Group):
@@ -138,7 +138,7 @@ class RewardSettings(Group):
     tenth, a third and two thirds deep.
     """
     view: ForRounds[Literal["auto", "layers", "words", "style", "meaning", "length"]] = "auto"
-    """What of the features the reward model reads: the layers' means, the shallowest's sum, counts of common tokens,
+    """Feature set of the reward model: the layers' means, the shallowest's sum, counts of common tokens,
     the deep layers' means, or the length alone; auto averages heads on each, by how well they predict other votes."""
     lora_rank: ForRounds[int] = Field(0, ge=0, le=256)
     """Rank of an fp32 LoRA trained below the reward head; 0 trains the head alone."""

@@ -23,13 +23,13 @@ def variable(name: str) -> str:
 
 def fields(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """The settings of a class by dotted name, in the order in which they are written down."""
-    found: dict[str, FieldInfo] = {}
+    by_name: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= {f"{name}.{inner}": info for inner, info in field.annotation.model_fields.items()}
+            by_name |= {f"{name}.{inner}": info for inner, info in field.annotation.model_fields.items()}
         else:
-            found[name] = field
-    return found
+            by_name[name] = field
+    return by_name
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class MetricsSettings(Group):
 
 
 class AlertSettings(Group):
-    """Who is told when something happens."""
+    """Where events are posted for the operator."""
 
     url: Annotated[str, Secret()] = Field("", pattern=r"^(https?://[^/\s]\S{0,1000})?$")
     """Address to which the server posts a JSON object when a round was published or refused, a version was rolled back,
@@ -31,7 +31,7 @@ class AlertSettings(Group):
 
 
 class PeopleSettings(Group):
-    """Who may come in, and what people who vote are told."""
+    """Who may come in, and guidelines for people who vote."""
 
     guidelines: str = ""
     """Markdown file that everybody can unfold above the chat, in UTF-8, up to 64 KB; empty: none. Read at the start."""

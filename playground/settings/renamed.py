@@ -1,5 +1,5 @@
 """The names that settings had before they had groups, and what becomes of them: refused at the start, in a sentence
-that says the name of now. The store's migration goes by the same table.
+that gives the current name. The store's migration goes by the same table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -90,9 +90,9 @@ RENAMED = {
 def refuse_old_names(kind: type[BaseSettings], argv: Sequence[str], env_encoding: str) -> None:
     """SettingsError where a flag, a variable or a line of `.env` has a name of before; it names all of them."""
     dotenv = DotEnvSettingsSource(kind, env_file_encoding=env_encoding)
-    found = [*_flags(argv), *_variables(kind, EnvSettingsSource(kind)), *_variables(kind, dotenv, " in .env")]
-    if found:
-        raise SettingsError("\n".join(dict.fromkeys(found)))
+    problems = [*_flags(argv), *_variables(kind, EnvSettingsSource(kind)), *_variables(kind, dotenv, " in .env")]
+    if problems:
+        raise SettingsError("\n".join(dict.fromkeys(problems)))
 
 
 def _flags(argv: Sequence[str]) -> Iterator[str]:

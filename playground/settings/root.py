@@ -143,9 +143,9 @@ class Settings(BaseSettings):
     metrics: operating.MetricsSettings = operating.MetricsSettings()
     """Who reads the figures for Prometheus."""
     alerts: operating.AlertSettings = operating.AlertSettings()
-    """Who is told when something happens."""
+    """Where events are posted for the operator."""
     people: operating.PeopleSettings = operating.PeopleSettings()
-    """Who may come in, and what people who vote are told."""
+    """Who may come in, and guidelines for people who vote."""
 
     @field_validator("threads")
     @classmethod

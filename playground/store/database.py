@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]  # a row of a query, by column
 
-PATIENCE = 5.0  # seconds that a write or a read waits for another process before the person is told
+PATIENCE = 5.0  # seconds that a write or a read waits for another process before the person gets an error
 # After a wait that failed, others wait only briefly for a while: many long waits would use up the server's threads.
 SHORT_PATIENCE = 0.2  # seconds
 RECENT = 2.0  # seconds after a failed wait in which waits are short; also how long `trouble` keeps its last answer

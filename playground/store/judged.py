@@ -110,7 +110,7 @@ class Judged(Database):
 
         Keys: vote, created, choice, tags (a list), comment, person, conversation, messages (role and content, with the
         system prompt, up to the message that was answered), left, right, left_version, right_version, left_ended,
-        right_ended (why a reply ended), early (a bool), left_tokens and right_tokens (there were so many when an early
+        right_ended (why a reply ended), early (a bool), left_tokens and right_tokens (their numbers when an early
         vote came, else None), pairing, probability, base_model, sampling (a dict).
         """
         where, values = filters.as_sql(VOTE_CONDITIONS)

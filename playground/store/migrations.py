@@ -31,7 +31,7 @@ def forecast(db: Database) -> None:
 
 @migrations(name="0003_gestures")
 def gestures(db: Database) -> None:
-    """Undo, regenerate, chats to reopen and to share, sign-ins, and what an admin tells a round (`wish`)."""
+    """Undo, regenerate, chats to reopen and to share, sign-ins, and commands of an admin to a round (`wish`)."""
     for column in ("name text", "signed_in_until real"):
         db.execute(f"alter table annotator add column {column}")
     for column in ("opened text", "shown_duel integer references duel(id)", "sampling text", "share_token text"):
@@ -134,7 +134,7 @@ def report(db: Database) -> None:
 
 @migrations(name="0008_settings")
 def settings(db: Database) -> None:
-    """Settings have groups: what admins changed, and what rounds ran with, gets the names of now."""
+    """Settings have groups: what admins changed, and what rounds ran with, gets the current names."""
     for old, new in RENAMED.items():
         db.execute("update or replace override set name = ? where name = ?", [new, old])
     for round_id, config in db.execute("select id, config from round where json_valid(config)").fetchall():

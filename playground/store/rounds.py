@@ -257,7 +257,7 @@ class Rounds(Database):
             db.table("round").update(round_id, columns)
 
     def round_command(self, round_id: int) -> str | None:
-        """What an admin has told the round: "pause", "stop" or None."""
+        """An admin's command to the round: "pause", "stop" or None."""
         row = self.row("select wish from round where id = ?", round_id)
         return row["wish"] if row else None
 

@@ -22,7 +22,7 @@ STEP_PAGES = 1024  # pages that are copied at once, 4 MB
 # https://sqlite.org/fileformat2.html, 1.3.5 and 1.3.15
 COUNTERS = (24, 92)  # where they begin; each has four bytes
 
-REMEMBERED = 1000  # erasures, and revoked keys, that are told of, the newest
+REMEMBERED = 1000  # erasures, and revoked keys, that a copy lists, the newest
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Erasure:
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopySummary:
     """What a copy of the database says of erasures: how many are done, and the newest of all; and the ids of the keys
     that were revoked last.
     """
@@ -49,11 +49,11 @@ class Copied:
 class Snapshots(Erasures):
     """Part of `Store`."""
 
-    def copy_to(self, path: Path, progress: Callable[[int, int, int], object] | None = None) -> Copied:
+    def copy_to(self, path: Path, progress: Callable[[int, int, int], object] | None = None) -> CopySummary:
         """Copy the database to a new file at `path`, which its owner alone can read. StoreUnavailable where it cannot
         be read, or the copy not be written. `progress` is called after each step, as by `sqlite3.Connection.backup`.
         """
-        # One read transaction lasts as long as the copy, so that it is of one moment and never begins anew. In WAL mode
+        # One read transaction lasts as long as the copy, so that it is of one moment and never starts over. In WAL mode
         # no writer waits for it.
         with self._translated_errors():
             self._check_files()
@@ -78,9 +78,9 @@ class Snapshots(Erasures):
                 file.seek(place)
                 file.write((1).to_bytes(4, "big"))
         newest = tuple(Erasure(row[0], row[1], row[2], bool(row[3])) for row in reversed(erasures))
-        return Copied(done, newest, tuple(sorted(row[0] for row in revoked)))
+        return CopySummary(done, newest, tuple(sorted(row[0] for row in revoked)))
 
-    def begin_round_anew(self) -> None:
+    def restart_running_round(self) -> None:
         """Send a round that was running when the copy was made back to its first phase: its files are not there."""
         with self.writing() as db:
             for (round_id,) in db.execute("select id from round where state = 'running'").fetchall():
@@ -99,8 +99,8 @@ class Snapshots(Erasures):
             if erasure.id <= known or not self.row("select 1 from annotator where id = ?", erasure.annotator):
                 continue
             if erasure.conversation is not None:
-                found = "select 1 from conversation where id = ? and annotator = ? and deleted is null"
-                if self.row(found, erasure.conversation, erasure.annotator):
+                not_deleted = "select 1 from conversation where id = ? and annotator = ? and deleted is null"
+                if self.row(not_deleted, erasure.conversation, erasure.annotator):
                     self.delete_conversation(erasure.conversation, erasure.annotator)
             elif erasure.everything:
                 self.forget(erasure.annotator)

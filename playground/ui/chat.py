@@ -44,7 +44,7 @@ class ChatTab:
         self.replies = ReplyGestures(chat, self.panel, self.annotator, self.check_current)
 
     def wire(self, page: gr.Blocks, refresh_events: Sequence[Trigger]) -> Dependency:
-        """Attach every handler. None is part of a public API, and each finds out for itself who asks. Returns the event
+        """Attach every handler. None is part of a public API, and each checks who calls it. Returns the event
         of a finished turn.
         """
         panel = self.panel

@@ -18,8 +18,9 @@ from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
 from playground.ui.handlers import GESTURE, Trigger, Updates
+from playground.ui.loop_status import with_overrides
 from playground.ui.notice import Notice
-from playground.ui.status_bar import StatusBar, with_overrides
+from playground.ui.status_bar import StatusBar
 
 TITLES = {  # of the groups that have settings for an admin
     "round": words.mark("When and where a round starts"),
@@ -120,9 +121,9 @@ class Control:
         # not when the page loads: forty components take a browser half a second
         self.settings_fold.expand(self.on_open_settings, None, fields, **GESTURE)
         self.start.click(self.on_start, None, outputs, **GESTURE)
-        self.pause.click(self.wish_handler("pause"), None, outputs, **GESTURE)
-        self.resume.click(self.wish_handler(None), None, outputs, **GESTURE)
-        self.stop.click(self.wish_handler("stop"), None, outputs, **GESTURE)
+        self.pause.click(self.command_handler("pause"), None, outputs, **GESTURE)
+        self.resume.click(self.command_handler(None), None, outputs, **GESTURE)
+        self.stop.click(self.command_handler("stop"), None, outputs, **GESTURE)
         self.auto.input(self.on_auto, [self.auto], outputs, **GESTURE)
         self.save.click(self.on_save, set(fields), [*fields, self.notice.html], **GESTURE)
         self.reset.click(self.on_reset, None, fields, **GESTURE)
@@ -155,20 +156,20 @@ class Control:
         self.store.request_round()
         return self._after_gesture(request)
 
-    def wish_handler(self, wish: Literal["pause", "stop"] | None) -> Callable[[gr.Request], Updates]:
+    def command_handler(self, command: Literal["pause", "stop"] | None) -> Callable[[gr.Request], Updates]:
         """The handler of pause, stop, or (None) resume."""
 
-        def on_wish(request: gr.Request) -> Updates:
+        def on_command(request: gr.Request) -> Updates:
             self.check(request)
             newest = self.store.last_round()
             notice: Updates = {}
             try:
-                self.store.set_round_command(newest["id"] if newest else 0, wish)
+                self.store.set_round_command(newest["id"] if newest else 0, command)
             except StoreError as error:
                 notice = self.notice.warn(words.of(request).message(error.message))
             return {**self._after_gesture(request), **notice}
 
-        return on_wish
+        return on_command
 
     def on_auto(self, auto: bool, request: gr.Request) -> Updates:
         """Let rounds start by themselves, or not."""

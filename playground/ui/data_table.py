@@ -77,7 +77,7 @@ def _said_html(turn: Row, most: int, translate: Words) -> str:
 
 
 def _typed_html(text: str, most: int) -> str:
-    """At most so many characters of a text, as it was typed."""
+    """At most `most` characters of a text, as it was typed."""
     return f'<div class="typed" dir="auto">{escape(visible(_cut(text, most)))}</div>'
 
 

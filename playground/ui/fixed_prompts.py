@@ -19,7 +19,7 @@ def replies(version: int, history: Sequence[Row], rounds_dir: Path) -> dict[str,
     """A version's reply to each shipped prompt that a gate has kept: in its own round as the new version, and in later
     ones as the live one. `history`: rows of `Store.version_history`.
     """
-    found: dict[str, str] = {}
+    by_prompt: dict[str, str] = {}
     for row in sorted(history, key=lambda row: row["version"] != version):  # its own round counts first
         column = "new" if row["version"] == version else "live" if row["parent"] == version else None
         file = rounds_dir / f"{row['round'] or 0:04d}" / "gate.json"
@@ -27,8 +27,8 @@ def replies(version: int, history: Sequence[Row], rounds_dir: Path) -> dict[str,
             continue
         for sample in json.loads(file.read_text())["samples"]:
             if is_shipped(sample):
-                found.setdefault(sample["prompt"], sample[column])
-    return found
+                by_prompt.setdefault(sample["prompt"], sample[column])
+    return by_prompt
 
 
 def table_html(left: int, right: int, history: Sequence[Row], rounds_dir: Path, translate: Words) -> str:

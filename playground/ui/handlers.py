@@ -37,6 +37,6 @@ STREAM: ListenerOptions = {**GESTURE, "queue": True, "concurrency_limit": None, 
 
 def visibility(visible: bool) -> bool | Literal["hidden"]:
     """`visible` of a component that comes and goes at each turn: it stays in the page, since the browser takes longer
-    to create it anew than to show it.
+    to create it again than to show it.
     """
     return True if visible else "hidden"

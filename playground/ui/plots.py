@@ -12,7 +12,7 @@ from playground.ui.words import Words
 Point = tuple[float | str, float | None]  # (x, y); points without a y are left out
 Limit = float | None | Sequence[tuple[float | str, float]]  # a level, no line, or a line of its own
 
-MAX_POINTS = 60  # of a curve: no more can be told apart, and they are drawn at once
+MAX_POINTS = 60  # of a curve: more could not be distinguished, and they are drawn at once
 SHOWN = ["plot"]
 HIDDEN = ["plot", "nothing"]  # hidden by CSS: a plot that Gradio itself hides raises an error in the browser
 HEIGHT = 210

@@ -14,8 +14,9 @@ from playground.settings import Settings, fields, sections
 from playground.store import STOPPED
 from playground.ui import words
 from playground.ui.handlers import Row
+from playground.ui.loop_status import LoopStatus
 from playground.ui.phases import phases_html
-from playground.ui.status_bar import ENDED, PHASES, LoopStatus, invitation, public_reason, trial_text, version_name
+from playground.ui.status_bar import ENDED, PHASES, invitation, public_reason, trial_text, version_name
 from playground.ui.text import visible
 from playground.ui.words import Words
 
@@ -95,7 +96,7 @@ def no_round_html(status: LoopStatus, translate: Words) -> str:
 
 def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row | None = None) -> str:
     """A round in a few lines: its state, its reason, what was measured, and the trial of its version (a row of
-    `status_bar.trial_of`). Only admins see an error's own message.
+    `loop_status.trial_of`). Only admins see an error's own message.
     """
     state = displayed_state(row)
     reason = row["reason"] if is_admin else public_reason(row)

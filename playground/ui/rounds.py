@@ -18,6 +18,7 @@ from playground.store import Store
 from playground.ui import gatewords, plots, unchecked, words
 from playground.ui.control import Control
 from playground.ui.handlers import GESTURE, Row, Trigger, Updates
+from playground.ui.loop_status import LoopStatus, trial_of
 from playground.ui.plots import Curve
 from playground.ui.round_summary import (
     agreement_html,
@@ -29,7 +30,7 @@ from playground.ui.round_summary import (
     summary_html,
     timeline_entry,
 )
-from playground.ui.status_bar import LoopStatus, StatusBar, backup_html, trial_of
+from playground.ui.status_bar import StatusBar, backup_html
 from playground.ui.words import Words
 
 CURVES = {

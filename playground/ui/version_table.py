@@ -32,7 +32,7 @@ NO_FIGURE = "–"
 
 @dataclass(frozen=True)
 class Board:
-    """What the table shows. `history`: rows of `Store.version_history`; `trial`: of `status_bar.trial_of` for the live
+    """What the table shows. `history`: rows of `Store.version_history`; `trial`: of `loop_status.trial_of` for the live
     version; `answering`: the version that the server answers with.
     """
 

@@ -21,8 +21,9 @@ from playground.ui import unchecked, words
 from playground.ui.comparing import ComparePanel
 from playground.ui.control import Control
 from playground.ui.handlers import GESTURE, Row, Trigger, Updates
+from playground.ui.loop_status import trial_of
 from playground.ui.notice import Notice
-from playground.ui.status_bar import StatusBar, trial_of, version_name
+from playground.ui.status_bar import StatusBar, version_name
 from playground.ui.version_ratings import VersionRatings
 from playground.ui.version_table import Board, board_html
 from playground.ui.words import Words
@@ -64,7 +65,7 @@ class BoardReader:
             return self._board
 
     def invalidate(self) -> None:
-        """Read the store anew at the next call: somebody has just changed it."""
+        """Read the store again at the next call: somebody has just changed it."""
         self._read_at = float("-inf")
 
 

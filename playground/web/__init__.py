@@ -1,1 +1,1 @@
-"""What stands between the internet and the page: proxies, the allowlist, limits, headers, connections."""
+"""What is between the internet and the page: proxies, the allowlist, limits, headers, connections."""

@@ -30,7 +30,7 @@ from playground.web import headers as answer_headers
 from playground.web.answer import Answer
 from playground.web.bodies import Refusal
 from playground.web.gate import Gate, SignInFirst, StreamEnded, kept_query
-from playground.web.limits import Limits, NotTheirs, Session, TooMuch, Visitor
+from playground.web.limits import ForeignSession, Limits, Session, TooMuch, Visitor
 from playground.web.metrics import may_read
 from playground.web.payload import BadPayload, Handler
 
@@ -42,7 +42,7 @@ COSTLY = (
     10  # requests that a page, a download or a stream's start counts as, since it takes the server that much longer
 )
 LONGEST_KEY = 200  # characters of an Authorization header that tell who asks
-RETRY_AFTER = "10"  # seconds, told to a browser that sends too much
+RETRY_AFTER = "10"  # seconds; the header for a browser that sends too much
 
 
 class Kind(Enum):
@@ -232,7 +232,7 @@ class Allowlist:
                     )
         except TooMuch as error:
             raise Refusal(429, error.message) from None
-        except NotTheirs as error:
+        except ForeignSession as error:
             raise Refusal(403, error.message) from None
         answer.expect(headers, may_gather=kind in (Kind.PAGE, Kind.CALL))
         if kind is Kind.PAGE:

@@ -1,8 +1,8 @@
 """The routes by which other programs chat and vote, in the shapes of OpenAI's API: `/v1/models`,
 `/v1/chat/completions` and `/v1/feedback`.
 
-Who asks is told by a key (`playground/people/keys.py`). What is asked takes the way of the page, by `Chat`: here is
-only what stands between that and HTTP.
+A key says who asks (`playground/people/keys.py`). What is asked goes through `Chat`, as on the page;
+here is only its HTTP side.
 """
 
 import re
@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from playground.chat.completing import Asked, Completed
+from playground.chat.completing import Completed, CompletionRequest
 from playground.chat.refusals import Busy, Refused, Unavailable
 from playground.chat.session import Chat
 from playground.chat.turns import BUSY
@@ -72,9 +72,9 @@ class Completions:
             person = await run_in_threadpool(self._person, request)
             body = shapes.read(ChatRequest, await request.body())
             body.check_supported()
-            asked = body.asked(await run_in_threadpool(self._version, body.model))
+            chat_request = body.for_chat(await run_in_threadpool(self._version, body.model))
             address = request.client.host if request.client else ""
-            turn = CompletionTurn(self, person, body, asked, address)
+            turn = CompletionTurn(self, person, body, chat_request, address)
             await turn.begin()
             if body.stream:
                 return StreamingResponse(turn.events(), media_type="text/event-stream", headers=STREAM_HEADERS)
@@ -143,14 +143,16 @@ class Completions:
 class CompletionTurn:
     """One request for replies. `begin` comes first; then either `whole` or `events`."""
 
-    def __init__(self, api: Completions, person: int, body: ChatRequest, asked: Asked, address: str) -> None:
+    def __init__(
+        self, api: Completions, person: int, body: ChatRequest, chat_request: CompletionRequest, address: str
+    ) -> None:
         self.api = api
         self.person = person
         self.model = body.model
         self.n = body.n or 1
         self.includes_usage = bool(body.stream_options and body.stream_options.include_usage)
         self.created = int(time.time())
-        self._views = api.threads.run(api.chat.complete(person, asked, address))
+        self._views = api.threads.run(api.chat.complete(person, chat_request, address))
         self._first: View
 
     async def begin(self) -> None:
@@ -215,7 +217,7 @@ class CompletionTurn:
 
 
 def problem(error: Exception) -> Problem:
-    """How a program is told of an error. It has no page to reload, and no button."""
+    """An error as a program reads it: a program has no page to reload, and no button."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, Busy):
@@ -227,4 +229,4 @@ def problem(error: Exception) -> Problem:
         return Problem(503, str(error), "server_error")
     if isinstance(error, BadMessage | Refused | StoreError):
         return shapes.invalid(str(error))
-    return Problem(500, "The replies could not be told. Send the request again.", "server_error")
+    return Problem(500, "The replies could not be returned. Send the request again.", "server_error")

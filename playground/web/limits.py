@@ -29,7 +29,7 @@ class TooMuch(UserFacingError):
     """A request over a limit; the message says so to the person."""
 
 
-class NotTheirs(UserFacingError):
+class ForeignSession(UserFacingError):
     """A session that belongs to another visitor; the message says so to the person."""
 
 
@@ -142,14 +142,14 @@ class Limits:
     def session(self, visitor: Visitor, name: str) -> Session:
         """The visitor's session of this name, made where there is none.
 
-        NotTheirs where it is somebody else's, TooMuch where there is no room for a new one.
+        ForeignSession where it is somebody else's, TooMuch where there is no room for a new one.
         """
         session = self.sessions.get(name)
         if session is None:
             self._make_room(visitor)
             session = self.sessions[name] = Session(visitor, self.clock())
         elif session.owner.person != visitor.person:
-            raise NotTheirs("This page belongs to another browser. Reload it.")
+            raise ForeignSession("This page belongs to another browser. Reload it.")
         session.used = self.clock()
         return session
 

@@ -69,7 +69,7 @@ class Metrics(Collector):
         yield errors
         try:
             yield from list(self._stored())
-        except StoreError:  # counted above; what does not need the store is still told
+        except StoreError:  # counted above; what does not need the store is still reported
             return
 
     def _serving(self) -> Iterator[Metric]:

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from playground.chat.completing import MOST_MESSAGES, Asked, Completed, Reply
+from playground.chat.completing import MOST_MESSAGES, Completed, CompletionRequest, Reply
 from playground.models import templates
 
-RETRY_AFTER = "5"  # seconds, told to a program whose request was one too many
+RETRY_AFTER = "5"  # seconds; the header for a program whose request was one too many
 FINISH = {"end": "stop", "stopped": "stop", "length": "length"}  # OpenAI's reasons by the store's
 UNSUPPORTED = (
     "stop",
@@ -69,7 +69,7 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """How a stream is told."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
@@ -96,7 +96,7 @@ class ChatRequest(BaseModel):
             if (self.model_extra or {}).get(name):
                 raise invalid(f"{name} is not supported.", name)
 
-    def asked(self, version: int | None) -> Asked:
+    def for_chat(self, version: int | None) -> CompletionRequest:
         """What it asks the chat for; `version` is the model's."""
         first, *others = self.messages
         system = first.text() if first.role in ("system", "developer") else None
@@ -109,7 +109,7 @@ class ChatRequest(BaseModel):
         tokens = self.max_completion_tokens or self.max_tokens
         given = {"temperature": self.temperature, "top_p": self.top_p, "reply_tokens": tokens}
         sampling = {name: value for name, value in given.items() if value is not None}
-        return Asked(tuple(messages), system, sampling, version, self.seed)
+        return CompletionRequest(tuple(messages), system, sampling, version, self.seed)
 
 
 class FeedbackRequest(BaseModel):
@@ -231,7 +231,7 @@ class Deltas:
         that is complete is not the one that was sent.
         """
         shown = [text.strip() for text in texts]
-        found = []
+        grown = []
         for i, sent in enumerate(self._sent):
             text = shown[i]
             if i and not complete and (shown[0].startswith(text) or text.startswith(shown[0])):
@@ -241,6 +241,6 @@ class Deltas:
                     raise ValueError("a reply is not the one that was sent")
                 continue
             if text != sent:
-                found.append((i, text[len(sent) :]))
+                grown.append((i, text[len(sent) :]))
                 self._sent[i] = text
-        return found
+        return grown

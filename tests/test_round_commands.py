@@ -1,5 +1,5 @@
-"""What an admin wishes of a running round: it pauses, goes on, stops; what was changed for the next rounds reaches
-them; its log and its times are kept.
+"""An admin's commands to a running round: pause, resume, stop. Changed settings reach the next rounds; a round keeps
+its log and its times.
 """
 
 import threading
@@ -55,7 +55,7 @@ def in_ppo(store, step):
     return row["phase"] == "ppo" and row["step"] >= step
 
 
-def test_a_paused_round_stands_still_keeps_its_lease_and_goes_on_where_it_was(voted):
+def test_a_paused_round_waits_keeps_its_lease_and_continues_where_it_was(voted):
     settings, store = voted
     asked = store.request_round()
     worker = Worker(settings, store, "w1")

@@ -1,0 +1,110 @@
+"""The state of the loop of votes and training at one moment: what the status bar and the training tab show."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from playground.backup import Backup, Status
+from playground.serving.engine import Engine
+from playground.settings import Settings, SettingsError, overridden
+from playground.store import Store
+from playground.ui.handlers import Row
+
+LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
+SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
+
+
+@dataclass(frozen=True)
+class LoopStatus:
+    """The loop at one moment. `settings` include what an admin changed; `rounds` are rows, newest first; `curves` and
+    `policy` (a row) are those of the newest round.
+    """
+
+    settings: Settings
+    rounds: Sequence[Row]
+    curves: Mapping[str, Sequence[tuple[int, float | None]]]  # name: (step, value) of each PPO iteration
+    policy: Row | None
+    new_votes: int  # since the last round began
+    live_version: int
+    forecasts: tuple[int, int] = (0, 0)  # hits and calls of the reward model among the last votes
+    trial: Row | None = None  # of `policy`, with the votes so far: wins, losses, ties
+    backup: Status | None = None  # None where there is none
+    read_at: float = field(default_factory=time.time)  # seconds since the epoch
+
+    @classmethod
+    def read(cls, settings: Settings, store: Store, engine: Engine, backup: Backup | None = None) -> "LoopStatus":
+        """Read the status from the store. StoreError where it cannot answer."""
+        rounds = store.rounds()
+        newest = rounds[0] if rounds else None
+        policy = store.round_policy(newest["id"]) if newest else None
+        return cls(
+            settings=with_overrides(settings, store),
+            rounds=rounds,
+            curves=store.metrics(newest["id"]) if newest else {},
+            policy=policy,
+            new_votes=store.new_votes(),
+            live_version=engine.live.version,
+            forecasts=store.forecasts(LAST_VOTES),
+            trial=trial_of(store, policy["version"]) if policy else None,
+            backup=backup.status() if backup else None,
+        )
+
+    @property
+    def round(self) -> Row | None:
+        """The newest round."""
+        return self.rounds[0] if self.rounds else None
+
+    @property
+    def state(self) -> str:
+        return self.round["state"] if self.round else "idle"
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("requested", "running")
+
+    @property
+    def paused(self) -> bool:
+        return self.round is not None and self.state == "running" and self.round["wish"] == "pause"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether an admin has asked the active round to stop."""
+        return self.round is not None and self.active and self.round["wish"] == "stop"
+
+    @property
+    def phase_share(self) -> float | None:
+        """How much of the newest round's phase is done, from 0 to 1; None where it is not known."""
+        if self.round is None or not self.round["steps"]:
+            return None
+        return min(self.round["step"] / self.round["steps"], 1.0)
+
+    @property
+    def minutes_left(self) -> float | None:
+        """Minutes until the running phase ends, if it keeps its pace; None before there is a basis for it."""
+        row = self.round
+        if row is None or self.state != "running" or self.paused:
+            return None
+        began = row["metrics"].get("phase_began")  # seconds since the epoch
+        done = row["step"]
+        if row["phase"] == "ppo":  # a resumed round began at a later step
+            done -= row["metrics"].get("phase_from") or 0
+        if not began or done <= 0 or done < SMALLEST_BASIS * row["steps"]:
+            return None
+        seconds_per_step = max(self.read_at - began, 0) / done
+        return seconds_per_step * (row["steps"] - row["step"]) / 60
+
+
+def trial_of(store: Store, version: int) -> Row | None:
+    """The trial of a version with the votes so far (wins, losses, ties), or None where it had none."""
+    row = store.trial(version)
+    return row and {**row, **store.votes_on_trial(row)}
+
+
+def with_overrides(settings: Settings, store: Store) -> Settings:
+    """The settings as the next round has them. What an admin changed and does not fit (any more) is left out, as the
+    worker does.
+    """
+    try:
+        return overridden(settings, store.overrides())
+    except SettingsError:
+        return settings
