@@ -43,6 +43,43 @@ def test_a_locked_database_is_busy_after_the_patience_and_writes_again_once_it_i
     assert store.annotator("somebody") == 1
 
 
+def test_many_threads_that_write_at_once_take_turns(tmp_path):
+    """They all looked for the lock again by chance: with 64 people at once an unlucky one waited for 5 s, and was told
+    that the database is busy.
+    """
+    store, failed = Store(tmp_path / "nudge.db", patience=1.5), []
+
+    def write():
+        try:
+            for _ in range(2):
+                with store.writing():
+                    time.sleep(0.008)
+        except StoreBusy as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+def test_whose_turn_does_not_come_is_told_so(tmp_path):
+    store, said = Store(tmp_path / "nudge.db", patience=0.2), []
+
+    def write():
+        with pytest.raises(StoreBusy, match="The database is busy, so nothing was recorded") as error:
+            store.annotator("somebody")
+        said.append(error.value)
+
+    with store.writing():
+        other = threading.Thread(target=write)
+        other.start()
+        other.join()
+    assert len(said) == 1 and store.annotator("somebody") == 1
+
+
 def test_an_exclusive_lock_stops_reads_too_and_they_say_so(hasty):
     store, other = hasty
     other.execute("pragma locking_mode=exclusive")

@@ -28,7 +28,7 @@ from playground.models import attention, folders, lean_layers, sources, structur
 from playground.models.conversions import first_line
 from playground.models.folders import ModelUnavailable
 from playground.models.lora import NO_LORA
-from playground.settings import Settings, SettingsError, nested, read
+from playground.settings import Settings, SettingsError, nested, read, space
 from playground.system import quick_imports
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,13 @@ class BaseIdentity(TypedDict):
 
 
 def device_of(settings: Settings) -> torch.device:
-    """The torch device that the settings mean; `auto` prefers CUDA, then MPS, then the CPU."""
+    """The torch device that the settings mean; `auto` prefers CUDA, then MPS, then the CPU. On ZeroGPU torch only says
+    that there is CUDA.
+    """
     if settings.device != "auto":
         return torch.device(settings.device)
+    if space.KIND == "zero-gpu":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -9,11 +9,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from playground.settings import groups, names, operating
+from playground.settings import groups, names, operating, space
 from playground.settings.explain import SettingsError, settings_error
 
-ON_SPACE = "SPACE_ID" in os.environ  # Hugging Face sets it inside a Space
-SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # and this where the Space's README says `hf_oauth: true`
+ON_SPACE = space.KIND != "none"
+SPACE_SIGN_IN = ON_SPACE and "OAUTH_CLIENT_ID" in os.environ  # set where the Space's README says `hf_oauth: true`
 # a Space can only be reached through the proxy of Hugging Face, which connects from inside its own network
 SPACE_PROXIES = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 127.0.0.0/8, fc00::/7, ::1"
 
@@ -64,11 +64,15 @@ class Settings(BaseSettings):
     as on a Space, see `backup.url`.
     """
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """Where the models run: auto, cpu, mps, cuda or cuda:N."""
+    """Where the models run: auto, cpu, mps, cuda or cuda:N. On a ZeroGPU Space only auto or cpu: it has no GPU
+    outside of single calls.
+    """
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the frozen trunk; auto measures which one this machine multiplies faster."""
     threads: int = Field(0, ge=0, le=256)
-    """CPU threads of the chat, and of the worker beside it at the lowest priority; 0 takes one for each core."""
+    """CPU threads of the chat, and of the worker beside it at the lowest priority; 0 takes one for each core, on a
+    Space for each of its own.
+    """
 
     decode_format: Literal["auto", "w8a16", "int8", "int4", "bfloat16", "float32", "plain"] = "auto"
     """Number format of the weights that write replies on a CPU; auto measures, among those that stay close to the
@@ -150,7 +154,14 @@ class Settings(BaseSettings):
     @field_validator("threads")
     @classmethod
     def _all_cores(cls, value: int) -> int:
-        return value or os.cpu_count() or 1
+        return value or min(space.cores_of(os.environ) or 256, os.cpu_count() or 1)
+
+    @field_validator("device")
+    @classmethod
+    def _a_real_one(cls, value: str) -> str:
+        if value.startswith("cuda") and space.KIND == "zero-gpu":
+            raise ValueError("there is no GPU")  # the docstring says the rest
+        return value
 
     @field_validator("model")
     @classmethod

@@ -2,7 +2,7 @@
 
 Each thread has a connection of its own. The file is in WAL mode with `synchronous=FULL`, so a vote that was shown as
 accepted is on disk. Every write takes the write lock first (`begin immediate`): a deferred transaction that reads and
-then writes fails at once when another process has written in between.
+then writes fails at once when another process has written in between. Threads of one process take turns before that.
 
 Only this module turns SQLite's errors into sentences (`errors.py`) and checks in each transaction that the files on
 disk are still the ones that were opened (`disk.py`).
@@ -64,6 +64,7 @@ class Database:
         self._kept: sqlite_utils.Database  # open as long as the store; in memory the only connection
         self._files: Files | None = None
         self._memory_lock: AbstractContextManager[Any] = nullcontext()
+        self._write_turn = threading.RLock()
         self._lost = False
         self._last_busy = float("-inf")  # when a wait for another process last failed, on the monotonic clock
         self._probe_lock = threading.Lock()
@@ -149,7 +150,7 @@ class Database:
         Only when the block is left without an exception is everything recorded. StoreUnavailable where the database
         cannot do it.
         """
-        with self._memory_lock, self._translated_errors():
+        with self._memory_lock, self._one_writer(), self._translated_errors():
             self._check_files()
             self._execute("begin immediate")
             try:
@@ -160,6 +161,21 @@ class Database:
                 raise
             self._check_files()  # a commit to a file that nobody finds again is not recorded
             self._last_busy = float("-inf")
+
+    @contextmanager
+    def _one_writer(self) -> Iterator[None]:
+        """This process's turn to write. StoreBusy where it does not come within `patience`.
+
+        Threads that wait in SQLite look again by chance, so that of dozens an unlucky one waited for seconds.
+        """
+        if not self._write_turn.acquire(timeout=self.patience):
+            busy = errors.busy()
+            self.failures.add(busy)
+            raise busy
+        try:
+            yield
+        finally:
+            self._write_turn.release()
 
     def rows(self, sql: str, *values: Any) -> list[Row]:
         """The rows of a query. StoreUnavailable where the database cannot answer."""

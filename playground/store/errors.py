@@ -71,9 +71,7 @@ def translate(error: sqlite3.Error) -> StoreUnavailable:
     """SQLite's error as one whose message is a sentence for the person."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & PRIMARY_BITS
     if code in (BUSY, LOCKED, PROTOCOL):
-        return StoreBusy(
-            "The database is busy, so nothing was recorded. What you see here is kept: try again in a moment."
-        )
+        return busy()
     if code == FULL:
         return StoreFull(
             "The disk is full, so nothing could be recorded. Please tell the owner of this app; then try again."
@@ -86,6 +84,11 @@ def translate(error: sqlite3.Error) -> StoreUnavailable:
     return StoreUnavailable(
         "The database is damaged or its disk fails, so nothing could be recorded. Please tell the owner of this app."
     )
+
+
+def busy() -> StoreBusy:
+    """The error for a database that others write to for too long."""
+    return StoreBusy("The database is busy, so nothing was recorded. What you see here is kept: try again in a moment.")
 
 
 def files_lost() -> StoreLost:
