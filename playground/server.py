@@ -10,6 +10,7 @@ from playground.ui import quick_gradio as quick_gradio
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ from playground.backup import Backup
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.data import http
-from playground.models import export
-from playground.models.adapter_reading import BadAdapter
+from playground.models import export, model_card
+from playground.models.adapter_reading import BadAdapter, Manifest
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
@@ -204,6 +205,13 @@ def add_adapter_route(app: FastAPI, settings: Settings, store: Store, engine: En
     exports_dir = settings.data_dir / "exports"
     export.prune(exports_dir)
 
+    def card_of(version: int) -> Callable[[Manifest], str]:
+        def card(manifest: Manifest) -> str:
+            facts = model_card.Facts.of(store, version, settings.preferences.annotator_weight)
+            return model_card.card(facts, model_card.Base.of(manifest["base"]["model"], settings), "adapter")
+
+        return card
+
     @app.get("/adapters/v{version}.zip")
     def adapter(version: int, request: Request) -> Response:
         translate = words.of(request)
@@ -214,7 +222,9 @@ def add_adapter_route(app: FastAPI, settings: Settings, store: Store, engine: En
         if row is None or not export.is_public(row):
             return PlainTextResponse(translate("There is no such version to download."), 404)
         try:
-            file = export.opened(settings.adapters_dir, exports_dir, row, engine.identity["hash"])
+            file = export.opened(settings.adapters_dir, exports_dir, row, engine.identity["hash"], card_of(version))
+        except StoreError as error:
+            return PlainTextResponse(translate.message(error.message), 503)
         except export.Packing:
             return PlainTextResponse(translate("Another version is being packed. Try again in a moment."), 429)
         except BadAdapter:

@@ -145,7 +145,7 @@ def test_many_who_wait_do_not_hold_all_threads(site, monkeypatch):
     monkeypatch.setattr(export, "_callers", threading.BoundedSemaphore(1))
     assert export._callers.acquire(blocking=False)
     with pytest.raises(Packing):
-        export.opened(site.settings.adapters_dir, exports(site), row, site.identity["hash"])
+        export.opened(site.settings.adapters_dir, exports(site), row, site.identity["hash"], no_card)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,29 @@ def test_a_server_that_starts_prunes(site):
 
 def test_a_zip_that_is_removed_while_it_is_read_is_read_to_its_end(site):
     row = site.store.policy(publish_into(site))
-    with export.opened(site.settings.adapters_dir, exports(site), row, site.identity["hash"]) as file:
+    with export.opened(site.settings.adapters_dir, exports(site), row, site.identity["hash"], no_card) as file:
         for zipped in exports(site).glob("*.zip"):
             zipped.unlink()
         with zipfile.ZipFile(file) as archive:
             assert archive.testzip() is None and len(archive.namelist()) == 3
+
+
+def test_the_card_has_the_figures_of_now_at_most_an_hour_old(site):
+    version = publish_into(site)
+    arguments = (site.settings.adapters_dir, exports(site), site.store.policy(version), site.identity["hash"])
+
+    def packed(card, hours):
+        with export.opened(*arguments, lambda manifest: card, lambda: 3600 * hours) as file:
+            return zipfile.ZipFile(file).read(f"v{version:04d}/README.md").decode()
+
+    assert packed("one vote", 1.0) == "one vote"
+    assert packed("two votes", 1.9) == "one vote"
+    assert packed("two votes", 2.0) == "two votes"
+    assert len(list(exports(site).glob(f"v{version:04d}-*"))) == 1
+
+
+def no_card(manifest):
+    return ""
 
 
 def exports(site):

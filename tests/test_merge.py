@@ -42,6 +42,8 @@ def test_the_merged_folder_is_a_plain_model_that_says_the_same(site, tmp_path, c
         plain = site.base(ids).logits
     assert torch.allclose(theirs, ours, atol=1e-3) and not torch.allclose(theirs, plain, atol=1e-2)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "transformers"') and f"# Version {version}" in card
 
 
 def test_what_cannot_be_merged_is_said_in_words(site, tmp_path):

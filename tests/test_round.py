@@ -304,6 +304,19 @@ def test_a_round_from_the_live_version_learns_from_new_demonstrations_alone(fold
     assert store.round(this.id)["metrics"]["demonstrations"] == 1
 
 
+def test_a_round_from_a_version_that_was_fine_tuned_on_a_file_learns_all_edits(folder, tmp_path):
+    """Those from before the fine-tuning would have been learnt by nobody."""
+    this = running(folder, tmp_path)
+    store = this.store
+    store.end_round(this.id, "w", "failed")
+    edited(this, "ann", "old")
+    row = store.take_fine_tuning("w", "file.jsonl", lease_seconds=60)
+    fine_tuning = Round(store, this.settings, row, "w")
+    fine_tuning.record(started_from=0)
+    publish(fine_tuning, strong())
+    assert learned_texts(taken(store, this.settings), store.live_policy()) == ["old"]
+
+
 def test_no_round_learns_from_demonstrations_in_held_out_conversations(folder, tmp_path):
     this = running(folder, tmp_path)
     conversations = [edited(this, name, name) for name in ("ann", "bob")]
@@ -428,13 +441,14 @@ def test_prompts_that_become_the_same_are_one_context(folder, tmp_path):
 # -- the gate
 
 
-def test_the_gate_compares_several_replies_of_three_versions_to_each_prompt(folder, tmp_path, monkeypatch):
+def test_the_gate_compares_several_replies_of_three_versions_to_each_prompt(folder, tmp_path):
     this = running(folder, tmp_path, gate={"prompts": 4, "replies": 3})
     this._sft()
     save_file(strong(), this.folder / "policy.safetensors")
     steps = []
-    monkeypatch.setattr(round_gate, "compare", lambda models, replies: a_report(0))
-    replies, _ = round_gate.judge(this.models, steps.append)
+    replies, _ = round_gate.judge(
+        this.models, steps.append, this.models.gate_prompts(), lambda models, replies: a_report(0)
+    )
     assert steps == [1, 2, 3] and replies.prompts == 4
     for episodes in (replies.new, replies.live, replies.base):
         asked = [episode.prompt for episode in episodes]
@@ -463,7 +477,7 @@ def a_report(share_of_end, **figures):
         ({"length_base": 300}, 1, True),
     ],
 )
-def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, monkeypatch, figures, share, passes):
+def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, figures, share, passes):
     """A chain of brevity's second round wrote empty replies and was thrown away whole."""
     this = running(folder, tmp_path, gate={"prompts": 4, "replies": 2})
     this._sft()
@@ -476,8 +490,7 @@ def test_a_better_policy_that_went_too_far_is_taken_back(folder, tmp_path, monke
         return a_report(ratio(policy.state(), end), **figures)
 
     compared = []
-    monkeypatch.setattr(round_gate, "compare", compare)
-    replies, report = round_gate.judge(this.models, lambda step: None)
+    replies, report = round_gate.judge(this.models, lambda step: None, this.models.gate_prompts(), compare)
     assert (report.share, report.passed) == (share, passes)
     assert ratio(policy.state(), end) == pytest.approx(share, abs=1e-5)
     assert len(compared) == {1: 1, 0.5: 2, 0.25: 3}[share] and compared[-1] is replies.new
@@ -488,7 +501,7 @@ def judged(this, end, monkeypatch):
     """The round at its gate: PPO has left the policy `end`, whose replies are too long beyond .3 of the way."""
     save_file(end, this.folder / "policy.safetensors")
     report = lambda models, replies: a_report(ratio(models.trained_policy.state(), end))  # noqa: E731
-    monkeypatch.setattr(round_gate, "compare", report)
+    monkeypatch.setattr(round_gate, "by_reward", report)
     monkeypatch.setattr(round_gate, "served_kl", lambda *_: 0.0)
 
 
@@ -557,9 +570,7 @@ def test_a_round_from_the_base_without_a_kept_start_goes_on(folder, tmp_path, mo
         ({"better": 0.995, "not_worse": 0.995, "empty": 0.5}, [8, 8, 8, 32]),  # taken back twice in vain
     ],
 )
-def test_a_quarter_of_the_prompts_is_enough_where_the_version_is_clearly_better(
-    folder, tmp_path, monkeypatch, figures, looks
-):
+def test_a_quarter_of_the_prompts_is_enough_where_the_version_is_clearly_better(folder, tmp_path, figures, looks):
     this = running(folder, tmp_path, gate={"prompts": 32, "replies": 2})
     this._sft()
     save_file(strong(), this.folder / "policy.safetensors")
@@ -571,8 +582,7 @@ def test_a_quarter_of_the_prompts_is_enough_where_the_version_is_clearly_better(
         seen.append(asked[::2])
         return a_report(0, **figures)
 
-    monkeypatch.setattr(round_gate, "compare", compare)
-    replies, report = round_gate.judge(this.models, lambda step: None)
+    replies, report = round_gate.judge(this.models, lambda step: None, this.models.gate_prompts(), compare)
     assert [len(asked) for asked in seen] == looks == [*looks[:-1], replies.prompts]
     assert all(later[: len(seen[0])] == seen[0] for later in seen) and len(set(seen[-1])) == looks[-1]
     assert len(replies.new) == len(replies.live) == len(replies.base) == len(replies.new_texts) == 2 * looks[-1]

@@ -1,52 +1,250 @@
-"""The warm start on demonstrations."""
+"""`python -m training.sft`: a file of demonstrations to a published version, on the tiny model."""
 
-import copy
+import csv
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-from tests.test_policy import settings
-from tests.tiny import tiny_model
-from training import sft
-from training.policy import Batch, PolicyModel
+from playground.models import adapter_reading, export, loading
+from playground.settings import Settings
+from playground.store import Store
+from playground.store.reasons import LEFT
+from playground.ui import gatewords, round_summary
+from playground.ui.phases import phase_progress
+from playground.ui.words import Words
+from tests.stores import cast
+from tests.tiny import tiny_folder, tiny_tokenizer
+from training import sft, sft_data, sft_train, worker
 from training.rollout import Episode
+from training.sft_data import CannotLearn
 
-DEMONSTRATIONS = [Episode([5, 6, 7], [20, 21, 22, 2], True), Episode([30, 31], [50, 51, 52, 53, 2], True)]
-
-
-def nll(policy):
-    batch = Batch.of(DEMONSTRATIONS, "cpu")
-    with torch.no_grad():
-        return -(policy.logprobs(batch).sum() / batch.mask.sum()).item()
-
-
-def test_sft_lowers_the_loss_of_the_demonstrations():
-    chosen = settings(sft={"epochs": 10, "lr": 5e-3}, chat={"temperature": 1.0})
-    policy, losses = PolicyModel(tiny_model(), chosen), []
-    before = nll(policy)
-    last = sft.train(policy, DEMONSTRATIONS, chosen, lambda step, steps, loss: losses.append((step, steps, loss)))
-    assert losses[0][2] == pytest.approx(before, abs=1e-4)  # the loss is over completion tokens alone, at temperature 1
-    assert last < before - 0.5 and nll(policy) < before - 0.5
-    assert [x[:2] for x in losses] == [(i + 1, 10) for i in range(10)]
+TOPICS = [
+    *("boil an egg", "name a river", "sleep well", "learn to swim", "bake bread", "read faster", "plant a tree"),
+    *("fix a tap", "write a letter", "save money", "clean a window", "make tea", "tie a knot", "find a job"),
+    *("cook rice", "draw a cat", "ride a bike", "paint a wall", "pack a bag", "play chess"),
+]
+REPLY = "You can do that, and it is good."
 
 
-def test_sft_returns_the_mean_loss_of_its_last_epoch():
-    chosen, losses = settings(sft={"epochs": 2}, ppo={"microbatch": 1}), []
-    last = sft.train(
-        PolicyModel(tiny_model(), chosen), DEMONSTRATIONS, chosen, lambda step, steps, loss: losses.append(loss)
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows(reply=REPLY):
+    return [{"prompt": f"How do I {topic}?", "completion": reply} for topic in TOPICS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    """Settings that take 20 demonstrations through all phases in a second or two."""
+    return sft.SFTCommand(
+        model=folder,
+        data=written(tmp_path / "demos.jsonl", rows()),
+        data_dir=tmp_path / "data",
+        device="cpu",
+        dtype="float32",
+        decode_format="float32",
+        threads=1,
+        epochs=3,
+        chat={"reply_tokens": 12, "temperature": 1.0},
+        sft={"lr": 1e-2},
+        gate={"prompts": 8, "replies": 1, "canary_fall": 100.0, "length_drift": 8.0, "distinct_share": 0.1},
+        _env_file=None,
     )
-    assert len(losses) == 4 and last == pytest.approx((losses[2] + losses[3]) / 2)
 
 
-def test_sft_of_no_epochs_changes_nothing():
-    chosen = settings(sft={"epochs": 0})
-    policy = PolicyModel(tiny_model(), chosen)
-    before = copy.deepcopy(policy.state())
-    assert sft.train(policy, DEMONSTRATIONS, chosen) is None
-    assert all(torch.equal(before[k], v) for k, v in policy.state().items())
+def fine_tuned(command, store):
+    _, data = sft.learn_from(command, store)
+    return sft.fine_tune(store, command, data)
 
 
-def test_of_demonstrations_with_prompts_too_long_for_training_the_prompt_is_cut():
-    rows = [{"prompt": [1, 2, 3], "after": "ab"}, {"prompt": [1, 2, 3, 4], "after": "ab"}]
-    found = sft.examples(rows, lambda text: [ord(c) for c in text], lambda prompt: prompt[-3:])
-    assert found == [Episode([1, 2, 3], [97, 98], True), Episode([2, 3, 4], [97, 98], True)]
+def test_demonstrations_become_a_published_version_that_plain_peft_loads(command, folder, tmp_path):
+    store = Store(command.database)
+    votes = cast(store)
+    assert store.new_votes() == 1
+    sentence = fine_tuned(command, store)
+    assert sentence.startswith("v1 is published (round 1): held-out loss ")
+    live, row = store.live_policy(), store.round(1)
+    assert (live["version"], row["state"]) == (1, "published")
+    before, after = row["metrics"]["heldout_loss"]
+    assert after < before - 0.5 and row["metrics"]["started_from"] == 0
+    report = json.loads(live["gate_report"])
+    assert report["demonstrations"] == 4 and report["gain"] == pytest.approx(before - after, abs=1e-3)
+    assert store.new_votes() == 1 and votes, "votes that were there are still new"
+    checks = gatewords.checks(report, row["config"], Words())
+    assert all(check.passed for check in checks)
+    assert checks[0].text.startswith("Better: 4 held-out demonstrations become likelier by +")
+    assert phase_progress(row) == dict.fromkeys(("collect", "sft", "gate", "publish"), "done")
+    assert "demonstrations of a file" in round_summary.summary_html({**row, "version": 1}, Words())
+
+    manifest, tensors = adapter_reading.read(
+        live["path"],
+        base_hash=json.loads((command.adapters_dir / "v0001" / "manifest.json").read_text())["base"]["hash"],
+    )
+    for name, content in export.peft_files(manifest, tensors, "").items():
+        (tmp_path / "peft").mkdir(exist_ok=True)
+        (tmp_path / "peft" / name).write_bytes(content)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    _, data = sft.learn_from(command, store)
+    demo = data.heldout[0]
+    ids = torch.tensor([demo.prompt + demo.completion])
+
+    def loss(model):
+        with torch.no_grad():
+            logprobs = model(ids).logits[0, len(demo.prompt) - 1 : -1].log_softmax(-1)
+        return -logprobs[range(len(demo.completion)), demo.completion].mean().item()
+
+    plain = loss(base)
+    assert loss(PeftModel.from_pretrained(base, tmp_path / "peft")) < plain - 0.5
+
+
+def test_a_second_file_goes_on_from_the_live_version(command, tmp_path):
+    store = Store(command.database)
+    fine_tuned(command, store)
+    again = command.with_values(data=written(tmp_path / "more.jsonl", rows("Here are three things.")))
+    assert "v2 is published" in fine_tuned(again, store)
+    second = store.round(2)["metrics"]
+    assert second["started_from"] == 1 and store.policy(2)["parent"] == 1
+    other_rank = again.with_values(ppo={"lora_rank": 4})
+    with pytest.raises(sft.NotPublished, match="LoRA of another rank"):
+        fine_tuned(other_rank, store)
+
+
+def test_what_the_gate_refuses_is_kept_and_said(command):
+    store = Store(command.database)
+    strict = command.with_values(gate={"kl_budget": 1e-6})
+    with pytest.raises(sft.NotPublished, match="moved too far from the base"):
+        fine_tuned(strict, store)
+    assert store.live_policy()["version"] == 0 and store.policy(1)["status"] == "rejected"
+    assert store.round(1)["state"] == "refused"
+
+
+def test_what_cannot_be_learnt_makes_no_version(command):
+    store = Store(command.database)
+    with pytest.raises(sft.NotPublished, match="did not fall below"):
+        fine_tuned(command.with_values(sft={"lr": 1e-30}), store)
+    assert store.policies()[0]["version"] == 0
+
+
+def test_a_round_on_votes_keeps_it_out_and_an_abandoned_one_is_ended(command):
+    store = Store(command.database)
+    _, data = sft.learn_from(command, store)
+    asked = store.request_round()
+    with pytest.raises(Exception, match="Round 1 is requested"):
+        sft.fine_tune(store, command, data)
+    store.set_round_command(asked, "stop")
+    left = store.take_fine_tuning("dead", "x", lease_seconds=30)
+    quick = command.with_values(round={"lease_seconds": 0.2, "poll_seconds": 0.1})
+    assert store.take_round("w", lease_seconds=30, auto_votes=1) is None, "a worker leaves it alone"
+    assert "v1 is published" in sft.fine_tune(store, quick, data)
+    assert store.round(left["id"])["reason"] == LEFT
+
+
+def test_a_worker_ends_a_fine_tuning_whose_process_died(command):
+    store = Store(command.database)
+    store.take_fine_tuning("dead", "x", lease_seconds=30)
+    quick = Settings.like(command, round={"lease_seconds": 0.001})
+    assert worker.run_once(store, quick, "w") is None  # sees its beat for the first time
+    row = worker.run_once(store, quick, "w")
+    assert (row["state"], row["reason"]) == ("failed", LEFT)
+
+
+# -- the file
+
+
+def test_what_this_database_recorded_is_learnt_by_its_rounds_and_not_from_a_file(command, tmp_path, capsys):
+    """What somebody deleted would come back by a file that was exported before."""
+    store = Store(command.database)
+    duel = cast(store)
+    vote = store.rows("select id, created from vote")[0]
+    marks = {"vote": vote["id"], "created": vote["created"], "chosen": REPLY, "rejected": "no"}
+    ours = {"prompt": "Hello", **marks}
+    theirs = {"prompt": "Hello", **marks, "created": "2020-01-01T00:00:00.000Z"}
+    for row, left_out in ((ours, 1), (theirs, 0)):
+        path = written(tmp_path / "exported.jsonl", [*rows(), row])
+        found, _ = sft.learn_from(command.with_values(data=path), store)
+        assert found.bad == left_out and duel
+    assert "row 21 is left out: this database recorded it" in capsys.readouterr().err
+
+
+def test_training_ends_where_the_held_out_loss_rises_and_keeps_the_best(command, folder):
+    settings = Settings.like(command, sft={"epochs": 50, "lr": 3e-2})
+    policy = sft_train.PolicyModel(loading.load_trunk(settings), settings)
+    train, heldout = [Episode([5, 6], [20, 21, 2], True)], [Episode([5, 6], [30, 31, 2], True)]
+    looks = sft_train.train_until_heldout_rises(policy, train, heldout, settings, seconds=60)
+    best = min(looks, key=lambda look: look.heldout)
+    assert len(looks) < 50 and looks[-sft_train.PATIENCE - 1] == best
+    assert sft_train.losses(policy, heldout, settings) == pytest.approx([best.heldout], abs=1e-5)
+    assert len(sft_train.train_until_heldout_rises(policy, train, train, settings, seconds=0)) == 2
+
+
+def test_bad_rows_are_named_and_the_good_ones_learnt(command, tmp_path, capsys):
+    pair = {"prompt": "What is good?", "chosen": "Tea.", "rejected": "Nothing."}
+    tie = {"messages": [{"role": "user", "content": "Hi"}], "left": "a", "right": "b", "choice": "tie"}
+    odd = [pair, {"prompt": "No reply"}, tie, {"prompt": "x", "completion": " "}, rows()[0], "{not json"]
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in [*rows(), *odd]))
+    found, data = sft.learn_from(command.with_values(data=path), None)
+    said = capsys.readouterr()
+    assert (found.rows, found.bad, found.repeated, len(found.episodes)) == (26, 4, 1, 21)
+    assert "row 22 is left out: there is no reply to learn" in said.err
+    assert "row 23 is left out: neither reply of the pair is better" in said.err
+    assert "row 26 is left out: the row is not JSON" in said.err
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.decode(found.episodes[-1].completion).startswith("Tea.")
+    held = {tuple(episode.prompt) for episode in data.heldout}
+    assert len(held) == 4 and not held & {tuple(episode.prompt) for episode in data.train}
+
+
+def test_csv_is_read_too_and_rows_beyond_the_limit_are_not(command, tmp_path, capsys):
+    path = tmp_path / "demos.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["instruction", "output"])
+        writer.writeheader()
+        writer.writerows({"instruction": row["prompt"], "output": row["completion"]} for row in rows())
+    found, _ = sft.learn_from(command.with_values(data=path, max_rows=12), None)
+    assert len(found.episodes) == 12 and found.left_over
+    assert "the rows after the first 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("few.jsonl", json.dumps(rows()[0]) + "\n", "demonstrations to 1 different prompts"),
+        ("empty.jsonl", "", "demonstrations to 0 different prompts"),
+        ("odd.txt", "x", "the name ends in none of"),
+        (None, None, "there is no such file"),
+    ],
+)
+def test_a_file_that_holds_nothing_to_learn_is_refused_with_exit_code_1(folder, tmp_path, capsys, name, content, says):
+    path = tmp_path / (name or "missing.jsonl")
+    if content is not None:
+        path.write_text(content)
+    argv = ["--data", str(path), "--model", folder, "--data-dir", str(tmp_path / "data")]
+    assert sft.main(argv) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_what_would_be_learnt_and_makes_no_database(command, folder, capsys):
+    argv = ["--data", str(command.data), "--model", folder, "--data-dir", str(command.data_dir), "--dry-run"]
+    assert sft.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "It would learn 16 demonstrations" in said and "hold out 4" in said
+    assert "How do I boil an egg?" in said and REPLY in said
+    assert not command.database.exists()
+
+
+def test_too_few_prompts_cannot_be_split():
+    same = [Episode([1, 2], [3, i], True) for i in range(50)]
+    with pytest.raises(CannotLearn, match="1 different prompts"):
+        sft_data.split(same, SimpleNamespace())

@@ -18,7 +18,7 @@ from training.preferences import Preferences
 from training.rollout import Episode
 
 DRAWS = 2000  # heads from the reward model's posterior, each judges its own resample of the prompts
-SLIGHTLY_WORSE = 0.1  # deviations of the reward
+SLIGHTLY_WORSE = 0.1  # deviations of the reward, or nats a token of demonstrations
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class GateReport:
     canary_base: float
     refused_because: list[Message]
     share: float = 1.0  # of the way that training went, where the policy was taken back
+    # Where there is no reward model: on how many held-out demonstrations it was judged. The reward is then their
+    # log-likelihood in nats a token, and the lengths that count are theirs, not those of the votes.
+    demonstrations: int = 0
 
     @property
     def passed(self) -> bool:
@@ -92,13 +95,14 @@ class GateFigures:
     live: Sequence[Episode]
     base: Sequence[Episode]
     texts: Sequence[str]  # of the new policy's replies
-    reward_new: np.ndarray  # (N,)
+    reward_new: np.ndarray  # (N,), or of each demonstration
     reward_live: np.ndarray
     gains: np.ndarray  # (S, N), reward differences under S heads of the posterior
     kl: Sequence[float]  # of the new policy's first reply to each prompt, to the base
     canary_new: float  # log-likelihood of plain replies under the new policy, nats a token
     canary_base: float
     length_votes: tuple[float, float]  # (low, high) of `favoured_length`
+    demonstrations: int = 0  # as in `GateReport`
 
 
 def decide(figures: GateFigures, settings: Settings) -> GateReport:
@@ -107,7 +111,7 @@ def decide(figures: GateFigures, settings: Settings) -> GateReport:
     live = Side.of(figures.live)
     base = Side.of(figures.base)
     distinct_new, distinct_base = distinct_at_equal_length(new.token_ids, base.token_ids)
-    means = mean_gains(figures.gains, figures.prompts, settings.seed)
+    means = mean_gains(figures.gains, figures.demonstrations or figures.prompts, settings.seed)
     report = GateReport(
         prompts=figures.prompts,
         replies=len(figures.new) // figures.prompts,
@@ -132,6 +136,7 @@ def decide(figures: GateFigures, settings: Settings) -> GateReport:
         canary_new=float(figures.canary_new),
         canary_base=float(figures.canary_base),
         refused_because=[],
+        demonstrations=figures.demonstrations,
     )
     return replace(report, refused_because=refusals(report, settings))
 
@@ -152,6 +157,17 @@ def refused_gain(report: GateReport, settings: Settings) -> Message | None:
     # written `not a >= b`, so that NaN never passes; likewise below
     if not (report.better >= settings.gate.better and report.not_worse >= settings.gate.not_worse):
         low, high = report.gain_interval
+        if report.demonstrations:
+            return Message(
+                "held-out demonstrations probably did not become likelier: by {gain} nats a token [{low}, {high}] on "
+                "{n} of them, a gain with probability {better}, and {limit} is needed",
+                gain=f"{report.gain:+.2f}",
+                low=f"{low:+.2f}",
+                high=f"{high:+.2f}",
+                n=report.demonstrations,
+                better=f"{report.better:.2f}",
+                limit=f"{settings.gate.better:g}",
+            )
         return Message(
             "its replies are probably not better: the reward changes by {gain} deviations [{low}, {high}] on {n} "
             "held-out prompts, a gain with probability {better}, and {limit} is needed",
@@ -190,6 +206,12 @@ def broken_limits(report: GateReport, settings: Settings) -> list[Message]:
             reason = Message(
                 "its replies changed length too much: {new} tokens against the base's {base}, and a factor of {limit} "
                 "is the limit",
+                **figures,
+            )
+        elif report.demonstrations:
+            reason = Message(
+                "its replies changed length too much: {new} tokens against the base's {base}, and a factor of {limit} "
+                "is the limit, since the demonstrations are not like that",
                 **figures,
             )
         else:

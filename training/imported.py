@@ -67,7 +67,7 @@ def _encoded(
     left_out = 0
     for row in store.imported_sample(kind, settings.preferences.imported):
         obey()
-        system, messages = _split(row["record"]["messages"])
+        system, messages = split(row["record"]["messages"])
         try:
             prompt = encoding.encode(messages, tokenizer, budget, system)
         except encoding.BadMessage:
@@ -78,7 +78,7 @@ def _encoded(
         log.info("imported %ss that do not fit this model and were left out: %d", kind, left_out)
 
 
-def _split(messages: list[Any]) -> tuple[str | None, list[Any]]:
+def split(messages: list[Any]) -> tuple[str | None, list[Any]]:
     """The system prompt of a chat, None where it has none, and its other messages."""
     if messages[0]["role"] == "system":
         return messages[0]["content"], messages[1:]

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from playground.models import adapter_reading, adapters, loading, lora, sources
+from playground.models import adapter_reading, adapters, loading, lora, model_card, sources
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store, StoreError
 
@@ -31,9 +31,9 @@ class CannotMerge(Exception):
     """The version cannot be written; the message says why."""
 
 
-def merged(settings: Settings, store: Store, version: int) -> PreTrainedModel:
-    """The base model with a version's LoRA added to its weights, in fp32. CannotMerge where there is no such version;
-    BadAdapter where it cannot be read.
+def merged(settings: Settings, store: Store, version: int) -> tuple[PreTrainedModel, str]:
+    """The base model with a version's LoRA added to its weights, in fp32, and the base's name. CannotMerge where there
+    is no such version; BadAdapter where it cannot be read.
     """
     row = store.policy(version)
     if row is None or not row["path"]:
@@ -46,20 +46,23 @@ def merged(settings: Settings, store: Store, version: int) -> PreTrainedModel:
     )
     peft_model = lora.with_lora(base, rank=manifest["rank"], alpha=manifest["alpha"], targets=manifest["targets"])
     adapters.copy_strictly(tensors, lora.lora_parameters(peft_model))
-    return cast("PreTrainedModel", peft_model.merge_and_unload())
+    return cast("PreTrainedModel", peft_model.merge_and_unload()), manifest["base"]["model"]
 
 
 def write(settings: MergeSettings, store: Store) -> None:
-    """Write the merged model with its tokenizer, in the number format of the base's files. CannotMerge where the folder
-    holds anything.
+    """Write the merged model with its tokenizer and its model card, in the number format of the base's files.
+    CannotMerge where the folder holds anything.
     """
     if settings.out.exists() and any(settings.out.iterdir()):
         raise CannotMerge(f"{settings.out} is not empty. Pass a new folder with --out.")
-    model = merged(settings, store, settings.version)
+    model, base_name = merged(settings, store, settings.version)
     file_format = loading.load_config(sources.source_of(settings)).dtype
     torch.nn.Module.to(model, dtype=file_format if isinstance(file_format, torch.dtype) else torch.float32)
     model.save_pretrained(settings.out)
     loading.load_tokenizer(settings).save_pretrained(settings.out)
+    base = model_card.Base.of(base_name, settings)
+    facts = model_card.Facts.of(store, settings.version, settings.preferences.annotator_weight)
+    (settings.out / model_card.NAME).write_text(model_card.card(facts, base, "merged"), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

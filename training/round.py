@@ -8,7 +8,7 @@ when rounds run is `worker.py`'s.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from safetensors.torch import save_file
@@ -19,10 +19,24 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from training import erase, gpu, ppo, preferences, ratchet, reward, round_gate, round_start, rules, selftest_files, sft
+from training import (
+    erase,
+    gpu,
+    ppo,
+    preferences,
+    ratchet,
+    reward,
+    round_gate,
+    round_start,
+    rules,
+    selftest_files,
+    sft_train,
+)
+from training.gate import GateReport
 from training.preferences import Preferences, Row
 from training.rollout import Episode
 from training.round_control import RoundControl, write_json
+from training.round_gate import GateReplies
 from training.round_models import RoundModels
 from training.trainer import Metrics, Trainer
 
@@ -112,7 +126,7 @@ class Round(RoundControl):
             def on_step(step: int, steps: int, loss: float) -> None:
                 self.progress(step, steps, {"sft_loss": loss})
 
-            loss = sft.train(policy, demonstrations, settings, on_step)
+            loss = sft_train.train(policy, demonstrations, settings, on_step)
             self.record(demonstrations=len(demonstrations), sft_loss=loss)
         save_file(policy.state(), self.folder / "start.safetensors")
         self.record(started_from=live["version"] if from_live else 0)
@@ -237,7 +251,7 @@ class Round(RoundControl):
         def show_step(step: int) -> None:
             self.progress(step, 5, {})
 
-        replies, report = round_gate.judge(models, show_step)
+        replies, report = self.judge(show_step)
         show_step(4)
         samples = round_gate.samples(models, replies)
         show_step(5)
@@ -251,8 +265,13 @@ class Round(RoundControl):
         with models.seconds.part("gate: served"):
             served_kl = round_gate.served_kl(models, replies.first_of_each(replies.new))
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
-        figures = {"gate_gain": report.gain, "gate_low": report.gain_interval[0], "gate_share": report.share}
-        self.record(**figures, kl=report.kl, served_kl=served_kl)
+        if not report.demonstrations:
+            self.record(gate_gain=report.gain, gate_low=report.gain_interval[0])
+        self.record(gate_share=report.share, kl=report.kl, served_kl=served_kl)
+
+    def judge(self, show_step: Callable[[int], None]) -> tuple[GateReplies, GateReport]:
+        """The replies on which the gate judges, and what it says; `show_step(n)` counts the versions that replied."""
+        return round_gate.judge(self.models, show_step, self.models.gate_prompts(), round_gate.by_reward)
 
     # -- publish
 

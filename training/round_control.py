@@ -39,6 +39,8 @@ class BeginsAgain(Exception):
 class RoundControl(ABC):
     """A running round without its phases. A subclass implements `run_phase` and `drop_models`."""
 
+    phases: tuple[str, ...] = PHASES  # in their order
+
     def __init__(self, store: Store, settings: Settings, row: Row, owner: str) -> None:
         self.store = store
         self.owner = owner
@@ -78,7 +80,7 @@ class RoundControl(ABC):
 
     def _run_phases(self) -> None:
         resumed_at = self.phase
-        for phase in PHASES[PHASES.index(resumed_at) :]:
+        for phase in self.phases[self.phases.index(resumed_at) :]:
             # a later phase than the one resumed at is progress, so failed attempts are counted again
             columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
             self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from playground.decoding import tuning
 from playground.models import prompts
 from playground.system.messages import joined
@@ -54,15 +56,33 @@ class GateReplies:
         )
 
 
-def judge(models: RoundModels, show_step: Callable[[int], None]) -> tuple[GateReplies, GateReport]:
-    """The replies, and what the gate says of them. `show_step(n)` counts the versions that replied.
+Compare = Callable[[RoundModels, GateReplies], GateReport]
+
+
+@dataclass(frozen=True)
+class Liked:
+    """How much the new version and the live one are liked: by the reward model, or by the likelihood of
+    demonstrations. As in `gate.Compared`.
+    """
+
+    reward_new: np.ndarray
+    reward_live: np.ndarray
+    gains: np.ndarray
+    length: tuple[float, float]
+    demonstrations: int = 0
+
+
+def judge(
+    models: RoundModels, show_step: Callable[[int], None], chosen: Sequence[list[int]], compare: Compare
+) -> tuple[GateReplies, GateReport]:
+    """The replies to the prompts `chosen`, and what `compare` says of them. `show_step(n)` counts the versions that
+    replied.
 
     A quarter of the prompts is enough where the new version is clearly better on them and keeps all limits, since
     replies are what the gate spends its time on.
     """
-    chosen = models.gate_prompts()
     first = round(FIRST_LOOK * len(chosen))
-    looks = Looks(models, show_step)
+    looks = Looks(models, show_step, compare)
     if first < FEWEST:
         return looks.at(chosen)
     replies, report = looks.at(chosen[:first])
@@ -78,9 +98,10 @@ class Looks:
     to where training started (Wortsman et al. 2022), by halves, until it keeps the limits, and stays so.
     """
 
-    def __init__(self, models: RoundModels, show_step: Callable[[int], None]) -> None:
+    def __init__(self, models: RoundModels, show_step: Callable[[int], None], compare: Compare) -> None:
         self.models = models
         self._show_step = show_step
+        self._compare = compare
         self.policy = models.trained_policy
         self.share = 1.0  # of the way from start to end
         self.prompts: list[list[int]] = []
@@ -94,14 +115,14 @@ class Looks:
         if self.replies:
             replies = self.replies.and_also(replies)
         self.prompts += more
-        report = compare(models, replies)
+        report = self._compare(models, replies)
         while self.share > LEAST_SHARE and gate.went_too_far(report, models.settings):
             self.share /= 2
             log.info("gate: %s; the policy is taken back to %g of the way", joined(report.refused_because), self.share)
             models.policy_of_the_gate(self.share)
             new = self._replies_of("new", self.policy.rollouts, self.prompts)
             replies = replace(replies, new=new, new_texts=self._texts(new))
-            report = compare(models, replies)
+            report = self._compare(models, replies)
         self.replies = replies
         return replies, replace(report, share=self.share)
 
@@ -131,11 +152,10 @@ class Looks:
         return [prompts.reply_text(episode.completion, self.models.tokenizer) for episode in episodes]
 
 
-def compare(models: RoundModels, replies: GateReplies) -> GateReport:
-    """The figures of these replies, and what the gate says of them."""
+def by_reward(models: RoundModels, replies: GateReplies) -> GateReport:
+    """What the gate says of these replies by the reward model."""
     settings = models.settings
     model = models.reward_model
-    policy = models.trained_policy
     seconds = models.seconds
     with seconds.part("gate: features"):
         features_new = models.features(model, replies.new)
@@ -146,9 +166,22 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
         rules_new = models.rule_rewards(replies.new)
         rules_live = models.rule_rewards(replies.live)
         gains = (draws_new - draws_live) / model.spread + rules_new - rules_live
+    liked = Liked(
+        reward_new=(model.reward(features_new) + rules_new).numpy(),
+        reward_live=(model.reward(features_live) + rules_live).numpy(),
+        gains=gains.numpy(),
+        length=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
+    )
+    return compare(models, replies, liked)
+
+
+def compare(models: RoundModels, replies: GateReplies, liked: Liked) -> GateReport:
+    """The figures of these replies beside how much they are liked, and what the gate says of them."""
+    settings = models.settings
+    policy = models.trained_policy
     canaries = rollout.canaries(models.tokenizer, settings.ppo.rollout_context, models.max_tokens)
     canary_tokens = sum(len(episode.completion) for episode in canaries)
-    with seconds.part("gate: likelihoods"):
+    with models.seconds.part("gate: likelihoods"):
         at_once = models.settings_with_room.ppo.microbatch
         canary_totals = policy.totals(canaries, at_once)
         totals_new = policy.totals(replies.first_of_each(replies.new), at_once)  # the most expensive part on a CPU
@@ -158,15 +191,16 @@ def compare(models: RoundModels, replies: GateReplies) -> GateReport:
         live=replies.live,
         base=replies.base,
         texts=replies.new_texts,
-        reward_new=(model.reward(features_new) + rules_new).numpy(),
-        reward_live=(model.reward(features_live) + rules_live).numpy(),
-        gains=gains.numpy(),
+        reward_new=liked.reward_new,
+        reward_live=liked.reward_live,
+        gains=liked.gains,
         kl=totals_new.kl,
         canary_new=sum(canary_totals.logprob) / canary_tokens,
         canary_base=sum(canary_totals.ref_logprob) / canary_tokens,
-        length_votes=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
+        length_votes=liked.length,
+        demonstrations=liked.demonstrations,
     )
-    with seconds.part("gate: decide"):
+    with models.seconds.part("gate: decide"):
         return gate.decide(figures, settings)
 
 

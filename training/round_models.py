@@ -22,8 +22,8 @@ from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.scorer import RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
-from playground.store import Store
-from training import gpu, imported, rollout, rules, selftest, sft
+from playground.store import Store, is_fine_tuning
+from training import gpu, imported, rollout, rules, selftest, sft_train
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
@@ -231,8 +231,7 @@ class RoundModels:
 
     def demonstrations(self, live: Row | None) -> list[Episode]:
         """Edited replies and imported demonstrations to learn from, none of them in a held-out group. Where training
-        goes on from the version `live` (a row of the store), only those made or imported since its round began: it has
-        learned from the others.
+        goes on from the version `live` (a row of the store), only those that are new to it.
         """
         prefs = self.preferences
         edits = [
@@ -240,10 +239,21 @@ class RoundModels:
         ]
         known = imported.demonstrations(self.store, self.tokenizer, self.settings, self.obey)
         rows: list[Row] = [*edits, *known]
-        if live is not None:
-            began = self.store.round(live["round"])["started"]
-            rows = [row for row in rows if row["created"] > began]
-        return sft.examples(rows, self.encode_reply, self.cut_prompt, self.max_tokens)
+        known_until = self._known_until(live)
+        if known_until is not None:
+            rows = [row for row in rows if row["created"] > known_until]
+        return sft_train.examples(rows, self.encode_reply, self.cut_prompt, self.max_tokens)
+
+    def _known_until(self, version: Row | None) -> str | None:
+        """When the round began by which a version, or one that it was made from, learned from the store's
+        demonstrations; None where none did. Fine-tuning on a file learns from that file alone.
+        """
+        while version is not None and version["round"] is not None:
+            row = self.store.round(version["round"])
+            if not is_fine_tuning(row):
+                return str(row["started"])
+            version = self.store.policy(row["metrics"].get("started_from", 0))
+        return None
 
     @cached_property
     def _training_contexts(self) -> list[list[int]]:

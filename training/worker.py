@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -23,8 +24,8 @@ from pydantic import Field
 from playground.models import loading
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
-from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable
-from playground.store.reasons import broken
+from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable, is_fine_tuning
+from playground.store.reasons import LEFT, broken
 from playground.system import gpu_share, memory, safe_logging
 from playground.system.gpu_share import GpuShare, StreamingSign
 from playground.system.messages import Message, UserFacingError
@@ -35,6 +36,7 @@ from training.round import Round
 from training.round_control import RoundEnded
 
 log = logging.getLogger("training.worker")
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 MAX_ATTEMPTS = 3  # a round that was taken more often without getting further has failed
 # seconds that the worker waits for another process that holds the database; long, since nobody waits for the worker
@@ -81,6 +83,16 @@ def run_once(
     if row is None:
         return None
     before()
+    if is_fine_tuning(row):
+        store.end_round(row["id"], owner, "failed", LEFT)
+        return store.round(row["id"])
+    return run_taken(store, settings, row, owner, kind)
+
+
+def run_taken(
+    store: Store, settings: Settings, row: Row, owner: str, kind: Callable[[Store, Settings, Row, str], Round] = Round
+) -> Row:
+    """Run a round (its row) whose lease `owner` has just taken, and return its final row. Errors as in `run_once`."""
     round_id = row["id"]
     log.info("round %s starts at %s", round_id, row["phase"])
     try:
@@ -135,7 +147,12 @@ def why_failed(error: Exception, phase: str) -> Message:
     return broken(kind, phase, error.message if isinstance(error, UserFacingError) else message)
 
 
-def with_overrides(store: Store, settings: Settings) -> Settings:
+def own_name() -> str:
+    """The name under which this process holds a lease."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def with_overrides(store: Store, settings: SomeSettings) -> SomeSettings:
     """The settings with an admin's changes. Where these are not valid (any more), the settings without them, and a
     line in the log.
     """
@@ -197,13 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.server_pid:
         end_with(settings.server_pid)
-    be_quiet(settings)
-    memory.leave_out_imports()
-    memory.return_freed_memory()
-    memory.limit_onednn_cache()
-    memory.let_gpu_segments_grow()
-    share_gpu(settings)
-    owner = f"{socket.gethostname()}:{os.getpid()}"
+    prepare(settings)
+    owner = own_name()
     try:
         # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way
         # when it is moved back.
@@ -278,6 +290,16 @@ def be_quiet(settings: Settings) -> None:
         psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
     else:
         psutil.Process().nice(19)
+
+
+def prepare(settings: Settings) -> None:
+    """Make this process one that trains: at the lowest priority, and with its memory kept small."""
+    be_quiet(settings)
+    memory.leave_out_imports()
+    memory.return_freed_memory()
+    memory.limit_onednn_cache()
+    memory.let_gpu_segments_grow()
+    share_gpu(settings)
 
 
 def share_gpu(settings: Settings) -> None:

@@ -8,15 +8,16 @@ import json
 import logging
 import os
 import threading
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors.torch import save
 
-from playground.models import adapter_reading, adapters
+from playground.models import adapter_reading, adapters, model_card
 from playground.models.adapter_reading import Manifest, Tensors
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ PREFIX = "base_model.model."  # of the tensors' names in PEFT's files
 PUBLIC = ("live", "retired", "rolled_back")  # statuses of versions that have been in use
 
 PARTIAL = ".partial"  # suffix of a zip that is being written
+KEPT_SECONDS = 3600  # the figures on a card are not older
 MOST_FILES = 20  # zips that are kept
 MOST_BYTES = 1 << 30  # of all of them together
 PATIENCE = 5.0  # seconds that a call waits for the one before it
@@ -57,8 +59,10 @@ def may_reply(row: Mapping[str, Any]) -> bool:
     return row["version"] == 0 or is_public(row)
 
 
-def peft_files(manifest: Manifest, tensors: Tensors) -> dict[str, bytes]:
-    """The files of a PEFT adapter, by name: `PeftModel.from_pretrained(base, folder)` loads a folder that has them."""
+def peft_files(manifest: Manifest, tensors: Tensors, card: str) -> dict[str, bytes]:
+    """The files of a PEFT adapter, by name: `PeftModel.from_pretrained(base, folder)` loads a folder that has them, and
+    the model card.
+    """
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -70,26 +74,31 @@ def peft_files(manifest: Manifest, tensors: Tensors) -> dict[str, bytes]:
         "target_modules": manifest["targets"],
         "inference_mode": True,
     }
-    readme = (
-        f"# Version {manifest['version']}\n\nA LoRA adapter for `{manifest['base']['model']}`, made by Nudge from "
-        "people's votes.\n\n```python\nfrom peft import PeftModel\n\n"
-        'model = PeftModel.from_pretrained(base, ".")  # base: the AutoModelForCausalLM\n```\n'
-    )
     return {
         adapter_reading.WEIGHTS: save({PREFIX + name: tensor for name, tensor in tensors.items()}),
         adapter_reading.CONFIG: json.dumps(config, indent=1).encode(),
-        "README.md": readme.encode(),
+        model_card.NAME: card.encode(),
     }
 
 
-def opened(adapters_dir: Path, exports_dir: Path, row: Mapping[str, Any], base_hash: str) -> BinaryIO:
+def opened(
+    adapters_dir: Path,
+    exports_dir: Path,
+    row: Mapping[str, Any],
+    base_hash: str,
+    card: Callable[[Manifest], str],
+    clock: Callable[[], float] = time.time,
+) -> BinaryIO:
     """The zip of a public version (a row of the table `policy`), open for reading; packed where it is not there yet.
+    `card(manifest)` writes its model card.
 
-    A version never changes, so its zip is kept until `prune` removes it; one that is open can be read to its end all
-    the same. Packing while others are packed for too long, CannotPack where the disk does not take it, BadAdapter where
-    the version cannot be read, as `adapter_reading.read`.
+    A version never changes, but people's votes on it do, which stand on the card: its zip is kept for the rest of the
+    hour, or until `prune` removes it; one that is open can be read to its end all the same. Packing while others are
+    packed for too long, CannotPack where the disk does not take it, BadAdapter where the version cannot be read, as
+    `adapter_reading.read`.
     """
-    file = exports_dir / f"v{row['version']:04d}-{row['sha256'][:16]}.zip"
+    of_version = f"v{row['version']:04d}-{row['sha256'][:16]}"
+    file = exports_dir / f"{of_version}-{int(clock() // KEPT_SECONDS)}.zip"
     with suppress(OSError):  # it is not there yet, or was removed this moment
         return _reopened(file)
     if not _callers.acquire(blocking=False):
@@ -99,8 +108,9 @@ def opened(adapters_dir: Path, exports_dir: Path, row: Mapping[str, Any], base_h
             raise Packing
         try:
             if not file.exists():
-                files = peft_files(*_read(adapters_dir, row, base_hash))
-                _pack(file, row["version"], files)
+                manifest, tensors = _read(adapters_dir, row, base_hash)
+                _pack(file, row["version"], peft_files(manifest, tensors, card(manifest)))
+                _remove_others(file, exports_dir.glob(f"{of_version}*.zip"))
                 prune(exports_dir, keep=file)
             return _reopened(file)
         except OSError as error:
@@ -128,6 +138,14 @@ def _pack(file: Path, version: int, files: Mapping[str, bytes]) -> None:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_others(file: Path, files: Iterable[Path]) -> None:
+    """Remove the zips of earlier hours; one that cannot be removed now is `prune`'s."""
+    for other in files:
+        if other != file:
+            with suppress(OSError):
+                other.unlink()
 
 
 def _reopened(file: Path) -> BinaryIO:

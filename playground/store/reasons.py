@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from playground.system.messages import Message, joined, plain
 
 STOPPED = Message("An admin stopped this round.")
+LEFT = Message("Fine-tuning on a file ended before it was done. Start it again.")
 
 
 def not_published(refusals: Iterable[Message]) -> Message:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from playground.store.checks import check_lease
 from playground.store.database import Database, Row, insert, now
 from playground.store.errors import StoreError
-from playground.store.reasons import STOPPED
+from playground.store.reasons import LEFT, STOPPED
 from playground.store.votes import COUNT_NEW_VOTES
 from playground.system.messages import Message, loads
 
@@ -97,6 +97,44 @@ class Rounds(Database):
         if taken is not None:
             self._seconds_since_beat(taken)
         return taken
+
+    def take_fine_tuning(
+        self, owner: str, file: str, *, lease_seconds: float, config: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> Row | None:
+        """Begin a round of fine-tuning on a file of this name, whose lease `owner` has; returns its row. It uses no
+        votes, so those of now still count as new.
+
+        None while another fine-tuning may run; one that has been silent for `lease_seconds`, as in `take_round`, is
+        ended. StoreError where a round on votes is asked for or runs.
+        """
+        with self.writing() as db:
+            row = next(db.query("select * from round where state in ('requested', 'running')"), None)
+            if row is not None and not is_fine_tuning(_decoded(row)):
+                raise StoreError(
+                    "Round {n} is {state}. Wait until it is over, or stop it, and start again.",
+                    n=row["id"],
+                    state=row["state"],
+                )
+            if row is not None and self._held_by_another(row, owner, lease_seconds):
+                return None
+            if row is not None:
+                columns = {"state": "failed", "reason": LEFT.dumps(), "ended": now()}
+                db.table("round").update(row["id"], columns)
+            begun = {
+                "state": "running",
+                "phase": "collect",
+                "owner": owner,
+                "heartbeat": time.time(),
+                "attempts": 1,
+                "config": json.dumps(config or {}),
+                "seed": seed,
+                "metrics": json.dumps({"sft_file": file}),
+                "created": now(),
+                "started": now(),
+                "asked": 1,
+            }
+            round_id = insert(db, "round", begun)
+        return self.round(round_id)
 
     def end_round(self, round_id: int, owner: str, state: str, reason: Message | None = None) -> None:
         """End a running round in `state`. LeaseLost when `owner` no longer holds it."""
@@ -237,6 +275,11 @@ class Rounds(Database):
                     continue
                 columns = {"name": name, "value": json.dumps(value), "annotator": annotator, "created": now()}
                 db.table("override").upsert(columns, pk="name")
+
+
+def is_fine_tuning(row: Mapping[str, Any]) -> bool:
+    """Whether a round (a row of this module) fine-tunes on a file, and does not learn from votes."""
+    return "sft_file" in row["metrics"]
 
 
 def _decoded(row: Row) -> Row:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from playground.ui.words import Words
 
-SLIGHTLY_WORSE = 0.1  # deviations of the reward, as in `training/gate.py`
+SLIGHTLY_WORSE = 0.1  # deviations of the reward, or nats a token, as in `training/gate.py`
 
 
 class Check(NamedTuple):
@@ -86,6 +86,8 @@ def _gain(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words
             **figures,
         )
         return [Check(low > 0, text)]
+    if report.get("demonstrations"):
+        return _likelihood(report, config, {**figures, "n": report["demonstrations"]}, translate)
     return [
         Check(
             report["better"] >= config["gate.better"],
@@ -110,6 +112,30 @@ def _gain(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words
     ]
 
 
+def _likelihood(
+    report: Mapping[str, Any], config: Mapping[str, Any], figures: Mapping[str, str | int], translate: Words
+) -> list[Check]:
+    """Whether a version that was fine-tuned on a file makes what was held out of it likelier."""
+    better = translate(
+        "Better: {n} held-out demonstrations become likelier by {gain} nats a token [{low}, {high}], with a "
+        "probability of {better}, at least {limit}.",
+        **figures,
+        better=f"{report['better']:.2f}",
+        limit=f"{config['gate.better']:g}",
+    )
+    not_worse = translate(
+        "Not worse: they do not become less likely by more than {slightly} nats a token, with a probability of "
+        "{not_worse}, at least {limit}.",
+        slightly=f"{SLIGHTLY_WORSE:g}",
+        not_worse=f"{report['not_worse']:.2f}",
+        limit=f"{config['gate.not_worse']:g}",
+    )
+    return [
+        Check(report["better"] >= config["gate.better"], better),
+        Check(report["not_worse"] >= config["gate.not_worse"], not_worse),
+    ]
+
+
 def _length(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words, other: str, name: str) -> Check:
     """Whether the replies are about as long as those of the `other` version, which is called `name`."""
     length = report[f"length_{other}"]
@@ -131,6 +157,13 @@ def _length(report: Mapping[str, Any], config: Mapping[str, Any], translate: Wor
 def _ended(report: Mapping[str, Any], config: Mapping[str, Any], translate: Words, other: str, name: str) -> Check:
     """Whether the replies come to an end about as often as those of the `other` version, which is called `name`."""
     figures = {"new": f"{report['ended_new']:.0%}", "other": f"{report[f'ended_{other}']:.0%}", "name": name}
+    if report["length_votes"][0] > 0 and report.get("demonstrations"):
+        text = translate(
+            "Comes to an end: {new} of its replies do, and {other} of those of {name}; no limit, since longer replies "
+            "were demonstrated.",
+            **figures,
+        )
+        return Check(True, text)
     if report["length_votes"][0] > 0:
         text = translate(
             "Comes to an end: {new} of its replies do, and {other} of those of {name}; no limit, since the votes "

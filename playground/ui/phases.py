@@ -1,9 +1,10 @@
-"""The six phases of a round as a row of steps: what is done and how long it took, what runs now, where the round ended.
+"""The phases of a round as a row of steps: what is done and how long it took, what runs now, where the round ended.
 A sign says it as well as a colour.
 """
 
 from html import escape
 
+from playground.store import is_fine_tuning
 from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.words import Words
@@ -16,6 +17,8 @@ PHASE_LABELS = {
     "gate": words.mark("gate"),
     "publish": words.mark("live"),
 }
+FILE_LABELS = {"collect": words.mark("file"), "sft": words.mark("demonstrations")}
+FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
 SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
 PROGRESS_LABELS = {
     "done": words.mark("done"),
@@ -28,20 +31,24 @@ PROGRESS_LABELS = {
 def phases_html(round_row: Row | None, translate: Words) -> str:
     """The phases of a round as an HTML list; None is before the first round."""
     seconds = round_row["metrics"].get("phase_seconds", {}) if round_row else {}
+    on_file = round_row is not None and is_fine_tuning(round_row)
     items = ""
     for phase, progress in phase_progress(round_row).items():
         duration = ""
         if progress == "done" and seconds.get(phase, 0) >= 1:
             duration = f"<small>{_duration(seconds[phase], translate)}</small>"
         label = escape(translate(PROGRESS_LABELS[progress]))
+        phase_label = FILE_LABELS.get(phase, PHASE_LABELS[phase]) if on_file else PHASE_LABELS[phase]
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
-        items += f'<li class="{progress}">{sign}<span>{escape(translate(PHASE_LABELS[phase]))}{duration}</span></li>'
+        items += f'<li class="{progress}">{sign}<span>{escape(translate(phase_label))}{duration}</span></li>'
     return f'<ol class="steps">{items}</ol>'
 
 
 def phase_progress(round_row: Row | None) -> dict[str, str]:
     """{phase: "done", "now", "ended" or "to-come"}."""
     phases = list(PHASE_LABELS)
+    if round_row is not None and is_fine_tuning(round_row):
+        phases = list(FINE_TUNING)
     if round_row is None or round_row["phase"] is None:
         return dict.fromkeys(phases, "to-come")
     state = round_row["state"]

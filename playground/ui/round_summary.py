@@ -152,6 +152,7 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
         facts.append((translate("cross-validated"), _share(metrics["cv_accuracy"], metrics.get("cv_interval"))))
     if metrics.get("cv_calibration_error") is not None:
         facts.append((translate("calibration error"), f"{metrics['cv_calibration_error']:.2f}"))
+    facts += _fine_tuning_facts(metrics, translate)
     facts += _kl_facts(metrics, translate)
     if metrics.get("gate_gain") is not None:
         facts.append((translate("gain in reward, deviations"), f"{metrics['gate_gain']:+.2f}"))
@@ -159,6 +160,19 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
         facts.append((translate("KL to the base, nats"), f"{metrics['kl']:.1f}"))
     if metrics.get("phase_seconds"):
         facts.append((translate("minutes"), f"{sum(metrics['phase_seconds'].values()) / 60:.1f}"))
+    return facts
+
+
+def _fine_tuning_facts(metrics: Mapping[str, Any], translate: Words) -> list[tuple[str, str]]:
+    """(label, value) of a round that fine-tunes on a file."""
+    if "sft_file" not in metrics:
+        return []
+    facts = []
+    if metrics.get("demonstrations") is not None:
+        facts.append((translate("demonstrations of a file"), str(metrics["demonstrations"])))
+    if metrics.get("heldout_loss") is not None:
+        before, after = metrics["heldout_loss"]
+        facts.append((translate("held-out loss, nats a token"), f"{before:.2f} → {after:.2f}"))
     return facts
 
 
