@@ -18,44 +18,6 @@
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
 
-  // What a person does is done in that order: a message waits for the answers to gestures before it, since it is meant for the page that they make.
-  // And Gradio closes its stream of results after the last one (6.31): an event that began in this moment is never shown. The next event would open the stream again, so one that does nothing follows.
-  const GESTURE_SECONDS = 10;  // for which a message waits at most
-  const gestures = new Set();
-  const seconds = (n) => new Promise((done) => setTimeout(done, 1000 * n));
-  const request = window.fetch.bind(window);
-  let stream = null;  // the newest stream of results
-  // A message that meets no app, as while it starts again, is answered with a sentence: Gradio would say that the application is busy.
-  const AWAY = [502, 503, 504];
-  const answered = async (input, init) => {
-    const answer = await request(input, init);  // where nothing answers, Gradio says so, and waits for the app
-    if (!AWAY.includes(answer.status)) return answer;
-    let text = (await answer.json().catch(() => ({}))).detail;
-    text ||= chinese() ? "连接不上 Nudge，它可能正在重新启动。请稍后再试。" : "Nudge cannot be reached; it may be starting again. Try again in a moment.";
-    return new Response(JSON.stringify({ error: text, detail: text }), { status: 500, headers: { "content-type": "application/json" } });
-  };
-  window.fetch = async (input, init) => {
-    const { pathname } = new URL(input.url ?? input, location.href);
-    if (pathname.endsWith("/queue/data")) {
-      const opened = stream = { joined: false, closed: false };
-      (input.signal ?? init?.signal)?.addEventListener("abort", () => {
-        opened.closed = true;
-        if (opened.joined && stream === opened) document.getElementById("reopen-stream")?.click();
-      });
-    }
-    if (pathname.endsWith("/queue/join")) {
-      if (gestures.size) await Promise.race([Promise.allSettled(gestures), seconds(GESTURE_SECONDS)]);
-      const answer = await answered(input, init);
-      if (stream && !stream.closed) stream.joined = true;
-      return answer;
-    }
-    if (!pathname.endsWith("/run/predict")) return request(input, init);
-    const answer = answered(input, init);
-    gestures.add(answer);
-    answer.finally(() => gestures.delete(answer)).catch(() => {});
-    return answer;
-  };
-
   // What a pane shows is HTML that the server made of a text (playground/ui/text.py), with the text itself in it: that is what is copied and edited.
   const original = (value) => {
     if (!value.startsWith('<div class="said">')) return value;

@@ -89,7 +89,7 @@ class ChatPanel:
             self.swap_note = gr.HTML(elem_id="swap", padding=False)
             # the page itself presses this button when somebody looks at it again
             self.catch_up = gr.Button(visible="hidden", elem_id="catch-up")
-            # and this one when Gradio has closed its stream of results too early: see assets/page.js
+            # and this one when Gradio has closed its stream of results too early: see assets/requests.js
             self.reopen_stream = gr.Button(visible="hidden", elem_id="reopen-stream")
 
     @staticmethod

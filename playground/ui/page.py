@@ -27,7 +27,7 @@ from playground.ui.watch import WatchTab
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 STYLES = [ASSETS / name for name in ("style.css", "training.css", "versions.css", "data.css")]
 FIRST_SCRIPT = (ASSETS / "first.js").read_text()
-HEAD = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
+HEAD = "".join(f"<script>{(ASSETS / name).read_text()}</script>" for name in ("requests.js", "page.js"))
 WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
 

@@ -1,0 +1,51 @@
+// What the page asks the server: in order, none lost, and with a sentence where the app is away. Gradio asks by `fetch`; this stands before it.
+(() => {
+  const request = window.fetch.bind(window);
+  const seconds = (n) => new Promise((done) => setTimeout(done, 1000 * n));
+
+  // A gesture that meets no app, as while it starts again, is answered with a sentence: Gradio would say that the application is busy.
+  const AWAY = [502, 503, 504];
+  const AWAY_TEXT = /^zh(-CN|-SG|-Hans)?$/.test(navigator.language)
+    ? "连接不上 Nudge，它可能正在重新启动。请稍后再试。"
+    : "Nudge cannot be reached; it may be starting again. Try again in a moment.";
+  const answered = async (input, init) => {
+    const answer = await request(input, init);  // where nothing answers, Gradio says so, and waits for the app
+    if (!AWAY.includes(answer.status)) return answer;
+    const text = (await answer.json().catch(() => ({}))).detail || AWAY_TEXT;
+    return new Response(JSON.stringify({ error: text, detail: text }), { status: 500, headers: { "content-type": "application/json" } });
+  };
+
+  // What a person does is done in that order: a message waits for the answers to the gestures before it, since it is meant for the page that they make.
+  const GESTURE_SECONDS = 10;  // for which it waits at most
+  const gestures = new Set();
+  const gesture = (input, init) => {
+    const answer = answered(input, init);
+    gestures.add(answer);
+    answer.finally(() => gestures.delete(answer)).catch(() => {});
+    return answer;
+  };
+
+  // Gradio closes its stream of results after the last one (6.31), and what begins in that moment is never shown. The next event opens the stream again, so one that does nothing follows.
+  let stream = null;  // the newest stream of results
+  const results = (input, init) => {
+    const opened = stream = { joined: false, closed: false };
+    (input.signal ?? init?.signal)?.addEventListener("abort", () => {
+      opened.closed = true;
+      if (opened.joined && stream === opened) document.getElementById("reopen-stream")?.click();
+    });
+    return request(input, init);
+  };
+  const message = async (input, init) => {
+    if (gestures.size) await Promise.race([Promise.allSettled(gestures), seconds(GESTURE_SECONDS)]);
+    const answer = await answered(input, init);
+    if (stream && !stream.closed) stream.joined = true;
+    return answer;
+  };
+
+  const ROUTES = { "/run/predict": gesture, "/queue/join": message, "/queue/data": results };
+  window.fetch = (input, init) => {
+    const { pathname } = new URL(input.url ?? input, location.href);
+    const route = Object.keys(ROUTES).find((end) => pathname.endsWith(end));
+    return route ? ROUTES[route](input, init) : request(input, init);
+  };
+})();
