@@ -570,6 +570,45 @@ def test_a_page_of_another_sign_in_in_the_same_browser_is_told_to_reload(site):
     assert not answer[0]["success"] and "Reload" in json.dumps(answer)
 
 
+def test_another_nudge_above_this_one_on_the_same_host_keeps_nobody_out(site):
+    """Its cookie has the same name, and is sent after this one's, whose path is longer."""
+    own, other = signed_in(site, "ann").cookies[COOKIE], new_token()
+    answer = httpx.get(f"{site.url}/changes", headers={"cookie": f"{COOKIE}={own}; {COOKIE}={other}"})
+    assert answer.status_code == 200
+
+
+def join_later(page, elem_id, data, between):
+    """Post a gesture whose body arrives only after `between()` has run; the status."""
+    target = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == elem_id)
+    called = next(d for d in page.config["dependencies"] if [target, "click"] in [list(t) for t in d["targets"]])
+    body = {"data": data, "fn_index": called["id"], "session_hash": page.session, "trigger_id": target}
+
+    def late():
+        yield b" "
+        time.sleep(0.3)  # the head has been read and the gate has looked
+        between()
+        yield json.dumps(body).encode()
+
+    path = "/gradio_api/queue/join" if called["queue"] else "/gradio_api/run/predict"
+    return page.client.post(path, content=late(), headers={"content-type": "application/json"}).status_code
+
+
+def test_who_signs_out_while_a_gesture_arrives_writes_nothing(site):
+    browser = signed_in(site, "vic")
+    page = page_of(site, browser, "late")
+    before = site.store.rows("select count(*) as n from annotator")
+    assert join_later(page, "send", ["Hello", None], lambda: browser.post("/sign-out", data={"go": "on"})) == 401
+    assert site.store.rows("select count(*) as n from annotator") == before
+
+
+def test_who_has_neither_an_account_nor_a_key_may_not_write(site):
+    sign_ins = SignIns(site.store, site.settings, CHEAP)
+    nobody, robot = site.store.annotator(new_token()), site.store.add_key("robot two", keys.new_key())
+    assert (sign_ins.may_write(nobody), sign_ins.may_write(robot)) == (False, True)
+    site.store.revoke_keys(robot)
+    assert not sign_ins.may_write(robot)
+
+
 # -- the last ones: they break something
 
 

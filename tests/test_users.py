@@ -13,7 +13,7 @@ from playground.people.delays import Delays
 from playground.people.passwords import Cost, Hasher, checked_name, checked_password, encoded
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
 from playground.people.sign_ins import SignIns
-from playground.people.users_file import DAY, UsersFile, new_invitation, parsed, text_of
+from playground.people.users_file import DAY, UsersFile, hand_over, new_invitation, parsed, text_of
 from playground.settings import Settings
 from playground.store import Store
 
@@ -167,6 +167,24 @@ def test_what_root_adds_belongs_to_whose_the_folder_is(path):
     assert found == {"users": (12345, 12346), "users.lock": (12345, 12346)}
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_root_gives_no_file_away_that_a_link_leads_to(tmp_path):
+    """The folder is the app's user's, who can put a link in the place of what root has just made there."""
+    folder = tmp_path / "people"
+    folder.mkdir()
+    os.chown(folder, 12345, 12346)
+    roots, link = tmp_path / "of root", folder / "users.lock"
+    roots.touch()
+    link.symlink_to(roots)
+    hand_over(link, folder / "users")
+    assert (roots.stat().st_uid, link.lstat().st_uid) == (0, 12345)
+
+
+def test_a_file_that_was_edited_on_windows_is_read(path, team):
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert team.sign_in("ann", PASSWORD, "1.1.1.1")
+
+
 def test_without_a_file_there_is_nobody(tmp_path):
     assert UsersFile(tmp_path / "none").content().users == ()
 
@@ -295,6 +313,18 @@ def test_an_address_that_tries_many_names_waits(team):
     kinds = [wrong(team, f"name {i}", "2001:db8::1", 1)[0] for i in range(21)]
     assert kinds == [WrongSignIn] * 20 + [TooMany]
     assert wrong(team, "another", "2001:db8::2", 1) == [TooMany], "of the same household"
+
+
+def test_wrong_passwords_of_others_at_an_address_keep_nobody_out_who_was_here_before(team, path):
+    """A team may share one address. The wrong links of one count there, too."""
+    UsersFile(path).change(lambda content: content.with_user("new", "viewer", CHEAP.hash(PASSWORD)))
+    team.sign_in("ann", PASSWORD, "1.1.1.1")
+    for i in range(20):
+        wrong(team, f"name {i}", "1.1.1.1", 1)
+    assert team.sign_in("ann", PASSWORD, "1.1.1.1")
+    with pytest.raises(TooMany):
+        team.sign_in("new", PASSWORD, "1.1.1.1")
+    assert wrong(team, "ann", "1.1.1.1", 6) == [WrongSignIn] * 5 + [TooMany], "ann's own are counted still"
 
 
 def test_guesses_from_everywhere_keep_nobody_out_who_was_here_before(team):

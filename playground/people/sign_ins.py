@@ -83,9 +83,13 @@ class SignIns:
         return Account(user, row["annotator"])
 
     def may_write(self, annotator: int) -> bool:
-        """Whether a person may send, vote and edit: users who are no viewers, and whoever has a key for programs."""
+        """Whether a person may send, vote and edit: users who are no viewers, and whoever has a key for programs.
+        Nobody else: a cookie whose sign-in ends while a request is answered stands for a new person without an account.
+        """
         account = self.store.account(annotator)
-        return account is None or self.users.role(account) in ("annotator", "admin")
+        if account is None:
+            return self.store.has_key(annotator)
+        return self.users.role(account) in ("annotator", "admin")
 
     # -- signing in and out
 
@@ -170,9 +174,9 @@ class SignIns:
     # -- limits
 
     def _check_delays(self, place: str, bucket: str) -> None:
-        waits = [self._by_both.seconds_to_wait(place, bucket), self._by_place.seconds_to_wait(place)]
-        if (place, bucket) not in self._known:  # guesses from all over the world keep nobody out who was here before
-            waits.append(self._by_name.seconds_to_wait(bucket))
+        waits = [self._by_both.seconds_to_wait(place, bucket)]
+        if (place, bucket) not in self._known:  # others' guesses, from here or elsewhere, keep nobody out who was here
+            waits += [self._by_place.seconds_to_wait(place), self._by_name.seconds_to_wait(bucket)]
         if wait := max(waits):
             raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{max(wait, 1):.0f}")
 

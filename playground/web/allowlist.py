@@ -221,6 +221,8 @@ class Allowlist:
                 )
             if kind.is_gesture:
                 call, receive = await self._gesture(kind, headers, receive)
+                if self.gate:  # the body may have taken its time, and the sign-in has ended meanwhile
+                    await self.gate.check(scope, path, is_page=False)
                 session = self.limits.session(sender, call.session_hash)
                 if kind is Kind.JOIN:
                     asyncio.get_running_loop().call_later(

@@ -170,7 +170,9 @@ def is_forwarding(name: bytes) -> bool:
 
 
 def known_cookies(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """One Cookie header with only the cookies that this app sets, the last of each name; [] where there is none.
+    """One Cookie header with only the cookies that this app sets, the first of each name; [] where there is none.
+
+    Browsers send the cookie of the longest path first: that is this app's own, where another one is at `/`.
 
     Cookies are parsed several times in a request, and the time of Python's parser grows with the square of their length
     (CVE-2024-7592).
@@ -181,7 +183,7 @@ def known_cookies(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
             for pair in content[:LONGEST_COOKIES].split(b";"):
                 name, _, value = pair.strip().partition(b"=")
                 if name in COOKIES and COOKIES[name].fullmatch(value):
-                    cookies[name] = value
+                    cookies.setdefault(name, value)
     if not cookies:
         return []
     return [(b"cookie", b"; ".join(name + b"=" + value for name, value in cookies.items()))]
