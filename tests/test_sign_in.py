@@ -1,5 +1,6 @@
 """An app with users, over real HTTP: nobody gets past the forms without a sign-in, and each role may do what it may."""
 
+import asyncio
 import json
 import re
 import threading
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from playground.chat.refusals import Refused
@@ -19,7 +21,8 @@ from playground.people.sign_ins import SignIns
 from playground.people.users_file import UsersFile, new_invitation
 from playground.people.visitor import COOKIE, new_token
 from playground.web.allowlist import ROUTES, Allowlist
-from playground.web.gate import Gate
+from playground.web.bodies import Refusal
+from playground.web.gate import Gate, StreamEnded
 from playground.web.limits import Limits
 from playground.web.proxies import Proxies
 from playground.web.proxy_user import ProxyUser, user_of
@@ -428,7 +431,7 @@ def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):
                     sign_ins.sign_out(token)
                 yield f"tick {i};"
 
-        return StreamingResponse(ticks())
+        return StreamingResponse(ticks(), media_type="text/event-stream")
 
     async def stop(name):
         raise AssertionError("nothing was asked for")
@@ -437,6 +440,47 @@ def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):
     with TestClient(door, cookies={COOKIE: token}) as browser:
         answer = browser.get("/gradio_api/heartbeat/abc")
     assert (answer.status_code, answer.text) == (200, "tick 0;tick 1;")
+
+
+def test_a_download_is_cut_off_and_does_not_look_complete(site, monkeypatch):
+    monkeypatch.setattr("playground.web.gate.CHECKED_EVERY", 0)
+    token = sign_in(site, "ada").cookies[COOKIE]
+    gate = Gate(SignIns(site.store, site.settings, CHEAP))
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def download(send_on):
+        await send_on(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/jsonl")]}
+        )
+        await send_on({"type": "http.response.body", "body": b"one", "more_body": True})
+        gate.sign_ins.sign_out(token)
+        await send_on({"type": "http.response.body", "body": b"two", "more_body": True})
+
+    scope = {"type": "http", "headers": [(b"cookie", f"{COOKIE}={token}".encode())]}
+    with pytest.raises(StreamEnded):
+        asyncio.run(download(gate.watched(scope, send)))
+    assert [message.get("body") for message in sent] == [None, b"one"]
+    with pytest.raises(Refusal):
+        asyncio.run(download(gate.watched(scope, send)))
+    assert len(sent) == 2, "who is out already gets nothing of it"
+
+
+def test_a_proxy_that_names_the_user_is_not_taken_for_this_machine():
+    """`/metrics` is open to this machine alone; taking the header away hid that there was a proxy."""
+    scopes = []
+
+    async def app(scope, receive, send):
+        scopes.append(scope)
+        await PlainTextResponse("")(scope, receive, send)
+
+    door = ProxyUser(Proxies(app), "X-Forwarded-User", "127.0.0.1")
+    browser = TestClient(door, base_url="http://127.0.0.1:7860", client=("127.0.0.1", 5))
+    browser.get("/metrics", headers={"X-Forwarded-User": "ann"})
+    browser.get("/metrics")
+    assert [scope["direct"] for scope in scopes] == [False, True]
 
 
 def test_below_a_path_the_forms_lead_there(site):

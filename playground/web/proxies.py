@@ -134,11 +134,12 @@ class Proxies:
 
 def is_direct(scope: Scope, headers: Headers) -> bool:
     """Whether a request came from this machine, under one of its own names, and shows no sign of a proxy: neither a
-    forwarding header nor HTTP/1.0, which nginx speaks to an app unless it is told otherwise.
+    forwarding header, nor one that names the user (`proxy_user.py`), nor HTTP/1.0, which nginx speaks to an app unless
+    it is told otherwise.
     """
     if not is_this_machine(_peer(scope)) or not is_this_machine(host_name(headers.get("host", ""))):
         return False
-    if scope.get("http_version", "1.1") == "1.0" or "via" in headers:
+    if scope.get("http_version", "1.1") == "1.0" or "via" in headers or scope.get("through_proxy"):
         return False
     return not any(is_forwarding(name) for name, _ in scope["headers"])
 
