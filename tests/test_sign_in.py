@@ -539,6 +539,18 @@ def test_a_trusted_proxy_says_who_it_is(site, behind_proxy):
     assert answer.status_code == 403 and "is no user" in answer.text and "<b>" not in answer.text
 
 
+@pytest.mark.parametrize("dest", ["image", "iframe", "script", "empty"])
+def test_pictures_and_frames_elsewhere_begin_no_sign_in_by_a_proxy(site, behind_proxy, dest):
+    """Fifty of them ended all sign-ins that the person had."""
+    before = site.store.rows("select count(*) as n from sign_in")
+    headers = {"X-Proxy-User": "ann", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": dest}
+    assert "set-cookie" not in behind_proxy("10.0.0.1").get("/sign-in", headers=headers).headers
+    behind_proxy("10.0.0.1").head("/sign-in", headers={"X-Proxy-User": "ann"})
+    assert site.store.rows("select count(*) as n from sign_in") == before
+    followed = {**headers, "Sec-Fetch-Dest": "document"}
+    assert behind_proxy("10.0.0.1").get("/sign-in", headers=followed).status_code == 303, "a link elsewhere is followed"
+
+
 @pytest.mark.parametrize(
     ("address", "headers"),
     [

@@ -316,7 +316,7 @@ def test_an_address_that_tries_many_names_waits(team):
 
 
 def test_wrong_passwords_of_others_at_an_address_keep_nobody_out_who_was_here_before(team, path):
-    """A team may share one address. The wrong links of one count there, too."""
+    """A team may share one address."""
     UsersFile(path).change(lambda content: content.with_user("new", "viewer", CHEAP.hash(PASSWORD)))
     team.sign_in("ann", PASSWORD, "1.1.1.1")
     for i in range(20):
@@ -325,6 +325,20 @@ def test_wrong_passwords_of_others_at_an_address_keep_nobody_out_who_was_here_be
     with pytest.raises(TooMany):
         team.sign_in("new", PASSWORD, "1.1.1.1")
     assert wrong(team, "ann", "1.1.1.1", 6) == [WrongSignIn] * 5 + [TooMany], "ann's own are counted still"
+
+
+def test_wrong_links_make_links_wait_and_no_password(team):
+    """Any page can let its readers' browsers open links here."""
+    kinds = []
+    for i in range(21):
+        with pytest.raises(WrongSignIn) as refused:
+            team.invitation(f"wrong {i}", "1.1.1.1")
+        kinds.append(type(refused.value))
+    assert kinds == [WrongSignIn] * 20 + [TooMany]
+    assert team.sign_in("ann", PASSWORD, "1.1.1.1")
+    token, invitation = new_invitation("viewer", 1)
+    team.users.change(lambda content: content.with_invitation(invitation))
+    assert team.invitation(token, "1.1.1.1") == invitation, "the right one never waits"
 
 
 def test_guesses_from_everywhere_keep_nobody_out_who_was_here_before(team):

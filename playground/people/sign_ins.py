@@ -59,6 +59,7 @@ class SignIns:
         self._by_both = Delays(tries, LONGEST_WAIT)  # of a name from an address
         self._by_place = Delays(tries * ADDRESS_FACTOR, LONGEST_WAIT)
         self._by_name = Delays(tries * NAME_FACTOR, LONGEST_WAIT_OF_NAME)
+        self._wrong_links = Delays(tries * ADDRESS_FACTOR, LONGEST_WAIT)  # apart: a page elsewhere can open links here
         self._known: dict[tuple[str, str], None] = {}  # (address, name) that have signed in, the last one last
         self._salt = secrets.token_bytes(16)
 
@@ -131,9 +132,9 @@ class SignIns:
         if found := self.users.content().invitation(token):
             return found
         place = limit_key(address)
-        if wait := self._by_place.seconds_to_wait(place):
-            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{wait:.0f}")
-        self._by_place.failed(place)
+        if wait := self._wrong_links.seconds_to_wait(place):
+            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{max(wait, 1):.0f}")
+        self._wrong_links.failed(place)
         raise WrongSignIn("This invitation was used, or its time is over. Ask for another one.")
 
     def accept(self, token: str, name: str, password: str, again: str, address: str) -> str:
