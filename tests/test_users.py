@@ -220,6 +220,17 @@ def test_a_user_without_a_password_has_none_that_works(path, team):
     assert team.find(team.sign_in_by_proxy("bob"), "ann") is None
 
 
+@pytest.mark.parametrize("said", ["\uff42\uff4f\uff42", "\u212aim", "bo\u1d47", "bob\u200b", "b\u043eb"])
+def test_a_name_that_only_looks_like_anothers_is_nobody_by_a_proxy(path, team, said):
+    """Whoever registers such a name where the proxy asks would have been the other one."""
+    run(path, "add", "bob", "--no-password")
+    run(path, "add", "kim", "--no-password")
+    with pytest.raises(WrongSignIn):
+        team.sign_in_by_proxy(said)
+    assert team.find(team.sign_in_by_proxy("Kim"), "KIM").user.name == "kim"
+    assert team.find(team.sign_in_by_proxy("bob"), said) is None
+
+
 def test_the_command_prints_an_invitation(path):
     link = run(path, "invite", "--role", "viewer", "--address", "https://nudge.example/").split()[-1]
     assert link.startswith("https://nudge.example/invitation/")

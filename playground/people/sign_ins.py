@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from playground.people import visitor
 from playground.people.addresses import limit_key
 from playground.people.delays import Delays
-from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS, Hasher, checked_name, checked_password, same_name
+from playground.people.passwords import (
+    NAME_CHARS,
+    PASSWORD_CHARS,
+    Hasher,
+    checked_name,
+    checked_password,
+    is_name_by_proxy,
+    same_name,
+)
 from playground.people.refusals import TooMany, WrongSignIn
 from playground.people.users_file import DAY, Content, Invitation, User, UsersFile
 from playground.settings import Settings
@@ -76,7 +84,7 @@ class SignIns:
         user = self.users.content().by_id.get(row["account"] or "")
         if user is None or user.stamp != row["stamp"] or row["used"] + self.seconds < now:
             return None
-        if proxy_user is not None and same_name(proxy_user) != same_name(user.name):
+        if proxy_user is not None and not is_name_by_proxy(proxy_user, user.name):
             return None
         if now - row["used"] > min(NOTED_EVERY, self.seconds / 10):
             with suppress(StoreError):  # the next request notes it
@@ -121,7 +129,7 @@ class SignIns:
     def sign_in_by_proxy(self, name: str) -> str:
         """The cookie of whom a trusted proxy has signed in; WrongSignIn where the users file does not have the name."""
         user = self.users.content().by_name.get(same_name(name))
-        if user is None:
+        if user is None or not is_name_by_proxy(name, user.name):
             raise WrongSignIn("{name} is no user of this app. Ask an admin to be added.", name=repr(name[:NAME_CHARS]))
         return self._begin(user)
 
