@@ -1,5 +1,6 @@
 """An app with users, over real HTTP: nobody gets past the forms without a sign-in, and each role may do what it may."""
 
+import asyncio
 import json
 import re
 import threading
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from playground.chat.refusals import Refused
@@ -19,7 +21,8 @@ from playground.people.sign_ins import SignIns
 from playground.people.users_file import UsersFile, new_invitation
 from playground.people.visitor import COOKIE, new_token
 from playground.web.allowlist import ROUTES, Allowlist
-from playground.web.gate import Gate
+from playground.web.bodies import Refusal
+from playground.web.gate import Gate, StreamEnded
 from playground.web.limits import Limits
 from playground.web.proxies import Proxies
 from playground.web.proxy_user import ProxyUser, user_of
@@ -428,7 +431,7 @@ def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):
                     sign_ins.sign_out(token)
                 yield f"tick {i};"
 
-        return StreamingResponse(ticks())
+        return StreamingResponse(ticks(), media_type="text/event-stream")
 
     async def stop(name):
         raise AssertionError("nothing was asked for")
@@ -437,6 +440,47 @@ def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):
     with TestClient(door, cookies={COOKIE: token}) as browser:
         answer = browser.get("/gradio_api/heartbeat/abc")
     assert (answer.status_code, answer.text) == (200, "tick 0;tick 1;")
+
+
+def test_a_download_is_cut_off_and_does_not_look_complete(site, monkeypatch):
+    monkeypatch.setattr("playground.web.gate.CHECKED_EVERY", 0)
+    token = sign_in(site, "ada").cookies[COOKIE]
+    gate = Gate(SignIns(site.store, site.settings, CHEAP))
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def download(send_on):
+        await send_on(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/jsonl")]}
+        )
+        await send_on({"type": "http.response.body", "body": b"one", "more_body": True})
+        gate.sign_ins.sign_out(token)
+        await send_on({"type": "http.response.body", "body": b"two", "more_body": True})
+
+    scope = {"type": "http", "headers": [(b"cookie", f"{COOKIE}={token}".encode())]}
+    with pytest.raises(StreamEnded):
+        asyncio.run(download(gate.watched(scope, send)))
+    assert [message.get("body") for message in sent] == [None, b"one"]
+    with pytest.raises(Refusal):
+        asyncio.run(download(gate.watched(scope, send)))
+    assert len(sent) == 2, "who is out already gets nothing of it"
+
+
+def test_a_proxy_that_names_the_user_is_not_taken_for_this_machine():
+    """`/metrics` is open to this machine alone; taking the header away hid that there was a proxy."""
+    scopes = []
+
+    async def app(scope, receive, send):
+        scopes.append(scope)
+        await PlainTextResponse("")(scope, receive, send)
+
+    door = ProxyUser(Proxies(app), "X-Forwarded-User", "127.0.0.1")
+    browser = TestClient(door, base_url="http://127.0.0.1:7860", client=("127.0.0.1", 5))
+    browser.get("/metrics", headers={"X-Forwarded-User": "ann"})
+    browser.get("/metrics")
+    assert [scope["direct"] for scope in scopes] == [False, True]
 
 
 def test_below_a_path_the_forms_lead_there(site):
@@ -493,6 +537,18 @@ def test_a_trusted_proxy_says_who_it_is(site, behind_proxy):
     assert browser.get("/changes", headers={"X-Proxy-User": "vic"}).json() == {"name": "vic"}
     answer = browser.get("/sign-in", headers={"X-Proxy-User": "<b>mallory"})
     assert answer.status_code == 403 and "is no user" in answer.text and "<b>" not in answer.text
+
+
+@pytest.mark.parametrize("dest", ["image", "iframe", "script", "empty"])
+def test_pictures_and_frames_elsewhere_begin_no_sign_in_by_a_proxy(site, behind_proxy, dest):
+    """Fifty of them ended all sign-ins that the person had."""
+    before = site.store.rows("select count(*) as n from sign_in")
+    headers = {"X-Proxy-User": "ann", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": dest}
+    assert "set-cookie" not in behind_proxy("10.0.0.1").get("/sign-in", headers=headers).headers
+    behind_proxy("10.0.0.1").head("/sign-in", headers={"X-Proxy-User": "ann"})
+    assert site.store.rows("select count(*) as n from sign_in") == before
+    followed = {**headers, "Sec-Fetch-Dest": "document"}
+    assert behind_proxy("10.0.0.1").get("/sign-in", headers=followed).status_code == 303, "a link elsewhere is followed"
 
 
 @pytest.mark.parametrize(
@@ -568,6 +624,45 @@ def test_a_page_of_another_sign_in_in_the_same_browser_is_told_to_reload(site):
     old.client = client(site, sign_in(site, "two").cookies[COOKIE])
     answer = old.event("new-chat", [None, None, "", None])
     assert not answer[0]["success"] and "Reload" in json.dumps(answer)
+
+
+def test_another_nudge_above_this_one_on_the_same_host_keeps_nobody_out(site):
+    """Its cookie has the same name, and is sent after this one's, whose path is longer."""
+    own, other = signed_in(site, "ann").cookies[COOKIE], new_token()
+    answer = httpx.get(f"{site.url}/changes", headers={"cookie": f"{COOKIE}={own}; {COOKIE}={other}"})
+    assert answer.status_code == 200
+
+
+def join_later(page, elem_id, data, between):
+    """Post a gesture whose body arrives only after `between()` has run; the status."""
+    target = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == elem_id)
+    called = next(d for d in page.config["dependencies"] if [target, "click"] in [list(t) for t in d["targets"]])
+    body = {"data": data, "fn_index": called["id"], "session_hash": page.session, "trigger_id": target}
+
+    def late():
+        yield b" "
+        time.sleep(0.3)  # the head has been read and the gate has looked
+        between()
+        yield json.dumps(body).encode()
+
+    path = "/gradio_api/queue/join" if called["queue"] else "/gradio_api/run/predict"
+    return page.client.post(path, content=late(), headers={"content-type": "application/json"}).status_code
+
+
+def test_who_signs_out_while_a_gesture_arrives_writes_nothing(site):
+    browser = signed_in(site, "vic")
+    page = page_of(site, browser, "late")
+    before = site.store.rows("select count(*) as n from annotator")
+    assert join_later(page, "send", ["Hello", None], lambda: browser.post("/sign-out", data={"go": "on"})) == 401
+    assert site.store.rows("select count(*) as n from annotator") == before
+
+
+def test_who_has_neither_an_account_nor_a_key_may_not_write(site):
+    sign_ins = SignIns(site.store, site.settings, CHEAP)
+    nobody, robot = site.store.annotator(new_token()), site.store.add_key("robot two", keys.new_key())
+    assert (sign_ins.may_write(nobody), sign_ins.may_write(robot)) == (False, True)
+    site.store.revoke_keys(robot)
+    assert not sign_ins.may_write(robot)
 
 
 # -- the last ones: they break something

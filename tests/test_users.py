@@ -13,7 +13,7 @@ from playground.people.delays import Delays
 from playground.people.passwords import Cost, Hasher, checked_name, checked_password, encoded
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
 from playground.people.sign_ins import SignIns
-from playground.people.users_file import DAY, UsersFile, new_invitation, parsed, text_of
+from playground.people.users_file import DAY, UsersFile, hand_over, new_invitation, parsed, text_of
 from playground.settings import Settings
 from playground.store import Store
 
@@ -167,6 +167,24 @@ def test_what_root_adds_belongs_to_whose_the_folder_is(path):
     assert found == {"users": (12345, 12346), "users.lock": (12345, 12346)}
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_root_gives_no_file_away_that_a_link_leads_to(tmp_path):
+    """The folder is the app's user's, who can put a link in the place of what root has just made there."""
+    folder = tmp_path / "people"
+    folder.mkdir()
+    os.chown(folder, 12345, 12346)
+    roots, link = tmp_path / "of root", folder / "users.lock"
+    roots.touch()
+    link.symlink_to(roots)
+    hand_over(link, folder / "users")
+    assert (roots.stat().st_uid, link.lstat().st_uid) == (0, 12345)
+
+
+def test_a_file_that_was_edited_on_windows_is_read(path, team):
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert team.sign_in("ann", PASSWORD, "1.1.1.1")
+
+
 def test_without_a_file_there_is_nobody(tmp_path):
     assert UsersFile(tmp_path / "none").content().users == ()
 
@@ -200,6 +218,17 @@ def test_a_user_without_a_password_has_none_that_works(path, team):
             team.sign_in("bob", password, "1.1.1.1")
     assert team.find(team.sign_in_by_proxy("BOB")).user.name == "bob"
     assert team.find(team.sign_in_by_proxy("bob"), "ann") is None
+
+
+@pytest.mark.parametrize("said", ["\uff42\uff4f\uff42", "\u212aim", "bo\u1d47", "bob\u200b", "b\u043eb"])
+def test_a_name_that_only_looks_like_anothers_is_nobody_by_a_proxy(path, team, said):
+    """Whoever registers such a name where the proxy asks would have been the other one."""
+    run(path, "add", "bob", "--no-password")
+    run(path, "add", "kim", "--no-password")
+    with pytest.raises(WrongSignIn):
+        team.sign_in_by_proxy(said)
+    assert team.find(team.sign_in_by_proxy("Kim"), "KIM").user.name == "kim"
+    assert team.find(team.sign_in_by_proxy("bob"), said) is None
 
 
 def test_the_command_prints_an_invitation(path):
@@ -295,6 +324,32 @@ def test_an_address_that_tries_many_names_waits(team):
     kinds = [wrong(team, f"name {i}", "2001:db8::1", 1)[0] for i in range(21)]
     assert kinds == [WrongSignIn] * 20 + [TooMany]
     assert wrong(team, "another", "2001:db8::2", 1) == [TooMany], "of the same household"
+
+
+def test_wrong_passwords_of_others_at_an_address_keep_nobody_out_who_was_here_before(team, path):
+    """A team may share one address."""
+    UsersFile(path).change(lambda content: content.with_user("new", "viewer", CHEAP.hash(PASSWORD)))
+    team.sign_in("ann", PASSWORD, "1.1.1.1")
+    for i in range(20):
+        wrong(team, f"name {i}", "1.1.1.1", 1)
+    assert team.sign_in("ann", PASSWORD, "1.1.1.1")
+    with pytest.raises(TooMany):
+        team.sign_in("new", PASSWORD, "1.1.1.1")
+    assert wrong(team, "ann", "1.1.1.1", 6) == [WrongSignIn] * 5 + [TooMany], "ann's own are counted still"
+
+
+def test_wrong_links_make_links_wait_and_no_password(team):
+    """Any page can let its readers' browsers open links here."""
+    kinds = []
+    for i in range(21):
+        with pytest.raises(WrongSignIn) as refused:
+            team.invitation(f"wrong {i}", "1.1.1.1")
+        kinds.append(type(refused.value))
+    assert kinds == [WrongSignIn] * 20 + [TooMany]
+    assert team.sign_in("ann", PASSWORD, "1.1.1.1")
+    token, invitation = new_invitation("viewer", 1)
+    team.users.change(lambda content: content.with_invitation(invitation))
+    assert team.invitation(token, "1.1.1.1") == invitation, "the right one never waits"
 
 
 def test_guesses_from_everywhere_keep_nobody_out_who_was_here_before(team):

@@ -106,6 +106,13 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
+def is_name_by_proxy(said: str, name: str) -> bool:
+    """Whether a proxy means the user `name`. More strictly than `same_name`: to those that sign people in, names that
+    only look alike may be two people. Only A and a are one.
+    """
+    return said == name or (said.isascii() and name.isascii() and said.lower() == name.lower())
+
+
 def checked_name(name: str) -> str:
     """A name without outer blanks; WrongSignIn where it cannot be used."""
     name = unicodedata.normalize("NFC", name).strip()

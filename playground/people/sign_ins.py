@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from playground.people import visitor
 from playground.people.addresses import limit_key
 from playground.people.delays import Delays
-from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS, Hasher, checked_name, checked_password, same_name
+from playground.people.passwords import (
+    NAME_CHARS,
+    PASSWORD_CHARS,
+    Hasher,
+    checked_name,
+    checked_password,
+    is_name_by_proxy,
+    same_name,
+)
 from playground.people.refusals import TooMany, WrongSignIn
 from playground.people.users_file import DAY, Content, Invitation, User, UsersFile
 from playground.settings import Settings
@@ -59,6 +67,7 @@ class SignIns:
         self._by_both = Delays(tries, LONGEST_WAIT)  # of a name from an address
         self._by_place = Delays(tries * ADDRESS_FACTOR, LONGEST_WAIT)
         self._by_name = Delays(tries * NAME_FACTOR, LONGEST_WAIT_OF_NAME)
+        self._wrong_links = Delays(tries * ADDRESS_FACTOR, LONGEST_WAIT)  # apart: a page elsewhere can open links here
         self._known: dict[tuple[str, str], None] = {}  # (address, name) that have signed in, the last one last
         self._salt = secrets.token_bytes(16)
 
@@ -75,7 +84,7 @@ class SignIns:
         user = self.users.content().by_id.get(row["account"] or "")
         if user is None or user.stamp != row["stamp"] or row["used"] + self.seconds < now:
             return None
-        if proxy_user is not None and same_name(proxy_user) != same_name(user.name):
+        if proxy_user is not None and not is_name_by_proxy(proxy_user, user.name):
             return None
         if now - row["used"] > min(NOTED_EVERY, self.seconds / 10):
             with suppress(StoreError):  # the next request notes it
@@ -83,9 +92,13 @@ class SignIns:
         return Account(user, row["annotator"])
 
     def may_write(self, annotator: int) -> bool:
-        """Whether a person may send, vote and edit: users who are no viewers, and whoever has a key for programs."""
+        """Whether a person may send, vote and edit: users who are no viewers, and whoever has a key for programs.
+        Nobody else: a cookie whose sign-in ends while a request is answered stands for a new person without an account.
+        """
         account = self.store.account(annotator)
-        return account is None or self.users.role(account) in ("annotator", "admin")
+        if account is None:
+            return self.store.has_key(annotator)
+        return self.users.role(account) in ("annotator", "admin")
 
     # -- signing in and out
 
@@ -116,7 +129,7 @@ class SignIns:
     def sign_in_by_proxy(self, name: str) -> str:
         """The cookie of whom a trusted proxy has signed in; WrongSignIn where the users file does not have the name."""
         user = self.users.content().by_name.get(same_name(name))
-        if user is None:
+        if user is None or not is_name_by_proxy(name, user.name):
             raise WrongSignIn("{name} is no user of this app. Ask an admin to be added.", name=repr(name[:NAME_CHARS]))
         return self._begin(user)
 
@@ -127,9 +140,9 @@ class SignIns:
         if found := self.users.content().invitation(token):
             return found
         place = limit_key(address)
-        if wait := self._by_place.seconds_to_wait(place):
-            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{wait:.0f}")
-        self._by_place.failed(place)
+        if wait := self._wrong_links.seconds_to_wait(place):
+            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{max(wait, 1):.0f}")
+        self._wrong_links.failed(place)
         raise WrongSignIn("This invitation was used, or its time is over. Ask for another one.")
 
     def accept(self, token: str, name: str, password: str, again: str, address: str) -> str:
@@ -170,9 +183,9 @@ class SignIns:
     # -- limits
 
     def _check_delays(self, place: str, bucket: str) -> None:
-        waits = [self._by_both.seconds_to_wait(place, bucket), self._by_place.seconds_to_wait(place)]
-        if (place, bucket) not in self._known:  # guesses from all over the world keep nobody out who was here before
-            waits.append(self._by_name.seconds_to_wait(bucket))
+        waits = [self._by_both.seconds_to_wait(place, bucket)]
+        if (place, bucket) not in self._known:  # others' guesses, from here or elsewhere, keep nobody out who was here
+            waits += [self._by_place.seconds_to_wait(place), self._by_name.seconds_to_wait(bucket)]
         if wait := max(waits):
             raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{max(wait, 1):.0f}")
 

@@ -143,7 +143,7 @@ class UsersFile:
             try:
                 looks = look(self.path)
                 if looks != self._seen or self._broken:
-                    self._content = parsed(self.path.read_text(encoding="utf-8")) if looks else Content()
+                    self._content = parsed(self.path.read_text(encoding="utf-8-sig")) if looks else Content()
                     self._seen, self._broken = looks, False
             except (OSError, ValueError) as error:
                 if not self._broken:
@@ -238,4 +238,4 @@ def hand_over(made: Path, path: Path) -> None:
     """Where root has made a file beside `path`, give it to whom that belongs to, or its folder: the app's own user."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         owner = (path if path.exists() else path.parent).stat()
-        os.chown(made, owner.st_uid, owner.st_gid)
+        os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=False)  # whoever owns the folder may put links there

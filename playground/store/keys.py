@@ -32,6 +32,11 @@ class Keys(Database):
         row = self.row("select annotator from api_key where key_hash = ?", digest(key))
         return row["annotator"] if row else None
 
+    def has_key(self, annotator: int) -> bool:
+        """Whether a person has a key that works."""
+        row = self.row("select 1 from api_key where annotator = ? and key_hash is not null limit 1", annotator)
+        return row is not None
+
     def person_named(self, name: str) -> int | None:
         """The id of the annotator who has, or had, a key under this name."""
         row = self.row("select annotator from api_key where name = ? and name != ''", name)

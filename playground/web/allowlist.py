@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 
 SESSION = r"[A-Za-z0-9_-]{1,64}"  # a page's name, which its browser invents
 FILE = r"[\w@-][\w.@-]{0,150}"
-COSTLY = (
-    10  # requests that a page, a download or a stream's start counts as, since it takes the server that much longer
-)
+# requests that a page, a download or a stream's start counts as, since it takes the server that much longer
+COSTLY = 10
 LONGEST_KEY = 200  # characters of an Authorization header that tell who asks
 RETRY_AFTER = "10"  # seconds; the header for a browser that sends too much
 
@@ -160,7 +159,9 @@ class Allowlist:
         try:
             with ExitStack() as held:
                 scope, receive, kind = await self._checked(scope, receive, answer, held)
-                send_on = self.gate.watched(scope, answer.send) if self.gate and kind.is_stream else answer.send
+                send_on: Send = answer.send
+                if self.gate and (kind.is_stream or kind is Kind.DOWNLOAD):
+                    send_on = self.gate.watched(scope, send_on)
                 await self.app(scope, receive, send_on)
                 await answer.end()
         except SignInFirst as first:
@@ -221,6 +222,8 @@ class Allowlist:
                 )
             if kind.is_gesture:
                 call, receive = await self._gesture(kind, headers, receive)
+                if self.gate:  # the body may have taken its time, and the sign-in has ended meanwhile
+                    await self.gate.check(scope, path, is_page=False)
                 session = self.limits.session(sender, call.session_hash)
                 if kind is Kind.JOIN:
                     asyncio.get_running_loop().call_later(

@@ -9,6 +9,7 @@ import time
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Scope, Send
 
@@ -33,7 +34,7 @@ class SignInFirst(Exception):
 
 
 class StreamEnded(Exception):
-    """The sign-in of a stream has ended; the stream is complete as it is."""
+    """The sign-in of a stream has ended: the event stream is complete as it is, a download is cut off."""
 
 
 class Gate:
@@ -66,17 +67,25 @@ class Gate:
             raise Refusal(503, error.message) from None
 
     def watched(self, scope: Scope, send: Send) -> Send:
-        """`send` for a stream, which ends it with StreamEnded once its sign-in has ended."""
+        """`send` for a stream or a download, which ends it with StreamEnded once its sign-in has ended; Refusal where
+        nothing has been sent.
+        """
         checked = time.monotonic()
+        is_stream = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal checked
+            nonlocal checked, is_stream
+            starts = message["type"] == "http.response.start"
             if time.monotonic() - checked > CHECKED_EVERY:
                 if await self._has_ended(scope):
-                    if message["type"] != "http.response.start":
+                    if starts:
+                        raise Refusal(401, SIGNED_OUT)
+                    if is_stream:  # a download must not look complete
                         await send({"type": "http.response.body", "body": b""})
                     raise StreamEnded
                 checked = time.monotonic()
+            if starts:
+                is_stream = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
             await send(message)
 
         return watched_send

@@ -134,11 +134,12 @@ class Proxies:
 
 def is_direct(scope: Scope, headers: Headers) -> bool:
     """Whether a request came from this machine, under one of its own names, and shows no sign of a proxy: neither a
-    forwarding header nor HTTP/1.0, which nginx speaks to an app unless it is told otherwise.
+    forwarding header, nor one that names the user (`proxy_user.py`), nor HTTP/1.0, which nginx speaks to an app unless
+    it is told otherwise.
     """
     if not is_this_machine(_peer(scope)) or not is_this_machine(host_name(headers.get("host", ""))):
         return False
-    if scope.get("http_version", "1.1") == "1.0" or "via" in headers:
+    if scope.get("http_version", "1.1") == "1.0" or "via" in headers or scope.get("through_proxy"):
         return False
     return not any(is_forwarding(name) for name, _ in scope["headers"])
 
@@ -170,7 +171,9 @@ def is_forwarding(name: bytes) -> bool:
 
 
 def known_cookies(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """One Cookie header with only the cookies that this app sets, the last of each name; [] where there is none.
+    """One Cookie header with only the cookies that this app sets, the first of each name; [] where there is none.
+
+    Browsers send the cookie of the longest path first: that is this app's own, where another one is at `/`.
 
     Cookies are parsed several times in a request, and the time of Python's parser grows with the square of their length
     (CVE-2024-7592).
@@ -181,7 +184,7 @@ def known_cookies(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
             for pair in content[:LONGEST_COOKIES].split(b";"):
                 name, _, value = pair.strip().partition(b"=")
                 if name in COOKIES and COOKIES[name].fullmatch(value):
-                    cookies[name] = value
+                    cookies.setdefault(name, value)
     if not cookies:
         return []
     return [(b"cookie", b"; ".join(name + b"=" + value for name, value in cookies.items()))]

@@ -14,7 +14,7 @@ from playground.people.addresses import parse_ip
 
 class ProxyUser:
     """Takes the header `name` from every request. From an address in `trusted` (addresses and networks, with commas
-    between) its value goes into `scope["proxy_user"]`.
+    between) its value goes into `scope["proxy_user"]`. That it was there goes into `scope["through_proxy"]`.
     """
 
     def __init__(self, app: ASGIApp, name: str, trusted: str) -> None:
@@ -25,7 +25,8 @@ class ProxyUser:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             values = [value for name, value in scope["headers"] if name.lower() == self.name]
-            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0].lower() != self.name]}
+            others = [pair for pair in scope["headers"] if pair[0].lower() != self.name]
+            scope = {**scope, "headers": others, "through_proxy": bool(values)}
             user = user_of(values)
             if user and self._trusts(scope["client"][0] if scope.get("client") else ""):
                 scope["proxy_user"] = user

@@ -101,7 +101,8 @@ class SignInForms:
     def show_sign_in(self, request: Request) -> Response:
         if self._account(request):
             return RedirectResponse(with_query(f"{root_of(request.scope)}/", request.scope), 303, PRIVATE)
-        if name := request.scope.get("proxy_user"):
+        name = request.scope.get("proxy_user")
+        if name and opens_page(request):
             try:
                 return self._entered(request, self.sign_ins.sign_in_by_proxy(name))
             except (WrongSignIn, UsersUnreadable, StoreError) as error:
@@ -255,6 +256,11 @@ async def fields_of(request: Request) -> dict[str, str]:
         return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=MOST_FIELDS))
     except ValueError:
         return {}
+
+
+def opens_page(request: Request) -> bool:
+    """Whether this opens a page. A picture or a frame in a page elsewhere begins no sign-in: many would end others."""
+    return request.method == "GET" and request.headers.get("sec-fetch-dest", "document") == "document"
 
 
 def to_sign_in(request: Request, headers: dict[str, str] | None = None) -> RedirectResponse:
