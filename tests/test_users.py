@@ -6,8 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from playground import settings as settings_module
+from playground.people import passwords
 from playground.people import users as command
 from playground.people.delays import Delays
 from playground.people.passwords import Cost, Hasher, checked_name, checked_password, encoded
@@ -89,6 +91,19 @@ def test_an_accent_counts_the_same_however_it_is_typed():
 )
 def test_what_is_no_hash_matches_nothing(hashed):
     assert not CHEAP.matches(hashed, PASSWORD) and not CHEAP.matches(hashed, "")
+
+
+def test_a_hash_that_would_take_minutes_is_not_tried(monkeypatch):
+    """Everybody else's sign-in would wait for it."""
+    monkeypatch.setattr(passwords, "derived", lambda *_: pytest.fail("hashed"))
+    assert not CHEAP.matches("scrypt$32768$8$99$c2FsdHNhbHQ$" + "A" * 43, PASSWORD)
+
+
+@pytest.mark.parametrize("name", ["Cookie", "host", "X-Forwarded-For", "Sec-Fetch-Site", "Content-Length"])
+def test_a_header_with_another_meaning_names_no_user(name):
+    with pytest.raises(ValidationError, match="means something else"):
+        Settings(_env_file=None, people={"proxy_header": name})
+    assert Settings(_env_file=None, people={"proxy_header": "X-Auth-User"}).people.proxy_header == "X-Auth-User"
 
 
 def test_the_usual_cost_is_32_mb():

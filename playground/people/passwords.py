@@ -24,6 +24,7 @@ HASH_BYTES = 32
 NO_PASSWORD = "-"  # in the place of a hash, of a user whom a proxy signs in
 FORM = re.compile(r"scrypt\$(\d{1,7})\$(\d{1,2})\$(\d{1,2})\$([\w-]{8,100})\$([\w-]{43})", re.ASCII)
 MOST_MEMORY = 1 << 28  # bytes that one hash may take, whatever its line says
+MOST_WORK = 1 << 23  # n·r·p of one hash, ten times the usual cost
 MOST_WAITING = 4  # people who may wait while another one's password is hashed
 LONGEST_WAIT = 5.0  # seconds that they wait
 
@@ -62,7 +63,7 @@ class Hasher:
         match = own or FORM.fullmatch(self._nobody)
         assert match is not None
         cost = Cost(int(match[1]), int(match[2]), int(match[3]))
-        if cost.memory > MOST_MEMORY:
+        if cost.memory > MOST_MEMORY or cost.n * cost.r * cost.p > MOST_WORK:
             return False
         try:
             found = encoded(derived(password, decoded(match[4]), cost))

@@ -121,6 +121,7 @@ class SignIns:
                 self._by_both.failed(place, bucket)
                 self._by_place.failed(place)
                 self._by_name.failed(bucket)
+                log.warning("a sign-in failed: wrong name or password")
                 raise WrongSignIn("The name or the password is wrong.")
             self._by_both.forget(place, bucket)
             self._remember(place, bucket)

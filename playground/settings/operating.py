@@ -7,6 +7,15 @@ from pydantic import Field, field_validator
 
 from playground.settings.groups import Group
 
+# headers that cannot say who has signed in, since browsers or proxies say something else with them
+OTHER_HEADERS = frozenset(
+    (
+        *("accept", "authorization", "connection", "cookie", "host", "origin", "range", "referer", "user-agent", "via"),
+        *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip"),
+        *("transfer-encoding", "x-request-id"),
+    )
+)
+
 
 class Secret:
     """The mark of a setting that is for the server alone: rounds do not keep it in the database."""
@@ -49,6 +58,13 @@ class PeopleSettings(Group):
     """Proxies whose `proxy_header` is believed: addresses or networks, with commas between; it is taken from everybody
     else's requests. Empty believes nobody.
     """
+
+    @field_validator("proxy_header")
+    @classmethod
+    def _own_header(cls, value: str) -> str:
+        if value.lower() in OTHER_HEADERS or value.lower().startswith(("sec-", "content-", "access-control-")):
+            raise ValueError(f"{value} means something else; take a header of its own, such as X-Forwarded-User")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod
