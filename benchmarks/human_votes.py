@@ -308,7 +308,7 @@ def run(settings: HumanVotesSettings, log: Callable[[str], None] = print) -> lis
     cache = Cache(settings, "human_votes")
     votes = make_votes(pairs, settings, cache, log)
     draws = settings.draws or (1 if settings.quick else 3)
-    by_length = settings.with_values(reward={"view": "length"})
+    by_length = settings.with_values(reward={"features": "length"})
     shared, compared = agreement(pairs)
     rows = [report.row(f"one person's choice is another's, of {compared}", shared)]
     everything = min(len(votes.fold(k, settings.seed)[0]) for k in range(FOLDS))

@@ -95,7 +95,7 @@ def reward_cell(
         "cv": fit.cv_accuracy,
         "cv_right": round(fit.cv_accuracy * len(prefs.pairs), 1),
         "enough": fit.enough,
-        "view": fit.feature_set,
+        "features": fit.feature_set,
         "penalty": fit.heads[0].penalty,
         "seconds": seconds,
     }

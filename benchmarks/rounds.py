@@ -30,7 +30,7 @@ from training.round import Round
 
 ARMS = {
     "PPO": {},
-    "length-only reward": {"reward": {"view": "length", "evidence_confidence": 0.0}},
+    "length-only reward": {"reward": {"features": "length", "evidence_confidence": 0.0}},
     "shuffled votes": {},
     "pessimistic reward (λ = 1)": {"reward": {"pessimism": 1.0}},
     "far beyond the KL target": {
@@ -93,7 +93,7 @@ def round_cell(pool, base, settings, annotator, n, flip, seed, arm="PPO", log=pr
         "peak_mb": observed["peak_mb"],
         "curve": observed["curve"],
         "cv_accuracy": metrics.get("cv_accuracy"),
-        "view": metrics.get("view"),
+        "features": metrics.get("features"),
         "kl": metrics.get("kl"),
         "gate_gain": metrics.get("gate_gain"),
         "win_rate": None,

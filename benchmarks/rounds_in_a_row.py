@@ -158,7 +158,7 @@ class Chain:
             "gate_gain",
             "gate_share",
             "served_kl",
-            "view",
+            "features",
         )
         return {
             "round": number,

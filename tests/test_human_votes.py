@@ -87,7 +87,7 @@ def test_a_reward_model_of_more_votes_is_better_and_the_length_is_a_coin():
     votes, settings = planted(), HumanVotesSettings()
     few, many = (human_votes.mean_hits(human_votes.predict_all(votes, n, 2, settings)).mean() for n in (8, 80))
     assert many > max(few, 0.85)
-    by_length = settings.with_values(reward={"view": "length"})
+    by_length = settings.with_values(reward={"features": "length"})
     assert human_votes.mean_hits(human_votes.predict_all(votes, 80, 1, by_length)).mean() == 0.5
 
 

@@ -130,7 +130,7 @@ def test_the_peer_gets_our_versions_and_its_environment_is_made_once(tmp_path):
     assert peer.python(settings, ppo_step.PEER, pins, pytest.fail) == folder / "bin" / "python"
 
 
-@pytest.mark.parametrize("script", (peer.ROOT / "benchmarks" / "peers").glob("*.py"), ids=lambda p: p.name)
+@pytest.mark.parametrize("script", sorted((peer.ROOT / "benchmarks" / "peers").glob("*.py")), ids=lambda p: p.name)
 def test_a_peers_script_imports_nothing_of_ours(script):
     tree = ast.parse(script.read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

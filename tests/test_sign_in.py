@@ -119,7 +119,7 @@ def test_the_examples_are_of_every_route():
     assert found == {route.path.pattern for route in ROUTES}
 
 
-@pytest.mark.parametrize("token", [None, new_token(), "x" * 43, "short"])
+@pytest.mark.parametrize("token", [None, new_token(), "x" * 43, "short"], ids=["none", "unknown", "alike", "short"])
 def test_without_a_sign_in_every_route_is_closed_but_probes_and_those_with_keys(site, token):
     before = site.store.rows("select count(*) as n from annotator")
     seen = {}

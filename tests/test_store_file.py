@@ -35,6 +35,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0015_sign_in",
         "0016_base",
         "0017_dialogue",
+        "0018_features",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 
@@ -241,3 +242,23 @@ def test_a_file_of_before_the_groups_keeps_what_admins_changed_and_what_rounds_r
     now = {"port": 7860, "data_dir": "data", "seed": 3, "ppo.lr": 1e-3, "ppo.kl_target": 4.0, "chat.temperature": 0.9}
     assert [row["config"] for row in store.rounds()] == [{}, now, now]
     assert overridden(Settings(_env_file=None), store.overrides()).ppo.kl_target == 4.0
+
+
+def test_a_file_of_before_the_feature_sets_keeps_which_one_an_admin_chose(tmp_path):
+    """The setting was called `reward.view`."""
+    path = tmp_path / "nudge.db"
+    old = sqlite_utils.Database(path)
+    migrations.apply(old, stop_before="0018_features")
+    created = "2026-01-01T00:00:00.000Z"
+    old["annotator"].insert({"id": 1, "token_hash": "x", "kind": "anonymous", "created": created})
+    old["override"].insert({"name": "reward.view", "value": '"words"', "annotator": 1, "created": created})
+    with_it, without = {"seed": 3, "reward.view": "words"}, {"seed": 3}
+    for state, config in (("running", with_it), ("failed", without), ("failed", None)):
+        old["round"].insert(
+            {"state": state, "phase": "ppo", "config": config and json.dumps(config), "created": created}
+        )
+    old.close()
+    store = Store(path)
+    assert store.overrides() == {"reward.features": "words"}
+    assert [row["config"] for row in store.rounds()] == [{}, without, {"seed": 3, "reward.features": "words"}]
+    assert overridden(Settings(_env_file=None), store.overrides()).reward.features == "words"

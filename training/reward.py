@@ -61,7 +61,7 @@ class Report:
     def as_metrics(self) -> dict[str, Any]:
         """What a round's row keeps of it, under the names that the page reads."""
         metrics = asdict(self)
-        metrics["view"] = self.feature_set
+        metrics["features"] = self.feature_set
         metrics["reason"] = str(self.reason) if self.reason else None
         metrics["cv_reliability"] = [astuple(reliability_bin) for reliability_bin in self.cv_reliability]
         return metrics

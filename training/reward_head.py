@@ -215,7 +215,7 @@ def designs(
     `standardised` by the first `known` rows.
     """
     designs_by_set = {}
-    for feature_set in scorer.feature_set_names(extracted.parts, settings.reward.view):
+    for feature_set in scorer.feature_set_names(extracted.parts, settings.reward.features):
         x, _, _ = standardised(extracted, feature_set, known)
         designs_by_set[feature_set] = x @ span(x, prefs)
     return designs_by_set

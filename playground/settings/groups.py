@@ -137,7 +137,7 @@ class RewardSettings(Group):
     """Depth of the layer whose hidden states are the features, as a fraction of the blocks; 0 reads four: the first, a
     tenth, a third and two thirds deep.
     """
-    view: ForRounds[Literal["auto", "layers", "words", "style", "meaning", "length"]] = "auto"
+    features: ForRounds[Literal["auto", "layers", "words", "style", "meaning", "length"]] = "auto"
     """Feature set of the reward model: the layers' means, the shallowest's sum, counts of common tokens,
     the deep layers' means, or the length alone; auto averages heads on each, by how well they predict other votes."""
     lora_rank: ForRounds[int] = Field(0, ge=0, le=256)

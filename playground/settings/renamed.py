@@ -1,5 +1,5 @@
-"""The names that settings had before they had groups, and what becomes of them: refused at the start, in a sentence
-that gives the current name. The store's migration goes by the same table.
+"""The names that settings had before, most of them before they had groups, and what becomes of them: refused at the
+start, in a sentence that gives the current name. The store's migrations go by the same table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,8 @@ RENAMED = {
     "sft_lr": "sft.lr",
     "reward_quantisation": "reward.quantisation",
     "reward_layer": "reward.layer",
-    "reward_view": "reward.view",
+    "reward_view": "reward.features",
+    "reward.view": "reward.features",
     "reward_lora_rank": "reward.lora_rank",
     "reward_lora_epochs": "reward.lora_epochs",
     "reward_pessimism": "reward.pessimism",

@@ -267,6 +267,15 @@ def dialogue(db: Database) -> None:
     db.execute("alter table conversation add column dialogue integer references conversation(id)")
 
 
+@migrations(name="0018_features")
+def features(db: Database) -> None:
+    """The setting `reward.view` is called `reward.features`, where an admin set it and where a round ran with it."""
+    db.execute("update or replace override set name = 'reward.features' where name = 'reward.view'")
+    db.execute("""update round set config = json_remove(json_set(config, '$."reward.features"',
+                    json_extract(config, '$."reward.view"')), '$."reward.view"')
+                  where json_valid(config) and json_type(config, '$."reward.view"') is not null""")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,
