@@ -159,6 +159,15 @@ def test_a_worker_ends_a_fine_tuning_whose_process_died(command):
     assert (row["state"], row["reason"]) == ("failed", LEFT)
 
 
+def test_a_round_that_is_run_once_comes_after_a_fine_tuning(command, capsys):
+    """`--once` took the fine-tuning for the round that it had asked for, and ended with its exit code."""
+    store = Store(command.database)
+    left = store.take_fine_tuning("dead", "x", lease_seconds=30)
+    quick = Settings.like(command, round={"lease_seconds": 0.001, "poll_seconds": 0.01})
+    assert worker.wait_for_round(store, quick, "w") == 4, "there are no votes"
+    assert store.round(left["id"])["state"] == "failed" and "Round 2: not_enough" in capsys.readouterr().out
+
+
 # -- the file
 
 
