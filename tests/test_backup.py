@@ -134,6 +134,7 @@ def test_a_round_that_was_running_begins_anew_after_a_restore(folder, tmp_path, 
     restored = second.store.round(row["id"])
     assert (restored["state"], restored["phase"], restored["step"]) == ("running", "collect", 0)
     assert second.store.metrics(row["id"]) == {}
+    assert restored["metrics"] == {}
 
 
 def test_the_thread_saves_what_is_new_within_the_interval_and_at_the_end(tmp_path, url, monkeypatch):

@@ -54,6 +54,15 @@ def shown(tab, updates):
     return [int(number) for number in re.findall(r"<summary><span>(\d+)<", updates[tab.html])]
 
 
+@pytest.mark.parametrize("field", ["choice", "tag"])
+def test_what_the_page_does_not_offer_fits_nothing_and_is_not_kept(tab, field):
+    """Whatever came stayed in the page's state, up to a request's 256 KB for each open page."""
+    say(tab.store, tab.store.annotator(STRANGER), "My own")
+    for value in ("x" * 100_000, 7):
+        found = search(tab, STRANGER, **{field: value})
+        assert shown(tab, found) == [] and getattr(found[tab.shown].filters, field) == "?"
+
+
 def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     stranger = tab.store.annotator(STRANGER)
     say(tab.store, tab.store.annotator("ann"), "Ann's secret")

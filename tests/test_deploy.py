@@ -138,6 +138,13 @@ def test_the_unit_keeps_what_it_writes_where_it_may_write():
     assert "MemoryDenyWriteExecute" not in service, "numba writes the code that it runs"
 
 
+def test_a_gpu_needs_no_more_than_private_devices_off():
+    """ProtectClock implies a DeviceAllow (systemd.exec), so a GPU stayed closed with `PrivateDevices=no` too."""
+    service = dict(unit()["Service"])
+    assert not service.keys() & {"ProtectClock", "DeviceAllow", "DevicePolicy"}
+    assert service["CapabilityBoundingSet"] == "", "without CAP_SYS_TIME nothing sets the clock"
+
+
 # -- nginx
 
 

@@ -14,8 +14,8 @@ from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import LEFT
 from playground.ui import gatewords, round_summary
-from playground.ui.phases import phase_progress
-from playground.ui.words import Words
+from playground.ui.phases import phase_progress, phase_text
+from playground.ui.words import CHINESE, Words
 from tests.stores import cast
 from tests.tiny import tiny_folder, tiny_tokenizer
 from training import sft, sft_data, sft_train, worker
@@ -157,6 +157,38 @@ def test_a_worker_ends_a_fine_tuning_whose_process_died(command):
     assert worker.run_once(store, quick, "w") is None  # sees its beat for the first time
     row = worker.run_once(store, quick, "w")
     assert (row["state"], row["reason"]) == ("failed", LEFT)
+
+
+@pytest.mark.parametrize(
+    ("phase", "english", "chinese"),
+    [("collect", "reading the file", "读取文件"), ("sft", "fine-tuning on demonstrations", "用示范微调")],
+)
+def test_the_page_says_that_it_is_on_a_file(phase, english, chinese):
+    """It said that votes are read, and that it warms up on edited replies."""
+    row = {"phase": phase, "metrics": {"sft_file": "x"}}
+    assert (phase_text(row, Words()), phase_text(row, Words(CHINESE))) == (english, chinese)
+    assert phase_text({**row, "metrics": {}}, Words()) != english
+
+
+def test_a_fine_tuning_in_a_restored_database_is_ended_and_not_run_on_votes(command):
+    """The restore forgot that the round was on a file, so a worker trained on votes that it did not count as used."""
+    store = Store(command.database)
+    row = store.take_fine_tuning("dead", "x", lease_seconds=30)
+    store.update_round(row["id"], "dead", {"demonstrations": 3}, phase="gate")
+    store.restart_running_round()
+    assert store.round(row["id"])["metrics"] == {"sft_file": "x"}
+    quick = Settings.like(command, round={"lease_seconds": 0.001})
+    ended = worker.run_once(store, quick, "w") or worker.run_once(store, quick, "w")
+    assert (ended["state"], ended["reason"]) == ("failed", LEFT)
+
+
+def test_a_round_that_is_run_once_comes_after_a_fine_tuning(command, capsys):
+    """`--once` took the fine-tuning for the round that it had asked for, and ended with its exit code."""
+    store = Store(command.database)
+    left = store.take_fine_tuning("dead", "x", lease_seconds=30)
+    quick = Settings.like(command, round={"lease_seconds": 0.001, "poll_seconds": 0.01})
+    assert worker.wait_for_round(store, quick, "w") == 4, "there are no votes"
+    assert store.round(left["id"])["state"] == "failed" and "Round 2: not_enough" in capsys.readouterr().out
 
 
 # -- the file

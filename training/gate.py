@@ -17,6 +17,8 @@ from training import preferences
 from training.preferences import Preferences
 from training.rollout import Episode
 
+RESAMPLES = 5000  # of a bootstrap interval
+RESAMPLED = 1 << 20  # values that are resampled at once, which bounds the memory
 DRAWS = 2000  # heads from the reward model's posterior, each judges its own resample of the prompts
 SLIGHTLY_WORSE = 0.1  # deviations of the reward, or nats a token of demonstrations
 
@@ -290,9 +292,15 @@ def central(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Bootstrap interval of a mean (percentile, 5,000 resamples; Efron 1979). values (N,)."""
-    resampled = np.random.default_rng(seed).integers(0, len(values), (5000, len(values)))
-    return central(values[resampled].mean(1), confidence)
+    """Bootstrap interval of a mean (percentile; Efron 1979). values (N,)."""
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    at_once = max(1, RESAMPLED // n)
+    means = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, at_once):
+        part = means[start : start + at_once]
+        part[:] = values[rng.integers(0, n, (len(part), n))].mean(1)
+    return central(means, confidence)
 
 
 def favoured_length(prefs: Preferences, confidence: float, seed: int) -> tuple[float, float]:

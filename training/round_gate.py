@@ -62,7 +62,7 @@ Compare = Callable[[RoundModels, GateReplies], GateReport]
 @dataclass(frozen=True)
 class Liked:
     """How much the new version and the live one are liked: by the reward model, or by the likelihood of
-    demonstrations. As in `gate.Compared`.
+    demonstrations. As in `gate.GateFigures`.
     """
 
     reward_new: np.ndarray

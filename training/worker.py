@@ -256,11 +256,15 @@ def step(store: Store, settings: Settings, owner: str, forecaster: Forecaster, e
 
 
 def wait_for_round(store: Store, settings: Settings, owner: str) -> int:
-    """Run the requested round, waiting out the lease of a worker that may hold it; returns the exit code."""
+    """Run a round on votes, waiting out the lease of a worker that may hold it, and a fine-tuning on a file; returns
+    the exit code.
+    """
     wanted = store.request_round()
-    while (row := store.round(wanted))["state"] in ("requested", "running"):
+    while (row := store.round(wanted))["state"] in ("requested", "running") or is_fine_tuning(row):
         if run_once(store, settings, owner, auto=False) is None:
             time.sleep(settings.round.poll_seconds)
+        if is_fine_tuning(row):
+            wanted = store.request_round()  # the same one while it runs
     reason = f". {row['reason']}" if row["reason"] else ""
     print(f"Round {row['id']}: {row['state']}{reason}")
     return EXIT_CODES.get(row["state"], 1)

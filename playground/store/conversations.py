@@ -65,8 +65,8 @@ class Conversations(Database):
         of the person's last LOOKED_AT.
         """
         said = list(messages)
+        dialogue = self._dialogue_of(annotator, system_prompt, said)  # before others wait for the write lock
         with self.writing() as db:
-            dialogue = _dialogue_of(db, annotator, system_prompt, said)
             conversation = _add_conversation(db, annotator, system_prompt, sampling)
             db.table("conversation").update(conversation, {"dialogue": dialogue})
             tail: int | None = None
@@ -82,6 +82,24 @@ class Conversations(Database):
         The columns of the table, with `sampling` decoded.
         """
         return self._conversation("annotator = ? and deleted is null order by opened_as desc", annotator)
+
+    def _dialogue_of(self, annotator: int, system_prompt: str | None, said: Sequence[tuple[str, str]]) -> int | None:
+        """The first chat of the dialogue that begins with the first two of these messages, a person's and a reply."""
+        if len(said) < 2:
+            return None
+        row = self.row(
+            f"""select coalesce(c.dialogue, c.id) as dialogue from (
+                  select * from conversation where annotator = ? and deleted is null order by id desc limit {LOOKED_AT}
+                ) c
+                join message m on m.conversation = c.id and m.parent is null and m.role = 'user' and m.text = ?
+                join message r on r.conversation = c.id and r.parent = m.id and {STRIPPED.format("r.text")} = ?
+                where c.system_prompt is ? order by c.id desc limit 1""",
+            annotator,
+            said[0][1],
+            said[1][1].strip(" \t\r\n"),
+            system_prompt,
+        )
+        return row["dialogue"] if row else None
 
     def conversations(self, annotator: int, limit: int = 50) -> list[Row]:
         """The annotator's conversations that have a message, the one opened last first.
@@ -174,23 +192,6 @@ def _add_conversation(
     conversation = insert(db, "conversation", columns)
     db.execute(f"update conversation set opened_as = {NEXT_OPENED_AS} where id = ?", [conversation])
     return conversation
-
-
-def _dialogue_of(
-    db: sqlite_utils.Database, annotator: int, system_prompt: str | None, said: Sequence[tuple[str, str]]
-) -> int | None:
-    """The first chat of the dialogue that begins with the first two of these messages, a person's and a reply."""
-    if len(said) < 2:
-        return None
-    row = db.execute(
-        f"""select coalesce(c.dialogue, c.id) from (
-              select * from conversation where annotator = ? and deleted is null order by id desc limit {LOOKED_AT}) c
-            join message m on m.conversation = c.id and m.parent is null and m.role = 'user' and m.text = ?
-            join message r on r.conversation = c.id and r.parent = m.id and {STRIPPED.format("r.text")} = ?
-            where c.system_prompt is ? order by c.id desc limit 1""",
-        [annotator, said[0][1], said[1][1].strip(" \t\r\n"), system_prompt],
-    ).fetchone()
-    return row[0] if row else None
 
 
 def _json_or_none(text: str | None) -> Any:

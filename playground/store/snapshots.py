@@ -81,13 +81,18 @@ class Snapshots(Erasures):
         return CopySummary(done, newest, tuple(sorted(row[0] for row in revoked)))
 
     def restart_running_round(self) -> None:
-        """Send a round that was running when the copy was made back to its first phase: its files are not there."""
+        """Send a round that was running when the copy was made back to its first phase: its files are not there.
+        One that fine-tunes on a file is still known by that, so that a worker ends it, as one whose process is gone.
+        """
         with self.writing() as db:
             for (round_id,) in db.execute("select id from round where state = 'running'").fetchall():
                 for table in ("round_conversation", "vote_use", "metric"):
                     db.execute(f"delete from {table} where round = ?", [round_id])
                 db.execute(
-                    "update round set phase = 'collect', step = 0, steps = 0, metrics = '{}' where id = ?", [round_id]
+                    """update round set phase = 'collect', step = 0, steps = 0,
+                         metrics = json_patch('{}', json_object('sft_file', json_extract(metrics, '$.sft_file')))
+                       where id = ?""",
+                    [round_id],
                 )
 
     def erase_again(self, erasures: Iterable[Erasure]) -> None:

@@ -6,6 +6,7 @@ one was pressed.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import gradio as gr
@@ -26,6 +27,7 @@ PAGE_SIZE = 20  # pairs
 TEXT_CHARS = 200  # of what is searched for
 DECISION = re.compile(r"(out|in) (all|[0-9]{1,15})", re.ASCII)
 ROUNDS_LOOKED_AT = 20  # for the newest one that has read the votes
+UNKNOWN = "?"  # fits nothing, and is kept in place of whatever came
 TRAINING = {"in": False, "out": True}  # by the field's value: whether the vote is left out
 
 
@@ -125,8 +127,8 @@ class DataTab:
         """The newest pairs that fit."""
         filters = Filters(
             version=_number(version),
-            choice=choice or None,
-            tag=tag or None,
+            choice=_one_of(choice, CHOICES),
+            tag=_one_of(tag, TAGS),
             excluded=TRAINING.get(training or ""),
             person=_number(person),
             text=(text or "").strip()[:TEXT_CHARS] or None,
@@ -215,6 +217,13 @@ class DataTab:
         """Whether a vote of this person would be in the table: only those that training may have are."""
         person = self.store.person(annotator)
         return person is None or bool(person["allow_training"])
+
+
+def _one_of(value: str | None, known: Collection[str]) -> str | None:
+    """The value of a field; None where it is empty, UNKNOWN where it is none that the page offers."""
+    if not value:
+        return None
+    return value if value in known else UNKNOWN
 
 
 def _number(text: str | None) -> int | None:

@@ -17,6 +17,15 @@ PHASE_LABELS = {
     "gate": words.mark("gate"),
     "publish": words.mark("live"),
 }
+PHASE_TEXTS = {
+    "collect": words.mark("reading the votes"),
+    "sft": words.mark("warming up on edited replies"),
+    "reward": words.mark("reward model"),
+    "ppo": words.mark("PPO"),
+    "gate": words.mark("gate: comparing with the version that answers now"),
+    "publish": words.mark("publishing"),
+}
+FILE_TEXTS = {"collect": words.mark("reading the file"), "sft": words.mark("fine-tuning on demonstrations")}
 FILE_LABELS = {"collect": words.mark("file"), "sft": words.mark("demonstrations")}
 FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
 SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
@@ -42,6 +51,13 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
         items += f'<li class="{progress}">{sign}<span>{escape(translate(phase_label))}{duration}</span></li>'
     return f'<ol class="steps">{items}</ol>'
+
+
+def phase_text(round_row: Row, translate: Words) -> str:
+    """What a round does in its phase."""
+    phase = round_row["phase"] or ""
+    text = PHASE_TEXTS.get(phase, phase)
+    return translate(FILE_TEXTS.get(phase, text) if is_fine_tuning(round_row) else text)
 
 
 def phase_progress(round_row: Row | None) -> dict[str, str]:

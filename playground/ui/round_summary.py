@@ -15,8 +15,8 @@ from playground.store import STOPPED
 from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.loop_status import LoopStatus
-from playground.ui.phases import phases_html
-from playground.ui.status_bar import ENDED, PHASES, invitation, public_reason, trial_text, version_name
+from playground.ui.phases import phase_text, phases_html
+from playground.ui.status_bar import ENDED, invitation, public_reason, trial_text, version_name
 from playground.ui.text import visible
 from playground.ui.words import Words
 
@@ -124,7 +124,7 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
 
 def _state_sentence(row: Row, translate: Words) -> str:
     if row["state"] in ("requested", "running"):
-        phase = translate(PHASES[row["phase"]]) if row["phase"] else translate("waiting for the worker")
+        phase = phase_text(row, translate) if row["phase"] else translate("waiting for the worker")
         return translate("Paused: {phase}", phase=phase) if row["wish"] == "pause" else phase
     if displayed_state(row) == "rolled_back":
         return translate(

@@ -20,17 +20,10 @@ from playground.system.messages import Message
 from playground.ui import refresh, words
 from playground.ui.handlers import GESTURE, Row
 from playground.ui.loop_status import LoopStatus
+from playground.ui.phases import phase_text
 from playground.ui.text import one_line
 from playground.ui.words import Words
 
-PHASES = {
-    "collect": words.mark("reading the votes"),
-    "sft": words.mark("warming up on edited replies"),
-    "reward": words.mark("reward model"),
-    "ppo": words.mark("PPO"),
-    "gate": words.mark("gate: comparing with the version that answers now"),
-    "publish": words.mark("publishing"),
-}
 ENDED = {
     "refused": words.mark("Refused: the new version did not pass; the old one stays."),
     "not_enough": words.mark("Not enough evidence yet."),
@@ -116,10 +109,10 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
     if row is None:
         content = _line_html(invitation(status.settings, translate), *_votes(status, translate))
     elif status.paused:
-        text = translate("Paused: {phase}", phase=_phase(row, translate))
+        text = translate("Paused: {phase}", phase=phase_text(row, translate))
         content = _line_html(text, _progress(status, row, translate), status.phase_share)
     elif status.state == "running":
-        content = _line_html(_phase(row, translate), _progress(status, row, translate), status.phase_share)
+        content = _line_html(phase_text(row, translate), _progress(status, row, translate), status.phase_share)
     elif status.state == "requested":
         content = _line_html(translate("A training round is asked for"), translate("waiting for the worker"))
     else:
@@ -229,11 +222,6 @@ def invitation(settings: Settings, translate: Words) -> str:
     if settings.round.auto:
         return translate("Vote on {n} {n:reply|replies} and I start learning", n=settings.round.votes)
     return translate("Training is on demand here")
-
-
-def _phase(row: Row, translate: Words) -> str:
-    phase = row["phase"]
-    return translate(PHASES.get(phase, phase or ""))
 
 
 def _votes(status: LoopStatus, translate: Words) -> tuple[str, float | None]:
