@@ -18,6 +18,15 @@
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
 
+  // A double click presses once: the second press would take another turn back. And whoever begins a chat writes at once, before the server has answered.
+  const ONCE = "#undo, #regenerate, #send, #new-chat, #sidebar-new";
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(ONCE);
+    if (!button) return;
+    if (event.detail > 1) { event.stopImmediatePropagation(); event.preventDefault(); return; }
+    if (button.matches("#new-chat, #sidebar-new")) document.querySelector("#message textarea")?.focus({ preventScroll: true });
+  }, true);
+
   // What a pane shows is HTML that the server made of a text (playground/ui/text.py), with the text itself in it: that is what is copied and edited.
   const original = (value) => {
     if (!value.startsWith('<div class="said">')) return value;

@@ -100,3 +100,25 @@ def test_a_system_prompt_that_is_written_before_the_page_has_loaded_stays(app, v
     page.wait_for_selector("#hint span")
     page.wait_for_timeout(500)
     assert page.input_value("#system-prompt textarea") == "Answer like a"
+
+
+def test_a_double_click_on_undo_takes_one_turn_back(visit):
+    page = visit()
+    turn(page, "The first message")
+    turn(page, "The second message")
+    page.dblclick("#undo")
+    page.wait_for_function("document.querySelector('#message textarea').value != ''")
+    page.wait_for_timeout(500)
+    assert page.input_value("#message textarea") == "The second message"
+    assert messages(page, "a") == 2
+
+
+def test_what_is_typed_in_the_moment_after_new_chat_is_whole(visit):
+    page = visit_with(visit, GESTURES_LATER)
+    turn(page, "An old chat")
+    page.evaluate("window.slow = true")
+    page.click("#new-chat")
+    page.keyboard.type("Typed at once")
+    page.wait_for_selector("#chat-a .placeholder")
+    page.wait_for_timeout(300)
+    assert page.input_value("#message textarea") == "Typed at once"

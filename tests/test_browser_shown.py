@@ -53,8 +53,9 @@ def given(app, token, *texts, vote="a"):
     store = Store(app.database)
     annotator = store.annotator(token)
     conversation = store.new_conversation(annotator)
+    by_the_app = {"base_hash": store.last_base_hash()}
     for text in texts:
-        duel = store.start_duel(conversation, text, [1, 2], [candidate(1), candidate(2)])
+        duel = store.start_duel(conversation, text, [1, 2], [{**candidate(seed), **by_the_app} for seed in (1, 2)])
         store.finish_duel(duel, [outcome(text, [1, 2]), outcome(f"{text}\n\nB", [1, 3])])
         if vote or text is not texts[-1]:
             store.vote(duel, annotator, vote or "a", store.duel(duel)["left"]["message"])

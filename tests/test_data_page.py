@@ -261,7 +261,7 @@ def test_an_admin_reads_what_was_imported_and_how_much_of_it_the_last_round_lear
     tab.store.update_round(row["id"], "w1", metrics={"votes": 9, "imported": 2})
     tab.store.end_round(row["id"], "w1", "failed")
     tab.store.request_round()
-    assert "Round 1 learned from 2 of the imported pairs" in search(tab)[tab.downloads]
+    assert "Round 1 read 2 of the imported pairs" in search(tab)[tab.downloads]
 
 
 # -- the download

@@ -231,7 +231,7 @@ def test_a_round_from_the_base_learns_all_demonstrations_and_one_that_goes_on_th
     this.store = SimpleNamespace(
         demonstrations=store.demonstrations,
         imported_sample=store.imported_sample,
-        round=lambda number: {"started": "9999"},
+        round=lambda number: {"started": "9999", "metrics": {}},
     )
     assert this.demonstrations({"round": 1}) == []
 

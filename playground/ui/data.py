@@ -165,7 +165,9 @@ class DataTab:
             else:
                 self.store.exclude_vote(vote, excluded)
         except StoreError as error:
-            return self.notice.warn(translate.message(error.message), translate("Nothing was changed"))
+            # votes of a long search are changed part by part
+            title = translate("Nothing was changed") if vote else translate("Not all of it was changed")
+            return self.notice.warn(translate.message(error.message), title)
         self.status_bar.invalidate()
         if vote is not None:
             done = translate("Vote {n} is left out of training.", n=vote)

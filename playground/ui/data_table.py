@@ -192,7 +192,7 @@ def downloads_html(translate: Words) -> str:
 
 
 def imported_html(counts: Mapping[str, int], read: tuple[int, int] | None, translate: Words) -> str:
-    """How many rows were imported, and how many pairs of them the newest round that has read any data learned from:
+    """How many rows were imported, and how many pairs of them the newest round that has read any data took:
     `read`, as (round, pairs). Nothing where none was.
     """
     if not counts:
@@ -204,6 +204,6 @@ def imported_html(counts: Mapping[str, int], read: tuple[int, int] | None, trans
     learned = ""
     if read is not None:
         learned = " " + translate(
-            "Round {n} learned from {pairs} of the imported pairs, beside the votes.", n=read[0], pairs=f"{read[1]:,}"
+            "Round {n} read {pairs} of the imported pairs, beside the votes.", n=read[0], pairs=f"{read[1]:,}"
         )
     return f"<p>{escape(held + learned)}</p>"
