@@ -268,8 +268,8 @@ def test_a_tab_that_is_looked_at_again_shows_what_was_done_elsewhere(app, visit)
 
 
 def becomes_quiet(page, calls):
-    """Wait until the page has called nothing for 4 s: what it does when it or a tab is opened, and that it makes sure of
-    what it shows once more, takes some seconds on a busy machine.
+    """Wait until the page has called nothing for 4 s: what it does when it or a tab is opened, and that it makes sure
+    once more of what it shows, takes some seconds on a busy machine.
     """
     until = time.monotonic() + 60
     while time.monotonic() < until:
