@@ -4,7 +4,7 @@ in the order in which the person did them.
 
 import pytest
 
-from tests.browsing import MARKS, growing, messages, reload, send, turn, wait_for_vote
+from tests.browsing import MARKS, messages, reload, send, turn, wait_for_vote
 
 pytestmark = MARKS
 
@@ -79,7 +79,7 @@ def test_a_message_that_is_sent_twice_is_answered_once_and_without_a_complaint(a
     page = visit()
     page.fill("#message textarea", "Something long, only once")
     page.evaluate("for (let n = 0; n < 3; n++) document.getElementById('send').click()")
-    growing(page)
+    page.wait_for_selector("#stop", state="visible")
     page.press("#message textarea", "Enter")  # the box is empty by now
     wait_for_vote(page)
     assert messages(page, "a") == 2
