@@ -1,6 +1,7 @@
 """`app.py` with a model that streams at a pace of the tests' own, on every machine alike: quickly, but a message that
 asks for something long is answered so slowly that a test can do things meanwhile; one that asks for something very
-long, more slowly still, until there is a vote on it.
+long, more slowly still, until there is a vote on it. Replies are as long as they may be: one that the tiny model ends
+at once, by chance, would leave a test waiting for it to grow.
 """
 
 import runpy
@@ -17,8 +18,12 @@ def pace():
     from playground.chat.session import Chat
     from playground.serving.engine import Engine
 
-    step, send, vote = Engine.step, Chat.send, Chat.vote
+    start, step, send, vote = Engine.start, Engine.step, Chat.send, Chat.vote
     seconds = QUICK
+
+    def start_without_ends(self):
+        self.end_tokens = frozenset()
+        return start(self)
 
     def paced_step(self):
         if self._running:
@@ -37,7 +42,8 @@ def pace():
         finally:
             seconds = QUICK
 
-    Engine.step, Chat.send, Chat.vote = paced_step, paced_send, paced_vote
+    Engine.start, Engine.step = start_without_ends, paced_step
+    Chat.send, Chat.vote = paced_send, paced_vote
 
 
 if __name__ == "__main__":
