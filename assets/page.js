@@ -2,6 +2,7 @@
 (() => {
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
+  let isSending = false;  // a message whose replies are not shown yet
   const typing = (element) => element.isContentEditable || element.matches("input:not([type=checkbox]):not([type=radio]), textarea, select");
   const press = (id) => {
     const button = document.getElementById(id);
@@ -12,7 +13,10 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (event.key === "Escape") { press("stop"); return; }
     const box = document.querySelector("#message textarea");
-    if (event.target === box && event.key === "Enter" && !event.shiftKey) setTimeout(() => box.blur());  // so that the next key is a vote
+    if (event.target === box && event.key === "Enter" && !event.shiftKey) {
+      isSending = box.value.trim() !== "";
+      setTimeout(() => box.blur());  // so that the next key is a vote
+    }
     if (typing(event.target)) return;
     if (event.key === "/" && box) { event.preventDefault(); box.focus(); return; }
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
@@ -24,7 +28,9 @@
     const button = event.target.closest?.(ONCE);
     if (!button) return;
     if (event.detail > 1) { event.stopImmediatePropagation(); event.preventDefault(); return; }
-    if (button.matches("#new-chat, #sidebar-new")) document.querySelector("#message textarea")?.focus({ preventScroll: true });
+    if (!button.matches("#new-chat, #sidebar-new")) return;
+    isSending = false;
+    document.querySelector("#message textarea")?.focus({ preventScroll: true });
   }, true);
 
   // What a pane shows is HTML that the server made of a text (playground/ui/text.py), with the text itself in it: that is what is copied and edited.
@@ -52,10 +58,11 @@
   };
   document.addEventListener("focusin", (event) => event.target.matches?.(".pane textarea") && settle(event.target));
 
-  // An empty chat waits for words, a pair for a vote: then the keys are votes.
+  // An empty chat waits for words, a pair for a vote: then the keys are votes. They are already where a message was sent before the empty chat was shown.
   const waits = () => {
     const box = document.querySelector("#message textarea");
-    if (box && document.querySelector("#hint .idle") && !typing(document.activeElement)) box.focus({ preventScroll: true });
+    if (!document.querySelector("#hint .idle")) isSending = false;
+    else if (box && !isSending && !typing(document.activeElement)) box.focus({ preventScroll: true });
   };
   const changed = (records) => {
     for (const record of records) {

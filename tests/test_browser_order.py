@@ -75,6 +75,21 @@ def test_a_message_waits_for_the_new_chat_that_was_asked_for_before_it(app, visi
     assert len(sent) == 2
 
 
+def test_the_key_after_a_message_is_a_vote_although_the_new_chat_came_late(app, visit):
+    """The empty chat took the focus into the box, where the key was typed."""
+    page = visit_with(visit, GESTURES_LATER)
+    turn(page, "An old chat")
+    page.evaluate("window.slow = true")
+    page.click("#new-chat")
+    send(page, "A new chat")
+    wait_for_vote(page)
+    page.keyboard.press("4")
+    page.wait_for_selector("#vote-both-bad.picked", timeout=10_000)
+    page.click("#new-chat")
+    page.wait_for_selector("#chat-a .placeholder")
+    page.wait_for_function("document.activeElement === document.querySelector('#message textarea')")
+
+
 def test_a_message_that_is_sent_twice_is_answered_once_and_without_a_complaint(app, visit):
     page = visit()
     page.fill("#message textarea", "Something long, only once")
