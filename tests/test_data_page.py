@@ -79,6 +79,23 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN", text="x")[tab.html]
 
 
+def test_an_admin_reads_names_and_finds_a_person_by_name(tab):
+    """A team of users with names was "person 2" to "person 9"."""
+    ann = tab.store.annotator("ann")
+    say(tab.store, ann, "Ann's")
+    tab.store.sign_in(ann, "<Ann>", 0)
+    say(tab.store, tab.store.add_key("bot", "k"), "By a program")
+    say(tab.store, tab.store.annotator(STRANGER), "Nobody's name")
+    seen = search(tab)[tab.html]
+    assert "<i>&lt;Ann&gt;</i>" in seen and "<i>bot</i>" in seen and "<i>person 4</i>" in seen
+    found = search(tab, person=" <Ann> ")
+    assert shown(tab, found) == [1] and "Person: &lt;Ann&gt;" in found[tab.asked]
+    assert shown(tab, search(tab, person="3")) == [2] == shown(tab, search(tab, person="bot"))
+    assert shown(tab, search(tab, person="nobody")) == []
+    own = search(tab, STRANGER, person="bot")
+    assert shown(tab, own) == [3] and "bot" not in str(own[tab.asked]), "nobody else asks by name"
+
+
 def test_whoever_has_no_vote_yet_is_invited_to_vote(tab):
     """A brand-new visitor read that no pairs fit, though nothing was searched for."""
     say(tab.store, tab.store.annotator("ann"), "Hello")

@@ -12,6 +12,7 @@ from playground import settings as settings_module
 from playground.people import passwords
 from playground.people import users as command
 from playground.people.delays import Delays
+from playground.people.names import names_of, person_called
 from playground.people.passwords import Cost, Hasher, checked_name, checked_password, encoded
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
 from playground.people.sign_ins import SignIns
@@ -396,3 +397,30 @@ def test_only_so_many_wait_while_a_password_is_hashed():
         hasher._waiting.acquire()
     with pytest.raises(TooMany), hasher.one_at_a_time():
         pass
+
+
+# -- names
+
+
+def test_people_have_the_names_of_the_users_file_for_as_long_as_they_are_users(team, path):
+    team.sign_in("ann", PASSWORD, "192.0.2.1")
+    store, users = team.store, team.users
+    key, visitor = store.add_key("bot", "k"), store.annotator("x" * 43)
+    assert names_of(store, users, [1, key, visitor, 99]) == {1: "ann", key: "bot"}
+    assert person_called(store, users, " ANN ") == 1 and person_called(store, users, "bot") == key
+    assert person_called(store, users, "zoe") is None is person_called(store, None, "ann")
+    users.change(lambda content: content.without_user("ann"))
+    assert names_of(store, users, [1]) == {} and person_called(store, users, "ann") is None
+    path.write_text("nonsense")
+    assert names_of(store, UsersFile(path), [1, key]) == {key: "bot"}, "who has no need of the file is named"
+
+
+def test_whoever_came_last_is_meant_by_a_name_that_several_had():
+    store = Store()
+    first, last = store.annotator("first"), store.annotator("last")
+    for person in (first, last):
+        store.sign_in(person, "ada", 0)
+    assert names_of(store, None, [first, last]) == {first: "ada", last: "ada"}
+    assert person_called(store, None, "ada") == last
+    store.forget(last)
+    assert person_called(store, None, "ada") == first and names_of(store, None, [last]) == {}
