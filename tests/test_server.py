@@ -348,7 +348,7 @@ CONTROLS = [
     ("train-now", "click", []),
     ("pause", "click", []),
     ("resume", "click", []),
-    ("stop-round", "click", []),
+    ("stop-round", "click", [True]),
     ("auto-train", "input", [True]),
     ("save-settings", "click", None),
     ("reset-settings", "click", []),
@@ -379,7 +379,7 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     assert page.event("train-now")[-1]["success"]
     row = site.store.take_round("w", lease_seconds=30)
     for button, command in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
-        assert page.event(button)[-1]["success"]
+        assert page.event(button, [True] if button == "stop-round" else [])[-1]["success"]
         assert site.store.round_command(row["id"]) == command
     site.store.end_round(row["id"], "w", "failed", plain("stopped"))
     assert "no round to pause" in notices(page.event("pause"))

@@ -27,6 +27,7 @@ PHASE_TEXTS = {
 }
 FILE_TEXTS = {"collect": words.mark("reading the file"), "sft": words.mark("fine-tuning on demonstrations")}
 FILE_LABELS = {"collect": words.mark("file"), "sft": words.mark("demonstrations")}
+STOPPING = words.mark("Stopping after this step…")
 FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
 SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
 PROGRESS_LABELS = {
@@ -54,7 +55,9 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
 
 
 def phase_text(round_row: Row, translate: Words) -> str:
-    """What a round does in its phase."""
+    """What a round does in its phase, or that it is about to stop."""
+    if round_row["state"] == "running" and round_row["wish"] == "stop":
+        return translate(STOPPING)
     phase = round_row["phase"] or ""
     text = PHASE_TEXTS.get(phase, phase)
     return translate(FILE_TEXTS.get(phase, text) if is_fine_tuning(round_row) else text)
