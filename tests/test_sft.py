@@ -134,6 +134,8 @@ def test_what_cannot_be_learnt_makes_no_version(command):
     with pytest.raises(sft.NotPublished, match="did not fall below"):
         fine_tuned(command.with_values(sft={"lr": 1e-30}), store)
     assert store.policies()[0]["version"] == 0
+    seconds = store.round(1)["metrics"]["phase_seconds"]
+    assert seconds["sft"] > 0.01, "the page said that a round which ended in its phase took no time"
 
 
 def test_a_round_on_votes_keeps_it_out_and_an_abandoned_one_is_ended(command):

@@ -46,7 +46,7 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
     for phase, progress in phase_progress(round_row).items():
         duration = ""
         if progress == "done" and seconds.get(phase, 0) >= 1:
-            duration = f"<small>{_duration(seconds[phase], translate)}</small>"
+            duration = f"<small>{duration(seconds[phase], translate)}</small>"
         label = escape(translate(PROGRESS_LABELS[progress]))
         phase_label = FILE_LABELS.get(phase, PHASE_LABELS[phase]) if on_file else PHASE_LABELS[phase]
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
@@ -79,7 +79,8 @@ def phase_progress(round_row: Row | None) -> dict[str, str]:
     return progress | dict.fromkeys(phases[current + 1 :], "to-come")
 
 
-def _duration(seconds: float, translate: Words) -> str:
+def duration(seconds: float, translate: Words) -> str:
+    """A time as people say it: minutes, or seconds below one."""
     if seconds >= 60:
         return translate("{n} min", n=f"{seconds / 60:.1f}")
-    return translate("{n} s", n=f"{seconds:.0f}")
+    return translate("{n} s", n=f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}")
