@@ -173,6 +173,8 @@
     sure: () => confirm(chinese() ? "删除这个对话？其中的文字会被清除，之后的训练也不再使用它。" : "Delete this chat? Its texts are erased, and no later round will learn from it."),
     // a round that is stopped does not go on
     sureToStop: () => confirm(chinese() ? "停止这一轮训练？它学到的不会保留；投票还在，留给以后的训练。" : "Stop this round? What it has learnt is not kept; the votes stay, for later rounds."),
+    // whoever was given the link of an invitation can use it no more
+    sureToTakeBack: () => confirm(chinese() ? "撤回这个邀请？它的链接将不再有效。" : "Take this invitation back? Its link works no more."),
     // everything of a person, and then a page for somebody new
     forget: async () => {
       if (!confirm(chinese() ? "删除你的全部数据？所有对话、投票中的文字、评语和分享链接都会被清除，无法恢复。"

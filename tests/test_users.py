@@ -1,5 +1,6 @@
 """The users file, its command, and what it takes to sign in."""
 
+import getpass
 import os
 import stat
 import threading
@@ -133,7 +134,8 @@ def test_the_file_is_for_its_owner_alone_and_has_no_password(path, team):
 
 
 def test_what_is_written_is_read_again(path, team):
-    _, invitation = new_invitation("viewer", 1)
+    _, invitation = new_invitation("viewer", 1, " a:\nb\u2028c" + "x" * 100)
+    assert invitation.by == "abc" + "x" * 61
     UsersFile(path).change(lambda content: content.with_invitation(invitation))
     content = UsersFile(path).content()
     assert parsed(text_of(content)) == content and content.invitations == (invitation,)
@@ -253,7 +255,13 @@ def test_the_command_prints_an_invitation(path):
     token = link.rsplit("/", 1)[-1]
     found = UsersFile(path).content().invitation(token)
     assert found.role == "viewer" and token not in path.read_text()
-    assert "invitation as viewer, until" in run(path, "list")
+    short = found.short
+    assert f"invitation {short} as viewer, until" in run(path, "list") and f"made by {found.by}" in run(path, "list")
+    assert found.by == getpass.getuser() and token not in path.read_text()
+    assert run(path, "take-back", short) == f"The invitation {short} is taken back."
+    assert UsersFile(path).content().invitation(token) is None and run(path, "list") == "No users."
+    with pytest.raises(WrongSignIn, match="no such invitation any more"):
+        run(path, "take-back", short)
     for days in ("0", "-1", "1000", "nan"):
         with pytest.raises(command.CannotDo):
             run(path, "invite", "--days", days)

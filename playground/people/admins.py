@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
@@ -30,8 +30,8 @@ from starlette.requests import HTTPConnection, Request
 from playground import settings as settings_module
 from playground.people.addresses import limit_key
 from playground.people.rates import RateLimit
-from playground.people.refusals import TooMany, WrongSignIn
-from playground.people.users_file import UsersFile
+from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
+from playground.people.users_file import User, UsersFile
 from playground.settings import Settings
 from playground.store import Store
 
@@ -133,6 +133,12 @@ class Admins:
         if self.users:
             return self.users.role(self.store.account(annotator)) == "admin"
         return self.store.signed_in(annotator) == OWNER or self.name(request, annotator) in self.names
+
+    def user(self, annotator: int) -> User | None:
+        """The user whom an annotator is; None where there are none, or where the users file cannot be read."""
+        with suppress(UsersUnreadable):
+            return self.users.content().by_id.get(self.store.account(annotator) or "") if self.users else None
+        return None
 
     def name(self, request: AnyRequest, annotator: int) -> str | None:
         """The name under which this person has signed in, or None; always None where everybody signs in elsewhere."""

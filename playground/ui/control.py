@@ -272,7 +272,9 @@ class Control:
             self.auto: gr.Checkbox(state.auto_train, visible=state.is_admin),
             self.settings_fold: gr.Accordion(visible=state.is_admin),
             self.sign_in_fold: gr.Accordion(visible=not state.is_admin and self.admins.takes_passwords()),
-            self.sign_out: gr.Button(visible=state.name is not None),
+            self.sign_out: gr.Button(
+                translate("Sign out ({name})", name=state.name or ""), visible=state.name is not None
+            ),
         }
 
     def _state(self, request: gr.Request) -> ControlState:
