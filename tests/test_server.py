@@ -385,6 +385,32 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     assert "no round to pause" in notices(page.event("pause"))
 
 
+# -- drafts
+
+
+def updated(page, source, data, target, event="click"):
+    """What an event of `source` makes of the component `target`: its new value, None where it stays as it is."""
+    ids = {component["props"].get("elem_id"): component["id"] for component in page.config["components"]}
+    called = next(d for d in page.config["dependencies"] if [ids[source], event] in [list(t) for t in d["targets"]])
+    update = page.event(source, data, event)[-1]["output"]["data"][called["outputs"].index(ids[target])]
+    return update.get("value") if isinstance(update, dict) else update
+
+
+def test_a_refused_message_goes_along_to_a_new_chat_and_a_draft_stays_with_its_own(site, page):
+    """Whoever was refused and took a new chat for it found the box empty: the message was a draft of the old chat."""
+    page.send("Hello")
+    page.vote("a")
+    first = site.store.conversation(site.store.annotator(page.client.cookies[visitor.COOKIE]))["id"]
+    long = "x" * (site.settings.limits.message_chars + 1)
+    assert "Not sent" in notices(page.send(long))
+    assert updated(page, "sidebar-new", [None, None, long, None], "message") is None, "the box keeps it"
+    page.send("Another chat")
+    page.vote("a")
+    assert updated(page, "chats", [first, None, None, "a draft", None], "message", "input") == ""
+    assert updated(page, "sidebar-new", [None, None, "of the first", None], "message") == ""
+    assert updated(page, "chats", [first, None, None, "", None], "message", "input") == "of the first"
+
+
 # -- the admin link
 
 

@@ -153,6 +153,8 @@ class ChatTab:
             updates = self._after_failure(annotator, translate)
             if previous is not None and text is not None:
                 updates[self.panel.message] = text
+            if (shown := updates.get(self.panel.snapshot)) is not None:
+                updates[self.panel.snapshot] = replace(shown, refused=text)
             yield {**updates, **self.notice.warn(translate.message(error.message), translate("Not sent"))}
         except GeneratorExit:  # the browser has gone
             self.chat.finish_in_background(annotator, turn)
