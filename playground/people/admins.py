@@ -29,6 +29,7 @@ from starlette.requests import HTTPConnection, Request
 
 from playground import settings as settings_module
 from playground.people.addresses import limit_key
+from playground.people.passwords import NAME_CHARS, check_lengths, checked_password
 from playground.people.rates import RateLimit
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
 from playground.people.users_file import User, UsersFile
@@ -52,10 +53,6 @@ BUCKETS = 4096  # names are counted by their hash, so that invented names take n
 MOST_KNOWN = 1000  # pairs of name and address that are remembered for having signed in before
 MOST_WAITING = 4  # sign-ins that may wait while another one is hashed
 LONGEST_WAIT = 5.0  # seconds that they wait
-
-NAME_CHARS = 64  # longest name
-PASSWORD_CHARS = 256  # longest password
-SHORTEST = 10  # characters of the shortest password
 
 
 class GradioRequest(Protocol):
@@ -161,10 +158,7 @@ class Admins:
             raise WrongSignIn("Nobody can sign in with a password here.")
         name = str(name or "").strip()
         password = str(password or "")
-        if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(
-                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
-            )
+        check_lengths(name, password)
         client = _unwrapped(request).client
         place = limit_key(client.host if client else "")
         bucket = self._bucket(name)
@@ -298,15 +292,7 @@ def write_user(path: str | Path, name: str, password: str, hasher: PasswordHashe
         raise WrongSignIn("{name} cannot be a name: it stands for whoever opened the admin link.", name=repr(name))
     if len(name) > NAME_CHARS:
         raise WrongSignIn("The name has {n} characters; at most {limit} fit.", n=len(name), limit=NAME_CHARS)
-    if len(password) < SHORTEST:
-        raise WrongSignIn(
-            "The password has {n} characters; at least {limit} are needed.", n=len(password), limit=SHORTEST
-        )
-    if len(password) > PASSWORD_CHARS:
-        raise WrongSignIn(
-            "The password has {n} characters; at most {limit} fit.", n=len(password), limit=PASSWORD_CHARS
-        )
-    users = {**read_users(path), name: hasher.hash(password)}
+    users = {**read_users(path), name: hasher.hash(checked_password(password, name))}
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")

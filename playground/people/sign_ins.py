@@ -17,8 +17,8 @@ from playground.people.addresses import limit_key
 from playground.people.delays import Delays
 from playground.people.passwords import (
     NAME_CHARS,
-    PASSWORD_CHARS,
     Hasher,
+    check_lengths,
     checked_name,
     checked_password,
     is_name_by_proxy,
@@ -108,10 +108,7 @@ class SignIns:
         WrongSignIn where nobody has, TooMany after too many wrong ones, UsersUnreadable or StoreError where it cannot
         be told.
         """
-        if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(
-                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
-            )
+        check_lengths(name, password)
         place, bucket = limit_key(address), self._bucket(name)
         self._check_delays(place, bucket)
         with self.hasher.one_at_a_time():

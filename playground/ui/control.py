@@ -13,7 +13,9 @@ from gradio.blocks import Block
 from gradio.components import Component
 
 from playground.people import visitor
-from playground.people.admins import NAME_CHARS, PASSWORD_CHARS, Admins, WrongSignIn
+from playground.people.admins import Admins
+from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS
+from playground.people.refusals import WrongSignIn
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, fields, overridden, sections
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
