@@ -154,7 +154,9 @@ def add_sign_in(app: FastAPI, settings: Settings, store: Store, chat: Chat) -> G
     chat.may_write = sign_ins.may_write
     SignInForms(sign_ins).add_routes(app)
     if settings.admins or settings.users_file:
-        log.warning("with people.users, the roles in %s count; admins and users_file do not", settings.people.users)
+        log.warning(
+            "with people.users, the roles in %s count; admins and users_file do not", Path(settings.people.users)
+        )
     with suppress(UsersUnreadable):  # the log has the reason, and the page says it
         if not sign_ins.users.content().users:
             log.warning("nobody can sign in yet: python -m playground.people.users add NAME --role admin")

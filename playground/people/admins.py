@@ -242,7 +242,7 @@ class Admins:
         try:
             return read_users(self.settings.users_file)
         except (OSError, UnicodeError):
-            log.exception("the users file %s cannot be read", self.settings.users_file)
+            log.exception("the users file %s cannot be read", Path(self.settings.users_file))
             raise WrongSignIn(
                 "The passwords of this app cannot be read. Its owner finds the reason in the log."
             ) from None

@@ -246,7 +246,7 @@ class Database:
             log.error(
                 "%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
                 "and restart the app.",
-                self.path,
+                Path(self.path),
                 change,
             )
         if self._lost:
