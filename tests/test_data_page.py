@@ -19,6 +19,7 @@ from playground.ui.control import Control
 from playground.ui.data import DataTab, Shown
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
+from playground.web import gate
 from tests import rounds
 from tests.test_control import OWNER, STRANGER, Engine, Request
 from tests.test_data_export import say
@@ -313,6 +314,24 @@ def test_nobody_else_downloads(tab, get, token):
     say(tab.store, tab.store.annotator(STRANGER), "Hello")
     answer = get("/export/pairs.jsonl", token)
     assert answer.status_code == 403 and "Hello" not in answer.text
+
+
+def test_a_download_ends_with_the_role_of_its_admin(tab, get, monkeypatch):
+    """It went on to its end, also where the admin had lost the role meanwhile."""
+    monkeypatch.setattr(gate, "CHECKED_EVERY", -1)
+    sent = []
+
+    def pieces(store, name):
+        for piece in (b"1", b"2", b"3"):
+            yield piece
+            sent.append(piece)
+            if piece == b"2":
+                tab.control.admins.sign_out(store.annotator(OWNER))
+
+    monkeypatch.setattr(server.http, "lines", pieces)
+    with pytest.raises(gate.StreamEnded):
+        get("/export/pairs.jsonl")
+    assert sent == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("name", ["everything", "nothing", "..%2fnudge"])
