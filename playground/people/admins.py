@@ -31,7 +31,7 @@ from playground import settings as settings_module
 from playground.people.addresses import limit_key
 from playground.people.passwords import NAME_CHARS, check_lengths, checked_password
 from playground.people.rates import RateLimit
-from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
+from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn, too_many_links, too_many_passwords
 from playground.people.users_file import User, UsersFile
 from playground.settings import Settings
 from playground.store import Store
@@ -94,7 +94,7 @@ class AdminLink:
                 return
         place = limit_key(address)
         if not self._wrong.count(place):
-            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{self._wrong.seconds_to_wait(place):.0f}")
+            raise too_many_links(self._wrong.seconds_to_wait(place))
         raise WrongSignIn(
             "This admin link is wrong or was used before. Restart the app for a new one, "
             "or let an admin sign in with a password that python -m playground.people.admins keeps."
@@ -195,7 +195,7 @@ class Admins:
         if (place, bucket) not in self._known:  # guesses from all over the world lock out nobody who was here before
             waits.append(self._by_name.seconds_to_wait(bucket))
         if wait := max(waits):
-            raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{wait:.0f}")
+            raise too_many_passwords(wait)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:

@@ -125,8 +125,8 @@ def badge_html(side: str, view: View | None, translate: Words) -> str:
         if candidate.chosen:
             text, why = translate("✓ your pick"), ""
             if view.choice not in SIDES:
-                text = translate("picked at random")
-                why = translate("No reply won, so one was picked at random, and the chat goes on from it.")
+                text = translate("the chat goes on from this one")
+                why = translate("Neither reply won your vote, so chance decided from which one the chat goes on.")
             mark = f'<b class="mark" title="{escape(why)}">{escape(text)}</b>'
     text = escape(" · ".join(facts))
     return f'<div class="badge {css_class}"><b class="letter">{side.upper()}</b><span>{text}</span>{mark}</div>'
