@@ -57,19 +57,34 @@
     const box = document.querySelector("#message textarea");
     if (box && document.querySelector("#hint .idle") && !typing(document.activeElement)) box.focus({ preventScroll: true });
   };
+  // A refusal goes with its reason: once the replies are complete that one had to wait for, or the vote is cast that was missing.
+  const SEEN_SECONDS = 0.3;  // what a notice came with is painted by then
+  const stage = () => document.querySelector("#hint span")?.className ?? "";
+  let refusedAt = null;  // the stage of the chat at the warning on the page
+  const warned = () => {
+    refusedAt = null;
+    setTimeout(() => { refusedAt = document.querySelector("#notice .warning") && stage(); }, 1000 * SEEN_SECONDS);
+  };
+  const moved = () => {
+    if (refusedAt === null || refusedAt === stage() || !document.getElementById("hint")?.checkVisibility()) return;
+    refusedAt = null;
+    document.querySelector("#notice .warning")?.getAnimations().forEach((animation) => animation.finish());
+  };
   const changed = (records) => {
     for (const record of records) {
       const target = record.target;
       if (record.type === "attributes") {
         if (record.attributeName === "data-number") target.replaceWith(target.cloneNode(true));  // a notice in the place of another: seen and read out anew
         else if (record.attributeName === "aria-label") settle(target);
-        else if (target.closest("#hint")) waits();
+        else if (target.closest("#hint")) { waits(); moved(); }
         continue;
       }
       for (const node of record.addedNodes) {
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
         node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
+        if (node.matches(".notice") || node.querySelector(".notice")) warned();
+        if (node.closest("#hint")) moved();
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
       }
     }

@@ -143,7 +143,7 @@ def test_of_a_row_a_part_can_be_taken():
         ),
         ({"messages": HELLO, "left": "a", "right": "b", "choice": "a", "vote": -1}, "vote is below 0"),
         ({"messages": HELLO, "left": "a", "right": "b"}, "choice is missing"),
-        ({"prompt": ["Hello"], "chosen": "a", "rejected": "b"}, "message 1 is not a message with a role"),
+        ({"prompt": ["Hello"], "chosen": "a", "rejected": "b"}, "message 1 is not an object with a role and"),
         ({"prompt": "Hello", "completion": "a", "version": "new"}, "version is not a whole number"),
         ({"prompt": "Hello", "completion": 7}, "a dialogue is neither a text nor a list"),
         ({"messages": HELLO, "reply": 7}, "reply is not a text"),

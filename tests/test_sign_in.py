@@ -425,7 +425,8 @@ def test_a_viewer_may_still_read_and_delete_chats_of_before(site):
     chat.may_write = lambda annotator: False
     assert chat.open(who, first).conversation == first
     chat.delete(who, second)
-    assert [row["id"] for row in site.store.rows("select id from conversation where deleted is not null")] == [second]
+    kept = site.store.rows("select id from conversation where annotator = ? and deleted is null", who)
+    assert [row["id"] for row in kept] == [first]
 
 
 def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):

@@ -9,7 +9,6 @@ WRONG_TYPES = {  # by pydantic's name of an error
     "string_type": "is not a text",
     "list_type": "is not a list",
     "dict_type": "is not an object",
-    "typed_dict_type": "is not a message with a role and a content",
     "int_type": "is not a whole number",
     "int_from_float": "is not a whole number",
     "int_parsing_size": "is too large a number",
@@ -35,6 +34,8 @@ def why_bad(error: ValidationError) -> str:
             return f"{place} is empty"
         case "literal_error":
             return f"{place} is none of {context['expected']}"
+        case "dict_type" if first["loc"][0] == "messages":
+            return f"{place} is not an object with a role and a content"
         case "greater_than_equal":
             return f"{place} is below {context['ge']}"
         case "less_than_equal":

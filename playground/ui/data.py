@@ -108,7 +108,8 @@ class DataTab:
 
     def wire(self, opened: Trigger) -> None:
         asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
-        gr.on([opened, self.search.click, self.text.submit], self.on_search, asked, self.outputs, **GESTURE)
+        typed = [self.version.submit, self.person.submit, self.text.submit]
+        gr.on([opened, self.search.click, *typed], self.on_search, asked, self.outputs, **GESTURE)
         self.older.click(self.on_older, [self.shown], self.outputs, **GESTURE)
         self.newer.click(self.on_newer, [self.shown], self.outputs, **GESTURE)
         self.decide.click(

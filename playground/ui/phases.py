@@ -44,13 +44,13 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
     on_file = round_row is not None and is_fine_tuning(round_row)
     items = ""
     for phase, progress in phase_progress(round_row).items():
-        duration = ""
+        took = ""
         if progress == "done" and seconds.get(phase, 0) >= 1:
-            duration = f"<small>{duration(seconds[phase], translate)}</small>"
+            took = f"<small>{duration(seconds[phase], translate)}</small>"
         label = escape(translate(PROGRESS_LABELS[progress]))
         phase_label = FILE_LABELS.get(phase, PHASE_LABELS[phase]) if on_file else PHASE_LABELS[phase]
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
-        items += f'<li class="{progress}">{sign}<span>{escape(translate(phase_label))}{duration}</span></li>'
+        items += f'<li class="{progress}">{sign}<span>{escape(translate(phase_label))}{took}</span></li>'
     return f'<ol class="steps">{items}</ol>'
 
 
