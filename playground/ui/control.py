@@ -267,7 +267,7 @@ class Control:
             self.pause: gr.Button(visible=state.is_admin and can_pause),
             self.resume: gr.Button(visible=state.is_admin and state.paused),
             self.stop: gr.Button(
-                translate(STOPPING if state.stopping else STOP),
+                translate(STOPPING) if state.stopping else translate(STOP),
                 visible=state.is_admin and active,
                 interactive=not state.stopping,
             ),
