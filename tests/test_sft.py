@@ -254,8 +254,8 @@ def test_csv_is_read_too_and_rows_beyond_the_limit_are_not(command, tmp_path, ca
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        ("few.jsonl", json.dumps(rows()[0]) + "\n", "demonstrations to 1 different prompts"),
-        ("empty.jsonl", "", "demonstrations to 0 different prompts"),
+        ("few.jsonl", json.dumps(rows()[0]) + "\n", "demonstrations of 1 different dialogues"),
+        ("empty.jsonl", "", "demonstrations of 0 different dialogues"),
         ("odd.txt", "x", "the name ends in none of"),
         (None, None, "there is no such file"),
     ],
@@ -264,6 +264,7 @@ def test_a_file_that_holds_nothing_to_learn_is_refused_with_exit_code_1(folder, 
     path = tmp_path / (name or "missing.jsonl")
     if content is not None:
         path.write_text(content)
+    Store(tmp_path / "data" / "nudge.db").close()
     argv = ["--data", str(path), "--model", folder, "--data-dir", str(tmp_path / "data")]
     assert sft.main(argv) == 1
     assert says in capsys.readouterr().err

@@ -210,7 +210,9 @@ class DataTab:
         rows, following = self.store.judged_page(filters, shown.before, PAGE_SIZE)
         names: dict[int, str] = {}
         if is_admin:
-            people = {row["person"] for row in rows} | ({filters.person} - {None})
+            people = {row["person"] for row in rows}
+            if filters.person is not None:
+                people.add(filters.person)
             names = names_of(self.store, self.control.admins.users, people)
         empty = None
         if shown.filters == Filters() and shown.before is None and following is None and self._would_list(own):

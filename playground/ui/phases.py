@@ -56,7 +56,7 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
 
 def phase_text(round_row: Row, translate: Words) -> str:
     """What a round does in its phase, or that it is about to stop."""
-    if round_row["state"] == "running" and round_row["wish"] == "stop":
+    if round_row.get("wish") == "stop" and round_row["state"] == "running":
         return translate(STOPPING)
     phase = round_row["phase"] or ""
     text = PHASE_TEXTS.get(phase, phase)

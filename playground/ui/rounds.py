@@ -196,9 +196,8 @@ class TrainingTab:
         curves = {key: Curve(metrics.get(key, [])) for key in CURVES}
         limits = {"target": kl_target(row["metrics"], row["config"]), "limit": row["config"].get("gate.kl_budget")}
         curves["kl"] = Curve(metrics.get("kl", []), limits)
-        curves["sft_loss"] = Curve(
-            plots.thinned(metrics.get("sft_loss", [])), {"heldout": metrics.get("sft_heldout_loss", [])}, "training"
-        )
+        heldout = plots.thinned(metrics.get("sft_heldout_loss", []))
+        curves["sft_loss"] = Curve(plots.thinned(metrics.get("sft_loss", [])), {"heldout": heldout}, "training")
         return curves
 
     def _gate_html(self, row: Row, translate: Words) -> str:
