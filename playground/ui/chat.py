@@ -146,9 +146,8 @@ class ChatTab:
                 previous = view
         except (BadMessage, Refused, StoreError) as error:
             if previous is None and self.chat.is_answering(annotator, text):
-                yield {
-                    self.panel.hint: gr.update()
-                }  # it was pressed twice; a stream without any update empties the page
+                # it was pressed twice; a stream without any update empties the page
+                yield {self.panel.hint: gr.update()}
                 return
             updates = self._after_failure(annotator, translate)
             if previous is not None and text is not None:
