@@ -64,19 +64,34 @@
     if (!document.querySelector("#hint .idle")) isSending = false;
     else if (box && !isSending && !typing(document.activeElement)) box.focus({ preventScroll: true });
   };
+  // A refusal goes with its reason: once the replies are complete that one had to wait for, or the vote is cast that was missing.
+  const SEEN_SECONDS = 0.3;  // what a notice came with is painted by then
+  const stage = () => document.querySelector("#hint span")?.className ?? "";
+  let refusedAt = null;  // the stage of the chat at the warning on the page
+  const warned = () => {
+    refusedAt = null;
+    setTimeout(() => { refusedAt = document.querySelector("#notice .warning") && stage(); }, 1000 * SEEN_SECONDS);
+  };
+  const moved = () => {
+    if (refusedAt === null || refusedAt === stage() || !document.getElementById("hint")?.checkVisibility()) return;
+    refusedAt = null;
+    document.querySelector("#notice .warning")?.getAnimations().forEach((animation) => animation.finish());
+  };
   const changed = (records) => {
     for (const record of records) {
       const target = record.target;
       if (record.type === "attributes") {
         if (record.attributeName === "data-number") target.replaceWith(target.cloneNode(true));  // a notice in the place of another: seen and read out anew
         else if (record.attributeName === "aria-label") settle(target);
-        else if (target.closest("#hint")) waits();
+        else if (target.closest("#hint")) { waits(); moved(); }
         continue;
       }
       for (const node of record.addedNodes) {
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
         node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
+        if (node.matches(".notice") || node.querySelector(".notice")) warned();
+        if (node.closest("#hint")) moved();
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
       }
     }
@@ -178,6 +193,10 @@
     },
     // a chat is deleted only when its owner says so twice
     sure: () => confirm(chinese() ? "删除这个对话？其中的文字会被清除，之后的训练也不再使用它。" : "Delete this chat? Its texts are erased, and no later round will learn from it."),
+    // a round that is stopped does not go on
+    sureToStop: () => confirm(chinese() ? "停止这一轮训练？它学到的不会保留；投票还在，留给以后的训练。" : "Stop this round? What it has learnt is not kept; the votes stay, for later rounds."),
+    // whoever was given the link of an invitation can use it no more
+    sureToTakeBack: () => confirm(chinese() ? "撤回这个邀请？它的链接将不再有效。" : "Take this invitation back? Its link works no more."),
     // everything of a person, and then a page for somebody new
     forget: async () => {
       if (!confirm(chinese() ? "删除你的全部数据？所有对话、投票中的文字、评语和分享链接都会被清除，无法恢复。"

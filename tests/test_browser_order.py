@@ -58,6 +58,11 @@ def test_a_message_that_is_sent_as_a_stream_closes_is_answered(app, visit):
     send(page, "And then?")
     page.wait_for_selector("#notice :text('Pick a reply first')", timeout=15_000)
     assert page.input_value("#message textarea") == "And then?"
+    page.wait_for_timeout(500)  # for which it is seen
+    page.click("#vote-a")
+    page.wait_for_function(
+        "getComputedStyle(document.querySelector('#notice .notice')).visibility === 'hidden'", timeout=5000
+    )  # it stayed for ten seconds, although the reply was picked
 
 
 def test_a_message_waits_for_the_new_chat_that_was_asked_for_before_it(app, visit):

@@ -246,7 +246,7 @@ class Database:
             log.error(
                 "%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
                 "and restart the app.",
-                self.path,
+                Path(self.path),
                 change,
             )
         if self._lost:
@@ -278,7 +278,7 @@ class Database:
 
     def _try_to_write(self) -> str:
         try:
-            with self._memory_lock, self._translated_errors():
+            with self._memory_lock, self._one_writer(), self._translated_errors():
                 self._check_files()
                 self._set_busy_timeout(SHORT_PATIENCE)
                 self.db.execute("begin immediate")
