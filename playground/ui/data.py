@@ -6,26 +6,29 @@ one was pressed.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import gradio as gr
 from gradio.components import Component
 
+from playground.people.names import Names
 from playground.store import Filters, Store, StoreError
 from playground.store.checks import MOST
 from playground.ui import data_table, unchecked, words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.control import Control
-from playground.ui.handlers import GESTURE, Trigger, Updates
+from playground.ui.data_table import Known
+from playground.ui.handlers import GESTURE, Row, Trigger, Updates
 from playground.ui.notice import Notice
+from playground.ui.quality import QualityFold, person_name
 from playground.ui.reasons import TAGS
 from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 
 PAGE_SIZE = 20  # pairs
 TEXT_CHARS = 200  # of what is searched for
-DECISION = re.compile(r"(out|in) (all|[0-9]{1,15})", re.ASCII)
+DECISION = re.compile(r"(out|in) (all|(person )?([0-9]{1,15}))", re.ASCII)
 ROUNDS_LOOKED_AT = 20  # for the newest one that has read the votes
 UNKNOWN = "?"  # fits nothing, and is kept in place of whatever came
 TRAINING = {"in": False, "out": True}  # by the field's value: whether the vote is left out
@@ -85,6 +88,8 @@ class DataTab:
             self.older = gr.Button(words.label("Earlier pairs"), size="sm", elem_id="earlier-pairs", visible=False)
         self.decide = gr.Button(visible="hidden", elem_id="data-decide")
         self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
+        self.names = Names(control.settings, store)
+        self.quality = QualityFold(store, self.names)
 
     @staticmethod
     def _number_box(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:
@@ -97,7 +102,7 @@ class DataTab:
     def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
         shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
-        return [*shown, self.shown, self.notice.html]
+        return [*shown, self.quality.fold, self.quality.html, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
         asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
@@ -111,6 +116,7 @@ class DataTab:
             js="(_, ...others) => [window.nudge.decision(), ...others]",
             **GESTURE,
         )
+        self.quality.wire(self.control.is_admin)
 
     # -- handlers
 
@@ -149,8 +155,8 @@ class DataTab:
         return self._page(replace(shown, before=before, later=tuple(later)), request)
 
     def on_decide(self, decision: str | None, shown: Shown, request: gr.Request) -> Updates:
-        """Leave a vote, or all votes of the list, out of training, or take them in again. `decision` reads "out 7" or
-        "in all"; where the person said no to the question, it is empty.
+        """Leave a vote, all votes of the list, or a person out of training, or take them in again. `decision` reads
+        "out 7", "in all" or "out person 4"; where the admin said no to the question, it is empty.
         """
         self.control.check(request)
         match = DECISION.fullmatch(decision or "")
@@ -158,6 +164,8 @@ class DataTab:
             return gr.skip()
         translate = words.of(request)
         excluded = match[1] == "out"
+        if match[3]:
+            return self._decide_person(int(match[4]), excluded, shown, request)
         vote = None if match[2] == "all" else int(match[2])
         try:
             if vote is None:
@@ -179,6 +187,20 @@ class DataTab:
                 done = translate("Votes taken in again: {n}.", n=f"{n:,}")
         return {**self._page(shown, request, opened=vote), **self.notice.confirm(done)}
 
+    def _decide_person(self, person: int, left_out: bool, shown: Shown, request: gr.Request) -> Updates:
+        """Leave a person out of training, or take them in again."""
+        translate = words.of(request)
+        try:
+            self.store.leave_out_person(person, left_out)
+        except StoreError as error:
+            return self.notice.warn(translate.message(error.message), translate("Nothing was changed"))
+        self.status_bar.invalidate()
+        name = person_name(person, self.names.known(), translate)
+        done = translate("{name} is left out of training, from the next round on.", name=name)
+        if not left_out:
+            done = translate("{name} is in training again.", name=name)
+        return {**self._page(shown, request), **self.quality.updates(translate), **self.notice.confirm(done)}
+
     # -- what is shown
 
     def _page(self, shown: Shown, request: gr.Request, opened: int | None = None) -> Updates:
@@ -196,7 +218,8 @@ class DataTab:
         if shown.filters == Filters() and shown.before is None and following is None and self._would_list(own):
             empty = translate("Vote on a pair, and it is listed here.")
         return {
-            self.html: data_table.pairs_html(rows, is_admin, translate, empty, opened),
+            self.html: data_table.pairs_html(rows, self._known(rows) if is_admin else None, translate, empty, opened),
+            self.quality.fold: gr.update(visible=is_admin),
             self.asked: data_table.asked_html(shown.filters, translate),
             self.all: data_table.all_html(shown.filters, translate) if is_admin and rows else "",
             self.newer: gr.update(visible=bool(shown.later)),
@@ -206,6 +229,10 @@ class DataTab:
             self.downloads: self._downloads(translate) if is_admin else "",
             self.shown: replace(shown, following=following),
         }
+
+    def _known(self, rows: Sequence[Row]) -> Known:
+        """What an admin sees beside the pairs of `rows`."""
+        return Known(self.names.known(), self.store.versions_of_votes([row["vote"] for row in rows]))
 
     def _downloads(self, translate: Words) -> str:
         """What an admin may download, and what was imported."""
