@@ -192,7 +192,7 @@ def test_the_table_has_names_marks_an_uneven_side_and_asks_before_somebody_is_le
     assert "&lt;Ann&gt;" in html and "<Ann>" not in html and "person 2" in html
     assert 'class="unlikely"' in html and 'data-decision="out person 1"' in html
     assert "Leave everything that &lt;Ann&gt; says out" in html and 'data-decision="in person 2"' in html
-    assert "left out of training" in html and "No pair was judged by two people yet" in html
+    assert "the person is left out" in html and "Rounds learn from no pair that two people judged" in html
     assert "learnt by …, v4, v5, v6, v7, v8, v9, v10, v11" in html
     chinese = quality_html(quality.read(twice), {}, {}, Words("zh-CN"))
     assert "两人评过" in chinese and "Seconds" not in chinese
@@ -200,7 +200,10 @@ def test_the_table_has_names_marks_an_uneven_side_and_asks_before_somebody_is_le
 
 
 def test_an_empty_store_says_so():
-    assert "Nobody has voted yet" in quality_html(quality.read(Store()), {}, {}, Words())
+    store = Store()
+    assert "Nobody has voted yet" in quality_html(quality.read(store), {}, {}, Words())
+    cast(store)
+    assert "No pair was judged by two people yet" in quality_html(quality.read(store), {}, {}, Words())
 
 
 def test_the_command_shows_everybody_and_leaves_people_out(tmp_path, capsys):

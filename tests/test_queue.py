@@ -471,3 +471,20 @@ def test_an_export_has_both_votes_on_a_pair():
         ("right", "left", "a"),
         ("left", "right", "a"),
     ]
+
+
+def test_many_who_take_at_once_never_get_the_same_prompt(tmp_path):
+    store = listed(*(f"prompt {n}" for n in range(24)), store=Store(tmp_path / "nudge.db"))
+    got = []
+
+    def work(name):
+        for _ in range(3):
+            got.append(take(store, name)[0])
+            judge(store, name)
+
+    threads = [threading.Thread(target=work, args=(f"person {n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 24 == len(set(got)) and store.queue_progress()["judged"] == 24

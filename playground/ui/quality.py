@@ -81,6 +81,8 @@ def quality_html(quality: Quality, names: Mapping[int, str], learnt: Mapping[int
 
 def _alpha_html(quality: Quality, translate: Words) -> str:
     """How far everybody agrees."""
+    if not quality.pairs and quality.couples:
+        return _line(translate("Rounds learn from no pair that two people judged."))
     if not quality.pairs:
         return _line(translate("No pair was judged by two people yet. A prompt queue shows some to a second person."))
     alpha = translate(
@@ -93,7 +95,7 @@ def _alpha_html(quality: Quality, translate: Words) -> str:
 
 def _person_html(person: PersonQuality, names: Mapping[int, str], versions: list[int], translate: Words) -> str:
     name = person_name(person.person, names, translate)
-    out = f' <i class="chip skipped">{escape(translate("left out of training"))}</i>' if person.left_out else ""
+    out = f' <i class="chip skipped">{escape(translate("the person is left out"))}</i>' if person.left_out else ""
     seconds = "–" if person.seconds is None else f"{person.seconds:.1f}"
     side = "–"
     if person.decided:
