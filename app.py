@@ -54,12 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settings_module.read(argv)
         safe_logging.write_as(settings.log_format)
-        guidelines.read(settings.people.guidelines)  # a wrong path is told before the model is loaded
+        # a wrong path is told before the model is loaded
+        guidelines.read(settings.people.guidelines)
+        check_prompts(settings)
         serve(settings, listen(settings))
     except (CannotStart, UserFacingError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def check_prompts(settings: Settings) -> None:
+    """SettingsError where the prompts of the queue cannot be read."""
+    if settings.queue.prompts:
+        from playground.data import queueing  # with the store, which --help does not wait for
+
+        queueing.check(settings)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -127,6 +137,7 @@ class App:
         from playground import server
         from playground.backup import Backup
         from playground.chat.session import Chat
+        from playground.data import queueing
         from playground.models import loading
         from playground.serving.engine import Engine
         from playground.system import memory
@@ -147,6 +158,7 @@ class App:
             self.starting.say(Message("reading the backup"))
             self.backup.restore()
         store = open_store(settings)
+        queueing.fill(store, settings)
         self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
         if self.compiling:
             self.compiling.wait()

@@ -1,4 +1,4 @@
-// Keys for the buttons that are on the page anyway: 1 A, 2 B, 3 tie, 4 both bad, 0 skip, / to write, Esc to stop. Enter in the message box is Gradio's.
+// Keys for the buttons that are on the page anyway: 1 A, 2 B, 3 tie, 4 both bad, 0 skip, / to write, Esc to stop, Enter for the next prompt of a queue. Enter in the message box is Gradio's.
 (() => {
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
@@ -19,15 +19,21 @@
     }
     if (typing(event.target)) return;
     if (event.key === "/" && box) { event.preventDefault(); box.focus(); return; }
+    if (event.key === "Enter" && event.target === document.body && press("next-prompt")) { event.preventDefault(); return; }
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
 
   // A double click presses once: the second press would take another turn back. And whoever begins a chat writes at once, before the server has answered.
-  const ONCE = "#undo, #regenerate, #send, #new-chat, #sidebar-new";
+  const ONCE = "#undo, #regenerate, #send, #next-prompt, #new-chat, #sidebar-new";
+  let taking = -Infinity;  // when the next prompt of a queue was asked for
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(ONCE);
     if (!button) return;
     if (event.detail > 1) { event.stopImmediatePropagation(); event.preventDefault(); return; }
+    if (button.matches("#next-prompt")) {  // the prompt is written already: the next keys are votes
+      taking = performance.now();
+      document.activeElement.blur();
+    }
     if (!button.matches("#new-chat, #sidebar-new")) return;
     isSending = false;
     document.querySelector("#message textarea")?.focus({ preventScroll: true });
@@ -59,7 +65,9 @@
   document.addEventListener("focusin", (event) => event.target.matches?.(".pane textarea") && settle(event.target));
 
   // An empty chat waits for words, a pair for a vote: then the keys are votes. They are already where a message was sent before the empty chat was shown.
+  const TAKING = 3000;  // ms in which the chat is still empty, though a prompt comes
   const waits = () => {
+    if (performance.now() - taking < TAKING) return;
     const box = document.querySelector("#message textarea");
     if (!document.querySelector("#hint .idle")) isSending = false;
     else if (box && !isSending && !typing(document.activeElement)) box.focus({ preventScroll: true });

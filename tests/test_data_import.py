@@ -341,10 +341,10 @@ def test_a_damaged_or_too_large_group_of_parquet_leaves_the_others(tmp_path, mon
     assert [number for number, row in files.read(path)] == [1, 11, 21] and "smaller groups" in reasons(path)[0]
 
 
-@pytest.mark.parametrize("name", ["none.jsonl", "pairs.txt", "folder.jsonl"])
+@pytest.mark.parametrize("name", ["none.jsonl", "pairs.xlsx", "folder.jsonl"])
 def test_a_file_that_cannot_be_read_ends_with_1(tmp_path, name, capsys):
     (tmp_path / "folder.jsonl").mkdir()
-    (tmp_path / "pairs.txt").write_text("x")
+    (tmp_path / "pairs.xlsx").write_text("x")
     assert main(["import", str(tmp_path / name), "--data-dir", str(tmp_path / "data")]) == 1
     assert name in capsys.readouterr().err
 

@@ -39,7 +39,7 @@ def drawn():
 def tab(drawn):
     """The tab of an app whose owner has opened the admin link, on a store of its own."""
     store = Store()
-    for part in (drawn, drawn.status_bar, drawn.control, drawn.control.admins):
+    for part in (drawn, drawn.status_bar, drawn.control, drawn.control.admins, drawn.names, drawn.quality):
         part.store = store
     drawn.control.admins.sign_in_owner(store.annotator("any"), OWNER)
     return drawn
@@ -337,3 +337,40 @@ def test_a_download_ends_with_the_role_of_its_admin(tab, get, monkeypatch):
 @pytest.mark.parametrize("name", ["everything", "nothing", "..%2fnudge"])
 def test_there_are_no_other_files(get, name):
     assert get(f"/export/{name}.jsonl").status_code == 404
+
+
+# -- vote quality
+
+
+def test_an_admin_leaves_a_person_out_and_takes_them_in_again(tab):
+    ann = tab.store.annotator("ann")
+    tab.store.sign_in(ann, "Ann", 1e12)
+    say(tab.store, ann, "Hello")
+    seen = search(tab)
+    assert seen[tab.quality.fold]["visible"] and "<i>Ann</i>" in seen[tab.html]
+    left = tab.on_decide(f"out person {ann}", Shown(), Request())
+    assert tab.store.new_votes() == 0 and "Ann is left out of training" in left[tab.notice.html]
+    assert f"in person {ann}" in left[tab.quality.html] and "the person is left out" in left[tab.html]
+    back = tab.on_decide(f"in person {ann}", Shown(), Request())
+    assert tab.store.new_votes() == 1 and "Ann is in training again" in back[tab.notice.html]
+    assert "There is no such person" in tab.on_decide("out person 99", Shown(), Request())[tab.notice.html]
+
+
+def test_nobody_else_sees_how_people_vote_or_leaves_them_out(tab):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    own = search(tab, STRANGER)
+    assert not own[tab.quality.fold]["visible"] and tab.quality.html not in own
+    with pytest.raises(gr.Error, match="Only admins"):
+        tab.on_decide("out person 1", Shown(), Request(STRANGER))
+    assert tab.store.new_votes() == 1
+
+
+def test_an_open_row_says_which_versions_have_learnt_from_the_vote(tab):
+    _, vote = say(tab.store, tab.store.annotator("ann"), "Hello")
+    assert "learnt by" not in search(tab)[tab.html]
+    tab.store.request_round()
+    row = tab.store.take_round("w1", lease_seconds=30)
+    tab.store.record_used_votes(row["id"], [(vote, False)])
+    version = tab.store.add_policy(row["id"], "w1", parent=0)
+    tab.store.publish(row["id"], "w1", version, "nowhere", "abc", {})
+    assert "learnt by v1" in search(tab)[tab.html]

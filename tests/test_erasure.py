@@ -239,6 +239,11 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
     file.write_text(json.dumps(samples))
     db = sqlite_utils.Database(str(settings.database))
     for statement in (
+        "drop table queue_task",
+        "drop table queued_prompt",
+        "drop index duel_repeats",
+        "alter table duel drop column repeats",
+        "alter table annotator drop column left_out",
         "drop table base",
         "alter table conversation drop column dialogue",
         "drop table sign_in",

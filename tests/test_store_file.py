@@ -36,6 +36,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0016_base",
         "0017_dialogue",
         "0018_features",
+        "0019_queue",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

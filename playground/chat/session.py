@@ -1,8 +1,8 @@
 """Conversations as a state machine: what each gesture of a person does.
 
-`turns.py` says who may have replies written, `writing.py` writes them, `votes.py` has the gestures on replies, and
-`completing.py` those of other programs; here
-are those on messages and conversations. What a page shows is `views.py`'s. Nothing here knows Gradio, and nothing
+`turns.py` says who may have replies written, `writing.py` writes them, `votes.py` has the gestures on replies,
+`queueing.py` those on the prompt queue, and `completing.py` those of other programs; here are those on messages and
+conversations. What a page shows is `views.py`'s. Nothing here knows Gradio, and nothing
 about a conversation comes from the browser.
 """
 
@@ -10,8 +10,8 @@ import time
 from collections.abc import Generator, Mapping
 
 from playground.chat import gestures
-from playground.chat.completing import Completing
 from playground.chat.gestures import KNOBS
+from playground.chat.queueing import PICK_FIRST, Queueing
 from playground.chat.refusals import Refused, refusing
 from playground.chat.views import View, read_only, stored_view
 from playground.models import prompts, templates
@@ -20,7 +20,7 @@ from playground.store import StoreError
 BACKGROUND_SECONDS = 5  # for which replies go on while no page looks: one that reloads is back by then
 
 
-class Chat(Completing):
+class Chat(Queueing):
     """All conversations. Annotators are ids from `Store.annotator`; what is not theirs is refused."""
 
     # -- messages
@@ -34,7 +34,7 @@ class Chat(Completing):
         text = self._checked_text(text)
         with self._turn(annotator, address, text) as turn:
             if self.view(annotator).phase == "voting":
-                raise Refused("Pick a reply first: A, B, tie, both bad, or skip.")
+                raise Refused(PICK_FIRST)
             while (conversation := self.store.conversation(annotator)) is None:
                 self.store.new_conversation(annotator)
             rows = self.store.history(conversation["id"])
@@ -98,7 +98,7 @@ class Chat(Completing):
         self._end_voted_turn(annotator)
         old = self.store.conversation(annotator)
         if old and self.view(annotator).started:
-            self.store.new_conversation(annotator, old["system_prompt"], old["sampling"])
+            self._add_conversation(annotator, old)
         return self.view(annotator)
 
     def open(self, annotator: int, conversation: int) -> View:

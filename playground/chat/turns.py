@@ -35,6 +35,7 @@ class Turn:
         self.replacement: Stream | None = None  # writes another right reply, since both said the same
         self.conversation: int | None = None
         self.duel: int | None = None  # once the store has it
+        self.task: int | None = None  # of the prompt queue, whose prompt the message is
         self.stored_view = View("idle")  # as the store had the pair when the page was last updated
         self.stopped = threading.Event()  # somebody pressed Stop, or nobody asks for the replies any more
         self.recording = threading.Lock()  # held while a vote, or the pair's end, is written down
@@ -95,13 +96,13 @@ class Turns:
 
     def is_answering(self, annotator: int, text: str | None) -> bool:
         """Whether replies to this message are being written: whoever sends it now, or the box that it has left empty,
-        has pressed twice. None stands for other replies to an earlier message.
+        has pressed twice. None stands for other replies to an earlier message, and for the next prompt of the queue.
         """
         turn = self._turns.get(annotator)
         if turn is None:
             return False
         if text is None or turn.text is None:
-            return text is turn.text
+            return not text and not turn.text
         return text.strip() in ("", turn.text.strip())
 
     def stop(self, annotator: int) -> None:

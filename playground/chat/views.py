@@ -111,6 +111,7 @@ class View:
     conversation: int | None = None
     progress: Message | None = None  # while replies stream: why they are not to be seen yet, if so
     writing: Literal["a", "b"] | None = None  # after an early vote: the side that goes on to its end
+    queued: bool = False  # whether the pair answers the prompt that this person has from the queue
 
     @property
     def started(self) -> bool:
@@ -146,6 +147,7 @@ def stored_view(store: Store, conversation: StoreRow, annotator: int) -> View:
         duel=duel["id"],
         pairs=tuple(duel["pairs"]),
         conversation=conversation["id"],
+        queued=vote is None and store.is_task(duel["user_message"], annotator),
     )
     if vote is None:
         return view

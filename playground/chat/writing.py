@@ -99,6 +99,7 @@ class Writing(Turns):
             duel=turn.duel,
             pairs=turn.stored_view.pairs,
             conversation=turn.conversation,
+            queued=turn.stored_view.queued,
         )
         if turn.replacement:
             left, right = stream.texts()[0], turn.replacement.texts()[0]
@@ -151,6 +152,8 @@ class Writing(Turns):
             with refusing():
                 turn.duel = self.store.start_duel(conversation["id"], text, prompt, candidates, user_message)
             log_ids.current()["duel"] = turn.duel
+            if turn.task is not None:
+                self.store.begin_task(turn.task, turn.duel)
             yield self.view(turn.annotator)
             yield from self._watch(turn, stream)
             if isinstance(stream, Stream) and len(stream.seeds) > 2 and stream.decoding and not stream.error:

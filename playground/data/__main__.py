@@ -1,5 +1,5 @@
-"""`python -m playground.data export|import|sources|remove`: data out of a Nudge database and into it. It works beside a
-running app.
+"""`python -m playground.data export|import|sources|remove|queue|quality`: data out of a Nudge database and into it. It
+works beside a running app.
 
 Exit codes: 0 all is done; 1 nothing could be done, and why is said; 2 the command line is wrong; 3 some rows were bad,
 and the others are in.
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, importing, writers
+from playground.data import columns, export, importing, quality, queue_report, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
+from playground.people.names import names_of
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
 
@@ -52,7 +53,13 @@ def parser() -> argparse.ArgumentParser:
     sources = commands.add_parser("sources", help="what was imported")
     remove = commands.add_parser("remove", help="take an import back")
     remove.add_argument("source", help="the name under which it was imported")
-    for command, run in ((sources, run_sources), (remove, run_remove)):
+    queue = commands.add_parser("queue", help="how far the prompt queue is")
+    queue.add_argument("--reopen", action="store_true", help="offer prompts that too many have skipped once more")
+    people = commands.add_parser("quality", help="how people vote, and how far they agree")
+    people.add_argument("--leave-out", type=_number, metavar="PERSON", help="leave this person out of training")
+    people.add_argument("--take-in", type=_number, metavar="PERSON", help="take this person in again")
+    runs = ((sources, run_sources), (remove, run_remove), (queue, run_queue), (people, run_quality))
+    for command, run in runs:
         command.set_defaults(run=run)
         _data_dir(command)
     top.epilog = "\n".join(command.format_usage() for command in commands.choices.values())
@@ -239,6 +246,27 @@ def run_remove(arguments: argparse.Namespace) -> int:
     removed = open_store(arguments).remove_imported(arguments.source)
     print(f"{arguments.source}: {counted(removed, 'row')} removed")
     return 0 if removed else 1
+
+
+def run_queue(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments)
+    if arguments.reopen:
+        print(f"{counted(store.reopen_prompts(), 'prompt')} offered once more")
+    for line in queue_report.lines(store):
+        print(line)
+    return 0
+
+
+def run_quality(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments)
+    for person, left_out in ((arguments.leave_out, True), (arguments.take_in, False)):
+        if person is not None:
+            store.leave_out_person(person, left_out)
+            print(f"person {person} is {'left out of training' if left_out else 'in training again'}")
+    found = quality.read(store)
+    for line in quality.lines(found, names_of(store, None, found.everybody)):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Rows of data files, read one by one: JSONL, JSON arrays, CSV and Parquet. What a row means is left to others, and how
-files are written to `writers.py`.
+"""Rows of data files, read one by one: JSONL, JSON arrays, CSV, Parquet, and prompts as lines of text. What a row
+means is left to others, and how files are written to `writers.py`.
 
 A file that is read may be anybody's: each row has a bound, and one that cannot be read does not end the reading.
 """
@@ -35,7 +35,7 @@ def read(path: Path) -> Numbered:
 
     CannotRead where there is no such file, or its kind is not known.
     """
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _lines}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise CannotRead(f"{path}: the name ends in none of {', '.join(readers)}.")
@@ -63,6 +63,25 @@ def _skip_line(file: BinaryIO, line: bytes) -> None:
 
 def too_long() -> BadRow:
     return BadRow(f"the row has more than {MOST_BYTES >> 20} MB")
+
+
+def _lines(path: Path) -> Numbered:
+    """A prompt a line; empty lines and those that begin with # are none."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MOST_BYTES + 1):
+            number += 1
+            if len(line) > MOST_BYTES:
+                _skip_line(file, line)
+                yield number, too_long()
+                continue
+            try:
+                text = line.decode("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                yield number, BadRow("the row is not UTF-8")
+                continue
+            if text and not text.startswith("#"):
+                yield number, {"prompt": text}
 
 
 def _parsed(line: bytes) -> Row | BadRow:

@@ -1,11 +1,13 @@
-"""The groups of settings for whoever operates the server: what it tells other programs, and its people."""
+"""The groups of settings for whoever operates the server: what it tells other programs, its people, and what they are
+to judge.
+"""
 
 from ipaddress import ip_network
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from playground.settings.groups import Group
+from playground.settings.groups import Fraction, Group
 
 # headers that cannot say who has signed in, since browsers or proxies say something else with them
 OTHER_HEADERS = frozenset(
@@ -75,3 +77,17 @@ class PeopleSettings(Group):
         return value
 
     _networks = field_validator("trusted_proxies")(networks)
+
+
+class QueueSettings(Group):
+    """Prompts that people are asked to judge."""
+
+    prompts: str = ""
+    """File of prompts, which whoever may vote takes one by one beside the chat: .jsonl, .csv, .parquet or .json, as
+    `python -m playground.data import` reads them, or .txt with one a line; or import:NAME for what was imported under
+    that name. Read at the start. Empty: no queue.
+    """
+    overlap: Fraction = 0.2
+    """Share of these prompts that two people judge: the second one is shown the same two replies, sides swapped."""
+    minutes: float = Field(30, ge=0.1, le=10080)
+    """Minutes after which a prompt that was taken and not judged is free for others."""

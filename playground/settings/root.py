@@ -149,6 +149,8 @@ class Settings(BaseSettings):
     """Where events are posted for the operator."""
     people: operating.PeopleSettings = operating.PeopleSettings()
     """Who may come in, and guidelines for people who vote."""
+    queue: operating.QueueSettings = operating.QueueSettings()
+    """Prompts that people are asked to judge."""
 
     @field_validator("threads")
     @classmethod

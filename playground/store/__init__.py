@@ -17,6 +17,8 @@ from playground.store.judged import Judged
 from playground.store.keys import Keys
 from playground.store.people import People
 from playground.store.policies import Policies
+from playground.store.quality import Quality
+from playground.store.queue import Queue, QueuedPrompt
 from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning
 from playground.store.sign_ins import SignIns
@@ -32,6 +34,7 @@ __all__ = [
     "Filters",
     "ImportedRow",
     "LeaseLost",
+    "QueuedPrompt",
     "Row",
     "Store",
     "StoreError",
@@ -52,6 +55,8 @@ class Store(
     Votes,
     Judged,
     Imported,
+    Queue,
+    Quality,
     Rounds,
     Policies,
     Trials,

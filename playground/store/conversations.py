@@ -53,7 +53,7 @@ class Conversations(Database):
     ) -> int:
         """Make a conversation, which becomes the annotator's open one; returns its id."""
         with self.writing() as db:
-            return _add_conversation(db, annotator, system_prompt, sampling)
+            return add_conversation(db, annotator, system_prompt, sampling)
 
     def begin_with(
         self,
@@ -69,7 +69,7 @@ class Conversations(Database):
         said = list(messages)
         dialogue = self._dialogue_of(annotator, system_prompt, said)  # before others wait for the write lock
         with self.writing() as db:
-            conversation = _add_conversation(db, annotator, system_prompt, sampling)
+            conversation = add_conversation(db, annotator, system_prompt, sampling)
             db.table("conversation").update(conversation, {"dialogue": dialogue})
             tail: int | None = None
             for role, text in said:
@@ -180,7 +180,7 @@ class Conversations(Database):
         return [{**row, "edited": bool(row["edited"])} for row in rows]
 
 
-def _add_conversation(
+def add_conversation(
     db: sqlite_utils.Database, annotator: int, system_prompt: str | None, sampling: Mapping[str, Any] | None
 ) -> int:
     """In a transaction: a new conversation, which becomes the annotator's open one; returns its id."""

@@ -53,13 +53,13 @@ class Duels(Database):
             if row["deleted"]:  # in another window, a moment ago
                 raise StoreError(NOT_YOURS)
             if user_message is None:
-                user_message = _add_message(db, conversation, row["tail"], "user", text, "complete")
+                user_message = add_message(db, conversation, row["tail"], "user", text, "complete")
             else:
                 parent = db.table("message").get(user_message)["parent"]
                 db.table("conversation").update(conversation, {"tail": parent})
             generations = []
             for side in sides:
-                message = _add_message(db, conversation, user_message, "assistant", "", "streaming")
+                message = add_message(db, conversation, user_message, "assistant", "", "streaming")
                 generation = {
                     **side,
                     "sampling": json.dumps(side["sampling"]),
@@ -215,6 +215,12 @@ class Duels(Database):
         )
         return row["n"]
 
+    def reply_tokens(self, generation: int) -> list[int]:
+        """The token ids of a reply; none once it is erased."""
+        row = self.row("select token_ids from generation where id = ?", generation)
+        ids: list[int] = json.loads(row["token_ids"] or "[]") if row else []
+        return ids
+
     def _side(self, generation: int) -> Row:
         """One reply of a duel, as `duel` returns it."""
         row = self.one(
@@ -237,7 +243,7 @@ class Duels(Database):
 # -- steps of a transaction
 
 
-def _add_message(
+def add_message(
     db: sqlite_utils.Database, conversation: int, parent: int | None, role: str, text: str, status: str
 ) -> int:
     columns = {

@@ -13,6 +13,7 @@ import sqlite_utils
 
 from playground.store.checks import check_lease, check_owner
 from playground.store.database import Database, now
+from playground.store.queue_tasks import forget_tasks
 from playground.store.reasons import without_words
 from playground.system.messages import loads
 
@@ -153,7 +154,7 @@ class Erasures(Database):
             db.execute(
                 f"""insert into round_conversation (round, conversation)
                     select ?, c.id from conversation c join annotator a on a.id = c.annotator
-                    where {ALLOWED} and (
+                    where {ALLOWED} and a.left_out is null and (
                       exists (select 1 from duel d join vote v on v.duel = d.id where d.conversation = c.id)
                       or exists (select 1 from message m join rating t on t.message = m.id
                                  where m.conversation = c.id)
@@ -193,6 +194,7 @@ def _blank(db: sqlite_utils.Database, which: str, *values: Any) -> None:
     def execute(sql: str) -> None:
         db.execute(sql, list(values))
 
+    forget_tasks(db, which, *values)
     messages = f"select id from message where conversation {which}"
     duels = f"select id from duel where conversation {which}"
     execute(f"update demonstration set before = '', after = '' where message in ({messages})")

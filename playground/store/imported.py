@@ -104,6 +104,16 @@ class Imported(Database):
             after = page[-1]["id"]
             yield from _decoded(page)
 
+    def imported_of(self, source: str) -> Iterator[dict[str, Any]]:
+        """The texts (`record`) of all rows that were imported under a name, in the order in which they came."""
+        after = 0
+        while page := self.rows(
+            f"select id, record from imported where source = ? and id > ? order by id limit {PAGE}", source, after
+        ):
+            after = page[-1]["id"]
+            for row in _decoded(page):
+                yield row["record"]
+
 
 def _is_ours(db: sqlite_utils.Database, record: dict[str, Any]) -> bool:
     """Whether this database recorded what the record says."""

@@ -49,8 +49,9 @@ JUDGED = f"""
 
 LISTED = f"""
     select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
-      v.excluded is not null as excluded, d.left_cut is not null as early, l.policy as left_version,
-      r.policy as right_version, d.user_message as last, lm.text as left, rm.text as right, c.system_prompt
+      v.excluded is not null as excluded, a.left_out is not null as person_out, d.left_cut is not null as early,
+      l.policy as left_version, r.policy as right_version, d.user_message as last, lm.text as left, rm.text as right,
+      c.system_prompt
     from {VOTES_BY_ID}"""
 
 THUMBS = f"""
@@ -58,7 +59,7 @@ THUMBS = f"""
       g.policy as version, g.base_model, m.text as reply, c.system_prompt
     from rating t cross join message m on m.id = t.message cross join conversation c on c.id = m.conversation
       cross join annotator a on a.id = t.annotator cross join generation g on g.message = m.id
-    where t.superseded_by is null and {ALLOWED}"""
+    where t.superseded_by is null and {ALLOWED} and a.left_out is null"""
 THUMB_CONDITIONS: Conditions = {
     "version": "g.policy = ?",
     "person": "t.annotator = ?",
@@ -73,7 +74,7 @@ EDITS = f"""
       g.policy as version, g.base_model, x.before, x.after as reply, c.system_prompt
     from demonstration x cross join message m on m.id = x.message cross join conversation c on c.id = m.conversation
       cross join annotator a on a.id = x.annotator cross join generation g on g.message = m.id
-    where {ALLOWED}"""
+    where {ALLOWED} and a.left_out is null"""
 EDIT_CONDITIONS: Conditions = {
     "version": "g.policy = ?",
     "person": "x.annotator = ?",
@@ -86,7 +87,8 @@ EDIT_CONDITIONS: Conditions = {
 PROMPTS = f"""
     select m.id as message, m.created, c.annotator as person, m.conversation, m.id as last, c.system_prompt
     from message m cross join conversation c on c.id = m.conversation cross join annotator a on a.id = c.annotator
-    where m.role = 'user' and {ALLOWED} and exists (select 1 from duel d where d.user_message = m.id)"""
+    where m.role = 'user' and {ALLOWED} and a.left_out is null
+      and exists (select 1 from duel d where d.user_message = m.id)"""
 PROMPT_CONDITIONS: Conditions = {
     "person": "c.annotator = ?",
     "since": "m.created >= ?",
@@ -159,9 +161,9 @@ class Judged(Database):
         there are further back.
 
         These are the votes that count, on any base model, and those that an admin left out. Keys: vote, created,
-        choice, tags (a list), comment, person, excluded and early (bools), left_version, right_version, messages (role
-        and content; the last LISTED_MESSAGES up to the one that was answered, below the system prompt), cut (whether
-        the chat has earlier ones), left, right.
+        choice, tags (a list), comment, person, excluded, person_out (an admin left the person out) and early (bools),
+        left_version, right_version, messages (role and content; the last LISTED_MESSAGES up to the one that was
+        answered, below the system prompt), cut (whether the chat has earlier ones), left, right.
         """
         top = self.count_judged() + 1 if before is None else before
         bottom = max(0, top - LOOKED_AT)
@@ -176,7 +178,7 @@ class Judged(Database):
             limit,
         )
         following = rows[-1]["vote"] if len(rows) == limit else bottom
-        bools = ("excluded", "early")
+        bools = ("excluded", "person_out", "early")
         page = [
             {**row, "tags": json.loads(row["tags"] or "[]"), **{name: bool(row[name]) for name in bools}}
             for row in rows

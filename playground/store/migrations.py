@@ -276,6 +276,45 @@ def features(db: Database) -> None:
                   where json_valid(config) and json_type(config, '$."reward.view"') is not null""")
 
 
+@migrations(name="0019_queue")
+def queue(db: Database) -> None:
+    """Prompts that the owner wants judged, who has which of them, and pairs that a second person is shown again; people
+    whom an admin leaves out of training.
+    """
+    db.execute("""create table queued_prompt (
+                    id integer primary key,
+                    sha256 text not null unique,  -- of its messages
+                    place integer,  -- in the file; null: it is not in it any more
+                    twice integer not null,  -- whether two people are to judge it
+                    -- what its tasks say: free for a first person, in somebody's hands, judged once and free for a
+                    -- second person, judged, skipped by too many
+                    state text not null check (state in ('open', 'taken', 'again', 'done', 'aside')),
+                    messages text not null,  -- as JSON; the last one is the prompt, the first may be a system prompt
+                    created text not null)""")
+    db.execute("create index queued_prompt_state on queued_prompt (state, place, twice)")
+    db.execute("""create table queue_task (
+                    id integer primary key,
+                    prompt integer not null references queued_prompt(id),
+                    annotator integer not null references annotator(id),
+                    state text not null check (state in ('taken', 'done', 'skipped', 'left')),
+                    conversation integer references conversation(id),  -- null until the prompt is sent
+                    message integer references message(id),  -- the prompt as it was sent; a vote on its replies is it
+                    repeats integer references duel(id),  -- the pair that is judged a second time; null: new replies
+                    reason text,  -- why it was skipped
+                    taken real not null)  -- in unix seconds""")
+    db.execute("create index queue_task_prompt on queue_task (prompt)")
+    db.execute("create index queue_task_annotator on queue_task (annotator, state)")
+    db.execute("create index queue_task_message on queue_task (message)")
+    db.execute("create index queue_task_conversation on queue_task (conversation)")
+    # of each person one at a time
+    db.execute("create unique index queue_task_taken on queue_task (annotator) where state = 'taken'")
+    # the pair whose replies are shown again here, with sides swapped
+    db.execute("alter table duel add column repeats integer references duel(id)")
+    db.execute("create index duel_repeats on duel (repeats) where repeats is not null")
+    # when an admin left the person out of training; null: they are in
+    db.execute("alter table annotator add column left_out text")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

@@ -37,7 +37,8 @@ class Trials(Database):
         return row and {**row, "reason": loads(row["reason"]) if row["reason"] else None}
 
     def votes_on_trial(self, trial: Row, annotator: int | None = None) -> Row:
-        """Votes that count on pairs of a trial's two versions, since it began, of all people or of one.
+        """Votes that count on pairs of a trial's two versions, since it began, of all people or of one. Of a pair that
+        was judged twice the first judge's vote alone.
 
         Keys: wins and losses of the version on trial, and ties, both bad among them.
         """
@@ -46,7 +47,7 @@ class Trials(Database):
             f"""select coalesce(sum({WON}), 0) as wins, coalesce(sum({LOST}), 0) as losses,
                   coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties
                 from {VOTES} join generation r on r.id = d.right_generation
-                where v.id > ?3 and {COUNTED} and {OF_BOTH} {whose}""",
+                where v.id > ?3 and d.repeats is null and {COUNTED} and {OF_BOTH} {whose}""",
             trial["version"],
             trial["against"],
             trial["after_vote"],
@@ -77,7 +78,7 @@ class Trials(Database):
             f"""select count(*) as votes, coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties,
                   count(f.hit) as forecasts, coalesce(sum(f.hit), 0) as hits
                 from {VOTES} join generation r on r.id = d.right_generation left join forecast f on f.vote = v.id
-                where {COUNTED} and l.policy = ?1 and r.policy = ?1""",
+                where {COUNTED} and d.repeats is null and l.policy = ?1 and r.policy = ?1""",
             version,
         )
 

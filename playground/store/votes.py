@@ -12,21 +12,22 @@ import sqlite_utils
 from playground.store.database import Database, Row, insert, now
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
+from playground.store.queue_tasks import note_vote
 from playground.system.messages import Message
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 GONE_ON = Message("The conversation has gone on since; this vote can no longer be changed.")
 
 # The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, none
-# that an admin left out, on two replies that differ, in chats that were not deleted, of people who let training have
-# them, and on the base model that answers (`bases.py`; an older file knows the newest reply's). A number that counts
-# fewer of them (votes for A or B, say) has another name.
+# that an admin left out, nor of people whom an admin left out, on two replies that differ, in chats that were not
+# deleted, of people who let training have them, and on the base model that answers (`bases.py`; an older file knows the
+# newest reply's). A number that counts fewer of them (votes for A or B, say) has another name.
 VOTES = """
     vote v join duel d on d.id = v.duel join conversation c on c.id = d.conversation
     join annotator a on a.id = v.annotator
     join generation l on l.id = d.left_generation"""
 COUNTS_BUT_FOR_ADMINS = f"v.superseded_by is null and v.choice != 'skip' and not d.same and {ALLOWED}"
-COUNTS = f"{COUNTS_BUT_FOR_ADMINS} and v.excluded is null"
+COUNTS = f"{COUNTS_BUT_FOR_ADMINS} and v.excluded is null and a.left_out is null"
 LAST_BASE = """coalesce(
     (select base_hash from base order by id desc limit 1),
     (select base_hash from generation order by id desc limit 1))"""
@@ -107,6 +108,7 @@ class Votes(Database):
             )
             if early:
                 _keep_early(db, duel, early)
+            note_vote(db, duel, annotator, choice)
             return vote
 
     def current_vote(self, duel: int, annotator: int) -> Row | None:
@@ -248,7 +250,8 @@ class Votes(Database):
                     from rating t join message m on m.id = t.message join conversation c on c.id = m.conversation
                     join annotator a on a.id = t.annotator join generation g on g.message = m.id
                     join prompt p on p.id = g.prompt
-                    where t.superseded_by is null and g.base_hash = ? and {ALLOWED} order by t.id""",
+                    where t.superseded_by is null and g.base_hash = ? and {ALLOWED} and a.left_out is null
+                    order by t.id""",
                 base_hash,
             )
         )
@@ -267,7 +270,7 @@ class Votes(Database):
                     from demonstration x join message m on m.id = x.message join conversation c on c.id = m.conversation
                     join annotator a on a.id = x.annotator join generation g on g.message = m.id
                     join prompt p on p.id = g.prompt
-                    where g.base_hash = ? and {ALLOWED} order by x.id""",
+                    where g.base_hash = ? and {ALLOWED} and a.left_out is null order by x.id""",
                 base_hash,
             )
         )

@@ -5,7 +5,7 @@ Nothing about a conversation is read back from the page: the cookie says who ask
 the page shows. The components are in `chat_panel.py`, thumbs and edits in `reply_gestures.py`.
 """
 
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -43,9 +43,14 @@ class ChatTab:
         self.panel = ChatPanel(store, engine, chat, notice)
         self.replies = ReplyGestures(chat, self.panel, self.annotator, self.check_current)
 
-    def wire(self, page: gr.Blocks, refresh_events: Sequence[Trigger]) -> Dependency:
+    def wire(
+        self,
+        page: gr.Blocks,
+        refresh_events: Sequence[Trigger],
+        queue_progress: Callable[[], Mapping[str, int] | None] = lambda: None,
+    ) -> Dependency:
         """Attach every handler. None is part of a public API, and each checks who calls it. Returns the event
-        of a finished turn.
+        of a finished turn. `queue_progress`: how far the prompt queue is.
         """
         panel = self.panel
         outputs = panel.outputs
@@ -56,6 +61,11 @@ class ChatTab:
         finished_turn = gr.on(
             [panel.message.submit, panel.send.click], self.on_send, [panel.message, snapshot], outputs, **STREAM
         )
+        if panel.queue:
+            panel.queue.wire(page, refresh_events, self.annotator, queue_progress)
+            panel.queue.next.click(self.on_next_prompt, [snapshot], outputs, **STREAM)
+            for reason, button in panel.queue.skips.items():
+                button.click(self.skip_handler(reason), [snapshot], outputs, **GESTURE)
         panel.regenerate.click(self.on_regenerate, [snapshot], outputs, **STREAM)
         panel.reopen_stream.click(no_change, None, None, **STREAM)
         panel.stop.click(self.on_stop, None, None, **GESTURE)
@@ -97,7 +107,14 @@ class ChatTab:
         return {self.panel.poll: gr.update(active=is_writing(view))}
 
     async def on_send(self, text: str, snapshot: PageSnapshot | None, request: gr.Request) -> AsyncIterator[Updates]:
-        """Send a message and stream both candidates. A message that cannot be sent stays in the box."""
+        """Send a message and stream both candidates. A message that cannot be sent stays in the box. An empty one asks
+        for the next prompt, where there is a queue.
+        """
+        if self.chat.has_queue and not (text or "").strip():
+            async with aclosing(self.on_next_prompt(snapshot, request)) as stream:
+                async for update in stream:
+                    yield update
+            return
 
         def start(annotator: int) -> Generator[View, None, None]:
             return self.chat.send(annotator, text, client_address(request))
@@ -106,6 +123,32 @@ class ChatTab:
         async with aclosing(self.threads.run(updates)) as stream:
             async for update in stream:
                 yield update
+
+    async def on_next_prompt(self, snapshot: PageSnapshot | None, request: gr.Request) -> AsyncGenerator[Updates]:
+        """The next prompt of the queue; what is written in the box stays there."""
+
+        def start(annotator: int) -> Generator[View, None, None]:
+            return self.chat.next_prompt(annotator, client_address(request))
+
+        updates = self._stream(start, None, snapshot, request)
+        async with aclosing(self.threads.run(updates)) as stream:
+            async for update in stream:
+                yield update
+
+    def skip_handler(self, reason: str) -> Callable[[PageSnapshot | None, gr.Request], Updates]:
+        """The handler of one button that skips the queue's prompt."""
+
+        def on_skip(snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
+            annotator = self.annotator(request)
+            translate = words.of(request)
+            try:
+                self.check_current(annotator, snapshot)
+                return self.panel.updates(self.chat.skip_prompt(annotator, reason), translate)
+            except Refused as error:
+                updates = self.panel.updates(self.chat.view(annotator), translate)
+                return {**updates, **self.notice.warn(translate.message(error.message), translate("Not skipped"))}
+
+        return on_skip
 
     async def on_regenerate(self, snapshot: PageSnapshot | None, request: gr.Request) -> AsyncIterator[Updates]:
         """Two new replies to the same message."""

@@ -19,6 +19,7 @@ from playground.ui import words
 from playground.ui.handlers import Updates, visibility
 from playground.ui.notice import Notice
 from playground.ui.panes import SIDES, Pane
+from playground.ui.queue_panel import QueuePanel
 from playground.ui.reasons import Reasons
 from playground.ui.snapshot import PageSnapshot
 from playground.ui.status_bar import version_name
@@ -66,6 +67,7 @@ class ChatPanel:
             self.starters = [gr.Button(words.label(text), size="sm", elem_classes="starter") for text in STARTERS]
             self.votes = {choice: self._vote_button(choice, text) for choice, text in CHOICES.items()}
         self.reasons = Reasons(store, chat, notice)
+        self.queue = QueuePanel(chat) if chat.has_queue else None
         with gr.Row(elem_id="composer", equal_height=True):
             self.new = gr.Button(words.label("New chat"), elem_id="new-chat", scale=0, min_width=100)
             self.message = gr.Textbox(
@@ -126,6 +128,7 @@ class ChatPanel:
             self.later_pair,
             self.swap_note,
             self.notice.html,
+            *(self.queue.outputs if self.queue else ()),
         ]
 
     # -- a View as updates
@@ -156,6 +159,8 @@ class ChatPanel:
         for button in self.starters:
             updates[button] = gr.update(visible=visibility(not view.started))
         updates |= self._vote_updates(view)
+        if self.queue:
+            updates |= self.queue.updates(view)
         updates[self.snapshot] = None if read_only else self._new_snapshot(view, snapshot, updates)
         return updates
 

@@ -19,15 +19,17 @@ from playground.store.checks import MOST
 from playground.ui import data_table, unchecked, words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.control import Control
+from playground.ui.data_table import Known
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.notice import Notice
+from playground.ui.quality import QualityFold, person_name
 from playground.ui.reasons import TAGS
 from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 
 PAGE_SIZE = 20  # pairs
 TEXT_CHARS = 200  # of what is searched for
-DECISION = re.compile(r"(out|in) (all|[0-9]{1,15})", re.ASCII)
+DECISION = re.compile(r"(out|in) (all|(person )?([0-9]{1,15}))", re.ASCII)
 ROUNDS_LOOKED_AT = 20  # for the newest one that has read the votes
 UNKNOWN = "?"  # fits nothing, and is kept in place of whatever came
 TRAINING = {"in": False, "out": True}  # by the field's value: whether the vote is left out
@@ -94,6 +96,7 @@ class DataTab:
             self.older = gr.Button(words.label("Earlier pairs"), size="sm", elem_id="earlier-pairs", visible=False)
         self.decide = gr.Button(visible="hidden", elem_id="data-decide")
         self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
+        self.quality = QualityFold(store, control.admins.users)
 
     @staticmethod
     def _number_box(label: str, elem_id: str) -> gr.Textbox:
@@ -104,7 +107,7 @@ class DataTab:
     def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
         shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
-        return [*shown, self.shown, self.notice.html]
+        return [*shown, self.quality.fold, self.quality.html, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
         asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
@@ -119,6 +122,7 @@ class DataTab:
             js="(_, ...others) => [window.nudge.decision(), ...others]",
             **GESTURE,
         )
+        self.quality.wire(self.control.is_admin)
 
     # -- handlers
 
@@ -157,8 +161,8 @@ class DataTab:
         return self._page(replace(shown, before=before, later=tuple(later)), request)
 
     def on_decide(self, decision: str | None, shown: Shown, request: gr.Request) -> Updates:
-        """Leave a vote, or all votes of the list, out of training, or take them in again. `decision` reads "out 7" or
-        "in all"; where the person said no to the question, it is empty.
+        """Leave a vote, all votes of the list, or a person out of training, or take them in again. `decision` reads
+        "out 7", "in all" or "out person 4"; where the admin said no to the question, it is empty.
         """
         self.control.check(request)
         match = DECISION.fullmatch(decision or "")
@@ -166,6 +170,8 @@ class DataTab:
             return gr.skip()
         translate = words.of(request)
         excluded = match[1] == "out"
+        if match[3]:
+            return self._decide_person(int(match[4]), excluded, shown, request)
         vote = None if match[2] == "all" else int(match[2])
         try:
             if vote is None:
@@ -186,6 +192,20 @@ class DataTab:
             if not excluded:
                 done = translate("Votes taken in again: {n}.", n=f"{n:,}")
         return {**self._page(shown, request, opened=vote), **self.notice.confirm(done)}
+
+    def _decide_person(self, person: int, left_out: bool, shown: Shown, request: gr.Request) -> Updates:
+        """Leave a person out of training, or take them in again."""
+        translate = words.of(request)
+        try:
+            self.store.leave_out_person(person, left_out)
+        except StoreError as error:
+            return self.notice.warn(translate.message(error.message), translate("Nothing was changed"))
+        self.status_bar.invalidate()
+        name = person_name(person, names_of(self.store, self.control.admins.users, [person]), translate)
+        done = translate("{name} is left out of training, from the next round on.", name=name)
+        if not left_out:
+            done = translate("{name} is in training again.", name=name)
+        return {**self._page(shown, request), **self.quality.updates(translate), **self.notice.confirm(done)}
 
     # -- what is shown
 
@@ -209,16 +229,19 @@ class DataTab:
         filters = shown.filters if is_admin else replace(shown.filters, person=own, excluded=None)
         rows, following = self.store.judged_page(filters, shown.before, PAGE_SIZE)
         names: dict[int, str] = {}
+        known = None
         if is_admin:
             people = {row["person"] for row in rows}
             if filters.person is not None:
                 people.add(filters.person)
             names = names_of(self.store, self.control.admins.users, people)
+            known = Known(names, self.store.versions_of_votes([row["vote"] for row in rows]))
         empty = None
         if shown.filters == Filters() and shown.before is None and following is None and self._would_list(own):
             empty = translate("Vote on a pair, and it is listed here.")
         return {
-            self.html: data_table.pairs_html(rows, is_admin, translate, empty, opened, names),
+            self.html: data_table.pairs_html(rows, known, translate, empty, opened),
+            self.quality.fold: gr.update(visible=is_admin),
             self.asked: data_table.asked_html(shown.filters, translate, names),
             self.all: data_table.all_html(shown.filters, translate, names) if is_admin and rows else "",
             self.newer: gr.update(visible=bool(shown.later)),

@@ -5,6 +5,7 @@ A button with `data-decision` is pressed for `DataTab.on_decide`, after its `dat
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 
@@ -14,6 +15,7 @@ from playground.store.checks import MOST
 from playground.ui import words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.handlers import Row
+from playground.ui.quality import learnt_text, person_name
 from playground.ui.reasons import TAGS
 from playground.ui.status_bar import version_name
 from playground.ui.text import one_line, visible
@@ -30,35 +32,34 @@ TAKE_IN = ("in", words.mark("Take it in again"))
 SPOKEN = {"system": words.mark("System prompt"), "user": words.mark("Message"), "assistant": words.mark("Reply")}
 
 
+@dataclass(frozen=True)
+class Known:
+    """What admins alone see beside the pairs."""
+
+    names: Mapping[int, str] = field(default_factory=dict)  # of people who have one
+    versions: Mapping[int, list[int]] = field(default_factory=dict)  # by vote: those that have learnt from it
+
+
 def pairs_html(
-    rows: Sequence[Row],
-    is_admin: bool,
-    translate: Words,
-    empty: str | None = None,
-    opened: int | None = None,
-    names: Names = NOBODY,
+    rows: Sequence[Row], known: Known | None, translate: Words, empty: str | None = None, opened: int | None = None
 ) -> str:
-    """Judged pairs (rows of `Store.judged_page`), newest first; `is_admin`: whether it says whose they are, and leaves
-    them out of training; `empty`: what it says where there are none, by default that none fit; `opened`: the vote whose
-    row is open; `names`: of people who have one.
+    """Judged pairs (rows of `Store.judged_page`), newest first; `known`: for an admin, to whom it says whose they are,
+    and who leaves them out of training; `empty`: what it says where there are none, by default that none fit; `opened`:
+    the vote whose row is open.
     """
     if not rows:
         return f'<p class="empty">{escape(empty or translate("No judged pairs fit here."))}</p>'
-    return f'<div class="pairs">{"".join(_pair_html(row, is_admin, translate, opened, names) for row in rows)}</div>'
+    return f'<div class="pairs">{"".join(_pair_html(row, known, translate, opened) for row in rows)}</div>'
 
 
-def person_text(person: int, names: Names, translate: Words) -> str:
-    """What a person is called: by name where there is one, else by number."""
-    return names.get(person) or translate("person {n}", n=person)
-
-
-def _pair_html(row: Row, is_admin: bool, translate: Words, opened: int | None, names: Names) -> str:
+def _pair_html(row: Row, known: Known | None, translate: Words, opened: int | None) -> str:
     """One pair: its line, and within it the chat and both replies."""
     message = _cut(one_line(row["messages"][-1]["content"]), LINE_CHARS)
     created = datetime.fromisoformat(row["created"]).strftime("%Y-%m-%d %H:%M")
     css_class = f' class="side-{row["choice"]}"' if row["choice"] in ("a", "b") else ""
-    person = f"<i>{escape(visible(person_text(row['person'], names, translate)))}</i>" if is_admin else ""
+    person = f"<i>{escape(one_line(person_name(row['person'], known.names, translate)))}</i>" if known else ""
     marks = [translate("left out of training")] if row["excluded"] else []
+    marks += [translate("the person is left out")] if known and row["person_out"] else []
     marks += [translate("voted before the replies ended")] if row["early"] else []
     chips = "".join(f'<i class="chip skipped">{escape(mark)}</i>' for mark in marks)
     line = (
@@ -70,19 +71,24 @@ def _pair_html(row: Row, is_admin: bool, translate: Words, opened: int | None, n
     why = f"<p>{escape(one_line(' · '.join(said)))}</p>" if said else ""
     chat = f'<div class="chat">{_chat_html(row, translate)}</div>'
     is_open = row["vote"] == opened
-    decision = _decision_html(row, translate, is_open) if is_admin else ""
+    decision = ""
+    if known:
+        decision = _decision_html(row, known.versions.get(row["vote"], []), translate, is_open)
     return (
         f'<details class="pair"{" open" if is_open else ""}><summary>{line}</summary>{chat}{why}'
         f'<div class="replies">{replies}</div>{decision}</details>'
     )
 
 
-def _decision_html(row: Row, translate: Words, pressed: bool) -> str:
-    """The button that leaves a vote out of training, or takes it in again; `pressed`: it was the last one pressed."""
+def _decision_html(row: Row, versions: list[int], translate: Words, pressed: bool) -> str:
+    """The button that leaves a vote out of training, or takes it in again, and the versions that have learnt from the
+    vote; `pressed`: it was the last one pressed.
+    """
     where, text = TAKE_IN if row["excluded"] else LEAVE_OUT
     again = " data-again" if pressed else ""
     button = f'<button type="button" data-decision="{where} {row["vote"]}"{again}>{escape(translate(text))}</button>'
-    return f'<p class="decision">{button}</p>'
+    learnt = f" <span>{escape(learnt_text(versions, translate))}</span>" if versions else ""
+    return f'<p class="decision">{button}{learnt}</p>'
 
 
 def _chat_html(row: Row, translate: Words) -> str:

@@ -29,6 +29,7 @@ class LoopStatus:
     forecasts: tuple[int, int] = (0, 0)  # hits and calls of the reward model among the last votes
     trial: Row | None = None  # of `policy`, with the votes so far: wins, losses, ties
     backup: Status | None = None  # None where there is none
+    queue: Row | None = None  # how far the prompt queue is; None where there is none
     read_at: float = field(default_factory=time.time)  # seconds since the epoch
 
     @classmethod
@@ -47,6 +48,7 @@ class LoopStatus:
             forecasts=store.forecasts(LAST_VOTES),
             trial=trial_of(store, policy["version"]) if policy else None,
             backup=backup.status() if backup else None,
+            queue=store.queue_progress() if settings.queue.prompts else None,
         )
 
     @property

@@ -49,7 +49,7 @@ def build(
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:
                 guidelines.build(settings.people.guidelines)
                 chat_tab = ChatTab(store, engine, chat, notice)
-                finished_turn = chat_tab.wire(page, refresh_events(tab))
+                finished_turn = chat_tab.wire(page, refresh_events(tab), lambda: status_bar.status().queue)
                 sidebar.wire(page, chat_tab, finished_turn)
             with gr.Tab(words.label("My votes"), id="votes", elem_id="tab-votes") as tab:
                 votes_tab = VotesTab(store)
