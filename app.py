@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
 from playground.people import guidelines
-from playground.settings import Settings
+from playground.settings import Settings, space
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
 from playground.web import http_server
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these take seconds to import
     from playground.backup import Backup
     from playground.serving.alerts import Alerts
     from playground.serving.engine import Engine
+    from playground.serving.gpu_slices import GPUSlices
     from playground.store import Store
     from playground.system.child import Child
     from playground.system.webhook import Webhook
@@ -113,6 +114,7 @@ class App:
         self.backup: Backup | None = None
         self.engine: Engine | None = None
         self.worker: Child | None = None
+        self.slices: GPUSlices | None = None
         self.webhook: Webhook | None = None
         self.alerts: Alerts | None = None
         self.page: FastAPI | None = None
@@ -153,7 +155,9 @@ class App:
         use_base(store, self.engine)
         self.engine.start()
         self.starting.say(Message("making the page"))
-        self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings), self.backup)
+        self.slices = gpu_slices(settings, store)
+        chat = Chat(store, self.engine, settings)
+        self.page = server.create(settings, store, self.engine, chat, self.backup, self.slices)
         if self.backup:
             start_backup(self.backup, store)
         return self.page
@@ -188,6 +192,8 @@ class App:
             self.webhook.close()
         if self.worker:
             self.worker.stop()
+        if self.slices:
+            self.slices.close()
         self.close_engine()
         return self.backup is None or self.backup.close()
 
@@ -229,6 +235,21 @@ def use_base(store: "Store", engine: "Engine") -> None:
         log.warning("which model answers could not be recorded: %s", error)
 
 
+def gpu_slices(settings: Settings, store: "Store") -> "GPUSlices | None":
+    """On a ZeroGPU Space: what trains rounds on its GPU, unless the settings name the CPU. The hub is told either way
+    that a function is marked for the GPU, since it ends a Space that has none.
+    """
+    if space.KIND != "zero-gpu":
+        return None
+    from playground.serving.gpu_slices import GPUSlices
+    from playground.system import zero_gpu
+
+    zero_gpu.report()
+    if settings.device != "auto" or not settings.worker:
+        return None
+    return GPUSlices(store, settings, zero_gpu.run, child_variables(settings))
+
+
 def start_backup(backup: "Backup", store: "Store") -> None:
     """Begin to save what people will do. CannotStart where another app has saved since this one was restored: what it
     saved would be lost.
@@ -242,9 +263,16 @@ def start_backup(backup: "Backup", store: "Store") -> None:
 
 
 def child_environ(settings: Settings) -> dict[str, str]:
-    """The worker's environment: the same settings, and a path by which it finds its code from any directory."""
+    """The worker's environment."""
+    return {**os.environ, **child_variables(settings)}
+
+
+def child_variables(settings: Settings) -> dict[str, str]:
+    """What the environment of a program of ours has more: the same settings, and a path by which it finds its code from
+    any directory.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **settings.environ(), "PYTHONPATH": path}
+    return {**settings.environ(), "PYTHONPATH": path}
 
 
 if __name__ == "__main__":
