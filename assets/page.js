@@ -2,6 +2,7 @@
 (() => {
   const chinese = () => /^zh(-CN|-SG|-Hans)?$/.test(navigator.language);
   const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
+  let isSending = false;  // a message whose replies are not shown yet
   const typing = (element) => element.isContentEditable || element.matches("input:not([type=checkbox]):not([type=radio]), textarea, select");
   const press = (id) => {
     const button = document.getElementById(id);
@@ -12,7 +13,10 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (event.key === "Escape") { press("stop"); return; }
     const box = document.querySelector("#message textarea");
-    if (event.target === box && event.key === "Enter" && !event.shiftKey) setTimeout(() => box.blur());  // so that the next key is a vote
+    if (event.target === box && event.key === "Enter" && !event.shiftKey) {
+      isSending = box.value.trim() !== "";
+      setTimeout(() => box.blur());  // so that the next key is a vote
+    }
     if (typing(event.target)) return;
     if (event.key === "/" && box) { event.preventDefault(); box.focus(); return; }
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
@@ -24,7 +28,9 @@
     const button = event.target.closest?.(ONCE);
     if (!button) return;
     if (event.detail > 1) { event.stopImmediatePropagation(); event.preventDefault(); return; }
-    if (button.matches("#new-chat, #sidebar-new")) document.querySelector("#message textarea")?.focus({ preventScroll: true });
+    if (!button.matches("#new-chat, #sidebar-new")) return;
+    isSending = false;
+    document.querySelector("#message textarea")?.focus({ preventScroll: true });
   }, true);
 
   // What a pane shows is HTML that the server made of a text (playground/ui/text.py), with the text itself in it: that is what is copied and edited.
@@ -52,10 +58,24 @@
   };
   document.addEventListener("focusin", (event) => event.target.matches?.(".pane textarea") && settle(event.target));
 
-  // An empty chat waits for words, a pair for a vote: then the keys are votes.
+  // An empty chat waits for words, a pair for a vote: then the keys are votes. They are already where a message was sent before the empty chat was shown.
   const waits = () => {
     const box = document.querySelector("#message textarea");
-    if (box && document.querySelector("#hint .idle") && !typing(document.activeElement)) box.focus({ preventScroll: true });
+    if (!document.querySelector("#hint .idle")) isSending = false;
+    else if (box && !isSending && !typing(document.activeElement)) box.focus({ preventScroll: true });
+  };
+  // A refusal goes with its reason: once the replies are complete that one had to wait for, or the vote is cast that was missing.
+  const SEEN_SECONDS = 0.3;  // what a notice came with is painted by then
+  const stage = () => document.querySelector("#hint span")?.className ?? "";
+  let refusedAt = null;  // the stage of the chat at the warning on the page
+  const warned = () => {
+    refusedAt = null;
+    setTimeout(() => { refusedAt = document.querySelector("#notice .warning") && stage(); }, 1000 * SEEN_SECONDS);
+  };
+  const moved = () => {
+    if (refusedAt === null || refusedAt === stage() || !document.getElementById("hint")?.checkVisibility()) return;
+    refusedAt = null;
+    document.querySelector("#notice .warning")?.getAnimations().forEach((animation) => animation.finish());
   };
   const changed = (records) => {
     for (const record of records) {
@@ -63,13 +83,15 @@
       if (record.type === "attributes") {
         if (record.attributeName === "data-number") target.replaceWith(target.cloneNode(true));  // a notice in the place of another: seen and read out anew
         else if (record.attributeName === "aria-label") settle(target);
-        else if (target.closest("#hint")) waits();
+        else if (target.closest("#hint")) { waits(); moved(); }
         continue;
       }
       for (const node of record.addedNodes) {
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
         node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
+        if (node.matches(".notice") || node.querySelector(".notice")) warned();
+        if (node.closest("#hint")) moved();
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
       }
     }
@@ -171,6 +193,10 @@
     },
     // a chat is deleted only when its owner says so twice
     sure: () => confirm(chinese() ? "删除这个对话？其中的文字会被清除，之后的训练也不再使用它。" : "Delete this chat? Its texts are erased, and no later round will learn from it."),
+    // a round that is stopped does not go on
+    sureToStop: () => confirm(chinese() ? "停止这一轮训练？它学到的不会保留；投票还在，留给以后的训练。" : "Stop this round? What it has learnt is not kept; the votes stay, for later rounds."),
+    // whoever was given the link of an invitation can use it no more
+    sureToTakeBack: () => confirm(chinese() ? "撤回这个邀请？它的链接将不再有效。" : "Take this invitation back? Its link works no more."),
     // everything of a person, and then a page for somebody new
     forget: async () => {
       if (!confirm(chinese() ? "删除你的全部数据？所有对话、投票中的文字、评语和分享链接都会被清除，无法恢复。"

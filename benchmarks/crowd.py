@@ -17,7 +17,7 @@ from playground.models.lora import LoraPool
 from playground.models.trial import Tally
 from playground.settings import Settings
 from playground.store import Store
-from training import gate, rollout, simulate
+from training import gate, repetition, rollout, simulate
 from training.annotators import Person
 from training.rollout import Episode
 
@@ -233,14 +233,14 @@ def heldout_lines() -> list[str]:
 def figures(ours: list[list[Reply]], base: list[list[Reply]]) -> dict[str, float]:
     """Length, repetition and distinct-2 of replies to the held-out prompts, beside the base's."""
     ids, base_ids = (
-        [gate.without_end(reply.episode) for group in side for reply in group[:1]] for side in (ours, base)
+        [repetition.without_end(reply.episode) for group in side for reply in group[:1]] for side in (ours, base)
     )
-    distinct, distinct_base = gate.distinct_at_equal_length(ids, base_ids)
+    distinct, distinct_base = repetition.distinct_at_equal_length(ids, base_ids)
     return {
         "length": mean(len(reply) for reply in ids),
         "length_base": mean(len(reply) for reply in base_ids),
-        "repetition": mean(gate.repetition(reply) for reply in ids),
-        "repetition_base": mean(gate.repetition(reply) for reply in base_ids),
+        "repetition": mean(repetition.repeated(reply) for reply in ids),
+        "repetition_base": mean(repetition.repeated(reply) for reply in base_ids),
         "distinct_share": distinct / distinct_base,
         "ended": mean(float(group[0].episode.ended) for group in ours),
     }

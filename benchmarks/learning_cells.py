@@ -126,14 +126,15 @@ def last_token_cell(pool: pools.Pool, settings: LearningSettings, annotator: str
 def best_of_cell(
     pool: pools.Pool,
     candidates: pools.Pool,
-    settings: LearningSettings,
+    settings: Settings,
     annotator: str,
     n: int,
     flip: float,
     seed: int,
+    among: int | None = None,
 ) -> Cell:
     """How often the best of several replies, by the reward model from `n` votes, truly beats the base's replies to a
-    held-out prompt.
+    held-out prompt. It is the best of the first `among` candidates, by default of all.
     """
     score = annotators.find(annotator)
     prefs, chosen = pools.vote(pool, Person(score, flip=flip), n, seed)
@@ -143,7 +144,7 @@ def best_of_cell(
     base = pool.scores(score)
     wins = []
     for group, others in zip(candidates.groups(heldout=True), pool.groups(heldout=True), strict=True):
-        best = max(group, key=rewards.__getitem__)
+        best = max(group[:among], key=rewards.__getitem__)
         wins.append(np.mean([(truth[best] > base[i]) + 0.5 * (truth[best] == base[i]) for i in others]))
     return {"win_rate": float(np.mean(wins)), "interval": gate.interval(np.array(wins), 0.95, 0)}
 

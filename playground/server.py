@@ -39,7 +39,7 @@ from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
 from playground.web.allowlist import Allowlist
 from playground.web.completions import Completions
-from playground.web.gate import Gate
+from playground.web.gate import Gate, while_allowed
 from playground.web.http_server import address
 from playground.web.limits import Limits
 from playground.web.metrics import CONTENT_TYPE, Metrics
@@ -164,7 +164,9 @@ def add_sign_in(app: FastAPI, settings: Settings, store: Store, chat: Chat) -> G
     chat.may_write = sign_ins.may_write
     SignInForms(sign_ins).add_routes(app)
     if settings.admins or settings.users_file:
-        log.warning("with people.users, the roles in %s count; admins and users_file do not", settings.people.users)
+        log.warning(
+            "with people.users, the roles in %s count; admins and users_file do not", Path(settings.people.users)
+        )
     with suppress(UsersUnreadable):  # the log has the reason, and the page says it
         if not sign_ins.users.content().users:
             log.warning("nobody can sign in yet: python -m playground.people.users add NAME --role admin")
@@ -261,19 +263,28 @@ def add_export_route(app: FastAPI, store: Store, admins: Admins) -> None:
     def export_file(name: str, request: Request) -> Response:
         translate = words.of(request)
         token = visitor.find_token(request.cookies)
+
+        def is_allowed() -> bool:
+            return token is not None and admins.allowed(request, store.annotator(token))
+
+        def is_still_allowed() -> bool:
+            with suppress(StoreError):
+                return is_allowed()
+            return False
+
         try:
-            allowed = token is not None and admins.allowed(request, store.annotator(token))
+            if not is_allowed():
+                return PlainTextResponse(translate("Only admins can do this."), 403)
         except StoreError as error:
             return PlainTextResponse(translate.message(error.message), 503)
-        if not allowed:
-            return PlainTextResponse(translate("Only admins can do this."), 403)
         if name not in http.DOWNLOADS:
             return PlainTextResponse(translate("There is no such file."), 404)
         headers = {
             "content-disposition": f'attachment; filename="nudge-{name}.jsonl"',
             "cache-control": "no-store",
         }
-        return StreamingResponse(http.lines(store, name), media_type="application/jsonl", headers=headers)
+        pieces = while_allowed(http.lines(store, name), is_still_allowed)
+        return StreamingResponse(pieces, media_type="application/jsonl", headers=headers)
 
 
 class Gradio:

@@ -176,7 +176,7 @@ def test_a_wrong_name_or_password_is_no_sign_in(team, name, password):
 def test_after_five_wrong_passwords_even_the_right_one_waits_and_elsewhere_it_does_not(team):
     team_admins, who = team
     assert "is wrong" in str(guess(team_admins, who, times=5))
-    with pytest.raises(TooMany, match=r"^Too many wrong passwords\. Try again in \d{3} s\.$"):
+    with pytest.raises(TooMany, match=r"^Too many wrong passwords\. Try again in \d{3} seconds\.$"):
         team_admins.sign_in(Request(), who, "ada", PASSWORD)
     team_admins.sign_in(Request(client="10.0.0.8"), who, "ada", PASSWORD)
 

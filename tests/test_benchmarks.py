@@ -115,7 +115,8 @@ def test_a_reward_model_of_the_right_feature_is_found_to_be_right(pool, tmp_path
     )  # six pairs of each of four held-out prompts, ties aside
 
 
-def test_the_best_of_several_by_the_right_feature_wins(pool, tmp_path):
+@pytest.mark.parametrize("among", [None, 2])
+def test_the_best_of_several_by_the_right_feature_wins(pool, tmp_path, among):
     candidates = replace(
         pool, texts=pool.texts[::-1], ids=pool.ids[::-1], features=pool.features.flip(0)
     )  # held out are other replies
@@ -123,12 +124,12 @@ def test_the_best_of_several_by_the_right_feature_wins(pool, tmp_path):
         [[float(len(text.split())), math.log(len(text.split()))] for text in candidates.texts]
     )
     found = learning_cells.best_of_cell(
-        pool, candidates, learning_cells.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0
+        pool, candidates, learning_cells.LearningSettings(data_dir=tmp_path), "brevity", 32, 0.0, 0, among
     )
     truth = [
         [len(text.split()) for text, held in zip(p.texts, p.heldout, strict=True) if held] for p in (candidates, pool)
     ]
-    best = [min(truth[0][i : i + 4]) for i in range(0, 16, 4)]
+    best = [min(truth[0][i : i + (among or 4)]) for i in range(0, 16, 4)]
     wins = [
         sum((b < o) + 0.5 * (b == o) for o in truth[1][i : i + 4]) / 4
         for b, i in zip(best, range(0, 16, 4), strict=True)

@@ -98,6 +98,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
         p.wait_for_selector("#strip .paused", timeout=120_000)
     page.click("#resume")
     page.wait_for_selector("#strip .running")
+    page.once("dialog", lambda dialog: dialog.accept())
     page.click("#stop-round")
     page.wait_for_selector("#timeline label:has-text('stopped')", timeout=120_000)
     page.click("#train-now")

@@ -58,6 +58,11 @@ def test_a_message_that_is_sent_as_a_stream_closes_is_answered(app, visit):
     send(page, "And then?")
     page.wait_for_selector("#notice :text('Pick a reply first')", timeout=15_000)
     assert page.input_value("#message textarea") == "And then?"
+    page.wait_for_timeout(500)  # for which it is seen
+    page.click("#vote-a")
+    page.wait_for_function(
+        "getComputedStyle(document.querySelector('#notice .notice')).visibility === 'hidden'", timeout=5000
+    )  # it stayed for ten seconds, although the reply was picked
 
 
 def test_a_message_waits_for_the_new_chat_that_was_asked_for_before_it(app, visit):
@@ -73,6 +78,21 @@ def test_a_message_waits_for_the_new_chat_that_was_asked_for_before_it(app, visi
         "select conversation from message where text in ('An old chat', 'A new chat') group by conversation"
     )
     assert len(sent) == 2
+
+
+def test_the_key_after_a_message_is_a_vote_although_the_new_chat_came_late(app, visit):
+    """The empty chat took the focus into the box, where the key was typed."""
+    page = visit_with(visit, GESTURES_LATER)
+    turn(page, "An old chat")
+    page.evaluate("window.slow = true")
+    page.click("#new-chat")
+    send(page, "A new chat")
+    wait_for_vote(page)
+    page.keyboard.press("4")
+    page.wait_for_selector("#vote-both-bad.picked", timeout=10_000)
+    page.click("#new-chat")
+    page.wait_for_selector("#chat-a .placeholder")
+    page.wait_for_function("document.activeElement === document.querySelector('#message textarea')")
 
 
 def test_a_message_that_is_sent_twice_is_answered_once_and_without_a_complaint(app, visit):

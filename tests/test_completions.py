@@ -330,16 +330,16 @@ def test_one_turn_at_a_time_and_a_client_that_goes_away_ends_its_own(folder):  #
         with pytest.raises(openai.RateLimitError, match="one after the other"):
             ask(client)
         stream.close()
-    end = time.monotonic() + 5
-    while site.engine.running and time.monotonic() < end:
-        time.sleep(0.02)
-    row = site.store.one(
+    query = (
         "select g.finish_reason from generation g join message m on m.id = g.message join conversation c"
-        " on c.id = m.conversation where c.annotator = ? limit 1",
-        person,
+        " on c.id = m.conversation where c.annotator = ? limit 1"
     )
+    end = time.monotonic() + 5
+    while (reason := site.store.one(query, person)["finish_reason"]) is None and time.monotonic() < end:
+        time.sleep(0.02)
+    is_free = not site.engine.running
     site.stop()
-    assert row["finish_reason"] in ("stopped", "error")
+    assert is_free and reason in ("stopped", "error")
 
 
 def test_whole_replies_that_nobody_waits_for_or_that_were_erased_are_no_fault(folder, caplog):  # noqa: F811

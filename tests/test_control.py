@@ -8,7 +8,7 @@ import pytest
 from playground.people import visitor
 from playground.people.admins import Admins
 from playground.settings import Settings, SettingsError, flag, overridden, sections
-from playground.store import Store
+from playground.store import STOPPED, Store
 from playground.ui import unchecked
 from playground.ui.control import Control
 from playground.ui.notice import Notice
@@ -27,6 +27,7 @@ class Request:
 
 class Engine:
     live = type("Policy", (), {"version": 0})
+    slowness = None
 
 
 @pytest.fixture
@@ -95,7 +96,8 @@ def test_nobody_else_changes_anything_or_sees_the_buttons(control, request_):
         (control.on_reset, []),
         (control.on_auto, [False]),
         (control.on_start, []),
-        (control.command_handler("stop"), []),
+        (control.command_handler("pause"), []),
+        (control.on_stop, [True]),
     ):
         with pytest.raises(gr.Error) as refused:
             handler(*data, request_)
@@ -120,6 +122,23 @@ def test_the_buttons_are_those_that_do_something_now(control):
     assert shown() == {"resume", "stop-round", "auto-train"}
     control.store.set_round_command(row["id"], "stop")
     assert shown() == {"stop-round", "auto-train"}
+
+
+def test_a_round_is_stopped_after_a_question_and_the_page_says_at_once_that_it_will(control):
+    """A press stopped it unasked, and nothing was to be seen until the worker had stopped, half a minute later."""
+    control.on_start(Request())
+    row = control.store.take_round("w", lease_seconds=30)
+    control.store.update_round(row["id"], "w", phase="ppo", step=2, steps=6)
+    strip = control.status_bar
+    assert control.on_stop(False, Request()) == gr.skip() and control.store.round_command(row["id"]) is None
+    pressed = control.on_stop(True, Request())[control.stop]
+    assert pressed.value == "Stopping after this step…" and not pressed.interactive
+    assert "Stopping after this step…" in strip.on_tick(None, Request())[0]
+    assert "这一步结束后停止…" in strip.on_tick(None, Request(language="zh-CN"))[0]
+    control.store.end_round(row["id"], "w", "failed", STOPPED)
+    strip.invalidate()
+    again = control.on_tick(None, Request())[control.stop]
+    assert again.value == "Stop the round" and "Stopping" not in strip.on_tick(None, Request())[0]
 
 
 def test_what_is_typed_in_the_fold_outlives_a_round_that_begins(control):

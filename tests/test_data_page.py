@@ -19,6 +19,7 @@ from playground.ui.control import Control
 from playground.ui.data import DataTab, Shown
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
+from playground.web import gate
 from tests import rounds
 from tests.test_control import OWNER, STRANGER, Engine, Request
 from tests.test_data_export import say
@@ -77,6 +78,23 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
     assert "No judged pairs" in search(tab, "z" * 43, text="x")[tab.html]
     assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN", text="x")[tab.html]
+
+
+def test_an_admin_reads_names_and_finds_a_person_by_name(tab):
+    """A team of users with names was "person 2" to "person 9"."""
+    ann = tab.store.annotator("ann")
+    say(tab.store, ann, "Ann's")
+    tab.store.sign_in(ann, "<Ann>", 0)
+    say(tab.store, tab.store.add_key("bot", "k"), "By a program")
+    say(tab.store, tab.store.annotator(STRANGER), "Nobody's name")
+    seen = search(tab)[tab.html]
+    assert "<i>&lt;Ann&gt;</i>" in seen and "<i>bot</i>" in seen and "<i>person 4</i>" in seen
+    found = search(tab, person=" <Ann> ")
+    assert shown(tab, found) == [1] and "Person: &lt;Ann&gt;" in found[tab.asked]
+    assert shown(tab, search(tab, person="3")) == [2] == shown(tab, search(tab, person="bot"))
+    assert shown(tab, search(tab, person="nobody")) == []
+    own = search(tab, STRANGER, person="bot")
+    assert shown(tab, own) == [3] and "bot" not in str(own[tab.asked]), "nobody else asks by name"
 
 
 def test_whoever_has_no_vote_yet_is_invited_to_vote(tab):
@@ -296,6 +314,24 @@ def test_nobody_else_downloads(tab, get, token):
     say(tab.store, tab.store.annotator(STRANGER), "Hello")
     answer = get("/export/pairs.jsonl", token)
     assert answer.status_code == 403 and "Hello" not in answer.text
+
+
+def test_a_download_ends_with_the_role_of_its_admin(tab, get, monkeypatch):
+    """It went on to its end, also where the admin had lost the role meanwhile."""
+    monkeypatch.setattr(gate, "CHECKED_EVERY", -1)
+    sent = []
+
+    def pieces(store, name):
+        for piece in (b"1", b"2", b"3"):
+            yield piece
+            sent.append(piece)
+            if piece == b"2":
+                tab.control.admins.sign_out(store.annotator(OWNER))
+
+    monkeypatch.setattr(server.http, "lines", pieces)
+    with pytest.raises(gate.StreamEnded):
+        get("/export/pairs.jsonl")
+    assert sent == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("name", ["everything", "nothing", "..%2fnudge"])

@@ -158,7 +158,9 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def proxy(site, tmp_path_factory):
-    """(port of http, port of https) of nginx with the file as it is, but for addresses and the certificate."""
+    """(port of http, port of https, access log) of nginx with the file as it is, but for addresses, paths and the
+    certificate.
+    """
     folder = tmp_path_factory.mktemp("nginx")
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=nudge.example"
     subprocess.run([*make.split(), "-keyout", folder / "privkey.pem", "-out", folder / "fullchain.pem"], check=True,
@@ -168,6 +170,7 @@ def proxy(site, tmp_path_factory):
         "listen 80;": f"listen 127.0.0.1:{plain};",
         "listen 443 ssl": f"listen 127.0.0.1:{secure} ssl",
         "/etc/nginx/tls": str(folder),
+        "/var/log/nginx": str(folder),
         "http://nudge:7860": f"http://127.0.0.1:{site.port}",
     }
     text = (DEPLOY / "nginx.conf").read_text()
@@ -179,7 +182,7 @@ def proxy(site, tmp_path_factory):
     subprocess.run([*command, "-t"], check=True, capture_output=True)
     process = subprocess.Popen(command)
     wait_for(secure)
-    yield plain, secure
+    yield plain, secure, folder / "access.log"
     process.terminate()
     process.wait(20)
 
@@ -216,6 +219,21 @@ def test_the_page_knows_that_it_is_on_https_and_believes_no_claims(site, proxy):
         assert "Secure" in answer.headers["set-cookie"] and "Path=/;" in answer.headers["set-cookie"]
         assert client.get("/metrics").status_code == 404, "a visitor is not this machine"
         assert client.get("/", headers={"host": "other.example"}).status_code == 421
+
+
+@MISSING
+def test_the_access_log_has_no_secret_of_a_link(proxy):
+    """nginx's own format wrote admin links, invitations and links of shared chats into the log."""
+    paths = ("/admin/secret1", "/invitation/secret2?x=secret3", "/?shared=secret4", "/nudge/admin/secret5")
+    with browser(proxy[1]) as client:
+        for path in paths:
+            client.get(path)
+    httpx.get(f"http://127.0.0.1:{proxy[0]}/admin/secret6", headers={"host": "nudge.example"})
+    until = time.monotonic() + 10
+    while len(lines := proxy[2].read_text().splitlines()) < len(paths) + 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    said = "\n".join(lines[-len(paths) - 1 :])
+    assert "secret" not in said and said.count("[token]") == 4 and '"GET /"' in said
 
 
 @MISSING

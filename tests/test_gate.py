@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from playground.settings import Settings
-from training import gate
+from training import gate, repetition
 from training.preferences import TIE, A, B, Pair, Preferences
 from training.rollout import Episode
 
@@ -326,11 +326,11 @@ def test_one_eager_annotator_does_not_decide_what_length_is_favoured():
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0), ([1, 1, 1, 1, 1, 1], 2 / 3), ([1, 2, 3], 0), ([], 0)])
 def test_repetition_by_hand(ids, share):
-    assert gate.repetition(ids) == pytest.approx(share)
+    assert repetition.repeated(ids) == pytest.approx(share)
 
 
 def test_distinct_by_hand():
-    assert gate.distinct([[1, 2, 3], [1, 2, 4]]) == 3 / 4 and gate.distinct([[1], []]) == 1
+    assert repetition.distinct([[1, 2, 3], [1, 2, 4]]) == 3 / 4 and repetition.distinct([[1], []]) == 1
 
 
 def test_the_middle_of_a_sample_by_hand():

@@ -192,9 +192,7 @@ def test_a_window_counts_where_the_masks_of_a_layer_have_it(model, window):
     assert len(policy.batch(siblings).ids) == (1 if window is None else 2)
 
 
-@pytest.mark.parametrize("queries", [1, 2, 100])
-def test_replies_attended_one_by_one_are_those_under_the_mask_of_all(queries, monkeypatch):
-    monkeypatch.setattr(attention, "QUERIES", queries)
+def test_replies_attended_one_by_one_are_those_under_the_mask_of_all():
     policy = moved(PolicyModel(tiny_model(), settings()))
     policy.causal.set_attn_implementation("grouped")
     batch = Batch.of(SIBLINGS, "cpu")

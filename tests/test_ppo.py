@@ -1,5 +1,6 @@
 """PPO: measuring, the update, the loop and its checkpoint."""
 
+import itertools
 import math
 
 import pytest
@@ -247,6 +248,18 @@ def test_ppo_ends_when_the_kl_target_is_reached():
     assert t.target_reached and t.iteration < 3
 
 
+def test_a_run_resumed_at_its_kl_target_is_taken_back_as_an_unbroken_one(tmp_path):
+    """The rollouts that reached the target are looked at first: the resumed run writes them again."""
+    changes = {"ppo": {"kl_target": 0.05, "lr": 0.02}}
+    unbroken = run(trainer(**changes), lambda t, metrics: t.save(tmp_path / "ppo.pt"))
+    resumed = trainer(**changes)
+    resumed.load(tmp_path / "ppo.pt")
+    reached = resumed.policy.state()
+    run(resumed)
+    assert any(not torch.equal(reached[name], tensor) for name, tensor in unbroken.policy.state().items())
+    assert_equal(resumed.policy.state(), unbroken.policy.state(), "policy")
+
+
 def exact_kl(policy, prompt, tokens=3, n=400):
     """KL to the reference, nats a reply, from many replies of the policy itself."""
     episodes = rollout.Rollouts(policy.causal).sample(
@@ -388,7 +401,7 @@ def test_the_share_of_the_way_that_is_left_by_hand(base_end, start_end, share):
     t.history, t.iteration, t.kl_target = [{"kl": 4.0}], 1, 9.0
     t.start = {"share": 0.0}
     t.policy = LinePolicy(4.0, base_end, start_end)
-    kl_target.return_to(t, list)
+    kl_target.return_to(t, itertools.repeat([]))
     assert t.policy.share == pytest.approx(share, rel=1e-6)
     near = kl_target.NEAR_TARGET
     assert t.policy.totals([], 1).mean_kl <= near * 9 and t.policy.kl_from({}, [], [], 1) <= near * 2

@@ -51,10 +51,13 @@ def test_a_command_exists_and_takes_its_flags(program, flags, monkeypatch, capsy
         monkeypatch.setattr(signal, "signal", lambda number, handler: None)
         name = program.removeprefix("-m ")
         name += ".__main__" if (ROOT / name.replace(".", "/") / "__main__.py").exists() else ""
-        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
-            importlib.import_module(name).main(["--help"])
-        assert not ended.value.code
-        help_text = capsys.readouterr().out
+        help_text = ""
+        for asked in ("--help", "--help-all"):
+            if asked == "--help" or asked in help_text:
+                with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+                    importlib.import_module(name).main([asked])
+                assert not ended.value.code
+                help_text += capsys.readouterr().out
     for name in flags:
         assert name in help_text
 

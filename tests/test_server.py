@@ -348,7 +348,7 @@ CONTROLS = [
     ("train-now", "click", []),
     ("pause", "click", []),
     ("resume", "click", []),
-    ("stop-round", "click", []),
+    ("stop-round", "click", [True]),
     ("auto-train", "input", [True]),
     ("save-settings", "click", None),
     ("reset-settings", "click", []),
@@ -379,10 +379,43 @@ def test_the_owner_starts_pauses_resumes_and_stops_a_round(site, page):
     assert page.event("train-now")[-1]["success"]
     row = site.store.take_round("w", lease_seconds=30)
     for button, command in (("pause", "pause"), ("resume", None), ("stop-round", "stop")):
-        assert page.event(button)[-1]["success"]
+        assert page.event(button, [True] if button == "stop-round" else [])[-1]["success"]
         assert site.store.round_command(row["id"]) == command
     site.store.end_round(row["id"], "w", "failed", plain("stopped"))
     assert "no round to pause" in notices(page.event("pause"))
+
+
+@pytest.mark.parametrize("field", ["data-version", "data-person", "data-text"])
+def test_enter_in_a_field_of_the_data_tab_searches(page, field):
+    """In the fields for version and person it did nothing, and the list stayed that of the search before."""
+    said = page.event(field, ["x", None, None, None, None, None], "submit")[-1]
+    assert said["success"] and "No judged pairs fit here." in json.dumps(said["output"])
+
+
+# -- drafts
+
+
+def updated(page, source, data, target, event="click"):
+    """What an event of `source` makes of the component `target`: its new value, None where it stays as it is."""
+    ids = {component["props"].get("elem_id"): component["id"] for component in page.config["components"]}
+    called = next(d for d in page.config["dependencies"] if [ids[source], event] in [list(t) for t in d["targets"]])
+    update = page.event(source, data, event)[-1]["output"]["data"][called["outputs"].index(ids[target])]
+    return update.get("value") if isinstance(update, dict) else update
+
+
+def test_a_refused_message_goes_along_to_a_new_chat_and_a_draft_stays_with_its_own(site, page):
+    """Whoever was refused and took a new chat for it found the box empty: the message was a draft of the old chat."""
+    page.send("Hello")
+    page.vote("a")
+    first = site.store.conversation(site.store.annotator(page.client.cookies[visitor.COOKIE]))["id"]
+    long = "x" * (site.settings.limits.message_chars + 1)
+    assert "Not sent" in notices(page.send(long))
+    assert updated(page, "sidebar-new", [None, None, long, None], "message") is None, "the box keeps it"
+    page.send("Another chat")
+    page.vote("a")
+    assert updated(page, "chats", [first, None, None, "a draft", None], "message", "input") == ""
+    assert updated(page, "sidebar-new", [None, None, "of the first", None], "message") == ""
+    assert updated(page, "chats", [first, None, None, "", None], "message", "input") == "of the first"
 
 
 # -- the admin link

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from playground import settings
 from playground.settings import (
@@ -287,6 +287,36 @@ def test_help_gives_meaning_and_default(capsys):
     with pytest.raises(SystemExit):
         read(["--help"])
     assert "TCP port of the page; 0 takes a free one. (default: 7860)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_command_shows_its_own_flags_and_all_where_asked(capsys):
+    """The four flags of `python -m training.sft` stood among a hundred others."""
+
+    class Command(Settings):
+        """Does
+        something."""
+
+        data: Path
+        """A file."""
+        epochs: int = Field(4, ge=1)
+        """Most passes."""
+        given: str = Field("", alias="json")
+        """Where to."""
+
+    for asked in ("--help", "-h"):
+        with pytest.raises(SystemExit) as caught:
+            read(["--data", "x", asked], Command, "python -m command")
+        text = capsys.readouterr().out
+        assert caught.value.code == 0 and text.startswith(
+            "usage: python -m command --data DATA [options]\n\nDoes something."
+        )
+        assert "--epochs\n      Most passes. It takes an integer at least 1. (default: 4)\n" in text
+        assert "--json\n      Where to. It takes text.\n" in text
+        assert len(text.splitlines()) < 20 and "--ppo.lr" not in text and "--help-all" in text
+    with pytest.raises(SystemExit) as caught:
+        read(["--help-all"], Command, "python -m command")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and "--epochs" in text and "--ppo.lr" in text
 
 
 def test_settings_are_frozen():

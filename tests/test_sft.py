@@ -134,6 +134,8 @@ def test_what_cannot_be_learnt_makes_no_version(command):
     with pytest.raises(sft.NotPublished, match="did not fall below"):
         fine_tuned(command.with_values(sft={"lr": 1e-30}), store)
     assert store.policies()[0]["version"] == 0
+    seconds = store.round(1)["metrics"]["phase_seconds"]
+    assert seconds["sft"] > 0.01, "the page said that a round which ended in its phase took no time"
 
 
 def test_a_round_on_votes_keeps_it_out_and_an_abandoned_one_is_ended(command):
@@ -252,8 +254,8 @@ def test_csv_is_read_too_and_rows_beyond_the_limit_are_not(command, tmp_path, ca
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        ("few.jsonl", json.dumps(rows()[0]) + "\n", "demonstrations to 1 different prompts"),
-        ("empty.jsonl", "", "demonstrations to 0 different prompts"),
+        ("few.jsonl", json.dumps(rows()[0]) + "\n", "demonstrations of 1 different dialogues"),
+        ("empty.jsonl", "", "demonstrations of 0 different dialogues"),
         ("odd.txt", "x", "the name ends in none of"),
         (None, None, "there is no such file"),
     ],
@@ -262,6 +264,7 @@ def test_a_file_that_holds_nothing_to_learn_is_refused_with_exit_code_1(folder, 
     path = tmp_path / (name or "missing.jsonl")
     if content is not None:
         path.write_text(content)
+    Store(tmp_path / "data" / "nudge.db").close()
     argv = ["--data", str(path), "--model", folder, "--data-dir", str(tmp_path / "data")]
     assert sft.main(argv) == 1
     assert says in capsys.readouterr().err
@@ -276,7 +279,47 @@ def test_a_dry_run_shows_what_would_be_learnt_and_makes_no_database(command, fol
     assert not command.database.exists()
 
 
-def test_too_few_prompts_cannot_be_split():
-    same = [Episode([1, 2], [3, i], True) for i in range(50)]
-    with pytest.raises(CannotLearn, match="1 different prompts"):
-        sft_data.split(same, SimpleNamespace())
+def test_without_a_database_it_says_so_and_makes_none(command, folder, capsys):
+    """A wrong --data-dir got a new database, and a version that no app would answer with."""
+    argv = ["--data", str(command.data), "--model", folder, "--data-dir", str(command.data_dir)]
+    assert sft.main(argv) == 1 and "There is no database" in capsys.readouterr().err
+    assert not command.database.exists()
+
+
+def reading(*chats):
+    """What `read` finds in rows with these chats: each a text of the user's messages, apart by blanks."""
+    found = sft_data.Reading()
+    for n, chat in enumerate(chats):
+        turns = [{"role": "user", "content": text} for text in chat.split()]
+        found.episodes.append(Episode([n], [3, n], True))
+        found.places.append(sft_data.place_of(turns))
+    return found
+
+
+def test_rows_of_one_dialogue_are_on_one_side_of_the_split():
+    """A dialogue of five rows was learnt from in four, and the fifth was held out as if it were new."""
+    found = reading(*(f"{name} b c d e"[: 2 * n + 1] for name in "ABCDEFGHIJKL" for n in range(5)), "x A", "x A y")
+    first = sft_data.dialogues(found.places)
+    assert len(set(first)) == 13 and len(set(first[:5])) == 1 and first[-1] == first[-2] != first[0]
+    settings = Settings(_env_file=None, preferences={"heldout_fraction": 0.3})
+    data = sft_data.split(found, settings)
+    group_of = {episode.prompt[0]: dialogue for episode, dialogue in zip(found.episodes, first, strict=True)}
+    held = [group_of[episode.prompt[0]] for episode in data.heldout]
+    assert len(held) == len(set(held)) == 4, "one row of each"
+    assert not set(held) & {group_of[episode.prompt[0]] for episode in data.train}
+    assert len(data.train) == sum(first.count(dialogue) for dialogue in set(first) - set(held))
+
+
+def test_one_prompt_of_two_dialogues_is_not_on_both_sides():
+    """Two long chats can be cut to the same prompt."""
+    found = reading(*"ABCDEFGHIJKL")
+    for episode in found.episodes[1:]:
+        episode.prompt[:] = [99]
+    data = sft_data.split(found, Settings(_env_file=None))
+    held = {tuple(episode.prompt) for episode in data.heldout}
+    assert (99,) in held and not held & {tuple(episode.prompt) for episode in data.train}
+
+
+def test_too_few_dialogues_cannot_be_split():
+    with pytest.raises(CannotLearn, match="9 different dialogues"):
+        sft_data.split(reading(*"AAABCDEFGHI"), SimpleNamespace())

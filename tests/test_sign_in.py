@@ -408,6 +408,8 @@ def test_an_admin_does_what_the_admin_link_gives_and_there_is_no_link(site):
         lambda chat, who: chat.undo(who),
         lambda chat, who: chat.share(who),
         lambda chat, who: chat.configure(who, "Be brief.", {}),
+        lambda chat, who: chat.new_chat(who),
+        lambda chat, who: chat.show_pair(who, 1),
     ],
 )
 def test_each_gesture_that_writes_is_refused_to_a_viewer(site, write):
@@ -415,6 +417,16 @@ def test_each_gesture_that_writes_is_refused_to_a_viewer(site, write):
     chat.may_write = lambda annotator: False
     with pytest.raises(Refused, match="You may look at everything here"):
         write(chat, site.store.annotator("whoever"))
+
+
+def test_a_viewer_may_still_read_and_delete_chats_of_before(site):
+    chat, who = Chat(site.store, site.engine, site.settings), site.store.annotator("was an annotator")
+    first, second = site.store.new_conversation(who), site.store.new_conversation(who)
+    chat.may_write = lambda annotator: False
+    assert chat.open(who, first).conversation == first
+    chat.delete(who, second)
+    kept = site.store.rows("select id from conversation where annotator = ? and deleted is null", who)
+    assert [row["id"] for row in kept] == [first]
 
 
 def test_a_stream_ends_with_what_it_would_have_sent_next(site, monkeypatch):

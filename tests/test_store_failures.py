@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from playground.store import Store, StoreUnavailable
-from playground.store.database import PATIENCE
+from playground.store.database import PATIENCE, SHORT_PATIENCE
 from playground.store.errors import StoreBusy, StoreFull
 from tests.stores import candidate, cast, duel, file_store, outcome  # noqa: F401 (fixture)
 
@@ -41,6 +41,22 @@ def test_a_locked_database_is_busy_after_the_patience_and_writes_again_once_it_i
     assert store.live_policy()["version"] == 0, "reading goes on"
     other.execute("rollback")
     assert store.annotator("somebody") == 1
+
+
+def test_the_probe_waits_for_its_turn_as_every_write_does(tmp_path):
+    """While this very process wrote for longer than 0.2 s, `/readyz` said that the database is busy."""
+    store, begun = Store(tmp_path / "nudge.db"), threading.Event()
+
+    def write():
+        with store.writing():
+            begun.set()
+            time.sleep(2 * SHORT_PATIENCE)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.wait()
+    assert store.trouble() == ""
+    writer.join()
 
 
 def test_many_threads_that_write_at_once_take_turns(tmp_path):

@@ -181,6 +181,24 @@ def test_every_round_has_its_line_the_newest_first(tab, store, settings):
     assert "An admin stopped this round." in round_summary.summary_html(store.rounds()[1], W)
 
 
+def test_a_fine_tuning_shows_both_losses_and_its_time(tab, store):
+    """It said "0.0 minutes", and had no curve at all."""
+    row = store.take_fine_tuning("w", "file.jsonl", lease_seconds=30)
+    for step in range(1, 121):
+        store.add_metrics(row["id"], step, {"sft_loss": 3 - step / 100})
+    for step, loss in ((0, 3.0), (60, 2.5), (120, 2.25)):
+        store.add_metrics(row["id"], step, {"sft_heldout_loss": loss})
+    store.update_round(row["id"], "w", phase="gate", metrics={"phase_seconds": {"collect": 0.01, "sft": 2.4}})
+    painted = tab.on_tick(None, 30, {}, Request())
+    shown = {key: plot for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN}
+    assert list(shown) == ["sft_loss"]
+    data = painted[shown["sft_loss"]].value["data"]
+    assert len([line for *_, line in data if line == "training"]) == 60
+    assert [2, 2.985, "training"] in [[x, round(y, 6), line] for x, y, line in data], "the mean of steps 1 and 2"
+    assert [[x, y] for x, y, line in data if line == "held out"] == [[0, 3.0], [60, 2.5], [120, 2.25]]
+    assert "<b>2.4 s</b><span>time</span>" in painted[tab.summary]
+
+
 def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     row = rounds.published(store, settings)
     painted = tab.on_tick(None, 30, {}, Request())
@@ -189,7 +207,9 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
         text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64")
     )
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
-    assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(CURVES)
+    assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(CURVES) - {
+        "sft_loss"
+    }
     assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 9
     assert (
         "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples]

@@ -1,5 +1,6 @@
 """The users file, its command, and what it takes to sign in."""
 
+import getpass
 import os
 import stat
 import threading
@@ -12,6 +13,7 @@ from playground import settings as settings_module
 from playground.people import passwords
 from playground.people import users as command
 from playground.people.delays import Delays
+from playground.people.names import names_of, person_called
 from playground.people.passwords import Cost, Hasher, checked_name, checked_password, encoded
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
 from playground.people.sign_ins import SignIns
@@ -132,7 +134,8 @@ def test_the_file_is_for_its_owner_alone_and_has_no_password(path, team):
 
 
 def test_what_is_written_is_read_again(path, team):
-    _, invitation = new_invitation("viewer", 1)
+    _, invitation = new_invitation("viewer", 1, " a:\nb\u2028c" + "x" * 100)
+    assert invitation.by == "abc" + "x" * 61
     UsersFile(path).change(lambda content: content.with_invitation(invitation))
     content = UsersFile(path).content()
     assert parsed(text_of(content)) == content and content.invitations == (invitation,)
@@ -252,7 +255,13 @@ def test_the_command_prints_an_invitation(path):
     token = link.rsplit("/", 1)[-1]
     found = UsersFile(path).content().invitation(token)
     assert found.role == "viewer" and token not in path.read_text()
-    assert "invitation as viewer, until" in run(path, "list")
+    short = found.short
+    assert f"invitation {short} as viewer, until" in run(path, "list") and f"made by {found.by}" in run(path, "list")
+    assert found.by == getpass.getuser() and token not in path.read_text()
+    assert run(path, "take-back", short) == f"The invitation {short} is taken back."
+    assert UsersFile(path).content().invitation(token) is None and run(path, "list") == "No users."
+    with pytest.raises(WrongSignIn, match="no such invitation any more"):
+        run(path, "take-back", short)
     for days in ("0", "-1", "1000", "nan"):
         with pytest.raises(command.CannotDo):
             run(path, "invite", "--days", days)
@@ -396,3 +405,30 @@ def test_only_so_many_wait_while_a_password_is_hashed():
         hasher._waiting.acquire()
     with pytest.raises(TooMany), hasher.one_at_a_time():
         pass
+
+
+# -- names
+
+
+def test_people_have_the_names_of_the_users_file_for_as_long_as_they_are_users(team, path):
+    team.sign_in("ann", PASSWORD, "192.0.2.1")
+    store, users = team.store, team.users
+    key, visitor = store.add_key("bot", "k"), store.annotator("x" * 43)
+    assert names_of(store, users, [1, key, visitor, 99]) == {1: "ann", key: "bot"}
+    assert person_called(store, users, " ANN ") == 1 and person_called(store, users, "bot") == key
+    assert person_called(store, users, "zoe") is None is person_called(store, None, "ann")
+    users.change(lambda content: content.without_user("ann"))
+    assert names_of(store, users, [1]) == {} and person_called(store, users, "ann") is None
+    path.write_text("nonsense")
+    assert names_of(store, UsersFile(path), [1, key]) == {key: "bot"}, "who has no need of the file is named"
+
+
+def test_whoever_came_last_is_meant_by_a_name_that_several_had():
+    store = Store()
+    first, last = store.annotator("first"), store.annotator("last")
+    for person in (first, last):
+        store.sign_in(person, "ada", 0)
+    assert names_of(store, None, [first, last]) == {first: "ada", last: "ada"}
+    assert person_called(store, None, "ada") == last
+    store.forget(last)
+    assert person_called(store, None, "ada") == first and names_of(store, None, [last]) == {}

@@ -163,19 +163,29 @@ def test_an_admin_makes_a_version_live_with_a_reason(tab):
     first, second = released(tab.store), released(tab.store, trial=True)
     updates = press(tab, tab.on_promote, first, "  it was \n kinder ")
     assert tab.store.live_policy()["version"] == first and "v1 answers the next message." in said(tab, updates)
-    assert updates[tab.reason] == "" and "An admin made it live: it was kinder" in body(updates[tab.html], first)
-    assert "An admin put another version in its place" in body(updates[tab.html], second)
+    assert updates[tab.reason] == "" and "owner made it live: it was kinder" in body(updates[tab.html], first)
+    assert "owner put another version in its place" in body(updates[tab.html], second)
     event = tab.store.rows("select * from policy_event where version = ? order by id desc limit 1", first)[0]
     assert event["annotator"] == tab.store.annotator(OWNER) and tab.store.trial(second)["state"] == "undecided"
+
+
+def test_admins_alone_read_which_admin_decided(tab):
+    released(tab.store)
+    boss = tab.store.annotator("boss")
+    tab.store.sign_in(boss, "Bo & Co", 0)
+    tab.store.withdraw(1, boss, "leaks")
+    assert "Bo &amp; Co withdrew it: leaks" in body(look(tab)[tab.html], 1)
+    seen = look(tab, STRANGER)[tab.html]
+    assert "An admin withdrew it: leaks" in body(seen, 1) and "Bo" not in seen
 
 
 def test_an_admin_rolls_back_and_withdraws(tab):
     first, second = released(tab.store), released(tab.store)
     updates = press(tab, tab.on_roll_back, None, "rude")
-    assert "An admin rolled it back: rude" in body(updates[tab.html], second)
+    assert "owner rolled it back: rude" in body(updates[tab.html], second)
     assert tab.store.live_policy()["version"] == first
     updates = press(tab, tab.on_withdraw, first, "leaks")
-    assert "An admin withdrew it: leaks" in body(updates[tab.html], first) and "v1 was withdrawn." in said(tab, updates)
+    assert "owner withdrew it: leaks" in body(updates[tab.html], first) and "v1 was withdrawn." in said(tab, updates)
     assert tab.store.live_policy()["version"] == 0
     assert "no version before it" in said(tab, press(tab, tab.on_roll_back, None, "more"))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from playground.settings import Settings
 from playground.system.messages import Message
-from training import preferences
+from training import preferences, repetition
 from training.preferences import Preferences
 from training.rollout import Episode
 
@@ -77,11 +77,11 @@ class Side:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> "Side":
-        token_ids = [without_end(episode) for episode in episodes]
+        token_ids = [repetition.without_end(episode) for episode in episodes]
         return cls(
             length=float(np.mean([len(episode.completion) for episode in episodes])),
             ended=float(np.mean([episode.ended for episode in episodes])),
-            repetition=float(np.mean([repetition(ids) for ids in token_ids])),
+            repetition=float(np.mean([repetition.repeated(ids) for ids in token_ids])),
             token_ids=token_ids,
         )
 
@@ -112,7 +112,7 @@ def decide(figures: GateFigures, settings: Settings) -> GateReport:
     new = Side.of(figures.new)
     live = Side.of(figures.live)
     base = Side.of(figures.base)
-    distinct_new, distinct_base = distinct_at_equal_length(new.token_ids, base.token_ids)
+    distinct_new, distinct_base = repetition.distinct_at_equal_length(new.token_ids, base.token_ids)
     means = mean_gains(figures.gains, figures.demonstrations or figures.prompts, settings.seed)
     report = GateReport(
         prompts=figures.prompts,
@@ -159,26 +159,25 @@ def refused_gain(report: GateReport, settings: Settings) -> Message | None:
     # written `not a >= b`, so that NaN never passes; likewise below
     if not (report.better >= settings.gate.better and report.not_worse >= settings.gate.not_worse):
         low, high = report.gain_interval
+        figures = {
+            "gain": f"{report.gain:+.2f}",
+            "low": f"{low:+.2f}",
+            "high": f"{high:+.2f}",
+            "better": f"{report.better:.2f}",
+            "limit": f"{settings.gate.better:g}",
+        }
         if report.demonstrations:
             return Message(
                 "held-out demonstrations probably did not become likelier: by {gain} nats a token [{low}, {high}] on "
                 "{n} of them, a gain with probability {better}, and {limit} is needed",
-                gain=f"{report.gain:+.2f}",
-                low=f"{low:+.2f}",
-                high=f"{high:+.2f}",
                 n=report.demonstrations,
-                better=f"{report.better:.2f}",
-                limit=f"{settings.gate.better:g}",
+                **figures,
             )
         return Message(
             "its replies are probably not better: the reward changes by {gain} deviations [{low}, {high}] on {n} "
             "held-out prompts, a gain with probability {better}, and {limit} is needed",
-            gain=f"{report.gain:+.2f}",
-            low=f"{low:+.2f}",
-            high=f"{high:+.2f}",
             n=report.prompts,
-            better=f"{report.better:.2f}",
-            limit=f"{settings.gate.better:g}",
+            **figures,
         )
     return None
 
@@ -318,37 +317,3 @@ def favoured_length(prefs: Preferences, confidence: float, seed: int) -> tuple[f
         return 0.0, 0.0
     weight = np.array([pair.weight for pair in decided])
     return interval(ratios * weight / weight.mean(), confidence, seed)
-
-
-# -- repetition, in token ids
-
-
-def without_end(episode: Episode) -> list[int]:
-    """A reply's tokens without the one that ends it, which is the same in every reply that ends."""
-    return episode.completion[:-1] if episode.ended else episode.completion
-
-
-def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-
-
-def repetition(ids: Sequence[int], n: int = 4) -> float:
-    """Share of a reply's n-grams that occurred earlier in it (seq-rep-n, Welleck et al. 2020); 0 without n-grams."""
-    grams = ngrams(ids, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def distinct(replies: Sequence[Sequence[int]], n: int = 2) -> float:
-    """Distinct n-grams of all replies together, as a share of all (Li et al. 2016). It falls with the amount of text,
-    so compare equal amounts.
-    """
-    grams = [gram for ids in replies for gram in ngrams(ids, n)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def distinct_at_equal_length(new: Sequence[list[int]], other: Sequence[list[int]]) -> tuple[float, float]:
-    """`distinct` of two versions' replies; the two replies to each prompt are cut to the shorter one's length first."""
-    lengths = [min(len(a), len(b)) for a, b in zip(new, other, strict=True)]
-    new_cut = [ids[:length] for ids, length in zip(new, lengths, strict=True)]
-    other_cut = [ids[:length] for ids, length in zip(other, lengths, strict=True)]
-    return distinct(new_cut), distinct(other_cut)

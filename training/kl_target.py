@@ -3,7 +3,8 @@
 What the target is, is up to the trainer.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from training.rollout import Episode
@@ -15,16 +16,16 @@ RETURNS = 4  # at most; each samples replies of the policy again
 NEAR_TARGET = 1.1  # of the KL target: a measured KL up to here counts as at the target
 
 
-def return_to(trainer: "Trainer", sample_policy: Callable[[], list[Episode]]) -> None:
-    """Move the policy back, along the line to where training started (Wortsman et al. 2022), until replies that
-    `sample_policy()` draws have a mean KL to the base of the target, and one to the start of the step. An iteration's
-    steps overshoot the target.
+def return_to(trainer: "Trainer", samples: Iterator[list[Episode]]) -> None:
+    """Move the policy back, along the line to where training started (Wortsman et al. 2022), until its replies have a
+    mean KL to the base of the target, and one to the start of the step. An iteration's steps overshoot the target.
+
+    Each of the `samples` is replies of the policy as it is when they are asked for.
     """
     policy = trainer.policy
     end = policy.state()
     share = 1.0  # of the way from the start to the end
-    for _ in range(RETURNS):
-        episodes = sample_policy()
+    for episodes in islice(samples, RETURNS):
         moved = policy.totals(episodes, trainer.settings.ppo.microbatch)
         factor = _share_left(trainer.kl_start, moved.mean_kl, trainer.kl_target)
         if trainer.kl_step is not None:

@@ -6,7 +6,7 @@ caller's.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +59,17 @@ def train_ppo(
     policy = trainer.policy
     settings = trainer.settings
     prompts_per_iteration = max(1, settings.ppo.episodes // settings.ppo.replies)
+
+    def sample_policy(rng: random.Random) -> list[Episode]:
+        prompts = choose_prompts(prompts_per_iteration, rng)
+        return policy.rollouts.by_settings(settings, prompts, rng, end_tokens, settings.ppo.replies)
+
+    episodes: list[Episode] = []
     while trainer.iteration < settings.ppo.iterations and not trainer.target_reached:
         rng = rollout.generator(settings.seed, "ppo", trainer.iteration)
 
         # 1. sample replies of the policy
-        prompts = choose_prompts(prompts_per_iteration, rng)
-        episodes = policy.rollouts.by_settings(settings, prompts, rng, end_tokens, settings.ppo.replies)
+        episodes = sample_policy(rng)
 
         # 2. score whole replies; a reply without an end pays a penalty, and the mean of the other replies to the same
         #    prompt is subtracted
@@ -75,7 +80,8 @@ def train_ppo(
 
         # 3. measure microbatches in the first epoch's order: old log-probabilities come from these same tensors, so the
         #    first ratio is exactly 1. Replies to one prompt stay together, since it is read once for them
-        first_replies = rng.sample(range(0, len(episodes), settings.ppo.replies), len(prompts))
+        replies_of_each = range(0, len(episodes), settings.ppo.replies)
+        first_replies = rng.sample(replies_of_each, len(replies_of_each))
         order = [first + k for first in first_replies for k in range(settings.ppo.replies)]
         trajectories = []
         token_sums = []
@@ -112,14 +118,17 @@ def train_ppo(
             )
         on_iteration(trainer, metrics)
 
-    # 5. take the update back to the KL target where the last steps overshot it
-    rng = rollout.generator(settings.seed, "ppo", "back")
+    # 5. take the update back to the KL target where the last steps overshot it. The rollouts that reached the target
+    #    are by the policy as it still is
+    def samples() -> Iterator[list[Episode]]:
+        if trainer.target_reached:
+            # a resumed run has to write them again
+            yield episodes or sample_policy(rollout.generator(settings.seed, "ppo", trainer.iteration - 1))
+        rng = rollout.generator(settings.seed, "ppo", "back")
+        while True:
+            yield sample_policy(rng)
 
-    def sample_policy() -> list[Episode]:
-        prompts = choose_prompts(prompts_per_iteration, rng)
-        return policy.rollouts.by_settings(settings, prompts, rng, end_tokens, settings.ppo.replies)
-
-    kl_target.return_to(trainer, sample_policy)
+    kl_target.return_to(trainer, samples())
 
 
 @torch.no_grad()

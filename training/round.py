@@ -19,6 +19,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
+from playground.system.safe_logging import Told
 from training import (
     erase,
     gpu,
@@ -87,7 +88,7 @@ class Round(RoundControl):
             imported,
             len(prefs.labels),
             len(prefs.heldout),
-            prefs.split_by,
+            Told(prefs.split_by),
         )
         if len(prefs.judged) < 2:
             self.end(

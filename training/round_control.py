@@ -18,6 +18,7 @@ from playground.settings import Settings, fields, nested
 from playground.store import STOPPED, Store
 from playground.system import memory
 from playground.system.messages import Message
+from playground.system.safe_logging import Told
 from training import erase, gpu
 from training.preferences import Row
 
@@ -59,6 +60,7 @@ class RoundControl(ABC):
         # when the running phase began, moved forward by its pauses: the time of day is for the page alone
         self._began_at = time.time()
         self._began_monotonic = time.monotonic()
+        self._timed_phase: str | None = None  # the one whose seconds are counted
         self._eraser = erase.Eraser(store, settings)
 
     @abstractmethod
@@ -89,14 +91,15 @@ class RoundControl(ABC):
             # a later phase than the one resumed at is progress, so failed attempts are counted again
             columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
             self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)
-            log.info("round %s: %s", self.id, phase)
+            log.info("round %s: %s", self.id, Told(phase))
             with self._timed(phase):
                 self.obey()
                 self.run_phase(phase)
             memory.release()
 
     def end(self, state: str, reason: Message | None) -> NoReturn:
-        """End the round in this state."""
+        """End the round in this state, in the middle of its phase."""
+        self._record_seconds()
         self.store.end_round(self.id, self.owner, state, reason)
         raise RoundEnded(reason)
 
@@ -117,17 +120,21 @@ class RoundControl(ABC):
         """Record when this phase began and, once it is done, how many seconds it took without its pauses."""
         self._set_began(time.time())
         self._began_monotonic = time.monotonic()
+        self._timed_phase = phase
         try:
             yield
         except RoundLeft:
-            self._add_seconds(phase)
+            self._record_seconds()
             raise
-        self._add_seconds(phase)
+        if self.store.round(self.id)["state"] == "running":
+            self._record_seconds()
+        self._timed_phase = None
 
-    def _add_seconds(self, phase: str) -> None:
-        row = self.store.round(self.id)
-        if row["state"] == "running":
-            seconds = row["metrics"].get("phase_seconds", {})
+    def _record_seconds(self) -> None:
+        """Record how long the running phase has taken."""
+        phase = self._timed_phase
+        if phase is not None:
+            seconds = self.store.round(self.id)["metrics"].get("phase_seconds", {})
             total = seconds.get(phase, 0) + time.monotonic() - self._began_monotonic
             self.record(phase_seconds={**seconds, phase: total})
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from playground.models import adapters, structure
 from playground.models.feature_trunk import FeatureTrunk
 from playground.settings import Settings
+from playground.system.safe_logging import Told
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
@@ -149,8 +150,8 @@ def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> 
         log.warning(
             "each reply reads its own copy of its prompt, which takes longer: in %s, replies that share one reading of "
             "their prompt influence each other (%s)",
-            type(policy.causal).__name__,
-            fault,
+            Told(type(policy.causal).__name__),
+            Told(fault),
         )
 
 

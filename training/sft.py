@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             store = Store(settings.database) if settings.database.exists() else None
             show(settings, *learn_from(settings, store))
             return 0
-        store = Store(settings.database, patience=worker.PATIENCE)
+        store = Store(settings.database, patience=worker.PATIENCE, create=False)
         settings = worker.with_overrides(store, settings)
         _, data = learn_from(settings, store)
         worker.prepare(settings)
@@ -102,7 +102,7 @@ def learn_from(settings: SFTCommand, store: Store | None) -> tuple[Reading, Spli
             print(f"  {n:,} × {reason}", file=sys.stderr)
     if found.left_over:
         print(f"{path}: the rows after the first {found.rows:,} were not read; see --max-rows", file=sys.stderr)
-    return found, sft_data.split(found.episodes, bounded)
+    return found, sft_data.split(found, bounded)
 
 
 def show(settings: SFTCommand, found: Reading, data: Split) -> None:

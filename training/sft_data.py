@@ -6,7 +6,7 @@ the picked reply is a demonstration.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from playground.data import columns, files
 from playground.data.files import BadRow, Row
-from playground.data.records import Demonstration, JudgedPair
+from playground.data.records import Demonstration, JudgedPair, Turn
 from playground.models import prompts
 from playground.settings import Settings
 from training import imported
 from training.rollout import Episode, generator
 
-FEWEST = 10  # different prompts
-MOST_HELDOUT = 200  # prompts
+FEWEST = 10  # different dialogues
+MOST_HELDOUT = 200  # dialogues
+
+Place = tuple[bytes, ...]  # of a demonstration in its dialogue: a hash of the chat up to each message of the user
+
+
+HASH_BYTES = 16
 
 
 class CannotLearn(Exception):
@@ -30,9 +35,10 @@ class CannotLearn(Exception):
 
 @dataclass
 class Reading:
-    """What was found in a file."""
+    """What was found in a file. `places` has of each episode where it stands in its dialogue, as `place_of`."""
 
-    episodes: list[Episode]
+    episodes: list[Episode] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     rows: int = 0
     bad: int = 0
     repeated: int = 0  # rows that say what an earlier one said
@@ -42,7 +48,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Split:
-    """Demonstrations to train on, and one to each prompt of the held-out part. No prompt is in both."""
+    """Demonstrations to train on, and one of each dialogue that is held out. No dialogue and no prompt is in both."""
 
     train: Sequence[Episode]
     heldout: Sequence[Episode]
@@ -63,7 +69,7 @@ def read(
     """The demonstrations of a file. `on_bad(number, reason)` is told of each row that is left out; those for which
     `is_ours(record)` are, too. CannotRead where the file as a whole cannot be read.
     """
-    found = Reading([])
+    found = Reading()
     seen: set[bytes] = set()
     for number, row in files.read(path):
         if found.rows == most_rows:
@@ -71,7 +77,8 @@ def read(
             break
         found.rows += 1
         try:
-            episode = encode(demonstration(row, is_ours), tokenizer, settings)
+            record = demonstration(row, is_ours)
+            episode = encode(record, tokenizer, settings)
         except (BadRow, prompts.BadMessage) as error:
             found.bad += 1
             on_bad(number, str(error))
@@ -83,6 +90,7 @@ def read(
         seen.add(content)
         found.cut += not episode.ended
         found.episodes.append(episode)
+        found.places.append(place_of(record.messages))
     return found
 
 
@@ -119,22 +127,50 @@ def encode(record: Demonstration, tokenizer: PreTrainedTokenizerBase, settings: 
     return Episode(prompt, completion[:limit], ended=len(completion) <= limit)
 
 
-def split(episodes: Sequence[Episode], settings: Settings) -> Split:
-    """`preferences.heldout_fraction` of the prompts, chosen at random, are held out. CannotLearn where there are too
-    few prompts.
+def place_of(messages: Sequence[Turn]) -> Place:
+    """Where a demonstration stands in its dialogue; the last hash is that of its whole prompt."""
+    so_far = hashlib.sha256()
+    hashes = []
+    for turn in messages:
+        so_far.update(repr((turn["role"], turn["content"])).encode(errors="replace"))
+        if turn["role"] == "user":
+            hashes.append(so_far.digest()[:HASH_BYTES])
+    return tuple(hashes)
+
+
+def dialogues(places: Sequence[Place]) -> list[bytes]:
+    """Of each demonstration the hash of its dialogue's first prompt in the file: rows whose chats go on from another
+    row's are of one dialogue.
     """
-    by_prompt: dict[tuple[int, ...], list[Episode]] = {}
-    for episode in episodes:
-        by_prompt.setdefault(tuple(episode.prompt), []).append(episode)
-    if len(by_prompt) < FEWEST:
+    prompts_there = {place[-1] for place in places}
+    return [next(prompt for prompt in place if prompt in prompts_there) for place in places]
+
+
+def split(found: Reading, settings: Settings) -> Split:
+    """`preferences.heldout_fraction` of the dialogues, chosen at random, are held out. CannotLearn where there are too
+    few.
+    """
+    by_dialogue: dict[bytes, list[Episode]] = {}
+    for episode, dialogue in zip(found.episodes, dialogues(found.places), strict=True):
+        by_dialogue.setdefault(dialogue, []).append(episode)
+    if len(by_dialogue) < FEWEST:
         raise CannotLearn(
-            f"There are demonstrations to {len(by_prompt)} different prompts; at least {FEWEST} are needed, since some "
-            "are held out to see what was learnt."
+            f"There are demonstrations of {len(by_dialogue)} different dialogues; at least {FEWEST} are needed, since "
+            "some are held out to see what was learnt."
         )
     share = settings.preferences.heldout_fraction
-    n = min(max(2, round(share * len(by_prompt))), MOST_HELDOUT, len(by_prompt) - 1)
-    heldout = set(generator(settings.seed, "sft split").sample(list(by_prompt), n))
+    n = min(max(2, round(share * len(by_dialogue))), MOST_HELDOUT, len(by_dialogue) - 1)
+    rng = generator(settings.seed, "sft split")
+    chosen = set(rng.sample(list(by_dialogue), n))
+    heldout = [rng.choice(group) for dialogue, group in by_dialogue.items() if dialogue in chosen]
+    known = {tuple(episode.prompt) for episode in heldout}  # two long chats can be cut to the same prompt
     return Split(
-        train=[episode for prompt, group in by_prompt.items() if prompt not in heldout for episode in group],
-        heldout=[group[0] for prompt, group in by_prompt.items() if prompt in heldout],
+        train=[
+            episode
+            for dialogue, group in by_dialogue.items()
+            if dialogue not in chosen
+            for episode in group
+            if tuple(episode.prompt) not in known
+        ],
+        heldout=heldout,
     )

@@ -81,6 +81,7 @@ class Chat(Completing):
 
     def show_pair(self, annotator: int, duel: int) -> View:
         """Go back to another pair that answers the same message."""
+        self.check_may_write(annotator)
         self._check_idle(annotator)
         gestures.checked(gestures.Row, id=duel)
         with refusing():
@@ -93,6 +94,7 @@ class Chat(Completing):
         """Begin a new conversation with the same settings; the old one is kept. A reply that goes on after an early
         vote ends where it is.
         """
+        self.check_may_write(annotator)
         self._end_voted_turn(annotator)
         old = self.store.conversation(annotator)
         if old and self.view(annotator).started:

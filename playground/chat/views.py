@@ -16,7 +16,7 @@ Phase = Literal["idle", "streaming", "voting", "voted", "same", "shared"]
 @dataclass(frozen=True)
 class ChatMessage:
     """One message before the pair on screen. `text` is as its owner last edited it; `version` is the policy that wrote
-    a reply.
+    a reply, `cut` after how many tokens it reached the limit, if it did.
     """
 
     id: int
@@ -25,6 +25,7 @@ class ChatMessage:
     edited: bool = False
     thumb: int | None = None
     version: int | None = None
+    cut: int | None = None
 
     @classmethod
     def of(cls, row: StoreRow) -> "ChatMessage":
@@ -36,19 +37,21 @@ class ChatMessage:
             edited=row["edited"],
             thumb=row["thumb"],
             version=row["policy"],
+            cut=row["cut"],
         )
 
 
 @dataclass(frozen=True)
 class Side:
-    """One candidate as the page shows it. The fields after `thumb` are unset until the vote, so that nobody votes by
-    them.
+    """One candidate as the page shows it; `cut`: after how many tokens it reached the limit, if it did. The fields
+    after that are unset until the vote, so that nobody votes by them.
     """
 
     text: str
     message: int | None = None
     edited: bool = False
     thumb: int | None = None
+    cut: int | None = None
     version: int | None = None
     chosen: bool = False
     first_token_ms: float | None = None
@@ -57,7 +60,13 @@ class Side:
     @classmethod
     def blind(cls, row: StoreRow) -> "Side":
         """A candidate that can be voted on."""
-        return cls(text=row["shown"], message=row["message"], edited=row["edited"], thumb=row["thumb"])
+        return cls(
+            text=row["shown"],
+            message=row["message"],
+            edited=row["edited"],
+            thumb=row["thumb"],
+            cut=row["cut"],
+        )
 
     @classmethod
     def revealed(cls, row: StoreRow, chosen: bool) -> "Side":
@@ -169,4 +178,4 @@ def read_only(view: View) -> View:
 
 
 def _text_alone(side: Side | None) -> Side | None:
-    return side and Side(text=side.text, message=side.message, edited=side.edited)
+    return side and Side(text=side.text, message=side.message, edited=side.edited, cut=side.cut)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from playground.data.files import BadRow, Row
+from playground.data.reasons import why_bad
 from playground.data.records import IDS, Demonstration, JudgedPair, Prompt, Turn
 
 Importable = JudgedPair | Demonstration | Prompt
@@ -87,11 +88,7 @@ def _checked(kind: str, values: Values) -> Importable:
     try:
         record = ADAPTERS[kind].validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise BadRow("a text holds half a character (a lone surrogate)") from None
-        place = ".".join(map(str, first["loc"]))
-        raise BadRow(f"{place}: {first['msg']}" if place else first["msg"]) from None
+        raise BadRow(why_bad(error)) from None
     _check_chat(record.messages)
     replies = [value for name in ("left", "right", "reply") if (value := getattr(record, name, None)) is not None]
     if not all(reply.strip() for reply in replies):

@@ -19,6 +19,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from playground.models import conversions, folders
 from playground.models.folders import ModelUnavailable
 from playground.settings import ON_SPACE, Settings
+from playground.system.safe_logging import Told
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ def source_of(settings: Settings) -> str:
     source = resolve(settings)
     if settings.model or source != EMBEDDED_HUB_ID or on_hub(EMBEDDED_HUB_ID):
         return usable(source, settings.models_dir)
-    log.warning("%s is not on this machine and the hub cannot be reached; the embedded model is used", EMBEDDED_HUB_ID)
+    log.warning(
+        "%s is not on this machine and the hub cannot be reached; the embedded model is used", Told(EMBEDDED_HUB_ID)
+    )
     return str(fetch_embedded(settings))
 
 

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
@@ -29,9 +29,10 @@ from starlette.requests import HTTPConnection, Request
 
 from playground import settings as settings_module
 from playground.people.addresses import limit_key
+from playground.people.passwords import NAME_CHARS, check_lengths, checked_password
 from playground.people.rates import RateLimit
-from playground.people.refusals import TooMany, WrongSignIn
-from playground.people.users_file import UsersFile
+from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn, too_many_links, too_many_passwords
+from playground.people.users_file import User, UsersFile
 from playground.settings import Settings
 from playground.store import Store
 
@@ -52,10 +53,6 @@ BUCKETS = 4096  # names are counted by their hash, so that invented names take n
 MOST_KNOWN = 1000  # pairs of name and address that are remembered for having signed in before
 MOST_WAITING = 4  # sign-ins that may wait while another one is hashed
 LONGEST_WAIT = 5.0  # seconds that they wait
-
-NAME_CHARS = 64  # longest name
-PASSWORD_CHARS = 256  # longest password
-SHORTEST = 10  # characters of the shortest password
 
 
 class GradioRequest(Protocol):
@@ -97,7 +94,7 @@ class AdminLink:
                 return
         place = limit_key(address)
         if not self._wrong.count(place):
-            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{self._wrong.seconds_to_wait(place):.0f}")
+            raise too_many_links(self._wrong.seconds_to_wait(place))
         raise WrongSignIn(
             "This admin link is wrong or was used before. Restart the app for a new one, "
             "or let an admin sign in with a password that python -m playground.people.admins keeps."
@@ -134,6 +131,12 @@ class Admins:
             return self.users.role(self.store.account(annotator)) == "admin"
         return self.store.signed_in(annotator) == OWNER or self.name(request, annotator) in self.names
 
+    def user(self, annotator: int) -> User | None:
+        """The user whom an annotator is; None where there are none, or where the users file cannot be read."""
+        with suppress(UsersUnreadable):
+            return self.users.content().by_id.get(self.store.account(annotator) or "") if self.users else None
+        return None
+
     def name(self, request: AnyRequest, annotator: int) -> str | None:
         """The name under which this person has signed in, or None; always None where everybody signs in elsewhere."""
         if self.users:
@@ -155,10 +158,7 @@ class Admins:
             raise WrongSignIn("Nobody can sign in with a password here.")
         name = str(name or "").strip()
         password = str(password or "")
-        if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(
-                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
-            )
+        check_lengths(name, password)
         client = _unwrapped(request).client
         place = limit_key(client.host if client else "")
         bucket = self._bucket(name)
@@ -195,7 +195,7 @@ class Admins:
         if (place, bucket) not in self._known:  # guesses from all over the world lock out nobody who was here before
             waits.append(self._by_name.seconds_to_wait(bucket))
         if wait := max(waits):
-            raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{wait:.0f}")
+            raise too_many_passwords(wait)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -242,7 +242,7 @@ class Admins:
         try:
             return read_users(self.settings.users_file)
         except (OSError, UnicodeError):
-            log.exception("the users file %s cannot be read", self.settings.users_file)
+            log.exception("the users file %s cannot be read", Path(self.settings.users_file))
             raise WrongSignIn(
                 "The passwords of this app cannot be read. Its owner finds the reason in the log."
             ) from None
@@ -292,15 +292,7 @@ def write_user(path: str | Path, name: str, password: str, hasher: PasswordHashe
         raise WrongSignIn("{name} cannot be a name: it stands for whoever opened the admin link.", name=repr(name))
     if len(name) > NAME_CHARS:
         raise WrongSignIn("The name has {n} characters; at most {limit} fit.", n=len(name), limit=NAME_CHARS)
-    if len(password) < SHORTEST:
-        raise WrongSignIn(
-            "The password has {n} characters; at least {limit} are needed.", n=len(password), limit=SHORTEST
-        )
-    if len(password) > PASSWORD_CHARS:
-        raise WrongSignIn(
-            "The password has {n} characters; at most {limit} fit.", n=len(password), limit=PASSWORD_CHARS
-        )
-    users = {**read_users(path), name: hasher.hash(password)}
+    users = {**read_users(path), name: hasher.hash(checked_password(password, name))}
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")

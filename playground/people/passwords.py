@@ -114,6 +114,14 @@ def is_name_by_proxy(said: str, name: str) -> bool:
     return said == name or (said.isascii() and name.isascii() and said.lower() == name.lower())
 
 
+def check_lengths(name: str, password: str) -> None:
+    """WrongSignIn where one of them is longer than any can be."""
+    if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
+        raise WrongSignIn(
+            "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
+        )
+
+
 def checked_name(name: str) -> str:
     """A name without outer blanks; WrongSignIn where it cannot be used."""
     name = unicodedata.normalize("NFC", name).strip()

@@ -11,5 +11,15 @@ class TooMany(WrongSignIn):
     """No sign-in is possible now, whatever was entered; the message says when to try again."""
 
 
+def too_many_links(seconds: float) -> TooMany:
+    """After wrong admin links or invitations; `seconds`: how long to wait."""
+    return TooMany("Too many wrong links. Try again in {n} {n:second|seconds}.", n=f"{max(seconds, 1):.0f}")
+
+
+def too_many_passwords(seconds: float) -> TooMany:
+    """After wrong passwords; `seconds`: how long to wait."""
+    return TooMany("Too many wrong passwords. Try again in {n} {n:second|seconds}.", n=f"{max(seconds, 1):.0f}")
+
+
 class UsersUnreadable(UserFacingError):
     """The users file cannot be read or written; its owner finds the reason in the log."""

@@ -17,14 +17,14 @@ from playground.people.addresses import limit_key
 from playground.people.delays import Delays
 from playground.people.passwords import (
     NAME_CHARS,
-    PASSWORD_CHARS,
     Hasher,
+    check_lengths,
     checked_name,
     checked_password,
     is_name_by_proxy,
     same_name,
 )
-from playground.people.refusals import TooMany, WrongSignIn
+from playground.people.refusals import WrongSignIn, too_many_links, too_many_passwords
 from playground.people.users_file import DAY, Content, Invitation, User, UsersFile
 from playground.settings import Settings
 from playground.store import Store, StoreError
@@ -108,10 +108,7 @@ class SignIns:
         WrongSignIn where nobody has, TooMany after too many wrong ones, UsersUnreadable or StoreError where it cannot
         be told.
         """
-        if len(name) > NAME_CHARS or len(password) > PASSWORD_CHARS:
-            raise WrongSignIn(
-                "A name has at most {n} characters and a password at most {limit}.", n=NAME_CHARS, limit=PASSWORD_CHARS
-            )
+        check_lengths(name, password)
         place, bucket = limit_key(address), self._bucket(name)
         self._check_delays(place, bucket)
         with self.hasher.one_at_a_time():
@@ -142,7 +139,7 @@ class SignIns:
             return found
         place = limit_key(address)
         if wait := self._wrong_links.seconds_to_wait(place):
-            raise TooMany("Too many wrong links. Try again in {n} s.", n=f"{max(wait, 1):.0f}")
+            raise too_many_links(wait)
         self._wrong_links.failed(place)
         raise WrongSignIn("This invitation was used, or its time is over. Ask for another one.")
 
@@ -188,7 +185,7 @@ class SignIns:
         if (place, bucket) not in self._known:  # others' guesses, from here or elsewhere, keep nobody out who was here
             waits += [self._by_place.seconds_to_wait(place), self._by_name.seconds_to_wait(bucket)]
         if wait := max(waits):
-            raise TooMany("Too many wrong passwords. Try again in {n} s.", n=f"{max(wait, 1):.0f}")
+            raise too_many_passwords(wait)
 
     def _bucket(self, name: str) -> str:
         digest = hashlib.sha256(self._salt + same_name(name).encode(errors="replace")).digest()

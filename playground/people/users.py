@@ -23,6 +23,7 @@ COMMANDS = {
     "list": "who may sign in, and which invitations are open",
     "remove": "end a user's sign-ins, at once; chats and votes stay",
     "invite": "a link that works once, by which somebody becomes a user",
+    "take-back": "an open invitation, by its name in the list: its link works no more",
 }
 LONGEST_DAYS = 90
 
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         if name not in ("list", "invite"):
-            command.add_argument("name", help="the user")
+            command.add_argument("name", help="the invitation" if name == "take-back" else "the user")
         if name in ("add", "invite"):
             command.add_argument("--role", choices=ROLES, default="annotator", help="default: annotator")
         if name == "add":
@@ -80,6 +81,9 @@ def run(users: UsersFile, arguments: argparse.Namespace, settings: Settings, has
         hashed = NO_PASSWORD if arguments.no_password else (hasher or Hasher()).hash(asked_password(name))
         users.change(lambda content: content.with_user(name, arguments.role, hashed))
         return f"{name} can sign in, as {arguments.role}."
+    if command == "take-back":
+        users.change(lambda content: content.without_invitation(name))
+        return f"The invitation {name} is taken back."
     user = users.content().named(name)
     if command == "passwd":
         hashed = (hasher or Hasher()).hash(asked_password(user.name))
@@ -94,23 +98,30 @@ def run(users: UsersFile, arguments: argparse.Namespace, settings: Settings, has
 
 def listed(content: Content) -> str:
     rows = [f"{user.name}: {user.role}" for user in content.users]
-    rows += [
-        f"invitation as {i.role}, until {time.strftime('%Y-%m-%d %H:%M', time.localtime(i.until))}"
-        for i in content.invitations
-        if i.until > time.time()
-    ]
+    for i in content.open_invitations:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(i.until))
+        maker = f", made by {i.by}" if i.by else ""
+        rows.append(f"invitation {i.short} as {i.role}, until {until}{maker}")
     return "\n".join(rows) or "No users."
 
 
 def invited(users: UsersFile, arguments: argparse.Namespace, settings: Settings) -> str:
     if not 0 < arguments.days <= LONGEST_DAYS:
         raise CannotDo("An invitation works for up to {n} days.", n=LONGEST_DAYS)
-    token, invitation = new_invitation(arguments.role, arguments.days)
+    token, invitation = new_invitation(arguments.role, arguments.days, user_of_this_machine())
     users.change(lambda content: content.with_invitation(invitation))
     # as in the address that the app prints
     host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
     here = arguments.address.rstrip("/") or f"http://{host}:{settings.port}{settings.root_path}"
     return f"For one person, who becomes {arguments.role}: {here}/invitation/{token}"
+
+
+def user_of_this_machine() -> str:
+    """Who runs the command; "" where the machine has no name for that, as in a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # Python before 3.13 raised the last two
+        return ""
 
 
 def asked_password(name: str) -> str:

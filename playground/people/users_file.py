@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from playground.people.passwords import FORM, NO_PASSWORD, same_name
+from playground.people.passwords import FORM, NAME_CHARS, NO_PASSWORD, same_name
 from playground.people.refusals import UsersUnreadable, WrongSignIn
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ PRIVATE = 0o600
 LOCKED = 10.0  # seconds that a change waits for another one
 DAY = 24 * 3600  # seconds
 TOKEN_BYTES = 32  # of an invitation
+SHORT = 8  # digits of the hash by which an invitation is taken back
 HEADER = "# Users of Nudge; python -m playground.people.users changes this file.\n"
 USER = re.compile(rf"user:([^:]+):({'|'.join(ROLES)}):([0-9a-f]{{16}}):(\S+)")
-INVITATION = re.compile(rf"invitation:({'|'.join(ROLES)}):(\d{{1,12}}):([0-9a-f]{{64}})")
+INVITATION = re.compile(rf"invitation:({'|'.join(ROLES)}):(\d{{1,12}}):([0-9a-f]{{64}})(?::([^:]+))?")
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,19 @@ class User:
 
 @dataclass(frozen=True)
 class Invitation:
-    """An invitation that nobody has taken yet; `digest` is the hash of its token, `until` a time in unix seconds."""
+    """An invitation that nobody has taken yet; `digest` is the hash of its token, `until` a time in unix seconds, `by`
+    who made it, "" where that is not known.
+    """
 
     role: Role
     until: int
     digest: str
+    by: str = ""
+
+    @property
+    def short(self) -> str:
+        """What it is called in a list: nobody learns its token from it."""
+        return self.digest[:SHORT]
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,12 @@ class Content:
     def invitation(self, token: str) -> Invitation | None:
         """The open invitation of a token. Its 256 bits are compared by their hash, so time tells nothing of them."""
         digest = digest_of(token)
-        return next((i for i in self.invitations if i.digest == digest and i.until > time.time()), None)
+        return next((i for i in self.open_invitations if i.digest == digest), None)
+
+    @property
+    def open_invitations(self) -> tuple[Invitation, ...]:
+        """Those whose time is not over."""
+        return tuple(i for i in self.invitations if i.until > time.time())
 
     # -- changes, each a new Content
 
@@ -105,8 +119,14 @@ class Content:
         return replace(self, users=tuple(new if user == old else user for user in self.users))
 
     def with_invitation(self, invitation: Invitation) -> "Content":
-        still_open = tuple(i for i in self.invitations if i.until > time.time())
-        return replace(self, invitations=(*still_open, invitation))
+        return replace(self, invitations=(*self.open_invitations, invitation))
+
+    def without_invitation(self, short: str) -> "Content":
+        """WrongSignIn where no invitation that is open is called so."""
+        gone = next((i for i in self.open_invitations if i.short == short), None)
+        if gone is None:
+            raise WrongSignIn("There is no such invitation any more: it was taken, or its time is over.")
+        return replace(self, invitations=tuple(i for i in self.invitations if i != gone))
 
     def accepted(self, token: str, name: str, hashed: str) -> "Content":
         """With the user whom an invitation makes, and without the invitation. WrongSignIn where it is not open."""
@@ -117,10 +137,11 @@ class Content:
         return replace(self.with_user(name, invitation.role, hashed), invitations=left)
 
 
-def new_invitation(role: Role, days: float) -> tuple[str, Invitation]:
-    """A token that makes one user, and what the file keeps of it."""
+def new_invitation(role: Role, days: float, by: str = "") -> tuple[str, Invitation]:
+    """A token that makes one user, and what the file keeps of it; `by`: who makes it, as far as a line can say it."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    return token, Invitation(role, int(time.time() + days * DAY), digest_of(token))
+    maker = "".join(char for char in by if char.isprintable() and char != ":").strip()[:NAME_CHARS]
+    return token, Invitation(role, int(time.time() + days * DAY), digest_of(token), maker)
 
 
 def digest_of(token: str) -> str:
@@ -201,7 +222,7 @@ def parsed(text: str) -> Content:
         if (match := USER.fullmatch(line)) and (match[4] == NO_PASSWORD or FORM.fullmatch(match[4])):
             users.append(User(match[1], as_role(match[2]), match[3], match[4]))
         elif match := INVITATION.fullmatch(line):
-            invitations.append(Invitation(as_role(match[1]), int(match[2]), match[3]))
+            invitations.append(Invitation(as_role(match[1]), int(match[2]), match[3], match[4] or ""))
         else:
             raise ValueError(f"line {number} is neither a user nor an invitation")
     content = Content(tuple(users), tuple(invitations))
@@ -216,7 +237,9 @@ def as_role(text: str) -> Role:
 
 def text_of(content: Content) -> str:
     users = [f"user:{user.name}:{user.role}:{user.id}:{user.hashed}\n" for user in content.users]
-    invitations = [f"invitation:{i.role}:{i.until}:{i.digest}\n" for i in content.invitations]
+    invitations = [
+        f"invitation:{i.role}:{i.until}:{i.digest}{f':{i.by}' if i.by else ''}\n" for i in content.invitations
+    ]
     return HEADER + "".join(users + invitations)
 
 

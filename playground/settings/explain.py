@@ -1,6 +1,7 @@
 """What is said of a value that a setting does not take: the setting, the value, and what is accepted."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -42,6 +43,26 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> Message:
         accepted=accepted(field),
         reason=meaning(field),
     )
+
+
+def own_help(kind: type[BaseModel], common: type[BaseModel], prog: str) -> str:
+    """What `--help` says of a command whose settings `kind` has beside the `common` ones, which a hundred lines would
+    hide it among.
+    """
+    own = {field.alias or name: field for name, field in kind.model_fields.items() if name not in common.model_fields}
+    needed = " ".join(f"{flag(name)} {name.upper()}" for name, field in own.items() if field.is_required())
+    parts = [f"usage: {prog} {needed}".rstrip() + " [options]", " ".join((kind.__doc__ or "").split())]
+    for name, field in own.items():
+        text = str(meaning(field))
+        if field.annotation is not bool:
+            text += f" It takes {accepted(field)}."
+            text += "" if field.is_required() or field.default == "" else f" (default: {field.default})"
+        parts.append(f"  {flag(name)}\n" + fill(text, 100, initial_indent="      ", subsequent_indent="      "))
+    rest = (
+        "Every setting of the app is an option too, such as --model and --data-dir: pass those that the app was "
+        "started with. --help-all lists them."
+    )
+    return "\n\n".join([*parts, fill(rest, 100)])
 
 
 def meaning(field: FieldInfo) -> Message:

@@ -17,6 +17,14 @@ OTHER_HEADERS = frozenset(
 )
 
 
+def networks(value: str) -> str:
+    """Addresses or networks with commas between; ValueError names the part that is neither."""
+    for part in value.split(","):
+        if part.strip():
+            ip_network(part.strip(), strict=False)
+    return value
+
+
 class Secret:
     """The mark of a setting that is for the server alone: rounds do not keep it in the database."""
 
@@ -66,10 +74,4 @@ class PeopleSettings(Group):
             raise ValueError(f"{value} means something else; take a header of its own, such as X-Forwarded-User")
         return value
 
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, value: str) -> str:
-        for part in value.split(","):
-            if part.strip():
-                ip_network(part.strip(), strict=False)  # its ValueError names the part
-        return value
+    _networks = field_validator("trusted_proxies")(networks)

@@ -8,7 +8,7 @@ import pydantic_settings
 from pydantic import ValidationError
 
 from playground.settings import names
-from playground.settings.explain import SettingsError, settings_error
+from playground.settings.explain import SettingsError, own_help, settings_error
 from playground.settings.groups import AdminMayChange
 from playground.settings.renamed import refuse_old_names
 from playground.settings.root import Settings, encoding_of
@@ -25,9 +25,14 @@ def read(argv: Sequence[str] | None = None, kind: type[Settings] = Settings, pro
     """Settings of the class `kind`, built from flags, environment and `.env`.
 
     `argv`: the flags, by default those of this process. `prog`: the command that --help names. SettingsError names
-    every value that is not accepted, or every name that has changed.
+    every value that is not accepted, or every name that has changed. Of a command with settings of its own, --help
+    shows those, and --help-all all of them; both end the process.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if kind is not Settings and {"-h", "--help"} & set(argv):
+        print(own_help(kind, Settings, prog))
+        sys.exit(0)
+    argv = ["--help" if word == "--help-all" else word for word in argv]
     refuse_old_names(kind, argv, encoding_of(".env"))
     try:
         return kind(_cli_parse_args=argv, _cli_prog_name=prog)

@@ -2,7 +2,6 @@
 
 import codecs
 import os
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -173,13 +172,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
 
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, value: str) -> str:
-        for part in value.split(","):
-            if part.strip():
-                ip_network(part.strip(), strict=False)  # its ValueError names the part
-        return value
+    _networks = field_validator("trusted_proxies")(operating.networks)
 
     @property
     def database(self) -> Path:

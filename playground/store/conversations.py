@@ -30,6 +30,8 @@ EDITED = """exists (
 THUMB = """(
     select t.thumb from rating t join conversation o on o.id = m.conversation and o.annotator = t.annotator
     where t.message = m.id and t.superseded_by is null)"""
+# the tokens after which a reply was cut, since it had reached the limit; its owner may have written its end since
+CUT = f"case when g.finish_reason = 'length' and not {EDITED} then json_array_length(g.token_ids) end"
 
 # SQL of the messages from one that `start` selects back to the first of its chat
 PATH = """with recursive path(id, parent, depth) as (
@@ -165,11 +167,12 @@ class Conversations(Database):
     def history(self, conversation: int) -> list[Row]:
         """The messages from the first to the conversation's tail.
 
-        Keys: id, role, text (as last edited), edited (a bool), thumb, policy.
+        Keys: id, role, text (as last edited), edited (a bool), thumb, policy, cut (the tokens after which a reply
+        reached the limit, or None).
         """
         rows = self.rows(
             f"""{PATH.format(start=TAIL)}
-               select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy
+               select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy, {CUT} as cut
                from path join message m on m.id = path.id left join generation g on g.message = m.id
                order by depth desc""",
             conversation,

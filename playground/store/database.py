@@ -254,7 +254,7 @@ class Database:
             log.error(
                 "%s while the app was running: %s. Nothing is recorded any more; put the files back or leave them, "
                 "and restart the app.",
-                self.path,
+                Path(self.path),
                 change,
             )
         if self._lost:
@@ -287,7 +287,7 @@ class Database:
     def _try_to_write(self) -> str:
         try:
             self._check_may_write()
-            with self._memory_lock, self._translated_errors():
+            with self._memory_lock, self._one_writer(), self._translated_errors():
                 self._check_files()
                 self._set_busy_timeout(SHORT_PATIENCE)
                 self.db.execute("begin immediate")

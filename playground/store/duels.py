@@ -12,7 +12,7 @@ from typing import Any
 import sqlite_utils
 
 from playground.store.checks import NOT_YOURS
-from playground.store.conversations import EDITED, PATH, SHOWN, THUMB
+from playground.store.conversations import CUT, EDITED, PATH, SHOWN, THUMB
 from playground.store.database import Database, Row, insert, now
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
@@ -188,7 +188,8 @@ class Duels(Database):
         Keys: the table's columns, among them `same` (both replies are one text), `left_cut` and `right_cut` (tokens
         that were there when the pair was picked early); annotator, tail, user_text and parent of its conversation and
         message; `pairs`: ids of the duels that answer the same message; `left` and `right`: a dict each with id,
-        message, text, shown, edited (a bool), thumb, status, policy, first_token_ms, total_ms, finish_reason, tokens.
+        message, text, shown, edited (a bool), thumb, status, policy, first_token_ms, total_ms, finish_reason, tokens,
+        cut (as in `history`).
         """
         row = self.row(
             """select d.*, c.annotator, c.tail, m.text as user_text, m.parent from duel d
@@ -218,7 +219,7 @@ class Duels(Database):
         """One reply of a duel, as `duel` returns it."""
         row = self.one(
             f"""select g.id, g.message, m.text, {SHOWN} as shown, {EDITED} as edited, {THUMB} as thumb, m.status,
-                  g.policy, g.first_token_ms, g.total_ms, g.finish_reason,
+                  g.policy, g.first_token_ms, g.total_ms, g.finish_reason, {CUT} as cut,
                   coalesce(json_array_length(g.token_ids), 0) as tokens
                 from generation g join message m on m.id = g.message where g.id = ?""",
             generation,

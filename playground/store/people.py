@@ -3,11 +3,15 @@ them have signed in under a name.
 """
 
 import hashlib
+import json
 import time
+from collections.abc import Collection
 
 from playground.store.database import Database, Row, now
 
 NOBODY = 0  # an id that no annotator has
+# what annotator `a` is called: the name of the sign-in, else that of the keys, which is empty once it is forgotten
+NAME = """coalesce(a.name, (select k.name from api_key k where k.annotator = a.id and k.name != '' limit 1))"""
 
 
 def _digest(token: str) -> str:
@@ -59,3 +63,25 @@ class People(Database):
         if row is None or not row["name"]:
             return None
         return row["name"] if row["signed_in_until"] > time.time() else None
+
+    # -- what people are called
+
+    def known_as(self, annotators: Collection[int]) -> list[Row]:
+        """Those of these people who have an account or a name. Keys: id, account (the id of a user), name (of the last
+        sign-in, else of the keys for programs).
+        """
+        return self.rows(
+            f"""select a.id, a.account, {NAME} as name from annotator a
+                where a.id in (select value from json_each(?)) and (a.account is not null or {NAME} is not null)""",
+            json.dumps(sorted(annotators)),
+        )
+
+    def person_known_as(self, account: str | None, name: str) -> int | None:
+        """The id of whoever has this account, else of the last one with this name; None where it is nobody."""
+        row = self.row(
+            f"""select a.id from annotator a where a.account = ?1 or (a.account is null and {NAME} = ?2)
+                order by a.account is null, a.id desc limit 1""",
+            account,
+            name,
+        )
+        return row["id"] if row else None

@@ -21,9 +21,6 @@ from playground.system import log_ids
 from playground.system.messages import Message
 
 OUR_PACKAGES = ("playground", "training", "app")
-OUR_LOGGERS = ("playground", "training", "nudge", "__main__")
-# what our own lines call things by: a path, a version, a phase, a number format. Sentences have blanks.
-NAME = re.compile(r"[\w.,:/@+%=~#\[\]-]{1,200}", re.ASCII)
 NUMBERS = re.compile(r"[\d\s.,:;%+()-]{1,60}( UTC)?", re.ASCII)  # numbers and times, as they are read
 SYSTEM_ERRORS = (OSError, MemoryError, RuntimeError)  # torch raises RuntimeError, also when it is out of memory
 
@@ -31,7 +28,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tupl
 
 
 class Told(str):
-    """A text for a log line that is known to quote nobody."""
+    """A text for a log line that is known to quote nobody, such as a phase or a number format."""
 
 
 def describe_error(error: BaseException) -> Told:
@@ -96,8 +93,7 @@ class JsonFormatter(Formatter):
             if values := numbers_of(arguments[0]):
                 line["values"] = values
         elif record.args:
-            is_ours = record.name.split(".")[0] in OUR_LOGGERS
-            line["values"] = [value_of(argument, is_ours) for argument in arguments]
+            line["values"] = [value_of(argument) for argument in arguments]
         line |= getattr(record, "ids", None) or log_ids.current()
         if record.exc_info and record.exc_info[1]:
             line["error"] = describe_error(record.exc_info[1])
@@ -105,19 +101,20 @@ class JsonFormatter(Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def value_of(argument: object, is_ours: bool = False) -> Any:
-    """A value of a log line as far as it cannot be somebody's words: a number, a time, an error as `describe_error`
-    tells it, a Message with the numbers in it, and where the line `is_ours` also a name or a path; else None.
+def value_of(argument: object) -> Any:
+    """A value of a log line as far as it cannot be somebody's words: a number, a time, a path, a Told, an error as
+    `describe_error` tells it, a Message with the numbers in it; else None.
     """
     if isinstance(argument, int | float | Told):
         return argument
+    if isinstance(argument, PurePath):
+        return str(argument)
     if isinstance(argument, Message):
         values = numbers_of(argument)
         return {"message": argument.template, "values": values} if values else argument.template
     if isinstance(argument, BaseException):
         return describe_error(argument)
-    text = str(argument) if isinstance(argument, str | PurePath) else ""
-    return text if NUMBERS.fullmatch(text) or (is_ours and NAME.fullmatch(text)) else None
+    return argument if isinstance(argument, str) and NUMBERS.fullmatch(argument) else None
 
 
 def numbers_of(message: Message) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any, Self
 
+from playground.system.safe_logging import Told
+
 log = logging.getLogger(__name__)
 
 Event = Mapping[str, Any]  # values that JSON has
@@ -92,7 +94,7 @@ class Webhook:
                 self._send(self.url, body)
                 return
             except (OSError, HTTPException, ValueError) as error:
-                log.warning("an alert could not be posted (try %d): %s", tries, type(error).__name__)
+                log.warning("an alert could not be posted (try %d): %s", tries, Told(type(error).__name__))
             if self._closing.wait(pause):
                 return
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -146,13 +146,14 @@ class ChatTab:
                 previous = view
         except (BadMessage, Refused, StoreError) as error:
             if previous is None and self.chat.is_answering(annotator, text):
-                yield {
-                    self.panel.hint: gr.update()
-                }  # it was pressed twice; a stream without any update empties the page
+                # it was pressed twice; a stream without any update empties the page
+                yield {self.panel.hint: gr.update()}
                 return
             updates = self._after_failure(annotator, translate)
             if previous is not None and text is not None:
                 updates[self.panel.message] = text
+            if (shown := updates.get(self.panel.snapshot)) is not None:
+                updates[self.panel.snapshot] = replace(shown, refused=text)
             yield {**updates, **self.notice.warn(translate.message(error.message), translate("Not sent"))}
         except GeneratorExit:  # the browser has gone
             self.chat.finish_in_background(annotator, turn)

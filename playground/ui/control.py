@@ -13,7 +13,9 @@ from gradio.blocks import Block
 from gradio.components import Component
 
 from playground.people import visitor
-from playground.people.admins import NAME_CHARS, PASSWORD_CHARS, Admins, WrongSignIn
+from playground.people.admins import Admins
+from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS
+from playground.people.refusals import WrongSignIn
 from playground.serving.gpu_slices import GPUSlices
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, fields, overridden, sections
 from playground.store import Store, StoreError
@@ -21,7 +23,9 @@ from playground.ui import unchecked, words
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.loop_status import with_overrides
 from playground.ui.notice import Notice
+from playground.ui.phases import STOPPING
 from playground.ui.status_bar import StatusBar
+from playground.ui.words import Words
 
 TITLES = {  # of the groups that have settings for an admin
     "round": words.mark("When and where a round starts"),
@@ -31,6 +35,7 @@ TITLES = {  # of the groups that have settings for an admin
     "ppo": words.mark("PPO"),
     "gate": words.mark("Gate"),
 }
+STOP = words.mark("Stop the round")
 MIN_WIDTH = 260  # pixels of a setting's input
 
 
@@ -65,11 +70,13 @@ class Control:
         self.notice = notice
         self.slices = slices  # on a ZeroGPU Space: what trains the rounds that an admin starts
         self.painted = gr.State(None)  # the ControlState that the page shows
+        # the answer to the browser's question; not a gr.State, whose value `js` cannot change
+        self.confirmed = gr.Checkbox(visible=False)
         with gr.Row(elem_id="control"):
             self.start = _button(words.label("Train now"), "train-now", variant="primary")
             self.pause = _button(words.label("Pause"), "pause")
             self.resume = _button(words.label("Resume"), "resume", variant="primary")
-            self.stop = _button(words.label("Stop the round"), "stop-round", variant="stop")
+            self.stop = _button(words.label(STOP), "stop-round", variant="stop")
             self.auto = gr.Checkbox(
                 label=words.label("Start rounds by themselves"),
                 elem_id="auto-train",
@@ -133,7 +140,7 @@ class Control:
         self.start.click(self.on_start, None, outputs, **GESTURE)
         self.pause.click(self.command_handler("pause"), None, outputs, **GESTURE)
         self.resume.click(self.command_handler(None), None, outputs, **GESTURE)
-        self.stop.click(self.command_handler("stop"), None, outputs, **GESTURE)
+        self.stop.click(self.on_stop, [self.confirmed], outputs, js="() => [window.nudge.sureToStop()]", **GESTURE)
         self.auto.input(self.on_auto, [self.auto], outputs, **GESTURE)
         self.save.click(self.on_save, set(fields), [*fields, self.notice.html], **GESTURE)
         self.reset.click(self.on_reset, None, fields, **GESTURE)
@@ -155,7 +162,7 @@ class Control:
             self.slices.renew(annotator)
         if state == painted:
             return gr.skip()
-        updates = self.updates(state)
+        updates = self.updates(state, words.of(request))
         if painted and (painted.is_admin, painted.name) == (state.is_admin, state.name):
             updates = self._buttons_only(updates)
         return {**updates, self.painted: state}
@@ -171,20 +178,28 @@ class Control:
             self.store.request_round()
         return self._after_gesture(request)
 
-    def command_handler(self, command: Literal["pause", "stop"] | None) -> Callable[[gr.Request], Updates]:
-        """The handler of pause, stop, or (None) resume."""
+    def command_handler(self, command: Literal["pause"] | None) -> Callable[[gr.Request], Updates]:
+        """The handler of pause, or (None) resume."""
 
         def on_command(request: gr.Request) -> Updates:
-            self.check(request)
-            newest = self.store.last_round()
-            notice: Updates = {}
-            try:
-                self.store.set_round_command(newest["id"] if newest else 0, command)
-            except StoreError as error:
-                notice = self.notice.warn(words.of(request).message(error.message))
-            return {**self._after_gesture(request), **notice}
+            return self._give_command(command, request)
 
         return on_command
+
+    def on_stop(self, confirmed: bool, request: gr.Request) -> Updates:
+        """Stop the round, where the admin is sure: it does not go on."""
+        self.check(request)
+        return self._give_command("stop", request) if confirmed else gr.skip()
+
+    def _give_command(self, command: Literal["pause", "stop"] | None, request: gr.Request) -> Updates:
+        self.check(request)
+        newest = self.store.last_round()
+        notice: Updates = {}
+        try:
+            self.store.set_round_command(newest["id"] if newest else 0, command)
+        except StoreError as error:
+            notice = self.notice.warn(words.of(request).message(error.message))
+        return {**self._after_gesture(request), **notice}
 
     def on_auto(self, auto: bool, request: gr.Request) -> Updates:
         """Let rounds start by themselves, or not."""
@@ -257,7 +272,7 @@ class Control:
 
     # -- what is shown
 
-    def updates(self, state: ControlState) -> Updates:
+    def updates(self, state: ControlState, translate: Words) -> Updates:
         """The buttons and folds of the person who looks."""
         running = state.round_state == "running"
         active = state.round_state in ("requested", "running")
@@ -266,11 +281,17 @@ class Control:
             self.start: gr.Button(visible=state.is_admin and not active),
             self.pause: gr.Button(visible=state.is_admin and can_pause),
             self.resume: gr.Button(visible=state.is_admin and state.paused),
-            self.stop: gr.Button(visible=state.is_admin and active, interactive=not state.stopping),
+            self.stop: gr.Button(
+                translate(STOPPING) if state.stopping else translate(STOP),
+                visible=state.is_admin and active,
+                interactive=not state.stopping,
+            ),
             self.auto: gr.Checkbox(state.auto_train, visible=state.is_admin),
             self.settings_fold: gr.Accordion(visible=state.is_admin),
             self.sign_in_fold: gr.Accordion(visible=not state.is_admin and self.admins.takes_passwords()),
-            self.sign_out: gr.Button(visible=state.name is not None),
+            self.sign_out: gr.Button(
+                translate("Sign out ({name})", name=state.name or ""), visible=state.name is not None
+            ),
         }
 
     def _state(self, request: gr.Request) -> ControlState:

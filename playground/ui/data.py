@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import gradio as gr
 from gradio.components import Component
 
+from playground.people.names import names_of, person_called
+from playground.people.passwords import NAME_CHARS
 from playground.store import Filters, Store, StoreError
 from playground.store.checks import MOST
 from playground.ui import data_table, unchecked, words
@@ -68,7 +70,14 @@ class DataTab:
                 min_width=130,
                 visible=False,
             )
-            self.person = self._number_box(words.mark("Person"), "data-person", visible=False)
+            self.person = gr.Textbox(
+                label=words.label("Person"),
+                max_lines=1,
+                max_length=NAME_CHARS,
+                min_width=110,
+                elem_id="data-person",
+                visible=False,
+            )
             self.text = gr.Textbox(
                 label=words.label("Text"),
                 max_lines=1,
@@ -87,11 +96,9 @@ class DataTab:
         self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
 
     @staticmethod
-    def _number_box(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:
+    def _number_box(label: str, elem_id: str) -> gr.Textbox:
         """A field for a number. Gradio's own shows 0 while it is empty, and then sends that."""
-        return gr.Textbox(
-            label=words.label(label), max_lines=1, max_length=12, min_width=110, elem_id=elem_id, visible=visible
-        )
+        return gr.Textbox(label=words.label(label), max_lines=1, max_length=12, min_width=110, elem_id=elem_id)
 
     @property
     def outputs(self) -> list[Component]:
@@ -101,7 +108,8 @@ class DataTab:
 
     def wire(self, opened: Trigger) -> None:
         asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
-        gr.on([opened, self.search.click, self.text.submit], self.on_search, asked, self.outputs, **GESTURE)
+        typed = [self.version.submit, self.person.submit, self.text.submit]
+        gr.on([opened, self.search.click, *typed], self.on_search, asked, self.outputs, **GESTURE)
         self.older.click(self.on_older, [self.shown], self.outputs, **GESTURE)
         self.newer.click(self.on_newer, [self.shown], self.outputs, **GESTURE)
         self.decide.click(
@@ -130,7 +138,7 @@ class DataTab:
             choice=_one_of(choice, CHOICES),
             tag=_one_of(tag, TAGS),
             excluded=TRAINING.get(training or ""),
-            person=_number(person),
+            person=self._person(person, request),
             text=(text or "").strip()[:TEXT_CHARS] or None,
         )
         return self._page(Shown(filters), request)
@@ -181,6 +189,14 @@ class DataTab:
 
     # -- what is shown
 
+    def _person(self, text: str | None, request: gr.Request) -> int | None:
+        """Whose votes an admin asks for, by name or number; None where the field is empty. Nobody else may ask."""
+        text = (text or "").strip()
+        if not text or not self.control.is_admin(request):
+            return None
+        called = person_called(self.store, self.control.admins.users, text)
+        return _number(text) if called is None else called
+
     def _page(self, shown: Shown, request: gr.Request, opened: int | None = None) -> Updates:
         """A page of pairs: of everybody for an admin, else of the person who asks. `opened`: the vote whose row stays
         open.
@@ -192,13 +208,19 @@ class DataTab:
             return gr.skip()
         filters = shown.filters if is_admin else replace(shown.filters, person=own, excluded=None)
         rows, following = self.store.judged_page(filters, shown.before, PAGE_SIZE)
+        names: dict[int, str] = {}
+        if is_admin:
+            people = {row["person"] for row in rows}
+            if filters.person is not None:
+                people.add(filters.person)
+            names = names_of(self.store, self.control.admins.users, people)
         empty = None
         if shown.filters == Filters() and shown.before is None and following is None and self._would_list(own):
             empty = translate("Vote on a pair, and it is listed here.")
         return {
-            self.html: data_table.pairs_html(rows, is_admin, translate, empty, opened),
-            self.asked: data_table.asked_html(shown.filters, translate),
-            self.all: data_table.all_html(shown.filters, translate) if is_admin and rows else "",
+            self.html: data_table.pairs_html(rows, is_admin, translate, empty, opened, names),
+            self.asked: data_table.asked_html(shown.filters, translate, names),
+            self.all: data_table.all_html(shown.filters, translate, names) if is_admin and rows else "",
             self.newer: gr.update(visible=bool(shown.later)),
             self.older: gr.update(visible=following is not None),
             self.person: gr.update(visible=is_admin),

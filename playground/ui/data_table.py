@@ -19,6 +19,8 @@ from playground.ui.status_bar import version_name
 from playground.ui.text import one_line, visible
 from playground.ui.words import Words
 
+Names = Mapping[int, str]  # of people by their ids
+NOBODY: Names = {}
 LINE_CHARS = 90  # of the message, while the row is closed
 MESSAGE_CHARS = 20_000  # of it, in an open row
 CHAT_CHARS = 8000  # of the messages before it, all together
@@ -29,23 +31,33 @@ SPOKEN = {"system": words.mark("System prompt"), "user": words.mark("Message"), 
 
 
 def pairs_html(
-    rows: Sequence[Row], is_admin: bool, translate: Words, empty: str | None = None, opened: int | None = None
+    rows: Sequence[Row],
+    is_admin: bool,
+    translate: Words,
+    empty: str | None = None,
+    opened: int | None = None,
+    names: Names = NOBODY,
 ) -> str:
     """Judged pairs (rows of `Store.judged_page`), newest first; `is_admin`: whether it says whose they are, and leaves
     them out of training; `empty`: what it says where there are none, by default that none fit; `opened`: the vote whose
-    row is open.
+    row is open; `names`: of people who have one.
     """
     if not rows:
         return f'<p class="empty">{escape(empty or translate("No judged pairs fit here."))}</p>'
-    return f'<div class="pairs">{"".join(_pair_html(row, is_admin, translate, opened) for row in rows)}</div>'
+    return f'<div class="pairs">{"".join(_pair_html(row, is_admin, translate, opened, names) for row in rows)}</div>'
 
 
-def _pair_html(row: Row, is_admin: bool, translate: Words, opened: int | None) -> str:
+def person_text(person: int, names: Names, translate: Words) -> str:
+    """What a person is called: by name where there is one, else by number."""
+    return names.get(person) or translate("person {n}", n=person)
+
+
+def _pair_html(row: Row, is_admin: bool, translate: Words, opened: int | None, names: Names) -> str:
     """One pair: its line, and within it the chat and both replies."""
     message = _cut(one_line(row["messages"][-1]["content"]), LINE_CHARS)
     created = datetime.fromisoformat(row["created"]).strftime("%Y-%m-%d %H:%M")
     css_class = f' class="side-{row["choice"]}"' if row["choice"] in ("a", "b") else ""
-    person = f"<i>{escape(translate('person {n}', n=row['person']))}</i>" if is_admin else ""
+    person = f"<i>{escape(visible(person_text(row['person'], names, translate)))}</i>" if is_admin else ""
     marks = [translate("left out of training")] if row["excluded"] else []
     marks += [translate("voted before the replies ended")] if row["early"] else []
     chips = "".join(f'<i class="chip skipped">{escape(mark)}</i>' for mark in marks)
@@ -123,20 +135,20 @@ def _reply_html(row: Row, side: str, translate: Words) -> str:
 # -- around the table
 
 
-def asked_html(filters: Filters, translate: Words) -> str:
+def asked_html(filters: Filters, translate: Words, names: Names = NOBODY) -> str:
     """What the list is narrowed to, as one line that folds the fields on a phone."""
-    said = escape(one_line(asked_text(filters, translate) or translate("everything")))
+    said = escape(one_line(asked_text(filters, translate, names) or translate("everything")))
     return (
         f'<button type="button" class="fold" aria-expanded="false" aria-controls="data-filters">'
         f"{escape(translate('Search'))}: <span>{said}</span></button>"
     )
 
 
-def all_html(filters: Filters, translate: Words) -> str:
+def all_html(filters: Filters, translate: Words, names: Names = NOBODY) -> str:
     """The buttons that leave all votes that fit out of training, or take them in again; "" where nothing is searched
     for.
     """
-    asked = asked_text(filters, translate)
+    asked = asked_text(filters, translate, names)
     if not asked:
         return ""
     buttons = ""
@@ -156,7 +168,7 @@ def _all_button(where: str, text: str, question: str) -> str:
     )
 
 
-def asked_text(filters: Filters, translate: Words) -> str:
+def asked_text(filters: Filters, translate: Words, names: Names = NOBODY) -> str:
     """What is searched for, such as "Vote: Tie · Text: rivers"; "" where nothing is."""
     parts = []
     if filters.version is not None:
@@ -171,7 +183,8 @@ def asked_text(filters: Filters, translate: Words) -> str:
         out = translate("left out of training") if filters.excluded else translate("in training")
         parts.append(f"{translate('Training')}: {out}")
     if filters.person is not None:
-        parts.append(f"{translate('Person')}: {_number_text(filters.person)}")
+        person = names.get(filters.person) or _number_text(filters.person)
+        parts.append(f"{translate('Person')}: {person}")
     if filters.text is not None:
         parts.append(f"{translate('Text')}: {filters.text}")
     return " · ".join(parts)

@@ -12,7 +12,7 @@ from playground.serving.engine import Engine
 from playground.serving.gpu_slices import GPUSlices
 from playground.settings import Settings
 from playground.store import Store
-from playground.ui import guidelines, refresh, words
+from playground.ui import account, guidelines, refresh, words
 from playground.ui.chat import ChatTab
 from playground.ui.control import Control
 from playground.ui.data import DataTab
@@ -49,6 +49,7 @@ def build(
         with gr.Row(elem_id="top", equal_height=True):
             gr.HTML(WORDMARK, elem_id="brand", padding=False)
             status_bar = StatusBar(settings, store, engine, backup)
+            who = account.WhoIsSignedIn() if settings.people.users else None
         status_bar.wire(page)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:
@@ -65,6 +66,9 @@ def build(
                 events = refresh_events(tab)
                 training_tab.wire(events)
                 control.wire(page, events)
+                if who:
+                    who.wire(page, control)
+                    account.Invitations(control, notice).wire(page)
             with gr.Tab(words.label("Versions"), id="versions", elem_id="tab-versions") as tab:
                 versions_tab = VersionsTab(settings, store, chat, status_bar, control, notice)
                 versions_tab.wire(refresh_events(tab))

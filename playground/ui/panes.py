@@ -52,7 +52,7 @@ class Pane:
     def stream_updates(self, view: View, translate: Words) -> Updates:
         """What changes with each token while replies stream."""
         return {
-            self.chatbot: chatbot_messages(view, self.side),
+            self.chatbot: chatbot_messages(view, self.side, translate),
             self.badge: badge_html(self.side, view, translate),
         }
 
@@ -61,7 +61,9 @@ class Pane:
         messages = pane_messages(view, self.side)
         thumbs = [THUMBS.get(message.thumb) for message in messages if message.role == "assistant"]
         return {
-            self.chatbot: gr.update(value=[message.for_chatbot() for message in messages], feedback_value=thumbs),
+            self.chatbot: gr.update(
+                value=[message.for_chatbot(translate) for message in messages], feedback_value=thumbs
+            ),
             self.badge: badge_html(self.side, view, translate),
         }
 
@@ -69,19 +71,22 @@ class Pane:
 @dataclass(frozen=True)
 class PaneMessage:
     """One message of a pane. `id` is the store's; it is None for the person's own messages and for a reply that is
-    still being written. `thumb` is 1, -1 or None.
+    still being written. `thumb` is 1, -1 or None; `cut` the tokens after which a reply reached the limit, or None.
     """
 
     role: str
     text: str
     id: int | None = None
     thumb: int | None = None
+    cut: int | None = None
 
-    def for_chatbot(self) -> dict[str, Any]:
+    def for_chatbot(self, translate: Words) -> dict[str, Any]:
         """The message as HTML, as a Chatbot takes it. The HTML is a part of type "text", since Gradio removes the
         indentation of a plain string.
         """
         html = as_typed(self.text) if self.role == "user" else as_markdown(self.text)
+        if self.cut is not None:  # beside the text, so that it is neither copied nor edited
+            html += f'<p class="cut">{escape(translate("cut at {n} {n:token|tokens}", n=self.cut))}</p>'
         return {"role": self.role, "content": [{"type": "text", "text": html}]}
 
 
@@ -90,17 +95,18 @@ def pane_messages(view: View, side: str) -> list[PaneMessage]:
     messages = []
     for message in view.history:
         reply_id = message.id if message.role == "assistant" else None
-        messages.append(PaneMessage(message.role, message.text, reply_id, message.thumb))
+        messages.append(PaneMessage(message.role, message.text, reply_id, message.thumb, message.cut))
     candidate = _candidate(view, side)
     if view.message is not None and candidate is not None:
         messages.append(PaneMessage("user", view.message))
-        messages.append(PaneMessage("assistant", candidate.text or "…", candidate.message, candidate.thumb))
+        text = candidate.text or "…"
+        messages.append(PaneMessage("assistant", text, candidate.message, candidate.thumb, candidate.cut))
     return messages
 
 
-def chatbot_messages(view: View, side: str) -> list[dict[str, Any]]:
+def chatbot_messages(view: View, side: str, translate: Words) -> list[dict[str, Any]]:
     """The value of a side's Chatbot."""
-    return [message.for_chatbot() for message in pane_messages(view, side)]
+    return [message.for_chatbot(translate) for message in pane_messages(view, side)]
 
 
 def badge_html(side: str, view: View | None, translate: Words) -> str:
@@ -119,8 +125,8 @@ def badge_html(side: str, view: View | None, translate: Words) -> str:
         if candidate.chosen:
             text, why = translate("✓ your pick"), ""
             if view.choice not in SIDES:
-                text = translate("picked at random")
-                why = translate("No reply won, so one was picked at random, and the chat goes on from it.")
+                text = translate("the chat goes on from this one")
+                why = translate("Neither reply won your vote, so chance decided from which one the chat goes on.")
             mark = f'<b class="mark" title="{escape(why)}">{escape(text)}</b>'
     text = escape(" · ".join(facts))
     return f'<div class="badge {css_class}"><b class="letter">{side.upper()}</b><span>{text}</span>{mark}</div>'

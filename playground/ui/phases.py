@@ -27,6 +27,7 @@ PHASE_TEXTS = {
 }
 FILE_TEXTS = {"collect": words.mark("reading the file"), "sft": words.mark("fine-tuning on demonstrations")}
 FILE_LABELS = {"collect": words.mark("file"), "sft": words.mark("demonstrations")}
+STOPPING = words.mark("Stopping after this step…")
 FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
 SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
 PROGRESS_LABELS = {
@@ -43,18 +44,20 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
     on_file = round_row is not None and is_fine_tuning(round_row)
     items = ""
     for phase, progress in phase_progress(round_row).items():
-        duration = ""
+        took = ""
         if progress == "done" and seconds.get(phase, 0) >= 1:
-            duration = f"<small>{_duration(seconds[phase], translate)}</small>"
+            took = f"<small>{duration(seconds[phase], translate)}</small>"
         label = escape(translate(PROGRESS_LABELS[progress]))
         phase_label = FILE_LABELS.get(phase, PHASE_LABELS[phase]) if on_file else PHASE_LABELS[phase]
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
-        items += f'<li class="{progress}">{sign}<span>{escape(translate(phase_label))}{duration}</span></li>'
+        items += f'<li class="{progress}">{sign}<span>{escape(translate(phase_label))}{took}</span></li>'
     return f'<ol class="steps">{items}</ol>'
 
 
 def phase_text(round_row: Row, translate: Words) -> str:
-    """What a round does in its phase."""
+    """What a round does in its phase, or that it is about to stop."""
+    if round_row.get("wish") == "stop" and round_row["state"] == "running":
+        return translate(STOPPING)
     phase = round_row["phase"] or ""
     text = PHASE_TEXTS.get(phase, phase)
     return translate(FILE_TEXTS.get(phase, text) if is_fine_tuning(round_row) else text)
@@ -76,7 +79,8 @@ def phase_progress(round_row: Row | None) -> dict[str, str]:
     return progress | dict.fromkeys(phases[current + 1 :], "to-come")
 
 
-def _duration(seconds: float, translate: Words) -> str:
+def duration(seconds: float, translate: Words) -> str:
+    """A time as people say it: minutes, or seconds below one."""
     if seconds >= 60:
         return translate("{n} min", n=f"{seconds / 60:.1f}")
-    return translate("{n} s", n=f"{seconds:.0f}")
+    return translate("{n} s", n=f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}")

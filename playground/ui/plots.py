@@ -24,6 +24,8 @@ NAMES = {
     "low": words.mark("lowest"),
     "high": words.mark("highest"),
     "perfect": words.mark("perfect"),
+    "training": words.mark("training"),
+    "heldout": words.mark("held out"),
 }
 COLOURS = {
     "curve": "#3b7bff",
@@ -32,15 +34,20 @@ COLOURS = {
     "low": "#9aa3b2",
     "high": "#9aa3b2",
     "perfect": "#9aa3b2",
+    "training": "#3b7bff",
+    "heldout": "#8b3fd9",
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a plot shows: points, and the lines in `NAMES` that they are compared with."""
+    """What a plot shows: points, and the lines in `NAMES` that they are compared with; `name` of these is that of the
+    points.
+    """
 
     points: Sequence[Point] = ()
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    name: str = "curve"
 
 
 def empty_plot(elem_id: str, title: str, legend: bool = False) -> gr.LinePlot:
@@ -78,7 +85,7 @@ def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
 def data_frame(curve: Curve, translate: Words) -> pd.DataFrame:
     """Columns x, y and line: the points, then each limit over the x of the points."""
     points = [(x, y) for x, y in curve.points if y is not None]
-    rows = [(x, y, translate(NAMES["curve"])) for x, y in points]
+    rows = [(x, y, translate(NAMES[curve.name])) for x, y in points]
     for name, limit in curve.limits.items():
         rows += [(x, y, translate(NAMES[name])) for x, y in _limit_line(limit, points)]
     return pd.DataFrame(rows, columns=["x", "y", "line"])
@@ -91,6 +98,14 @@ def _limit_line(limit: Limit, points: Sequence[tuple[float | str, float]]) -> Se
         return limit
     ends = dict.fromkeys((points[0][0], points[-1][0]))  # one end where there is one point
     return [(x, limit) for x in ends]
+
+
+def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` points: the mean of each part of a long curve, at the part's end."""
+    known = [(x, y) for x, y in points if y is not None]
+    size = -(-len(known) // MAX_POINTS) or 1
+    parts = [known[start : start + size] for start in range(0, len(known), size)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def rolling_mean(values: Sequence[float], window: int) -> list[tuple[int, float]]:

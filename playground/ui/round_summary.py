@@ -15,7 +15,7 @@ from playground.store import STOPPED
 from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.loop_status import LoopStatus
-from playground.ui.phases import phase_text, phases_html
+from playground.ui.phases import duration, phase_text, phases_html
 from playground.ui.place import place_html
 from playground.ui.status_bar import ENDED, invitation, public_reason, trial_text, version_name
 from playground.ui.text import visible
@@ -161,7 +161,7 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
     if metrics.get("kl") is not None:
         facts.append((translate("KL to the base, nats"), f"{metrics['kl']:.1f}"))
     if metrics.get("phase_seconds"):
-        facts.append((translate("minutes"), f"{sum(metrics['phase_seconds'].values()) / 60:.1f}"))
+        facts.append((translate("time"), duration(sum(metrics["phase_seconds"].values()), translate)))
     return facts
 
 

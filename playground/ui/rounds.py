@@ -34,6 +34,7 @@ from playground.ui.status_bar import StatusBar, backup_html
 from playground.ui.words import Words
 
 CURVES = {
+    "sft_loss": words.mark("Loss on demonstrations, nats a token"),
     "reward": words.mark("Reward of the replies"),
     "kl": words.mark("KL to the base, nats"),
     "beta": words.mark("β, weight of the KL"),
@@ -42,6 +43,7 @@ CURVES = {
     "clip_fraction": words.mark("Share of clipped ratios"),
     "explained_variance": words.mark("Explained variance"),
 }
+WITH_LEGEND = ("sft_loss", "kl")
 PAGE_SIZE = 30  # rounds in the timeline at first, and more at each press
 
 
@@ -106,7 +108,7 @@ class TrainingTab:
 
     @staticmethod
     def _curve_plot(key: str, title: str) -> gr.LinePlot:
-        return plots.empty_plot(f"curve-{key.replace('_', '-')}", title, legend=key == "kl")
+        return plots.empty_plot(f"curve-{key.replace('_', '-')}", title, legend=key in WITH_LEGEND)
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
         outputs = [*self.parts.values(), self.painted]
@@ -194,6 +196,8 @@ class TrainingTab:
         curves = {key: Curve(metrics.get(key, [])) for key in CURVES}
         limits = {"target": kl_target(row["metrics"], row["config"]), "limit": row["config"].get("gate.kl_budget")}
         curves["kl"] = Curve(metrics.get("kl", []), limits)
+        heldout = plots.thinned(metrics.get("sft_heldout_loss", []))
+        curves["sft_loss"] = Curve(plots.thinned(metrics.get("sft_loss", [])), {"heldout": heldout}, "training")
         return curves
 
     def _gate_html(self, row: Row, translate: Words) -> str:

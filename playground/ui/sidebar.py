@@ -195,7 +195,9 @@ class Sidebar:
     def on_new(
         self, snapshot: PageSnapshot | None, limit: int, text: str, drafts: Drafts, request: gr.Request
     ) -> Updates:
-        return self._change_chat(self.chat.new_chat, snapshot, limit, text, drafts, request)
+        """A message that was refused is meant for the new chat; any other text stays with the chat that is left."""
+        goes_along = bool(text) and snapshot is not None and snapshot.refused == text
+        return self._change_chat(self.chat.new_chat, snapshot, limit, text, drafts, request, goes_along)
 
     def on_open(
         self,
@@ -304,9 +306,10 @@ class Sidebar:
         text: str,
         drafts: Drafts,
         request: gr.Request,
+        goes_along: bool = False,
     ) -> Updates:
         """Do something that changes which chat is open, and show the chat and the list as they are then. `text` is what
-        the message box holds.
+        the message box holds; whether it `goes_along`, or is kept for the chat that is left.
         """
         annotator = self.tab.annotator(request)
         translate = words.of(request)
@@ -319,7 +322,10 @@ class Sidebar:
         changed = self.tab.panel.changed_updates(view, translate, snapshot)
         if not notice:
             left = snapshot.conversation if snapshot else None
-            draft, changed[self.drafts] = exchange_draft(drafts, left, text, view.conversation)
+            kept = "" if goes_along else text
+            draft, changed[self.drafts] = exchange_draft(drafts, left, kept, view.conversation)
+            if goes_along:
+                draft = text
             if draft != text:  # else the box stays as it is: the person may be writing already
                 changed[self.tab.panel.message] = gr.update(value=draft)
         return {**changed, **self.on_load(limit, request), **notice}

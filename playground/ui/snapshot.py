@@ -19,6 +19,7 @@ class PageSnapshot:
     shown_at: str  # since when the pair can be voted on, as the store writes times
     shown_clock: float  # the same on the monotonic clock, in seconds
     vote: int | None = None  # the person's own vote on this pair
+    refused: str | None = None  # the message in the box, where it could not be sent here
     painted: dict[int, Any] = field(default_factory=dict, repr=False)  # component id: the update that it got last
 
     def is_behind(self, view: View) -> bool:

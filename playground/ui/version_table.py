@@ -42,8 +42,8 @@ class Board:
     answering: int
 
 
-def board_html(board: Board, limit: int, translate: Words) -> str:
-    """The newest `limit` versions, newest first."""
+def board_html(board: Board, limit: int, translate: Words, names: Mapping[int, str] | None = None) -> str:
+    """The newest `limit` versions, newest first. `names`: of people by their ids, for an admin."""
     if len(board.history) < 2:
         return _nothing_html(translate)
     headings = (
@@ -55,7 +55,7 @@ def board_html(board: Board, limit: int, translate: Words) -> str:
         translate("Live from (UTC)"),
     )
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
-    bodies = "".join(_version_html(row, board, headings, translate) for row in board.history[:limit])
+    bodies = "".join(_version_html(row, board, headings, translate, names or {}) for row in board.history[:limit])
     note = translate(
         "Win rates are by votes on blind pairs of two versions, ties left out, with 95 % intervals (Bradley–Terry with "
         "ties, Bayesian bootstrap). Tokens and KL, in nats a reply, are those that the gate measured."
@@ -93,7 +93,7 @@ def _on_trial(row: Row, board: Board) -> bool:
     return trial is not None and trial["version"] == row["version"] and trial["state"] == "open"
 
 
-def _version_html(row: Row, board: Board, headings: Sequence[str], translate: Words) -> str:
+def _version_html(row: Row, board: Board, headings: Sequence[str], translate: Words, names: Mapping[int, str]) -> str:
     """One version: its line, and below it the reason where there is one."""
     kind = state(row, board)
     rating = board.ratings.get(row["version"])
@@ -108,7 +108,7 @@ def _version_html(row: Row, board: Board, headings: Sequence[str], translate: Wo
     )
     labelled = zip(cells, headings, strict=True)
     line = "".join(_cell_html(cell, heading) for cell, heading in labelled)
-    reason = _reason(row, board, translate)
+    reason = _reason(row, board, translate, names)
     below = f'<tr class="why"><td colspan="{COLUMNS}">{escape(visible(reason))}</td></tr>' if reason else ""
     return f'<tbody class="version {kind}"><tr>{line}</tr>{below}</tbody>'
 
@@ -184,7 +184,13 @@ def _time_html(created: str | None) -> str:
     return f"<time>{time}</time>"
 
 
-def _reason(row: Row, board: Board, translate: Words) -> str:
+def deciders(history: Sequence[Row]) -> set[int]:
+    """The ids of people who decided about versions."""
+    events = [row["event"] for row in history if row["event"]]
+    return {event["annotator"] for event in events if event["annotator"] is not None}
+
+
+def _reason(row: Row, board: Board, translate: Words, names: Mapping[int, str]) -> str:
     """How its trial goes, or why the version is what it is; empty where nothing needs a reason."""
     if _on_trial(row, board):
         return trial_text(board.trial, version_name(row["version"], translate), translate)
@@ -195,7 +201,7 @@ def _reason(row: Row, board: Board, translate: Words) -> str:
     if event["what"] == "refused":
         return translate("It did not pass the gate: {reason}", reason=reason.values.get("reason", reason))
     if event["annotator"] is not None:
-        return _decision(event["what"], reason, translate)
+        return _decision(event["what"], names.get(event["annotator"]) or translate("An admin"), reason, translate)
     if event["what"] == "rejected":
         return translate("The server could not use it: {reason}", reason=reason)
     if event["what"] == "rolled_back":
@@ -203,12 +209,12 @@ def _reason(row: Row, board: Board, translate: Words) -> str:
     return translate("It answers again: {reason}", reason=reason) if event["what"] == "live" else ""
 
 
-def _decision(what: str, reason: Message, translate: Words) -> str:
+def _decision(what: str, who: str, reason: Message, translate: Words) -> str:
     """What an admin did to a version."""
     if what == "live":
-        return translate("An admin made it live: {reason}", reason=reason)
+        return translate("{who} made it live: {reason}", who=who, reason=reason)
     if what == "retired":
-        return translate("An admin put another version in its place: {reason}", reason=reason)
+        return translate("{who} put another version in its place: {reason}", who=who, reason=reason)
     if what == "rolled_back":
-        return translate("An admin rolled it back: {reason}", reason=reason)
-    return translate("An admin withdrew it: {reason}", reason=reason)
+        return translate("{who} rolled it back: {reason}", who=who, reason=reason)
+    return translate("{who} withdrew it: {reason}", who=who, reason=reason)

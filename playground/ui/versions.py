@@ -15,6 +15,7 @@ from gradio.components import Component
 
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
+from playground.people.names import names_of
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
@@ -25,7 +26,7 @@ from playground.ui.loop_status import trial_of
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar, version_name
 from playground.ui.version_ratings import VersionRatings
-from playground.ui.version_table import Board, board_html
+from playground.ui.version_table import Board, board_html, deciders
 from playground.ui.words import Words
 
 PAGE_SIZE = 20  # versions in the table at first, and more at each press
@@ -130,9 +131,10 @@ class VersionsTab:
         translate = words.of(request)
         board = self.reader.read()
         is_admin = self.control.is_admin(request)
+        names = names_of(self.store, self.control.admins.users, deciders(board.history)) if is_admin else {}
         used = [row["version"] for row in board.history if row["status"] in STATUSES_IN_USE]
         contents: dict[str, Any] = {
-            "html": board_html(board, limit, translate),
+            "html": board_html(board, limit, translate, names),
             "more": len(board.history) > limit,
             "panel": is_admin,
             "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],

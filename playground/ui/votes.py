@@ -94,7 +94,7 @@ def table_html(votes: Sequence[Row], translate: Words) -> str:
         translate("When (UTC)"),
         translate("Message"),
         translate("Vote"),
-        translate("Predicted"),
+        translate("Reward model predicted it"),
         translate("What became of it"),
     )
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)

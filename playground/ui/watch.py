@@ -145,8 +145,8 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
         )
     else:
         note = translate(
-            "Look here: it predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]; that may be "
-            "guessing.",
+            "Look here: the reward model predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]; "
+            "that may be guessing.",
             **figures,
         )
     return Watched(Curve(points, {"limit": 0.5}), ok, note)

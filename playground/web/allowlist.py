@@ -167,7 +167,7 @@ class Allowlist:
         except SignInFirst as first:
             await RedirectResponse(first.place, 303, {"cache-control": "no-store"})(scope, receive, answer.send)
         except StreamEnded:
-            log.info("a stream has ended with its sign-in")
+            log.info("a stream or download has ended with the right to it")
         except Refusal as refusal:
             sentence = self.translate(Headers(scope=scope).get("accept-language", ""), refusal.message)
             # Gradio's page reads one here and the other there; other programs read OpenAI's shape

@@ -6,6 +6,7 @@ The allowlist asks it after it has found the route. Open to everybody are only t
 
 import re
 import time
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -34,7 +35,7 @@ class SignInFirst(Exception):
 
 
 class StreamEnded(Exception):
-    """The sign-in of a stream has ended: the event stream is complete as it is, a download is cut off."""
+    """Who reads a stream may not any more: the event stream is complete as it is, a download is cut off."""
 
 
 class Gate:
@@ -95,6 +96,19 @@ class Gate:
             return await self.account(scope) is None
         except Refusal:  # it cannot be told now
             return True
+
+
+def while_allowed(pieces: Iterator[bytes], is_allowed: Callable[[], bool]) -> Iterator[bytes]:
+    """The pieces of a download for as long as its reader may have them, which is asked again now and then; StreamEnded
+    once that is over.
+    """
+    checked = time.monotonic()
+    for piece in pieces:
+        if time.monotonic() - checked > CHECKED_EVERY:
+            if not is_allowed():
+                raise StreamEnded
+            checked = time.monotonic()
+        yield piece
 
 
 def kept_query(scope: Scope) -> str:
