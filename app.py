@@ -10,13 +10,13 @@ import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
 from playground.people import guidelines
-from playground.settings import Settings
+from playground.settings import Settings, space
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
 from playground.system.safe_logging import Told
@@ -26,9 +26,10 @@ from playground.web.starting import Starting
 if TYPE_CHECKING:  # these take seconds to import
     from fastapi import FastAPI
 
-    from playground.backup import Backup
+    from playground.backup import Backup, Lease
     from playground.serving.alerts import Alerts
     from playground.serving.engine import Engine
+    from playground.serving.gpu_slices import GPUSlices
     from playground.store import Store
     from playground.system.child import Child
     from playground.system.webhook import Webhook
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a wrong path is told before the model is loaded
         guidelines.read(settings.people.guidelines)
         check_prompts(settings)
-        serve(settings, listen(settings))
+        if serve(settings, listen(settings)):
+            start_again()
     except (CannotStart, UserFacingError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -88,8 +90,10 @@ def listen(settings: Settings) -> socket.socket:
     return sock
 
 
-def serve(settings: Settings, sock: socket.socket) -> None:
-    """Answer from the first moment on, build the app meanwhile, serve until a signal, close everything."""
+def serve(settings: Settings, sock: socket.socket) -> bool:
+    """Answer from the first moment on, build the app meanwhile, serve until a signal, close everything. Returns whether
+    to start again, as where this server takes over from another one.
+    """
     log.info("starting: %s says how far it is", Told(http_server.address(*sock.getsockname()[:2]) + settings.root_path))
     app = App(settings)
     web = http_server.Web(
@@ -99,6 +103,7 @@ def serve(settings: Settings, sock: socket.socket) -> None:
         make=app.build,
         ready=lambda: app.ready(sock),
     )
+    app.end = lambda: setattr(web, "should_exit", True)
     try:
         web.run([sock])
     finally:
@@ -106,12 +111,21 @@ def serve(settings: Settings, sock: socket.socket) -> None:
             # closing takes a limited time; a second Ctrl-C must not leave the worker running
             signal.signal(number, signal.SIG_IGN)
         all_ended = app.close()
-        if web.making:
+        if web.making and not app.again:
             os._exit(0)  # the thread that builds is in the middle of an import or a matrix product, which nothing ends
+    if app.again:
+        return True
     if web.error:
         raise web.error
     if not all_ended:
         os._exit(0)  # a backup's target that does not answer would keep the process
+    return False
+
+
+def start_again() -> None:
+    """Be the same command from its beginning, in the same process."""
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class App:
@@ -122,11 +136,16 @@ class App:
         self.starting = Starting(settings)
         self.compiling: compiling.Compiling | None = None
         self.backup: Backup | None = None
+        self.lease: Lease | None = None  # of the servers that share the backup
+        self.store: Store | None = None
         self.engine: Engine | None = None
         self.worker: Child | None = None
+        self.slices: GPUSlices | None = None
         self.webhook: Webhook | None = None
         self.alerts: Alerts | None = None
         self.page: FastAPI | None = None
+        self.end: Callable[[], None] = lambda: None  # has the server end
+        self.again = False  # whether to start again then
 
     def build(self) -> "FastAPI":
         """Settings → model → store → engine → chat → page. CannotStart where the model or the database is no use, and
@@ -156,20 +175,31 @@ class App:
             raise CannotStart(error) from None
         if self.backup:
             self.starting.say(Message("reading the backup"))
-            self.backup.restore()
-        store = open_store(settings)
-        queueing.fill(store, settings)
+            self.lease = read_backup(settings, self.backup)
+            if not self.backup.status().held or self.reads_only:
+                self.lease.start(self.stop_recording, self.take_over)
+        store = self.store = open_store(settings, self.reads_only)
+        if not self.reads_only:
+            queueing.fill(store, settings)
         self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
         if self.compiling:
             self.compiling.wait()
         self.engine = Engine(store, settings, trunk, tokenizer)
-        use_base(store, self.engine)
+        if not self.reads_only:
+            use_base(store, self.engine)
         self.engine.start()
         self.starting.say(Message("making the page"))
-        self.page = server.create(settings, store, self.engine, Chat(store, self.engine, settings), self.backup)
-        if self.backup:
+        self.slices = gpu_slices(settings, store, self.reads_only)
+        chat = Chat(store, self.engine, settings)
+        self.page = server.create(settings, store, self.engine, chat, self.backup, self.slices)
+        if self.backup and not self.reads_only:
             start_backup(self.backup, store)
         return self.page
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether another server answers and records."""
+        return self.lease is not None and self.lease.holder == "another"
 
     def ready(self, sock: socket.socket) -> None:
         """Everything is built. The worker starts only now: its imports would take a core from the start."""
@@ -179,14 +209,37 @@ class App:
         from playground.system.webhook import Webhook
 
         assert self.page is not None and self.engine is not None
-        if self.settings.worker:
+        if self.settings.worker and not self.reads_only:
             command = [sys.executable, "-m", "training.worker", "--server-pid", str(os.getpid())]
             self.worker = Child(command, child_environ(self.settings)).start()
             self.engine.worker_process = self.worker
-        if self.settings.alerts.url:
+        if self.settings.alerts.url and not self.reads_only:
             self.webhook = Webhook(self.settings.alerts.url).start()
             self.alerts = Alerts(self.engine.store, self.webhook.put, self.worker, backup=self.backup).start()
         server.announce(self.page, *sock.getsockname()[:2])
+
+    def stop_recording(self) -> None:
+        """Another server has taken over: from now on this one only shows what there is."""
+        from playground.backup import status
+
+        if self.backup:
+            self.backup.follow(status.TAKEN_OVER)
+        if self.store:
+            self.store.read_only = status.TAKEN_OVER
+        if self.slices:
+            self.slices.close()
+        if self.worker:
+            self.worker.stop()
+
+    def take_over(self) -> None:
+        """The server that recorded is gone: start again, from the newest snapshot."""
+        from playground.backup import starting, status
+
+        assert self.backup
+        only_read = self.backup.was_restored and self.backup.status().trouble == status.FOLLOWS
+        starting.mark(self.settings.data_dir, is_copy=only_read)
+        self.again = True
+        self.end()
 
     def close_engine(self) -> None:
         if self.engine:
@@ -201,8 +254,13 @@ class App:
             self.webhook.close()
         if self.worker:
             self.worker.stop()
+        if self.slices:
+            self.slices.close()
         self.close_engine()
-        return self.backup is None or self.backup.close()
+        saved = self.backup is None or self.backup.close()
+        if self.lease and not self.again:
+            self.lease.close()
+        return saved
 
 
 def allow_connections() -> None:
@@ -217,13 +275,35 @@ def allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def open_store(settings: Settings) -> "Store":
+def read_backup(settings: Settings, backup: "Backup") -> "Lease":
+    """Claim the lease of the servers that share the backup, then restore what is to be restored."""
+    from playground.backup import Lease, starting, status
+
+    lease = backup.lease = Lease(backup.target, settings.database, settings.backup.lease_seconds)
+    lease.begin()
+    if lease.took_over:  # what another server has saved is newer than what is here
+        starting.mark(settings.data_dir)
+    backup.restore()
+    if lease.holder == "unknown" and backup.was_restored:  # the target answers now
+        lease.begin()
+    if lease.holder == "another":
+        backup.follow(status.FOLLOWS)
+    elif backup.status().held:  # another server may be able to save
+        lease.close()
+    return lease
+
+
+def open_store(settings: Settings, reads_only: bool = False) -> "Store":
     """The store. Replies that a crash cut off are marked as failed."""
+    from playground.backup import status
     from playground.store import Store, StoreError
 
     try:
         store = Store(settings.database)
-        store.fail_streaming()
+        if reads_only:
+            store.read_only = status.FOLLOWS
+        else:
+            store.fail_streaming()
     except (OSError, sqlite3.Error, StoreError) as error:
         raise CannotStart(
             f"The database {settings.database} cannot be opened: {error}. Pass --data-dir a folder that can be written "
@@ -242,6 +322,21 @@ def use_base(store: "Store", engine: "Engine") -> None:
         log.warning("which model answers could not be recorded: %s", error)
 
 
+def gpu_slices(settings: Settings, store: "Store", reads_only: bool = False) -> "GPUSlices | None":
+    """On a ZeroGPU Space: what trains rounds on its GPU, unless the settings name the CPU. The hub is told either way
+    that a function is marked for the GPU, since it ends a Space that has none.
+    """
+    if space.KIND != "zero-gpu":
+        return None
+    from playground.serving.gpu_slices import GPUSlices
+    from playground.system import zero_gpu
+
+    zero_gpu.report()
+    if settings.device != "auto" or not settings.worker or reads_only:
+        return None
+    return GPUSlices(store, settings, zero_gpu.run, child_variables(settings))
+
+
 def start_backup(backup: "Backup", store: "Store") -> None:
     """Begin to save what people will do. CannotStart where another app has saved since this one was restored: what it
     saved would be lost.
@@ -255,9 +350,16 @@ def start_backup(backup: "Backup", store: "Store") -> None:
 
 
 def child_environ(settings: Settings) -> dict[str, str]:
-    """The worker's environment: the same settings, and a path by which it finds its code from any directory."""
+    """The worker's environment."""
+    return {**os.environ, **child_variables(settings)}
+
+
+def child_variables(settings: Settings) -> dict[str, str]:
+    """What the environment of a program of ours has more: the same settings, and a path by which it finds its code from
+    any directory.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **settings.environ(), "PYTHONPATH": path}
+    return {**settings.environ(), "PYTHONPATH": path}
 
 
 if __name__ == "__main__":

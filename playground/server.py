@@ -33,6 +33,7 @@ from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
 from playground.people.sign_ins import Account, SignIns
 from playground.people.visitor import CookieMiddleware
 from playground.serving.engine import Engine
+from playground.serving.gpu_slices import GPUSlices
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
@@ -63,8 +64,17 @@ QUEUE_PAUSE = 0.01
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup: Backup | None = None) -> FastAPI:
-    """The ASGI app of one engine and its store. `backup`: what the page says of it."""
+def create(
+    settings: Settings,
+    store: Store,
+    engine: Engine,
+    chat: Chat,
+    backup: Backup | None = None,
+    slices: GPUSlices | None = None,
+) -> FastAPI:
+    """The ASGI app of one engine and its store. `backup`: what the page says of it. `slices`: what trains the rounds
+    that an admin starts, on a ZeroGPU Space.
+    """
     app = FastAPI(title="Nudge", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
@@ -92,7 +102,7 @@ def create(settings: Settings, store: Store, engine: Engine, chat: Chat, backup:
     Completions(chat).add_routes(app)
     add_export_route(app, store, Admins(settings, store))
     states.use()
-    blocks, status_bar = page.build(settings, store, engine, chat, backup)
+    blocks, status_bar = page.build(settings, store, engine, chat, backup, slices)
 
     @app.api_route("/changes", methods=["GET", "HEAD"])
     def changes(request: Request) -> JSONResponse:

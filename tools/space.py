@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "build/space"
 CODE = ("app.py", "playground", "training")  # what runs on a Space
-WITH_CUDA = {"triton"}  # comes with PyTorch for CUDA, and is imported there alone
+# comes with PyTorch for CUDA; comes with a Space of Gradio. Each is imported there alone
+BROUGHT_ELSEWHERE = {"triton", "spaces"}
 # https://huggingface.co/docs/hub/spaces-config-reference
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 SHORT_DESCRIPTION = 60  # characters
@@ -115,7 +116,7 @@ def import_problems(folder: Path, requirements: str) -> Iterator[str]:
     """
     provided = brought_by([line for line in requirements.splitlines() if line.strip() and line[0] != "#"])
     distributions = metadata.packages_distributions()
-    known = sys.stdlib_module_names | WITH_CUDA | {"app", "playground", "training"}
+    known = sys.stdlib_module_names | BROUGHT_ELSEWHERE | {"app", "playground", "training"}
     for path in (path for part in CODE for path in [folder / part, *(folder / part).rglob("*.py")] if path.is_file()):
         for module in sorted(top_imports(path) - known):
             if not provided & {normal(name) for name in distributions.get(module, [])}:

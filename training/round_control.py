@@ -33,6 +33,10 @@ class RoundEnded(Exception):
     """The round is over before its last phase; the store has the reason."""
 
 
+class RoundLeft(Exception):
+    """The round is left as it is, and whoever has its lease keeps it."""
+
+
 class BeginsAgain(Exception):
     """Somebody took back a chat that this round has read: it goes back to its first phase without it."""
 
@@ -41,6 +45,7 @@ class RoundControl(ABC):
     """A running round without its phases. A subclass implements `run_phase` and `drop_models`."""
 
     phases: tuple[str, ...] = PHASES  # in their order
+    until: float | None = None  # on the monotonic clock: when to leave the round as it is; a worker has all the time
 
     def __init__(self, store: Store, settings: Settings, row: Row, owner: str) -> None:
         self.store = store
@@ -116,7 +121,11 @@ class RoundControl(ABC):
         self._set_began(time.time())
         self._began_monotonic = time.monotonic()
         self._timed_phase = phase
-        yield
+        try:
+            yield
+        except RoundLeft:
+            self._record_seconds()
+            raise
         if self.store.round(self.id)["state"] == "running":
             self._record_seconds()
         self._timed_phase = None
@@ -145,8 +154,10 @@ class RoundControl(ABC):
         round can be left. BeginsAgain where a chat that the round has read was taken back.
         """
         paused = 0.0
+        self.check_time(paused=False)
         self._erase()
         while (request := self.store.round_command(self.id)) == "pause":
+            self.check_time(paused=True)
             self._erase()
             if not paused:
                 log.info("round %s is paused", self.id)
@@ -161,6 +172,12 @@ class RoundControl(ABC):
         if request == "stop":
             log.info("round %s is stopped", self.id)
             self.end("failed", STOPPED)
+
+    def check_time(self, paused: bool) -> None:
+        """RoundLeft where the time for this round is over, and where limited time would be spent on a pause."""
+        if self.until is not None and (paused or time.monotonic() >= self.until):
+            log.info("round %s is left for now", self.id)
+            raise RoundLeft
 
     def _erase(self) -> None:
         """Erase what people took back. BeginsAgain where this round has read it."""

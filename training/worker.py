@@ -25,6 +25,7 @@ from playground.models import loading
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, overridden, read
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable, is_fine_tuning
+from playground.store.heartbeat import heartbeat
 from playground.store.reasons import LEFT, broken
 from playground.system import gpu_share, memory, safe_logging
 from playground.system.gpu_share import GpuShare, StreamingSign
@@ -34,7 +35,7 @@ from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
 from training.round import Round
-from training.round_control import RoundEnded
+from training.round_control import RoundEnded, RoundLeft
 
 log = logging.getLogger("training.worker")
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
@@ -96,8 +97,9 @@ def run_taken(
     """Run a round (its row) whose lease `owner` has just taken, and return its final row. Errors as in `run_once`."""
     round_id = row["id"]
     log.info("round %s starts at %s", round_id, Told(row["phase"]))
+    beating = heartbeat(store, settings.round.lease_seconds, round_id, owner)
     try:
-        with heartbeat(store, settings, round_id, owner), logged(folder_of(settings, round_id) / "log.txt"):
+        with beating, logged(folder_of(settings, round_id) / "log.txt"):
             if row["attempts"] > MAX_ATTEMPTS:
                 died = Message(
                     "The worker died {n} times in phase {phase}; its log says why.", n=MAX_ATTEMPTS, phase=row["phase"]
@@ -105,7 +107,7 @@ def run_taken(
                 store.end_round(round_id, owner, "failed", died)
             else:
                 run_logged(kind(store, settings, row, owner))
-    except RoundEnded:
+    except (RoundEnded, RoundLeft):
         pass
     except LeaseLost as error:
         log.warning("another worker has taken over: %s", error)
@@ -135,7 +137,7 @@ def run_logged(running: Round) -> None:
     """Run a round, and write the error that ends it to its log, which is open now."""
     try:
         running.run()
-    except (RoundEnded, LeaseLost):
+    except (RoundEnded, RoundLeft, LeaseLost):
         raise
     except Exception:
         log.exception("round %s failed", running.id)
@@ -180,29 +182,6 @@ def logged(file: Path) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
-
-
-@contextmanager
-def heartbeat(store: Store, settings: Settings, round_id: int, owner: str) -> Iterator[None]:
-    """Renew the lease from a thread of its own, since a training step may take longer than the lease."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(settings.round.lease_seconds / 3):
-            try:
-                store.update_round(round_id, owner)
-            except LeaseLost:
-                return  # the round notices at its next step
-            except StoreUnavailable as error:
-                log.warning("the lease could not be renewed; trying again: %s", error)
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,7 +3,8 @@ with an empty data folder.
 """
 
 from playground.backup.keeper import Backup
+from playground.backup.lease import Lease
 from playground.backup.status import Status
 from playground.backup.target import BadTarget
 
-__all__ = ["BadTarget", "Backup", "Status"]
+__all__ = ["BadTarget", "Backup", "Lease", "Status"]

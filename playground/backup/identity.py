@@ -1,4 +1,7 @@
-"""The id of a data folder, in its file `backup.json`: by it an app tells its own snapshots from another folder's."""
+"""Ids of a data folder, each in a file of it: by the one in `backup.json`, which a restore takes over, an app tells its
+own snapshots from another folder's; by the one in `server.json`, which stays in the folder, two servers that were
+restored from the same snapshots tell who is who.
+"""
 
 import json
 import os
@@ -6,15 +9,18 @@ import uuid
 from pathlib import Path
 
 FILE = "backup.json"
+SERVER_FILE = "server.json"
 
 
 def of(data_dir: Path) -> str:
-    """The id of this data folder, which is made once."""
-    try:
-        return str(json.loads((data_dir / FILE).read_text())["id"])
-    except (FileNotFoundError, ValueError, KeyError):
-        write(data_dir, uuid.uuid4().hex)
-        return of(data_dir)
+    """The id of this data folder's content, which is made once."""
+    return _of(data_dir / FILE)
+
+
+def server_of(data_dir: Path) -> str:
+    """The id of the server that has this data folder, which is made once. The folder is made, too."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _of(data_dir / SERVER_FILE)
 
 
 def exists(data_dir: Path) -> bool:
@@ -24,6 +30,18 @@ def exists(data_dir: Path) -> bool:
 
 def write(data_dir: Path, identity: str) -> None:
     """Give the folder the id of the one whose snapshot was restored into it."""
-    partial = data_dir / f"{FILE}.partial"
+    _write(data_dir / FILE, identity)
+
+
+def _of(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["id"])
+    except (FileNotFoundError, ValueError, KeyError):
+        _write(file, uuid.uuid4().hex)
+        return _of(file)
+
+
+def _write(file: Path, identity: str) -> None:
+    partial = file.with_name(f"{file.name}.partial")
     partial.write_text(json.dumps({"id": identity}))
-    os.replace(partial, data_dir / FILE)
+    os.replace(partial, file)

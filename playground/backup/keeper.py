@@ -14,6 +14,7 @@ from pathlib import Path
 
 from playground.backup import identity, manifest, starting
 from playground.backup.archive import SNAPSHOTS, Archive
+from playground.backup.lease import Lease
 from playground.backup.manifest import LARGEST_CHUNK, File, Manifest
 from playground.backup.status import FULL, HELD, LATE, SHARED, UNREACHABLE, Status
 from playground.backup.target import Target, TargetUnavailable, within
@@ -71,12 +72,15 @@ class Backup:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.target = Target(settings.backup.url)
+        self.lease: Lease | None = None  # of the servers that save there
         self._archive: Archive | None = None  # None after a failure: what is in the target is read again
         self._known: set[str] | None = None  # names of the snapshots that were there at the start, and of our own
         self._store: Store | None = None
         self._started = time.monotonic()
         self._notices: tuple[Message, ...] = ()
         self._held: Message | None = None  # why nothing is written in this process
+        self._reads_only = False
+        self._was_restored = False
         self._checked: set[str] = set()  # hashes of the blobs that are known to be right
         self._progress = _Progress()
         self._stopping = threading.Event()
@@ -92,6 +96,12 @@ class Backup:
         (self.settings.data_dir / COPY).unlink(missing_ok=True)  # of a process that was killed
         self._held, self._notices = start.held, tuple(start.notices)
         self._known, self._checked = start.known, start.checked
+        self._was_restored = start.known is not None
+
+    @property
+    def was_restored(self) -> bool:
+        """Whether the database of this process is a snapshot."""
+        return self._was_restored
 
     def is_behind(self, patience: float = PATIENCE_AT_END) -> bool:
         """Whether another app has saved a newer snapshot since this one was restored, as in a restart in which two apps
@@ -108,6 +118,11 @@ class Backup:
             starting.mark(self.settings.data_dir)
         return behind
 
+    def follow(self, why: Message) -> None:
+        """Make no snapshots in this process from now on: another server records."""
+        self._held = why
+        self._reads_only = True
+
     def start(self, store: Store) -> None:
         """Begin to make snapshots of `store`."""
         self._store = store
@@ -123,7 +138,7 @@ class Backup:
         if not trouble and progress.changed is not None and now - progress.changed > 2 * self._interval + 60:
             trouble = LATE
         held, changed = self._held is not None, progress.changed is not None
-        return Status(minutes, progress.snapshot, trouble, self._notices, held, changed)
+        return Status(minutes, progress.snapshot, trouble, self._notices, held, changed, self._reads_only)
 
     def age(self) -> float:
         """Seconds since the database was last known to be saved as it was; since the start where it is not saved yet.
@@ -175,7 +190,7 @@ class Backup:
             due = progress.began + max(self._interval - POLL - 2 * progress.took, self._interval / 2)
             if self._archive and state != progress.state and now >= due:
                 progress.began = now
-                if self._is_shared(self._archive):
+                if self._is_shared(self._archive) or (self.lease and self.lease.is_anothers_now()):
                     return
                 progress.snapshot = manifest.moment_of(self._snapshot(self._store, self._archive))
                 progress.took = time.monotonic() - now
@@ -207,17 +222,22 @@ class Backup:
         """What is in the target; None where it is another data folder's: nothing is written then."""
         archive = Archive(self.target, self._checked)
         if archive.newest and archive.newest.owner != identity.of(self.settings.data_dir):
-            log.error("%s", HELD)
-            self._held = HELD
+            self._hold(HELD)
         self._known = set(archive.snapshots) if self._known is None else self._known
         return None if self._held or self._is_shared(archive) else archive
 
     def _is_shared(self, archive: Archive) -> bool:
         """Whether another app saves there too: each would remove what the other needs. Then this one stops."""
         if self._known is not None and archive.names_now() - self._known:
-            log.error("%s", SHARED)
-            self._held = SHARED
+            self._hold(SHARED)
         return self._held is not None
+
+    def _hold(self, why: Message) -> None:
+        """Save nothing any more, and leave the lease to the server whose snapshots these are."""
+        log.error("%s", why)
+        self._held = why
+        if self.lease:
+            self.lease.close()
 
     def _snapshot(self, store: Store, archive: Archive) -> str:
         """Write the database, then the files that it speaks of, then the manifest, unless all is there already. Returns

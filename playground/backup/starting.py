@@ -2,10 +2,12 @@
 where there is none.
 
 The file `restore-pending` says that it does not: it is there from before a restore until that has succeeded. While it
-is there nothing is saved, and each start tries the restore again.
+is there nothing is saved, and each start tries the restore again. Where it says COPY, the database in the folder is an
+older snapshot in which nothing was recorded, and is not kept.
 """
 
 import logging
+import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from playground.system.messages import Message, UserFacingError
 log = logging.getLogger(__name__)
 
 PENDING = "restore-pending"
+COPY = "copy"
 FIRST_PAUSE = 2.0  # seconds after a target that did not answer; each further one doubles it
 
 
@@ -47,8 +50,11 @@ def begin(settings: Settings, target: Target, patience: float) -> Start:
     """
     data_dir = settings.data_dir
     start = Start()
-    if not settings.database.exists() or (data_dir / PENDING).exists():
-        mark(data_dir)
+    pending = data_dir / PENDING
+    if not settings.database.exists() or pending.exists():
+        is_copy = pending.exists() and pending.read_text() == COPY
+        kept_before = set_aside(data_dir, settings.database.name)
+        mark(data_dir, is_copy)
         try:
             _restore(settings, target, patience, start)
         except (TargetUnavailable, OSError, StoreError) as error:
@@ -58,16 +64,20 @@ def begin(settings: Settings, target: Target, patience: float) -> Start:
             log.exception("no snapshot could be restored")
             start.held = UNREAD
         if start.held is None:
-            (data_dir / PENDING).unlink()
+            pending.unlink()
+            for folder in set_aside(data_dir, settings.database.name) if is_copy else []:
+                if folder not in kept_before:
+                    shutil.rmtree(folder, ignore_errors=True)
     start.notices += [_kept(folder) for folder in set_aside(data_dir, settings.database.name)]
     return start
 
 
-def mark(data_dir: Path) -> None:
-    """Have the next start restore, whatever database it finds."""
+def mark(data_dir: Path, is_copy: bool = False) -> None:
+    """Have the next start restore, whatever database it finds. `is_copy`: that is one in which nothing was recorded."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (data_dir / PENDING).touch(mode=0o600)
+        (data_dir / PENDING).write_text(COPY if is_copy else "")
     except OSError as error:
         raise FolderNotWritable(
             "Nothing can be written to the data folder {folder}: {error}.",

@@ -23,6 +23,14 @@ SHARED = Message(
 )
 UNREACHABLE = Message("The backup cannot be reached or written. The chat goes on, and it is tried again.")
 LATE = Message("The backup is late: what people do now is on this disk alone.")
+FOLLOWS = Message(
+    "Another copy of this app answers and records. This one only shows what there was when it started, and takes over "
+    "by itself when the other one has ended."
+)
+TAKEN_OVER = Message(
+    "Another copy of this app has taken over, since this one could not be seen for a while. Nothing is recorded here "
+    "any more; what is not in the backup stays in this data folder."
+)
 ALONE = Message("What is done here is in this data folder alone.")
 
 
@@ -30,7 +38,7 @@ ALONE = Message("What is done here is in this data folder alone.")
 class Status:
     """What the page shows: minutes since the database was saved as it was (None: not yet), when the last snapshot was
     made, in words, what is wrong now, and what was wrong at the start. `held`: nothing is saved until a restart.
-    `changed`: something was done that is not saved yet.
+    `changed`: something was done that is not saved yet. `reads_only`: nothing is recorded here at all.
     """
 
     minutes: int | None
@@ -39,11 +47,12 @@ class Status:
     notices: tuple[Message, ...] = ()
     held: bool = False
     changed: bool = False
+    reads_only: bool = False
 
     @property
     def not_saved(self) -> Message | None:
         """Where nothing is saved until a restart: what is in this data folder alone."""
-        if not self.held:
+        if not self.held or self.reads_only:
             return None
         if not self.snapshot:
             return ALONE

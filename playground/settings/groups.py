@@ -291,5 +291,9 @@ class BackupSettings(Group):
     """
     interval: float = Field(60, ge=1, le=86400)
     """A change is in a snapshot after at most this long, in seconds."""
+    lease_seconds: float = Field(90, ge=3, le=3600)
+    """Of several servers with the same URL one records, and the others only show what there is. One that has been
+    silent this long, in seconds, is taken for dead, and another one takes over.
+    """
     keep: int = Field(20, ge=2, le=1000)
     """Snapshots that are kept, the newest ones. Those that hold what somebody has deleted go within an hour."""

@@ -10,6 +10,7 @@ from typing import Literal
 Kind = Literal["none", "cpu", "gpu", "zero-gpu"]
 
 NO_ACCELERATOR = ("", "none")
+NO_GPU = 5  # the exit code of a program that was to have a GPU of ZeroGPU and sees none
 
 
 def kind_of(environ: Mapping[str, str]) -> Kind:

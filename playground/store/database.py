@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 
 from playground.store import errors
 from playground.store.disk import PRIVATE, Files
-from playground.store.errors import StoreBusy, StoreError, StoreUnavailable
+from playground.store.errors import StoreBusy, StoreError, StoreReadOnly, StoreUnavailable
 from playground.store.migrations import migrations
+from playground.system.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Database:
     `patience`: seconds that a transaction waits for another process. `create`: whether to make a database that does not
     exist; StoreError where it is false and there is none.
     """
+
+    read_only: Message | None = None  # why nothing is recorded in this process, from when it is set
 
     def __init__(self, path: str | Path = IN_MEMORY, *, patience: float = PATIENCE, create: bool = True) -> None:
         self.path = str(path)
@@ -150,6 +153,7 @@ class Database:
         Only when the block is left without an exception is everything recorded. StoreUnavailable where the database
         cannot do it.
         """
+        self._check_may_write()
         with self._memory_lock, self._one_writer(), self._translated_errors():
             self._check_files()
             self._execute("begin immediate")
@@ -161,6 +165,10 @@ class Database:
                 raise
             self._check_files()  # a commit to a file that nobody finds again is not recorded
             self._last_busy = float("-inf")
+
+    def _check_may_write(self) -> None:
+        if self.read_only:
+            raise StoreReadOnly(self.read_only)
 
     @contextmanager
     def _one_writer(self) -> Iterator[None]:
@@ -278,6 +286,7 @@ class Database:
 
     def _try_to_write(self) -> str:
         try:
+            self._check_may_write()
             with self._memory_lock, self._one_writer(), self._translated_errors():
                 self._check_files()
                 self._set_busy_timeout(SHORT_PATIENCE)

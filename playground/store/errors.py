@@ -43,6 +43,10 @@ class StoreLost(StoreUnavailable):
     """The files on disk are not the ones that were opened; only a restart helps."""
 
 
+class StoreReadOnly(StoreUnavailable):
+    """This process only reads: another one records."""
+
+
 class Failures:
     """How often the database could not do what was asked, by kind. Any thread may add and read."""
 

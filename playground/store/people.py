@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from playground.store.database import Database, Row, now
 
+NOBODY = 0  # an id that no annotator has
 # what annotator `a` is called: the name of the sign-in, else that of the keys, which is empty once it is forgotten
 NAME = """coalesce(a.name, (select k.name from api_key k where k.annotator = a.id and k.name != '' limit 1))"""
 
@@ -21,7 +22,7 @@ class People(Database):
     """Part of `Store`."""
 
     def annotator(self, token: str, kind: str = "anonymous") -> int:
-        """The id of the annotator whose cookie is `token`, made on the first visit."""
+        """The id of the annotator whose cookie is `token`, made on the first visit. NOBODY where all is read-only."""
         digest = _digest(token)
         known = self.row(
             """select id from annotator where token_hash = ?1
@@ -30,6 +31,8 @@ class People(Database):
         )
         if known:
             return known["id"]
+        if self.read_only:
+            return NOBODY
         with self.writing() as db:
             db.execute(
                 "insert or ignore into annotator (token_hash, kind, created) values (?, ?, ?)", [digest, kind, now()]

@@ -16,6 +16,7 @@ from playground.people import visitor
 from playground.people.admins import Admins
 from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS
 from playground.people.refusals import WrongSignIn
+from playground.serving.gpu_slices import GPUSlices
 from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, fields, overridden, sections
 from playground.store import Store, StoreError
 from playground.ui import unchecked, words
@@ -53,12 +54,21 @@ class ControlState:
 class Control:
     """Made inside the current Blocks, in two parts: the constructor makes the buttons, `build_folds` the rest."""
 
-    def __init__(self, settings: Settings, store: Store, admins: Admins, status_bar: StatusBar, notice: Notice) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        admins: Admins,
+        status_bar: StatusBar,
+        notice: Notice,
+        slices: GPUSlices | None = None,
+    ) -> None:
         self.settings = settings
         self.store = store
         self.admins = admins
         self.status_bar = status_bar
         self.notice = notice
+        self.slices = slices  # on a ZeroGPU Space: what trains the rounds that an admin starts
         self.painted = gr.State(None)  # the ControlState that the page shows
         # the answer to the browser's question; not a gr.State, whose value `js` cannot change
         self.confirmed = gr.Checkbox(visible=False)
@@ -148,6 +158,8 @@ class Control:
     def on_tick(self, painted: ControlState | None, request: gr.Request) -> Updates:
         """The buttons, where what they depend on has changed."""
         state = self._state(request)
+        if self.slices and (annotator := self.annotator(request)) is not None:
+            self.slices.renew(annotator)
         if state == painted:
             return gr.skip()
         updates = self.updates(state, words.of(request))
@@ -159,8 +171,11 @@ class Control:
         return self._field_values() if self.is_admin(request) else gr.skip()
 
     def on_start(self, request: gr.Request) -> Updates:
-        self.check(request)
-        self.store.request_round()
+        annotator = self.check(request)
+        if self.slices:
+            self.slices.begin(with_overrides(self.settings, self.store), annotator)
+        else:
+            self.store.request_round()
         return self._after_gesture(request)
 
     def command_handler(self, command: Literal["pause"] | None) -> Callable[[gr.Request], Updates]:

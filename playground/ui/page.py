@@ -9,6 +9,7 @@ from playground.backup import Backup
 from playground.chat.session import Chat
 from playground.people.admins import Admins
 from playground.serving.engine import Engine
+from playground.serving.gpu_slices import GPUSlices
 from playground.settings import Settings
 from playground.store import Store
 from playground.ui import account, guidelines, refresh, words
@@ -32,10 +33,15 @@ WORDMARK = f'<h1 class="brand">{(ASSETS / "wordmark.svg").read_text()}</h1>'
 
 
 def build(
-    settings: Settings, store: Store, engine: Engine, chat: Chat, backup: Backup | None = None
+    settings: Settings,
+    store: Store,
+    engine: Engine,
+    chat: Chat,
+    backup: Backup | None = None,
+    slices: GPUSlices | None = None,
 ) -> tuple[gr.Blocks, StatusBar]:
     """The Gradio Blocks of the page, and its status bar, which knows what has changed. All visitors share them, so they
-    hold nothing of a visitor.
+    hold nothing of a visitor. `slices`: what trains the rounds that an admin starts, on a ZeroGPU Space.
     """
     with gr.Blocks(title="Nudge", analytics_enabled=False, fill_width=True) as page:
         notice = Notice()
@@ -55,7 +61,7 @@ def build(
                 votes_tab = VotesTab(store)
                 votes_tab.wire(refresh_events(tab))
             with gr.Tab(words.label("Training"), id="training", elem_id="tab-training") as tab:
-                control = Control(settings, store, Admins(settings, store), status_bar, notice)
+                control = Control(settings, store, Admins(settings, store), status_bar, notice, slices)
                 training_tab = TrainingTab(settings, store, status_bar, control)
                 events = refresh_events(tab)
                 training_tab.wire(events)

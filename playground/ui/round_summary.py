@@ -16,6 +16,7 @@ from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.loop_status import LoopStatus
 from playground.ui.phases import duration, phase_text, phases_html
+from playground.ui.place import place_html
 from playground.ui.status_bar import ENDED, invitation, public_reason, trial_text, version_name
 from playground.ui.text import visible
 from playground.ui.words import Words
@@ -118,7 +119,8 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
     return (
         f"<h2>{escape(translate('Round {n}', n=row['id']))}</h2>"
         f'<p class="outcome {state}">{escape(_state_sentence(row, translate))}</p>'
-        f'{reason_html}{phases_html(row, translate)}<div class="facts">{facts}</div>'
+        f"{reason_html}{place_html(row, translate, is_admin)}"
+        f'{phases_html(row, translate)}<div class="facts">{facts}</div>'
     )
 
 

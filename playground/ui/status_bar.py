@@ -139,7 +139,9 @@ def backup_html(backup: Status | None, translate: Words) -> str:
     """How old the last snapshot is, and what is not in it."""
     if backup is None:
         return ""
-    if backup.not_saved:
+    if backup.reads_only:
+        text = translate("Backup: another copy of this app saves.")
+    elif backup.not_saved:
         text = translate("Backup: nothing is saved from here. {what}", what=translate.message(backup.not_saved))
     elif backup.minutes is None:
         text = translate("Backup: nothing is saved yet.")
