@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from playground.decoding.sampling import Sampling
 from playground.models import adapters, loading, prompts, trial
 from playground.models.lora import LoraPool
-from playground.models.trial import Tally
 from playground.settings import Settings
 from playground.store import Store
 from training import gate, repetition, rollout, simulate
@@ -157,7 +156,8 @@ class Crowd:
 
     def _ends(self, on_trial: dict, counts: dict[str, int]) -> bool:
         """Whether the trial is over; it is ended as the server would end it."""
-        tally = Tally(**self.store.votes_on_trial(on_trial))
+        votes = [trial.Decided(**vote) for vote in self.store.decided_on_trial(on_trial)]
+        tally = trial.counted(votes, self.store.people_since(on_trial["after_vote"], trial.TAKES_PART))
         counts["wins"], counts["losses"] = tally.wins, tally.losses
         verdict = trial.verdict(tally, self.settings)
         if verdict:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import preferences
+from training import likelihood, preferences
 from training.preferences import TIE, A, B, CountedVote, Pair, PointwiseLabel, Preferences
 
 LN2, LN4 = math.log(2), math.log(4)
@@ -48,7 +48,7 @@ def groups(part):
 
 def davidson(sa, sb, nu):
     scores_a, scores_b = torch.full((3,), sa), torch.full((3,), sb)
-    return preferences.pair_nll(scores_a, scores_b, torch.tensor([A, TIE, B]), torch.tensor(math.log(nu))).tolist()
+    return likelihood.pair_nll(scores_a, scores_b, torch.tensor([A, TIE, B]), torch.tensor(math.log(nu))).tolist()
 
 
 def test_pair_nll_by_hand():
@@ -71,11 +71,11 @@ def test_only_the_difference_of_scores_counts():
 
 def test_derivatives_are_those_of_the_likelihood():
     delta, log_nu = torch.tensor([0.7, -1.3, 0.2], dtype=torch.double), torch.tensor(-0.4, dtype=torch.double)
-    gradient, hessian = preferences.pair_derivatives(delta / 2, -delta / 2, torch.tensor([A, TIE, B]), log_nu)
+    gradient, hessian = likelihood.pair_derivatives(delta / 2, -delta / 2, torch.tensor([A, TIE, B]), log_nu)
     for n, outcome in enumerate((A, TIE, B)):
 
         def nll(eta, outcome=outcome):
-            return preferences.pair_nll(eta[:1] / 2, -eta[:1] / 2, torch.tensor([outcome]), eta[1]).sum()
+            return likelihood.pair_nll(eta[:1] / 2, -eta[:1] / 2, torch.tensor([outcome]), eta[1]).sum()
 
         at = torch.stack([delta[n], log_nu])
         torch.testing.assert_close(gradient[n], torch.func.grad(nll)(at))
@@ -85,20 +85,20 @@ def test_derivatives_are_those_of_the_likelihood():
 def test_a_tie_pulls_scores_together():
     """Ties dropped bias the strength of preference (arXiv 2410.05328)."""
     sa, sb = torch.tensor([1.0], requires_grad=True), torch.tensor([0.0], requires_grad=True)
-    preferences.pair_nll(sa, sb, torch.tensor([TIE]), torch.tensor(-1.0)).sum().backward()
+    likelihood.pair_nll(sa, sb, torch.tensor([TIE]), torch.tensor(-1.0)).sum().backward()
     assert sa.grad.item() > 0 > sb.grad.item()
 
 
 def test_a_vote_for_a_pushes_scores_apart():
     sa, sb = torch.tensor([0.0], requires_grad=True), torch.tensor([0.0], requires_grad=True)
-    preferences.pair_nll(sa, sb, torch.tensor([A]), torch.tensor(-1.0)).sum().backward()
+    likelihood.pair_nll(sa, sb, torch.tensor([A]), torch.tensor(-1.0)).sum().backward()
     assert sa.grad.item() < 0 < sb.grad.item()
 
 
 def test_pointwise_nll_by_hand():
     # σ(ln 3) = 3/4: −ln 3/4 for good, −ln 1/4 for bad; on the threshold ln 2
     score = torch.tensor([math.log(3) + 1, math.log(3) + 1, 1.0])
-    nll = preferences.pointwise_nll(score, torch.tensor([1, 0, 1]), torch.tensor(1.0))
+    nll = likelihood.pointwise_nll(score, torch.tensor([1, 0, 1]), torch.tensor(1.0))
     assert nll.tolist() == pytest.approx([0.2876821, 1.3862944, LN2])
 
 
@@ -141,9 +141,10 @@ def test_two_equal_replies_say_nothing():
 def test_both_bad_is_two_bad_labels_of_half_a_weight_and_no_pair():
     prefs = collect([vote(1, choice="both_bad"), vote(2), vote(3), vote(4)])
     assert prefs.labels == [
-        PointwiseLabel(0, False, 0.5, "conversation 1"),
-        PointwiseLabel(1, False, 0.5, "conversation 1"),
+        PointwiseLabel(0, False, 0.5, "conversation 1", 1),
+        PointwiseLabel(1, False, 0.5, "conversation 1", 1),
     ]
+    assert [pair.annotator for pair in prefs.pairs] == [1, 1, 1]
     assert [pair.vote for pair in prefs.pairs] == [2, 3, 4]
 
 
@@ -194,8 +195,8 @@ def test_the_file_of_preferences_has_examples_as_lists():
     )
     assert json.loads(json.dumps(prefs.as_json())) == {
         "replies": [[[1], [2]], [[1], [3]]],
-        "pairs": [[0, 1, 2, 0.5, "conversation 1", 7, False]],
-        "points": [[1, 0, 0.5, "conversation 1"]],
+        "pairs": [[0, 1, 2, 0.5, "conversation 1", 7, False, None]],
+        "points": [[1, 0, 0.5, "conversation 1", None]],
         "votes": [[7, "conversation 1"]],
         "heldout": ["conversation 1"],
         "split_by": "conversation",

@@ -12,7 +12,8 @@ from playground.models.feature_trunk import FeatureTrunk
 from playground.models.scorer import ExtractedFeatures, RewardModel
 from playground.settings import Settings
 from tests.test_scorer import folder, settings, trunks  # noqa: F401  (fixtures)
-from training import preferences, reward, reward_head, reward_validation
+from training import likelihood, preferences, reward, reward_head, reward_validation
+from training.objective import pair_columns
 from training.preferences import TIE, A, B, Pair, PointwiseLabel, Preferences
 from training.reward_validation import Choice
 
@@ -81,15 +82,15 @@ def test_fit_head_is_where_the_likelihood_has_no_slope():
     x, direction, pairs = planted(30, indifference=0.7)
     pairs = [replace(pair, weight=0.3 + 0.1 * (n % 5)) for n, pair in enumerate(pairs)]
     labels = [PointwiseLabel(i, score > 0.5, 0.4) for i, score in enumerate((x @ direction)[:20].tolist())]
-    left, right, outcome = reward_head.pair_columns(pairs)
+    left, right, outcome = pair_columns(pairs)
     pair_weight, good = torch.tensor([pair.weight for pair in pairs]), torch.tensor([label.good for label in labels])
 
     def objective(flat):
         flat = torch.tensor(flat, requires_grad=True)
         scores = x.double() @ flat[:-2]
         loss = 0.15 * flat[:-2].square().sum() + 0.1 * (flat[-2] + 1).square() + 0.1 * flat[-1].square()
-        loss = loss + (pair_weight * preferences.pair_nll(scores[left], scores[right], outcome, flat[-2])).sum()
-        loss = loss + 0.4 * preferences.pointwise_nll(scores[:20], good, flat[-1]).sum()
+        loss = loss + (pair_weight * likelihood.pair_nll(scores[left], scores[right], outcome, flat[-2])).sum()
+        loss = loss + 0.4 * likelihood.pointwise_nll(scores[:20], good, flat[-1]).sum()
         loss.backward()
         return loss.item(), flat.grad.numpy()
 
@@ -250,12 +251,12 @@ def test_the_posterior_is_the_inverse_curvature():
     """Against autograd's Hessian of the objective, with log ν and θ marginalised."""
     x, _, pairs = planted(12, d=3, indifference=0.5)
     head = reward_head.fit_head(x, Preferences(pairs=pairs), 0.5)
-    left, right, outcome = reward_head.pair_columns(pairs)
+    left, right, outcome = pair_columns(pairs)
 
     def objective(phi):
         scores = x.double() @ phi[:3]
         prior = 0.25 * phi[:3].square().sum() + 0.1 * (phi[3] + 1) ** 2 + 0.1 * phi[4] ** 2
-        return prior + preferences.pair_nll(scores[left], scores[right], outcome, phi[3]).sum()
+        return prior + likelihood.pair_nll(scores[left], scores[right], outcome, phi[3]).sum()
 
     at = torch.tensor([*head.weight.tolist(), head.log_nu, head.threshold], dtype=torch.double)
     covariance = torch.linalg.inv(torch.autograd.functional.hessian(objective, at))[:3, :3]

@@ -316,6 +316,15 @@ def test_a_summary_says_how_many_imported_pairs_were_learned_from(store):
     assert "<b>12</b><span>imported pairs used</span>" in round_summary.summary_html(store.round(row["id"]), W)
 
 
+def test_a_summary_says_how_many_people_would_lose_by_the_version(store):
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", metrics={"people": 1, "people_who_lose": 1})
+    assert "By their own votes" not in round_summary.summary_html(store.round(row["id"]), W), "a person alone"
+    store.update_round(row["id"], "w1", metrics={"people": 3, "people_who_lose": 1})
+    html = round_summary.summary_html(store.round(row["id"]), W)
+    assert "By their own votes, 1 of 3 people with eight or more votes would clearly lose by this version." in html
+
+
 def test_what_differs_from_the_defaults_comes_first(store):
     row = rounds.begun(store, {"ppo.kl_target": 3.5})
     html = round_summary.config_html(store.round(row["id"]), W)

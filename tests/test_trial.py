@@ -76,6 +76,53 @@ def test_a_trial_ends_early_when_people_clearly_prefer_it_and_at_the_latest_afte
     assert trial.verdict(Tally(0, 26), USUAL) == "rolled_back", "many votes may come between two looks"
 
 
+def ends_with(crowd, rng, people=None):
+    """How a trial ends where each of `crowd` {annotator: (share of the votes, win rate)} votes, and after how many
+    votes.
+    """
+    votes = []
+    while True:
+        annotator = rng.choices(list(crowd), [share for share, _ in crowd.values()])[0]
+        votes.append(trial.Decided(annotator, rng.random() < crowd[annotator][1]))
+        tally = trial.counted(votes, len(crowd) if people is None else people)
+        if ended := trial.verdict(tally, USUAL):
+            return ended, len(votes)
+
+
+@pytest.mark.parametrize(
+    ("crowd", "least", "most"),
+    [
+        ({1: (1, 0.5), 2: (1, 0.5)}, 0, 0.07),
+        ({1: (4, 0.5), 2: (1, 0.5)}, 0, 0.06),
+        ({1: (1, 0.2)}, 0.9, 1),
+        ({1: (1, 0.2), 2: (1, 0.2)}, 0.9, 1),
+        ({1: (1, 0.2), 2: (1, 0.2), 3: (1, 0.2)}, 0.9, 1),
+        ({1: (4, 0.2), 2: (1, 0.2)}, 0.45, 1),  # the price: little is said by the others
+        ({1: (9, 0.0), 2: (1, 1.0)}, 0, 0.02),  # one person against another
+    ],
+)
+def test_how_often_a_version_is_rolled_back_where_several_people_vote(crowd, least, most):
+    rng = random.Random(0)
+    ends = [ends_with(crowd, rng) for _ in range(1500)]
+    assert max(votes for _, votes in ends) <= 25
+    assert least <= sum(ended == "rolled_back" for ended, _ in ends) / len(ends) <= most
+
+
+def test_one_person_does_not_decide_a_trial_for_the_others():
+    lost = [trial.Decided(1, False)] * 12
+    alone = trial.counted(lost, people=1)
+    assert (alone.losses, alone.left_out, trial.verdict(alone, USUAL)) == (12, 0, "rolled_back")
+    among_others = trial.counted(lost, people=2)
+    assert (among_others.losses, among_others.left_out, trial.verdict(among_others, USUAL)) == (3, 9, None)
+    liked = trial.counted([trial.Decided(1, True)] * 12, people=2)
+    assert trial.verdict(liked, USUAL) is None, "nor is it kept early by one"
+    agreed = trial.counted([*lost, *[trial.Decided(2, False)] * 4], people=2)
+    assert (agreed.losses, agreed.left_out, trial.verdict(agreed, USUAL)) == (12, 4, "rolled_back")
+    over = trial.counted([*lost, *lost, trial.Decided(2, True)], people=2)
+    assert (over.decided, trial.verdict(over, USUAL)) == (4, "undecided")
+    assert "21 more are of one person" in str(trial.reason("undecided", over, 1))
+
+
 def test_opponents_have_their_shares():
     rng = random.Random(0)
     greedy = USUAL.with_values(trial={"before_share": 0.9, "base_share": 0.9})
@@ -180,6 +227,10 @@ def test_pairs_of_both_versions_are_shown_blind_and_counted(scene):
     assert scene.store.votes_on_trial(swapped) == {"wins": 0, "losses": counted["wins"], "ties": 0}
     assert scene.store.votes_on_trial(row, annotator=ann) == counted
     assert scene.store.votes_on_trial(row, annotator=ann + 1)["wins"] == 0
+    decided = scene.store.decided_on_trial(row)
+    assert decided == [{"annotator": ann, "won": True}] * counted["wins"]
+    assert scene.store.people_since(row["after_vote"], 3) == 1
+    assert scene.store.people_since(row["after_vote"], 1000) == 0
     newest_vote = scene.store.one("select max(id) as id from vote")["id"]
     later = {**row, "after_vote": newest_vote}
     assert scene.store.votes_on_trial(later)["wins"] == 0, "votes from before a trial are not its"
@@ -214,6 +265,28 @@ def test_a_version_that_people_prefer_is_kept(scene):
     ended = scene.store.trial(version)
     assert ended["state"] == "kept" and "people preferred it to v0 (base) in" in str(ended["reason"])
     assert scene.store.live_policy()["version"] == version
+
+
+def test_one_of_several_people_does_not_roll_a_version_back(scene):
+    scene.publish()
+    version = scene.publish()
+    one, other = scene.store.annotator("one"), scene.store.annotator("other")
+    for _ in range(6):
+        scene.turn(other, lambda left, right: "tie")
+    for _ in range(60):
+        scene.turn(one, oldest)
+        scene.follow()
+        if len(scene.store.decided_on_trial(scene.store.trial(version))) == 9:
+            break
+    assert len(scene.store.decided_on_trial(scene.store.trial(version))) == 9, "seven are enough for one alone"
+    assert scene.store.people_since(scene.store.trial(version)["after_vote"], 3) == 2
+    assert scene.store.open_trial()["version"] == version
+    for _ in range(60):
+        scene.turn(other, oldest)
+        scene.follow()
+        if scene.engine.live.version != version:
+            break
+    assert scene.store.trial(version)["state"] == "rolled_back"
 
 
 def test_a_trial_goes_on_after_a_restart(scene):

@@ -22,7 +22,7 @@ from training.preferences import Reply
 log = logging.getLogger(__name__)
 
 # files that only a running round needs and that reveal its votes; all *.partial files are treated likewise
-WORKING = ("preferences.json", "reward.safetensors", "ppo.pt")
+WORKING = ("preferences.json", "reward.safetensors", "people.safetensors", "ppo.pt")
 KEPT = ("log.txt",)  # what is kept of a round that begins again
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # how a line of our own in a log begins; an exception's do not
 PATIENCE = 5.0  # seconds to wait for other users of the database

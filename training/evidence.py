@@ -18,8 +18,9 @@ import torch
 from playground.settings import Settings
 from playground.system.messages import Message
 from training import preferences
+from training.objective import pair_columns
 from training.preferences import Pair, Preferences
-from training.reward_head import fit_head, pair_columns
+from training.reward_head import fit_head
 from training.reward_validation import Choice, choose
 
 FIRST = 4  # votes before the first forecast
@@ -104,7 +105,7 @@ def forecast(
     probability = torch.zeros(len(decided))
     for choice in choices:
         x = x_by_feature_set[choice.feature_set]
-        head = fit_head(x, learnt, choice.penalty)
+        head = fit_head(x, learnt, choice.penalty, choice.people)
         difference = x[left] - x[right]  # (k, r)
         margin = difference @ head.weight * (1 - outcome)  # of the reply that was chosen over the other one
         variance = (difference @ head.factor).square().sum(-1)

@@ -20,6 +20,7 @@ from training.rollout import Episode
 RESAMPLES = 5000  # of a bootstrap interval
 RESAMPLED = 1 << 20  # values that are resampled at once, which bounds the memory
 DRAWS = 2000  # heads from the reward model's posterior, each judges its own resample of the prompts
+CLEARLY = 0.9  # probability from which on it is said that a person loses
 SLIGHTLY_WORSE = 0.1  # deviations of the reward, or nats a token of demonstrations
 
 
@@ -57,6 +58,8 @@ class GateReport:
     # Where there is no reward model: on how many held-out demonstrations it was judged. The reward is then their
     # log-likelihood in nats a token, and the lengths that count are theirs, not those of the votes.
     demonstrations: int = 0
+    people: int = 0  # who have enough votes to be told apart
+    people_who_lose: int = 0  # of these, by their own taste, clearly
 
     @property
     def passed(self) -> bool:
@@ -281,6 +284,13 @@ def mean_gains(gains: np.ndarray, prompts: int, seed: int) -> np.ndarray:
     by_prompt = gains.reshape(len(gains), prompts, -1).mean(-1)  # (S, prompts)
     resampled = np.random.default_rng(seed).integers(0, prompts, by_prompt.shape)
     return np.take_along_axis(by_prompt, resampled, 1).mean(1)
+
+
+def clearly_loses(gains: np.ndarray, prompts: int, seed: int) -> bool:
+    """Whether a person gets worse replies, by heads of that person's own taste: gains (S, N), as `mean_gains` has
+    them.
+    """
+    return bool(np.mean(mean_gains(gains, prompts, seed) < 0) >= CLEARLY)
 
 
 def central(values: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -1,8 +1,5 @@
-"""Votes to preference examples, their split, and the likelihood of a vote given scores.
-
-Pairs follow Davidson (1970): P(a) = e^sa / Z, P(b) = e^sb / Z, P(tie) = ν·e^((sa+sb)/2) / Z. ν is learned, so a tie
-is information too. Thumbs and both-bad votes are pointwise: P(good) = σ(s − θ) with a learned threshold θ. Where the
-scores come from is `reward.py`'s.
+"""Votes to preference examples, and their split. What a vote says of scores is `likelihood.py`'s, where the scores
+come from `reward.py`'s.
 """
 
 import hashlib
@@ -12,15 +9,14 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from playground.models import prompts
 from playground.settings import Settings
 from playground.store import Store
 from training import imported
+from training.likelihood import TIE, A, B
 
-A, TIE, B = 0, 1, 2  # outcome of a pair: the left reply, neither, the right reply
 OUTCOMES = {"a": A, "tie": TIE, "b": B}  # of a vote's choice
 
 Row = Mapping[str, Any]  # a row of the store
@@ -40,6 +36,7 @@ class Pair:
     group: str = ""  # see `Preferences`
     vote: int | None = None  # the vote's id in the store; None for an edited reply and for an imported pair
     imported: bool = False  # judged elsewhere: it trains like a vote, and no figure about votes counts it
+    annotator: int | None = None  # who judged it here
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class PointwiseLabel:
     good: bool
     weight: float = 1.0
     group: str = ""
+    annotator: int | None = None  # who judged it here
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Preferences:
         return {
             "replies": self.replies,
             "pairs": [astuple(pair) for pair in self.pairs],
-            "points": [(label.reply, int(label.good), label.weight, label.group) for label in self.labels],
+            "points": [(label.reply, int(label.good), *astuple(label)[2:]) for label in self.labels],
             "votes": [astuple(vote) for vote in self.votes],
             "heldout": sorted(self.heldout),
             "split_by": self.split_by,
@@ -163,14 +161,13 @@ def collect(
             prefs.replies.append((list(prompt), list(completion)))
         return index_of[key]
 
-    def add_judgement(
-        choice: str, left: int, right: int, weight: float, group: str, vote: int | None = None, imported: bool = False
-    ) -> None:
+    def add_judgement(pair: Pair, choice: str) -> None:
         if choice == "both_bad":
             # half each: it is one judgement
-            prefs.labels += [PointwiseLabel(reply, False, weight / 2, group) for reply in (left, right)]
-        elif left != right:
-            prefs.pairs.append(Pair(left, right, OUTCOMES[choice], weight, group, vote, imported))
+            label = PointwiseLabel(pair.left, False, pair.weight / 2, pair.group, pair.annotator)
+            prefs.labels += [label, replace(label, reply=pair.right)]
+        elif pair.left != pair.right:
+            prefs.pairs.append(replace(pair, outcome=OUTCOMES[choice]))
 
     totals = Counter(row["annotator"] for row in rows)
     weight_of = {annotator: min(1.0, annotator_weight / total) for annotator, total in totals.items()}
@@ -180,16 +177,19 @@ def collect(
         prefs.votes.append(CountedVote(vote["vote"], group))
         left = add_reply(vote["prompt"], vote["left_ids"])
         right = add_reply(vote["prompt"], vote["right_ids"])
-        add_judgement(vote["choice"], left, right, weight, group, vote["vote"])
+        pair = Pair(left, right, TIE, weight, group, vote["vote"], annotator=vote["annotator"])
+        add_judgement(pair, vote["choice"])
     for rating in ratings:
         reply = add_reply(rating["prompt"], rating["completion"])
-        label = PointwiseLabel(reply, rating["thumb"] > 0, weight_of[rating["annotator"]], group_of(rating))
-        prefs.labels.append(label)
+        annotator = rating["annotator"]
+        good = rating["thumb"] > 0
+        prefs.labels.append(PointwiseLabel(reply, good, weight_of[annotator], group_of(rating), annotator))
     for edit in demonstrations:
         after = add_reply(edit["prompt"], encode_reply(edit["after"]))
         before = add_reply(edit["prompt"], edit["completion"])
         if after != before:
-            prefs.pairs.append(Pair(after, before, A, weight_of[edit["annotator"]], group_of(edit)))
+            annotator = edit["annotator"]
+            prefs.pairs.append(Pair(after, before, A, weight_of[annotator], group_of(edit), annotator=annotator))
     prefs.heldout = held_out([pair.group for pair in prefs.pairs], heldout_fraction, seed)
     source_totals: Counter[str] = Counter()
     for row in imported:
@@ -197,7 +197,8 @@ def collect(
     for row in imported:
         weight = row["weight"] * min(1.0, annotator_weight / source_totals[row["source"]])
         left, right = (add_reply(row["prompt"], row[side]) for side in ("left_ids", "right_ids"))
-        add_judgement(row["choice"], left, right, weight, f"imported {_digest(row['prompt'])}", imported=True)
+        pair = Pair(left, right, TIE, weight, f"imported {_digest(row['prompt'])}", imported=True)
+        add_judgement(pair, row["choice"])
     return prefs
 
 
@@ -261,43 +262,7 @@ def _digest(*key: object) -> str:
     return hashlib.sha256("/".join(map(str, key)).encode()).hexdigest()
 
 
-# -- the likelihood
-
-
-def pair_nll(score_a: torch.Tensor, score_b: torch.Tensor, outcome: torch.Tensor, log_nu: torch.Tensor) -> torch.Tensor:
-    """Davidson's negative log-likelihood of each pair. score_a, score_b (..., N), outcome (N,) in {A, TIE, B}, log_nu
-    scalar, (N,) or (..., 1) -> (..., N).
-    """
-    logprobs = _pair_logits(score_a, score_b, log_nu).log_softmax(-1)  # (..., N, 3)
-    return -logprobs.gather(-1, outcome.expand(logprobs.shape[:-1])[..., None])[..., 0]
-
-
-def _pair_logits(score_a: torch.Tensor, score_b: torch.Tensor, log_nu: torch.Tensor) -> torch.Tensor:
-    return torch.stack([score_a, log_nu + (score_a + score_b) / 2, score_b], -1)  # (..., N, 3)
-
-
-def pair_derivatives(
-    score_a: torch.Tensor, score_b: torch.Tensor, outcome: torch.Tensor, log_nu: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient (..., N, 2) and Hessian (..., N, 2, 2) of `pair_nll` by (score_a − score_b, log ν).
-
-    Davidson's model is an exponential family in these two, so the Hessian is the covariance of its statistics: (½, 0),
-    (0, 1), (−½, 0) for a, tie, b.
-    """
-    statistics = torch.tensor([[0.5, 0.0], [0.0, 1.0], [-0.5, 0.0]], dtype=score_a.dtype)  # (3, 2)
-    products = (statistics[:, :, None] * statistics[:, None, :]).flatten(1)  # (3, 4)
-    p = _pair_logits(score_a, score_b, log_nu).softmax(-1)  # (..., N, 3)
-    mean = p @ statistics  # (..., N, 2)
-    second_moment = (p @ products).unflatten(-1, (2, 2))
-    return mean - statistics[outcome], second_moment - mean[..., :, None] * mean[..., None, :]
-
-
-def pointwise_nll(score: torch.Tensor, good: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
-    """Negative log-likelihood of thumbs and both-bad votes, P(good) = σ(s − θ). score (..., N), good (N,) in
-    {0, 1} -> (..., N).
-    """
-    target = good.to(score).expand_as(score)
-    return torch.nn.functional.binary_cross_entropy_with_logits(score - threshold, target, reduction="none")
+# -- counts
 
 
 def count_correct(score_a: np.ndarray, score_b: np.ndarray, outcome: np.ndarray) -> tuple[float, int]:

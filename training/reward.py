@@ -16,10 +16,10 @@ import torch
 from playground.models import adapters, scorer
 from playground.models.feature_trunk import FeatureTrunk
 from playground.models.intervals import wilson
-from playground.models.scorer import ExtractedFeatures, Head, RewardModel
+from playground.models.scorer import ExtractedFeatures, Head, PersonalHead, RewardModel
 from playground.settings import Settings
 from playground.system.messages import Message
-from training import evidence, preferences
+from training import evidence, likelihood
 from training.preferences import Preferences
 from training.reward_head import designs, fit_head, fitted_scores, one_thread, span, standardised
 from training.reward_validation import Choice, Predictions, ReliabilityBin, choose, cross_validate
@@ -60,7 +60,10 @@ class Report:
 
     def as_metrics(self) -> dict[str, Any]:
         """What a round's row keeps of it, under the names that the page reads."""
+        people = self.heads[0].people
         metrics = asdict(self)
+        metrics["heads"] = [{**asdict(head), "people": len(people.ids)} for head in self.heads]  # not who
+        metrics["own_taste"] = people.own
         metrics["features"] = self.feature_set
         metrics["reason"] = str(self.reason) if self.reason else None
         metrics["cv_reliability"] = [astuple(reliability_bin) for reliability_bin in self.cv_reliability]
@@ -143,11 +146,11 @@ def _length_matched(prefs: Preferences, indices: list[int]) -> list[bool]:
 def mixed_scores(
     designs: Mapping[str, torch.Tensor], prefs: Preferences, choices: Sequence[Choice]
 ) -> tuple[torch.Tensor, float]:
-    """Raw scores (N,) of every reply under the heads of these choices, fitted on `prefs`, and log ν."""
+    """Raw scores (N,) of every reply under the shared heads of these choices, fitted on `prefs`, and log ν."""
     scores = torch.zeros(len(next(iter(designs.values()))))
     mixed_log_nu = 0.0
     for choice in choices:
-        own, log_nu = fitted_scores(designs[choice.feature_set], prefs, choice.penalty)
+        own, log_nu = fitted_scores(designs[choice.feature_set], prefs, choice.penalty, choice.people)
         scores += choice.share * own
         mixed_log_nu += choice.share * log_nu
     return scores, mixed_log_nu
@@ -163,7 +166,7 @@ def fit_model(
     for choice in choices:
         x, centre, scale = standardised(extracted, choice.feature_set)
         basis = span(x, prefs)
-        fitted = fit_head(x @ basis, prefs, choice.penalty)
+        fitted = fit_head(x @ basis, prefs, choice.penalty, choice.people)
         head = Head(
             feature_set=choice.feature_set,
             share=choice.share,
@@ -173,9 +176,12 @@ def fit_model(
             basis=basis,
             factor=fitted.factor,
             influence=fitted.influence,
-            penalty=choice.penalty,
+            penalty=choice.penalty / (1 - choice.people.own),  # of the shared weights alone
         )
         model.heads.append(head)
+        for annotator, own in zip(choice.people.ids, fitted.people, strict=True):
+            theirs = PersonalHead(basis @ own.weight, own.influence)
+            model.people.setdefault(annotator, []).append(theirs)
         model.log_nu += choice.share * fitted.log_nu
         model.threshold += choice.share * fitted.threshold
     return model
@@ -236,7 +242,7 @@ def fit_lora(
             scores = scored(features)  # left and right in turn
             outcome = torch.tensor([pair.outcome for pair in batch])
             pair_weight = torch.tensor([pair.weight for pair in batch])
-            loss = (pair_weight * preferences.pair_nll(scores[0::2], scores[1::2], outcome, log_nu)).mean()
+            loss = (pair_weight * likelihood.pair_nll(scores[0::2], scores[1::2], outcome, log_nu)).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)

@@ -23,6 +23,7 @@ from playground.system.safe_logging import Told
 from training import (
     erase,
     gpu,
+    people,
     ppo,
     preferences,
     ratchet,
@@ -167,6 +168,7 @@ class Round(RoundControl):
         features = models.features(model, episodes)
         model.standardise(features)
         self._standardise_rules(episodes)
+        people.save(model, self.folder / "people.safetensors")
         model.save(self.folder / "reward.safetensors")
         selftest_files.check_head(model, self.folder / "reward.safetensors", features)
 
@@ -268,6 +270,7 @@ class Round(RoundControl):
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         if not report.demonstrations:
             self.record(gate_gain=report.gain, gate_low=report.gain_interval[0])
+            self.record(people=report.people, people_who_lose=report.people_who_lose)
         self.record(gate_share=report.share, kl=report.kl, served_kl=served_kl)
 
     def judge(self, show_step: Callable[[int], None]) -> tuple[GateReplies, GateReport]:

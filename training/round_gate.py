@@ -5,14 +5,16 @@ Reads the models of the round; writes nothing.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from playground.decoding import tuning
 from playground.models import prompts
+from playground.models.scorer import RewardModel
 from playground.system.messages import joined
 from training import gate, rollout, served
 from training.gate import GateReport
@@ -172,7 +174,26 @@ def by_reward(models: RoundModels, replies: GateReplies) -> GateReport:
         gains=gains.numpy(),
         length=gate.favoured_length(models.preferences, settings.gate.confidence, settings.seed),
     )
-    return compare(models, replies, liked)
+    report = compare(models, replies, liked)
+    with seconds.part("gate: people"):
+        losing = [
+            gate.clearly_loses(gains, replies.prompts, settings.seed)
+            for gains in gains_of_people(model, features_new, features_live, settings.seed)
+        ]
+    return replace(report, people=len(losing), people_who_lose=sum(losing))
+
+
+def gains_of_people(
+    model: RewardModel, features_new: torch.Tensor, features_live: torch.Tensor, seed: int
+) -> Iterator[np.ndarray]:
+    """For each person with votes enough, what the new version's replies gain by that person's own taste: reward
+    differences (S, N) under S heads. Features (N, D).
+    """
+    for annotator in model.people:
+        own = model.of_person(annotator)
+        new = own.draws(features_new, gate.DRAWS, seed)
+        live = own.draws(features_live, gate.DRAWS, seed)
+        yield ((new - live) / model.spread).numpy()
 
 
 def compare(models: RoundModels, replies: GateReplies, liked: Liked) -> GateReport:

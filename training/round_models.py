@@ -23,7 +23,7 @@ from playground.models.scorer import RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store, is_fine_tuning
-from training import gpu, imported, rollout, rules, selftest, sft_train
+from training import gpu, imported, people, rollout, rules, selftest, sft_train
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
@@ -162,6 +162,7 @@ class RoundModels:
     @cached_property
     def reward_model(self) -> RewardModel:
         model = RewardModel.load(self.folder / "reward.safetensors")
+        people.load(model, self.folder / "people.safetensors")
         if model.lora:
             self.trunk.attach_lora(self.settings.reward.lora_rank, model.lora)
         return model

@@ -9,7 +9,7 @@ read, and the head's file. Fitting a head is `training/reward.py`'s.
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,6 +172,13 @@ class Head:
         return (x @ free - x @ self.basis @ (self.basis.T @ free)).T
 
 
+class PersonalHead(NamedTuple):
+    """One person's own weights in place of a head's, and how far each vote moved them; see `Head`."""
+
+    weight: torch.Tensor  # (d,)
+    influence: torch.Tensor  # (r, votes)
+
+
 @dataclass
 class RewardModel:
     """A weighted mean of linear heads, each on its own feature set. Its features (N, D) are those that `features`
@@ -189,6 +196,13 @@ class RewardModel:
     shift: float = 0.0
     spread: float = 1.0
     lora: adapter_reading.Tensors = field(default_factory=dict)  # below the features; empty where there is none
+    # each head as a person with enough votes would have it; the file leaves them out, and nobody is trained by them
+    people: dict[int, list[PersonalHead]] = field(default_factory=dict)
+
+    def of_person(self, annotator: int) -> "RewardModel":
+        """The model by this person's own taste, on the same scale."""
+        own = zip(self.heads, self.people[annotator], strict=True)
+        return replace(self, heads=[replace(head, **theirs._asdict()) for head, theirs in own], people={})
 
     def features(self, trunk: FeatureTrunk, replies: Sequence[TokenisedReply]) -> torch.Tensor:
         """(N, D) of N replies."""

@@ -6,6 +6,8 @@ figures alone: `playground/serving/versions.py` follows a trial, `playground/sto
 """
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -19,6 +21,8 @@ from playground.system.messages import Message
 Verdict = Literal["kept", "rolled_back", "undecided"]
 Opponent = Literal["before", "base"]
 NO_TRIALS = Message("there are no trials any more")
+TAKES_PART = 3  # votes since a trial began, from which on somebody takes part in it
+ALONE = 3  # votes of one person that count however few others there are: too few to decide anything
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Tally:
     wins: int
     losses: int
     ties: int = 0
+    left_out: int = 0  # votes for one of the two that do not count, see `counted`
 
     @property
     def decided(self) -> int:
@@ -41,6 +46,30 @@ class Tally:
         return float(1 - betainc(self.wins + 1, self.losses + 1, 0.5))
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A vote for one of the two versions."""
+
+    annotator: int
+    won: bool  # by the version on trial
+
+
+def counted(votes: Sequence[Decided], people: int) -> Tally:
+    """What counts of the votes for one of the two, oldest first, where so many people take part: one person's count up
+    to twice as many as those of all others together, or up to `ALONE`, so that nobody decides for the others.
+
+    Which ones count depends on who voted and when, not on how: the bounds of `most_wins` hold for them too.
+    """
+    given = Counter(vote.annotator for vote in votes)
+    room = {annotator: max(2 * (len(votes) - n), ALONE) for annotator, n in given.items()}
+    tally = Counter[bool]()
+    for vote in votes:
+        if people < 2 or room[vote.annotator] > 0:
+            tally[vote.won] += 1
+            room[vote.annotator] -= 1
+    return Tally(tally[True], tally[False], left_out=len(votes) - tally.total())
+
+
 def verdict(tally: Tally, settings: Settings) -> Verdict | None:
     """What the votes say so far; None while the trial goes on. It may be asked after every vote."""
     if tally.decided == 0:
@@ -50,7 +79,7 @@ def verdict(tally: Tally, settings: Settings) -> Verdict | None:
         return "rolled_back"
     if tally.better >= settings.trial.keep:
         return "kept"
-    return "undecided" if tally.decided >= settings.trial.duels else None
+    return "undecided" if tally.decided + tally.left_out >= settings.trial.duels else None
 
 
 @cache
@@ -104,6 +133,13 @@ def reason(ended: Verdict, tally: Tally, against: int) -> Message:
         return Message("people preferred {name} in {losses} of {n} {n:pair|pairs}, so {name} answers again", **figures)
     if ended == "kept":
         return Message("people preferred it to {name} in {wins} of {n} {n:pair|pairs}", **figures)
+    if tally.left_out:
+        return Message(
+            "after {n} {n:pair|pairs} with {name}, of which it won {wins}, it is not clear what several people prefer; "
+            "{more} more are of one person, who does not decide alone",
+            **figures,
+            more=tally.left_out,
+        )
     return Message("after {n} {n:pair|pairs} with {name}, of which it won {wins}, nothing speaks against it", **figures)
 
 

@@ -273,7 +273,9 @@ class Versions:
             self.on_trial = None
             self.store.end_trial(row["version"], "undecided", trial.NO_TRIALS)
             return
-        tally = trial.Tally(**self.store.votes_on_trial(row))
+        votes = [trial.Decided(**vote) for vote in self.store.decided_on_trial(row)]
+        people = self.store.people_since(row["after_vote"], trial.TAKES_PART)
+        tally = trial.counted(votes, people)
         verdict = trial.verdict(tally, self.settings)
         if verdict:
             self.on_trial = None

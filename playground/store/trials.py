@@ -54,6 +54,30 @@ class Trials(Database):
             *([] if annotator is None else [annotator]),
         )
 
+    def decided_on_trial(self, trial: Row) -> list[Row]:
+        """The votes that count for one of a trial's two versions, since it began, oldest first. Keys: annotator; won,
+        whether the version on trial was preferred.
+        """
+        rows = self.rows(
+            f"""select v.annotator, {WON} as won from {VOTES} join generation r on r.id = d.right_generation
+                where v.id > ?3 and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b') order by v.id""",
+            trial["version"],
+            trial["against"],
+            trial["after_vote"],
+        )
+        return [{**row, "won": bool(row["won"])} for row in rows]
+
+    def people_since(self, vote: int, votes: int) -> int:
+        """How many people have given at least so many votes that count since a vote, on whatever pairs."""
+        return int(
+            self.one(
+                f"""select count(*) as n from (select v.annotator from {VOTES} where v.id > ? and {COUNTED}
+                    group by v.annotator having count(*) >= ?)""",
+                vote,
+                votes,
+            )["n"]
+        )
+
     def ended_trials(self) -> list[Row]:
         """Trials that are over, oldest first, with the wins, losses and ties of the votes on them."""
         rows = self.rows("select * from trial where state != 'open' order by version")

@@ -104,6 +104,14 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
     reason_html = ""
     if reason and state != "stopped":
         reason_html = f"<p>{escape(visible(translate.message(reason)))}</p>"
+    losing, of_people = row["metrics"].get("people_who_lose"), row["metrics"].get("people", 0)
+    if losing and of_people > 1:
+        sentence = translate(
+            "By their own votes, {n} of {people} people with eight or more votes would clearly lose by this version.",
+            n=losing,
+            people=of_people,
+        )
+        reason_html += f"<p>{escape(sentence)}</p>"
     facts = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>"
         for label, value in [*_facts(row, translate), *_trial_facts(trial, translate)]
