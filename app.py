@@ -19,7 +19,7 @@ from playground.people import guidelines
 from playground.settings import Settings, space
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 from playground.web import http_server
 from playground.web.starting import Starting
 
@@ -94,7 +94,9 @@ def serve(settings: Settings, sock: socket.socket) -> bool:
     """Answer from the first moment on, build the app meanwhile, serve until a signal, close everything. Returns whether
     to start again, as where this server takes over from another one.
     """
-    log.info("starting: %s says how far it is", Told(http_server.address(*sock.getsockname()[:2]) + settings.root_path))
+    log.info(
+        "starting: %s says how far it is", Loggable(http_server.address(*sock.getsockname()[:2]) + settings.root_path)
+    )
     app = App(settings)
     web = http_server.Web(
         app.starting.answer,

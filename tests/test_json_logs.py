@@ -11,7 +11,7 @@ import pytest
 
 from playground.system import log_ids
 from playground.system.messages import Message
-from playground.system.safe_logging import JsonFormatter, Told, describe_error
+from playground.system.safe_logging import JsonFormatter, Loggable, describe_error
 from playground.web.proxies import Proxies
 from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
 
@@ -56,13 +56,13 @@ def test_a_sentence_for_people_is_logged_by_its_template(lines):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (Told("reward"), "reward"),
+        (Loggable("reward"), "reward"),
         ("Ottokar", None),
         ("v3", None),
         ("1,234.5", "1,234.5"),
         ("2026-11-27 08:00:00 UTC", "2026-11-27 08:00:00 UTC"),
         (Path("/data/nudge.db"), "/data/nudge.db"),
-        (Told("http://127.0.0.1:7860"), "http://127.0.0.1:7860"),
+        (Loggable("http://127.0.0.1:7860"), "http://127.0.0.1:7860"),
         (describe_error(OSError("the disk is full")), "OSError: the disk is full"),
         (describe_error(KeyError(TEXT)), "KeyError"),
         (TEXT, None),

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from playground.models import prompts as encoding
 from playground.settings import Settings
 from playground.store import Store
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _encoded(
             continue
         yield row, prompt
     if left_out:
-        log.info("imported %ss that do not fit this model and were left out: %d", Told(kind), left_out)
+        log.info("imported %ss that do not fit this model and were left out: %d", Loggable(kind), left_out)
 
 
 def split(messages: list[Any]) -> tuple[str | None, list[Any]]:

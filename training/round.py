@@ -19,7 +19,7 @@ from playground.store import Store
 from playground.store.reasons import not_published
 from playground.system import memory
 from playground.system.messages import Message, from_data, joined
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 from training import (
     erase,
     gpu,
@@ -89,7 +89,7 @@ class Round(RoundControl):
             imported,
             len(prefs.labels),
             len(prefs.heldout),
-            Told(prefs.split_by),
+            Loggable(prefs.split_by),
         )
         if len(prefs.judged) < 2:
             self.end(

@@ -18,7 +18,7 @@ from playground.settings import Settings, fields, nested
 from playground.store import STOPPED, Store
 from playground.system import memory
 from playground.system.messages import Message
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 from training import erase, gpu
 from training.preferences import Row
 
@@ -91,7 +91,7 @@ class RoundControl(ABC):
             # a later phase than the one resumed at is progress, so failed attempts are counted again
             columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
             self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)
-            log.info("round %s: %s", self.id, Told(phase))
+            log.info("round %s: %s", self.id, Loggable(phase))
             with self._timed(phase):
                 self.obey()
                 self.run_phase(phase)

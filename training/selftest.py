@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from playground.models import adapters, structure
 from playground.models.feature_trunk import FeatureTrunk
 from playground.settings import Settings
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 
@@ -150,8 +150,8 @@ def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> 
         log.warning(
             "each reply reads its own copy of its prompt, which takes longer: in %s, replies that share one reading of "
             "their prompt influence each other (%s)",
-            Told(type(policy.causal).__name__),
-            Told(fault),
+            Loggable(type(policy.causal).__name__),
+            Loggable(fault),
         )
 
 

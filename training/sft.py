@@ -131,7 +131,7 @@ def fine_tune(store: Store, settings: SFTCommand, data: Split) -> str:
     """Run a round on the demonstrations, and return what it made, in a sentence. NotPublished where that is nothing."""
     plain = Settings.like(settings, sft={"epochs": settings.epochs})
     row = take(store, plain, settings.data.name)
-    task = Task(data, 60 * settings.minutes, Told())
+    task = Task(data, 60 * settings.minutes, Progress())
     ended = worker.run_taken(store, plain, row, row["owner"], partial(SFTRound, task=task))
     if ended["state"] != "published":
         reason = ended["reason"] or f"round {ended['id']} is {ended['state']}"
@@ -170,7 +170,7 @@ def take(store: Store, settings: Settings, file: str) -> Row:
         time.sleep(settings.round.poll_seconds)
 
 
-class Told:
+class Progress:
     """Says how far training is, now and then."""
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ from playground.store.reasons import LEFT, broken
 from playground.system import gpu_share, memory, safe_logging
 from playground.system.gpu_share import GpuShare, StreamingSign
 from playground.system.messages import Message, UserFacingError
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
@@ -96,7 +96,7 @@ def run_taken(
 ) -> Row:
     """Run a round (its row) whose lease `owner` has just taken, and return its final row. Errors as in `run_once`."""
     round_id = row["id"]
-    log.info("round %s starts at %s", round_id, Told(row["phase"]))
+    log.info("round %s starts at %s", round_id, Loggable(row["phase"]))
     beating = heartbeat(store, settings.round.lease_seconds, round_id, owner)
     try:
         with beating, logged(folder_of(settings, round_id) / "log.txt"):
@@ -129,7 +129,7 @@ def run_taken(
     eraser.tidy()
     eraser.step()  # erasures may have waited for this round to end
     reason = f": {row['reason']}" if row["reason"] else ""
-    log.info("round %s is %s%s", round_id, Told(row["state"]), reason)
+    log.info("round %s is %s%s", round_id, Loggable(row["state"]), reason)
     return row
 
 

@@ -17,7 +17,7 @@ from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.transformers_forward import TransformersForward
 from playground.decoding.unbatched import OwnCacheForward, RereadForward
 from playground.models import structure
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def transformers_forward_of(model: PreTrainedModel) -> AnyForward:
 
 
 def _first_faithful(model: PreTrainedModel) -> MakeForward:
-    name = Told(type(model).__name__)
+    name = Loggable(type(model).__name__)
     most = most_divergence(model.dtype)
     if divergence(TransformersForward(model)) <= most:
         return TransformersForward

@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention, si
 
 from playground.decoding.prompt_cache import AttentionShape
 from playground.decoding.rope import Rope
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def faithful(
         kernels = load()
         error = disagreement(kernels, shape, hidden, dtype, device)
     except Exception as failure:  # no Triton, no compiler for it, sizes that it cannot take, or an unknown GPU
-        log.warning("decoding without Triton, which is slower: %s: %s", Told(type(failure).__name__), failure)
+        log.warning("decoding without Triton, which is slower: %s: %s", Loggable(type(failure).__name__), failure)
         return TORCH
     if not error <= MAX_ERROR:
         log.warning("decoding without Triton, which is slower: its kernels are off by %.3g of what is right", error)

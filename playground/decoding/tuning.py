@@ -28,7 +28,7 @@ from playground.models.loading import BaseIdentity
 from playground.settings import Settings
 from playground.system import safe_logging
 from playground.system.messages import Message
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def compiled_step_fits(model: PreTrainedModel) -> bool:
         return w8a16.fits(model)
     except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
         log.warning(
-            "the compiled step cannot be used here, other formats are: %s: %s", Told(type(error).__name__), error
+            "the compiled step cannot be used here, other formats are: %s: %s", Loggable(type(error).__name__), error
         )
         return False
 
@@ -139,7 +139,7 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
         return choice
     log.info(
         "decoding in %s on %d threads, %.1f ms a step of two replies",
-        Told(choice.number_format),
+        Loggable(choice.number_format),
         choice.threads,
         choice.milliseconds,
     )
@@ -164,7 +164,7 @@ def _on_gpu(settings: Settings, model: PreTrainedModel) -> Choice:
     log.info(
         "decoding %d pairs of replies at once with kernels of %s, KL to the model %.2g nats",
         choice.slots,
-        Told(forward.lean.kernels.name),
+        Loggable(forward.lean.kernels.name),
         nats,
     )
     return choice
@@ -207,7 +207,7 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
             nats = max(measured.nats, nats_of_replies)
             log.info(
                 "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
-                Told(number_format),
+                Loggable(number_format),
                 measured.threads,
                 measured.milliseconds,
                 nats,
@@ -241,7 +241,7 @@ def _that_may_win(
         if least < best:
             left.append(threads)
         else:
-            log.info("%s on %d threads: products alone take %.1f ms a step", Told(number_format), threads, least)
+            log.info("%s on %d threads: products alone take %.1f ms a step", Loggable(number_format), threads, least)
     return left
 
 

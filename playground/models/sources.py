@@ -19,7 +19,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from playground.models import conversions, folders
 from playground.models.folders import ModelUnavailable
 from playground.settings import ON_SPACE, Settings
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def source_of(settings: Settings) -> str:
     if settings.model or source != EMBEDDED_HUB_ID or on_hub(EMBEDDED_HUB_ID):
         return usable(source, settings.models_dir)
     log.warning(
-        "%s is not on this machine and the hub cannot be reached; the embedded model is used", Told(EMBEDDED_HUB_ID)
+        "%s is not on this machine and the hub cannot be reached; the embedded model is used", Loggable(EMBEDDED_HUB_ID)
     )
     return str(fetch_embedded(settings))
 

@@ -29,7 +29,7 @@ from playground.models.lora import LoraPool, LoraShape
 from playground.serving.canaries import Canaries
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class Versions:
         if verdict:
             self.on_trial = None
             self.store.end_trial(row["version"], verdict, trial.reason(verdict, tally, row["against"]))
-            log.info("v%s after %d wins and %d losses: %s", row["version"], tally.wins, tally.losses, Told(verdict))
+            log.info("v%s after %d wins and %d losses: %s", row["version"], tally.wins, tally.losses, Loggable(verdict))
         elif self.on_trial is None or self.on_trial.new is not self.live:
             before = self._before(row)
             self.on_trial = OnTrial(self.live, before) if before else None

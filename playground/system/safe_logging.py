@@ -27,13 +27,13 @@ SYSTEM_ERRORS = (OSError, MemoryError, RuntimeError)  # torch raises RuntimeErro
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-class Told(str):
+class Loggable(str):
     """A text for a log line that is known to quote nobody, such as a phase or a number format."""
 
 
-def describe_error(error: BaseException) -> Told:
+def describe_error(error: BaseException) -> Loggable:
     """An error in one line: its kind with its message, or with its place where the message may quote a person."""
-    return Told(_described(error))
+    return Loggable(_described(error))
 
 
 def _described(error: BaseException) -> str:
@@ -102,10 +102,10 @@ class JsonFormatter(Formatter):
 
 
 def value_of(argument: object) -> Any:
-    """A value of a log line as far as it cannot be somebody's words: a number, a time, a path, a Told, an error as
+    """A value of a log line as far as it cannot be somebody's words: a number, a time, a path, a Loggable, an error as
     `describe_error` tells it, a Message with the numbers in it; else None.
     """
-    if isinstance(argument, int | float | Told):
+    if isinstance(argument, int | float | Loggable):
         return argument
     if isinstance(argument, PurePath):
         return str(argument)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any, Self
 
-from playground.system.safe_logging import Told
+from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Webhook:
                 self._send(self.url, body)
                 return
             except (OSError, HTTPException, ValueError) as error:
-                log.warning("an alert could not be posted (try %d): %s", tries, Told(type(error).__name__))
+                log.warning("an alert could not be posted (try %d): %s", tries, Loggable(type(error).__name__))
             if self._closing.wait(pause):
                 return
             pause = min(2 * pause, LONGEST_PAUSE)
