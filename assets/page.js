@@ -4,17 +4,21 @@
   const KEYS = { 1: "vote-a", 2: "vote-b", 3: "vote-tie", 4: "vote-both-bad", 0: "vote-skip" };
   let isSending = false;  // a message whose replies are not shown yet
   const typing = (element) => element.isContentEditable || element.matches("input:not([type=checkbox]):not([type=radio]), textarea, select");
-  const press = (id) => {
+  const usable = (id) => {
     const button = document.getElementById(id);
-    if (button && button.offsetParent && !button.disabled) { button.click(); return true; }
-    return false;
+    return button && button.offsetParent && !button.disabled ? button : null;
+  };
+  const press = (id) => {
+    const button = usable(id);
+    button?.click();
+    return button !== null;
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (event.key === "Escape") { press("stop"); return; }
     const box = document.querySelector("#message textarea");
     if (event.target === box && event.key === "Enter" && !event.shiftKey) {
-      isSending = box.value.trim() !== "";
+      isSending = box.value.trim() !== "" || usable("next-prompt") !== null;  // in an empty box, Enter takes the next prompt
       setTimeout(() => box.blur());  // so that the next key is a vote
     }
     if (typing(event.target)) return;
@@ -25,13 +29,12 @@
 
   // A double click presses once: the second press would take another turn back. And whoever begins a chat writes at once, before the server has answered.
   const ONCE = "#undo, #regenerate, #send, #next-prompt, #new-chat, #sidebar-new";
-  let taking = -Infinity;  // when the next prompt of a queue was asked for
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(ONCE);
     if (!button) return;
     if (event.detail > 1) { event.stopImmediatePropagation(); event.preventDefault(); return; }
     if (button.matches("#next-prompt")) {  // the prompt is written already: the next keys are votes
-      taking = performance.now();
+      isSending = true;
       document.activeElement.blur();
     }
     if (!button.matches("#new-chat, #sidebar-new")) return;
@@ -65,9 +68,7 @@
   document.addEventListener("focusin", (event) => event.target.matches?.(".pane textarea") && settle(event.target));
 
   // An empty chat waits for words, a pair for a vote: then the keys are votes. They are already where a message was sent before the empty chat was shown.
-  const TAKING = 3000;  // ms in which the chat is still empty, though a prompt comes
   const waits = () => {
-    if (performance.now() - taking < TAKING) return;
     const box = document.querySelector("#message textarea");
     if (!document.querySelector("#hint .idle")) isSending = false;
     else if (box && !isSending && !typing(document.activeElement)) box.focus({ preventScroll: true });

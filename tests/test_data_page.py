@@ -39,7 +39,7 @@ def drawn():
 def tab(drawn):
     """The tab of an app whose owner has opened the admin link, on a store of its own."""
     store = Store()
-    for part in (drawn, drawn.status_bar, drawn.control, drawn.control.admins, drawn.names, drawn.quality):
+    for part in (drawn, drawn.status_bar, drawn.control, drawn.control.admins, drawn.quality):
         part.store = store
     drawn.control.admins.sign_in_owner(store.annotator("any"), OWNER)
     return drawn

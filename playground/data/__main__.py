@@ -16,7 +16,6 @@ from playground.data import columns, export, importing, quality, queue_report, w
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
-from playground.people.names import names_of
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
 
@@ -264,7 +263,8 @@ def run_quality(arguments: argparse.Namespace) -> int:
             store.leave_out_person(person, left_out)
             print(f"person {person} is {'left out of training' if left_out else 'in training again'}")
     found = quality.read(store)
-    for line in quality.lines(found, names_of(store, None, found.everybody)):
+    names = {row["id"]: row["name"] for row in store.known_as(found.everybody) if row["name"]}
+    for line in quality.lines(found, names):
         print(line)
     return 0
 
