@@ -256,7 +256,7 @@ def test_csv_is_read_too_and_rows_beyond_the_limit_are_not(command, tmp_path, ca
     [
         ("few.jsonl", json.dumps(rows()[0]) + "\n", "demonstrations of 1 different dialogues"),
         ("empty.jsonl", "", "demonstrations of 0 different dialogues"),
-        ("odd.txt", "x", "the name ends in none of"),
+        ("odd.pdf", "x", "the name ends in none of"),
         (None, None, "there is no such file"),
     ],
 )

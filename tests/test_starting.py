@@ -161,7 +161,8 @@ def test_no_request_is_lost_while_the_app_takes_over():
 
 def test_the_app_is_announced_before_anybody_meets_it():
     announced = []
-    with Served(chat, lambda: announced.append(served.web._switch.app)) as served:
+    served = Served(chat, lambda: announced.append(served.web._switch.app))
+    with served:
         starting = served.web._switch.app
         until = time.monotonic() + 20
         while httpx.get(served.url).status_code != 200 and time.monotonic() < until:

@@ -85,7 +85,7 @@ def test_while_the_database_is_locked_every_gesture_gets_a_sentence_and_works_af
     events += [(button, event) for button, event, _ in CONTROLS]
     with Lock(site.path):
         for elem_id, event in events:
-            answer = page.event(elem_id, None, event)
+            answer = page.event(elem_id, [True] if elem_id == "stop-round" else None, event)  # who stops was asked
             assert answer[-1]["success"], elem_id
             assert "The database is busy, so nothing was recorded" in notices(answer), elem_id
         assert ready(site).status_code == 503 and "busy" in ready(site).json()["database"]

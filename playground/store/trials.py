@@ -60,7 +60,8 @@ class Trials(Database):
         """
         rows = self.rows(
             f"""select v.annotator, {WON} as won from {VOTES} join generation r on r.id = d.right_generation
-                where v.id > ?3 and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b') order by v.id""",
+                where v.id > ?3 and d.repeats is null and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b')
+                order by v.id""",
             trial["version"],
             trial["against"],
             trial["after_vote"],
