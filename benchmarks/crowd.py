@@ -156,8 +156,7 @@ class Crowd:
 
     def _ends(self, on_trial: dict, counts: dict[str, int]) -> bool:
         """Whether the trial is over; it is ended as the server would end it."""
-        votes = [trial.Decided(**vote) for vote in self.store.decided_on_trial(on_trial)]
-        tally = trial.counted(votes, self.store.people_since(on_trial["after_vote"], trial.TAKES_PART))
+        tally = trial.tally_of(self.store, on_trial)
         counts["wins"], counts["losses"] = tally.wins, tally.losses
         verdict = trial.verdict(tally, self.settings)
         if verdict:

@@ -1,6 +1,7 @@
 """Files from elsewhere: which columns are known, what is refused and why, and that nothing is added twice."""
 
 import csv
+import functools
 import json
 
 import pytest
@@ -147,6 +148,7 @@ def test_of_a_row_a_part_can_be_taken():
         ({"prompt": "Hello", "completion": "a", "version": "new"}, "version is not a whole number"),
         ({"prompt": "Hello", "completion": 7}, "a dialogue is neither a text nor a list"),
         ({"messages": HELLO, "reply": 7}, "reply is not a text"),
+        ({"messages": HELLO, "reply": functools.reduce(lambda x, _: [x], range(300))}, "too many others within"),
         ({"messages": HELLO, "left": "a", "right": "b", "choice": "a", "tags": [1]}, "entry 1 of tags is not a text"),
         ({"messages": HELLO, "left": "a", "right": "b", "choice": "a", "tags": ["x"] * 51}, "tags has more than 50"),
         ({"messages": HELLO, "left": "a", "right": "b", "choice": "a", "early": 3}, "early is neither true nor false"),

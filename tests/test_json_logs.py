@@ -57,6 +57,8 @@ def test_a_sentence_for_people_is_logged_by_its_template(lines):
     ("value", "shown"),
     [
         (Loggable("reward"), "reward"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
         ("Ottokar", None),
         ("v3", None),
         ("1,234.5", "1,234.5"),

@@ -168,6 +168,15 @@ def test_people_of_one_taste_have_none_of_their_own_and_people_who_disagree_have
     assert cosine(by_id[1].weight, torch.from_numpy(other).float()) > 0.8
 
 
+def test_edited_replies_are_neither_a_lean_to_the_left_nor_a_lapse():
+    """The better text of an edit is always the left one, and nobody saw sides."""
+    x = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(1))
+    pairs = [Pair(0, 1, A, vote=1, annotator=1), Pair(2, 3, A, annotator=1), Pair(4, 5, A, annotator=1)]
+    found = objective.Objective(x, Preferences(pairs=pairs), People((1,), (0.2,)))
+    assert found.pair_design[:, -1].tolist() == [1, 0, 0]
+    assert found.lapse.tolist() == [0.2, 0, 0]
+
+
 def test_only_people_with_enough_votes_are_told_apart():
     pairs = [Pair(0, 1, A, vote=i, annotator=1 if i < 8 else 2) for i in range(15)]
     pairs += [Pair(0, 1, TIE, vote=20, annotator=2), Pair(0, 1, A, annotator=2)]  # a tie; an edited reply

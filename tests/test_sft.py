@@ -320,6 +320,15 @@ def test_one_prompt_of_two_dialogues_is_not_on_both_sides():
     assert (99,) in held and not held & {tuple(episode.prompt) for episode in data.train}
 
 
+def test_prompts_that_are_all_cut_to_one_leave_nothing_to_train_on():
+    """It was a traceback of `--dry-run`, and a round of no steps."""
+    found = reading(*"ABCDEFGHIJ")
+    for episode in found.episodes:
+        episode.prompt = [1, 2]
+    with pytest.raises(sft_data.CannotLearn, match="Nothing is left to train on"):
+        sft_data.split(found, Settings(_env_file=None))
+
+
 def test_too_few_dialogues_cannot_be_split():
     with pytest.raises(CannotLearn, match="9 different dialogues"):
         sft_data.split(reading(*"AAABCDEFGHI"), SimpleNamespace())

@@ -229,11 +229,12 @@ def test_pairs_of_both_versions_are_shown_blind_and_counted(scene):
     assert scene.store.votes_on_trial(row, annotator=ann + 1)["wins"] == 0
     decided = scene.store.decided_on_trial(row)
     assert decided == [{"annotator": ann, "won": True}] * counted["wins"]
-    assert scene.store.people_since(row["after_vote"], 3) == 1
-    assert scene.store.people_since(row["after_vote"], 1000) == 0
+    assert scene.store.people_of_trial(row, 3) == 1
+    assert scene.store.people_of_trial(row, 1000) == 0
     newest_vote = scene.store.one("select max(id) as id from vote")["id"]
     later = {**row, "after_vote": newest_vote}
     assert scene.store.votes_on_trial(later)["wins"] == 0, "votes from before a trial are not its"
+    assert scene.store.people_of_trial(later, 3) == 1, "who voted before takes part from the first vote on"
 
 
 def test_a_version_that_people_do_not_prefer_is_rolled_back_by_itself(scene):
@@ -279,7 +280,7 @@ def test_one_of_several_people_does_not_roll_a_version_back(scene):
         if len(scene.store.decided_on_trial(scene.store.trial(version))) == 9:
             break
     assert len(scene.store.decided_on_trial(scene.store.trial(version))) == 9, "seven are enough for one alone"
-    assert scene.store.people_since(scene.store.trial(version)["after_vote"], 3) == 2
+    assert scene.store.people_of_trial(scene.store.trial(version), 3) == 2
     assert scene.store.open_trial()["version"] == version
     for _ in range(60):
         scene.turn(other, oldest)

@@ -39,15 +39,18 @@ class Objective:
         rows = self.tastes.rows  # (n + m, r)
         self.r = rows.shape[1]
         of_person = torch.nn.functional.one_hot(places[:n] + 1, len(people.ids) + 1)[:, 1:].to(x.dtype)  # (n, P)
+        # an edited reply was judged on no side and by nobody who might not have looked
+        is_vote = torch.tensor([pair.vote is not None for pair in prefs.pairs], dtype=torch.bool)
         others = 2 + 2 * len(people.ids)
         # linear predictors of φ: δ = s_a − s_b and log ν of each pair, and s − θ of each pointwise label
-        self.pair_design = torch.cat([rows[:n], torch.zeros(n, others - len(people.ids)), of_person], 1)  # (n, k)
+        leans = of_person * is_vote[:, None]
+        self.pair_design = torch.cat([rows[:n], torch.zeros(n, others - len(people.ids)), leans], 1)  # (n, k)
         self.tie_design = torch.zeros(n, others, dtype=x.dtype)  # (n, k − r)
         self.tie_design[:, 0] = 1
         self.tie_design[:, 2 : 2 + len(people.ids)] = of_person
         self.label_design = torch.cat([rows[n:], torch.zeros(len(prefs.labels), others)], 1)  # (m, k)
         self.label_design[:, self.r + 1] = -1
-        self.lapse = people.lapse_of(places[:n])
+        self.lapse = people.lapse_of(places[:n].where(is_vote, -1))
         self.pair_weight = torch.tensor([[pair.weight for pair in prefs.pairs]], dtype=x.dtype)  # (B, n)
         self.label_weight = torch.tensor([[label.weight for label in prefs.labels]], dtype=x.dtype)  # (B, m)
         # weak priors keep ν and θ finite where there is no tie or no thumb

@@ -7,7 +7,7 @@ import json
 import logging
 
 from playground.models import adapter_reading, adapters
-from playground.models.trial import Tally
+from playground.models.trial import Tally, tally_of
 from playground.settings import Settings
 from playground.system.messages import Message
 from training import ratchet
@@ -75,5 +75,5 @@ def kl_step(models: RoundModels) -> float | None:
     figures = store.round(models.round_id)["metrics"]
     if not figures.get("started_from"):
         return None
-    trials = [EndedTrial(row["state"], Tally(row["wins"], row["losses"], row["ties"])) for row in store.ended_trials()]
+    trials = [EndedTrial(row["state"], tally_of(store, row)) for row in store.ended_trials()]
     return ratchet.step(models.settings.ppo.kl_step, trials, figures["cv_accuracy"])

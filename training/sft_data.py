@@ -140,7 +140,7 @@ def place_of(messages: Sequence[Turn]) -> Place:
 
 def dialogues(places: Sequence[Place]) -> list[bytes]:
     """Of each demonstration the hash of its dialogue's first prompt in the file: rows whose chats go on from another
-    row's are of one dialogue.
+    row's are of one dialogue. Two that only go on from a chat that has no row are told apart.
     """
     prompts_there = {place[-1] for place in places}
     return [next(prompt for prompt in place if prompt in prompts_there) for place in places]
@@ -164,13 +164,16 @@ def split(found: Reading, settings: Settings) -> Split:
     chosen = set(rng.sample(list(by_dialogue), n))
     heldout = [rng.choice(group) for dialogue, group in by_dialogue.items() if dialogue in chosen]
     known = {tuple(episode.prompt) for episode in heldout}  # two long chats can be cut to the same prompt
-    return Split(
-        train=[
-            episode
-            for dialogue, group in by_dialogue.items()
-            if dialogue not in chosen
-            for episode in group
-            if tuple(episode.prompt) not in known
-        ],
-        heldout=heldout,
-    )
+    train = [
+        episode
+        for dialogue, group in by_dialogue.items()
+        if dialogue not in chosen
+        for episode in group
+        if tuple(episode.prompt) not in known
+    ]
+    if not train:
+        raise CannotLearn(
+            "Nothing is left to train on: cut to the context, all prompts are like those that are held out. Raise "
+            "ppo.rollout_context."
+        )
+    return Split(train=train, heldout=heldout)

@@ -23,6 +23,8 @@ def why_bad(error: ValidationError) -> str:
     """The first reason of several."""
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
+        if "recursion" in str(first.get("ctx", {}).get("error", "")):
+            return "a value has too many others within each other"
         return "a text holds half a character (a lone surrogate)"
     place, context = _place(first["loc"]), first.get("ctx", {})
     match first["type"]:

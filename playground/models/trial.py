@@ -16,12 +16,13 @@ import numpy as np
 from scipy.special import betainc
 
 from playground.settings import Settings
+from playground.store import Row, Store
 from playground.system.messages import Message
 
 Verdict = Literal["kept", "rolled_back", "undecided"]
 Opponent = Literal["before", "base"]
 NO_TRIALS = Message("there are no trials any more")
-TAKES_PART = 3  # votes since a trial began, from which on somebody takes part in it
+TAKES_PART = 3  # votes since the trial before began, from which on somebody takes part in a trial
 ALONE = 3  # votes of one person that count however few others there are: too few to decide anything
 
 
@@ -68,6 +69,12 @@ def counted(votes: Sequence[Decided], people: int) -> Tally:
             tally[vote.won] += 1
             room[vote.annotator] -= 1
     return Tally(tally[True], tally[False], left_out=len(votes) - tally.total())
+
+
+def tally_of(store: Store, row: Row) -> Tally:
+    """What counts of the votes on a trial (a row of the store)."""
+    votes = [Decided(**vote) for vote in store.decided_on_trial(row)]
+    return counted(votes, store.people_of_trial(row, TAKES_PART))
 
 
 def verdict(tally: Tally, settings: Settings) -> Verdict | None:

@@ -273,9 +273,7 @@ class Versions:
             self.on_trial = None
             self.store.end_trial(row["version"], "undecided", trial.NO_TRIALS)
             return
-        votes = [trial.Decided(**vote) for vote in self.store.decided_on_trial(row)]
-        people = self.store.people_since(row["after_vote"], trial.TAKES_PART)
-        tally = trial.counted(votes, people)
+        tally = trial.tally_of(self.store, row)
         verdict = trial.verdict(tally, self.settings)
         if verdict:
             self.on_trial = None

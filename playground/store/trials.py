@@ -68,21 +68,26 @@ class Trials(Database):
         )
         return [{**row, "won": bool(row["won"])} for row in rows]
 
-    def people_since(self, vote: int, votes: int) -> int:
-        """How many people have given at least so many votes that count since a vote, on whatever pairs."""
+    def people_of_trial(self, trial: Row, votes: int) -> int:
+        """How many people have given at least so many votes that count, on whatever pairs, since the trial before this
+        one began and until this one ended.
+        """
         return int(
             self.one(
-                f"""select count(*) as n from (select v.annotator from {VOTES} where v.id > ? and {COUNTED}
-                    group by v.annotator having count(*) >= ?)""",
-                vote,
+                f"""select count(*) as n from (
+                      select v.annotator from {VOTES}
+                      where v.id > coalesce((select max(t.after_vote) from trial t where t.version < ?1), 0)
+                        and v.created <= coalesce(?2, v.created) and {COUNTED}
+                      group by v.annotator having count(*) >= ?3)""",
+                trial["version"],
+                trial["ended"],
                 votes,
             )["n"]
         )
 
     def ended_trials(self) -> list[Row]:
-        """Trials that are over, oldest first, with the wins, losses and ties of the votes on them."""
-        rows = self.rows("select * from trial where state != 'open' order by version")
-        return [{**row, **self.votes_on_trial(row)} for row in rows]
+        """Trials that are over, oldest first."""
+        return self.rows("select * from trial where state != 'open' order by version")
 
     def votes_against_base(self, version: int) -> Row:
         """Votes on pairs of the base and a version or its parent. Keys: wins and losses of the version, and ties."""

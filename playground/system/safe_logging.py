@@ -10,6 +10,7 @@ its values those that cannot be somebody's words (`value_of`).
 
 import json
 import logging
+import math
 import re
 import traceback
 from datetime import UTC, datetime
@@ -105,6 +106,8 @@ def value_of(argument: object) -> Any:
     """A value of a log line as far as it cannot be somebody's words: a number, a time, a path, a Loggable, an error as
     `describe_error` tells it, a Message with the numbers in it; else None.
     """
+    if isinstance(argument, float) and not math.isfinite(argument):
+        return str(argument)  # JSON has no such number
     if isinstance(argument, int | float | Loggable):
         return argument
     if isinstance(argument, PurePath):
