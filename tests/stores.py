@@ -40,11 +40,11 @@ def outcome(text, ids, reason="end"):
     }
 
 
-def duel(store, who, conversation=None, text="Hello", base_hash=BASE, versions=(0, 0)):
+def duel(store, who, conversation=None, text="Hello", base_hash=BASE, versions=(0, 0), task=None):
     """A finished duel of the left and the right version; returns its row."""
     conversation = conversation or store.new_conversation(who)
     sides = [candidate(seed, version, base_hash) for seed, version in zip((1, 2), versions, strict=True)]
-    d = store.start_duel(conversation, text, [1, 2, 3], sides)
+    d = store.start_duel(conversation, text, [1, 2, 3], sides, task=task)
     store.finish_duel(d, [outcome("left", [4, 2]), outcome("right", [5, 2])])
     return store.duel(d)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import threading
 
 import gradio as gr
@@ -20,7 +21,7 @@ from playground.ui.notice import Notice
 from playground.ui.queue_panel import progress_html
 from tests import test_control
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
-from tests.stores import cast, duel
+from tests.stores import candidate, cast, duel, outcome
 
 HALF_AN_HOUR = 1800.0
 
@@ -42,12 +43,15 @@ def take(store, name, clock=0.0):
     return task and (task["messages"][-1]["content"], task["repeats"] is not None)
 
 
+def has_prompt(store, name, clock=0.0):
+    return store.has_prompt_for(store.annotator(name), clock, HALF_AN_HOUR)
+
+
 def judge(store, name, choice="a", versions=(0, 0)):
     """Send the prompt that this person has, and vote; the duel's row."""
     who = store.annotator(name)
     task = store.queue_task(who)
-    row = duel(store, who, text=task["messages"][-1]["content"], versions=versions)
-    store.begin_task(task["id"], row["id"])
+    row = duel(store, who, text=task["messages"][-1]["content"], versions=versions, task=task["id"])
     store.vote(row["id"], who, choice, row["left"]["message"])
     return row
 
@@ -69,7 +73,7 @@ def test_each_person_gets_another_prompt_in_the_order_of_the_file():
     store = listed("one", "two")
     assert [take(store, name) for name in ("ann", "bob", "cy")] == [("one", False), ("two", False), None]
     assert take(store, "ann") == ("one", False), "a person keeps what was not judged"
-    assert not store.has_prompt_for(store.annotator("cy")) and store.has_prompt_for(store.annotator("ann"))
+    assert not has_prompt(store, "cy") and has_prompt(store, "ann")
 
 
 def test_a_judged_prompt_is_nobodys_any_more_and_is_counted():
@@ -83,7 +87,8 @@ def test_a_judged_prompt_is_nobodys_any_more_and_is_counted():
 def test_a_prompt_that_was_taken_and_left_comes_back_after_a_time():
     store = listed("one")
     take(store, "ann", 0)
-    assert take(store, "bob", HALF_AN_HOUR - 1) is None
+    assert take(store, "bob", HALF_AN_HOUR - 1) is None and not has_prompt(store, "bob", HALF_AN_HOUR - 1)
+    assert has_prompt(store, "bob", HALF_AN_HOUR + 1), "the button is on again"
     assert take(store, "bob", HALF_AN_HOUR + 1) == ("one", False)
     assert take(store, "ann", HALF_AN_HOUR + 2) is None, "it is bob's now"
     judge(store, "bob")
@@ -94,8 +99,7 @@ def test_a_vote_that_comes_after_the_prompt_was_given_away_counts_and_leaves_it_
     store = listed("one")
     who = store.annotator("ann")
     take(store, "ann", 0)
-    row = duel(store, who, text="one")
-    store.begin_task(store.queue_task(who)["id"], row["id"])
+    row = duel(store, who, text="one", task=store.queue_task(who)["id"])
     take(store, "bob", HALF_AN_HOUR + 1)
     store.vote(row["id"], who, "a", row["left"]["message"])
     assert store.queue_task(store.annotator("bob")) is not None
@@ -120,6 +124,24 @@ def test_a_skip_vote_on_the_pair_skips_the_prompt():
     take(store, "ann")
     judge(store, "ann", "skip")
     assert take(store, "ann") is None and take(store, "bob") == ("one", False)
+
+
+def test_a_vote_that_is_changed_to_skip_skips_the_prompt_unless_another_vote_on_its_message_is_left():
+    store = listed("one", "two")
+    ann = store.annotator("ann")
+    take(store, "ann")
+    first = judge(store, "ann")
+    other = store.start_duel(
+        first["conversation"], "one", [1, 2, 3], [candidate(3), candidate(4)], first["user_message"]
+    )
+    store.finish_duel(other, [outcome("third", [6]), outcome("fourth", [7])])
+    store.vote(other, ann, "b", store.duel(other)["right"]["message"])
+    store.vote(other, ann, "skip", store.duel(other)["right"]["message"])
+    assert store.queue_progress()["judged"] == 1, "the vote on the first pair is left"
+    store.show_duel(first["id"], ann)
+    store.vote(first["id"], ann, "skip", first["left"]["message"])
+    assert store.queue_progress()["judged"] == 0 and store.skipped_prompts(5)[0]["reasons"] == ["skip"]
+    assert take(store, "bob") == ("one", False) and take(store, "ann") == ("two", False)
 
 
 def test_a_vote_elsewhere_finishes_nothing():
@@ -166,6 +188,72 @@ def test_a_second_person_is_shown_the_same_replies_with_sides_swapped():
     assert (progress["judged"], progress["judged_twice"]) == (1, 1) and take(store, "cy") is None
 
 
+def test_what_one_person_judged_and_others_skipped_is_not_judged_twice():
+    store = listed("one", twice=("one",))
+    take(store, "ann")
+    judge(store, "ann")
+    for n in range(MOST_SKIPS):
+        assert take(store, f"person {n}") == ("one", True)
+        store.skip_prompt(store.annotator(f"person {n}"), "unclear")
+    progress = store.queue_progress()
+    assert (progress["judged"], progress["judged_twice"]) == (1, 0) and take(store, "cy") is None
+
+
+def test_two_votes_on_different_pairs_are_not_one_pair_judged_twice():
+    store = listed("one", twice=("one",))
+    ann = store.annotator("ann")
+    take(store, "ann", 0)
+    late = duel(store, ann, text="one", task=store.queue_task(ann)["id"])
+    take(store, "bob", HALF_AN_HOUR + 1)
+    judge(store, "bob")
+    store.vote(late["id"], ann, "a", late["left"]["message"])
+    assert store.queue_progress()["judged_twice"] == 0
+    assert take(store, "cy") == ("one", True)
+    second = show_again(store, "cy")
+    store.vote(second["id"], store.annotator("cy"), "a", second["left"]["message"])
+    assert store.queue_progress()["judged_twice"] == 1
+
+
+def test_the_second_judgement_is_of_the_pair_that_was_shown_again():
+    store = listed("one", twice=("one",))
+    take(store, "ann")
+    judge(store, "ann")
+    bob = store.annotator("bob")
+    take(store, "bob")
+    shown = show_again(store, "bob")
+    other = store.start_duel(
+        shown["conversation"], "one", [1, 2, 3], [candidate(3), candidate(4)], shown["user_message"]
+    )
+    store.finish_duel(other, [outcome("third", [6]), outcome("fourth", [7])])
+    store.vote(other, bob, "a", store.duel(other)["left"]["message"])
+    assert store.queue_progress()["judged_twice"] == 0 and take(store, "bob") == ("one", True)
+    store.show_duel(shown["id"], bob)
+    store.vote(shown["id"], bob, "a", shown["left"]["message"])
+    assert store.queue_progress()["judged_twice"] == 1
+
+
+def test_a_pair_that_was_written_after_an_edit_of_the_chat_is_shown_to_nobody_else():
+    store = listed("one", twice=("one",))
+    ann = store.annotator("ann")
+    take(store, "ann")
+    row = duel(store, ann, text="one", task=store.queue_task(ann)["id"])
+    edited = store.start_duel(row["conversation"], "one", [1, 2, 9], [candidate(3), candidate(4)], row["user_message"])
+    store.finish_duel(edited, [outcome("third", [6]), outcome("fourth", [7])])
+    store.vote(edited, ann, "a", store.duel(edited)["left"]["message"])
+    assert take(store, "bob") == ("one", False), "new replies"
+
+
+def test_whoever_deletes_a_pair_that_was_shown_again_has_skipped_it():
+    """Else each deletion would copy it once more."""
+    store = listed("one", twice=("one",))
+    take(store, "ann")
+    judge(store, "ann")
+    take(store, "bob")
+    shown = show_again(store, "bob")
+    store.delete_conversation(shown["conversation"], shown["annotator"])
+    assert take(store, "bob") is None and take(store, "cy") == ("one", True)
+
+
 def test_both_votes_on_a_pair_are_of_one_dialogue_for_training():
     """Else a round would learn from the one and be measured on the other."""
     store = listed("one", twice=("one",))
@@ -186,6 +274,15 @@ def test_where_the_first_chat_is_deleted_the_prompt_begins_anew():
     first = judge(store, "ann")
     store.delete_conversation(first["conversation"], first["annotator"])
     assert store.queue_progress()["judged"] == 0 and take(store, "bob") == ("one", False)
+
+
+def test_a_person_who_deletes_and_takes_a_prompt_again_and_again_has_one_turn_with_it():
+    store = listed("one")
+    for _ in range(3):
+        assert take(store, "ann") == ("one", False)
+        row = judge(store, "ann")
+        store.delete_conversation(row["conversation"], row["annotator"])
+    assert store.one("select count(*) as n from queue_task")["n"] == 1
 
 
 def test_what_a_second_person_was_shown_stays_theirs():
@@ -273,12 +370,53 @@ def test_a_reload_and_another_chat_lead_back_to_the_prompt(queued):
     assert [view.duel for view in queued.next_prompt(ann)] == [first.duel]
 
 
-def test_an_undone_prompt_is_sent_again(queued):
+def test_a_prompt_can_be_undone_once_it_is_judged(queued):
     ann = person(queued)
     first = last(queued.next_prompt(ann))
-    queued.undo(ann)
-    again = last(queued.next_prompt(ann))
-    assert again.message == first.message and again.duel != first.duel and again.queued
+    with pytest.raises(Refused, match="Vote on this pair of the queue first"):
+        queued.undo(ann)
+    assert queued.view(ann) == first
+    queued.vote(ann, first.duel, "a")
+    assert queued.undo(ann)[1] == "First prompt"
+
+
+def test_a_pair_that_is_shown_again_is_neither_undone_nor_written_again(queued):
+    ann, bob = person(queued, "ann"), person(queued, "bob")
+    queued.vote(ann, last(queued.next_prompt(ann)).duel, "a")
+    second = last(queued.next_prompt(bob))
+    for gesture in (lambda: queued.undo(bob), lambda: last(queued.regenerate(bob))):
+        with pytest.raises(Refused, match="Vote on this pair of the queue first"):
+            gesture()
+    assert queued.view(bob) == second
+    queued.vote(bob, second.duel, "a")
+    assert len(last(queued.regenerate(bob)).pairs) == 2
+
+
+def test_a_second_person_gets_the_queues_system_prompt_and_nothing_that_the_first_one_wrote(queued):
+    ann, bob = person(queued, "ann"), person(queued, "bob")
+    queued.vote(ann, last(queued.next_prompt(ann)).duel, "a")
+    with pytest.raises(Refused, match="keeps the queue's own settings"):
+        queued.configure(ann, "Say that bob is a pirate.", {})
+    queued.store.configure(queued.store.conversation(ann)["id"], "Say that bob is a pirate.", None)
+    list(queued.next_prompt(bob))
+    assert queued.store.conversation(bob)["system_prompt"] == "Be brief."
+    queued.new_chat(ann)
+    queued.configure(ann, "Speak like a pirate.", {})
+
+
+def test_a_prompt_is_sent_and_its_task_begun_in_one_transaction(queued):
+    ann = person(queued)
+    with queued.store.writing() as db:
+        db.execute(
+            """create trigger fails before update of message on queue_task when new.message is not null
+               begin select raise(abort, 'no room'); end"""
+        )
+    with pytest.raises(sqlite3.IntegrityError, match="no room"):
+        list(queued.next_prompt(ann))
+    assert queued.view(ann).phase == "idle" and queued.store.one("select count(*) as n from duel")["n"] == 0
+    with queued.store.writing() as db:
+        db.execute("drop trigger fails")
+    assert last(queued.next_prompt(ann)).queued
 
 
 def test_skipping_ends_the_replies_and_shows_an_empty_chat_without_the_queues_settings(queued):

@@ -7,7 +7,6 @@ its own, with the queue's own system prompt and the app's sampling, so that all 
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from playground.chat.completing import Completing
 from playground.chat.refusals import Refused, refusing
@@ -16,9 +15,11 @@ from playground.chat.views import StoreRow, View
 from playground.models import prompts, templates
 from playground.models.detokeniser import Detokeniser
 from playground.models.prompts import BadMessage
+from playground.store.queue import parts
 from playground.system.messages import Message
 
 PICK_FIRST = Message("Pick a reply first: A, B, tie, both bad, or skip.")
+JUDGE_FIRST = Message("Vote on this pair of the queue first, or skip its prompt with a reason.")
 NO_PROMPT = Message("No prompt of the queue is free for you now. Others may have the rest.")
 SKIPS = ("unclear", "unsafe", "language", "unable")  # why a person skips a prompt
 UNFIT = "unfit"  # the prompt is too long for the model, or its template refuses it
@@ -44,9 +45,14 @@ class Queueing(Completing):
     def has_queue(self) -> bool:
         return bool(self.settings.queue.prompts)
 
+    @property
+    def _seconds(self) -> float:
+        """How long a person keeps a prompt."""
+        return 60 * self.settings.queue.minutes
+
     def queue(self, annotator: int, progress: Mapping[str, int]) -> QueueView:
         """The queue as this person sees it; `progress` is of `Store.queue_progress`."""
-        free = self.may_write(annotator) and self.store.has_prompt_for(annotator)
+        free = self.may_write(annotator) and self.store.has_prompt_for(annotator, time.time(), self._seconds)
         return QueueView(
             total=progress["total"],
             judged=progress["judged"],
@@ -109,7 +115,7 @@ class Queueing(Completing):
 
     def _take(self, annotator: int) -> StoreRow:
         with refusing():
-            task: StoreRow | None = self.store.take_prompt(annotator, time.time(), 60 * self.settings.queue.minutes)
+            task: StoreRow | None = self.store.take_prompt(annotator, time.time(), self._seconds)
         if task is None:
             raise Refused(NO_PROMPT)
         return task
@@ -126,7 +132,7 @@ class Queueing(Completing):
 
     def _send_queued(self, turn: Turn, task: StoreRow) -> Generator[View]:
         """Send the prompt of a task. BadMessage where it does not fit the model, before anything is recorded."""
-        system, said, text = _parts(task["messages"])
+        system, said, text = parts(task["messages"])
         text = self._checked_text(text)
         tokenizer, budget = self.engine.tokenizer, self.settings.chat.context_tokens
         history: list[templates.Message] = [
@@ -163,11 +169,3 @@ class Queueing(Completing):
             detokeniser.add(token_id)
         stops = prompts.stops_of(self.engine.tokenizer, self.settings.chat.stop)
         return prompts.before(detokeniser.text, stops, growing=True).strip()
-
-
-def _parts(messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, Sequence[Mapping[str, Any]], str]:
-    """The system prompt, None where there is none, the messages before the last one, and the last one's text."""
-    *said, last = messages
-    if said and said[0]["role"] == "system":
-        return said[0]["content"], said[1:], last["content"]
-    return None, said, last["content"]

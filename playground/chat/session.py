@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping
 
 from playground.chat import gestures
 from playground.chat.gestures import KNOBS
-from playground.chat.queueing import PICK_FIRST, Queueing
+from playground.chat.queueing import JUDGE_FIRST, PICK_FIRST, Queueing
 from playground.chat.refusals import Refused, refusing
 from playground.chat.views import View, read_only, stored_view
 from playground.models import prompts, templates
@@ -42,9 +42,14 @@ class Chat(Queueing):
             yield from self._write(turn, conversation, history, text)
 
     def regenerate(self, annotator: int, address: str = "") -> Generator[View]:
-        """Two new replies to the same message, as `send`; the pair before them is kept, with its vote if it had one."""
+        """Two new replies to the same message, as `send`; the pair before them is kept, with its vote if it had one.
+        Refused for a pair of the queue that this person is to judge after another one.
+        """
         with self._turn(annotator, address) as turn:
             view = self.view(annotator)
+            task = self.store.queue_task(annotator) if view.queued else None
+            if task and task["repeats"] is not None:
+                raise Refused(JUDGE_FIRST)
             conversation = self.store.conversation(annotator)
             duel = self.store.duel(view.duel) if view.duel is not None else None
             if conversation is None or duel is None or view.message is None:
@@ -69,12 +74,16 @@ class Chat(Queueing):
         views.close()
 
     def undo(self, annotator: int) -> tuple[View, str]:
-        """Take the last turn back; returns the View and the message, to be written again. Nothing is deleted."""
+        """Take the last turn back; returns the View and the message, to be written again. Nothing is deleted. Refused
+        for a prompt of the queue that this person has not judged.
+        """
         self.check_may_write(annotator)
         self._check_idle(annotator)
         conversation = self.store.conversation(annotator)
         if conversation is None:
             raise Refused("There is nothing to undo.")
+        if self.view(annotator).queued:
+            raise Refused(JUDGE_FIRST)
         with refusing():
             text = self.store.undo(conversation["id"])
         return self.view(annotator), text
@@ -156,7 +165,7 @@ class Chat(Queueing):
 
     def configure(self, annotator: int, system_prompt: str | None, sampling: Mapping[str, float]) -> None:
         """Set this conversation's system prompt and sampling from the next message on. A value that equals the app's
-        own is not kept.
+        own is not kept. Refused for a chat of the queue: all people judge the same thing.
         """
         self.check_may_write(annotator)
         self._check_idle(annotator)
@@ -172,6 +181,8 @@ class Chat(Queueing):
         gestures.check_sampling(sampling, gestures.sampling_limits(self.settings))
         own = {name: value for name, value in sampling.items() if value != getattr(self.settings.chat, name)}
         conversation = self.store.conversation(annotator)
+        if conversation and self.store.is_queued(conversation["id"]):
+            raise Refused("A chat of the queue keeps the queue's own settings. Begin a new chat to set yours.")
         conversation_id = conversation["id"] if conversation else self.store.new_conversation(annotator)
         self.store.configure(conversation_id, system_prompt, own or None)
 

@@ -150,10 +150,8 @@ class Writing(Turns):
         try:
             candidates = self._origins(stream, sampling)
             with refusing():
-                turn.duel = self.store.start_duel(conversation["id"], text, prompt, candidates, user_message)
+                turn.duel = self.store.start_duel(conversation["id"], text, prompt, candidates, user_message, turn.task)
             log_ids.current()["duel"] = turn.duel
-            if turn.task is not None:
-                self.store.begin_task(turn.task, turn.duel)
             yield self.view(turn.annotator)
             yield from self._watch(turn, stream)
             if isinstance(stream, Stream) and len(stream.seeds) > 2 and stream.decoding and not stream.error:

@@ -16,6 +16,7 @@ from playground.store.conversations import CUT, EDITED, PATH, SHOWN, THUMB
 from playground.store.database import Database, Row, insert, now
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
+from playground.store.queue_tasks import begin_task
 
 VOTED_REPLIES = """
     select g.message from vote v join duel d on d.id = v.duel
@@ -42,11 +43,13 @@ class Duels(Database):
         prompt_ids: Sequence[int],
         sides: Sequence[Mapping[str, Any]],
         user_message: int | None = None,
+        task: int | None = None,
     ) -> int:
         """Record a turn before its first token: the user's message and two streaming candidates. Returns the duel's id.
 
         `sides`: the left and the right candidate's generation columns (policy, base_model, base_hash, template_hash,
-        sampling, seed). With `user_message` the pair is another answer to that message.
+        sampling, seed). With `user_message` the pair is another answer to that message. `task`: of the prompt queue,
+        whose prompt the message is.
         """
         with self.writing() as db:
             row = db.table("conversation").get(conversation)
@@ -78,6 +81,8 @@ class Duels(Database):
             }
             duel_id = insert(db, "duel", duel)
             db.table("conversation").update(conversation, {"shown_duel": duel_id})
+            if task is not None:
+                begin_task(db, task, conversation, user_message)
             return duel_id
 
     def finish_duel(

@@ -13,13 +13,13 @@ import sqlite_utils
 from playground.store.conversations import add_conversation
 from playground.store.database import Database, Row, insert, now
 from playground.store.duels import add_message
-from playground.store.queue_tasks import FREE, LEFT, end_task, find_prompt, free_tasks, settle
+from playground.store.queue_tasks import FREE, JUDGED_TWICE, LEFT, OVERDUE, end_task, find_prompt, free_tasks, settle
 
 OWN = """
     select t.id, t.prompt, t.conversation, t.message, t.repeats, p.messages
     from queue_task t join queued_prompt p on p.id = t.prompt where t.annotator = ? and t.state = 'taken'"""
 ORIGINAL = """
-    select d.*, coalesce(c.dialogue, c.id) as dialogue, c.system_prompt from duel d
+    select d.*, coalesce(c.dialogue, c.id) as dialogue from duel d
     join conversation c on c.id = d.conversation where d.id = ? and c.deleted is null"""
 
 
@@ -63,17 +63,17 @@ class Queue(Database):
             return len(aside)
 
     def queue_progress(self) -> Row:
-        """Keys, in prompts: total; judged by at least one person; twice: to be judged by two; judged_twice; aside:
-        skipped by too many.
+        """Keys, in prompts: total; judged by at least one person; twice: to be judged by two; judged_twice: of
+        these, those of which two people have judged one pair; aside: skipped by too many.
         """
         return self.one(
-            """select count(*) as total, coalesce(sum(twice), 0) as twice,
+            f"""select count(*) as total, coalesce(sum(twice), 0) as twice,
                  coalesce(sum(state in ('again', 'done')), 0) + (
                    select count(distinct t.prompt) from queued_prompt q join queue_task t on t.prompt = q.id
                    where q.state = 'taken' and q.place is not null and t.state = 'done') as judged,
-                 coalesce(sum(twice and state = 'done'), 0) as judged_twice,
+                 coalesce(sum(twice and {JUDGED_TWICE}), 0) as judged_twice,
                  coalesce(sum(state = 'aside'), 0) as aside
-               from queued_prompt where place is not null"""
+               from queued_prompt p where place is not null"""
         )
 
     def skipped_prompts(self, limit: int) -> list[Row]:
@@ -89,11 +89,13 @@ class Queue(Database):
 
     # -- a person's turn
 
-    def has_prompt_for(self, annotator: int) -> bool:
-        """Whether this person would get a prompt now."""
+    def has_prompt_for(self, annotator: int, clock: float, seconds: float) -> bool:
+        """Whether this person would get a prompt now; `clock` and `seconds` as of `take_prompt`."""
         if self.queue_task(annotator) is not None:
             return True
-        return any(self.row(FREE, state, annotator) for state in ("again", "open"))
+        if any(self.row(FREE, state, annotator) for state in ("again", "open")):
+            return True
+        return self.row(OVERDUE, clock - seconds, annotator) is not None
 
     def queue_task(self, annotator: int) -> Row | None:
         """The task that this person has, or None. Keys: id, prompt, conversation, message, repeats, messages."""
@@ -127,25 +129,9 @@ class Queue(Database):
                 if found is None:
                     return None
                 prompt, repeats = found
-                columns = {
-                    "prompt": prompt,
-                    "annotator": annotator,
-                    "state": "taken",
-                    "repeats": repeats,
-                    "taken": clock,
-                }
-                insert(db, "queue_task", columns)
+                _add_task(db, prompt, annotator, repeats, clock)
                 settle(db, prompt)
             return _task(next(db.query(OWN, [annotator])))
-
-    def begin_task(self, task: int, duel: int) -> None:
-        """The prompt of a task was sent: votes on replies to this duel's message finish it."""
-        with self.writing() as db:
-            db.execute(
-                """update queue_task set (conversation, message) = (
-                     select conversation, user_message from duel where id = ?) where id = ?""",
-                [duel, task],
-            )
 
     def skip_prompt(self, annotator: int, reason: str) -> None:
         """Give up the task that this person has, for good. Nothing where there is none."""
@@ -169,14 +155,14 @@ class Queue(Database):
         """Show the pair that a task repeats to its person, in a chat of their own, with sides swapped. `replies`: text
         and token ids of its left and right reply, as its first judge saw them. False where the pair is gone meanwhile.
         """
-        *said, last = task["messages"]
+        system, said, last = parts(task["messages"])
         with self.writing() as db:
             original = next(db.query(ORIGINAL, [task["repeats"]]), None)
             if original is None:
                 return False
             annotator = db.table("queue_task").get(task["id"])["annotator"]
-            conversation, tail = _copy_chat(db, annotator, original, said)
-            message = add_message(db, conversation, tail, "user", last["content"], "complete")
+            conversation, tail = _copy_chat(db, annotator, original["dialogue"], system, said)
+            message = add_message(db, conversation, tail, "user", last, "complete")
             swapped = (original["right_generation"], original["left_generation"])
             left, right = (
                 _copy_reply(db, generation, conversation, message, text, ids)
@@ -198,6 +184,16 @@ class Queue(Database):
             return True
 
 
+def parts(messages: Sequence[Mapping[str, Any]]) -> tuple[str | None, Sequence[Mapping[str, Any]], str]:
+    """Of a prompt's messages: the system prompt, None where there is none, those before the last one, and the last
+    one's text.
+    """
+    *said, last = messages
+    if said and said[0]["role"] == "system":
+        return said[0]["content"], said[1:], last["content"]
+    return None, said, last["content"]
+
+
 # -- steps of a transaction
 
 
@@ -205,18 +201,33 @@ def _task(row: Row) -> Row:
     return {**row, "messages": json.loads(row["messages"])}
 
 
+def _add_task(db: sqlite_utils.Database, prompt: int, annotator: int, repeats: int | None, clock: float) -> None:
+    """A person takes a prompt. What is left of their own last turn with it, once its chat is deleted, is used again:
+    rows do not grow with how often somebody deletes the chat and takes the prompt.
+    """
+    columns = {"prompt": prompt, "annotator": annotator, "state": "taken", "repeats": repeats, "taken": clock}
+    old = db.execute(
+        """select t.id from queue_task t left join conversation c on c.id = t.conversation
+           where t.prompt = ? and t.annotator = ? and t.state = ? and (c.id is null or c.deleted is not null)""",
+        [prompt, annotator, LEFT],
+    ).fetchone()
+    if old:
+        db.table("queue_task").update(old[0], {**columns, "conversation": None, "message": None})
+    else:
+        insert(db, "queue_task", columns)
+
+
 def _copy_chat(
-    db: sqlite_utils.Database, annotator: int, original: Row, said: Sequence[Mapping[str, Any]]
+    db: sqlite_utils.Database, annotator: int, dialogue: int, system: str | None, said: Sequence[Mapping[str, Any]]
 ) -> tuple[int, int | None]:
     """A chat of this person's with what the queue says before the prompt: its id, and its last message. It belongs to
     the dialogue of the first judge's chat: a round never learns from one of the two votes and is measured on the other.
     """
-    conversation = add_conversation(db, annotator, original["system_prompt"], None)
+    conversation = add_conversation(db, annotator, system, None)
     tail = None
     for turn in said:
-        if turn["role"] != "system":
-            tail = add_message(db, conversation, tail, turn["role"], turn["content"], "complete")
-    db.table("conversation").update(conversation, {"tail": tail, "dialogue": original["dialogue"]})
+        tail = add_message(db, conversation, tail, turn["role"], turn["content"], "complete")
+    db.table("conversation").update(conversation, {"tail": tail, "dialogue": dialogue})
     return conversation, tail
 
 
