@@ -178,8 +178,7 @@ class App:
         if self.backup:
             self.starting.say(Message("reading the backup"))
             self.lease = read_backup(settings, self.backup)
-            if not self.backup.status().held or self.reads_only:
-                self.lease.start(self.stop_recording, self.take_over)
+            self.lease.start(self.stop_recording, self.take_over)
         store = self.store = open_store(settings, self.reads_only)
         if not self.reads_only:
             queueing.fill(store, settings)
@@ -285,13 +284,15 @@ def read_backup(settings: Settings, backup: "Backup") -> "Lease":
     lease.begin()
     if lease.took_over:  # what another server has saved is newer than what is here
         starting.mark(settings.data_dir)
+    elif lease.holder == "we":
+        starting.mark_if_overtaken(settings.data_dir, backup.target)
     backup.restore()
     if lease.holder == "unknown" and backup.was_restored:  # the target answers now
         lease.begin()
     if lease.holder == "another":
         backup.follow(status.FOLLOWS)
     elif backup.status().held:  # another server may be able to save
-        lease.close()
+        lease.give_up()
     return lease
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from playground.backup import Backup, BadTarget, archive, keeper, manifest, status
+from playground.backup import Backup, BadTarget, archive, keeper, manifest, starting, status
 from playground.backup.archive import Archive
 from playground.backup.manifest import BadManifest, Chunk, File, Manifest
 from playground.backup.target import Target, TargetUnavailable
@@ -380,9 +380,14 @@ def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_sav
     assert now.held and now.changed and now.not_saved.values["time"] == manifest.moment_of(snapshots(target)[0].name)
     assert rows(Folder(tmp_path / "third", url).settings.database) == rows(second.settings.database)
     folder.store.close()
-    again = Folder(folder.settings.data_dir, url)  # the other one has ended, and this one is restarted as it is told
+    again = Folder(folder.settings.data_dir, url)  # a start that does not look whether the other one has saved
+    assert again.save().trouble == status.SHARED and len(snapshots(target)) == 2
+    again.store.close()
+    starting.mark_if_overtaken(folder.settings.data_dir, again.backup.target)  # as the app does
+    again = Folder(folder.settings.data_dir, url)
+    assert rows(again.settings.database) == rows(second.settings.database)
+    cast(again.store)
     assert again.save().trouble is None and len(snapshots(target)) == 3
-    assert rows(Folder(tmp_path / "fourth", url).settings.database) == rows(folder.settings.database)
 
 
 @pytest.mark.parametrize(("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense")])

@@ -6,7 +6,7 @@ import pytest
 
 import app
 from app import App, open_store, read_backup
-from playground.backup import Backup, status
+from playground.backup import Backup, starting, status
 from playground.backup.archive import Archive
 from playground.backup.lease import FOLDER, STALE, Lease
 from playground.backup.restore import ASIDE
@@ -300,3 +300,154 @@ def test_after_a_sleep_in_the_middle_of_everything_the_next_start_goes_on(tmp_pa
     store.vote(1, ann, "b", store.duel(1)["right"]["message"])
     again.backup._step()
     assert again.backup.status().trouble is None and len(snapshots(target)) == 2
+
+
+# -- a server that was away
+
+
+def take_over(path, url, lease):
+    """Of the server in the folder `path`, whose lease this is and which sees the other one for dead: the next start."""
+    lease.clock = lambda: 1e9
+    lease.step(lambda: None, lambda: starting.mark(path, is_copy=True))
+    return server(path, url)
+
+
+def save(made):
+    made.backup._progress.began = made.backup._progress.not_before = float("-inf")
+    made.backup._step()
+    return made.backup.status()
+
+
+def test_a_server_that_comes_back_after_its_successor_ended_goes_on_from_what_that_one_saved(tmp_path, url, target):
+    """There was no claim and a database, so it saved its old one on top; the successor's votes were in no snapshot."""
+    first = server(tmp_path / "first", url)
+    cast(first.store)
+    save(first)
+    cast(first.store, "b")  # is in no snapshot
+    own = rows(first.settings.database)
+    first.store.close()  # it crashes, with its claim in the target
+    second = server(tmp_path / "second", url)
+    second.store.close()
+    second = take_over(tmp_path / "second", url, second.lease)
+    cast(second.store)
+    save(second)
+    newest = rows(second.settings.database)
+    second.store.close()
+    second.close()
+    assert claims(target) == []
+    again = server(tmp_path / "first", url)
+    assert again.lease.holder == "we" and not again.lease.took_over
+    [aside] = (tmp_path / "first").glob(f"{ASIDE}*")
+    assert rows(again.settings.database) == newest and rows(aside / "nudge.db") == own != newest
+    cast(again.store)
+    assert save(again).trouble is None and len(snapshots(target)) == 3
+    again.store.close()
+    again.lease.close()
+    assert len(server(tmp_path / "third", url).store.rows("select 1 from vote")) == 3
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_server_that_was_killed_while_it_saved_keeps_its_database(tmp_path, url, target, monkeypatch, is_there):
+    first = server(tmp_path / "first", url)
+    cast(first.store)
+    save(first)
+    cast(first.store, "b")
+    add = Archive.add
+    with monkeypatch.context() as patch:  # right after the manifest, or right before it
+        patch.setattr(Archive, "add", lambda *args: (add(*args) if is_there else None, deaf()))
+        save(first)
+    assert len(snapshots(target)) == 1 + is_there
+    cast(first.store)
+    own = rows(first.settings.database)
+    first.store.close()
+    again = server(tmp_path / "first", url)
+    assert rows(again.settings.database) == own and list((tmp_path / "first").glob(f"{ASIDE}*")) == []
+    assert save(again).trouble is None and len(snapshots(target)) == 2 + is_there
+
+
+def test_a_start_that_could_not_ask_saves_nothing_on_top_of_anothers_snapshot(tmp_path, url, target, monkeypatch):
+    first = server(tmp_path / "first", url)
+    cast(first.store)
+    save(first)
+    first.store.close()
+    second = server(tmp_path / "second", url)
+    second.store.close()
+    second = take_over(tmp_path / "second", url, second.lease)
+    cast(second.store)
+    save(second)
+    second.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "list", lambda *_: (_ for _ in ()).throw(TargetUnavailable("no route to host")))
+        again = server(tmp_path / "first", url)
+    cast(again.store, "b")
+    assert save(again).trouble == status.SHARED and len(snapshots(target)) == 2
+
+
+def test_a_server_that_saves_nothing_leaves_the_lease_and_sees_who_takes_it(tmp_path, url, target):
+    """It looked no more, and recorded on beside the one that had the lease."""
+    first = server(tmp_path / "first", url)
+    cast(first.store)
+    save(first)
+    other = Folder(tmp_path / "other", url)  # of an earlier version, without a lease
+    cast(other.store, "b")
+    other.save()
+    cast(first.store)
+    assert save(first).trouble == status.SHARED and claims(target) == []
+    for _ in range(2):
+        first.lease.step(first.stop_recording, first.take_over)
+        assert claims(target) == [] and first.store.read_only is None
+    second = server(tmp_path / "second", url)
+    assert second.lease.holder == "we"
+    first.lease.step(first.stop_recording, first.take_over)
+    with pytest.raises(StoreUnavailable, match="has taken over"):
+        cast(first.store)
+    assert not first.again
+    second.lease.close()
+    first.lease.step(first.stop_recording, first.take_over)
+    assert first.again and len(claims(target)) == 1
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_snapshot_that_was_under_way_when_the_lease_was_lost_is_not_added(tmp_path, url, target, has_ended):
+    """The new holder took it for another app's and saved nothing any more."""
+    first = server(tmp_path / "first", url)
+    cast(first.store)
+    save(first)
+    waits = server(tmp_path / "second", url)
+    waits.store.close()
+    taken = []
+
+    def stand_still():
+        second = take_over(tmp_path / "second", url, waits.lease)
+        taken.append(second)
+        if has_ended:  # after a snapshot, and its claim is gone
+            cast(second.store, "b")
+            save(second)
+            second.lease.close()
+
+    cast(first.store)
+    first.backup._check_room = stand_still
+    shown = save(first)
+    assert len(snapshots(target)) == 1 + has_ended
+    assert shown.trouble == (status.SHARED if has_ended else None)
+    [second] = taken
+    cast(second.store)
+    assert save(second).trouble is None and len(snapshots(target)) == 2 + has_ended
+
+
+def test_a_start_that_could_not_restore_claims_nothing_and_sees_who_records(tmp_path, url, target):
+    first = server(tmp_path / "first", url)
+    cast(first.store)
+    save(first)
+    first.store.close()
+    for file in (tmp_path / "first").glob("nudge.db*"):
+        file.unlink()
+    (target / "snapshots").rename(tmp_path / "away")
+    first = server(tmp_path / "first", url)
+    assert first.backup.status().trouble == status.GONE
+    first.lease.step(first.stop_recording, first.take_over)
+    assert claims(target) == [] and not first.reads_only
+    (tmp_path / "away").rename(target / "snapshots")
+    second = server(tmp_path / "second", url)
+    first.lease.step(first.stop_recording, first.take_over)
+    assert not second.reads_only and first.reads_only and first.store.read_only == status.TAKEN_OVER

@@ -1,6 +1,6 @@
 """Ids of a data folder, each in a file of it: by the one in `backup.json`, which a restore takes over, an app tells its
 own snapshots from another folder's; by the one in `server.json`, which stays in the folder, two servers that were
-restored from the same snapshots tell who is who.
+restored from the same snapshots tell who is who. `server.json` also names the snapshots that the database goes on from.
 """
 
 import json
@@ -23,6 +23,21 @@ def server_of(data_dir: Path) -> str:
     return _of(data_dir / SERVER_FILE)
 
 
+def base_of(data_dir: Path) -> list[str]:
+    """The names of the newest snapshots that the database in this folder goes on from, the older one first; none where
+    that is not known.
+    """
+    try:
+        return [str(name) for name in json.loads((data_dir / SERVER_FILE).read_text())["snapshots"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_base(data_dir: Path, names: list[str]) -> None:
+    """Say what `base_of` returns from now on."""
+    _write(data_dir / SERVER_FILE, server_of(data_dir), snapshots=names)
+
+
 def exists(data_dir: Path) -> bool:
     """Whether this data folder was saved before, or restored."""
     return (data_dir / FILE).exists()
@@ -41,7 +56,7 @@ def _of(file: Path) -> str:
         return _of(file)
 
 
-def _write(file: Path, identity: str) -> None:
+def _write(file: Path, identity: str, **more: list[str]) -> None:
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps({"id": identity}))
+    partial.write_text(json.dumps({"id": identity, **more}))
     os.replace(partial, file)

@@ -190,9 +190,10 @@ class Backup:
             due = progress.began + max(self._interval - POLL - 2 * progress.took, self._interval / 2)
             if self._archive and state != progress.state and now >= due:
                 progress.began = now
-                if self._is_shared(self._archive) or (self.lease and self.lease.is_anothers_now()):
+                name = None if self._is_overtaken(self._archive) else self._snapshot(self._store, self._archive)
+                if name is None:
                     return
-                progress.snapshot = manifest.moment_of(self._snapshot(self._store, self._archive))
+                progress.snapshot = manifest.moment_of(name)
                 progress.took = time.monotonic() - now
                 progress.state, progress.saved, progress.changed = state, now, None
                 progress.pruned = float("-inf")
@@ -223,6 +224,8 @@ class Backup:
         archive = Archive(self.target, self._checked)
         if archive.newest and archive.newest.owner != identity.of(self.settings.data_dir):
             self._hold(HELD)
+        elif self._known is None and starting.is_overtaken(self.settings.data_dir, archive):
+            self._hold(SHARED)
         self._known = set(archive.snapshots) if self._known is None else self._known
         return None if self._held or self._is_shared(archive) else archive
 
@@ -232,16 +235,20 @@ class Backup:
             self._hold(SHARED)
         return self._held is not None
 
+    def _is_overtaken(self, archive: Archive) -> bool:
+        """Whether another server saves there, or records, by now."""
+        return self._is_shared(archive) or (self.lease is not None and self.lease.is_anothers_now())
+
     def _hold(self, why: Message) -> None:
         """Save nothing any more, and leave the lease to the server whose snapshots these are."""
         log.error("%s", why)
         self._held = why
         if self.lease:
-            self.lease.close()
+            self.lease.give_up()
 
-    def _snapshot(self, store: Store, archive: Archive) -> str:
+    def _snapshot(self, store: Store, archive: Archive) -> str | None:
         """Write the database, then the files that it speaks of, then the manifest, unless all is there already. Returns
-        the snapshot's name.
+        the snapshot's name; None where another server has taken over meanwhile.
 
         The files are read after the database: an erasure that is done in it is done in them.
         """
@@ -261,6 +268,10 @@ class Backup:
         taken = round(max(time.time(), after), 3)
         owner = identity.of(self.settings.data_dir)
         snapshot = Manifest(owner, taken, copied.done, copied.erasures, tuple(files), copied.revoked)
+        if self._is_overtaken(archive):  # this process may have stood still since the snapshot began
+            return None
+        # before the manifest: a kill after it must not make the snapshot look like another server's
+        identity.write_base(self.settings.data_dir, [newest.name() if newest else "", snapshot.name()])
         self._known = {*(self._known or ()), snapshot.name()}
         archive.add(snapshot)
         return snapshot.name()

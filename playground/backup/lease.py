@@ -11,7 +11,16 @@ files, wait for SETTLE seconds and list them: both see the same highest name.
 dead (it stood still, or could not reach the target, for `lease_seconds`) sees the higher claim at its next look and
 stops to record; until then, which is at most `lease_seconds` / 3 after it is back, both record. The same holds where a
 claim takes longer than SETTLE to be listed. Where one of two servers cannot reach the target, nothing can tell it. In
-all these cases no snapshot is overwritten: the one that sees the other's stops to save (`keeper.py`).
+all these cases no snapshot is overwritten: the one that sees the other's stops to save (`keeper.py`). It looks before a
+snapshot and again before the manifest; one that stands still between that look and the write adds its snapshot, and
+then it is the other one that stops to save.
+
+A server that saves nothing gives its claim back and goes on looking. It records, as it says on the page, until another
+server with the same database claims. Then it stops to record like one that was taken for dead, and may claim again.
+
+One that was taken for dead and finds no claim, since the other server has ended too, has the lease again. What the
+other one saved is not in its database: where it runs on, it stops to save; where it is started, the newest snapshot is
+restored (`starting.py`).
 
 Whether the holder is alive is told by changes of its file on our own clock. The time of day in it serves where a server
 begins to look: a claim that is STALE times older than it may be is dead, whatever the clocks differ.
@@ -70,6 +79,7 @@ class Lease:
         self._database = database
         self._data_dir = database.parent
         self._own: str | None = None  # the name of our claim
+        self._only_watches = False
         self._beat = 0
         self._looking = threading.Lock()
         self._seen: Seen | None = None
@@ -98,6 +108,14 @@ class Lease:
     def close(self, patience: float = PATIENCE) -> None:
         """Give the lease back, so that another server has it at its next look. Call it after the last snapshot."""
         self._stopping.set()
+        self._give_back(patience)
+
+    def give_up(self, patience: float = PATIENCE) -> None:
+        """Give the lease back, and go on looking without a claim until another server has had the lease."""
+        self._only_watches = True
+        self._give_back(patience)
+
+    def _give_back(self, patience: float) -> None:
         if self._own is None:
             return
         try:
@@ -144,11 +162,14 @@ class Lease:
         return sorted(name for name in self.target.list(FOLDER) if NAME.fullmatch(name))
 
     def _looked(self) -> Holder:
+        if self._only_watches:
+            return self._watched()
         names = self._claims()
         highest = names[-1] if names else None
-        if self._own is not None:
-            if highest in (None, self._own):
-                self._write(self._own)
+        own = self._own
+        if own is not None:
+            if highest in (None, own):
+                self._write(own)
                 return "we"
             self._withdraw()
         if highest is None:
@@ -159,6 +180,18 @@ class Lease:
             self.took_over = not is_ours
             return self._claim(int(highest.partition("-")[0]) + 1)
         return "unknown" if content and self._is_strangers(content) else "another"
+
+    def _watched(self) -> Holder:
+        """Look without a claim. Once another server has the lease, this one waits for it as every other one does."""
+        names, self._own = self._claims(), None
+        own = [name for name in names if name.endswith(self._id)]  # as where it could not be removed at first
+        self.target.remove(f"{FOLDER}/{name}" for name in own)
+        others = [name for name in names if name not in own]
+        content = self._read(others[-1]) if others else None
+        if content is None or self._is_strangers(content):
+            return "unknown"
+        self._only_watches = False
+        return "another"
 
     @property
     def _id(self) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from playground.backup import identity, manifest
-from playground.backup.archive import Archive
+from playground.backup.archive import SNAPSHOTS, Archive
 from playground.backup.restore import Restored, restore_newest, set_aside
 from playground.backup.status import GONE, UNREAD
-from playground.backup.target import Target, TargetUnavailable
+from playground.backup.target import Target, TargetUnavailable, within
 from playground.settings import Settings
 from playground.store import StoreError
 from playground.system.messages import Message, UserFacingError
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PENDING = "restore-pending"
 COPY = "copy"
 FIRST_PAUSE = 2.0  # seconds after a target that did not answer; each further one doubles it
+PATIENCE = 15.0  # seconds that the target has to say whether another server has saved meanwhile
 
 
 class FolderNotWritable(UserFacingError):
@@ -86,6 +87,34 @@ def mark(data_dir: Path, is_copy: bool = False) -> None:
         ) from None
 
 
+def mark_if_overtaken(data_dir: Path, target: Target, patience: float = PATIENCE) -> None:
+    """Have the next start restore where another server has saved since the database here was used, and has ended. Where
+    the target does not say so within `patience` seconds, the keeper looks again before it saves.
+    """
+    base = identity.base_of(data_dir)
+    if not base or (data_dir / PENDING).exists():
+        return
+    try:
+        names = within(patience, lambda: manifest.names(target.list(SNAPSHOTS)))
+    except TargetUnavailable as error:
+        log.warning("whether another server has saved meanwhile is not known: %s", error)
+        return
+    if not names or max(names) in base:  # as nearly always; no manifest is read then
+        return
+    archive = _reached(target, patience, set())
+    if archive and is_overtaken(data_dir, archive):
+        log.warning("another server has saved since this data folder was used; its newest snapshot is restored")
+        mark(data_dir)
+
+
+def is_overtaken(data_dir: Path, archive: Archive) -> bool:
+    """Whether the newest snapshot is of this folder's content, and newer than what the database here goes on from."""
+    base, newest = identity.base_of(data_dir), archive.newest
+    if not base or newest is None or newest.owner != identity.of(data_dir):
+        return False
+    return newest.name() not in base and newest.name() > base[0]
+
+
 def _restore(settings: Settings, target: Target, patience: float, start: Start) -> None:
     archive = _reached(target, patience, start.checked)
     if archive is None:
@@ -96,6 +125,7 @@ def _restore(settings: Settings, target: Target, patience: float, start: Start) 
             start.held = UNREAD
             return
         start.known = set(archive.snapshots)
+        identity.write_base(settings.data_dir, [max(archive.snapshots)])
         start.notices += _what_is_missing(restored)
     elif identity.exists(settings.data_dir):
         start.held = GONE
