@@ -45,15 +45,24 @@ def read(path: Path) -> Numbered:
 
 
 def _jsonl(path: Path) -> Numbered:
+    for number, line in _bounded_lines(path):
+        if line is None:
+            yield number, too_long()
+        elif line.strip():
+            yield number, _parsed(line)
+
+
+def _bounded_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a file with their numbers from 1 on; None for one that is too long."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MOST_BYTES + 1):
             number += 1
             if len(line) > MOST_BYTES:
                 _skip_line(file, line)
-                yield number, too_long()
-            elif line.strip():
-                yield number, _parsed(line)
+                yield number, None
+            else:
+                yield number, line
 
 
 def _skip_line(file: BinaryIO, line: bytes) -> None:
@@ -67,21 +76,17 @@ def too_long() -> BadRow:
 
 def _lines(path: Path) -> Numbered:
     """A prompt a line; empty lines and those that begin with # are none."""
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MOST_BYTES + 1):
-            number += 1
-            if len(line) > MOST_BYTES:
-                _skip_line(file, line)
-                yield number, too_long()
-                continue
-            try:
-                text = line.decode("utf-8-sig").strip()
-            except UnicodeDecodeError:
-                yield number, BadRow("the row is not UTF-8")
-                continue
-            if text and not text.startswith("#"):
-                yield number, {"prompt": text}
+    for number, line in _bounded_lines(path):
+        if line is None:
+            yield number, too_long()
+            continue
+        try:
+            text = line.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            yield number, BadRow("the row is not UTF-8")
+            continue
+        if text and not text.startswith("#"):
+            yield number, {"prompt": text}
 
 
 def _parsed(line: bytes) -> Row | BadRow:
