@@ -43,6 +43,9 @@ class Reply:
     text: str
 
 
+HeldOut = dict[tuple[int, int, int], list[list[Reply]]]  # (version, replies a prompt, prompts) -> replies by prompt
+
+
 class Crowd:
     """People, the store of their chat, and every version that they meet."""
 
@@ -53,13 +56,14 @@ class Crowd:
         trunk: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         people: dict[str, Person],
+        held_out: HeldOut | None = None,
     ) -> None:
         self.store, self.settings, self.trunk, self.tokenizer = store, settings, trunk, tokenizer
         self.people = people
         self.identity = loading.base_identity(trunk, settings)
         self.end_tokens = loading.end_tokens(trunk, tokenizer)
         self.pool = LoraPool(trunk)
-        self._held_out: dict[tuple[int, int, int], list[list[Reply]]] = {}
+        self._held_out: HeldOut = {} if held_out is None else held_out
         self.lines = (rollout.SEED_PROMPTS / "train.txt").read_text().splitlines()
         random.Random(settings.seed).shuffle(self.lines)
 

@@ -99,6 +99,7 @@ class Chain:
         short = {"ppo": {"iterations": 3, "episodes": 16, "rollout_tokens": 32}, "gate": {"prompts": 8, "replies": 2}}
         quick = short if settings.quick else {}
         self._chat: Crowd | None = None
+        self._held_out: crowd.HeldOut = {}  # written once, whoever loads the models again
         self.job = Settings.like(settings, data_dir=self.folder, worker=False, **(quick | ARMS[arm]))
         self.on_gpu = loading.device_of(self.job).type == "cuda"  # where a process takes longer to start than to train
 
@@ -162,6 +163,7 @@ class Chain:
         )
         return {
             "round": number,
+            "machine": "GPU" if self.on_gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
             "state": row["state"],
             "reason": row["reason"] and str(row["reason"]),
             "voted_on": voted,
@@ -190,7 +192,7 @@ class Chain:
         if self._chat is None:
             people = annotators.people(self.annotator, flip=self.settings.flip)
             tokenizer = loading.load_tokenizer(self.job)
-            self._chat = Crowd(store, self.job, loading.load_trunk(self.job), tokenizer, people)
+            self._chat = Crowd(store, self.job, loading.load_trunk(self.job), tokenizer, people, self._held_out)
         return self._chat
 
     def _run_worker(self, log: Path) -> None:
