@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, importing, quality, queue_report, writers
+from playground.data import columns, export, hub, importing, quality, queue_report, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _export_command(commands.add_parser("export", help="what people judged, as files for other programs"))
-    _import_command(commands.add_parser("import", help="pairs, demonstrations and prompts from files"))
+    _import_command(commands.add_parser("import", help="pairs, demonstrations and prompts from files or the hub"))
     sources = commands.add_parser("sources", help="what was imported")
     remove = commands.add_parser("remove", help="take an import back")
     remove.add_argument("source", help="the name under which it was imported")
@@ -102,18 +102,25 @@ def _import_command(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Reads files with one row a pair, demonstration or prompt: .jsonl, .csv, .parquet, or a .json array. Columns "
         "of TRL, UltraFeedback (binarized), HH-RLHF, PandaLM and of this command's export are known. A row that is "
-        "there already is not added again."
+        "there already is not added again. A dataset of the hub is named like hf://datasets/OWNER/NAME, with @REVISION "
+        "and /PATH behind it where you want those; HF_TOKEN is the token for a private or a gated one."
     )
     command.set_defaults(run=run_import)
-    command.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    command.add_argument("--source", help="the name that the rows are kept under (default: each file's name)")
+    command.add_argument("files", nargs="+", metavar="FILE", help="or a dataset's address, hf://datasets/OWNER/NAME")
+    command.add_argument("--split", help="of a dataset (default: train, or the only one)")
+    command.add_argument(
+        "--source",
+        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit)",
+    )
     command.add_argument(
         "--weight",
         type=_weight,
         help="of a pair, beside a vote's 1 (default: 1); pairs that are there already get it too",
     )
     command.add_argument("--kind", choices=list(columns.KINDS), help="what of each row is taken (default: the most)")
-    command.add_argument("--max-rows", type=_number, default=importing.MOST_ROWS, help="of a file (default: 1,000,000)")
+    command.add_argument(
+        "--max-rows", type=_number, default=importing.MOST_ROWS, help="of a file or a dataset (default: 1,000,000)"
+    )
     _data_dir(command)
 
 
@@ -184,29 +191,43 @@ def run_import(arguments: argparse.Namespace) -> int:
     store = open_store(arguments, create=True)
     print(f"Database: {store.path}")
     bad = usable = 0
-    for path in arguments.files:
+    for where in arguments.files:
         reasons: Counter[str] = Counter()
+        path, name, source = named(where, arguments.split)
 
-        def name_bad(number: int, reason: str, path: Path = path, reasons: Counter[str] = reasons) -> None:
+        def name_bad(number: int, reason: str, name: str = name, reasons: Counter[str] = reasons) -> None:
             if reasons.total() < MOST_NAMED:
-                print(f"{path}: row {number:,} is left out: {reason}", file=sys.stderr)
+                print(f"{name}: row {number:,} is left out: {reason}", file=sys.stderr)
             reasons[reason] += 1
 
         report = importing.load(
             store,
             path,
-            source_name(arguments.source or path.stem),
+            source_name(arguments.source or source),
             kind=arguments.kind,
             weight=arguments.weight,
             most_rows=arguments.max_rows,
             on_bad=name_bad,
         )
-        tell(path, report, reasons)
+        tell(name, report, reasons)
         bad += report.bad
         usable += report.read - report.bad
     if not bad:
         return 0
     return SOME_BAD if usable else 1
+
+
+def named(where: str, split: str | None) -> tuple[Path | hub.Dataset, str, str]:
+    """What an argument names, how messages call it, and the name of its rows."""
+    if not hub.is_address(where):
+        return Path(where), where, Path(where).stem
+    dataset = hub.find(where, split)
+    size = sum(file.size for file in dataset.files)
+    print(
+        f"{dataset.name}: split {dataset.split}, {counted(len(dataset.files), 'file')} of {size / 1e6:,.1f} MB, "
+        f"licence {dataset.license or 'not named'}"
+    )
+    return dataset, dataset.name, dataset.name
 
 
 def source_name(name: str) -> str:
@@ -216,18 +237,18 @@ def source_name(name: str) -> str:
     return name
 
 
-def tell(path: Path, report: importing.Report, reasons: Counter[str]) -> None:
+def tell(name: str, report: importing.Report, reasons: Counter[str]) -> None:
     """Say what became of a file's rows."""
     added = ", ".join(f"{kind}s {n:,}" for kind, n in report.added.items()) or "nothing"
     read = counted(report.read, "row")
-    print(f"{path}: {read} read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
+    print(f"{name}: {read} read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
     if report.reweighed:
-        print(f"{path}: pairs that were there already and have the new weight: {report.reweighed:,}")
+        print(f"{name}: pairs that were there already and have the new weight: {report.reweighed:,}")
     if report.bad > MOST_NAMED:
         for reason, n in reasons.most_common(10):
             print(f"  {n:,} × {reason}", file=sys.stderr)
     if report.left_over:
-        print(f"{path}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
+        print(f"{name}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
 
 
 def counted(n: int, noun: str) -> str:
@@ -237,7 +258,10 @@ def counted(n: int, noun: str) -> str:
 
 def run_sources(arguments: argparse.Namespace) -> int:
     for row in open_store(arguments).imported_sources():
-        print(f"{row['source']}: {row['kind']}s {row['rows']:,}, weight {row['weight']:g}, from {row['created']}")
+        line = f"{row['source']}: {row['kind']}s {row['rows']:,}, weight {row['weight']:g}, from {row['created']}"
+        if row["url"]:
+            line += f", {row['url']}, split {row['split']}, licence {row['license'] or 'not named'}"
+        print(line)
     return 0
 
 
