@@ -128,8 +128,9 @@ class Handler(BaseHTTPRequestHandler):
         commit, files = self.files(kind, name, revision or "main")
         card = files.get("README.md", b"").decode()
         data = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else None
+        seen = {"private": self.hub.repositories[kind, name].private}
         siblings = [{"rfilename": path} for path in files]
-        return ({"id": name, "sha": commit, "cardData": data, "siblings": siblings, "tags": []},)
+        return ({"id": name, "sha": commit, "cardData": data, "siblings": siblings, "tags": [], **seen},)
 
     def entry(self, kind, name, path, content):
         size = self.hub.repositories[kind, name].sizes.get(path, len(content))

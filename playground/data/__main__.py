@@ -6,6 +6,7 @@ and the others are in.
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from playground.data.export import Export
 from playground.data.files import CannotRead
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
+from playground.system import pushing
+from playground.system.hub import HubError
+from playground.system.pushing import Push
 
 SOME_BAD = 3  # exit code
 MOST_NAMED = 20  # bad rows that are named one by one; the others are counted by reason
@@ -28,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (CannotRead, StoreError, SettingsError) as error:
+    except (CannotRead, StoreError, SettingsError, HubError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
@@ -84,7 +88,12 @@ def _export_command(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plain", action="store_true", help="one text (Human: … Assistant: …) in place of messages")
     command.add_argument("--implicit-prompt", action="store_true", help="preference: the prompt within both replies")
     command.add_argument("--imported", action="store_true", help="the rows that were imported, in place of people's")
+    command.add_argument("--license", type=_license, help="of the dataset, as the hub names it, such as cc-by-4.0")
     _data_dir(command)
+    to_hub = command.add_argument_group("to the hub, with a token in HF_TOKEN that may write there")
+    to_hub.add_argument("--push", metavar="OWNER/NAME", help="push the files to this dataset, which is made private")
+    to_hub.add_argument("--public", action="store_true", help="push to a dataset that everybody can see")
+    to_hub.add_argument("--force", action="store_true", help="also where the dataset was not pushed from here")
     narrow = command.add_argument_group("which rows")
     narrow.add_argument("--version", type=_number, help="one of the replies is by this version; 0 is the base")
     narrow.add_argument("--choice", choices=[choice for choice in CHOICES if choice != "skip"], help="of the vote")
@@ -138,6 +147,12 @@ def _weight(text: str) -> float:
     return weight
 
 
+def _license(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", text):
+        raise argparse.ArgumentTypeError("a licence is named like cc-by-4.0 or mit")
+    return text
+
+
 def _time(text: str) -> str:
     """A time in ISO 8601 as the store writes it, in UTC. One without a zone is in UTC."""
     try:
@@ -170,7 +185,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         implicit=arguments.implicit_prompt,
         filters=filters,
         imported=arguments.imported,
+        license=arguments.license,
     )
+    push = Push(arguments.push, "dataset", arguments.public, arguments.force) if arguments.push else None
+    if push:
+        pushing.check(push)
     tally = export.write(open_store(arguments), wanted, arguments.out)
     for file, rows in tally.rows.items():
         print(f"{arguments.out / file}: {counted(rows, 'row')}")
@@ -184,6 +203,8 @@ def run_export(arguments: argparse.Namespace) -> int:
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
     if not tally.rows:
         print("There is no such row.")
+    if push:
+        print(pushing.send(push, arguments.out, export.FILES).said())
     return 0
 
 

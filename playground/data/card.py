@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from playground.data.records import JudgedPair, Record
+from playground.system.pushing import MARKER
 
 CHOICES = {"a": "the left reply", "b": "the right reply", "tie": "a tie", "both_bad": "both bad"}
 
@@ -87,17 +88,19 @@ class Tally:
         self.columns.setdefault(file, list(row))
 
 
-def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any]) -> str:
-    """README.md of a folder with these files. `asked`: what the export was narrowed to."""
+def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any], license: str | None = None) -> str:
+    """README.md of a folder with these files. `asked`: what the export was narrowed to. `license`: the hub's name of
+    one.
+    """
     files = list(files)
     total = sum(tally.rows.values())
     lines = [
         "---",
-        "license:  # yours to choose before you publish this",
+        f"license: {license}" if license else "# license: yours to choose before you publish this",
         "pretty_name: Preferences from Nudge",
         f"size_categories: [{_size(total)}]",
         "tags: [preference, rlhf, human-feedback, trl]",
-        "configs:",
+        *(["configs:"] if total else []),
         *[line for file in files if tally.rows[file] for line in _config(file)],
         "---",
         "",
@@ -116,6 +119,8 @@ def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any]) -> str:
         "",
         *_counts(tally),
         *[line for file in files for line in _columns(file, tally.columns.get(file, []))],
+        MARKER,
+        "",
     ]
     return "\n".join(lines)
 

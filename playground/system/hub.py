@@ -23,7 +23,9 @@ from playground.system.messages import Message, UserFacingError
 
 Kind = Literal["dataset", "model"]
 
+ENDPOINT = "https://huggingface.co"
 REFUSALS = (401, 403)  # HTTP statuses
+CHANGED = 412  # the same: the branch is not at the commit that a change was made for
 
 
 class HubError(UserFacingError):
@@ -50,6 +52,8 @@ def asking(name: str, kind: Kind) -> Iterator[None]:
     """Around calls about the repository `name` (OWNER/NAME): every error of the client is a HubError."""
     try:
         yield
+    except HubError:
+        raise
     except Exception as error:
         message = _in_words(error, name, kind)
         if message is None:
@@ -62,7 +66,7 @@ def _in_words(error: Exception, name: str, kind: Kind) -> Message | None:
     """What a person is told of an error; None where it is none of the hub's client."""
     match error:
         case GatedRepoError():
-            page = f"{endpoint() or 'https://huggingface.co'}/{'datasets/' if kind == 'dataset' else ''}{name}"
+            page = f"{endpoint() or ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
             return Message(
                 "{name} is gated: accept its terms at {page}, and set HF_TOKEN to a token of that account.",
                 name=name,
@@ -84,6 +88,8 @@ def _in_words(error: Exception, name: str, kind: Kind) -> Message | None:
             return Message("The hub does not let us do this to {name}: set HF_TOKEN to a token that may.", name=name)
         case HfHubHTTPError() if error.response.status_code in REFUSALS:
             return Message("The hub does not let the token in HF_TOKEN do this to {name}.", name=name)
+        case HfHubHTTPError() if error.response.status_code == CHANGED:
+            return Message("Somebody else has changed {name} meanwhile. Push again.", name=name)
         case HfHubHTTPError():
             status = error.response.status_code
             return Message("The hub answers with the error {status}. Try again later.", status=status)
