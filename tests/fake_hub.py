@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
@@ -229,6 +230,11 @@ class Handler(BaseHTTPRequestHandler):
                 found[path] = {"type": "file", "path": path, "size": len(content), "xetHash": xet}
         return (list(found.values()),)
 
+    def bucket_paths(self, name):
+        files = self.bucket(name)
+        paths = [path for path in json.loads(self.body)["paths"] if path in files]
+        return ([{"type": "file", "path": path, "size": len(files[path]), "xetHash": "x"} for path in paths],)
+
     def bucket_resolve(self, name, path):
         files = self.bucket(name)
         if path not in files:
@@ -262,6 +268,7 @@ ROUTES = [
     (rf"/api/buckets/{NAME}", Handler.bucket_info),
     (rf"/api/buckets/{NAME}/tree(?:/(.*))?", Handler.bucket_tree),
     (rf"/api/buckets/{NAME}/batch", Handler.batch),
+    (rf"/api/buckets/{NAME}/paths-info", Handler.bucket_paths),
     (rf"/buckets/{NAME}/resolve/(.+)", Handler.bucket_resolve),
 ]
 for kind, folder in (("dataset", "datasets/"), ("model", "")):
@@ -275,6 +282,25 @@ for kind, folder in (("dataset", "datasets/"), ("model", "")):
     ]
 
 
+class Uploads:
+    """Stands for the client's upload of contents (Xet), which goes to another server by a library in Rust."""
+
+    def __init__(self, hub):
+        self.hub = hub
+
+    @contextmanager
+    def new_upload_commit(self, **_):
+        if self.hub.fails:
+            raise RuntimeError("the upload failed")
+        yield self
+
+    def start_upload_bytes(self, content, **_):
+        xet = hashlib.sha256(content).hexdigest()
+        self.hub.uploaded[xet] = content
+        uploaded = SimpleNamespace(xet_info=SimpleNamespace(hash=xet, file_size=len(content)))
+        return SimpleNamespace(result=lambda: uploaded)
+
+
 @contextmanager
 def serving(monkeypatch, token=TOKEN):
     """A fake hub that the client asks, with this token, while it runs."""
@@ -285,6 +311,7 @@ def serving(monkeypatch, token=TOKEN):
     thread.start()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.utils._xet.get_xet_session", lambda: Uploads(hub))
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     else:
