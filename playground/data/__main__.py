@@ -8,23 +8,20 @@ and the others are in.
 import argparse
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, hub, importing, quality, queue_report, writers
+from playground.data import columns, export, import_command, importing, quality, queue_report, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
+from playground.data.import_command import counted
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
 from playground.system import pushing
 from playground.system.hub import HubError
 from playground.system.pushing import Push
-
-SOME_BAD = 3  # exit code
-MOST_NAMED = 20  # bad rows that are named one by one; the others are counted by reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,72 +206,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    store = open_store(arguments, create=True)
-    print(f"Database: {store.path}")
-    bad = usable = 0
-    for where in arguments.files:
-        reasons: Counter[str] = Counter()
-        path, name, source = named(where, arguments.split)
-
-        def name_bad(number: int, reason: str, name: str = name, reasons: Counter[str] = reasons) -> None:
-            if reasons.total() < MOST_NAMED:
-                print(f"{name}: row {number:,} is left out: {reason}", file=sys.stderr)
-            reasons[reason] += 1
-
-        report = importing.load(
-            store,
-            path,
-            source_name(arguments.source or source),
-            kind=arguments.kind,
-            weight=arguments.weight,
-            most_rows=arguments.max_rows,
-            on_bad=name_bad,
-        )
-        tell(name, report, reasons)
-        bad += report.bad
-        usable += report.read - report.bad
-    if not bad:
-        return 0
-    return SOME_BAD if usable else 1
-
-
-def named(where: str, split: str | None) -> tuple[Path | hub.Dataset, str, str]:
-    """What an argument names, how messages call it, and the name of its rows."""
-    if not hub.is_address(where):
-        return Path(where), where, Path(where).stem
-    dataset = hub.find(where, split)
-    size = sum(file.size for file in dataset.files)
-    print(
-        f"{dataset.name}: split {dataset.split}, {counted(len(dataset.files), 'file')} of {size / 1e6:,.1f} MB, "
-        f"licence {dataset.license or 'not named'}"
-    )
-    return dataset, dataset.name, dataset.name
-
-
-def source_name(name: str) -> str:
-    """A name for a source; CannotRead where it cannot be one."""
-    if not name.isprintable() or not 0 < len(name) <= 100:
-        raise CannotRead("--source: a name has 1 to 100 characters that can be printed.")
-    return name
-
-
-def tell(name: str, report: importing.Report, reasons: Counter[str]) -> None:
-    """Say what became of a file's rows."""
-    added = ", ".join(f"{kind}s {n:,}" for kind, n in report.added.items()) or "nothing"
-    read = counted(report.read, "row")
-    print(f"{name}: {read} read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
-    if report.reweighed:
-        print(f"{name}: pairs that were there already and have the new weight: {report.reweighed:,}")
-    if report.bad > MOST_NAMED:
-        for reason, n in reasons.most_common(10):
-            print(f"  {n:,} × {reason}", file=sys.stderr)
-    if report.left_over:
-        print(f"{name}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with what it counts: "1 row", "2 rows"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    return import_command.run(open_store(arguments, create=True), arguments)
 
 
 def run_sources(arguments: argparse.Namespace) -> int:

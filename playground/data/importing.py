@@ -13,7 +13,6 @@ from pathlib import Path
 from playground.data import columns, files
 from playground.data.files import BadRow, Row
 from playground.data.hub import Dataset
-from playground.data.progress import Progress
 from playground.store import ImportedRow, Origin, Store
 
 BATCH = 200  # rows in a transaction
@@ -41,13 +40,15 @@ def load(
     weight: float | None = None,
     most_rows: int = MOST_ROWS,
     on_bad: Callable[[int, str], None] = lambda number, reason: None,
+    on_row: Callable[[], None] = lambda: None,
+    report: Report | None = None,
 ) -> Report:
     """Import a file or a dataset of the hub under the name `source`. `kind`: what of each row is taken; by default the
     most that it has. `weight`: of each pair, beside a vote's 1, also of those that are there already; None: 1, and what
-    is there keeps its own. `on_bad(number, reason)` is called for each row that is left out. CannotRead where the whole
-    of it cannot be read.
+    is there keeps its own. `on_bad(number, reason)` is called for each row that is left out. `on_row` is
+    called for each row, and `report` is counted up meanwhile. CannotRead where the whole of it cannot be read.
     """
-    report = Report()
+    report = Report() if report is None else report
     batch: list[ImportedRow] = []
     rows = path.rows() if isinstance(path, Dataset) else files.read(path)
     origin = path.origin if isinstance(path, Dataset) else None
@@ -56,21 +57,20 @@ def load(
         _keep(store, source, batch, weight, report, origin)
         batch.clear()
 
-    with Progress(path.name) as progress:
-        for number, row in rows:
-            if report.read == most_rows:
-                report.left_over = True
-                break
-            report.read += 1
-            progress.step()
-            try:
-                batch.append(_checked(row, kind, 1.0 if weight is None else weight))
-            except BadRow as error:
-                report.bad += 1
-                on_bad(number, str(error))
-            if len(batch) == BATCH:
-                keep()
-        keep()
+    for number, row in rows:
+        if report.read == most_rows:
+            report.left_over = True
+            break
+        report.read += 1
+        on_row()
+        try:
+            batch.append(_checked(row, kind, 1.0 if weight is None else weight))
+        except BadRow as error:
+            report.bad += 1
+            on_bad(number, str(error))
+        if len(batch) == BATCH:
+            keep()
+    keep()
     return report
 
 
