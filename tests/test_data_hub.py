@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from playground.data import hub, importing, queueing
+from playground.data import export, hub, importing, queueing
 from playground.data.__main__ import main
 from playground.data.hub import CannotReadDataset
 from playground.settings import Settings, SettingsError
@@ -78,6 +78,8 @@ def test_the_shards_of_the_split_train_are_read_in_their_order_and_counted_throu
     assert [(number, row["prompt"]) for number, row in dataset.rows()] == [(i + 1, f"Question {i}") for i in range(5)]
     assert prompts(hub.find("hf://datasets/ann/pairs", "test")) == ["Question 90"]
     assert prompts(hub.find("hf://datasets/ann/pairs/extra.jsonl")) == ["Question 99"]
+    page = "https://huggingface.co/datasets/ann/pairs/blob/main/extra.jsonl"
+    assert hub.is_address(page) and prompts(hub.find(page)) == ["Question 99"]
 
 
 def test_the_converted_branch_is_read_where_there_is_no_parquet(served):
@@ -179,7 +181,7 @@ def test_a_file_that_is_none_is_named_as_the_dataset_names_it(served):
 # -- into the store
 
 
-def test_rows_are_kept_with_their_commit_and_licence(served, store):  # noqa: F811
+def test_rows_are_kept_with_their_commit_and_licence(served, store, tmp_path):  # noqa: F811
     served.add("ann/pairs", files={"README.md": CARD, "train.jsonl": jsonl(pairs(3))})
     dataset = hub.find("hf://datasets/ann/pairs")
     assert importing.load(store, dataset, dataset.name).added == Counter(pair=3)
@@ -187,6 +189,9 @@ def test_rows_are_kept_with_their_commit_and_licence(served, store):  # noqa: F8
     assert (source["source"], source["rows"], source["license"]) == (f"ann/pairs@{dataset.commit[:7]}", 3, "mit")
     assert (source["url"], source["split"]) == (f"hf://datasets/ann/pairs@{dataset.commit}", "train")
     assert importing.load(store, hub.find("hf://datasets/ann/pairs"), "again").known == 3
+    export.write(store, export.Export("preference", imported=True), tmp_path / "out")
+    said = f"Imported from `{source['url']}`, split train. Its licence: mit."
+    assert said in (tmp_path / "out" / "README.md").read_text()
     store.remove_imported(source["source"])
     assert store.rows("select * from origin") == []
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from playground.data.records import JudgedPair, Record
+from playground.store import Origin
 from playground.system.pushing import MARKER
 
 CHOICES = {"a": "the left reply", "b": "the right reply", "tie": "a tie", "both_bad": "both bad"}
@@ -88,9 +89,15 @@ class Tally:
         self.columns.setdefault(file, list(row))
 
 
-def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any], license: str | None = None) -> str:
+def card(
+    tally: Tally,
+    files: Iterable[str],
+    asked: Mapping[str, Any],
+    license: str | None = None,
+    origins: Iterable[Origin] = (),
+) -> str:
     """README.md of a folder with these files. `asked`: what the export was narrowed to. `license`: the hub's name of
-    one.
+    one. `origins`: where imported rows were published.
     """
     files = list(files)
     total = sum(tally.rows.values())
@@ -118,6 +125,7 @@ def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any], license: 
         *[f"| `{file}` | {tally.rows[file]:,} |" for file in files],
         "",
         *_counts(tally),
+        *_origins(origins),
         *[line for file in files for line in _columns(file, tally.columns.get(file, []))],
         MARKER,
         "",
@@ -173,6 +181,14 @@ def _counts(tally: Tally) -> list[str]:
         lines.append(f"- People: {len(tally.people):,}.")
     if tally.first:
         lines.append(f"- From {tally.first} to {tally.last}.")
+    return [*lines, ""] if lines else []
+
+
+def _origins(origins: Iterable[Origin]) -> list[str]:
+    lines = [
+        f"- Imported from `{origin.url}`, split {origin.split}. Its licence: {origin.license or 'not named'}."
+        for origin in origins
+    ]
     return [*lines, ""] if lines else []
 
 

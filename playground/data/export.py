@@ -65,7 +65,8 @@ def write(store: Store, export: Export, out: Path) -> Tally:
         total = store.count_judged() if part.name in ("pairs", "preference") else None
         _write_part(part, export, out / name, tally, Progress(name, total))
     with writers.open_private(out / "README.md") as file:
-        file.write(card(tally, names, asked(export), export.license))
+        origins = store.origins() if export.imported else []
+        file.write(card(tally, names, asked(export), export.license, origins))
     return tally
 
 

@@ -24,6 +24,7 @@ from playground.system import hub
 from playground.system.messages import UserFacingError
 
 PREFIX = "hf://"
+PAGE = "https://"  # of a dataset in the browser
 CONVERTED = "refs/convert/parquet"  # the hub's own branch
 TRAIN = "train"  # the split that is taken where several are there
 PARQUET = ".parquet"
@@ -123,12 +124,12 @@ class Dataset:
 
 def is_address(where: str | Path) -> bool:
     """Whether this names a dataset of the hub, and not a file."""
-    return isinstance(where, str) and where.startswith(PREFIX)
+    return isinstance(where, str) and where.startswith((PREFIX, PAGE))
 
 
 def find(where: str, split: str | None = None) -> Dataset:
-    """The dataset at `hf://datasets/OWNER/NAME[@REVISION][/PATH]`; its split `train`, or the only one, where `split` is
-    None. CannotReadDataset says why there is none, and what to name in its place.
+    """The dataset at `hf://datasets/OWNER/NAME[@REVISION][/PATH]`, or at the address of its page; its split `train`, or
+    the only one, where `split` is None. CannotReadDataset says why there is none, and what to name in its place.
     """
     address = _parsed(where)
     with _asking(address.id):
@@ -145,7 +146,7 @@ def find(where: str, split: str | None = None) -> Dataset:
 
 def _parsed(where: str) -> HfUri:
     try:
-        address = parse_hf_uri(where)
+        address = parse_hf_uri(where, endpoint=hub.endpoint())
     except HfUriError:
         address = None
     if address is None or address.type != "dataset" or "/" not in address.id:

@@ -94,6 +94,10 @@ class Imported(Database):
                group by source, kind, origin.id order by source, kind, origin.id"""
         )
 
+    def origins(self) -> list[Origin]:
+        """Where imported rows were published."""
+        return [Origin(**row) for row in self.rows("select url, split, license from origin order by id")]
+
     def imported_counts(self) -> dict[str, int]:
         """How many rows of each kind were imported; kinds without any are left out. It reads an index alone."""
         rows = self.rows("select kind, count(*) as n from imported group by kind order by kind")
