@@ -172,8 +172,8 @@ class Handler(BaseHTTPRequestHandler):
     def validate(self):
         text = json.loads(self.body)["content"]
         data = yaml.safe_load(text.split("---")[1])
-        if not isinstance(data.get("license", "mit"), (str, list)):
-            raise Problem(400)
+        if data.get("license", "mit") not in ("mit", "cc-by-4.0"):
+            return {"errors": [{"message": "license is none that is known"}], "warnings": []}, {}, 400
         return ({"errors": [], "warnings": []},)
 
     def preupload(self, kind, name, revision):

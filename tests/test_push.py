@@ -99,6 +99,13 @@ def test_why_nothing_can_be_pushed_is_said(served, data_dir, capsys, monkeypatch
     assert capsys.readouterr().err.strip().endswith(says) and served.repositories == {}
 
 
+def test_a_card_that_the_hub_refuses_is_said_and_nothing_is_pushed(served, data_dir, capsys):
+    assert push(data_dir, "out", "--license", "my-own") == 1
+    said = capsys.readouterr().err
+    assert "The hub refuses it: " in said and "license is none that is known" in said
+    assert dataset(served).commits == [] and (data_dir.parent / "out" / "pairs.jsonl").exists()
+
+
 def test_a_change_of_somebody_else_meanwhile_is_not_written_over(served, tmp_path, monkeypatch):
     served.add("ann/votes", private=True, files={})
     ours = pushing._ours

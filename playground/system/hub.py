@@ -25,7 +25,9 @@ Kind = Literal["dataset", "model"]
 
 ENDPOINT = "https://huggingface.co"
 REFUSALS = (401, 403)  # HTTP statuses
+REFUSED = 400  # the same: something is wrong with what was sent
 CHANGED = 412  # the same: the branch is not at the commit that a change was made for
+REASON_CHARS = 500
 
 
 class HubError(UserFacingError):
@@ -90,10 +92,14 @@ def _in_words(error: Exception, name: str, kind: Kind) -> Message | None:
             return Message("The hub does not let the token in HF_TOKEN do this to {name}.", name=name)
         case HfHubHTTPError() if error.response.status_code == CHANGED:
             return Message("Somebody else has changed {name} meanwhile. Push again.", name=name)
+        case HfHubHTTPError() if error.response.status_code == REFUSED:
+            return Message("The hub refuses it: {reason}", reason=(error.server_message or "")[:REASON_CHARS])
         case HfHubHTTPError():
             status = error.response.status_code
             return Message("The hub answers with the error {status}. Try again later.", status=status)
         case httpx2.HTTPError() | LocalEntryNotFoundError() | ConnectionError():
             return Message("The hub cannot be reached. Try again once the network is there.")
+        case ValueError():  # by which the client says what the hub, or itself, finds wrong with a card or a name
+            return Message("The hub refuses it: {reason}", reason=str(error)[:REASON_CHARS])
         case _:
             return None
