@@ -31,7 +31,7 @@ class HubImportFold:
         with gr.Accordion(
             words.label("Import a dataset"), open=False, visible=False, elem_id="hub-import-fold"
         ) as self.fold:
-            with gr.Row():
+            with gr.Row(elem_id="hub-import-row"):
                 self.address = gr.Textbox(
                     label=words.label("Hugging Face dataset"),
                     placeholder="OWNER/NAME",
