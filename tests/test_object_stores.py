@@ -165,6 +165,8 @@ def test_without_its_token_a_hub_bucket_is_not_an_empty_backup(hub, tmp_path, mo
     cast((first := Folder(tmp_path / "first", place.url)).store)
     first.save()
     monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(TargetUnavailable, match="The hub has no ann/backups. If it is private, set HF_TOKEN"):
+        Target(place.url).list("snapshots")
     second = Folder(tmp_path / "second", place.url)
     assert second.save().trouble is not None and (second.settings.data_dir / "restore-pending").exists()
     monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)

@@ -32,7 +32,7 @@ SECONDS = 60.0  # that one answer may take
 class Bucket:
     """The bucket of `hf://buckets/OWNER/NAME/PATH`; ValueError where the URL names none. Paths are those in it.
 
-    FileNotFoundError where a file is missing; another error where the bucket is, or the hub does not answer.
+    FileNotFoundError where a file is missing; HubError where the bucket is, or the hub does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -57,7 +57,7 @@ class Bucket:
         prefix = f"{path}/"
         found: list[dict[str, Any]] = []
         # the hub compares beginnings of names, so that lease-old/x is listed with lease
-        with suppress(RemoteEntryNotFoundError):
+        with hub.asking(self.id, "bucket"), suppress(RemoteEntryNotFoundError):
             for entry in self._api.list_bucket_tree(self.id, prefix=path):
                 if entry.type == "file" and entry.path.startswith(prefix) and "/" not in entry.path[len(prefix) :]:
                     found.append({"name": entry.path, "size": entry.size, "type": "file"})
@@ -68,25 +68,28 @@ class Bucket:
         endpoint = hub.endpoint() or hub.ENDPOINT
         url = f"{endpoint}/buckets/{self.id}/resolve/{quote(path)}"
         headers = build_hf_headers(token=hub.token() or False)
-        answer = http_backoff("GET", url, headers=headers, timeout=SECONDS)
-        try:
-            hf_raise_for_status(answer)
-        except RemoteEntryNotFoundError:
-            raise FileNotFoundError(path) from None
-        return answer.content
+        with hub.asking(self.id, "bucket"):
+            answer = http_backoff("GET", url, headers=headers, timeout=SECONDS)
+            try:
+                hf_raise_for_status(answer)
+            except RemoteEntryNotFoundError:
+                raise FileNotFoundError(path) from None
+            return answer.content
 
     def pipe_file(self, path: str, content: bytes) -> None:
         """Write a file, in place of one that may be there."""
-        self._api.batch_bucket_files(self.id, add=[(content, path)])
+        with hub.asking(self.id, "bucket"):
+            self._api.batch_bucket_files(self.id, add=[(content, path)])
 
     def rm_files(self, paths: Iterable[str]) -> None:
         """Remove files, in few calls; one that is not there is no error."""
         doomed = list(paths)
         if not doomed:
             return
-        try:
-            self._api.batch_bucket_files(self.id, delete=list(doomed))
-        except BucketBatchError as error:
-            failed = [failure["path"] for failure in error.failures]
-            if any(self._api.get_bucket_paths_info(self.id, failed)):
-                raise
+        with hub.asking(self.id, "bucket"):
+            try:
+                self._api.batch_bucket_files(self.id, delete=list(doomed))
+            except BucketBatchError as error:
+                failed = [failure["path"] for failure in error.failures]
+                if any(self._api.get_bucket_paths_info(self.id, failed)):
+                    raise

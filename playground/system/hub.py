@@ -10,6 +10,7 @@ from typing import Literal
 import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
+    BucketNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -21,7 +22,7 @@ from huggingface_hub.errors import (
 
 from playground.system.messages import Message, UserFacingError
 
-Kind = Literal["dataset", "model"]
+Kind = Literal["dataset", "model", "bucket"]
 
 ENDPOINT = "https://huggingface.co"
 REFUSALS = (401, 403)  # HTTP statuses
@@ -51,7 +52,7 @@ def api() -> HfApi:
 
 @contextmanager
 def asking(name: str, kind: Kind) -> Iterator[None]:
-    """Around calls about the repository `name` (OWNER/NAME): every error of the client is a HubError."""
+    """Around calls about the repository or bucket `name` (OWNER/NAME): every error of the client is a HubError."""
     try:
         yield
     except HubError:
@@ -74,9 +75,9 @@ def _in_words(error: Exception, name: str, kind: Kind) -> Message | None:
                 name=name,
                 page=page,
             )
-        case RepositoryNotFoundError() if token():
+        case RepositoryNotFoundError() | BucketNotFoundError() if token():
             return Message("The hub has no {name} that the token in HF_TOKEN may see.", name=name)
-        case RepositoryNotFoundError():
+        case RepositoryNotFoundError() | BucketNotFoundError():
             return Message(
                 "The hub has no {name}. If it is private, set HF_TOKEN to a token that may see it.", name=name
             )
