@@ -48,8 +48,7 @@ class CannotStart(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until a signal; returns the exit code."""
     safe_logging.configure_logging(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     for number in END_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     try:

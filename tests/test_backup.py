@@ -390,7 +390,9 @@ def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_sav
     assert again.save().trouble is None and len(snapshots(target)) == 3
 
 
-@pytest.mark.parametrize(("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense")])
+@pytest.mark.parametrize(
+    ("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense"), ("hf://datasets/a/b", "hf://buckets")]
+)
 def test_a_url_that_cannot_be_used_is_explained(tmp_path, url, words):
     with pytest.raises(BadTarget, match=words):
         Backup(Settings(_env_file=None, data_dir=tmp_path, backup={"url": url}))

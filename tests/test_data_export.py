@@ -259,7 +259,7 @@ def test_the_card_counts_what_is_in_the_files_and_leaves_the_licence_open(store,
     export.write(store, Export("preference", filters=Filters(person=who)), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     front = card.split("---")[1]
-    assert "license:  #" in front and "data_files: preference.jsonl" in front
+    assert "# license: yours" in front and "data_files: preference.jsonl" in front
     assert "| `preference.jsonl` | 2 |" in card and "2 for the left reply, 1 for a tie" in card
     assert "| `undecided.jsonl` | 1 |" in card and "(a tie, or both bad): 1. They are left out of `preference`" in card
     assert "data_files: preference.jsonl\n  default: true" in front and "data_files: undecided.jsonl\n" in front

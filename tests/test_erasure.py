@@ -256,6 +256,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
         "alter table policy drop column withdrawn",
         "alter table round drop column asked",
         "drop table imported",
+        "drop table origin",
         "alter table vote drop column excluded",
         "alter table demonstration drop column edited",
         "drop table round_conversation",

@@ -11,7 +11,7 @@ import pytest
 
 from playground.system import log_ids
 from playground.system.messages import Message
-from playground.system.safe_logging import JsonFormatter, Loggable, describe_error
+from playground.system.safe_logging import JsonFormatter, Loggable, configure_logging, describe_error
 from playground.web.proxies import Proxies
 from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
 
@@ -85,6 +85,16 @@ def test_names_numbers_and_paths_stay_readable_and_nobodys_words_do(lines, value
 def test_lines_of_other_libraries_have_numbers_alone(lines):
     logging.getLogger("httpx").warning("%s %s %d", "secret", "12:30", 3)
     assert lines()[0]["values"] == [None, "12:30", 3]
+
+
+@pytest.mark.parametrize("client", ["httpx", "httpx2"])
+def test_addresses_of_requests_are_not_logged(client, monkeypatch, caplog):
+    """The hub's client logged each one, and those of a bucket lead to others that are signed."""
+    monkeypatch.setattr(logging.getLogger(client), "level", logging.NOTSET)
+    configure_logging(io.StringIO(), "%(message)s")
+    with caplog.at_level(logging.INFO):
+        logging.getLogger(client).info("HTTP Request: GET https://files.example/x?X-Amz-Signature=abc")
+    assert caplog.text == ""
 
 
 def test_an_error_is_logged_without_its_words(lines):

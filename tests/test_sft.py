@@ -16,6 +16,7 @@ from playground.store.reasons import LEFT
 from playground.ui import gatewords, round_summary
 from playground.ui.phases import phase_progress, phase_text
 from playground.ui.words import CHINESE, Words
+from tests import fake_hub
 from tests.stores import cast
 from tests.tiny import tiny_folder, tiny_tokenizer
 from training import sft, sft_data, sft_train, worker
@@ -49,7 +50,7 @@ def command(folder, tmp_path):
     """Settings that take 20 demonstrations through all phases in a second or two."""
     return sft.SFTCommand(
         model=folder,
-        data=written(tmp_path / "demos.jsonl", rows()),
+        data=str(written(tmp_path / "demos.jsonl", rows())),
         data_dir=tmp_path / "data",
         device="cpu",
         dtype="float32",
@@ -111,7 +112,7 @@ def test_demonstrations_become_a_published_version_that_plain_peft_loads(command
 def test_a_second_file_goes_on_from_the_live_version(command, tmp_path):
     store = Store(command.database)
     fine_tuned(command, store)
-    again = command.with_values(data=written(tmp_path / "more.jsonl", rows("Here are three things.")))
+    again = command.with_values(data=str(written(tmp_path / "more.jsonl", rows("Here are three things."))))
     assert "v2 is published" in fine_tuned(again, store)
     second = store.round(2)["metrics"]
     assert second["started_from"] == 1 and store.policy(2)["parent"] == 1
@@ -206,7 +207,7 @@ def test_what_this_database_recorded_is_learnt_by_its_rounds_and_not_from_a_file
     theirs = {"prompt": "Hello", **marks, "created": "2020-01-01T00:00:00.000Z"}
     for row, left_out in ((ours, 1), (theirs, 0)):
         path = written(tmp_path / "exported.jsonl", [*rows(), row])
-        found, _ = sft.learn_from(command.with_values(data=path), store)
+        found, _ = sft.learn_from(command.with_values(data=str(path)), store)
         assert found.bad == left_out and duel
     assert "row 21 is left out: this database recorded it" in capsys.readouterr().err
 
@@ -228,7 +229,7 @@ def test_bad_rows_are_named_and_the_good_ones_learnt(command, tmp_path, capsys):
     odd = [pair, {"prompt": "No reply"}, tie, {"prompt": "x", "completion": " "}, rows()[0], "{not json"]
     path = tmp_path / "odd.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in [*rows(), *odd]))
-    found, data = sft.learn_from(command.with_values(data=path), None)
+    found, data = sft.learn_from(command.with_values(data=str(path)), None)
     said = capsys.readouterr()
     assert (found.rows, found.bad, found.repeated, len(found.episodes)) == (26, 4, 1, 21)
     assert "row 22 is left out: there is no reply to learn" in said.err
@@ -246,9 +247,16 @@ def test_csv_is_read_too_and_rows_beyond_the_limit_are_not(command, tmp_path, ca
         writer = csv.DictWriter(file, ["instruction", "output"])
         writer.writeheader()
         writer.writerows({"instruction": row["prompt"], "output": row["completion"]} for row in rows())
-    found, _ = sft.learn_from(command.with_values(data=path, max_rows=12), None)
+    found, _ = sft.learn_from(command.with_values(data=str(path), max_rows=12), None)
     assert len(found.episodes) == 12 and found.left_over
     assert "the rows after the first 12" in capsys.readouterr().err
+
+
+def test_demonstrations_are_read_from_the_hub_too(command, monkeypatch, capsys):
+    with fake_hub.serving(monkeypatch) as hub:
+        hub.add("ann/demos", files={"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows()).encode()})
+        found, _ = sft.learn_from(command.with_values(data="hf://datasets/ann/demos"), None)
+    assert len(found.episodes) == 20 and "hf://datasets/ann/demos: 20 rows read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ SAMPLE_CHARS = 200  # of a prompt and of a reply
 class SFTCommand(Settings):
     """Fine-tunes on demonstrations of a file, and publishes the version where it passes the gate."""
 
-    data: Path
-    """A file with one demonstration a row: .jsonl, .csv, .parquet, or a .json array."""
+    data: str
+    """A file with one demonstration a row (.jsonl, .csv, .parquet, or a .json array), or a dataset of the hub:
+    hf://datasets/OWNER/NAME, with @REVISION and /PATH behind it where you want those."""
     dry_run: bool = False
     """Show what would be learnt, and learn nothing."""
     epochs: int = Field(4, ge=1, le=100)
@@ -130,7 +131,7 @@ def sft_steps(settings: Settings, data: Split) -> int:
 def fine_tune(store: Store, settings: SFTCommand, data: Split) -> str:
     """Run a round on the demonstrations, and return what it made, in a sentence. NotPublished where that is nothing."""
     plain = Settings.like(settings, sft={"epochs": settings.epochs})
-    row = take(store, plain, settings.data.name)
+    row = take(store, plain, Path(settings.data).name)
     task = Task(data, 60 * settings.minutes, Progress())
     ended = worker.run_taken(store, plain, row, row["owner"], partial(SFTRound, task=task))
     if ended["state"] != "published":

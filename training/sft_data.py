@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from playground.data import columns, files
+from playground.data import columns, files, hub
 from playground.data.files import BadRow, Row
 from playground.data.records import Demonstration, JudgedPair, Turn
 from playground.models import prompts
@@ -59,19 +59,20 @@ class Split:
 
 
 def read(
-    path: Path,
+    path: str,
     tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     most_rows: int,
     on_bad: Callable[[int, str], None] = lambda number, reason: None,
     is_ours: Callable[[dict[str, Any]], bool] = lambda record: False,
 ) -> Reading:
-    """The demonstrations of a file. `on_bad(number, reason)` is told of each row that is left out; those for which
-    `is_ours(record)` are, too. CannotRead where the file as a whole cannot be read.
+    """The demonstrations of a file, or of a dataset of the hub by its address. `on_bad(number, reason)` is told of each
+    row that is left out; those for which `is_ours(record)` are, too. CannotRead where the whole of it cannot be read.
     """
     found = Reading()
     seen: set[bytes] = set()
-    for number, row in files.read(path):
+    rows = hub.find(path).rows() if hub.is_address(path) else files.read(Path(path))
+    for number, row in rows:
         if found.rows == most_rows:
             found.left_over = True
             break

@@ -1,5 +1,5 @@
-"""The place where snapshots are kept: a folder behind any fsspec URL, with files that are written whole, read, listed
-and removed. What the files are is up to `archive.py`.
+"""The place where snapshots are kept: a folder behind any fsspec URL, or in a bucket of the hub (`bucket.py`), with
+files that are written whole, read, listed and removed. What the files are is up to `archive.py`.
 """
 
 import os
@@ -9,15 +9,18 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from playground.backup.bucket import PREFIX, Bucket
 from playground.system.messages import UserFacingError
 from playground.system.safe_logging import describe_error
 
 Answer = TypeVar("Answer")
 
 PROBE = "probe"  # a file that is there for a moment
+OBJECT_STORES = {"s3", "gs", "abfs", "oss"}  # protocols under which the first part of a path is a bucket
 READ_PATIENCE = 120.0  # seconds that a read at the start may take; a part of a file has at most 4 MB
 
 
@@ -37,8 +40,13 @@ class Target:
 
     def __init__(self, url: str) -> None:
         protocol = url.partition("://")[0]
+        self.files: AbstractFileSystem | Bucket
         try:
-            self.files, self.root = url_to_fs(url)
+            if url.startswith(PREFIX):
+                self.files = Bucket(url)
+                self.root = self.files.root
+            else:
+                self.files, self.root = url_to_fs(url)
         except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
             raise BadTarget(
                 "backup.url begins with {protocol}://, for which a Python package is missing: {error}.",
@@ -60,15 +68,28 @@ class Target:
         def listed() -> dict[str, int]:
             self.files.invalidate_cache()
             try:
-                entries = self.files.ls(f"{self.root}/{folder}", detail=True)
+                entries = self.files.ls(self._path(folder), detail=True)
             except FileNotFoundError:
+                self._check_bucket()
                 return {}
             return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
 
         return self._asked(listed)
 
     def read(self, name: str) -> bytes:
-        return self._asked(lambda: self.files.cat_file(f"{self.root}/{name}"))
+        return self._asked(lambda: self.files.cat_file(self._path(name)))
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}" if self.root else name
+
+    def _check_bucket(self) -> None:
+        """Raise where it is the bucket of an object store that is missing, and not a folder in it: else a wrong name
+        would read as a backup without snapshots.
+        """
+        protocols = self.files.protocol if isinstance(self.files, AbstractFileSystem) else ()
+        if not OBJECT_STORES.isdisjoint([protocols] if isinstance(protocols, str) else protocols):
+            with suppress(PermissionError):  # a key for one folder of a bucket that is there
+                self.files.ls(self.root.partition("/")[0], detail=True)
 
     def _check_mounted(self) -> None:
         """TargetUnavailable where the folder above a folder of this machine is missing: a disk is not mounted."""
@@ -79,7 +100,7 @@ class Target:
     def write(self, name: str, content: bytes) -> None:
         """Write a file. Where it fails in the middle, a part of the file may be there."""
         self._check_mounted()
-        path = f"{self.root}/{name}"
+        path = self._path(name)
 
         def written() -> None:
             if isinstance(self.files, LocalFileSystem):
@@ -95,12 +116,12 @@ class Target:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that is not there is no error."""
-        for name in names:
-            self._asked(partial(self._remove, f"{self.root}/{name}"))
-
-    def _remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self.files.rm_file(path)
+        files, paths = self.files, map(self._path, names)
+        if isinstance(files, Bucket):
+            self._asked(partial(files.rm_files, paths))
+            return
+        for path in paths:
+            self._asked(partial(_remove, files, path))
 
     @staticmethod
     def _asked(call: Callable[[], Answer]) -> Answer:
@@ -108,6 +129,11 @@ class Target:
             return call()
         except Exception as error:  # each file system has errors of its own, whose messages may quote keys
             raise TargetUnavailable(describe_error(error)) from error
+
+
+def _remove(files: AbstractFileSystem, path: str) -> None:
+    with suppress(FileNotFoundError):
+        files.rm_file(path)
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:

@@ -6,21 +6,22 @@ and the others are in.
 """
 
 import argparse
+import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, importing, quality, queue_report, writers
+from playground.data import columns, export, import_command, importing, quality, queue_report, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
+from playground.data.import_command import counted
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
-
-SOME_BAD = 3  # exit code
-MOST_NAMED = 20  # bad rows that are named one by one; the others are counted by reason
+from playground.system import pushing
+from playground.system.hub import HubError
+from playground.system.pushing import Push
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (CannotRead, StoreError, SettingsError) as error:
+    except (CannotRead, StoreError, SettingsError, HubError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _export_command(commands.add_parser("export", help="what people judged, as files for other programs"))
-    _import_command(commands.add_parser("import", help="pairs, demonstrations and prompts from files"))
+    _import_command(commands.add_parser("import", help="pairs, demonstrations and prompts from files or the hub"))
     sources = commands.add_parser("sources", help="what was imported")
     remove = commands.add_parser("remove", help="take an import back")
     remove.add_argument("source", help="the name under which it was imported")
@@ -84,7 +85,12 @@ def _export_command(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plain", action="store_true", help="one text (Human: … Assistant: …) in place of messages")
     command.add_argument("--implicit-prompt", action="store_true", help="preference: the prompt within both replies")
     command.add_argument("--imported", action="store_true", help="the rows that were imported, in place of people's")
+    command.add_argument("--license", type=_license, help="of the dataset, as the hub names it, such as cc-by-4.0")
     _data_dir(command)
+    to_hub = command.add_argument_group("to the hub, with a token in HF_TOKEN that may write there")
+    to_hub.add_argument("--push", metavar="OWNER/NAME", help="push the files to this dataset, which is made private")
+    to_hub.add_argument("--public", action="store_true", help="push to a dataset that everybody can see")
+    to_hub.add_argument("--force", action="store_true", help="also where the dataset was not pushed from here")
     narrow = command.add_argument_group("which rows")
     narrow.add_argument("--version", type=_number, help="one of the replies is by this version; 0 is the base")
     narrow.add_argument("--choice", choices=[choice for choice in CHOICES if choice != "skip"], help="of the vote")
@@ -102,18 +108,25 @@ def _import_command(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Reads files with one row a pair, demonstration or prompt: .jsonl, .csv, .parquet, or a .json array. Columns "
         "of TRL, UltraFeedback (binarized), HH-RLHF, PandaLM and of this command's export are known. A row that is "
-        "there already is not added again."
+        "there already is not added again. A dataset of the hub is named like hf://datasets/OWNER/NAME, with @REVISION "
+        "and /PATH behind it where you want those; HF_TOKEN is the token for a private or a gated one."
     )
     command.set_defaults(run=run_import)
-    command.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    command.add_argument("--source", help="the name that the rows are kept under (default: each file's name)")
+    command.add_argument("files", nargs="+", metavar="FILE", help="or a dataset's address, hf://datasets/OWNER/NAME")
+    command.add_argument("--split", help="of a dataset (default: train, or the only one)")
+    command.add_argument(
+        "--source",
+        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit)",
+    )
     command.add_argument(
         "--weight",
         type=_weight,
         help="of a pair, beside a vote's 1 (default: 1); pairs that are there already get it too",
     )
     command.add_argument("--kind", choices=list(columns.KINDS), help="what of each row is taken (default: the most)")
-    command.add_argument("--max-rows", type=_number, default=importing.MOST_ROWS, help="of a file (default: 1,000,000)")
+    command.add_argument(
+        "--max-rows", type=_number, default=importing.MOST_ROWS, help="of a file or a dataset (default: 1,000,000)"
+    )
     _data_dir(command)
 
 
@@ -129,6 +142,12 @@ def _weight(text: str) -> float:
     if not 0 < weight <= 1000:
         raise argparse.ArgumentTypeError("a weight is above 0 and at most 1000")
     return weight
+
+
+def _license(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", text):
+        raise argparse.ArgumentTypeError("a licence is named like cc-by-4.0 or mit")
+    return text
 
 
 def _time(text: str) -> str:
@@ -163,7 +182,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         implicit=arguments.implicit_prompt,
         filters=filters,
         imported=arguments.imported,
+        license=arguments.license,
     )
+    push = Push(arguments.push, "dataset", arguments.public, arguments.force) if arguments.push else None
+    if push:
+        pushing.check(push)
     tally = export.write(open_store(arguments), wanted, arguments.out)
     for file, rows in tally.rows.items():
         print(f"{arguments.out / file}: {counted(rows, 'row')}")
@@ -177,67 +200,21 @@ def run_export(arguments: argparse.Namespace) -> int:
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
     if not tally.rows:
         print("There is no such row.")
+    if push:
+        print(pushing.send(push, arguments.out, export.FILES).said())
     return 0
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    store = open_store(arguments, create=True)
-    print(f"Database: {store.path}")
-    bad = usable = 0
-    for path in arguments.files:
-        reasons: Counter[str] = Counter()
-
-        def name_bad(number: int, reason: str, path: Path = path, reasons: Counter[str] = reasons) -> None:
-            if reasons.total() < MOST_NAMED:
-                print(f"{path}: row {number:,} is left out: {reason}", file=sys.stderr)
-            reasons[reason] += 1
-
-        report = importing.load(
-            store,
-            path,
-            source_name(arguments.source or path.stem),
-            kind=arguments.kind,
-            weight=arguments.weight,
-            most_rows=arguments.max_rows,
-            on_bad=name_bad,
-        )
-        tell(path, report, reasons)
-        bad += report.bad
-        usable += report.read - report.bad
-    if not bad:
-        return 0
-    return SOME_BAD if usable else 1
-
-
-def source_name(name: str) -> str:
-    """A name for a source; CannotRead where it cannot be one."""
-    if not name.isprintable() or not 0 < len(name) <= 100:
-        raise CannotRead("--source: a name has 1 to 100 characters that can be printed.")
-    return name
-
-
-def tell(path: Path, report: importing.Report, reasons: Counter[str]) -> None:
-    """Say what became of a file's rows."""
-    added = ", ".join(f"{kind}s {n:,}" for kind, n in report.added.items()) or "nothing"
-    read = counted(report.read, "row")
-    print(f"{path}: {read} read; new: {added}; there already: {report.known:,}; left out: {report.bad:,}")
-    if report.reweighed:
-        print(f"{path}: pairs that were there already and have the new weight: {report.reweighed:,}")
-    if report.bad > MOST_NAMED:
-        for reason, n in reasons.most_common(10):
-            print(f"  {n:,} × {reason}", file=sys.stderr)
-    if report.left_over:
-        print(f"{path}: the rows after the first {report.read:,} were not read; see --max-rows", file=sys.stderr)
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with what it counts: "1 row", "2 rows"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    return import_command.run(open_store(arguments, create=True), arguments)
 
 
 def run_sources(arguments: argparse.Namespace) -> int:
     for row in open_store(arguments).imported_sources():
-        print(f"{row['source']}: {row['kind']}s {row['rows']:,}, weight {row['weight']:g}, from {row['created']}")
+        line = f"{row['source']}: {row['kind']}s {row['rows']:,}, weight {row['weight']:g}, from {row['created']}"
+        if row["url"]:
+            line += f", {row['url']}, split {row['split']}, licence {row['license'] or 'not named'}"
+        print(line)
     return 0
 
 

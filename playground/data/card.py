@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from playground.data.records import JudgedPair, Record
+from playground.store import Origin
+from playground.system.pushing import MARKER
 
 CHOICES = {"a": "the left reply", "b": "the right reply", "tie": "a tie", "both_bad": "both bad"}
 
@@ -87,17 +89,25 @@ class Tally:
         self.columns.setdefault(file, list(row))
 
 
-def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any]) -> str:
-    """README.md of a folder with these files. `asked`: what the export was narrowed to."""
+def card(
+    tally: Tally,
+    files: Iterable[str],
+    asked: Mapping[str, Any],
+    license: str | None = None,
+    origins: Iterable[Origin] = (),
+) -> str:
+    """README.md of a folder with these files. `asked`: what the export was narrowed to. `license`: the hub's name of
+    one. `origins`: where imported rows were published.
+    """
     files = list(files)
     total = sum(tally.rows.values())
     lines = [
         "---",
-        "license:  # yours to choose before you publish this",
+        f"license: {license}" if license else "# license: yours to choose before you publish this",
         "pretty_name: Preferences from Nudge",
         f"size_categories: [{_size(total)}]",
         "tags: [preference, rlhf, human-feedback, trl]",
-        "configs:",
+        *(["configs:"] if total else []),
         *[line for file in files if tally.rows[file] for line in _config(file)],
         "---",
         "",
@@ -115,7 +125,10 @@ def card(tally: Tally, files: Iterable[str], asked: Mapping[str, Any]) -> str:
         *[f"| `{file}` | {tally.rows[file]:,} |" for file in files],
         "",
         *_counts(tally),
+        *_origins(origins),
         *[line for file in files for line in _columns(file, tally.columns.get(file, []))],
+        MARKER,
+        "",
     ]
     return "\n".join(lines)
 
@@ -168,6 +181,14 @@ def _counts(tally: Tally) -> list[str]:
         lines.append(f"- People: {len(tally.people):,}.")
     if tally.first:
         lines.append(f"- From {tally.first} to {tally.last}.")
+    return [*lines, ""] if lines else []
+
+
+def _origins(origins: Iterable[Origin]) -> list[str]:
+    lines = [
+        f"- Imported from `{origin.url}`, split {origin.split}. Its licence: {origin.license or 'not named'}."
+        for origin in origins
+    ]
     return [*lines, ""] if lines else []
 
 

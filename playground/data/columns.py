@@ -28,7 +28,7 @@ def record_of(row: Row, kind: str | None = None) -> tuple[str, Importable]:
     """(kind, record) of a row: a pair where it has one, else a demonstration, else a prompt; or the `kind` that is
     asked for. BadRow where its columns or their values say no such thing.
     """
-    kind = kind or _kind(row)
+    kind = kind or kind_of(row)
     readers: dict[str, Callable[[Row], Values]] = {"pair": _pair, "demonstration": _demonstration, "prompt": _prompt}
     return kind, _checked(kind, {**_marks(row), **readers[kind](row)})
 
@@ -51,7 +51,8 @@ def _id(value: Any) -> int | None:
     return value if is_id else None
 
 
-def _kind(row: Row) -> str:
+def kind_of(row: Row) -> str:
+    """What the columns of a row say: the most that they can be. BadRow where they are not known."""
     has = row.keys()
     if {"chosen", "rejected"} <= has or {"left", "right"} <= has or _two_responses(row):
         return "pair"

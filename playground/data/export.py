@@ -3,6 +3,7 @@
 Rows go from the database to the file one by one, so that memory does not grow with their number.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from heapq import merge
@@ -21,6 +22,7 @@ from playground.store.filters import ALL
 AsRows = Callable[[Record, formats.Shape], Iterator[formats.Row]]
 
 FORMATS = ("preference", "kto", "sft", "prompts", "everything")
+FILES = re.compile(r"(preference|undecided|kto|sft|prompts|pairs|thumbs|edits)\.(jsonl|parquet)")  # of any export
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Export:
     implicit: bool = False  # a preference has no prompt of its own
     filters: Filters = ALL
     imported: bool = False  # the rows that were imported, in place of what people said here
+    license: str | None = None  # of the dataset: the hub's name of one
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def write(store: Store, export: Export, out: Path) -> Tally:
         total = store.count_judged() if part.name in ("pairs", "preference") else None
         _write_part(part, export, out / name, tally, Progress(name, total))
     with writers.open_private(out / "README.md") as file:
-        file.write(card(tally, names, asked(export)))
+        origins = store.origins() if export.imported else []
+        file.write(card(tally, names, asked(export), export.license, origins))
     return tally
 
 

@@ -1,5 +1,5 @@
-"""Files from elsewhere into the store, row by row: the good rows go in, a bad one is named by its number and the
-reason.
+"""Files and datasets from elsewhere into the store, row by row: the good rows go in, a bad one is named by its number
+and the reason.
 
 Rows are kept in small transactions, so that nobody's vote waits for them. An import that was stopped is begun again:
 what is there already is known by the hash of its content.
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from playground.data import columns, files
 from playground.data.files import BadRow, Row
-from playground.data.progress import Progress
-from playground.store import ImportedRow, Store
+from playground.data.hub import Dataset
+from playground.store import ImportedRow, Origin, Store
 
 BATCH = 200  # rows in a transaction
-MOST_ROWS = 1_000_000  # of a file
+MOST_ROWS = 1_000_000  # of a file, or of a dataset
 
 
 @dataclass
@@ -33,38 +33,44 @@ class Report:
 
 def load(
     store: Store,
-    path: Path,
+    path: Path | Dataset,
     source: str,
     *,
     kind: str | None = None,
     weight: float | None = None,
     most_rows: int = MOST_ROWS,
     on_bad: Callable[[int, str], None] = lambda number, reason: None,
+    on_row: Callable[[], None] = lambda: None,
+    report: Report | None = None,
 ) -> Report:
-    """Import a file under the name `source`. `kind`: what of each row is taken; by default the most that it has.
-    `weight`: of each pair, beside a vote's 1, also of those that are there already; None: 1, and what is there keeps
-    its own. `on_bad(number, reason)` is called for each row that is left out. CannotRead where the file as a whole
-    cannot be read.
+    """Import a file or a dataset of the hub under the name `source`. `kind`: what of each row is taken; by default the
+    most that it has. `weight`: of each pair, beside a vote's 1, also of those that are there already; None: 1, and what
+    is there keeps its own. `on_bad(number, reason)` is called for each row that is left out. `on_row` is
+    called for each row, and `report` is counted up meanwhile. CannotRead where the whole of it cannot be read.
     """
-    report = Report()
+    report = Report() if report is None else report
     batch: list[ImportedRow] = []
-    rows = files.read(path)
-    with Progress(path.name) as progress:
-        for number, row in rows:
-            if report.read == most_rows:
-                report.left_over = True
-                break
-            report.read += 1
-            progress.step()
-            try:
-                batch.append(_checked(row, kind, 1.0 if weight is None else weight))
-            except BadRow as error:
-                report.bad += 1
-                on_bad(number, str(error))
-            if len(batch) == BATCH:
-                _keep(store, source, batch, weight, report)
-                batch = []
-        _keep(store, source, batch, weight, report)
+    rows = path.rows() if isinstance(path, Dataset) else files.read(path)
+    origin = path.origin if isinstance(path, Dataset) else None
+
+    def keep() -> None:
+        _keep(store, source, batch, weight, report, origin)
+        batch.clear()
+
+    for number, row in rows:
+        if report.read == most_rows:
+            report.left_over = True
+            break
+        report.read += 1
+        on_row()
+        try:
+            batch.append(_checked(row, kind, 1.0 if weight is None else weight))
+        except BadRow as error:
+            report.bad += 1
+            on_bad(number, str(error))
+        if len(batch) == BATCH:
+            keep()
+    keep()
     return report
 
 
@@ -75,12 +81,14 @@ def _checked(row: Row | BadRow, kind: str | None, weight: float) -> ImportedRow:
     return ImportedRow(record.content_hash(), kind_of_row, weight, record.as_dict())
 
 
-def _keep(store: Store, source: str, batch: list[ImportedRow], weight: float | None, report: Report) -> None:
+def _keep(
+    store: Store, source: str, batch: list[ImportedRow], weight: float | None, report: Report, origin: Origin | None
+) -> None:
     if weight is not None:
         report.reweighed += store.reweigh_imported([row.sha256 for row in batch], weight)
     for kind in columns.KINDS:
         rows = [row for row in batch if row.kind == kind]
         if rows:
-            added = store.add_imported(source, rows)
+            added = store.add_imported(source, rows, origin)
             report.added[kind] += added
             report.known += len(rows) - added

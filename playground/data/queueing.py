@@ -1,12 +1,12 @@
-"""The owner's prompts into the prompt queue, at each start: from a file that the import can read, or from what was
-imported. What a person does with them is `playground/chat/queueing.py`'s.
+"""The owner's prompts into the prompt queue, at each start: from a file or a dataset that the import can read, or from
+what was imported. What a person does with them is `playground/chat/queueing.py`'s.
 """
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from playground.data import columns, files
+from playground.data import columns, files, hub
 from playground.data.files import BadRow, CannotRead
 from playground.data.records import Prompt
 from playground.settings import Settings, SettingsError
@@ -23,7 +23,7 @@ IMPORTED = "import:"  # before the name of what was imported
 def check(settings: Settings) -> None:
     """SettingsError where the file of prompts cannot be used: it is told before anything is loaded."""
     prompts = settings.queue.prompts
-    if not prompts or prompts.startswith(IMPORTED):
+    if not prompts or prompts.startswith(IMPORTED) or hub.is_address(prompts):
         return
     try:
         files.read(Path(prompts).expanduser())
@@ -69,6 +69,8 @@ def _records(store: Store, settings: Settings) -> Iterator[Prompt]:
     source = settings.queue.prompts
     if source.startswith(IMPORTED):
         rows: files.Numbered = enumerate(store.imported_of(source.removeprefix(IMPORTED)), 1)
+    elif hub.is_address(source):
+        rows = hub.find(source).rows()
     else:
         rows = files.read(Path(source).expanduser())
     bad = 0

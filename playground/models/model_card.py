@@ -16,6 +16,7 @@ from playground.models import sources
 from playground.models.ratings import Duels, Rating, WinRate, rate
 from playground.settings import Settings, fields, sections
 from playground.store import Row, Store
+from playground.system.pushing import MARKER
 
 NAME = "README.md"
 LICENSE = re.compile(r"^license:\s*[\"']?([\w.-]+)", re.MULTILINE)
@@ -116,6 +117,7 @@ def card(facts: Facts, base: Base, kind: Kind) -> str:
         _table("What is known of it", _figures(facts)),
         _table("Settings of its round that are not the defaults", _settings(facts)),
         "## Load it\n\n```python\n" + _loading(base, kind) + "\n```",
+        MARKER,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

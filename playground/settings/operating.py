@@ -84,8 +84,8 @@ class QueueSettings(Group):
 
     prompts: str = ""
     """File of prompts, which whoever may vote takes one by one beside the chat: .jsonl, .csv, .parquet or .json, as
-    `python -m playground.data import` reads them, or .txt with one a line; or import:NAME for what was imported under
-    that name. Read at the start. Empty: no queue.
+    `python -m playground.data import` reads them, or .txt with one a line; hf://datasets/OWNER/NAME for a dataset of
+    the hub; or import:NAME for what was imported under that name. Read at the start. Empty: no queue.
     """
     overlap: Fraction = 0.2
     """Share of these prompts that two people judge: the second one is shown the same two replies, sides swapped."""

@@ -12,7 +12,7 @@ from playground.store.duels import Duels
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
 from playground.store.filters import Filters
 from playground.store.history import History
-from playground.store.imported import Imported, ImportedRow
+from playground.store.imported import Imported, ImportedRow, Origin
 from playground.store.judged import Judged
 from playground.store.keys import Keys
 from playground.store.people import People
@@ -33,6 +33,7 @@ __all__ = [
     "STOPPED",
     "Filters",
     "ImportedRow",
+    "Origin",
     "LeaseLost",
     "QueuedPrompt",
     "Row",

@@ -30,22 +30,36 @@ class ImportedRow(NamedTuple):
     record: dict[str, Any]
 
 
+class Origin(NamedTuple):
+    """Where rows come from that others publish: an address that always means the same (with a commit), the split, and
+    the licence, where one is named.
+    """
+
+    url: str
+    split: str
+    license: str | None
+
+
 class Imported(Database):
     """Part of `Store`."""
 
-    def add_imported(self, source: str, rows: Iterable[ImportedRow]) -> int:
+    def add_imported(self, source: str, rows: Iterable[ImportedRow], origin: Origin | None = None) -> int:
         """Keep rows in one transaction; returns how many of them are new. A row is known where one of the same hash is
         here, or where this very database recorded it.
         """
         added = 0
         with self.writing() as db:
+            origin_id = _id_of(db, origin) if origin else None
             for row in rows:
                 if _is_ours(db, row.record):
                     continue
                 added += db.execute(
-                    """insert or ignore into imported (sha256, kind, source, weight, record, created)
-                       values (?, ?, ?, ?, ?, ?)""",
-                    [row.sha256, row.kind, source, row.weight, json.dumps(row.record, ensure_ascii=False), now()],
+                    """insert or ignore into imported (sha256, kind, source, weight, record, created, origin)
+                       values (?, ?, ?, ?, ?, ?, ?)""",
+                    [
+                        *(row.sha256, row.kind, source, row.weight),
+                        *(json.dumps(row.record, ensure_ascii=False), now(), origin_id),
+                    ],
                 ).rowcount
         return added
 
@@ -65,14 +79,24 @@ class Imported(Database):
     def remove_imported(self, source: str) -> int:
         """Delete what was imported under this name; returns how many rows that were."""
         with self.writing() as db:
-            return db.execute("delete from imported where source = ?", [source]).rowcount
+            removed = db.execute("delete from imported where source = ?", [source]).rowcount
+            db.execute("delete from origin where not exists (select 1 from imported where origin = origin.id)")
+            return removed
 
     def imported_sources(self) -> list[Row]:
-        """What was imported. Keys: source, kind, rows, weight (the mean), created (the first time)."""
+        """What was imported. Keys: source, kind, rows, weight (the mean), created (the first time); of rows that others
+        publish url, split and license, as `Origin`.
+        """
         return self.rows(
-            """select source, kind, count(*) as rows, avg(weight) as weight, min(created) as created
-               from imported group by source, kind order by source, kind"""
+            """select source, kind, count(*) as rows, avg(weight) as weight, min(imported.created) as created,
+                      url, split, license
+               from imported left join origin on origin.id = imported.origin
+               group by source, kind, origin.id order by source, kind, origin.id"""
         )
+
+    def origins(self) -> list[Origin]:
+        """Where imported rows were published."""
+        return [Origin(**row) for row in self.rows("select url, split, license from origin order by id")]
 
     def imported_counts(self) -> dict[str, int]:
         """How many rows of each kind were imported; kinds without any are left out. It reads an index alone."""
@@ -113,6 +137,16 @@ class Imported(Database):
             after = page[-1]["id"]
             for row in _decoded(page):
                 yield row["record"]
+
+
+def _id_of(db: sqlite_utils.Database, origin: Origin) -> int:
+    """The id of an origin, which gets a row the first time."""
+    db.execute(
+        "insert or ignore into origin (url, split, license, created) values (?, ?, ?, ?)",
+        [origin.url, origin.split, origin.license, now()],
+    )
+    found = db.execute("select id from origin where url = ? and split = ?", [origin.url, origin.split]).fetchone()
+    return int(found[0])
 
 
 def _is_ours(db: sqlite_utils.Database, record: dict[str, Any]) -> bool:

@@ -308,6 +308,21 @@ def queue(db: Database) -> None:
     db.execute("create index queue_task_conversation on queue_task (conversation)")
     # of each person one at a time
     db.execute("create unique index queue_task_taken on queue_task (annotator) where state = 'taken'")
+
+
+@migrations(name="0021_origin")
+def origin(db: Database) -> None:
+    """Where imported rows come from that others publish: their licences ask to be told."""
+    db.execute("""create table origin (
+                    id integer primary key,
+                    url text not null,  -- with the commit: it always means the same files
+                    split text not null,
+                    license text,  -- as the dataset's card names it
+                    created text not null,
+                    unique (url, split))""")
+    db.execute("alter table imported add column origin integer references origin(id)")
+    # a source is taken back with its origins; without it SQLite would read every imported text for that
+    db.execute("create index imported_origin on imported (origin) where origin is not null")
     # the pair whose replies are shown again here, with sides swapped
     db.execute("alter table duel add column repeats integer references duel(id)")
     db.execute("create index duel_repeats on duel (repeats) where repeats is not null")

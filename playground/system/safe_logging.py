@@ -134,7 +134,11 @@ def write_as(log_format: Literal["text", "json"]) -> None:
 
 
 def configure_logging(stream: TextIO, line_format: str) -> None:
-    """`logging.basicConfig` at level INFO with this module's formatter."""
+    """`logging.basicConfig` at level INFO with this module's formatter. Clients that log the address of each request,
+    which may hold a signature that lets anybody in, say warnings alone.
+    """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Formatter(line_format, "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)

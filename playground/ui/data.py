@@ -21,6 +21,7 @@ from playground.ui.chat_panel import CHOICES
 from playground.ui.control import Control
 from playground.ui.data_table import Known
 from playground.ui.handlers import GESTURE, Trigger, Updates
+from playground.ui.hub_import import HubImportFold
 from playground.ui.notice import Notice
 from playground.ui.quality import QualityFold, person_name
 from playground.ui.reasons import TAGS
@@ -97,6 +98,7 @@ class DataTab:
         self.decide = gr.Button(visible="hidden", elem_id="data-decide")
         self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
         self.quality = QualityFold(store, control.admins.users)
+        self.hub_import = HubImportFold(store, control)
 
     @staticmethod
     def _number_box(label: str, elem_id: str) -> gr.Textbox:
@@ -107,7 +109,8 @@ class DataTab:
     def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
         shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
-        return [*shown, self.quality.fold, self.quality.html, self.shown, self.notice.html]
+        folds = [self.quality.fold, self.quality.html, self.hub_import.fold]
+        return [*shown, *folds, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
         asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
@@ -123,6 +126,7 @@ class DataTab:
             **GESTURE,
         )
         self.quality.wire(self.control.is_admin)
+        self.hub_import.wire()
 
     # -- handlers
 
@@ -242,6 +246,7 @@ class DataTab:
         return {
             self.html: data_table.pairs_html(rows, known, translate, empty, opened),
             self.quality.fold: gr.update(visible=is_admin),
+            self.hub_import.fold: gr.update(visible=is_admin),
             self.asked: data_table.asked_html(shown.filters, translate, names),
             self.all: data_table.all_html(shown.filters, translate, names) if is_admin and rows else "",
             self.newer: gr.update(visible=bool(shown.later)),

@@ -217,7 +217,7 @@ def imported_html(counts: Mapping[str, int], read: tuple[int, int] | None, trans
     if not counts:
         return ""
     held = translate(
-        "Imported from files: pairs {pairs}, demonstrations {demonstrations}, prompts {prompts}.",
+        "Imported: pairs {pairs}, demonstrations {demonstrations}, prompts {prompts}.",
         **{f"{kind}s": f"{counts.get(kind, 0):,}" for kind in ("pair", "demonstration", "prompt")},
     )
     learned = ""
