@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from safetensors.torch import load_file, save_file
 
 from playground.backup.target import Target
 from playground.models import loading
@@ -90,8 +91,18 @@ def voted(tmp_path_factory):
     return settings, store
 
 
-def test_a_round_is_published_and_the_next_is_judged_here_where_another_version_answers_by_now(voted, hub):
+def test_a_round_is_published_and_the_next_is_judged_here_where_another_version_answers_by_now(voted, hub, tmp_path):
     settings, store = voted
+    bucket = Target(settings.backup.url)
+
+    def kept(job):
+        """A job whose result is kept for the last part of this test."""
+        end, job.end = job.end, lambda *how: None
+        fake_hub.program(job)
+        job_files.receive(bucket, job.arguments["--key"], "result", tmp_path / "kept", 1)
+        end("COMPLETED")
+
+    hub.runs = iter([kept])
     row = run(store, settings, hub)
     assert row["state"] == "published", (row["reason"], hub.jobs[0].lines)
     spec = hub.jobs[0].spec
@@ -124,6 +135,23 @@ def test_a_round_is_published_and_the_next_is_judged_here_where_another_version_
     assert second["state"] == "published", (second["reason"], hub.jobs[1].lines)
     assert second["metrics"]["started_from"] == 1, "the job got the version that answered then"
     assert store.policy(2)["parent"] == 0 and nothing_is_left(settings)
+
+    def no_number(job):
+        """A job that sends the result of the first one with a value that is no number, and with right hashes."""
+        folder = tmp_path / "kept" / "rounds" / "0001"
+        policy = load_file(folder / "policy.safetensors")
+        next(iter(policy.values()))[0, 0] = float("nan")
+        save_file(policy, folder / "policy.safetensors")
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "live": 2}))
+        files = {f"rounds/0003/{file.name}": file for file in folder.iterdir()}
+        job_files.send(bucket, job.arguments["--key"], "result", files)
+        job.end("COMPLETED")
+
+    hub.runs = iter([no_number])
+    third = run(store, settings, hub)
+    assert third["state"] == "failed" and "BadAdapter in phase publish" in str(third["reason"]), third["reason"]
+    assert store.live_policy()["version"] == 2
 
 
 def nothing_is_left(settings):
@@ -346,6 +374,19 @@ def test_a_hub_that_does_not_answer_is_asked_again_and_one_that_refuses_ends_the
     hub.answers = [402]
     row = run(store, settings, hub)
     assert row["state"] == "failed" and "Hugging Face refuses the job (402): Payment Required" in str(row["reason"])
+
+
+def test_what_an_ended_round_left_in_the_bucket_goes_and_what_a_job_needs_stays(asked, hub):
+    settings, store = asked
+    hub.runs = iter([waits])
+    with pytest.raises(SystemExit):
+        run(store, settings, hub, Leaves)
+    job_control.tidy(store, settings)
+    assert not nothing_is_left(settings)
+    row = store.take_round("w", lease_seconds=1)
+    store.end_round(row["id"], "w", "failed")  # as if the worker had been killed then
+    job_control.tidy(store, settings)
+    assert nothing_is_left(settings)
 
 
 def test_a_server_that_trains_here_again_cancels_the_job(asked, hub, monkeypatch):

@@ -54,6 +54,17 @@ class SentJob:
     usd_per_minute: float | None = None
 
 
+def tidy(store: Store, settings: Settings) -> None:
+    """Remove from the target what a round that has ended left there, as where its worker was killed right after."""
+    row = store.last_round()
+    if not settings.job_flavour or (row and row["state"] == "running" and row["metrics"].get("job")):
+        return
+    try:
+        job_files.clear(Target(settings.backup.url))
+    except TargetUnavailable as error:
+        log.warning("whether a job has left files could not be seen: %s", error)
+
+
 class JobControl(Round):
     """A round with a job, which may not be sent yet. BadTarget where `backup.url` is none."""
 

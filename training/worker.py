@@ -25,7 +25,7 @@ from playground.store.reasons import LEFT, broken
 from playground.system import memory, safe_logging
 from playground.system.messages import Message, UserFacingError
 from playground.system.safe_logging import Loggable
-from training import job_round, program
+from training import job_control, job_round, program
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
@@ -194,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         forecaster = Forecaster(store, settings)
         eraser = Eraser(store, settings)
         eraser.tidy()
+        job_control.tidy(store, settings)
         idle_since = time.monotonic()
         while True:
             if step(store, settings, owner, forecaster, eraser):
