@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from playground.models import adapter_reading, adapters, prompts
+from playground.models.trial import Tally, tally_against_base
 from playground.settings import Settings
 from playground.store import ImportedRow, Store
 from playground.system.messages import Message
@@ -146,6 +147,18 @@ def test_a_round_retreats_to_the_base_where_people_prefer_it(folder, tmp_path):
     assert is_base(this) and round_start.kl_step(this.models) is None
 
 
+def test_one_persons_votes_against_the_base_count_up_to_twice_as_many_as_the_others(folder, tmp_path):
+    this = running(folder, tmp_path, live=strong())
+    store, base_hash = this.store, this.models.base["hash"]
+    many, few = store.annotator("many"), store.annotator("few")
+    for _ in range(30):
+        cast(store, "a", many, base_hash=base_hash, versions=(0, 1))
+    assert tally_against_base(store, 1) == Tally(0, 30), "somebody alone decides"
+    for _ in range(4):
+        cast(store, "a", few, base_hash=base_hash, versions=(1, 0))
+    assert tally_against_base(store, 1) == Tally(4, 8, left_out=22)
+
+
 def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_path):
     """A new version has none of its own yet."""
     this = running(folder, tmp_path, live=strong())
@@ -155,8 +168,8 @@ def test_the_votes_of_a_versions_parent_count_against_the_base_too(folder, tmp_p
     cast(store, "a", base_hash=base_hash, versions=(0, 2))
     cast(store, "tie", base_hash=base_hash, versions=(2, 0))
     cast(store, "a", base_hash=base_hash, versions=(1, 2))  # not against the base
-    assert store.votes_against_base(2) == {"wins": 0, "losses": 2, "ties": 1}
-    assert store.votes_against_base(1) == {"wins": 0, "losses": 1, "ties": 0}
+    assert tally_against_base(store, 2) == Tally(0, 2)
+    assert tally_against_base(store, 1) == Tally(0, 1)
     this = taken(store, this.settings)
     this._sft()
     assert is_base(this)

@@ -7,7 +7,7 @@ import json
 import logging
 
 from playground.models import adapter_reading, adapters
-from playground.models.trial import Tally, tally_of
+from playground.models.trial import tally_against_base, tally_of
 from playground.settings import Settings
 from playground.system.messages import Message
 from training import ratchet
@@ -22,8 +22,7 @@ def is_from_live(models: RoundModels, live: Row) -> bool:
     """Whether a round starts from the live version (a row of the store), not from the base."""
     if models.settings.round.start_from == "base" or live["version"] == 0:
         return False
-    votes = models.store.votes_against_base(live["version"])
-    against_base = Tally(votes["wins"], votes["losses"])
+    against_base = tally_against_base(models.store, live["version"])
     if ratchet.retreats(against_base):
         log.info(
             "people preferred the base to v%04d in %d of %d pairs, so this round starts from the base",

@@ -73,8 +73,18 @@ def counted(votes: Sequence[Decided], people: int) -> Tally:
 
 def tally_of(store: Store, row: Row) -> Tally:
     """What counts of the votes on a trial (a row of the store)."""
-    votes = [Decided(**vote) for vote in store.decided_on_trial(row)]
-    return counted(votes, store.people_of_trial(row, TAKES_PART))
+    return counted(_decided(store.decided_on_trial(row)), store.people_of_trial(row, TAKES_PART))
+
+
+def tally_against_base(store: Store, version: int) -> Tally:
+    """What counts of the votes on pairs of the base and a version or its parent."""
+    votes = _decided(store.decided_against_base(version))
+    given = Counter(vote.annotator for vote in votes)
+    return counted(votes, sum(n >= TAKES_PART for n in given.values()))
+
+
+def _decided(rows: Sequence[Row]) -> list[Decided]:
+    return [Decided(row["annotator"], row["won"]) for row in rows]
 
 
 def verdict(tally: Tally, settings: Settings) -> Verdict | None:

@@ -55,11 +55,11 @@ class Trials(Database):
         )
 
     def decided_on_trial(self, trial: Row) -> list[Row]:
-        """The votes that count for one of a trial's two versions, since it began, oldest first. Keys: annotator; won,
-        whether the version on trial was preferred.
+        """The votes that count for one of a trial's two versions, since it began, oldest first. Keys: id;
+        annotator; won, whether the version on trial was preferred.
         """
         rows = self.rows(
-            f"""select v.annotator, {WON} as won from {VOTES} join generation r on r.id = d.right_generation
+            f"""select v.id, v.annotator, {WON} as won from {VOTES} join generation r on r.id = d.right_generation
                 where v.id > ?3 and d.repeats is null and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b')
                 order by v.id""",
             trial["version"],
@@ -89,14 +89,18 @@ class Trials(Database):
         """Trials that are over, oldest first."""
         return self.rows("select * from trial where state != 'open' order by version")
 
-    def votes_against_base(self, version: int) -> Row:
-        """Votes on pairs of the base and a version or its parent. Keys: wins and losses of the version, and ties."""
+    def decided_against_base(self, version: int) -> list[Row]:
+        """The votes that count for one of the two on pairs of the base and a version or its parent, oldest first.
+
+        Keys: id; annotator; won, whether the version was preferred.
+        """
         parent = self.one("select coalesce(parent, 0) as parent from policy where version = ?", version)["parent"]
-        sums = {"wins": 0, "losses": 0, "ties": 0}
-        for ours in {version, parent} - {0}:
-            votes = self.votes_on_trial({"version": ours, "against": 0, "after_vote": 0})
-            sums = {name: total + votes[name] for name, total in sums.items()}
-        return sums
+        votes = [
+            vote
+            for ours in sorted({version, parent} - {0})
+            for vote in self.decided_on_trial({"version": ours, "against": 0, "after_vote": 0})
+        ]
+        return sorted(votes, key=lambda vote: vote["id"])
 
     def votes_on_own_pairs(self, version: int) -> Row:
         """Votes that count on pairs of which both replies are by this version.
