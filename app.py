@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
 from playground.people import guidelines
-from playground.settings import Settings, space
+from playground.settings import Settings, jobs, space
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
 from playground.system.safe_logging import Loggable
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a wrong path is told before the model is loaded
         guidelines.read(settings.people.guidelines)
         check_prompts(settings)
+        jobs.check(settings, os.environ)
         if serve(settings, listen(settings)):
             start_again()
     except (CannotStart, UserFacingError) as error:

@@ -21,7 +21,7 @@ from playground.settings import read
 from playground.system import memory
 from playground.system.child import Child
 from training import gpu as gpu_memory
-from training import ppo, rollout, worker
+from training import ppo, program, rollout
 from training.policy import PolicyModel
 
 READY_SECONDS = 120  # that the process may take until it is ready
@@ -81,8 +81,8 @@ def serve(settings, file, name):
 
 def train(settings, file, _name):
     """PPO on shipped prompts with random rewards, as a worker does it, without end."""
-    worker.be_quiet(settings)
-    worker.share_gpu(settings)
+    program.be_quiet(settings)
+    program.share_gpu(settings)
     tokenizer = loading.load_tokenizer(settings)
     policy = PolicyModel(loading.load_trunk(settings, settings.ppo.quantisation, training=True), settings)
     prompts = rollout.seed_prompts("train", tokenizer, settings.ppo.rollout_context)

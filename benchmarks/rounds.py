@@ -24,7 +24,7 @@ from playground.models import adapters, loading, prompts
 from playground.settings import Settings, read
 from playground.store import Store
 from playground.system import memory
-from training import annotators, gate, simulate, worker
+from training import annotators, gate, program, simulate, worker
 from training.rollout import Episode
 from training.round import Round
 
@@ -172,7 +172,7 @@ def main(path):
     settings, job = read([]), json.loads(Path(path).read_text())
     store = Store(settings.database)
     Observed.annotator = staticmethod(annotators.find(job["annotator"]))
-    worker.be_quiet(settings)
+    program.be_quiet(settings)
     memory.return_freed_memory()
     memory.limit_onednn_cache()
     wanted = store.request_round()

@@ -58,6 +58,7 @@ SLOW = (
     "test_browser_shown",
     "test_browser_languages",
     "test_loop",
+    "test_hf_jobs",
     "test_simulate",
     "test_browser_data",
     "test_pages_benchmark",

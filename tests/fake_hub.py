@@ -223,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
                 continue
             below, slash, _ = path[len(prefix) :].lstrip("/").partition("/")
             start = path[: len(prefix)] + "/" * path[len(prefix) :].startswith("/")
-            if slash:
+            if slash and "recursive" not in self.query:
                 found[start + below] = {"type": "directory", "path": start + below}
             else:
                 xet = hashlib.sha256(content).hexdigest()

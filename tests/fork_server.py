@@ -23,7 +23,7 @@ from playground.system import memory
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {str(ROOT / "app.py"), str(ROOT / "tests" / "paced_app.py")}
-MODULES = {"training.worker", "training.round_slice", "training.simulate", "tests.crashing_worker"}
+MODULES = {"training.worker", "training.round_slice", "training.job", "training.simulate", "tests.crashing_worker"}
 IMPORTED = (
     "playground.server",
     "playground.chat.session",

@@ -17,7 +17,7 @@ from playground.system import gpu_share
 from playground.system.gpu_share import GpuShare, StreamingSign
 from tests.test_policy import EPISODES, settings
 from tests.tiny import tiny_folder, tiny_model
-from training import ppo, rollout, worker
+from training import ppo, program, rollout
 from training.policy import PolicyModel
 
 PROMPTS = [[5, 6, 7], [30, 31], [8, 9, 10, 11], [40]]
@@ -126,9 +126,9 @@ def test_a_worker_keeps_to_its_share_on_a_gpu_alone(tmp_path, monkeypatch):
     own = Settings(data_dir=tmp_path, device="cpu")
     kept = []
     monkeypatch.setattr(gpu_share, "keep_to", kept.append)
-    worker.share_gpu(own)
+    program.share_gpu(own)
     assert not kept and not own.streaming_file.exists()
-    worker.share_gpu(own.with_values(device="cuda"))
+    program.share_gpu(own.with_values(device="cuda"))
     assert kept[0].rest_per_work == pytest.approx(7 / 3)
-    worker.share_gpu(own.with_values(device="cuda", gpu_share=1.0))
+    program.share_gpu(own.with_values(device="cuda", gpu_share=1.0))
     assert len(kept) == 1

@@ -22,7 +22,7 @@ ROOMS = [
     "ui",
     "server",
 ]
-SHARED = ["system", "settings", "store", "data", "models", "decoding"]  # by both halves
+SHARED = ["system", "settings", "store", "data", "backup", "models", "decoding"]  # by both halves
 MODULES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
     for part in ("playground", "training")

@@ -132,6 +132,13 @@ def test_files_are_written_over_listed_at_once_and_removed(bucket):
     assert isinstance(missing.value.__cause__, FileNotFoundError), "by which a lease tells that it has ended"
     target.remove(["lease/c", "lease/a", "lease/none"])
     assert target.list("lease") == {}
+    target.remove_folder("lease")
+    target.remove_folder("lease")
+    with pytest.raises(TargetUnavailable):
+        target.read("lease/deeper/b")
+    assert bucket.read("nudge-old/snapshots/x") == b"of somebody else"
+    target.inside("jobs/k").write("a", b"1")
+    assert target.read("jobs/k/a") == b"1"
 
 
 def test_two_servers_share_a_lease_there(bucket, tmp_path):

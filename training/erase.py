@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,8 @@ from training.preferences import Reply
 log = logging.getLogger(__name__)
 
 # files that only a running round needs and that reveal its votes; all *.partial files are treated likewise
-WORKING = ("preferences.json", "reward.safetensors", "people.safetensors", "ppo.pt")
+WORKING = ("preferences.json", "reward.safetensors", "people.safetensors", "ppo.pt", "served.json")
+JOB_FILES = ".job.partial"  # a folder in the data folder: what is being sent to a job, and what came from it
 KEPT = ("log.txt",)  # what is kept of a round that begins again
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # how a line of our own in a log begins; an exception's do not
 PATIENCE = 5.0  # seconds to wait for other users of the database
@@ -71,8 +73,9 @@ class Eraser:
 
     def tidy(self) -> None:
         """Remove the working files of rounds that have ended, also of one whose worker was killed right after its
-        end.
+        end, and what a worker that was killed has left of a job's files.
         """
+        shutil.rmtree(self.settings.data_dir / JOB_FILES, ignore_errors=True)
         active = self._active_round()
         for folder in self._folders():
             if int(folder.name) != active:

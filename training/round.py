@@ -9,6 +9,7 @@ when rounds run is `worker.py`'s.
 import json
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -266,12 +267,16 @@ class Round(RoundControl):
             joined(report.refused_because) if report.refused_because else "passed",
         )
         with models.seconds.part("gate: served"):
-            served_kl = round_gate.served_kl(models, replies.first_of_each(replies.new))
+            served_kl = self.served_kl(replies.first_of_each(replies.new))
         write_json(self.folder / "gate.json", {**report.as_dict(), "served_kl": served_kl, "samples": samples})
         if not report.demonstrations:
             self.record(gate_gain=report.gain, gate_low=report.gain_interval[0])
             self.record(people=report.people, people_who_lose=report.people_who_lose)
         self.record(gate_share=report.share, kl=report.kl, served_kl=served_kl)
+
+    def served_kl(self, episodes: Sequence[Episode]) -> float:
+        """How far what the chat will serve is from the trained policy, in nats a token, on these replies of it."""
+        return round_gate.served_kl(self.models, episodes)
 
     def judge(self, show_step: Callable[[int], None]) -> tuple[GateReplies, GateReport]:
         """The replies on which the gate judges, and what it says; `show_step(n)` counts the versions that replied."""
@@ -286,20 +291,7 @@ class Round(RoundControl):
         report = json.loads((self.folder / "gate.json").read_text())
         # the samples hold people's words; they stay in the file, which an erasure clears
         report.pop("samples", None)
-        live = self.store.live_policy()
-        version = self.store.add_policy(self.id, self.owner, parent=live["version"])
-        path, sha256 = adapters.write(
-            settings.adapters_dir,
-            version,
-            models.policy_of_the_gate(report.get("share", 1.0)).state(),
-            rank=settings.ppo.lora_rank,
-            alpha=settings.ppo.lora_alpha,
-            targets=models.policy.targets,
-            base=models.base,
-            parent=live["version"],
-            round_id=self.id,
-            scores={name: report[name] for name in ("gain", "gain_interval", "kl", "served_kl", "prompts")},
-        )
+        version, path, sha256 = self._write_version(report)
         if report["refused_because"]:
             reason = not_published(from_data(refusal) for refusal in report["refused_because"])
             self.store.refuse(self.id, self.owner, version, path, sha256, report, reason)
@@ -314,3 +306,23 @@ class Round(RoundControl):
         )
         trial = settings.trial.duels > 0
         self.store.publish(self.id, self.owner, version, path, sha256, report, trial)
+
+    def _write_version(self, report: Row) -> tuple[int, Path, str]:
+        """Write the policy that the gate left; returns the version's number, its folder and its hash."""
+        settings = self.settings
+        models = self.models
+        live = self.store.live_policy()
+        version = self.store.add_policy(self.id, self.owner, parent=live["version"])
+        path, sha256 = adapters.write(
+            settings.adapters_dir,
+            version,
+            models.policy_of_the_gate(report.get("share", 1.0)).state(),
+            rank=settings.ppo.lora_rank,
+            alpha=settings.ppo.lora_alpha,
+            targets=models.policy.targets,
+            base=models.base,
+            parent=live["version"],
+            round_id=self.id,
+            scores={name: report[name] for name in ("gain", "gain_interval", "kl", "served_kl", "prompts")},
+        )
+        return version, path, sha256

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from playground.models import loading
 from playground.settings import Settings, fields, nested
@@ -24,9 +24,13 @@ from training.preferences import Row
 
 log = logging.getLogger(__name__)
 
-PHASES = ("collect", "sft", "reward", "ppo", "gate", "publish")
+Phase = Literal["collect", "sft", "reward", "ppo", "gate", "publish"]
+PHASES: tuple[str, ...] = get_args(Phase)
 # settings that belong to this machine: a resumed round takes them from the worker, all others from its row
-OF_THIS_MACHINE = {"data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker", "gpu_share"}
+OF_THIS_MACHINE = {
+    *("data_dir", "models_dir", "device", "dtype", "threads", "host", "port", "worker", "gpu_share"),
+    *("train_on", "job.minutes", "job.image", "job.namespace", "backup.url"),
+}
 
 
 class RoundEnded(Exception):

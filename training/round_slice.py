@@ -16,18 +16,18 @@ import torch
 from pydantic import Field
 
 from playground.models import loading
-from playground.settings import Settings, SettingsError, read, space
+from playground.settings import space
 from playground.store import LeaseLost, Store, StoreError, is_fine_tuning
 from playground.store.reasons import LEFT
-from playground.system import safe_logging
-from training import worker
+from training import program, worker
+from training.program import ProgramSettings
 from training.round import Round
 from training.round_control import RoundLeft
 
 log = logging.getLogger("training.round_slice")
 
 
-class SliceSettings(Settings):
+class SliceSettings(ProgramSettings):
     """A slice of a training round of Nudge."""
 
     round_id: int = Field(ge=1)
@@ -36,8 +36,6 @@ class SliceSettings(Settings):
     """The name under which its lease is held."""
     until: float = Field(gt=0)
     """When to leave the round, in seconds since the epoch."""
-    server_pid: int = Field(0, ge=0)
-    """Process id of who started this; the slice ends when that process has ended. 0 is never."""
 
 
 class RoundSlice(Round):
@@ -67,19 +65,12 @@ def run(store: Store, settings: SliceSettings) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    safe_logging.configure_logging(sys.stderr, "%(asctime)s %(name)s %(message)s")
-    try:
-        settings = read(argv, SliceSettings, "python -m training.round_slice")
-        safe_logging.write_as(settings.log_format)
-    except SettingsError as error:
-        sys.exit(str(error))
-    if settings.server_pid:
-        worker.end_with(settings.server_pid)
+    settings = program.begin(argv, SliceSettings, "python -m training.round_slice")
     if settings.device == "auto" and loading.device_of(settings).type != "cuda":
         sys.exit(space.NO_GPU)
-    worker.prepare(settings)
+    program.prepare(settings)
     try:
-        run(Store(settings.database, patience=worker.PATIENCE, create=False), settings)
+        run(Store(settings.database, patience=program.PATIENCE, create=False), settings)
     except LeaseLost as error:
         log.warning("the lease is lost: %s", error)
     except StoreError as error:

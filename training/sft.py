@@ -22,7 +22,7 @@ from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, read
 from playground.store import Store, StoreError
 from playground.system import safe_logging
-from training import sft_data, sft_train, worker
+from training import program, sft_data, sft_train, worker
 from training.preferences import Row
 from training.sft_data import CannotLearn, Reading, Split
 from training.sft_round import SFTRound, Task
@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             store = Store(settings.database) if settings.database.exists() else None
             show(settings, *learn_from(settings, store))
             return 0
-        store = Store(settings.database, patience=worker.PATIENCE, create=False)
+        store = Store(settings.database, patience=program.PATIENCE, create=False)
         settings = worker.with_overrides(store, settings)
         _, data = learn_from(settings, store)
-        worker.prepare(settings)
+        program.prepare(settings)
         print(fine_tune(store, settings, data))
         return 0
     except (SettingsError, CannotRead, CannotLearn, NotPublished, StoreError, ModelUnavailable) as error:

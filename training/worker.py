@@ -1,6 +1,7 @@
 """The worker process: decides when a round runs, holds its lease, and survives being killed.
 
-`run_once(store, settings, owner)` is the unit of work; sleeping, signals and priority are outside it. `python -m
+`run_once(store, settings, owner)` is the unit of work; sleeping and signals are outside it; what each
+program that trains begins with is in `program.py`. `python -m
 training.worker` loops. `--once` runs one round now and exits 0 when it was published, 3 when it was refused, 4 without
 enough evidence, 1 when it failed.
 """
@@ -10,53 +11,44 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-import torch
-from pydantic import Field
-
-from playground.models import loading
 from playground.models.loading import ModelUnavailable
-from playground.settings import Settings, SettingsError, overridden, read
+from playground.settings import Settings, SettingsError, jobs, overridden
 from playground.store import LeaseLost, Store, StoreError, StoreLost, StoreUnavailable, is_fine_tuning
 from playground.store.heartbeat import heartbeat
 from playground.store.reasons import LEFT, broken
-from playground.system import gpu_share, memory, safe_logging
-from playground.system.gpu_share import GpuShare, StreamingSign
+from playground.system import memory, safe_logging
 from playground.system.messages import Message, UserFacingError
 from playground.system.safe_logging import Loggable
+from training import job_control, job_round, program
 from training.erase import Eraser, folder_of
 from training.forecast import Forecaster
 from training.preferences import Row
+from training.program import ProgramSettings
 from training.round import Round
 from training.round_control import RoundEnded, RoundLeft
 
 log = logging.getLogger("training.worker")
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
+MakeRound = Callable[[Store, Settings, Row, str], Round]
 
 MAX_ATTEMPTS = 3  # a round that was taken more often without getting further has failed
-# seconds that the worker waits for another process that holds the database; long, since nobody waits for the worker
-PATIENCE = 60.0
 STORE_PAUSE = 10.0  # seconds until the worker looks for work again after the store could not answer
 REST_AFTER = 300.0  # seconds without work after which the worker keeps no model in memory
-PARENT_PAUSE = 1.0  # seconds between two checks whether the server still runs
 
 EXIT_CODES = {"published": 0, "refused": 3, "not_enough": 4}
 
 
-class WorkerSettings(Settings):
+class WorkerSettings(ProgramSettings):
     """The training worker of Nudge."""
 
     once: bool = False
     """Run one round now and exit."""
-    server_pid: int = Field(0, ge=0)
-    """Process id of the server; the worker ends when that process has ended. 0 is never."""
 
 
 def run_once(
@@ -64,11 +56,12 @@ def run_once(
     settings: Settings,
     owner: str,
     auto: bool = True,
-    kind: type[Round] = Round,
+    kind: MakeRound = job_round.make,
     before: Callable[[], None] = lambda: None,
 ) -> Row | None:
     """Run or resume one round if there is one to run, and return its final row; None when there was nothing to do.
-    `kind` is the class of the round, `before` is called before it starts. With `auto`, new votes can start a round.
+    `kind` makes the round, by default one that trains where the settings say; `before` is called before it starts. With
+    `auto`, new votes can start a round.
 
     An error in a round ends that round with the reason. A lost lease, a store that cannot answer (StoreUnavailable) or
     a signal to stop leaves the round to the next worker.
@@ -91,9 +84,7 @@ def run_once(
     return run_taken(store, settings, row, owner, kind)
 
 
-def run_taken(
-    store: Store, settings: Settings, row: Row, owner: str, kind: Callable[[Store, Settings, Row, str], Round] = Round
-) -> Row:
+def run_taken(store: Store, settings: Settings, row: Row, owner: str, kind: MakeRound = Round) -> Row:
     """Run a round (its row) whose lease `owner` has just taken, and return its final row. Errors as in `run_once`."""
     round_id = row["id"]
     log.info("round %s starts at %s", round_id, Loggable(row["phase"]))
@@ -185,27 +176,25 @@ def logged(file: Path) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    safe_logging.configure_logging(sys.stderr, "%(asctime)s %(name)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = program.begin(argv, WorkerSettings, "python -m training.worker")
     try:
-        settings = read(argv, WorkerSettings, "python -m training.worker")
-        safe_logging.write_as(settings.log_format)
+        jobs.check(settings, os.environ)
     except SettingsError as error:
         sys.exit(str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if settings.server_pid:
-        end_with(settings.server_pid)
-    prepare(settings)
+    program.prepare(settings)
     owner = own_name()
     try:
         # Only the app creates the database. If somebody moved it away while the app runs, a new one would be in the way
         # when it is moved back.
-        store = Store(settings.database, patience=PATIENCE, create=False)
+        store = Store(settings.database, patience=program.PATIENCE, create=False)
         if settings.once:
             store.request_round()
             sys.exit(wait_for_round(store, settings, owner))
         forecaster = Forecaster(store, settings)
         eraser = Eraser(store, settings)
         eraser.tidy()
+        job_control.tidy(store, settings)
         idle_since = time.monotonic()
         while True:
             if step(store, settings, owner, forecaster, eraser):
@@ -248,49 +237,6 @@ def wait_for_round(store: Store, settings: Settings, owner: str) -> int:
     reason = f". {row['reason']}" if row["reason"] else ""
     print(f"Round {row['id']}: {row['state']}{reason}")
     return EXIT_CODES.get(row["state"], 1)
-
-
-def end_with(parent: int) -> None:
-    """End this process, in order as on SIGTERM, soon after `parent` (the process id that started it) has ended.
-
-    A server that was killed would otherwise leave its worker training, beside the worker of the next server.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_PAUSE)
-        log.warning("the server has ended; its worker ends too")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
-
-
-def be_quiet(settings: Settings) -> None:
-    """Train at the lowest priority: with `nice 19` and all threads, a chat beside the worker keeps more of its speed
-    than with half of the threads each.
-    """
-    torch.set_num_threads(settings.threads)
-    if sys.platform == "win32":
-        psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
-    else:
-        psutil.Process().nice(19)
-
-
-def prepare(settings: Settings) -> None:
-    """Make this process one that trains: at the lowest priority, and with its memory kept small."""
-    be_quiet(settings)
-    memory.leave_out_imports()
-    memory.return_freed_memory()
-    memory.limit_onednn_cache()
-    memory.let_gpu_segments_grow()
-    share_gpu(settings)
-
-
-def share_gpu(settings: Settings) -> None:
-    """On a GPU, keep to a share of the time while the server's replies stream."""
-    if settings.gpu_share < 1 and loading.device_of(settings).type == "cuda":
-        is_streaming = StreamingSign(settings.streaming_file).shown
-        gpu_share.keep_to(GpuShare(is_streaming, settings.gpu_share, torch.cuda.synchronize))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ class Bucket:
         with hub.asking(self.id, "bucket"):
             self._api.batch_bucket_files(self.id, add=[(content, path)])
 
+    def rm(self, path: str, recursive: bool = True) -> None:
+        """Remove a folder and all that is in it."""
+        with hub.asking(self.id, "bucket"), suppress(RemoteEntryNotFoundError):
+            entries = list(self._api.list_bucket_tree(self.id, prefix=path, recursive=recursive))
+            self.rm_files(entry.path for entry in entries if entry.type == "file" and entry.path.startswith(f"{path}/"))
+
     def rm_files(self, paths: Iterable[str]) -> None:
         """Remove files, in few calls; one that is not there is no error."""
         doomed = list(paths)

@@ -2,6 +2,7 @@
 files that are written whole, read, listed and removed. What the files are is up to `archive.py`.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -59,6 +60,13 @@ class Target:
                 "hf://buckets/owner/name/folder.",
                 error=str(error).rstrip(".") if isinstance(error, ValueError) else type(error).__name__,
             ) from None
+        self._above = os.path.dirname(self.root)  # on a disk that may not be mounted
+
+    def inside(self, folder: str) -> "Target":
+        """A folder of this one as a target of its own."""
+        inner = copy.copy(self)
+        inner.root = self._path(folder)
+        return inner
 
     def list(self, folder: str) -> dict[str, int]:
         """The names of the files in a folder, each with its size in bytes; none where there is no such folder."""
@@ -93,9 +101,8 @@ class Target:
 
     def _check_mounted(self) -> None:
         """TargetUnavailable where the folder above a folder of this machine is missing: a disk is not mounted."""
-        above = os.path.dirname(self.root)
-        if isinstance(self.files, LocalFileSystem) and not os.path.isdir(above):
-            raise TargetUnavailable(f"there is no folder {above}")
+        if isinstance(self.files, LocalFileSystem) and not os.path.isdir(self._above):
+            raise TargetUnavailable(f"there is no folder {self._above}")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file. Where it fails in the middle, a part of the file may be there."""
@@ -122,6 +129,17 @@ class Target:
             return
         for path in paths:
             self._asked(partial(_remove, files, path))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and all that is in it; one that is not there is no error."""
+        self._check_mounted()
+
+        def removed() -> None:
+            self.files.invalidate_cache()
+            with suppress(FileNotFoundError):
+                self.files.rm(self._path(folder), recursive=True)
+
+        self._asked(removed)
 
     @staticmethod
     def _asked(call: Callable[[], Answer]) -> Answer:

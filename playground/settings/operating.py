@@ -1,5 +1,5 @@
-"""The groups of settings for whoever operates the server: what it tells other programs, its people, and what they are
-to judge.
+"""The groups of settings for whoever operates the server: what it tells other programs, its people, what they are
+to judge, and the machines that rounds are sent to.
 """
 
 from ipaddress import ip_network
@@ -91,3 +91,16 @@ class QueueSettings(Group):
     """Share of these prompts that two people judge: the second one is shown the same two replies, sides swapped."""
     minutes: float = Field(30, ge=0.1, le=10080)
     """Minutes after which a prompt that was taken and not judged is free for others."""
+
+
+class JobSettings(Group):
+    """A round on a machine of Hugging Face, where `train_on` names one."""
+
+    minutes: int = Field(120, ge=5, le=1440)
+    """Minutes after which a job is cancelled and its round has failed; those in which it waits for a machine count."""
+    image: str = Field("", pattern=r"^(\S{1,500})?$")
+    """Docker image, or Space as hf.co/spaces/OWNER/NAME, whose working folder is this app with all it needs. Empty: an
+    image with uv, which installs what the Space's own revision asks for.
+    """
+    namespace: str = Field("", pattern=r"^([A-Za-z0-9._-]{1,100})?$")
+    """User or organisation that pays for the jobs; empty: the user of HF_TOKEN."""

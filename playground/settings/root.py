@@ -116,6 +116,10 @@ class Settings(BaseSettings):
     """
 
     # -- training
+    train_on: str = Field("here", pattern=r"^(here|hf-job:[a-z0-9][a-z0-9-]{0,39})$")
+    """Where rounds train: here, or hf-job:FLAVOUR, such as hf-job:t4-small, on a machine of Hugging Face that the owner
+    of HF_TOKEN pays by the minute. That needs `backup.url`, by which what a round needs travels.
+    """
     gpu_share: float = Field(0.3, ge=0.05, le=1)
     """Share of the time in which a round works on a GPU while replies stream; 1: all the time."""
     seed: int = Field(0, ge=0)
@@ -151,6 +155,8 @@ class Settings(BaseSettings):
     """Who may come in, and guidelines for people who vote."""
     queue: operating.QueueSettings = operating.QueueSettings()
     """Prompts that people are asked to judge."""
+    job: operating.JobSettings = operating.JobSettings()
+    """A round on a machine of Hugging Face."""
 
     @field_validator("threads")
     @classmethod
@@ -175,6 +181,11 @@ class Settings(BaseSettings):
         return value.expanduser()
 
     _networks = field_validator("trusted_proxies")(operating.networks)
+
+    @property
+    def job_flavour(self) -> str:
+        """The kind of machine of Hugging Face on which rounds train; empty where they train here."""
+        return self.train_on.partition(":")[2]
 
     @property
     def database(self) -> Path:

@@ -48,7 +48,7 @@ class Erasures(Database):
         with self.writing() as db:
             check_owner(db, conversation, annotator)
             db.execute("update conversation set deleted = ? where id = ?", [now(), conversation])
-            _blank(db, "= ?", conversation)
+            blank(db, "= ?", conversation)
             _request(db, annotator, conversation)
         self.scrub(SCRUB_PATIENCE)
 
@@ -60,7 +60,7 @@ class Erasures(Database):
             db.execute(
                 "update conversation set deleted = ? where annotator = ? and deleted is null", [now(), annotator]
             )
-            _blank(db, "in (select id from conversation where annotator = ?)", annotator)
+            blank(db, "in (select id from conversation where annotator = ?)", annotator)
             db.execute(
                 """update annotator set token_hash = null, name = null, signed_in_until = null, role = 'annotator',
                      allow_training = 0, account = null where id = ?""",
@@ -116,7 +116,7 @@ class Erasures(Database):
         A chat has some where it was deleted before erasures existed, or where a reply came in after the deletion.
         """
         with self.writing() as db:
-            _blank(db, UNFINISHED)
+            blank(db, UNFINISHED)
             for round_id, stored in db.execute(
                 f"select r.id, r.reason from round r where r.state = 'failed' and r.reason > '' and {WITHDRAWN}"
             ).fetchall():
@@ -185,7 +185,7 @@ def _request(db: sqlite_utils.Database, annotator: int, conversation: int | None
     db.table("erasure").insert({"annotator": annotator, "conversation": conversation, "requested": now()})
 
 
-def _blank(db: sqlite_utils.Database, which: str, *values: Any) -> None:
+def blank(db: sqlite_utils.Database, which: str, *values: Any) -> None:
     """Remove every text, and the tokens that spell it, from the conversations whose id fulfils the condition `which`.
 
     A prompt stays while a reply in another chat was made from it.

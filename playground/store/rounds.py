@@ -231,6 +231,11 @@ class Rounds(Database):
             after,
         )
 
+    def used_votes(self, round_id: int) -> list[tuple[int, bool]]:
+        """The votes that a round has used, as `record_used_votes` has them."""
+        rows = self.rows("select vote, heldout from vote_use where round = ? order by vote", round_id)
+        return [(row["vote"], bool(row["heldout"])) for row in rows]
+
     def metrics(self, round_id: int) -> dict[str, list[tuple[int, float | None]]]:
         """The curves of a round by name, each a list of (step, value)."""
         curves: dict[str, list[tuple[int, float | None]]] = {}

@@ -13,14 +13,20 @@ from pathlib import Path
 
 from playground.store.database import now
 from playground.store.disk import PRIVATE
-from playground.store.erasures import Erasures
+from playground.store.erasures import Erasures, blank
+from playground.store.errors import StoreUnavailable
 
+COPY_PATIENCE = 5.0  # seconds that a copy, which nobody else has open, waits for others
 STEP_PAGES = 1024  # pages that are copied at once, 4 MB
 
 # Two counters in the header of the file: they grow with every transaction, also with one that changes no row, such as
 # the try of `Database.trouble`. In a copy they are 1, so that equal databases have equal copies.
 # https://sqlite.org/fileformat2.html, 1.3.5 and 1.3.15
 COUNTERS = (24, 92)  # where they begin; each has four bytes
+
+# what a round reads nothing of: cookies that are signed in, keys, the queue, what admins changed and did, erasures. In
+# an order in which no row is removed before those that name it.
+NOT_FOR_ROUNDS = ("sign_in", "api_key", "queue_task", "queued_prompt", "override", "policy_event", "erasure")
 
 REMEMBERED = 1000  # erasures, and revoked keys, that a copy lists, the newest
 
@@ -80,17 +86,45 @@ class Snapshots(Erasures):
         newest = tuple(Erasure(row[0], row[1], row[2], bool(row[3])) for row in reversed(erasures))
         return CopySummary(done, newest, tuple(sorted(row[0] for row in revoked)))
 
+    def keep_for_round(self, round_id: int) -> None:
+        """Leave in this database, which is a copy, only what a round needs: the chats that it was recorded to read,
+        without names, cookies, comments or links. What is removed is nowhere in the file then.
+        """
+        unread = "not in (select conversation from round_conversation where round = ?)"
+        with self.writing() as db:
+            for table in NOT_FOR_ROUNDS:
+                db.execute(f"delete from {table}")
+            # deleted first: a text that two chats share is kept for one that is not
+            db.execute(f"update conversation set deleted = ? where deleted is null and id {unread}", [now(), round_id])
+            blank(db, unread, round_id)
+            db.execute("update conversation set share_token = null, shown_duel = null, sampling = null")
+            db.execute("update vote set tags = null, comment = null")
+            db.execute(
+                """update annotator set token_hash = null, name = null, account = null, signed_in_until = null,
+                     role = 'annotator'"""
+            )
+            db.execute("update round set reason = null, wish = null")
+        if not self.scrub(COPY_PATIENCE, rewrite=True):
+            raise StoreUnavailable("The copy of the database for a round could not be written.")
+
     def restart_running_round(self) -> None:
         """Send a round that was running when the copy was made back to its first phase: its files are not there.
         One that fine-tunes on a file is still known by that, so that a worker ends it, as one whose process is gone.
+        One that trains elsewhere goes on there, so what it has read is kept too.
         """
         with self.writing() as db:
             for (round_id,) in db.execute("select id from round where state = 'running'").fetchall():
-                for table in ("round_conversation", "vote_use", "metric"):
+                for table in ("vote_use", "metric"):
                     db.execute(f"delete from {table} where round = ?", [round_id])
                 db.execute(
+                    """delete from round_conversation where round = ?1
+                         and (select json_extract(metrics, '$.job') from round where id = ?1) is null""",
+                    [round_id],
+                )
+                db.execute(
                     """update round set phase = 'collect', step = 0, steps = 0,
-                         metrics = json_patch('{}', json_object('sft_file', json_extract(metrics, '$.sft_file')))
+                         metrics = json_patch('{}', json_object('sft_file', json_extract(metrics, '$.sft_file'),
+                           'job', json_extract(metrics, '$.job'), 'jobs_sent', json_extract(metrics, '$.jobs_sent')))
                        where id = ?""",
                     [round_id],
                 )

@@ -3,22 +3,26 @@
 from html import escape
 
 from playground.serving import gpu_slices
-from playground.system.messages import loads
+from playground.system.messages import Message, loads
 from playground.ui.handlers import Row
 from playground.ui.text import visible
 from playground.ui.words import Words
 
 
 def place_html(row: Row, translate: Words, is_admin: bool) -> str:
-    """A paragraph, or nothing. `row` is the round's; only admins see what ZeroGPU itself said of their quota."""
+    """A paragraph, or nothing. `row` is the round's; only admins see what ZeroGPU itself said of their quota, and the
+    address of a job.
+    """
     text = _place(row, translate)
-    words = row["metrics"].get("left_gpu_words")
+    words = row["metrics"].get("left_gpu_words") or (row["metrics"].get("job") or {}).get("url")
     if words and is_admin:
         text = f"{text} ({words})"
     return f'<p class="place">{escape(visible(text))}</p>' if text else ""
 
 
 def _place(row: Row, translate: Words) -> str:
+    if job := row["metrics"].get("job"):
+        return translate.message(_job(job, row["state"] == "running"))
     if left := row["metrics"].get("left_gpu"):
         return translate.message(loads(left))
     if not (row["owner"] or "").startswith(gpu_slices.OWNER):
@@ -26,3 +30,20 @@ def _place(row: Row, translate: Words) -> str:
     if row["state"] == "running":
         return translate("This round trains on a GPU of ZeroGPU, a minute at a time.")
     return translate("This round trained on a GPU of ZeroGPU.")
+
+
+def _job(job: Row, runs: bool) -> Message:
+    """Where a round trains as a job (`SentJob` of training, as its row has it), for how long and for about how much."""
+    machine, minutes, price = job["flavour"], job["seconds"] / 60, job["usd_per_minute"]
+    if runs and job["stage"] == "waiting":
+        return Message("This round waits for a machine of Hugging Face ({machine}).", machine=machine)
+    if runs:
+        where = Message("This round trains on a machine of Hugging Face ({machine}).", machine=machine)
+    else:
+        where = Message("This round trained on a machine of Hugging Face ({machine}).", machine=machine)
+    if price is None:
+        return Message("{where} Minutes so far: {minutes}.", where=where, minutes=f"{minutes:.0f}")
+    cost = f"{minutes * price:.2f}"
+    return Message(
+        "{where} Minutes so far: {minutes}, about ${cost}.", where=where, minutes=f"{minutes:.0f}", cost=cost
+    )

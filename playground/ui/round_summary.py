@@ -103,7 +103,7 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
     reason = row["reason"] if is_admin else public_reason(row)
     reason_html = ""
     if reason and state != "stopped":
-        reason_html = f"<p>{escape(visible(translate.message(reason)))}</p>"
+        reason_html = f'<p class="reason">{escape(visible(translate.message(reason)))}</p>'
     losing, of_people = row["metrics"].get("people_who_lose"), row["metrics"].get("people", 0)
     if losing and of_people > 1:
         sentence = translate(
