@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
-from playground.people import guidelines
+from playground.people import guidelines, provider_setup
 from playground.settings import Settings, space
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
@@ -48,7 +48,7 @@ class CannotStart(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until a signal; returns the exit code."""
     safe_logging.configure_logging(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "uvicorn.access"):
+    for noisy in ("httpx", "httpx2", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for number in END_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         safe_logging.write_as(settings.log_format)
         # a wrong path is told before the model is loaded
         guidelines.read(settings.people.guidelines)
+        if settings.oidc.issuer:
+            provider_setup.checked_secret(settings.oidc)
         check_prompts(settings)
         if serve(settings, listen(settings)):
             start_again()

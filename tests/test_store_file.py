@@ -37,6 +37,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0017_dialogue",
         "0018_features",
         "0019_queue",
+        "0022_provider",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

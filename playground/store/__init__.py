@@ -21,7 +21,7 @@ from playground.store.quality import Quality
 from playground.store.queue import Queue, QueuedPrompt
 from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning
-from playground.store.sign_ins import SignIns
+from playground.store.sign_ins import ProviderSays, SignIns
 from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
@@ -34,6 +34,7 @@ __all__ = [
     "Filters",
     "ImportedRow",
     "LeaseLost",
+    "ProviderSays",
     "QueuedPrompt",
     "Row",
     "Store",
