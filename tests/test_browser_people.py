@@ -108,7 +108,7 @@ def test_a_viewer_has_nothing_to_send_with_and_is_refused_where_a_button_is_foun
     shot(page, "team-viewer")
     page.evaluate(
         "delete document.documentElement.dataset.role; document.head.insertAdjacentHTML('beforeend', "
-        "'<style>#composer { display: flex !important }</style>')"
+        "'<style>:root:root #composer { display: flex !important }</style>')"
     )
     send(page, "Hello")
     page.wait_for_selector("#notice .warning:has-text('not send, vote or edit')")
