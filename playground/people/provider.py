@@ -123,7 +123,8 @@ class Provider:
 
     def _answered(self, asked: "asyncio.Future[StarletteOAuth2App]") -> None:
         self._waiting.discard(asked)
-        asked.exception()  # it is in the log
+        if not asked.cancelled():
+            asked.exception()  # taken notice of: it is in the log
 
     async def _ready(self) -> StarletteOAuth2App:
         """A client that knows the provider's endpoints and keys. One request asks for all who wait."""
