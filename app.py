@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playground import settings as settings_module
-from playground.people import guidelines
+from playground.people import guidelines, provider_setup
 from playground.settings import Settings, jobs, space
 from playground.system import compiling, safe_logging
 from playground.system.messages import Message, UserFacingError
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         safe_logging.write_as(settings.log_format)
         # a wrong path is told before the model is loaded
         guidelines.read(settings.people.guidelines)
+        if settings.oidc.issuer:
+            provider_setup.checked_secret(settings.oidc)
         check_prompts(settings)
         jobs.check(settings, os.environ)
         if serve(settings, listen(settings)):

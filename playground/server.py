@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
@@ -49,6 +49,9 @@ from playground.web.proxies import Proxies, allowed_hosts
 from playground.web.proxy_user import ProxyUser
 from playground.web.sign_in_forms import SignInForms
 from playground.web.stream_threads import MAX_STREAMS
+
+if TYPE_CHECKING:
+    from playground.web.provider_sign_in import ProviderSignIn
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,8 @@ def create(
         return Response(metrics.text(), media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
 
     app.state.root_path = settings.root_path
-    gate = add_sign_in(app, settings, store, chat) if settings.people.users else None
+    app.state.sign_in = settings.oidc.issuer or "python -m playground.people.users"
+    gate = add_sign_in(app, settings, store, chat) if settings.everybody_signs_in else None
     if gate is None:
         app.state.admin_link = AdminLink()
         add_admin_route(app, Admins(settings, store))
@@ -162,15 +166,25 @@ def add_sign_in(app: FastAPI, settings: Settings, store: Store, chat: Chat) -> G
     """
     sign_ins = SignIns(store, settings)
     chat.may_write = sign_ins.may_write
-    SignInForms(sign_ins).add_routes(app)
+    provider = add_provider(app, sign_ins, settings) if settings.oidc.issuer else None
+    SignInForms(sign_ins, provider).add_routes(app)
     if settings.admins or settings.users_file:
-        log.warning(
-            "with people.users, the roles in %s count; admins and users_file do not", Path(settings.people.users)
-        )
-    with suppress(UsersUnreadable):  # the log has the reason, and the page says it
-        if not sign_ins.users.content().users:
-            log.warning("nobody can sign in yet: python -m playground.people.users add NAME --role admin")
+        log.warning("with people.users or oidc.issuer, admins and users_file do not count")
+    if sign_ins.users and not provider:
+        with suppress(UsersUnreadable):  # the log has the reason, and the page says it
+            if not sign_ins.users.content().users:
+                log.warning("nobody can sign in yet: python -m playground.people.users add NAME --role admin")
     return Gate(sign_ins)
+
+
+def add_provider(app: FastAPI, sign_ins: SignIns, settings: Settings) -> "ProviderSignIn":
+    """Add the way in by a provider. SettingsError where its settings do not suffice."""
+    from playground.people.provider import Provider  # takes a quarter of a second, for those alone who use it
+    from playground.web.provider_sign_in import ProviderSignIn
+
+    way = ProviderSignIn(sign_ins, Provider(settings.oidc), settings)
+    way.add_routes(app)
+    return way
 
 
 def add_admin_route(app: FastAPI, admins: Admins) -> None:
@@ -356,7 +370,7 @@ def announce(app: FastAPI, host: str, port: int) -> None:
     here = address(host, port) + app.state.root_path
     print(f"Nudge is at {here}", flush=True)
     if not hasattr(app.state, "admin_link"):
-        print("Users sign in; python -m playground.people.users says who they are.", flush=True)
+        print(f"Users sign in; {app.state.sign_in} says who they are.", flush=True)
         return
     link = f"{space_address() or here}/admin/{app.state.admin_link.issue()}"
     print(f"Admin link, for one browser: {link}", flush=True)

@@ -3,6 +3,7 @@ reached, or hold what somebody has deleted. What a start does beside that is in 
 """
 
 import json
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -393,7 +394,8 @@ def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_sav
 @pytest.mark.parametrize(
     ("url", "words"), [("s3://bucket/x", "s3fs"), ("nonsense://x", "nonsense"), ("hf://datasets/a/b", "hf://buckets")]
 )
-def test_a_url_that_cannot_be_used_is_explained(tmp_path, url, words):
+def test_a_url_that_cannot_be_used_is_explained(tmp_path, url, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # not installed
     with pytest.raises(BadTarget, match=words):
         Backup(Settings(_env_file=None, data_dir=tmp_path, backup={"url": url}))
 

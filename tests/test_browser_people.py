@@ -1,10 +1,11 @@
-"""An app with users, as people see it: a sign-in, a role, a refusal, a sign-out, an invitation."""
+"""An app with users, as people see it: a sign-in, a role, a refusal, a sign-out, an invitation, a provider."""
 
 import pytest
 
 from playground.people.passwords import Cost, Hasher
 from playground.people.users_file import UsersFile, new_invitation
 from tests.browsing import MARKS, App, send, shot, wait_for_vote
+from tests.oidc_provider import CLIENT, SECRET, FakeProvider
 from tests.tiny import tiny_folder
 
 pytestmark = MARKS
@@ -22,13 +23,23 @@ class TeamApp(App):
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
+def provider():
+    provider = FakeProvider()
+    provider.people = {"ann": {"name": "Ann Lee"}}
+    yield provider
+    provider.stop()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory, provider):
     folder = tmp_path_factory.mktemp("team")
     for name, role in {"ann": "annotator", "vic": "viewer"}.items():
         hashed = CHEAP.hash(f"the password of {name}")
         UsersFile(folder / "users").change(lambda content, n=name, r=role, h=hashed: content.with_user(n, r, h))
     plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32", "--people.users", folder / "users")
-    app = TeamApp(folder, *plain, model=tiny_folder(folder / "model"), tokens=40)
+    by_provider = {"issuer": provider.issuer, "client-id": CLIENT, "client-secret": SECRET, "name": "Acme"}
+    plain += tuple(word for name, value in by_provider.items() for word in (f"--oidc.{name}", value))
+    app = TeamApp(folder, *plain, "--oidc.allowed", "*", model=tiny_folder(folder / "model"), tokens=40)
     yield app
     app.stop()
 
@@ -97,7 +108,7 @@ def test_a_viewer_has_nothing_to_send_with_and_is_refused_where_a_button_is_foun
     shot(page, "team-viewer")
     page.evaluate(
         "delete document.documentElement.dataset.role; document.head.insertAdjacentHTML('beforeend', "
-        "'<style>#composer { display: flex !important }</style>')"
+        "'<style>:root:root #composer { display: flex !important }</style>')"
     )
     send(page, "Hello")
     page.wait_for_selector("#notice .warning:has-text('not send, vote or edit')")
@@ -118,3 +129,18 @@ def test_somebody_who_is_invited_chooses_a_name_and_is_in(app, open_browser):
     page.wait_for_selector("#hint span")
     page.goto(f"{app.url}/sign-out")
     assert "signed in as nova (annotator" in page.inner_text("main")
+
+
+def test_a_provider_signs_somebody_in_and_out(app, open_browser, provider):
+    """In a browser the page's policy must let all of this pass, and the cookie come along from another site."""
+    provider.back.append(f"{app.url}/sign-in/callback")
+    page = open_browser(width=360)
+    page.goto(app.url)
+    shot(page, "team-provider")
+    page.click("text=Sign in with Acme")
+    page.wait_for_selector("#hint span")
+    page.goto(f"{app.url}/sign-out")
+    assert "signed in as Ann Lee (annotator" in page.inner_text("main")
+    page.get_by_role("button", name="Sign out", exact=True).click()
+    page.wait_for_selector("text=You are signed out here. Acme may still know you")
+    assert page.get_attribute("a.button", "href").startswith(f"{provider.issuer}/end?")

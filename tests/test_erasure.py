@@ -249,6 +249,7 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
         "drop table sign_in",
         "drop index annotator_account",
         "alter table annotator drop column account",
+        "alter table annotator drop column provider_role",
         "drop table api_key",
         "drop table erasure",
         "drop table trial",

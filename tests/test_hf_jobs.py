@@ -3,6 +3,7 @@ is the real one, and the job really trains, in a process of its own.
 """
 
 import json
+import socket
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from playground.backup.target import Target
@@ -25,7 +27,7 @@ from tests.stores import candidate, cast, take
 from tests.test_loop import liking, planted_folder, settings_for
 from training import hf_jobs, job_control, job_files, job_round, simulate
 from training.annotators import Person
-from training.hf_jobs import HFJobs
+from training.hf_jobs import HFJobs, HubUnavailable
 from training.job_control import SentJob
 from training.job_files import Result
 from training.job_round import JobRound
@@ -42,7 +44,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(job_round, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(job_round, "LANDING_SECONDS", 0.3)
     # not in the real environment: what a test starts is on no Space
-    monkeypatch.setattr(hf_jobs, "os", SimpleNamespace(environ={"SPACE_ID": "owner/nudge", "HF_TOKEN": "hf_test"}))
+    monkeypatch.setattr(hf_jobs, "os", SimpleNamespace(environ={"SPACE_ID": "owner/nudge"}))
+    monkeypatch.setattr(hf_jobs.hub, "token", lambda: "hf_test")
 
 
 @pytest.fixture
@@ -491,3 +494,11 @@ def test_a_start_with_all_that_a_job_needs_goes_on():
 def test_a_flavour_is_a_name():
     with pytest.raises(Exception, match="train_on"):
         Settings(_env_file=None, train_on="hf-job:; rm")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_again():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = HfApi(endpoint=f"http://127.0.0.1:{unused.getsockname()[1]}", token="hf_test")
+    with pytest.raises(HubUnavailable):
+        HFJobs("owner", nobody).look("an-id")

@@ -1,8 +1,8 @@
 """Backups in a bucket of the hub and in S3: a snapshot, a restore, a damaged one, the lease of two servers, and what is
 not to be taken for an empty backup.
 
-The hub is a local server that answers as its client expects. S3 is moto's server, asked by s3fs; both are large, so
-they are not among our requirements. Those tests run where `pip install s3fs 'moto[server]'` was done.
+The hub is a local server that answers as its client expects. S3 is moto's server, asked by s3fs, which the app does
+not require.
 """
 
 import contextlib
@@ -63,12 +63,10 @@ class S3Bucket:
 @contextlib.contextmanager
 def s3(monkeypatch):
     """An S3 server, which s3fs finds by the variables that it reads."""
-    moto = pytest.importorskip("moto.server", reason="pip install s3fs 'moto[server]'")
-    pytest.importorskip("s3fs", reason="pip install s3fs 'moto[server]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = moto.ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server = importlib.import_module("moto.server").ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     endpoint = f"http://127.0.0.1:{port}"
     for name, value in (("ENDPOINT_URL", endpoint), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):

@@ -236,6 +236,7 @@ def test_what_a_setting_accepts_can_be_said_in_words(name):
         "nf4",
         "thompson",
         "base",
+        "viewer",
     )
 
 

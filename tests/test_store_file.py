@@ -38,6 +38,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0018_features",
         "0019_queue",
         "0021_origin",
+        "0022_provider",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

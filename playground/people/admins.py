@@ -5,8 +5,8 @@ is checked against a file of `name:argon2 hash` lines; `python -m playground.peo
 Space they sign in with Hugging Face. No address makes anybody an admin, since there may be a proxy in front of any. A
 sign-in belongs to the visitor's cookie and is kept in the store. This module knows nothing about pages.
 
-With `people.users` all this counts for nothing: the users file says who is an admin, and everybody signs in before the
-page (`sign_ins.py`).
+With `people.users` or `oidc.issuer` all this counts for nothing: the users file or the provider says who is an admin,
+and everybody signs in before the page (`sign_ins.py`).
 """
 
 import getpass
@@ -29,10 +29,11 @@ from starlette.requests import HTTPConnection, Request
 
 from playground import settings as settings_module
 from playground.people.addresses import limit_key
+from playground.people.directory import Directory
 from playground.people.passwords import NAME_CHARS, check_lengths, checked_password
 from playground.people.rates import RateLimit
 from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn, too_many_links, too_many_passwords
-from playground.people.users_file import User, UsersFile
+from playground.people.users_file import User
 from playground.settings import Settings
 from playground.store import Store
 
@@ -111,7 +112,8 @@ class Admins:
         self.settings = settings
         self.store = store
         self.names = frozenset(name.strip() for name in settings.admins.split(",") if name.strip())
-        self.users = UsersFile(settings.people.users) if settings.people.users else None
+        self.directory = Directory(settings, store) if settings.everybody_signs_in else None
+        self.users = self.directory.file if self.directory else None
         self._hasher = hasher
         tries = settings.limits.sign_in_tries
         self._by_both = RateLimit(tries, window)  # of a name from an address
@@ -127,19 +129,19 @@ class Admins:
 
     def allowed(self, request: AnyRequest, annotator: int) -> bool:
         """Whether this person may do what admins do."""
-        if self.users:
-            return self.users.role(self.store.account(annotator)) == "admin"
+        if self.directory:
+            return self.directory.role(self.store.account(annotator)) == "admin"
         return self.store.signed_in(annotator) == OWNER or self.name(request, annotator) in self.names
 
     def user(self, annotator: int) -> User | None:
         """The user whom an annotator is; None where there are none, or where the users file cannot be read."""
         with suppress(UsersUnreadable):
-            return self.users.content().by_id.get(self.store.account(annotator) or "") if self.users else None
+            return self.directory.user(self.store.account(annotator)) if self.directory else None
         return None
 
     def name(self, request: AnyRequest, annotator: int) -> str | None:
         """The name under which this person has signed in, or None; always None where everybody signs in elsewhere."""
-        if self.users:
+        if self.directory:
             return None
         return self.store.signed_in(annotator) or space_user(request)
 
@@ -147,7 +149,7 @@ class Admins:
 
     def takes_passwords(self) -> bool:
         """Whether anybody could sign in with a password."""
-        return bool(self.names and self.settings.users_file) and not self.users
+        return bool(self.names and self.settings.users_file) and not self.directory
 
     def sign_in(self, request: AnyRequest, annotator: int, name: str | None, password: str | None) -> None:
         """Sign this person in as `name`, for 7 days.

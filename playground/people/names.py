@@ -1,7 +1,7 @@
 """What people are called, for admins alone: everybody else is told of nobody.
 
-A user has the name of the users file, whoever has signed in as an admin the name of the sign-in, and whoever has keys
-for programs the name that those were given for. Visitors have none. A page asks here and nowhere else.
+A user has the name of the users file, whoever has signed in as an admin or by a provider the name of the sign-in, and
+whoever has keys for programs the name that those were given for. Visitors have none. A page asks here and nowhere else.
 """
 
 from collections.abc import Collection
@@ -13,7 +13,7 @@ from playground.store import Store
 
 
 def names_of(store: Store, users: UsersFile | None, people: Collection[int]) -> dict[int, str]:
-    """The names of these people (ids of annotators) by id, without those who have none or are no users any more."""
+    """The names of these people (ids of annotators) by id, without those who have none or are in the file no more."""
     by_id = _content(users).by_id
     names = {}
     for row in store.known_as(people):

@@ -7,6 +7,10 @@ class WrongSignIn(UserFacingError):
     """The sign-in failed; the message says what to do."""
 
 
+class NotAllowed(WrongSignIn):
+    """A provider has signed somebody in who may not come in here."""
+
+
 class TooMany(WrongSignIn):
     """No sign-in is possible now, whatever was entered; the message says when to try again."""
 
@@ -19,6 +23,11 @@ def too_many_links(seconds: float) -> TooMany:
 def too_many_passwords(seconds: float) -> TooMany:
     """After wrong passwords; `seconds`: how long to wait."""
     return TooMany("Too many wrong passwords. Try again in {n} {n:second|seconds}.", n=f"{max(seconds, 1):.0f}")
+
+
+def too_many_sign_ins(seconds: float) -> TooMany:
+    """After sign-ins that a provider has not confirmed; `seconds`: how long to wait."""
+    return TooMany("Too many sign-ins failed. Try again in {n} {n:second|seconds}.", n=f"{max(seconds, 1):.0f}")
 
 
 class UsersUnreadable(UserFacingError):

@@ -39,7 +39,7 @@ INVITATION = re.compile(rf"invitation:({'|'.join(ROLES)}):(\d{{1,12}}):([0-9a-f]
 
 @dataclass(frozen=True)
 class User:
-    """One user; `hashed` is the password's hash, or NO_PASSWORD."""
+    """One user; `hashed` is the password's hash, or NO_PASSWORD. `id`: of the file, or of whom a provider signs in."""
 
     name: str
     role: Role
@@ -172,14 +172,6 @@ class UsersFile:
                 self._broken = True
                 raise unreadable() from None
             return self._content
-
-    def role(self, account: str | None) -> Role | None:
-        """The role of the user with an id; None for nobody, and where the file cannot be read."""
-        try:
-            user = self.content().by_id.get(account or "")
-        except UsersUnreadable:
-            return None
-        return user.role if user else None
 
     def change(self, change: Callable[[Content], Content]) -> None:
         """Write what `change` makes of the content; what it raises leaves the file as it is. UsersUnreadable where the

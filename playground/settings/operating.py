@@ -3,7 +3,7 @@ to judge, and the machines that rounds are sent to.
 """
 
 from ipaddress import ip_network
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -77,6 +77,52 @@ class PeopleSettings(Group):
         return value
 
     _networks = field_validator("trusted_proxies")(networks)
+
+
+class OIDCSettings(Group):
+    """A provider by which people sign in, that speaks OpenID Connect: Keycloak, Google, Microsoft Entra and others."""
+
+    issuer: str = Field(
+        "", pattern=r"^(https://[^/\s?#@]+(/[^\s?#]*)?|http://(localhost|127\.0\.0\.1)(:\d+)?(/[^\s?#]*)?)?$"
+    )
+    """Address of the provider, letter by letter as it calls itself; https, but on this machine. Nobody sees the page
+    without having signed in. `admins` and `users_file` do not count then. Empty: none.
+    """
+    client_id: str = Field("", max_length=300)
+    """What the provider calls this app."""
+    client_secret: Annotated[str, Secret()] = ""
+    """The app's secret at the provider; better in the environment than in a flag, which others on the machine can read.
+    Empty, without a file of it: a public client.
+    """
+    client_secret_file: str = ""
+    """File that holds that secret, and nothing else."""
+    name: str = Field("", max_length=40)
+    """What the button calls the provider, such as Keycloak; empty: its host."""
+    address: str = Field("", pattern=r"^(https?://[^/\s?#@]+(/[^\s?#]*)?)?$")
+    """Address of the page, such as https://nudge.example/nudge, to which the provider sends people back. Empty: as a
+    browser asks for it, where its name is this machine's own or in `allowed_hosts`, or a trusted proxy says it in
+    X-Forwarded-Host.
+    """
+    scopes: str = "openid profile email"
+    """What the provider is asked for, with blanks between; openid is one of it."""
+    name_claim: str = "name"
+    """Claim that says what somebody is called; where it is missing, preferred_username, then a verified email."""
+    groups_claim: str = "groups"
+    """Claim with the groups that `allowed` and `admins` may name; parts of its path with dots between."""
+    role_claim: str = ""
+    """Claim that says viewer, annotator or admin, with `nudge-` before it or without; of several the highest counts.
+    Parts of its path with dots between, such as realm_access.roles. Empty: none.
+    """
+    role: Literal["viewer", "annotator", "none"] = "annotator"
+    """Role of those of whom no claim says one; none: they do not come in."""
+    allowed: str = ""
+    """Who may come in, with commas between: emails and domains (@nudge.example), where the provider has verified the
+    email; group:NAME; or * for everybody whom the provider signs in. Needed where there is an issuer.
+    """
+    admins: str = ""
+    """Who is an admin, besides those of whom `role_claim` says so; written as in `allowed`."""
+    session_days: float = Field(7, ge=0.01, le=365)
+    """Days after which somebody signs in at the provider again, used or not; it says then who still may."""
 
 
 class QueueSettings(Group):

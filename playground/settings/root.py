@@ -153,6 +153,8 @@ class Settings(BaseSettings):
     """Where events are posted for the operator."""
     people: operating.PeopleSettings = operating.PeopleSettings()
     """Who may come in, and guidelines for people who vote."""
+    oidc: operating.OIDCSettings = operating.OIDCSettings()
+    """A provider by which people sign in, that speaks OpenID Connect."""
     queue: operating.QueueSettings = operating.QueueSettings()
     """Prompts that people are asked to judge."""
     job: operating.JobSettings = operating.JobSettings()
@@ -190,6 +192,11 @@ class Settings(BaseSettings):
     @property
     def database(self) -> Path:
         return self.data_dir / "nudge.db"
+
+    @property
+    def everybody_signs_in(self) -> bool:
+        """Whether nobody sees the page without having signed in."""
+        return bool(self.people.users or self.oidc.issuer)
 
     @property
     def streaming_file(self) -> Path:

@@ -21,7 +21,7 @@ from playground.store.quality import Quality
 from playground.store.queue import Queue, QueuedPrompt
 from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning
-from playground.store.sign_ins import SignIns
+from playground.store.sign_ins import ProviderSays, SignIns
 from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
@@ -35,6 +35,7 @@ __all__ = [
     "ImportedRow",
     "Origin",
     "LeaseLost",
+    "ProviderSays",
     "QueuedPrompt",
     "Row",
     "Store",

@@ -63,7 +63,7 @@ class Erasures(Database):
             blank(db, "in (select id from conversation where annotator = ?)", annotator)
             db.execute(
                 """update annotator set token_hash = null, name = null, signed_in_until = null, role = 'annotator',
-                     allow_training = 0, account = null where id = ?""",
+                     allow_training = 0, account = null, provider_role = null where id = ?""",
                 [annotator],
             )
             db.execute("delete from sign_in where annotator = ?", [annotator])

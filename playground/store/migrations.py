@@ -330,6 +330,15 @@ def origin(db: Database) -> None:
     db.execute("alter table annotator add column left_out text")
 
 
+@migrations(name="0022_provider")
+def provider(db: Database) -> None:
+    """People whom a provider signs in: it says again and again who they are and what they may."""
+    # the role that the provider's last word gave; null: no provider signs this person in
+    db.execute("alter table annotator add column provider_role text")
+    # when it ends however much it is used, in unix seconds; null: once nobody uses it
+    db.execute("alter table sign_in add column until real")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,

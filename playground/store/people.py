@@ -62,7 +62,7 @@ class People(Database):
         row = self.person(annotator)
         if row is None or not row["name"]:
             return None
-        return row["name"] if row["signed_in_until"] > time.time() else None
+        return row["name"] if (row["signed_in_until"] or 0) > time.time() else None
 
     # -- what people are called
 
@@ -79,8 +79,9 @@ class People(Database):
     def person_known_as(self, account: str | None, name: str) -> int | None:
         """The id of whoever has this account, else of the last one with this name; None where it is nobody."""
         row = self.row(
-            f"""select a.id from annotator a where a.account = ?1 or (a.account is null and {NAME} = ?2)
-                order by a.account is null, a.id desc limit 1""",
+            f"""select a.id from annotator a 
+                where a.account = ?1 or ((a.account is null or a.provider_role is not null) and {NAME} = ?2)
+                order by a.account is not ?1, a.id desc limit 1""",
             account,
             name,
         )

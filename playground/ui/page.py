@@ -49,7 +49,7 @@ def build(
         with gr.Row(elem_id="top", equal_height=True):
             gr.HTML(WORDMARK, elem_id="brand", padding=False)
             status_bar = StatusBar(settings, store, engine, backup)
-            who = account.WhoIsSignedIn() if settings.people.users else None
+            who = account.WhoIsSignedIn() if settings.everybody_signs_in else None
         status_bar.wire(page)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words.label("Chat"), id="chat", elem_id="tab-chat") as tab:
@@ -68,6 +68,7 @@ def build(
                 control.wire(page, events)
                 if who:
                     who.wire(page, control)
+                if control.admins.users:
                     account.Invitations(control, notice).wire(page)
             with gr.Tab(words.label("Versions"), id="versions", elem_id="tab-versions") as tab:
                 versions_tab = VersionsTab(settings, store, chat, status_bar, control, notice)

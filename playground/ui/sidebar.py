@@ -77,7 +77,7 @@ class Sidebar:
                 self.knobs = {name: self._knob(name, settings) for name in KNOB_LABELS}
                 self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="chat-defaults")
             self.your_data = YourData(store, chat, bool(settings.backup.url))
-            if settings.people.users:
+            if settings.everybody_signs_in:
                 gr.Button(words.label("Sign out"), link="sign-out", size="sm", elem_id="to-sign-out")
 
     @staticmethod

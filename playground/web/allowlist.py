@@ -111,6 +111,7 @@ ROUTES = [
 ]
 SIGN_IN = route("GET", r"/(login/huggingface|login/callback|logout)", Kind.SIGN_IN)
 FORMS = route("GET HEAD POST", r"/(sign-in|sign-out|invitation/[A-Za-z0-9_-]{1,100})", Kind.FORM)
+PROVIDER = route("GET", r"/sign-in/(provider|callback)", Kind.FORM)
 LARGEST_FORM = 8 << 10  # bytes
 
 
@@ -144,6 +145,8 @@ class Allowlist:
         self.scripts = answer_headers.sources(head.encode())
         self.gate = gate
         self.routes = [*ROUTES, *([SIGN_IN] if SPACE_SIGN_IN else []), *([FORMS] if gate else [])]
+        if settings.oidc.issuer:
+            self.routes.append(PROVIDER)
         self.max_bytes = settings.limits.request_kb << 10
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,8 @@
 """Reverse proxies: which of them are trusted to say a request's client address, scheme, host and path prefix.
 
 An ASGI middleware, the outermost one. It also says, in `scope["direct"]`, whether a request came from this machine
-through no proxy at all, and gives each request its name (`request_ids.py`).
+through no proxy at all, in `scope["host_by_proxy"]`, that its host is a trusted proxy's word, and gives each request
+its name (`request_ids.py`).
 
 A proxy named in `trusted_proxies` is trusted with the last value of each header,
 which is the one that it wrote itself. Forwarding headers from anybody else are removed, so that nothing inside can use
@@ -115,6 +116,7 @@ class Proxies:
         if HOST.fullmatch(host):
             others = [pair for pair in scope["headers"] if pair[0].lower() != b"host"]
             scope["headers"] = [*others, (b"host", host.encode("latin-1"))]
+            scope["host_by_proxy"] = True
 
     def _client(self, peer: str, forwarded_for: Sequence[str]) -> str:
         """The nearest address that is not a trusted proxy's, from the X-Forwarded-For headers read from the right.

@@ -1,0 +1,22 @@
+"""The page's address as people call it, for those who are to send a browser back to it.
+
+Never what a stranger has written into the Host header: that may name another site.
+"""
+
+from starlette.requests import Request
+
+from playground.people.refusals import WrongSignIn
+from playground.settings import Settings
+from playground.web.proxies import host_name, is_this_machine
+
+
+def public_address(request: Request, settings: Settings) -> str:
+    """The address without a slash at its end. WrongSignIn where the settings do not tell it."""
+    if settings.oidc.address:
+        return settings.oidc.address.rstrip("/")
+    scope, host = request.scope, request.headers.get("host", "")
+    allowed = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
+    name = host_name(host)
+    if name and (is_this_machine(name) or name in allowed or scope.get("host_by_proxy")):
+        return f"{scope['scheme']}://{host}{scope.get('root_path', '')}"
+    raise WrongSignIn("The owner of this app has to say its public address first (--oidc.address).")
