@@ -9,8 +9,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from playground.backup import Backup, BadTarget, archive, keeper, manifest, starting, status
 from playground.backup.archive import Archive
@@ -397,7 +397,7 @@ def test_of_two_apps_that_were_restored_from_the_same_snapshots_one_stops_to_sav
 )
 def test_a_url_that_cannot_be_used_is_explained(tmp_path, url, words, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)  # not installed
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # as it is before a test has used it
+    monkeypatch.delitem(_registry, "s3", raising=False)  # as it is before a test has used it
     with pytest.raises(BadTarget, match=words):
         Backup(Settings(_env_file=None, data_dir=tmp_path, backup={"url": url}))
 
