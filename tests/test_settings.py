@@ -364,6 +364,7 @@ def changed(name):
         "10.0.0.0/8",
         "words, = é",
         "https://a.example/b-c",
+        "hf-job:t4-small",
     ]
     if isinstance(default, bool):
         candidates = [not default]
