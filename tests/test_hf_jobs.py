@@ -379,6 +379,36 @@ def test_a_hub_that_does_not_answer_is_asked_again_and_one_that_refuses_ends_the
     assert row["state"] == "failed" and "Hugging Face refuses the job (402): Payment Required" in str(row["reason"])
 
 
+def test_a_finished_job_is_taken_over_after_a_long_sleep_although_the_hub_does_not_answer_at_once(asked, hub, tmp_path):
+    settings, store = asked
+    hub.runs = iter([waits])
+    with pytest.raises(SystemExit):
+        run(store, settings, hub, Leaves)
+    with store.writing() as db:
+        db.execute("update round set metrics = json_set(metrics, '$.job.sent', 0.0)")
+    sends(settings, tmp_path)(hub.jobs[0])
+    hub.answers = [503, 503]
+    assert run(store, settings, hub)["state"] == "not_enough"
+
+
+def test_a_round_that_has_begun_here_begins_again_when_it_is_sent(asked, hub, tmp_path):
+    settings, store = asked
+    store.request_round()
+    row = store.take_round("w", lease_seconds=1)
+    store.update_round(row["id"], "w", phase="ppo", metrics={"started_from": 0})
+    seen = []
+
+    def looks(job):
+        job_files.receive(Target(settings.backup.url), job.arguments["--key"], "inputs", tmp_path / "copy", row["id"])
+        with closing(sqlite3.connect(tmp_path / "copy" / "nudge.db")) as copy:
+            seen.append(copy.execute("select phase from round").fetchone()[0])
+        sends(settings, tmp_path)(job)
+
+    hub.runs = iter([looks])
+    assert run_once(store, settings, "w", kind=partial(JobRound, hub=HFJobs("owner", hub.api)))["state"] == "not_enough"
+    assert seen == ["collect"]
+
+
 def test_what_an_ended_round_left_in_the_bucket_goes_and_what_a_job_needs_stays(asked, hub):
     settings, store = asked
     hub.runs = iter([waits])
@@ -400,7 +430,7 @@ def test_a_server_that_trains_here_again_cancels_the_job(asked, hub, monkeypatch
     monkeypatch.setattr(job_round, "HFJobs", lambda namespace: HFJobs("owner", hub.api))
     row = run_once(store, settings.with_values(train_on="here"), "w")
     assert hub.jobs[0].stage == "CANCELED"
-    assert row["state"] == "not_enough" and "job" not in row["metrics"]
+    assert row["state"] == "not_enough" and not row["metrics"]["job"] and nothing_is_left(settings)
 
 
 @pytest.mark.parametrize(
@@ -471,8 +501,8 @@ def bytes_of(store, path):
     ("settings", "environ", "says"),
     [
         ({}, {}, "needs backup.url"),
-        ({"backup": {"url": "file:///mnt/backup"}}, {}, "cannot reach"),
-        ({"backup": {"url": "/mnt/backup"}}, {}, "cannot reach"),
+        ({"backup": {"url": "file:///mnt/backup"}}, {}, "is no bucket of Hugging Face"),
+        ({"backup": {"url": "s3://bucket/nudge"}}, {}, "is no bucket of Hugging Face"),
         ({"backup": {"url": "hf://buckets/o/n"}}, {"SPACE_ID": "o/n"}, "needs HF_TOKEN"),
         ({"backup": {"url": "hf://buckets/o/n"}}, {"HF_TOKEN": "hf"}, "job.image"),
         ({"backup": {"url": "hf://buckets/o/n"}, "model": "."}, {"HF_TOKEN": "hf", "SPACE_ID": "o/n"}, "its id on"),

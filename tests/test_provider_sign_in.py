@@ -571,7 +571,9 @@ def test_the_secret_comes_from_a_file_and_is_not_kept_with_a_round(tmp_path, pro
     file.write_text(f"{SECRET}\n")
     settings = Settings(_env_file=None).with_values(oidc=oidc(provider, client_secret="", client_secret_file=str(file)))
     assert checked_secret(settings.oidc) == SECRET
-    assert SECRET not in json.dumps(settings.with_values(oidc={"client_secret": SECRET}).recorded())
+    people = {"client_secret": SECRET, "allowed": "ann@nudge.example", "admins": "bob@nudge.example"}
+    recorded = json.dumps(settings.with_values(oidc=people, admins="cyd@nudge.example").recorded())
+    assert SECRET not in recorded and "nudge.example" not in recorded, "every copy for a round holds it"
 
 
 # -- the address to which people come back

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, JobInfo, Volume
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from playground.system import hub
 from playground.system.messages import UserFacingError
@@ -149,6 +149,8 @@ def _state(job: JobInfo) -> JobState:
 def _asked(call: Callable[[], Answer]) -> Answer:
     try:
         return call()
+    except OfflineModeIsEnabled:
+        raise HubRefused("The hub is not asked, since HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
         code = error.response.status_code
         if code >= 500 or code in TRY_LATER:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0  # seconds between two looks at a job; each is longer than the one before
+ENDING_SECONDS = 30.0  # in which a job that was cancelled may end
 MOST_SENT = 3  # jobs of one round; each that reads a chat which is taken back meanwhile is paid for nothing
 LOG_LINES, LOG_CHARS = 15, 2000  # of a failed job's log that are kept in the reason
 OWN_METRICS = ("job", "jobs_sent")  # that a job does not change
@@ -57,12 +58,9 @@ class SentJob:
 def tidy(store: Store, settings: Settings) -> None:
     """Remove from the target what a round that has ended left there, as where its worker was killed right after."""
     row = store.last_round()
-    if not settings.job_flavour or (row and row["state"] == "running" and row["metrics"].get("job")):
+    if not settings.backup.url or (row and row["state"] == "running" and row["metrics"].get("job")):
         return
-    try:
-        job_files.clear(Target(settings.backup.url))
-    except TargetUnavailable as error:
-        log.warning("whether a job has left files could not be seen: %s", error)
+    clear(Target(settings.backup.url))
 
 
 class JobControl(Round):
@@ -89,7 +87,11 @@ class JobControl(Round):
     # -- sending
 
     def send(self) -> None:
-        """Write what the job needs to the target."""
+        """Write what the job needs to the target. A round that has begun on this machine begins again."""
+        if self.phase != "collect":
+            self.store.begin_again(self.id, self.owner)
+            erase.remove_all_but_log(self.folder)
+            self.phase = "collect"
         if self._sent >= MOST_SENT:
             raise JobFailed("Each of its jobs had read a chat that was taken back meanwhile.")
         key = f"{self.id:04d}-{secrets.token_hex(8)}"
@@ -157,6 +159,7 @@ class JobControl(Round):
     def follow(self) -> None:
         """Show how far the job is until it has completed. JobFailed where it ends otherwise, or takes too long."""
         pause = FIRST_PAUSE
+        silent_since = time.monotonic()
         while True:
             self.obey()
             state = self._look()
@@ -164,7 +167,11 @@ class JobControl(Round):
                 return
             if state and state.is_over:
                 raise self.failed(Message("The job ended by itself. {words}", words=state.words))
-            self._check_deadline()
+            if state:
+                self._check_deadline()
+                silent_since = time.monotonic()
+            else:
+                self._check_patience(silent_since)
             self.wait(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
 
@@ -196,9 +203,18 @@ class JobControl(Round):
         self._shown = progress
 
     def _check_deadline(self) -> None:
+        """JobFailed where the job, which has not ended, takes too long."""
         minutes = self.settings.job.minutes
-        if time.time() > (self.sent_job.sent if self.job else self._began_at) + 60 * minutes:
+        if time.time() > self.sent_job.sent + 60 * minutes:
             raise self.failed(Message("The job took more than the {limit} minutes of job.minutes.", limit=minutes))
+
+    def _check_patience(self, since: float) -> None:
+        """JobFailed where nobody has answered since then (monotonic): this worker's own time, since the machine may
+        have slept while the job went on.
+        """
+        minutes = self.settings.job.minutes
+        if time.monotonic() > since + 60 * minutes:
+            raise JobFailed("Neither the hub nor the backup answered for {limit} minutes.", limit=minutes)
 
     def wait(self, seconds: float) -> None:
         """Wait, and do meanwhile what an admin asks for."""
@@ -208,15 +224,16 @@ class JobControl(Round):
             self.obey()
 
     def patiently(self, call: Callable[[], Answer]) -> Answer:
-        """The answer of hub or target, asked again with growing pauses until there is one, or the time is over."""
+        """The answer of hub or target, asked again with growing pauses until there is one, or patience is over."""
         pause = FIRST_PAUSE
+        since = time.monotonic()
         while True:
             self.obey()
             try:
                 return call()
             except (HubUnavailable, TargetUnavailable) as error:
                 log.warning("asking again in %.0f s: %s", pause, error)
-            self._check_deadline()
+            self._check_patience(since)
             self.wait(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
 
@@ -233,16 +250,29 @@ class JobControl(Round):
         return JobFailed("{reason} Its log ends:\n{lines}", reason=reason, lines="\n".join(lines)[-LOG_CHARS:])
 
     def end_job(self) -> None:
-        """Cancel the job where it runs, and remove what travelled. What fails is only said: the hub ends the job after
-        its minutes, and the next one clears the target.
-        """
-        try:
-            if self.job and self.job.id and self.job.stage in ("waiting", "running"):
-                self.hub.cancel(self.job.id)
-                log.info("job %s is cancelled", self.job.id)
-        except (HubUnavailable, HubRefused) as error:
-            log.warning("job %s could not be cancelled: %s", self.sent_job.id, error)
-        try:
-            job_files.clear(self.target)
-        except TargetUnavailable as error:
-            log.warning("the files of the job could not be removed: %s", error)
+        """Cancel the job where it runs, and remove what travelled."""
+        if self.job and self.job.id and self.job.stage in ("waiting", "running"):
+            cancel(self.hub, self.job.id)
+        clear(self.target)
+
+
+def cancel(hub: HFJobs, job: str) -> None:
+    """End a job, and wait a little until it has: a job that runs may still write. What fails is only said: the hub ends
+    the job after its minutes.
+    """
+    end = time.monotonic() + ENDING_SECONDS
+    try:
+        hub.cancel(job)
+        while not hub.look(job).is_over and time.monotonic() < end:
+            time.sleep(FIRST_PAUSE)
+        log.info("job %s is cancelled", job)
+    except (HubUnavailable, HubRefused) as error:
+        log.warning("job %s could not be cancelled: %s", job, error)
+
+
+def clear(target: Target) -> None:
+    """Remove what travelled. What fails is only said: it is tried again after each round and at each start."""
+    try:
+        job_files.clear(target)
+    except TargetUnavailable as error:
+        log.warning("the files of the job could not be removed: %s", error)

@@ -11,14 +11,15 @@ import shutil
 import time
 from pathlib import Path
 
+from playground.backup.target import Target
 from playground.models import adapter_reading
 from playground.settings import Settings
 from playground.store import LeaseLost, Store, StoreUnavailable
 from playground.system import memory
 from playground.system.messages import Message, from_data
 from training import erase, gpu, job_files
-from training.hf_jobs import HFJobs, HubRefused, HubUnavailable
-from training.job_control import FIRST_PAUSE, JobControl, SentJob
+from training.hf_jobs import HFJobs
+from training.job_control import FIRST_PAUSE, JobControl, SentJob, cancel, clear
 from training.job_files import BadResult, NotThere, Progress, Result
 from training.preferences import Row
 from training.rollout import Episode
@@ -52,7 +53,7 @@ class JobRound(JobControl):
                 self.phase = "collect"
                 self.drop_models()
                 memory.release()
-                self.record(jobs_sent=self._sent)
+                self.record(job=None)
         except (StoreUnavailable, LeaseLost):
             raise
         except Exception:
@@ -99,8 +100,7 @@ class JobRound(JobControl):
         erase.remove_all_but_log(self.folder)
         for file in folder.iterdir():
             if file.name == job_files.JOB_LOG:
-                with (self.folder / file.name).open("ab") as own:
-                    own.write(file.read_bytes())
+                _append_once(self.folder / file.name, file.read_bytes())
             elif file.name != job_files.RESULT:
                 shutil.move(file, self.folder / file.name)
         return result
@@ -149,17 +149,24 @@ class JobRound(JobControl):
         return version, path, sha256
 
 
+def _append_once(log_file: Path, content: bytes) -> None:
+    """Add to a log what it does not end with: a worker that goes on after a job fetches its result again."""
+    there = log_file.read_bytes() if log_file.exists() else b""
+    if not there.endswith(content):
+        log_file.write_bytes(there + content)
+
+
 class BroughtBack(Round):
     """A round that had been sent away by a server which now trains here: it begins again."""
 
     def run(self) -> None:
         job = SentJob(**self.store.round(self.id)["metrics"]["job"])
-        try:
-            if job.id:
-                HFJobs(self.settings.job.namespace).cancel(job.id)
-        except (HubUnavailable, HubRefused) as error:
-            log.warning("job %s could not be cancelled: %s", job.id, error)
+        if job.id:
+            cancel(HFJobs(self.settings.job.namespace), job.id)
+        if self.settings.backup.url:
+            clear(Target(self.settings.backup.url))
         self.store.begin_again(self.id, self.owner)
+        self.record(job=None, jobs_sent=None)
         erase.remove_all_but_log(self.folder)
         self.phase = "collect"
         super().run()

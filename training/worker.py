@@ -215,7 +215,10 @@ def step(store: Store, settings: Settings, owner: str, forecaster: Forecaster, e
     """
     try:
         eraser.step()
-        return run_once(store, settings, owner, before=forecaster.rest) is not None or forecaster.step()
+        if run_once(store, settings, owner, before=forecaster.rest) is not None:
+            job_control.tidy(store, settings)
+            return True
+        return forecaster.step()
     except StoreLost:
         raise
     except StoreUnavailable as error:

@@ -85,8 +85,9 @@ class Provider:
         except AuthlibBaseError as error:
             log.warning("the provider takes no code: %s", str(error.error)[:100])
             raise WrongSignIn("{name} does not confirm this sign-in. Sign in again.", name=self.name) from None
-        except (httpx2.HTTPError, TimeoutError) as error:
-            raise self._down(error) from None
+        except (httpx2.HTTPError, TimeoutError) as error:  # of this attempt alone: nobody else waits for it
+            log.warning("the provider does not answer a sign-in: %s", type(error).__name__)
+            raise self._unavailable() from None
         except (JoseError, *NO_ANSWER) as error:
             log.warning("the provider's answer is refused: %s: %s", type(error).__name__, str(error)[:200])
             raise WrongSignIn("{name} does not confirm this sign-in. Sign in again.", name=self.name) from None

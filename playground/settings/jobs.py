@@ -8,7 +8,7 @@ from pathlib import Path
 from playground.settings.explain import SettingsError
 from playground.settings.root import Settings
 
-LOCAL = ("", "file", "local", "memory")  # protocols of places that no other machine reaches
+BUCKETS = "hf://buckets/"
 
 
 def check(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -21,10 +21,10 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
             f"{train_on}, which needs backup.url: a round travels by it. Set NUDGE_BACKUP_URL to a bucket, such as "
             "hf://buckets/OWNER/NAME/nudge, or NUDGE_TRAIN_ON=here."
         )
-    if settings.backup.url.rpartition("://")[0] in LOCAL:
+    if not settings.backup.url.startswith(BUCKETS):
         raise SettingsError(
-            f"{train_on}, and backup.url is {settings.backup.url}, which a machine of Hugging Face cannot reach. Take "
-            "a bucket, such as hf://buckets/OWNER/NAME/nudge."
+            f"{train_on}, and backup.url is no bucket of Hugging Face, the only place that its machines reach with the "
+            "token alone. Take one, such as hf://buckets/OWNER/NAME/nudge."
         )
     if not environ.get("HF_TOKEN"):
         raise SettingsError(

@@ -224,13 +224,17 @@ class Settings(BaseSettings):
         return names.flattened(self.model_dump(mode=mode, include=set(Settings.model_fields)))
 
     def recorded(self) -> dict[str, Any]:
-        """As `flat("json")`, without secrets: what a round keeps of its settings."""
+        """As `flat("json")`, without secrets and without who is who: what a round keeps of its settings."""
         secret = {
             name
             for name, field in names.fields(type(self)).items()
             if any(isinstance(mark, operating.Secret) for mark in field.metadata)
         }
-        return {name: value for name, value in self.flat("json").items() if name not in secret}
+        named = secret | {"admins", "users_file"}
+        values = self.flat("json").items()
+        return {
+            name: value for name, value in values if name not in named and not name.startswith(("oidc.", "people."))
+        }
 
     def environ(self) -> dict[str, str]:
         """The settings as `NUDGE_…` variables, so that a child process reads the same ones."""

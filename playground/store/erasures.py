@@ -168,7 +168,8 @@ class Erasures(Database):
         return self.row(f"select 1 from round r where r.id = ? and {WITHDRAWN}", round_id) is not None
 
     def begin_again(self, round_id: int, owner: str) -> None:
-        """Send a running round back to its first phase, as if it had read nothing.
+        """Send a running round back to its first phase, as if it had read nothing. Its job, if it has one elsewhere, is
+        still known.
 
         LeaseLost when `owner` no longer holds it.
         """
@@ -177,7 +178,11 @@ class Erasures(Database):
             for table in ("round_conversation", "vote_use", "metric"):
                 db.execute(f"delete from {table} where round = ?", [round_id])
             db.execute(
-                "update round set phase = 'collect', step = 0, steps = 0, metrics = '{}' where id = ?", [round_id]
+                """update round set phase = 'collect', step = 0, steps = 0,
+                     metrics = json_patch('{}', json_object('job', json_extract(metrics, '$.job'),
+                       'jobs_sent', json_extract(metrics, '$.jobs_sent')))
+                   where id = ?""",
+                [round_id],
             )
 
 
