@@ -9,7 +9,6 @@ import json
 import logging
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from playground.backup.target import BadTarget, Target, TargetUnavailable
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.system.messages import UserFacingError
+from playground.system.repeating import repeating
 from training import job_files, program, worker
 from training.erase import folder_of
 from training.job_files import BadResult, NotThere, Progress, Result
@@ -94,26 +94,21 @@ def progress_of(store: Store, round_id: int) -> Progress:
 @contextmanager
 def telling(target: Target, key: str, store: Store, round_id: int) -> Iterator[None]:
     """Tell how far the round is, from a thread, while the block runs. What cannot be told is told later."""
-    done = threading.Event()
+    sent: Progress | None = None
 
-    def tell() -> None:
-        told = None
-        while not done.wait(PROGRESS_SECONDS):
-            try:
-                progress = progress_of(store, round_id)
-                if progress != told:
-                    job_files.send_progress(target, key, progress)
-                    told = progress
-            except (StoreError, TargetUnavailable) as error:
-                log.warning("how far the round is could not be told: %s", error)
+    def tell() -> bool:
+        nonlocal sent
+        try:
+            progress = progress_of(store, round_id)
+            if progress != sent:
+                job_files.send_progress(target, key, progress)
+                sent = progress
+        except (StoreError, TargetUnavailable) as error:
+            log.warning("how far the round is could not be told: %s", error)
+        return True
 
-    thread = threading.Thread(target=tell, name="progress", daemon=True)
-    thread.start()
-    try:
+    with repeating("progress", PROGRESS_SECONDS, tell):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def run(settings: JobProgramSettings, target: Target) -> None:
