@@ -47,7 +47,7 @@ def is_text(value: object) -> bool:
 
 
 def is_list_of(form: str, value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(re.fullmatch(form, str(one)) for one in value)
+    return isinstance(value, list) and bool(value) and all(is_text(one) and re.fullmatch(form, one) for one in value)
 
 
 def is_whole(value: object, least: int, most: int) -> bool:

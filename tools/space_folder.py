@@ -36,6 +36,11 @@ def build(folder: Path, root: Path = ROOT) -> None:
     list_of(folder).write_text(
         "".join(f"{name}\0" for name in names)
     )  # first, so that a build that is cut off is known
+    copy(names, root, folder)
+
+
+def copy(names: list[str], root: Path, folder: Path) -> None:
+    """Copy the files `names` of `root` into `folder`."""
     for name in names:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)

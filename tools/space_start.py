@@ -92,7 +92,7 @@ def install_and_start(folder: Path, models: Path, python: str | None = None) -> 
                 installed = wanted
                 yield f"added what the hub does: {', '.join(added)}"
             done = start(kind, folder, place / kind.replace(" ", "-"), environment, {**variables, **SIGN_IN}, models)
-            yield f"{kind}: /healthz and the page answered after {done.answered:.0f} s, ended in {done.ended:.0f} s"
+            yield f"{kind}: /healthz and the page answered after {done.answered:.0f} s, ended in {done.ended:.1f} s"
 
 
 # -- the environment
