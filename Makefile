@@ -15,7 +15,7 @@ run: setup
 setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
 
-# the folder that is pushed to a Hugging Face Space, checked
+# the folder that is pushed to a Hugging Face Space, checked, installed and started; ARGS=--no-start leaves out the last two
 space: setup
 	$(BIN)/python -m tools.space $(ARGS)
 

@@ -330,7 +330,9 @@ def use_base(store: "Store", engine: "Engine") -> None:
 
 
 def load_zero_gpu() -> None:
-    """On a ZeroGPU Space: load `spaces` before anything asks torch about CUDA; it refuses to be loaded after that."""
+    """On a ZeroGPU Space: load `spaces` before Gradio, which loads it in the middle of its own import, where it fails
+    without a word; and before anything asks torch about CUDA, after which it refuses to be loaded.
+    """
     if space.KIND == "zero-gpu":
         importlib.import_module("playground.system.zero_gpu")
 

@@ -124,6 +124,8 @@ def test_requirements_that_do_not_install_are_named(tmp_path):
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     with pytest.raises(DoesNotStart, match="no-such-requirements"):
         space_start.install(tmp_path, ["-r", tmp_path / "no-such-requirements.txt"])
+    with pytest.raises(DoesNotStart, match="no-such-python"):
+        space_start.run([tmp_path / "no-such-python", "-m", "venv"])
 
 
 def test_without_a_model_nothing_is_installed(tmp_path):

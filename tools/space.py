@@ -16,6 +16,10 @@ from tools.space_folder import BUILDS, ROOT
 
 FOLDER = f"{BUILDS}/space"
 MOST_REMARKS = 20
+FREE = """
+A Space on other hardware than ZeroGPU needs a paid plan, or credit. For a free account:
+make space ARGS="--hardware zero-a10g"
+"""
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -84,12 +88,11 @@ def starts(folder: Path, options: argparse.Namespace) -> bool:
 
 def push_commands(folder: Path, repo: str, hardware: str) -> str:
     """`hf upload` stores pictures as the hub wants them; a `git push` of them is refused."""
+    free = "" if hardware == SpaceHardware.ZERO_A10G.value else FREE
     return f"""hf auth login
 hf repos create {repo} --type space --space-sdk gradio --flavor {hardware} --exist-ok
 hf upload {repo} {folder} . --type space --delete "*"
-
-A free account can create a Space on ZeroGPU alone: make space ARGS="--hardware zero-a10g".
-
+{free}
 Then in the Space's settings, as variables: NUDGE_ADMINS (user names), NUDGE_BACKUP_URL (hf://buckets/OWNER/NAME/nudge);
 as a secret: HF_TOKEN, which may write to that bucket."""
 

@@ -127,7 +127,10 @@ def install(environment: Path, what: list[str | Path]) -> None:
 def run(command: list[str | Path]) -> None:
     """Run a command of the installation. DoesNotStart with its last lines where it fails."""
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, env=environ)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, env=environ)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DoesNotStart(str(error)) from None
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("WARNING")]
         raise DoesNotStart("\n".join([" ".join(map(str, command)), *lines[-LOG_LINES:]]))
