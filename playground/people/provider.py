@@ -220,21 +220,24 @@ class Provider:
         self, client: StarletteOAuth2App, token: Mapping[str, Any], claims: dict[str, Any]
     ) -> dict[str, Any]:
         """The claims, with what only the provider's userinfo has of those that the settings read. ProviderDown where
-        it cannot be read and may have what lets somebody in.
+        it cannot be read and may have what lets somebody in, JoseError where it is of somebody else then.
         """
         oidc = self.oidc
         groups, roles = oidc.groups_claim.split(".")[0], oidc.role_claim.split(".")[0]
         wanted = {oidc.name_claim, "email", "email_verified", groups, roles} - {""}
         if wanted <= claims.keys() or "userinfo_endpoint" not in client.server_metadata:
             return claims
+        decides = bool(deciding_claims(oidc) - claims.keys())
         try:
             more = dict(await client.userinfo(token=token))
         except (*TROUBLE, AuthlibBaseError) as error:
             log.warning("the provider's userinfo cannot be read: %s", type(error).__name__)
-            if deciding_claims(oidc) - claims.keys():
+            if decides:
                 raise self._unavailable() from None
             return claims
         if more.get("sub") != claims["sub"]:
+            if decides:
+                raise JoseError("its userinfo is of somebody else")
             log.warning("the provider's userinfo is of somebody else")
             return claims
         if claims.get("email", more.get("email")) != more.get("email"):

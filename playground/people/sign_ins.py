@@ -168,6 +168,7 @@ class SignIns:
         """
         if person.role is None:
             self.store.end_sign_ins_of(person.account)
+            log.info("the provider has signed somebody in who may not come in: %s", person.why_not.template)
             raise NotAllowed(person.why_not)
         until = self._clock() + self.provider_seconds
         says = ProviderSays(person.name, person.role, until)

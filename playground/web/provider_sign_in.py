@@ -69,9 +69,8 @@ class ProviderSignIn:
         `Provider.begin`; `own_tab`: whether it leaves a frame.
         """
         form = f"{root}/sign-in" + (f"?{query}" if query else "")
-        wanted = "&".join(
-            part for part in (query, OTHER_ACCOUNT if asks_who else "", OWN_TAB if own_tab else "") if part
-        )
+        marks = [OTHER_ACCOUNT] * asks_who + [OWN_TAB] * own_tab
+        wanted = "&".join(part for part in (query, *marks) if part)
         begins = f"{root}/sign-in/provider" + (f"?{wanted}" if wanted else "")
         try:
             await self.provider.check(PATIENCE)
