@@ -336,7 +336,7 @@ def settled(app: App, before: float) -> float:
     """The server's memory in MB once it is back, or after SETTLING seconds in which only a probe asks."""
 
     def is_back() -> bool:
-        httpx.get(f"{app.url}/healthz", timeout=load_people.TIMEOUT, trust_env=False)
+        httpx.get(f"{app.url}/readyz", timeout=load_people.TIMEOUT, trust_env=False)
         return app.megabytes() <= before
 
     until(is_back, SETTLING, 1)

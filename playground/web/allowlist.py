@@ -145,7 +145,11 @@ class Allowlist:
         self.translate = translate
         self.scripts = answer_headers.sources(head.encode())
         self.gate = gate
-        self.routes = [*ROUTES, *([SIGN_IN] if SPACE_SIGN_IN else []), *([FORMS] if gate else [])]
+        self.routes = [*ROUTES]
+        if gate:
+            self.routes.append(FORMS)
+        elif SPACE_SIGN_IN:
+            self.routes.append(SIGN_IN)
         if settings.oidc.issuer:
             self.routes.append(PROVIDER)
         self.max_bytes = settings.limits.request_kb << 10
