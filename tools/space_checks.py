@@ -33,7 +33,7 @@ COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 # what an app may ask people for besides `openid` and `profile`, which every Space has
 SCOPES = {
     *("openid", "profile", "email", "read-billing", "inference-api", "write-discussions", "jobs", "webhooks"),
-    *("read-repos", "contribute-repos", "write-repos", "manage-repos"),
+    *("read-repos", "contribute-repos", "write-repos", "manage-repos", "read-memberships"),
 }
 # keys that the hub knows, and that are not checked
 OTHERS = {
