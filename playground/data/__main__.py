@@ -9,10 +9,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, import_command, importing, quality, queue_report, writers
+from playground.data import columns, export, import_command, importing, quality, queue_report, times, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
@@ -151,13 +150,11 @@ def _license(text: str) -> str:
 
 
 def _time(text: str) -> str:
-    """A time in ISO 8601 as the store writes it, in UTC. One without a zone is in UTC."""
+    """A time as the store writes it, in UTC. One without a zone is in UTC."""
     try:
-        time = datetime.fromisoformat(text)
+        return times.stored(text)
     except ValueError:
         raise argparse.ArgumentTypeError("a time is written like 2026-11-27 or 2026-11-27T08:00Z") from None
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # -- what is done

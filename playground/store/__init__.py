@@ -7,6 +7,7 @@ Nothing is overwritten: a replaced vote is superseded, a retired policy stays. W
 from playground.store.bases import Bases
 from playground.store.checks import LeaseLost
 from playground.store.conversations import Conversations
+from playground.store.corrections import Corrections
 from playground.store.database import Row, now
 from playground.store.duels import Duels
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
@@ -55,6 +56,7 @@ class Store(
     Conversations,
     Duels,
     Votes,
+    Corrections,
     Judged,
     Imported,
     Queue,

@@ -166,9 +166,10 @@ class Judged(Database):
         answered, below the system prompt), cut (whether the chat has earlier ones), left, right.
         """
         top = self.count_judged() + 1 if before is None else before
-        bottom = max(0, top - LOOKED_AT)
-        if filters.person is not None:
-            bottom = 0  # an index leads from the person to the votes
+        first = 0
+        if filters.person is None:  # else an index leads from the person to the votes
+            top, first = self._between(filters, top)
+        bottom = max(first, top - LOOKED_AT) if filters.person is None else 0
         where, values = filters.as_sql(VOTE_CONDITIONS)
         rows = self.rows(
             f"{LISTED} where {COUNTS_BUT_FOR_ADMINS}{where} and v.id < ? and v.id >= ? order by v.id desc limit ?",
@@ -183,7 +184,24 @@ class Judged(Database):
             {**row, "tags": json.loads(row["tags"] or "[]"), **{name: bool(row[name]) for name in bools}}
             for row in rows
         ]
-        return self._with_messages(page, LISTED_MESSAGES), following if following > 1 else None
+        return self._with_messages(page, LISTED_MESSAGES), following if following > max(first, 1) else None
+
+    def _between(self, filters: Filters, top: int) -> tuple[int, int]:
+        """(top, first) for `judged_page`: no vote at `top` or above, or below `first`, was given in the time that is
+        asked for. So the votes after it are passed over at once, and not LOOKED_AT with each page.
+
+        Together both look at the times of no more votes than there are; a million take an eighth of a second.
+        """
+        first = 0
+        if filters.until is not None:
+            newest = self.row(
+                "select id from vote where id < ? and created < ? order by id desc limit 1", top, filters.until
+            )
+            top = newest["id"] + 1 if newest else 0
+        if filters.since is not None:
+            oldest = self.row("select id from vote where created >= ? order by id limit 1", filters.since)
+            first = oldest["id"] if oldest else top
+        return top, min(first, top)
 
     # -- what an admin leaves out
 
