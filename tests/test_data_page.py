@@ -18,8 +18,10 @@ from playground.store import judged as judged_module
 from playground.ui import data, data_table
 from playground.ui.control import Control
 from playground.ui.data import DataTab, Shown
+from playground.ui.left_out import left_out_html
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
+from playground.ui.words import Words
 from playground.web import gate
 from tests import rounds
 from tests.test_control import OWNER, STRANGER, Engine, Request
@@ -109,6 +111,14 @@ def test_whoever_has_no_vote_yet_is_invited_to_vote(tab):
     tab.store.allow_training(tab.store.annotator(new), False)
     refused = search(tab, new)[tab.html]
     assert "No judged pairs" in refused and "Vote on a pair" not in refused, "a vote would not be listed"
+
+
+def test_an_admin_reads_what_the_files_leave_out(tab):
+    for choice in ("a", "tie", "both_bad"):
+        say(tab.store, tab.store.annotator("ann"), "Hello", choice=choice)
+    assert search(tab)[tab.left_out.fold]["visible"] and not search(tab, STRANGER)[tab.left_out.fold]["visible"]
+    said = left_out_html(tab.store.forms_of_votes(), Words("en"))
+    assert "in undecided.jsonl: 2." in said and "good or bad: 1; ties: 1; replies" in said and "better: 2." in said
 
 
 def test_the_downloads_say_that_they_ignore_the_search(tab):

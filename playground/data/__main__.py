@@ -115,7 +115,8 @@ def _import_command(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", help="of a dataset (default: train, or the only one)")
     command.add_argument(
         "--source",
-        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit)",
+        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit; "
+        "what export --imported wrote keeps the names that it had)",
     )
     command.add_argument(
         "--weight",
@@ -192,6 +193,8 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"Neither reply is better (a tie, or both bad) in {counted(tally.rows[undecided], 'pair')}, left out "
             f"of preference. See {undecided}."
         )
+    for line in tally.left_out_lines():
+        print(line)
     if len(tally.bases) > 1:
         models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")

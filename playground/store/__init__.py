@@ -17,7 +17,7 @@ from playground.store.imported import Imported, ImportedRow, Origin
 from playground.store.judged import Judged
 from playground.store.keys import Keys
 from playground.store.people import People
-from playground.store.policies import Policies
+from playground.store.policies import VERSION_STATES, Policies
 from playground.store.quality import Quality
 from playground.store.queue import Queue, QueuedPrompt
 from playground.store.reasons import STOPPED
@@ -32,6 +32,7 @@ __all__ = [
     "CHOICES",
     "ROUND_STATES",
     "STOPPED",
+    "VERSION_STATES",
     "Filters",
     "ImportedRow",
     "Origin",

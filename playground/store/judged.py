@@ -38,10 +38,18 @@ VOTES_BY_ID = f"""
     cross join message um on um.id = d.user_message cross join message lm on lm.id = l.message
     cross join message rm on rm.id = r.message"""
 
+# tokens that a reply may get between an early vote and its end, where the vote ends it: one or two of a step that runs
+STEP_TOKENS = 4
+GREW = {
+    side: f"case when d.{side}_cut is not null then json_array_length({r}.token_ids) > d.{side}_cut + {STEP_TOKENS} end"
+    for side, r in (("left", "l"), ("right", "r"))
+}  # by side: SQL for whether the reply went on after an early vote
+
 JUDGED = f"""
     select v.id as vote, v.created, v.choice, v.tags, v.comment, v.annotator as person,
       d.conversation, d.user_message as last, d.left_cut is not null as early,
       d.left_cut as left_tokens, d.right_cut as right_tokens, d.pairing, d.probability,
+      {GREW["left"]} as left_grew, {GREW["right"]} as right_grew,
       l.policy as left_version, r.policy as right_version, l.base_model, l.sampling,
       l.finish_reason as left_ended, r.finish_reason as right_ended,
       lm.text as left, rm.text as right, c.system_prompt
@@ -118,8 +126,9 @@ class Judged(Database):
 
         Keys: vote, created, choice, tags (a list), comment, person, conversation, messages (role and content, with the
         system prompt, up to the message that was answered), left, right, left_version, right_version, left_ended,
-        right_ended (why a reply ended), early (a bool), left_tokens and right_tokens (their numbers when an early
-        vote came, else None), pairing, probability, base_model, sampling (a dict).
+        right_ended (why a reply ended), early (a bool), left_tokens and right_tokens (their numbers when an early vote
+        came, else None), left_grew and right_grew (whether the reply went on after an early vote, else None), pairing,
+        probability, base_model, sampling (a dict).
         """
         where, values = filters.as_sql(VOTE_CONDITIONS)
         sql = f"{JUDGED} where {COUNTS}{where} and v.id > ? order by v.id limit {PAGE}"
@@ -154,6 +163,20 @@ class Judged(Database):
     def count_judged(self) -> int:
         """About how many votes there are to export, for a progress line. It costs no scan."""
         return self.one("select coalesce(max(id), 0) as n from vote")["n"]
+
+    def forms_of_votes(self) -> Row:
+        """How many of the votes that `judged_pairs` returns say what; it reads all of them.
+
+        Keys: picks, ties, both_bad; grew: replies that went on after an early "both bad".
+        """
+        grew = " + ".join(f"coalesce({sql}, 0)" for sql in GREW.values())
+        return self.one(
+            f"""select count(*) filter (where v.choice in ('a', 'b')) as picks,
+                  count(*) filter (where v.choice = 'tie') as ties,
+                  count(*) filter (where v.choice = 'both_bad') as both_bad,
+                  coalesce(sum({grew}) filter (where v.choice = 'both_bad'), 0) as grew
+                from {VOTES} join generation r on r.id = d.right_generation where {COUNTS}"""
+        )
 
     def judged_page(self, filters: Filters, before: int | None, limit: int) -> tuple[list[Row], int | None]:
         """A page of at most `limit` votes, newest first, of those whose id is below `before`; and what `before` is for
@@ -274,4 +297,5 @@ class Judged(Database):
 def _judged(row: Row) -> Row:
     """A row of JUDGED with its columns decoded."""
     tags, sampling = json.loads(row["tags"] or "[]"), json.loads(row["sampling"])
-    return {**row, "tags": tags, "sampling": sampling, "early": bool(row["early"])}
+    grew = {name: None if row[name] is None else bool(row[name]) for name in ("left_grew", "right_grew")}
+    return {**row, "tags": tags, "sampling": sampling, "early": bool(row["early"]), **grew}

@@ -25,6 +25,7 @@ from playground.ui.data_fields import NoTime, number_in, one_of, time_in
 from playground.ui.data_table import Known
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.hub_import import HubImportFold
+from playground.ui.left_out import LeftOutFold
 from playground.ui.notice import Notice
 from playground.ui.own_votes import OwnVote
 from playground.ui.quality import QualityFold, person_name
@@ -104,6 +105,7 @@ class DataTab:
             self.older = gr.Button(words.label("Earlier pairs"), size="sm", elem_id="earlier-pairs", visible=False)
         self.decide = gr.Button(visible="hidden", elem_id="data-decide")
         self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
+        self.left_out = LeftOutFold(store)
         self.quality = QualityFold(store, control.admins.users)
         self.hub_import = HubImportFold(store, control)
 
@@ -128,7 +130,7 @@ class DataTab:
     def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
         shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
-        folds = [self.quality.fold, self.quality.html, self.hub_import.fold]
+        folds = [self.left_out.fold, self.quality.fold, self.quality.html, self.hub_import.fold]
         return [*shown, *folds, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
@@ -146,6 +148,7 @@ class DataTab:
             **GESTURE,
         )
         decided.then(None, None, None, js=CATCH_UP)
+        self.left_out.wire(self.control.is_admin)
         self.quality.wire(self.control.is_admin)
         self.hub_import.wire()
 
@@ -293,6 +296,7 @@ class DataTab:
             empty = translate("Vote on a pair, and it is listed here.")
         return {
             self.html: data_table.pairs_html(rows, known, translate, empty, opened, may_change),
+            self.left_out.fold: gr.update(visible=is_admin),
             self.quality.fold: gr.update(visible=is_admin),
             self.hub_import.fold: gr.update(visible=is_admin),
             self.asked: data_table.asked_html(shown.filters, translate, names),
