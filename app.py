@@ -169,6 +169,7 @@ class App:
         if self.settings.backup.url:
             self.backup = Backup(self.settings)
         memory.return_freed_memory()
+        memory.limit_onednn_cache()
         allow_connections()
         self.starting.say(Message("loading the model"))
         try:

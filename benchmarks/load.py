@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import httpx
 import numpy as np
 import psutil
 from pydantic import Field
@@ -44,7 +45,7 @@ KEPT_MB = 50  # that may stay besides keys and values of earlier turns
 ADDED_MB = 20  # that the same crowd may add when it comes again
 QUICK_TOKENS = 24
 QUICK_TIMES = 12  # that a line is said in one message, so that the keys and values of few people have room at once
-SETTLING = 8.0  # seconds in which memory may go back
+SETTLING = 30.0  # seconds in which memory may go back; threads and what they hold end after ten
 SEED_VOTES = 24  # before anybody comes, so that a round begins
 IN_LINE = ("before you", "you are next")
 # a round that goes on for as long as people chat: it asks for no evidence, and moves too little to reach its end
@@ -332,8 +333,13 @@ def one_size(
 
 
 def settled(app: App, before: float) -> float:
-    """The server's memory in MB once it is back, or after SETTLING seconds."""
-    until(lambda: app.megabytes() <= before, SETTLING, 0.5)
+    """The server's memory in MB once it is back, or after SETTLING seconds in which only a probe asks."""
+
+    def is_back() -> bool:
+        httpx.get(f"{app.url}/readyz", timeout=load_people.TIMEOUT, trust_env=False)
+        return app.megabytes() <= before
+
+    until(is_back, SETTLING, 1)
     return app.megabytes()
 
 

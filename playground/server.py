@@ -20,7 +20,6 @@ import gradio as gr
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 
-from playground import settings as settings_module
 from playground.backup import Backup
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
@@ -34,7 +33,7 @@ from playground.people.sign_ins import Account, SignIns
 from playground.people.visitor import CookieMiddleware
 from playground.serving.engine import Engine
 from playground.serving.gpu_slices import GPUSlices
-from playground.settings import Settings
+from playground.settings import Settings, space
 from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
 from playground.web.allowlist import Allowlist
@@ -169,7 +168,10 @@ def add_sign_in(app: FastAPI, settings: Settings, store: Store, chat: Chat) -> G
     provider = add_provider(app, sign_ins, settings) if settings.oidc.issuer else None
     SignInForms(sign_ins, provider).add_routes(app)
     if settings.admins or settings.users_file:
-        log.warning("with people.users or oidc.issuer, admins and users_file do not count")
+        log.warning(
+            "with people.users or oidc.issuer, admins and users_file do not count; of Hugging Face, write user:NAME "
+            "into oidc.admins"
+        )
     if sign_ins.users and not provider:
         with suppress(UsersUnreadable):  # the log has the reason, and the page says it
             if not sign_ins.users.content().users:
@@ -372,11 +374,6 @@ def announce(app: FastAPI, host: str, port: int) -> None:
     if not hasattr(app.state, "admin_link"):
         print(f"Users sign in; {app.state.sign_in} says who they are.", flush=True)
         return
-    link = f"{space_address() or here}/admin/{app.state.admin_link.issue()}"
+    # of a Space only its owner sees the log, where this is printed
+    link = f"{space.address_of(os.environ) or here}/admin/{app.state.admin_link.issue()}"
     print(f"Admin link, for one browser: {link}", flush=True)
-
-
-def space_address() -> str:
-    """The URL of the Space that this runs on, or "". Only its owner sees its log, where the admin link is printed."""
-    name = os.environ.get("SPACE_HOST", "").split(",")[0].strip()
-    return f"https://{name}" if settings_module.ON_SPACE and name else ""

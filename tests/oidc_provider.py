@@ -28,6 +28,9 @@ class FakeProvider:
     def __init__(self):
         self.people = {}
         self.userinfo = {}
+        self.userinfo_of = {}  # by login
+        self.scopes = None  # those that the app may ask for; None: any
+        self.names_itself = True  # whether its answers say whose they are (RFC 9207)
         self.described = {}  # what its description of itself has in place of the right things
         self.calls = []
         self.back = []  # addresses that it sends people back to
@@ -48,6 +51,7 @@ class FakeProvider:
         self.signed = None
         self.denies = None
         self.described, self.broken, self.delay, self.userinfo = {}, set(), 0.0, {}
+        self.userinfo_of = {}
 
     def new_key(self, name, **more):
         """Sign with another key from now on."""
@@ -77,7 +81,8 @@ class FakeProvider:
         assert asked["client_id"] == CLIENT and asked["response_type"] == "code" and "openid" in asked["scope"].split()
         assert asked["redirect_uri"] in self.back, asked["redirect_uri"]
         assert asked["code_challenge_method"] == "S256" and len(asked["nonce"]) >= 16 and len(asked["state"]) >= 16
-        answer = {"state": asked["state"], "iss": self.issuer}
+        assert self.scopes is None or set(asked["scope"].split()) <= self.scopes, asked["scope"]
+        answer = {"state": asked["state"], **({"iss": self.issuer} if self.names_itself else {})}
         if self.denies:
             return f"{asked['redirect_uri']}?{urlencode({**answer, 'error': self.denies})}"
         code = secrets.token_urlsafe(8)
@@ -101,7 +106,7 @@ class FakeProvider:
         self.bend(claims, header)
         sign = self.signed or (lambda header, claims: signed_by(self.key, header, claims))
         access = secrets.token_urlsafe(8)
-        self.tokens[access] = {"sub": claims.get("sub"), **self.userinfo}
+        self.tokens[access] = {"sub": claims.get("sub"), **self.userinfo, **self.userinfo_of.get(login, {})}
         return 200, {"access_token": access, "token_type": "Bearer", "id_token": sign(header, claims)}
 
 

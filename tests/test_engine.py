@@ -1,5 +1,7 @@
 """Versions under running streams: what goes live, what is refused, what a turn is pinned to."""
 
+import time
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from playground.decoding import decoder
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import adapter_reading, adapters, loading, lora
-from playground.serving import canaries
+from playground.serving import canaries, engine
 from playground.serving.engine import Engine, EngineStopped
 from playground.settings import Settings
 from playground.store import Store
@@ -400,3 +402,18 @@ def test_the_layers_of_a_version_that_is_gone_serve_the_next_and_carry_nothing_o
         models_seen.append(id(site.live.model))
         assert run(site, site.duel(PROMPT, [0, 0], GREEDY)) == alone(site, version)
     assert len(set(models_seen)) < 4, "layers should be used again"
+
+
+def test_what_is_free_goes_back_once_nobody_has_chatted_for_a_moment(site, monkeypatch):
+    trims = []
+    site.start()
+    monkeypatch.setattr(engine, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(engine.memory, "trim", lambda: trims.append(site.running))
+    try:
+        for _ in range(2):
+            trims.clear()
+            assert site.duel(PROMPT, [1, 2], SAMPLED).finished.wait(30)
+            time.sleep(0.5)
+            assert trims == [0], "once after the turn, and not again while nobody comes"
+    finally:
+        site.close()

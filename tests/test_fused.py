@@ -2,14 +2,16 @@
 
 from functools import partial
 
+import psutil
 import pytest
 import torch
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.integrations.finegrained_fp8 import FP8Linear
 
-from playground.decoding import fused, llama
+from playground.decoding import fused, llama, prompt_cache
 from playground.decoding.decoder import run
 from playground.decoding.forward import CachedPrefix
+from playground.decoding.prompt_cache import AttentionShape
 from playground.decoding.sampling import Sampling
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import structure
@@ -206,3 +208,16 @@ def test_longrope_fits_up_to_the_length_where_its_frequencies_change():
     forward = fused.FusedForward(model, "float32")
     cache = forward.new_cache(1, len(IDS), 1)
     torch.testing.assert_close(forward.prefill(cache, list(IDS)), full(model, IDS), atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_takes_memory_for_what_is_written_and_gives_it_back():
+    """In the heap, the gaps between the caches of a crowd stayed."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = prompt_cache.SharedPromptCache(AttentionShape(8, 2, 1, 64), n=2, prompt_tokens=2_000, new_tokens=3_000)
+    assert cache.nbytes == 8 * 2 * 2 * 8_000 * 64 * 4  # 66 MB
+    assert process.memory_info().rss - before < 4 << 20
+    cache.kv[:] = 1
+    assert process.memory_info().rss - before > 60 << 20
+    del cache
+    assert process.memory_info().rss - before < 4 << 20

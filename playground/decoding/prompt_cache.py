@@ -2,6 +2,8 @@
 tokens.
 """
 
+import math
+import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,14 @@ class CacheState(NamedTuple):
     steps: int
 
 
+def mapped(*size: int) -> torch.Tensor:
+    """An fp32 tensor in pages of its own, which go back to the system when it ends. In the heap, the gaps between the
+    caches of a crowd stayed. Only pages that are written take memory, so a reply that ends early leaves its rest free.
+    """
+    pages = mmap.mmap(-1, math.prod(size) * torch.float32.itemsize)
+    return torch.frombuffer(pages, dtype=torch.float32).view(size)
+
+
 class SharedPromptCache:
     """Keys and values (layers, 2, kv heads, capacity, head dim) of one prompt and of the `n` replies to it.
 
@@ -43,7 +53,7 @@ class SharedPromptCache:
     def __init__(self, shape: AttentionShape, n: int, prompt_tokens: int, new_tokens: int) -> None:
         capacity = prompt_tokens + n * new_tokens
         self.shape = shape
-        self.kv = torch.empty(shape.layers, 2, shape.kv_heads, capacity, shape.head_dim)
+        self.kv = mapped(shape.layers, 2, shape.kv_heads, capacity, shape.head_dim)
         self.mask = torch.full((n, shape.group, capacity), -torch.inf)
         self.mask[..., :prompt_tokens] = 0
         self.prompt: TokenIds = []

@@ -20,8 +20,8 @@ from authlib.oidc.core import CodeIDToken
 from joserfc.errors import BadSignatureError, JoseError
 
 from playground.people.attempts import Attempt
-from playground.people.provider_people import SUBJECT_CHARS, Claims
-from playground.people.provider_setup import checked_secret, known_metadata
+from playground.people.provider_people import SUBJECT_CHARS, Claims, deciding_claims, has_organisations
+from playground.people.provider_setup import bound, checked_secret, known_metadata
 from playground.people.refusals import WrongSignIn
 from playground.settings.operating import OIDCSettings
 from playground.system.messages import UserFacingError
@@ -67,7 +67,8 @@ class Provider:
         attempt = Attempt.new(back, query)
         asked = {"state": attempt.state, "nonce": attempt.nonce, "code_verifier": attempt.verifier}
         if asks_who:
-            asked["prompt"] = "select_account"
+            # at Hugging Face it is where people choose what of their organisations the app sees
+            asked["prompt"] = "consent" if has_organisations(self.oidc) else "select_account"
         made = await client.create_authorization_url(back, **asked)
         return made["url"], attempt
 
@@ -154,6 +155,7 @@ class Provider:
             "code_challenge_method": "S256",
             "timeout": PATIENCE,
             "verify": self._tls,
+            "event_hooks": {"response": [bound]},
         }
         client = StarletteOAuth2App(
             None,  # the attempts are kept elsewhere
@@ -217,18 +219,25 @@ class Provider:
     async def _completed(
         self, client: StarletteOAuth2App, token: Mapping[str, Any], claims: dict[str, Any]
     ) -> dict[str, Any]:
-        """The claims, with what only the provider's userinfo has of those that the settings read."""
+        """The claims, with what only the provider's userinfo has of those that the settings read. ProviderDown where
+        it cannot be read and may have what lets somebody in, JoseError where it is of somebody else then.
+        """
         oidc = self.oidc
         groups, roles = oidc.groups_claim.split(".")[0], oidc.role_claim.split(".")[0]
         wanted = {oidc.name_claim, "email", "email_verified", groups, roles} - {""}
         if wanted <= claims.keys() or "userinfo_endpoint" not in client.server_metadata:
             return claims
+        decides = bool(deciding_claims(oidc) - claims.keys())
         try:
             more = dict(await client.userinfo(token=token))
         except (*TROUBLE, AuthlibBaseError) as error:
             log.warning("the provider's userinfo cannot be read: %s", type(error).__name__)
+            if decides:
+                raise self._unavailable() from None
             return claims
         if more.get("sub") != claims["sub"]:
+            if decides:
+                raise JoseError("its userinfo is of somebody else")
             log.warning("the provider's userinfo is of somebody else")
             return claims
         if claims.get("email", more.get("email")) != more.get("email"):

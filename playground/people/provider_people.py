@@ -6,18 +6,23 @@ they are the provider's, is `provider.py`'s.
 
 import hashlib
 import json
+import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from playground.people import organisations
 from playground.people.passwords import NAME_CHARS
 from playground.people.users_file import ROLES, Role
+from playground.settings import hugging_face
 from playground.settings.operating import OIDCSettings
+from playground.system.messages import Message
 
 PREFIX = "oidc:"  # of the ids of people whom a provider signs in; those of the users file are hexadecimal
 EVERYBODY = "*"
 GROUP = "group:"
+USER = "user:"
 MOST_VALUES = 1000  # of one claim that are read
 SUBJECT_CHARS = 255  # longest subject (OpenID Connect Core, section 2)
 
@@ -26,16 +31,20 @@ Claims = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ProviderPerson:
-    """Somebody whom the provider has signed in: the id here, and the role, None for whom `oidc.allowed` lets not in."""
+    """Somebody whom the provider has signed in: the id here, and the role, None for whom `oidc.allowed` lets not in;
+    and then why.
+    """
 
     account: str
     name: str
     role: Role | None
+    why_not: Message
 
 
 def person_of(claims: Claims, oidc: OIDCSettings) -> ProviderPerson:
     """Who somebody is, by verified claims."""
-    return ProviderPerson(account_of(oidc.issuer, claims["sub"]), name_of(claims, oidc), role_of(claims, oidc))
+    account = account_of(oidc.issuer, claims["sub"])
+    return ProviderPerson(account, name_of(claims, oidc), role_of(claims, oidc), why_not(claims, oidc))
 
 
 def account_of(issuer: str, subject: str) -> str:
@@ -77,7 +86,10 @@ def role_of(claims: Claims, oidc: OIDCSettings) -> Role | None:
     is_admin = matches(claims, oidc.admins, oidc)
     if not is_admin and not matches(claims, oidc.allowed, oidc):
         return None
-    said = {value.lower().removeprefix("nudge-") for value in values_of(claims, oidc.role_claim)}
+    if has_organisations(oidc) and oidc.role_claim == oidc.groups_claim:
+        said = organisations.roles_of(claims.get(oidc.groups_claim), groups_in(oidc.allowed))
+    else:
+        said = {value.lower().removeprefix("nudge-") for value in values_of(claims, oidc.role_claim)}
     if is_admin:
         said.add("admin")
     for role in reversed(ROLES):  # the highest one first
@@ -90,17 +102,70 @@ def matches(claims: Claims, listed: str, oidc: OIDCSettings) -> bool:
     """Whether somebody is one of those that a setting lists, as `oidc.allowed` says."""
     email = verified_email(claims)
     domain = email.rpartition("@")[2]
-    groups = set(values_of(claims, oidc.groups_claim))
-    for entry in listed.split(","):
-        entry = entry.strip()
+    if groups_of(claims, oidc) & groups_in(listed):
+        return True
+    for entry in entries(listed):
         if entry == EVERYBODY:
             return True
         if entry.startswith(GROUP):
-            if entry.removeprefix(GROUP) in groups:
+            continue
+        if entry.startswith(USER):
+            user = entry.removeprefix(USER)
+            if user and user == claims.get("preferred_username") and has_organisations(oidc):
                 return True
-        elif entry and email and entry.lower() in (email, f"@{domain}", domain):
+        elif email and entry.lower() in (email, f"@{domain}", domain):
             return True
     return False
+
+
+def why_not(claims: Claims, oidc: OIDCSettings) -> Message:
+    """Why somebody may not come in: what the provider has not said, or that they are on no list."""
+    groups = groups_in(f"{oidc.allowed},{oidc.admins}")
+    name = name_of(claims, oidc)
+    if groups and has_organisations(oidc):
+        missing = organisations.why_not(claims.get(oidc.groups_claim), groups, oidc.name)
+        return missing or Message(
+            "{name} is in no organisation that may come in here. Ask an admin to be added, or sign in with another "
+            "account.",
+            name=name,
+        )
+    return Message("{name} may not come in here. Ask an admin to be added, or sign in with another account.", name=name)
+
+
+def entries(listed: str) -> list[str]:
+    """What a setting lists, with commas between."""
+    return [entry.strip() for entry in listed.split(",") if entry.strip()]
+
+
+def deciding_claims(oidc: OIDCSettings) -> set[str]:
+    """The claims that say whether somebody may come in, and as what."""
+    listed = entries(f"{oidc.allowed},{oidc.admins}")
+    found = {oidc.role_claim.split(".")[0]}
+    for entry in listed:
+        if entry.startswith(GROUP):
+            found.add(oidc.groups_claim.split(".")[0])
+        elif entry.startswith(USER):
+            found.add("preferred_username")
+        elif entry != EVERYBODY:
+            found.add("email")
+    return found - {""}
+
+
+def groups_in(listed: str) -> set[str]:
+    """The groups that a setting lists."""
+    return {entry.removeprefix(GROUP) for entry in entries(listed) if entry.startswith(GROUP)} - {""}
+
+
+def groups_of(claims: Claims, oidc: OIDCSettings) -> set[str]:
+    """The groups of somebody."""
+    if has_organisations(oidc):
+        return organisations.groups_of(claims.get(oidc.groups_claim))
+    return set(values_of(claims, oidc.groups_claim))
+
+
+def has_organisations(oidc: OIDCSettings) -> bool:
+    """Whether the provider is Hugging Face, whose groups are organisations and whose user names are one person's."""
+    return hugging_face.is_issuer(oidc.issuer, os.environ)
 
 
 def verified_email(claims: Claims) -> str:

@@ -1,10 +1,14 @@
 """What a provider and the settings of it must have before anybody signs in by it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from playground.settings import SettingsError
+import httpx2
+
+from playground.people.provider_people import EVERYBODY, GROUP, USER, entries, has_organisations
+from playground.settings import SettingsError, space
 from playground.settings.operating import OIDCSettings
 
 # of these the provider alone has the key; `none` has none, and of HMAC the key would be what others know
@@ -12,6 +16,7 @@ ASYMMETRIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint", "end_session_endpoint")
 NEEDED = ENDPOINTS[:3]
 LONGEST_SECRET = 4096  # bytes of its file
+LONGEST_ANSWER = 1 << 20  # bytes of the provider's that are read
 
 
 def known_metadata(said: Mapping[str, Any], issuer: str) -> dict[str, Any]:
@@ -44,15 +49,37 @@ def is_endpoint(url: object, issuer: str) -> bool:
     return url.startswith("https://") or (issuer.startswith("http://") and url.startswith("http://"))
 
 
+class BoundedStream(httpx2.AsyncByteStream):
+    """The body of an answer; ValueError once it is longer than LONGEST_ANSWER."""
+
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        length = 0
+        async for part in self._body:
+            length += len(part)
+            if length > LONGEST_ANSWER:
+                raise ValueError("its answer is too long")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+async def bound(answer: httpx2.Response) -> None:
+    """A hook of the client, before it reads an answer."""
+    if isinstance(answer.stream, httpx2.AsyncByteStream):
+        answer.stream = BoundedStream(answer.stream)
+
+
 def checked_secret(oidc: OIDCSettings) -> str:
     """The app's secret at the provider, "" of a public client. SettingsError where the settings do not suffice."""
     if not oidc.client_id:
+        if space.kind_of(os.environ) != "none" and has_organisations(oidc):
+            raise SettingsError("--oidc.client-id: the Space has none; write hf_oauth: true into its README's head.")
         raise SettingsError("--oidc.client-id: needed with --oidc.issuer; it is what the provider calls this app.")
-    if not any(entry.strip() for entry in f"{oidc.allowed},{oidc.admins}".split(",")):
-        raise SettingsError(
-            "--oidc.allowed: needed with --oidc.issuer; it says who may come in: emails, domains such as "
-            "@nudge.example, group:NAME, or * for everybody whom the provider signs in."
-        )
+    check_entries(oidc)
     if "openid" not in oidc.scopes.split():
         raise SettingsError(f"--oidc.scopes: got {oidc.scopes!r}; accepted: names with blanks between, one is openid.")
     path = oidc.client_secret_file
@@ -68,3 +95,22 @@ def checked_secret(oidc: OIDCSettings) -> str:
     if not secret:
         raise SettingsError(f"--oidc.client-secret-file: {path} is empty.")
     return secret
+
+
+def check_entries(oidc: OIDCSettings) -> None:
+    """SettingsError where nobody is listed who may come in, or somebody in a way that the provider never says."""
+    listed = entries(f"{oidc.allowed},{oidc.admins}")
+    if not listed:
+        raise SettingsError(
+            "--oidc.allowed: needed with --oidc.issuer; it says who may come in: emails, domains such as "
+            "@nudge.example, group:NAME, or * for everybody whom the provider signs in."
+        )
+    for entry in listed:
+        if entry.startswith(USER) and not has_organisations(oidc):
+            raise SettingsError(f"--oidc.allowed, --oidc.admins: {entry} is of Hugging Face alone; give an email.")
+        is_email = entry != EVERYBODY and not entry.startswith((GROUP, USER))
+        if is_email and has_organisations(oidc) and "email" not in oidc.scopes.split():
+            raise SettingsError(
+                f"--oidc.allowed, --oidc.admins: {entry} would be an email, which Hugging Face says with the scope "
+                f"email alone. An organisation is group:{entry}, a person user:{entry}."
+            )

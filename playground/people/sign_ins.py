@@ -168,10 +168,8 @@ class SignIns:
         """
         if person.role is None:
             self.store.end_sign_ins_of(person.account)
-            raise NotAllowed(
-                "{name} may not come in here. Ask an admin to be added, or sign in with another account.",
-                name=person.name,
-            )
+            log.info("the provider has signed somebody in who may not come in: %s", person.why_not.template)
+            raise NotAllowed(person.why_not)
         until = self._clock() + self.provider_seconds
         says = ProviderSays(person.name, person.role, until)
         return self._begin(person.account, self.directory.provider_stamp, says)

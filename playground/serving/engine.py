@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 STORE_PAUSE = 5.0  # seconds until the next look where the store cannot answer
 SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
+IDLE_SECONDS = 5.0  # without work, after which free memory goes back to the system
 CLOSE_SECONDS = 10  # that each thread has to end
 
 
@@ -188,7 +189,9 @@ class Engine:
             raise
 
     def _decode(self) -> None:
-        """The engine's thread: step while there is work, sleep while there is none."""
+        """The engine's thread: step while there is work, sleep while there is none. Once nobody has chatted for a
+        moment, what a crowd has left free in the heap goes back to the system.
+        """
         cores_in_use = None
         while not self._closing.is_set():
             self._work.clear()
@@ -198,7 +201,8 @@ class Engine:
                     threads.set_threads(cores)
                     cores_in_use = cores
                 working = self.step()
-            if not working:
+            if not working and not self._work.wait(IDLE_SECONDS):
+                memory.trim()
                 self._work.wait()
         with self._lock:
             left = self._running + self._waiting

@@ -2,11 +2,14 @@
 to judge, and the machines that rounds are sent to.
 """
 
+import os
+from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from playground.settings import hugging_face
 from playground.settings.groups import Fraction, Group
 
 # headers that cannot say who has signed in, since browsers or proxies say something else with them
@@ -85,8 +88,9 @@ class OIDCSettings(Group):
     issuer: str = Field(
         "", pattern=r"^(https://[^/\s?#@]+(/[^\s?#]*)?|http://(localhost|127\.0\.0\.1)(:\d+)?(/[^\s?#]*)?)?$"
     )
-    """Address of the provider, letter by letter as it calls itself; https, but on this machine. Nobody sees the page
-    without having signed in. `admins` and `users_file` do not count then. Empty: none.
+    """Address of the provider, letter by letter as it calls itself; https, but on this machine; or huggingface, which
+    takes client, secret and scopes from the Space that this runs on. Nobody sees the page without having signed in.
+    `admins` and `users_file` do not count then. Empty: none.
     """
     client_id: str = Field("", max_length=300)
     """What the provider calls this app."""
@@ -101,28 +105,37 @@ class OIDCSettings(Group):
     address: str = Field("", pattern=r"^(https?://[^/\s?#@]+(/[^\s?#]*)?)?$")
     """Address of the page, such as https://nudge.example/nudge, to which the provider sends people back. Empty: as a
     browser asks for it, where its name is this machine's own or in `allowed_hosts`, or a trusted proxy says it in
-    X-Forwarded-Host.
+    X-Forwarded-Host; on a Space, the Space's own.
     """
     scopes: str = "openid profile email"
     """What the provider is asked for, with blanks between; openid is one of it."""
     name_claim: str = "name"
     """Claim that says what somebody is called; where it is missing, preferred_username, then a verified email."""
     groups_claim: str = "groups"
-    """Claim with the groups that `allowed` and `admins` may name; parts of its path with dots between."""
+    """Claim with the groups that `allowed` and `admins` may name; parts of its path with dots between. Of Hugging Face
+    it has organisations.
+    """
     role_claim: str = ""
     """Claim that says viewer, annotator or admin, with `nudge-` before it or without; of several the highest counts.
-    Parts of its path with dots between, such as realm_access.roles. Empty: none.
+    Parts of its path with dots between, such as realm_access.roles. orgs, of Hugging Face: the role in an organisation
+    of `allowed`. Empty: none.
     """
     role: Literal["viewer", "annotator", "none"] = "annotator"
     """Role of those of whom no claim says one; none: they do not come in."""
     allowed: str = ""
     """Who may come in, with commas between: emails and domains (@nudge.example), where the provider has verified the
-    email; group:NAME; or * for everybody whom the provider signs in. Needed where there is an issuer.
+    email; group:NAME; or * for everybody whom the provider signs in. Of Hugging Face also user:NAME, and for NAME of a
+    group an organisation, or ORGANISATION/ROLE. Needed where there is an issuer.
     """
     admins: str = ""
     """Who is an admin, besides those of whom `role_claim` says so; written as in `allowed`."""
     session_days: float = Field(7, ge=0.01, le=365)
     """Days after which somebody signs in at the provider again, used or not; it says then who still may."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hugging_face(cls, values: Any) -> Any:
+        return hugging_face.completed(values, os.environ) if isinstance(values, Mapping) else values
 
 
 class QueueSettings(Group):

@@ -35,4 +35,15 @@ def cores_of(environ: Mapping[str, str]) -> int:
         return 0
 
 
+def hosts_of(environ: Mapping[str, str]) -> list[str]:
+    """The names of a Space's page: its own first, then those that its owner has given it; none elsewhere."""
+    said = environ.get("SPACE_HOST", "") if kind_of(environ) != "none" else ""
+    return [name.strip().lower() for name in said.split(",") if name.strip()]
+
+
+def address_of(environ: Mapping[str, str]) -> str:
+    """The address of a Space's page by its own name; "" elsewhere."""
+    return next((f"https://{name}" for name in hosts_of(environ)), "")
+
+
 KIND: Kind = kind_of(os.environ)

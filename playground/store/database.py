@@ -36,6 +36,7 @@ PATIENCE = 5.0  # seconds that a write or a read waits for another process befor
 SHORT_PATIENCE = 0.2  # seconds
 RECENT = 2.0  # seconds after a failed wait in which waits are short; also how long `trouble` keeps its last answer
 OPENING = 60.0  # seconds that opening the file waits for other processes that are opening it
+CACHE_KB = 256  # of each connection, of which every thread has one; the system keeps the file itself in memory
 IN_MEMORY = ":memory:"
 
 
@@ -134,7 +135,7 @@ class Database:
         connection = sqlite3.connect(
             self.path, timeout=self.patience, isolation_level=None, check_same_thread=not any_thread
         )
-        for pragma in ("foreign_keys=on", "synchronous=full", "secure_delete=on"):
+        for pragma in ("foreign_keys=on", "synchronous=full", "secure_delete=on", f"cache_size=-{CACHE_KB}"):
             connection.execute(f"pragma {pragma}")
         return sqlite_utils.Database(connection)
 

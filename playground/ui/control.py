@@ -115,7 +115,7 @@ class Control:
                 elem_id="admin-password",
             )
             self.sign_in = gr.Button(words.label("Sign in"), elem_id="admin-enter", scale=0, min_width=110)
-        if SPACE_SIGN_IN:
+        if SPACE_SIGN_IN and not self.settings.everybody_signs_in:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")
         self.sign_out = _button(words.label("Sign out"), "sign-out")
 

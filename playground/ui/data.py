@@ -122,7 +122,7 @@ class DataTab:
             placeholder="2026-11-27",
             max_lines=1,
             max_length=times.MOST_CHARS,
-            min_width=110,
+            min_width=130,
             elem_id=elem_id,
         )
 

@@ -10,8 +10,8 @@ the middleware that reads proxies' headers may be outside of this one.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -33,6 +33,7 @@ from playground.web.gate import Gate, SignInFirst, StreamEnded, kept_query
 from playground.web.limits import ForeignSession, Limits, Session, TooMuch, Visitor
 from playground.web.metrics import may_read
 from playground.web.payload import BadPayload, Handler
+from playground.web.slowing import Slowing
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +145,15 @@ class Allowlist:
         self.translate = translate
         self.scripts = answer_headers.sources(head.encode())
         self.gate = gate
-        self.routes = [*ROUTES, *([SIGN_IN] if SPACE_SIGN_IN else []), *([FORMS] if gate else [])]
+        self.routes = [*ROUTES]
+        if gate:
+            self.routes.append(FORMS)
+        elif SPACE_SIGN_IN:
+            self.routes.append(SIGN_IN)
         if settings.oidc.issuer:
             self.routes.append(PROVIDER)
         self.max_bytes = settings.limits.request_kb << 10
+        self.slowing = Slowing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -158,10 +164,13 @@ class Allowlist:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = Answer(send, self.settings.limits.request_seconds, self.scripts)
+        sender = visitor_of(scope)
+        in_time = self.slowing.of(sender.address, send)
+        answer = Answer(in_time, self.settings.limits.request_seconds, self.scripts)
         try:
             with ExitStack() as held:
-                scope, receive, kind = await self._checked(scope, receive, answer, held)
+                with refusing():
+                    scope, receive, kind = await self._checked(scope, receive, sender, answer, held)
                 send_on: Send = answer.send
                 if self.gate and (kind.is_stream or kind is Kind.DOWNLOAD):
                     send_on = self.gate.watched(scope, send_on)
@@ -187,65 +196,70 @@ class Allowlist:
             )
 
     async def _checked(
-        self, scope: Scope, receive: Receive, answer: Answer, held: ExitStack
+        self, scope: Scope, receive: Receive, sender: Visitor, answer: Answer, held: ExitStack
     ) -> tuple[Scope, Receive, Kind]:
         """The request as Gradio gets it, and its kind; Refusal or SignInFirst where it does not pass.
 
         Its share of the limits is put into `held`, which is closed when the request has been answered.
         """
-        path, kind = self._route(scope)
         headers = Headers(scope=scope)
-        sender = visitor_of(scope)
-        # a stream changes something too: when it ends, what it shows is ended
-        if (scope["method"] == "POST" or kind.is_stream) and answer_headers.is_foreign(headers):
-            raise Refusal(403, Sentence("This request came from another site. Open the page itself."))
+        path, kind = self._route(scope, headers, sender)
         scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
-        try:
-            if kind is Kind.ASSET:
-                self.limits.asset(sender)
-            elif not kind.is_stream:
-                cost = COSTLY if kind.is_costly else 1
-                held.enter_context(self.limits.request(sender, cost))
-            if self.gate and not kind.is_open:
-                await self.gate.check(scope, path, is_page=kind is Kind.PAGE)
-            if kind.is_stream:
-                name = self._session_name(scope, path)
-                if kind is Kind.READ:
-                    scope["query_string"] = f"session_hash={name}".encode()
-                held.enter_context(self.limits.stream(sender, name, reads=kind is Kind.READ))
-            if kind is Kind.API and scope["method"] == "POST":
-                receive = bodies.replay(
-                    await bodies.read_json(headers, receive, self.max_bytes, self.settings.limits.request_seconds),
-                    receive,
+        if kind is Kind.ASSET:
+            self.limits.asset(sender)
+        elif not kind.is_stream:
+            cost = COSTLY if kind.is_costly else 1
+            held.enter_context(self.limits.request(sender, cost))
+        if self.gate and not kind.is_open:
+            await self.gate.check(scope, path, is_page=kind is Kind.PAGE)
+        if kind.is_stream:
+            name = self._session_name(scope, path)
+            if kind is Kind.READ:
+                scope["query_string"] = f"session_hash={name}".encode()
+            held.enter_context(self.limits.stream(sender, name, reads=kind is Kind.READ))
+        if kind is Kind.API and scope["method"] == "POST":
+            receive = bodies.replay(
+                await bodies.read_json(headers, receive, self.max_bytes, self.settings.limits.request_seconds),
+                receive,
+            )
+        if kind is Kind.FORM and scope["method"] == "POST":
+            receive = bodies.replay(
+                await bodies.read_form(headers, receive, LARGEST_FORM, self.settings.limits.request_seconds),
+                receive,
+            )
+        if kind.is_gesture:
+            call, receive = await self._gesture(kind, headers, receive)
+            if self.gate:  # the body may have taken its time, and the sign-in has ended meanwhile
+                await self.gate.check(scope, path, is_page=False)
+            session = self.limits.session(sender, call.session_hash)
+            if kind is Kind.JOIN:
+                asyncio.get_running_loop().call_later(
+                    self.settings.limits.unread_seconds,
+                    self._stop_unread,
+                    call.session_hash,
+                    session,
+                    session.opened,
                 )
-            if kind is Kind.FORM and scope["method"] == "POST":
-                receive = bodies.replay(
-                    await bodies.read_form(headers, receive, LARGEST_FORM, self.settings.limits.request_seconds),
-                    receive,
-                )
-            if kind.is_gesture:
-                call, receive = await self._gesture(kind, headers, receive)
-                if self.gate:  # the body may have taken its time, and the sign-in has ended meanwhile
-                    await self.gate.check(scope, path, is_page=False)
-                session = self.limits.session(sender, call.session_hash)
-                if kind is Kind.JOIN:
-                    asyncio.get_running_loop().call_later(
-                        self.settings.limits.unread_seconds,
-                        self._stop_unread,
-                        call.session_hash,
-                        session,
-                        session.opened,
-                    )
-        except TooMuch as error:
-            raise Refusal(429, error.message) from None
-        except ForeignSession as error:
-            raise Refusal(403, error.message) from None
         answer.expect(headers, may_gather=kind in (Kind.PAGE, Kind.CALL))
         if kind is Kind.PAGE:
             scope = page_scope(scope)
         return scope, receive, kind
 
-    def _route(self, scope: Scope) -> tuple[str, Kind]:
+    def _route(self, scope: Scope, headers: Headers, sender: Visitor) -> tuple[str, Kind]:
+        """`_found`, for a request of the page itself; else Refusal 403. What is refused here takes its part of the
+        requests of a minute too.
+        """
+        try:
+            path, kind = self._found(scope)
+            # a stream changes something too: when it ends, what it shows is ended
+            if (scope["method"] == "POST" or kind.is_stream) and answer_headers.is_foreign(headers):
+                raise Refusal(403, Sentence("This request came from another site. Open the page itself."))
+        except Refusal:
+            self.limits.count(sender)
+            raise
+        return path, kind
+
+    def _found(self, scope: Scope) -> tuple[str, Kind]:
         """The path without the app's own prefix, and the kind of its route; Refusal 404 where no route matches."""
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         for allowed in self.routes:
@@ -277,6 +291,17 @@ class Allowlist:
         """End the replies of a session that has asked for some and has not opened a stream to read them."""
         if not session.readers and session.opened == opened:
             asyncio.ensure_future(self.stop(name))
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What the limits refuse inside, as a Refusal."""
+    try:
+        yield
+    except TooMuch as error:
+        raise Refusal(429, error.message) from None
+    except ForeignSession as error:
+        raise Refusal(403, error.message) from None
 
 
 def visitor_of(scope: Scope) -> Visitor:

@@ -88,10 +88,14 @@ class Limits:
 
         TooMuch where its address sends too many, or where too many are open.
         """
-        if not self._rate.hit(self._per_minute, visitor.address, cost=cost):
-            raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
+        self.count(visitor, cost)
         with self._counted(self._requests, visitor, self.settings.limits.requests_at_once):
             yield
+
+    def count(self, visitor: Visitor, cost: int = 1) -> None:
+        """Take `cost` of the requests of a minute; TooMuch where its address sends too many."""
+        if not self._rate.hit(self._per_minute, visitor.address, cost=cost):
+            raise TooMuch("Too many requests came from your network. Wait a minute and try again.")
 
     def asset(self, visitor: Visitor) -> None:
         """Count a file of the page; over HTTP/2 a browser asks for eighty at once.

@@ -23,11 +23,12 @@ from playground.store import StoreError
 from playground.system.messages import UserFacingError
 from playground.web.gate import kept_query, with_query
 from playground.web.headers import is_foreign
-from playground.web.public_address import public_address
+from playground.web.public_address import own_name, public_address
 from playground.web.sign_in_forms import (
     account_of,
     address_of,
     entered,
+    may_be_framed,
     opens_page,
     root_of,
     to_sign_in,
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 CALLBACK = "/sign-in/callback"
 PATIENCE = 3.0  # seconds that the form waits to hear whether the provider is there
 OTHER_ACCOUNT = "account=other"  # in the query of a sign-in that is to ask which account it is
+OWN_TAB = "tab=own"  # in the query of a sign-in that has left a frame for a tab, which has no cookie yet
 LONGEST_CODE = 4096  # characters
 
 
@@ -62,18 +64,19 @@ class ProviderSignIn:
     def name(self) -> str:
         return self.provider.name
 
-    async def offer(self, root: str, query: str, asks_who: bool = False) -> ProviderOffer:
+    async def offer(self, root: str, query: str, asks_who: bool = False, *, own_tab: bool = False) -> ProviderOffer:
         """`root`: the path below which the app is; `query`: of the page that was asked for; `asks_who`: as for
-        `Provider.begin`.
+        `Provider.begin`; `own_tab`: whether it leaves a frame.
         """
         form = f"{root}/sign-in" + (f"?{query}" if query else "")
-        wanted = "&".join(part for part in (query, OTHER_ACCOUNT if asks_who else "") if part)
+        marks = [OTHER_ACCOUNT] * asks_who + [OWN_TAB] * own_tab
+        wanted = "&".join(part for part in (query, *marks) if part)
         begins = f"{root}/sign-in/provider" + (f"?{wanted}" if wanted else "")
         try:
             await self.provider.check(PATIENCE)
         except ProviderDown as error:
             return ProviderOffer(self.name, begins, form, error)
-        return ProviderOffer(self.name, begins, form)
+        return ProviderOffer(self.name, begins, form, own_tab=own_tab)
 
     async def sign_out_url(self, request: Request) -> str | None:
         """Where somebody signs out of the provider too, which then sends the browser to the callback, an address that
@@ -93,15 +96,21 @@ class ProviderSignIn:
             return RedirectResponse(with_query(f"{root_of(request.scope)}/sign-in", request.scope), 303, PRIVATE)
         if await run_in_threadpool(account_of, request, self.sign_ins):
             return to_page(request)
+        if elsewhere := own_name(request, self.settings):
+            return RedirectResponse(with_query(f"{elsewhere}/sign-in", request.scope), 303, PRIVATE)
+        said = request.url.query.split("&")
+        known = visitor.find_token(request.cookies)
+        new = visitor.new_token() if known is None and OWN_TAB in said else None
         try:
-            browser = visitor.token(request.cookies)
+            browser = new or visitor.token(request.cookies)
             back = public_address(request, self.settings) + CALLBACK
-            asks_who = OTHER_ACCOUNT in request.url.query.split("&")
+            asks_who = OTHER_ACCOUNT in said
             place, attempt = await self.provider.begin(back, kept_query(request.scope), asks_who)
         except (visitor.NoCookie, WrongSignIn, ProviderDown) as error:
             return await self._refused(request, error, kept_query(request.scope))
         self.attempts.add(attempt, browser)
-        return RedirectResponse(place, 303, PRIVATE)
+        cookie = {"set-cookie": visitor.set_cookie_header(request.scope, new)} if new else {}
+        return RedirectResponse(place, 303, PRIVATE | cookie)
 
     # -- and back
 
@@ -144,7 +153,8 @@ class ProviderSignIn:
 
     async def _refused(self, request: Request, error: UserFacingError, query: str = "") -> Response:
         """The form again, with what was wrong. `query`: of the page that was asked for."""
-        offer = await self.offer(root_of(request.scope), query, isinstance(error, NotAllowed))
+        own_tab = may_be_framed(request)
+        offer = await self.offer(root_of(request.scope), query, isinstance(error, NotAllowed), own_tab=own_tab)
         shown = None if offer.down and isinstance(error, ProviderDown) else error  # it says so itself
         has_passwords = self.sign_ins.users is not None
         return sign_in_page(words_of(request), offer, has_passwords, "", shown, place=offer.again)

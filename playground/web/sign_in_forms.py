@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
+from playground import settings
 from playground.people import visitor
 from playground.people.provider_people import is_by_provider
 from playground.people.refusals import UsersUnreadable, WrongSignIn
@@ -41,7 +42,7 @@ class ProviderWay(Protocol):
 
     @property
     def name(self) -> str: ...
-    async def offer(self, root: str, query: str) -> ProviderOffer: ...
+    async def offer(self, root: str, query: str, *, own_tab: bool) -> ProviderOffer: ...
     async def sign_out_url(self, request: Request) -> str | None: ...
 
 
@@ -92,7 +93,9 @@ class SignInForms:
     async def _offer(self, request: Request) -> ProviderOffer | None:
         if self.provider is None:
             return None
-        return await self.provider.offer(root_of(request.scope), kept_query(request.scope))
+        return await self.provider.offer(
+            root_of(request.scope), kept_query(request.scope), own_tab=may_be_framed(request)
+        )
 
     def _form(
         self, request: Request, offer: ProviderOffer | None, name: str = "", error: UserFacingError | None = None
@@ -174,6 +177,13 @@ async def fields_of(request: Request) -> dict[str, str]:
 def opens_page(request: Request) -> bool:
     """Whether this opens a page. A picture or a frame in a page elsewhere begins no sign-in: many would end others."""
     return request.method == "GET" and request.headers.get("sec-fetch-dest", "document") == "document"
+
+
+def may_be_framed(request: Request) -> bool:
+    """Whether the page may be in a frame of the hub's: no provider shows its own there, and the frame's cookie is
+    another one than a tab's.
+    """
+    return settings.ON_SPACE and request.headers.get("sec-fetch-dest") != "document"
 
 
 def account_of(request: Request, sign_ins: SignIns) -> Account | None:

@@ -77,13 +77,14 @@ AGAIN = replace(NEW_PASSWORD, name="again")
 @dataclass(frozen=True)
 class ProviderOffer:
     """The way by a provider, as a page offers it: what it is called, where it begins, where the form is that offers it;
-    why it is not to be had now.
+    why it is not to be had now; whether it takes a tab of its own.
     """
 
     name: str
     place: str
     again: str
     down: UserFacingError | None = None
+    own_tab: bool = False
 
 
 def page(words: Words, title: Message, body: str, error: UserFacingError | None = None) -> HTMLResponse:
@@ -121,7 +122,11 @@ def provider_part(words: Words, offer: ProviderOffer) -> str:
     if offer.down:
         said = escape(words.message(offer.down.message))
         return f'<p role="status">{said}</p>{link(offer.again, words.message(Message("Try again")), "button second")}'
-    return link(offer.place, words.message(Message("Sign in with {name}", name=offer.name)))
+    label = words.message(Message("Sign in with {name}", name=offer.name))
+    if not offer.own_tab:
+        return link(offer.place, label)
+    said = words.message(Message("It opens a tab of its own, where you use the page. This frame stays signed out."))
+    return link(offer.place, label, more='target="_blank"') + f"<p>{escape(said)}</p>"
 
 
 def invitation_page(words: Words, name: str = "", error: UserFacingError | None = None, role: str = "") -> HTMLResponse:
@@ -178,9 +183,9 @@ def button(label: str, attributes: str = "") -> str:
     return f"<button {attributes}>{escape(label)}</button>"
 
 
-def link(place: str, label: str, classes: str = "button") -> str:
-    """A link that looks like a button."""
-    return f'<a class="{classes}" href="{escape(place)}">{escape(label)}</a>'
+def link(place: str, label: str, classes: str = "button", more: str = "") -> str:
+    """A link that looks like a button; `more`: attributes."""
+    return f'<a class="{classes}" href="{escape(place)}"{f" {more}" if more else ""}>{escape(label)}</a>'
 
 
 def status_of(error: UserFacingError | None) -> int:

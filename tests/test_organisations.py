@@ -1,0 +1,111 @@
+"""Hugging Face's organisations as groups, and the settings that one word takes from a Space."""
+
+import re
+
+import pytest
+
+from playground.people.organisations import MOST, groups_of
+from playground.people.provider_people import person_of
+from playground.people.provider_setup import checked_secret
+from playground.settings import Settings, SettingsError, read
+from tests.hub_people import ACME, OTHER, PEOPLE, hub_claims, organisation, variables
+from tests.oidc_provider import CLIENT, SECRET
+
+ISSUER = "https://hub.example"
+
+
+@pytest.fixture
+def space(monkeypatch):
+    """The settings of a Space, with further variables by name."""
+
+    def settings(**changes):
+        for name, value in {**variables(ISSUER), **changes}.items():
+            monkeypatch.setenv(name, value)
+        return Settings(_env_file=None)
+
+    return settings
+
+
+def test_one_word_takes_all_from_the_space(space):
+    oidc = space().oidc
+    assert (oidc.issuer, oidc.client_id, checked_secret(oidc)) == (ISSUER, CLIENT, SECRET)
+    assert (oidc.name, oidc.scopes) == ("Hugging Face", "openid profile read-memberships")
+    assert Settings(_env_file=None).with_values(seed=1).oidc == oidc == read(["--seed", "1"]).oidc
+    by_flag = read(["--oidc.issuer", "huggingface", "--oidc.client-id", "own", "--oidc.client-secret", "s"]).oidc
+    assert (by_flag.client_id, by_flag.client_secret) == ("own", "s"), "what is set by hand stays"
+    own_app = read(["--oidc.client-id", "own"]).oidc
+    assert own_app.client_secret == "", "the Space's secret is not another app's"
+    assert read(["--oidc.issuer", "https://id.example"]).oidc.client_id == "", "and goes to no other provider"
+
+
+def test_a_worker_reads_the_same_settings(space, monkeypatch):
+    settings = space()
+    for name, value in settings.environ().items():
+        monkeypatch.setenv(name, value)
+    assert Settings(_env_file=None).oidc == settings.oidc
+
+
+def test_elsewhere_the_word_takes_nothing_from_a_spaces_variables(space, monkeypatch):
+    space()
+    monkeypatch.delenv("SPACE_ID")
+    oidc = Settings(_env_file=None).oidc
+    assert (oidc.issuer, oidc.groups_claim) == ("https://huggingface.co", "orgs")
+    assert oidc.client_id == oidc.client_secret == ""
+    with pytest.raises(SettingsError, match="--oidc.client-id: needed"):
+        checked_secret(oidc)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"OAUTH_CLIENT_ID": ""}, "hf_oauth: true into its README's head"),
+        ({"NUDGE_OIDC_ALLOWED": ""}, "--oidc.allowed: needed"),
+        ({"NUDGE_OIDC_ALLOWED": "acme"}, "An organisation is group:acme, a person user:acme"),
+        (
+            {"NUDGE_OIDC_ISSUER": "https://id.example", "NUDGE_OIDC_CLIENT_ID": "x", "NUDGE_OIDC_ADMINS": "user:ann"},
+            "user:ann is of Hugging Face alone",
+        ),
+    ],
+)
+def test_what_could_let_nobody_in_is_told_at_the_start(changes, said, space):
+    with pytest.raises(SettingsError, match=said):
+        checked_secret(space(**changes).oidc)
+
+
+@pytest.mark.parametrize(
+    ("orgs", "said"),
+    [
+        (None, "Hugging Face does not say which organisations you are in"),
+        ({"acme": {}}, "Hugging Face does not say which organisations you are in"),
+        ([], "eve is in no organisation that may come in here"),
+        ([5, None, {"preferred_username": ["acme"]}, {"name": "acme"}], "eve is in no organisation"),
+        (PEOPLE["eve"], "eve is in no organisation"),
+        ([organisation("acme", ACME, "read", pendingSSO=True)], "acme asks for more at Hugging Face .*single sign-on"),
+        ([organisation("acme", ACME, securityRestrictions=["mfa", "ip"])], "before you count as a member: a second"),
+    ],
+)
+def test_who_is_kept_out_is_told_what_is_missing(orgs, said, space):
+    claims = {**hub_claims("eve"), "sub": "1", "orgs": orgs}
+    if orgs is None:
+        del claims["orgs"]
+    person = person_of(claims, space().oidc)
+    assert person.role is None
+    assert re.search(said, str(person.why_not)), str(person.why_not)
+
+
+def test_a_role_that_is_not_said_or_not_enough_is_told(space):
+    oidc = space(NUDGE_OIDC_ALLOWED="group:other, group:acme/write").oidc
+
+    def why_not(role):
+        person = person_of({**hub_claims("cyd", organisation("acme", ACME, role)), "sub": "1"}, oidc)
+        return None if person.role else str(person.why_not)
+
+    assert "does not say what your role in acme is" in why_not(None)
+    assert "Your role in acme, read, does not let you in here" in why_not("read")
+    assert why_not("write") is None
+
+
+def test_a_network_or_a_token_that_an_organisation_does_not_like_keeps_no_member_out():
+    assert "acme" in groups_of([organisation("acme", ACME, securityRestrictions=["ip", "token-policy"])])
+    many = [organisation(f"o{number}", OTHER) for number in range(MOST)]
+    assert "acme" not in groups_of([*many, organisation("acme", ACME)]), "it is bounded"

@@ -1,0 +1,74 @@
+"""Refusals of somebody who goes on sending come later; nobody else waits for them."""
+
+import time
+
+import anyio
+import httpx
+
+from playground.settings import Settings
+from playground.web.allowlist import Allowlist
+from playground.web.limits import Limits
+from playground.web.slowing import FREE, Slowing
+
+
+def seconds(slowing: Slowing, address: str, *statuses: int) -> list[float]:
+    """How long each of these answers takes."""
+
+    async def answers() -> list[float]:
+        took = []
+        for status in statuses:
+            began = time.perf_counter()
+            sent = []
+
+            async def send(message):
+                sent.append(message)  # noqa: B023  # of this answer
+
+            on = slowing.of(address, send)
+            await on({"type": "http.response.start", "status": status, "headers": []})
+            await on({"type": "http.response.body", "body": b""})
+            assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+            took.append(time.perf_counter() - began)
+        return took
+
+    return anyio.run(answers)
+
+
+def test_a_refusal_beyond_those_that_are_free_is_held():
+    took = seconds(Slowing(held=0.1), "1.2.3.4", *[429] * FREE, 429, 200, 404, 429)
+    assert max(took[:FREE]) < 0.1 <= took[FREE]
+    assert max(took[FREE + 1 : FREE + 3]) < 0.1 <= took[FREE + 3], "only what is one too many is held"
+
+
+def test_another_address_does_not_wait():
+    slowing = Slowing(free=1, held=0.1)
+    assert seconds(slowing, "1.2.3.4", 429, 429)[1] >= 0.1
+    assert seconds(slowing, "5.6.7.8", 429)[0] < 0.1
+
+
+def test_who_has_stopped_for_a_while_is_answered_at_once_again():
+    slowing = Slowing(free=1, window=1, held=0.1)
+    assert seconds(slowing, "1.2.3.4", 429, 429)[1] >= 0.1
+    time.sleep(1.1)
+    assert seconds(slowing, "1.2.3.4", 429)[0] < 0.1
+
+
+def test_what_is_not_there_counts_among_the_requests_of_a_minute():
+    """Whoever looks for files that are not there would otherwise have as many 404 as they can send."""
+
+    async def app(scope, receive, send): ...
+
+    async def stop(name): ...
+
+    settings = Settings(limits={"requests_per_minute": 60})
+    door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
+    door.slowing = Slowing(free=2, held=0.1)
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
+            answers = [await client.get("/wp-login.php") for _ in range(60)]
+            began = time.perf_counter()
+            answers += [await client.get("/wp-login.php") for _ in range(3)]
+            return [answer.status_code for answer in answers], time.perf_counter() - began
+
+    codes, last = anyio.run(statuses)
+    assert codes == [404] * 60 + [429] * 3 and 0.1 <= last < 0.5
