@@ -39,6 +39,7 @@ def test_migrations_are_applied_once_and_recorded(file_store):
         "0019_queue",
         "0021_origin",
         "0022_provider",
+        "0023_changed_vote",
     ]
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
 

@@ -339,6 +339,19 @@ def provider(db: Database) -> None:
     db.execute("alter table sign_in add column until real")
 
 
+@migrations(name="0023_changed_vote")
+def changed_vote(db: Database) -> None:
+    """Where a vote that took the place of another one was given: how long its person looked at the pair is not how long
+    a first vote takes.
+    """
+    # 'chat': while the chat showed the pair; 'list': in the list of one's own; null: it is the first one
+    db.execute("alter table vote add column changed text check (changed in ('chat', 'list'))")
+    # the earlier votes on a pair: those that were replaced, and those that were taken back (superseded by themselves)
+    db.execute("create index vote_replaced on vote (duel) where superseded_by is not null")
+    db.execute("""update vote set changed = 'chat' where id in (
+                    select superseded_by from vote where superseded_by is not null)""")
+
+
 SCHEMA = """
 create table annotator (
     id integer primary key,
