@@ -308,6 +308,11 @@ def queue(db: Database) -> None:
     db.execute("create index queue_task_conversation on queue_task (conversation)")
     # of each person one at a time
     db.execute("create unique index queue_task_taken on queue_task (annotator) where state = 'taken'")
+    # the pair whose replies are shown again here, with sides swapped
+    db.execute("alter table duel add column repeats integer references duel(id)")
+    db.execute("create index duel_repeats on duel (repeats) where repeats is not null")
+    # when an admin left the person out of training; null: they are in
+    db.execute("alter table annotator add column left_out text")
 
 
 @migrations(name="0021_origin")
@@ -323,11 +328,6 @@ def origin(db: Database) -> None:
     db.execute("alter table imported add column origin integer references origin(id)")
     # a source is taken back with its origins; without it SQLite would read every imported text for that
     db.execute("create index imported_origin on imported (origin) where origin is not null")
-    # the pair whose replies are shown again here, with sides swapped
-    db.execute("alter table duel add column repeats integer references duel(id)")
-    db.execute("create index duel_repeats on duel (repeats) where repeats is not null")
-    # when an admin left the person out of training; null: they are in
-    db.execute("alter table annotator add column left_out text")
 
 
 @migrations(name="0022_provider")
