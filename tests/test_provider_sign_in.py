@@ -557,6 +557,17 @@ def test_a_provider_that_is_down_is_told_and_asked_again_with_pauses(door, provi
     assert signed_in(site, "ann")
 
 
+def test_an_email_that_userinfo_alone_confirms_needs_it(door, provider):
+    """Else a userinfo that is down would sign everybody out."""
+    provider.people["zoe"] = {"name": "Zoe", "email": "zoe@nudge.example"}
+    provider.userinfo_of["zoe"] = {"email": "zoe@nudge.example", "email_verified": True}
+    site = door(allowed="@nudge.example", admins="", role_claim="")
+    phone = signed_in(site, "zoe")
+    provider.broken = {"/userinfo"}
+    answer = sign_in(browser_of(site), "zoe")
+    assert answer.status_code == 503 and phone.get("/changes").status_code == 200
+
+
 def test_a_provider_that_hangs_holds_up_nobody_else(door, provider, monkeypatch):
     monkeypatch.setattr("playground.web.provider_sign_in.PATIENCE", 0.2)
     provider.delay = 1.0

@@ -8,7 +8,7 @@ import httpx
 from playground.settings import Settings
 from playground.web.allowlist import Allowlist
 from playground.web.limits import Limits
-from playground.web.slowing import FREE, Slowing
+from playground.web.slowing import FREE, MOST_OF_ONE, Slowing
 
 
 def seconds(slowing: Slowing, address: str, *statuses: int) -> list[float]:
@@ -43,6 +43,28 @@ def test_another_address_does_not_wait():
     slowing = Slowing(free=1, held=0.1)
     assert seconds(slowing, "1.2.3.4", 429, 429)[1] >= 0.1
     assert seconds(slowing, "5.6.7.8", 429)[0] < 0.1
+
+
+def test_only_so_many_are_held_at_once():
+    """Each keeps a connection, of which a proxy has 200 for everybody behind it."""
+    slowing = Slowing(free=1, held=0.2)
+
+    async def refuse(took):
+        async def send(message): ...
+
+        began = time.perf_counter()
+        await slowing.of("1.2.3.4", send)({"type": "http.response.start", "status": 429, "headers": []})
+        took.append(time.perf_counter() - began)
+
+    async def all_at_once():
+        took = []
+        async with anyio.create_task_group() as group:
+            for _ in range(3 * MOST_OF_ONE):
+                group.start_soon(refuse, took)
+        return took
+
+    held = [seconds for seconds in anyio.run(all_at_once) if seconds >= 0.2]
+    assert len(held) == MOST_OF_ONE and not slowing._waiting
 
 
 def test_who_has_stopped_for_a_while_is_answered_at_once_again():

@@ -147,7 +147,7 @@ def deciding_claims(oidc: OIDCSettings) -> set[str]:
         elif entry.startswith(USER):
             found.add("preferred_username")
         elif entry != EVERYBODY:
-            found.add("email")
+            found |= {"email", "email_verified"}
     return found - {""}
 
 
