@@ -9,10 +9,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, import_command, importing, quality, queue_report, writers
+from playground.data import columns, export, import_command, importing, quality, queue_report, times, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
@@ -116,7 +115,8 @@ def _import_command(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", help="of a dataset (default: train, or the only one)")
     command.add_argument(
         "--source",
-        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit)",
+        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit; "
+        "what export --imported wrote keeps the names that it had)",
     )
     command.add_argument(
         "--weight",
@@ -151,13 +151,11 @@ def _license(text: str) -> str:
 
 
 def _time(text: str) -> str:
-    """A time in ISO 8601 as the store writes it, in UTC. One without a zone is in UTC."""
+    """A time as the store writes it, in UTC. One without a zone is in UTC."""
     try:
-        time = datetime.fromisoformat(text)
+        return times.stored(text)
     except ValueError:
         raise argparse.ArgumentTypeError("a time is written like 2026-11-27 or 2026-11-27T08:00Z") from None
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # -- what is done
@@ -195,6 +193,8 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"Neither reply is better (a tie, or both bad) in {counted(tally.rows[undecided], 'pair')}, left out "
             f"of preference. See {undecided}."
         )
+    for line in tally.left_out_lines():
+        print(line)
     if len(tally.bases) > 1:
         models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
