@@ -296,6 +296,15 @@ def reasons(path):
     return [str(row) if isinstance(row, BadRow) else None for _, row in files.read(path)]
 
 
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_file_with_other_marks_than_commas_is_refused_as_one(tmp_path, mark, called):
+    """As spreadsheets of many countries save it: each of its rows was left out, for unknown columns."""
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"prompt{mark}chosen{mark}rejected\nHello{mark}Hi.{mark}No.\n")
+    with pytest.raises(CannotRead, match=f"between the columns are {called}. Save the file with commas"):
+        reasons(path)
+
+
 def test_a_row_of_csv_has_a_bound_however_its_text_is_spread(tmp_path, monkeypatch):
     """Cells and lines had one, so a row of many cells could have any size."""
     monkeypatch.setattr(files, "MOST_BYTES", 300)

@@ -126,10 +126,12 @@ def test_roles_come_from_claims_and_change_at_the_next_sign_in(site, provider):
     assert again.get("/changes").json()["role"] == viewer.get("/changes").json()["role"] == "admin"
 
 
-def test_who_is_taken_off_the_list_is_refused_and_out_everywhere(site, provider):
+def test_who_is_taken_off_the_list_is_refused_and_out_everywhere(site, provider, caplog):
     browser = signed_in(site, "bob")
     provider.people["bob"]["groups"] = []
-    assert refused(sign_in(browser_of(site), "bob"), "may not come in here")
+    caplog.set_level("INFO", "playground.people.sign_ins")
+    assert refused(sign_in(browser_of(site), "bob"), "Bob may not come in here")
+    assert "somebody may not come in here" in caplog.text and "Bob" not in caplog.text
     assert browser.get("/changes").status_code == 401
 
 

@@ -203,7 +203,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
     if not tally.rows:
-        print("There is no such row.")
+        print("No row fits." if arguments.imported else "No row fits. What was imported is exported with --imported.")
     if push:
         print(pushing.send(push, arguments.out, export.FILES).said())
     return 0
