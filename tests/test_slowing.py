@@ -52,6 +52,52 @@ def test_who_has_stopped_for_a_while_is_answered_at_once_again():
     assert seconds(slowing, "1.2.3.4", 429)[0] < 0.1
 
 
+def test_what_is_held_at_once_has_a_bound(monkeypatch):
+    """Behind a proxy a flood of refusals held all connections of the server, which closed the oldest: others' streams."""
+    monkeypatch.setattr("playground.web.slowing.MOST_HELD", 5)
+    monkeypatch.setattr("playground.web.slowing.MOST_HELD_OF_ONE", 3)
+    slowing = Slowing(free=1, held=0.3)
+
+    async def answered_at_once(addresses: list[str]) -> list[str]:
+        """The addresses of those answers that were not held."""
+        at_once = []
+
+        async def one(address: str) -> None:
+            began = time.perf_counter()
+            await slowing.of(address, send)({"type": "http.response.start", "status": 429, "headers": []})
+            if time.perf_counter() - began < 0.2:
+                at_once.append(address)
+
+        async def send(message): ...
+
+        async with anyio.create_task_group() as group:
+            for address in addresses:
+                group.start_soon(one, address)
+        return at_once
+
+    anyio.run(answered_at_once, ["a", "b", "c"])  # those that are free
+    assert anyio.run(answered_at_once, ["a"] * 5 + ["b"] * 3 + ["c"] * 2).count("a") == 2, "three of one address wait"
+    assert len(anyio.run(answered_at_once, ["a"] * 5 + ["b"] * 3 + ["c"] * 2)) == 5, "and five of all"
+    assert anyio.run(answered_at_once, ["c"]) == [], "there is room again"
+
+
+def test_a_stream_that_is_not_there_counts_too():
+    """Whoever asked for streams of sessions that are none had as many 404 as they could send."""
+
+    async def app(scope, receive, send): ...
+
+    async def stop(name): ...
+
+    settings = Settings(limits={"requests_per_minute": 60})
+    door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
+            return [(await client.get("/gradio_api/queue/data?session_hash=x")).status_code for _ in range(62)]
+
+    assert anyio.run(statuses) == [404] * 60 + [429] * 2
+
+
 def test_what_is_not_there_counts_among_the_requests_of_a_minute():
     """Whoever looks for files that are not there would otherwise have as many 404 as they can send."""
 
