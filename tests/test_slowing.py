@@ -53,7 +53,7 @@ def test_who_has_stopped_for_a_while_is_answered_at_once_again():
 
 
 def test_what_is_held_at_once_has_a_bound(monkeypatch):
-    """Behind a proxy a flood of refusals held all connections of the server, which closed the oldest: others' streams."""
+    """Behind a proxy a flood of refusals held all connections, and the server closed the oldest: others' streams."""
     monkeypatch.setattr("playground.web.slowing.MOST_HELD", 5)
     monkeypatch.setattr("playground.web.slowing.MOST_HELD_OF_ONE", 3)
     slowing = Slowing(free=1, held=0.3)

@@ -17,8 +17,8 @@ from playground.people.rates import RateLimit
 
 FREE, WINDOW = 20, 10  # refusals that an address gets at once within so many seconds
 HELD = 1.0  # seconds that each further one is held back
-MOST_HELD = 500  # at once of all addresses, a third of the connections that the server has; further ones are not held
-MOST_HELD_OF_ONE = 100  # and of one address
+MOST_HELD = 500  # at once, a third of the connections that the server has; further ones are not held
+MOST_HELD_OF_ONE = 200  # and of one address: as many connections as it may have itself
 TOO_MANY = 429
 
 
