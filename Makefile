@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = nice -n 19 $(BIN)/python -m pytest
 
-.PHONY: run setup test space
+.PHONY: run setup test space gguf
 
 run: setup
 	$(BIN)/python app.py $(ARGS)
@@ -15,9 +15,25 @@ run: setup
 setup: .venv/requirements.stamp
 	@ls data/models/*/model.safetensors >/dev/null 2>&1 || $(BIN)/python -m playground.models.loading
 
-# the folder that is pushed to a Hugging Face Space, checked
+# the folder that is pushed to a Hugging Face Space, checked, installed and started; ARGS=--no-start leaves out the last two
 space: setup
 	$(BIN)/python -m tools.space $(ARGS)
+
+# a version as a file for llama.cpp: make gguf VERSION=3, and if wished TYPE=q8_0, FILE=PATH, ARGS="--data-dir FOLDER"; what the environment calls so counts for nothing
+gguf: VERSION =
+gguf: TYPE = f16
+gguf: FILE = build/gguf/v$(VERSION).gguf
+gguf: setup build/gguf/requirements.stamp
+	@case "$(VERSION)" in ''|*[!0-9]*) echo "Say which version: make gguf VERSION=3"; exit 1;; esac
+	rm -rf build/gguf/v$(VERSION)
+	$(BIN)/python -m training.merge --version $(VERSION) --out build/gguf/v$(VERSION) $(ARGS)
+	build/gguf/venv/bin/convert-hf-to-gguf --outtype $(TYPE) --outfile $(FILE) build/gguf/v$(VERSION)
+	@rm -rf build/gguf/v$(VERSION); echo "$(FILE) is made"
+
+build/gguf/requirements.stamp: requirements-gguf.txt
+	$(PYTHON) -m venv --clear build/gguf/venv
+	build/gguf/venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-gguf.txt
+	touch $@
 
 # In three processes, since tests of the page wait as often as they compute; at the priority of the training worker, which some tests wait for, or it would get no core.
 test: .venv/requirements-dev.stamp setup debian

@@ -4,6 +4,7 @@ It answers at once, by a page that says what the start is doing, and builds sett
 page meanwhile, in this order. Ctrl-C or SIGTERM closes them again.
 """
 
+import importlib
 import logging
 import os
 import signal
@@ -157,6 +158,7 @@ class App:
         BadTarget where the backup's URL is.
         """
         self.compiling = compiling.begin(self.settings.decode_format, self.settings.device)
+        load_zero_gpu()
         # These imports take seconds. Here they delay neither --help nor the first answer.
         from playground import server
         from playground.backup import Backup
@@ -327,6 +329,14 @@ def use_base(store: "Store", engine: "Engine") -> None:
         store.use_base(str(engine.identity["hash"]), str(engine.identity["model"]))
     except StoreError as error:
         log.warning("which model answers could not be recorded: %s", error)
+
+
+def load_zero_gpu() -> None:
+    """On a ZeroGPU Space: load `spaces` before Gradio, which loads it in the middle of its own import, where it fails
+    without a word; and before anything asks torch about CUDA, after which it refuses to be loaded.
+    """
+    if space.KIND == "zero-gpu":
+        importlib.import_module("playground.system.zero_gpu")
 
 
 def gpu_slices(settings: Settings, store: "Store", reads_only: bool = False) -> "GPUSlices | None":

@@ -168,7 +168,7 @@
     if (document.visibilityState === "visible" && !(stop && stop.offsetParent)) document.getElementById("catch-up")?.click();
   });
 
-  // The tab of judged pairs: a button that says what an admin decides (playground/ui/data_table.py), the fold of its fields on a phone, and its pages.
+  // The tab of judged pairs: a button that says what somebody decides (playground/ui/data_table.py, playground/ui/own_votes.py), the fold of its fields on a phone, and its pages.
   let decision = "";
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("#tab-data button");
@@ -182,7 +182,7 @@
   });
 
   window.nudge = {
-    // what an admin has just decided about votes, once
+    // what somebody has just decided about votes, once
     decision: () => {
       const taken = decision;
       decision = "";

@@ -219,6 +219,13 @@ class AtThePage(threading.Thread):
         self.person.close()
 
 
+def visit_page(app: App) -> None:
+    """One person at the page, one turn."""
+    person = page_people.Person(app.url, address="127.0.2.1", timeout=load_people.TIMEOUT)
+    person.turn("What is a river?")
+    person.close()
+
+
 # -- rows
 
 
@@ -287,7 +294,8 @@ def measure(settings: LoadSettings, log: Callable[[str], None] = print) -> list[
     with tempfile.TemporaryDirectory() as scratch:
         given, options = prepared(settings, Path(scratch), log)
         with running(Path(scratch), Path(options["model"]), options) as app:
-            come(app, given[:1], lines, 1, tokens)  # what the first turn of all allocates is no load
+            come(app, given[:1], lines, 1, tokens)  # what the first turn of all allocates is no load, nor what
+            visit_page(app)  # the first page does
             log("waiting until a round trains")
             if not until(lambda: trains(app), 600):
                 log(f"no round trains: {app.rows('select state, phase, reason from round')}")

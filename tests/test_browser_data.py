@@ -142,7 +142,7 @@ def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a
         assert fold.inner_text() == f"Search: Text: {text}" and not page.is_visible("#data-search")
     shot(page, f"data-{size[0]}")
     page.locator(".pair summary").first.press("Enter")
-    page.locator(".pair[open] [data-decision]").press("Enter")
+    page.locator(".pair[open] [data-decision^='out ']").press("Enter")
     page.wait_for_selector(".pair[open] [data-decision^='in ']:focus")
     shot(page, f"data-open-{size[0]}")
     out = "select count(*) from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"

@@ -28,6 +28,7 @@ class Request:
 class Engine:
     live = type("Policy", (), {"version": 0})
     slowness = None
+    identity = {"hash": "base hash"}  # noqa: RUF012 (nobody writes to it)
 
 
 @pytest.fixture

@@ -221,6 +221,35 @@ def test_kto_has_thumbs_and_both_bad(store, tmp_path):
     assert found[0]["prompt"] == HELLO
 
 
+def test_an_early_both_bad_says_nothing_about_an_end_that_nobody_had_seen(tmp_path, capsys):
+    """Both replies were rows, with all that they became, and unmarked."""
+    store = Store(tmp_path / "data" / "nudge.db")
+    who = store.annotator("ann")
+    number = store.start_duel(store.new_conversation(who), "Hello", [1, 2, 3], [candidate(1), candidate(2)])
+    early = [{**outcome("Hi", [4]), "finish_reason": None}, {**outcome("Good", [5, 6]), "finish_reason": None}]
+    store.vote(number, who, "both_bad", store.duel(number)["left"]["message"], early=early)
+    grown = outcome("Hi there, and so on.", [4, *range(40)])
+    store.finish_duel(number, [grown, outcome("Good", [5, 6, 7], "stopped")])
+    for choice in ("a", "tie", "tie", "both_bad"):
+        say(store, who, "Hello", choice=choice)
+    command = ["export", "--data-dir", str(tmp_path / "data"), "--format"]
+    assert main([*command, "kto", "--out", str(tmp_path / "kto")]) == 0
+    found = [(row["completion"][0]["content"], row["early"]) for row in rows(tmp_path / "kto" / "kto.jsonl")]
+    assert found == [("Good", True), ("left", False), ("right", False)]
+    said = capsys.readouterr().out
+    assert '1 replies that went on after an early "both bad"' in said and "2 ties" in said and "1 votes for one" in said
+    assert "Left out of kto.jsonl: " in (tmp_path / "kto" / "README.md").read_text()
+    assert main([*command, "sft", "--out", str(tmp_path / "sft")]) == 0
+    said = capsys.readouterr().out
+    assert 'Left out of sft.jsonl: 2 pairs of which both replies are "both bad", 2 ties.' in said
+    assert main([*command, "everything", "--out", str(tmp_path / "all")]) == 0
+    assert "Left out" not in capsys.readouterr().out
+    pair = rows(tmp_path / "all" / "pairs.jsonl")[0]
+    assert (pair["left_grew"], pair["right_grew"]) == (True, False)
+    assert store.forms_of_votes() == {"picks": 1, "ties": 2, "both_bad": 2, "grew": 1}, "what the page says"
+    assert store.forms_of_votes().keys() == Store().forms_of_votes().keys()
+
+
 def test_sft_has_edits_and_picked_replies(store, tmp_path):
     who = store.annotator("ann")
     row, _ = say(store, who, "Hello", ("Hi.", "Good day."), choice="b")

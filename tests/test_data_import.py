@@ -12,7 +12,7 @@ from playground.data.__main__ import main
 from playground.data.columns import record_of
 from playground.data.files import BadRow, CannotRead
 from playground.data.records import JudgedPair
-from playground.store import Store
+from playground.store import ImportedRow, Origin, Store
 from tests.stores import store  # noqa: F401 (fixture)
 from tests.test_data_export import HELLO, rows, said, say
 
@@ -80,6 +80,12 @@ def facts(row, kind=None):
             {"instruction": "Hello", "input": float("nan"), "response1": "3", "response2": "12", "annotator1": 0},
             (HELLO, "3", "12", "tie"),
             id="pandalm, no input",
+        ),
+        pytest.param(
+            {"instruction": "Hello", "response1": "3", "response2": "12"}
+            | {"annotator1": 2.0, "annotator2": "2.0", "annotator3": float("nan"), "annotator4": ""},
+            (HELLO, "3", "12", "b"),
+            id="pandalm, as pandas writes it",
         ),
         pytest.param(
             {"prompt": "Hello", "chosen": "x", "rejected": "y", "choice": "both_bad", "decided": False},
@@ -157,6 +163,12 @@ def test_of_a_row_a_part_can_be_taken():
         ({"messages": HELLO, "left": "a", "right": "b", "choice": "a", "probability": "x"}, "probability is not a num"),
         ({"instruction": "x", "response1": "a", "response2": "b", "annotator1": 1, "annotator2": 2}, "no majority"),
         ({"instruction": "x", "response1": "a", "response2": "b"}, "the votes are not 0, 1 or 2"),
+        ({"instruction": "x", "response1": "a", "response2": "b", "annotator1": 1.5}, "the votes are not 0, 1 or 2"),
+        ({"instruction": "x", "response1": "a", "response2": "b", "annotator1": True}, "the votes are not 0, 1 or 2"),
+        (
+            {"instruction": "x", "response1": "a", "response2": "b", "annotator1": float("nan")},
+            "the votes are not 0, 1 or 2",
+        ),
         ({"prompt": "Hello", "completion": "Hi.", "label": True}, "judged alone"),
         ({"prompt": None}, "a prompt is neither a text nor a list"),
         ({}, "no known columns"),
@@ -283,6 +295,15 @@ def test_rows_after_the_most_are_not_read_and_that_is_told(store, tmp_path):
 def reasons(path):
     """Of each row of a file the reason why it cannot be read, or None."""
     return [str(row) if isinstance(row, BadRow) else None for _, row in files.read(path)]
+
+
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_file_with_other_marks_than_commas_is_refused_as_one(tmp_path, mark, called):
+    """As spreadsheets of many countries save it: each of its rows was left out, for unknown columns."""
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"prompt{mark}chosen{mark}rejected\nHello{mark}Hi.{mark}No.\n")
+    with pytest.raises(CannotRead, match=f"between the columns are {called}. Save the file with commas"):
+        reasons(path)
 
 
 def test_a_row_of_csv_has_a_bound_however_its_text_is_spread(tmp_path, monkeypatch):
@@ -427,8 +448,10 @@ def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, ca
     pairs, edits = tmp_path / "out" / "pairs.jsonl", tmp_path / "out" / "edits.jsonl"
     command("import", pairs, edits, "--source", "first", "--weight", "0.5", folder="two")
     command("export", "--imported", "--out", tmp_path / "again", folder="two")
-    assert rows(tmp_path / "again" / "pairs.jsonl") == rows(pairs) and len(rows(pairs)) == 24
-    assert rows(tmp_path / "again" / "edits.jsonl") == rows(edits) and len(rows(edits)) == 1
+    beside = {"source": "first", "weight": 0.5, "url": None, "split": None, "license": None}
+    for file, n in ((pairs, 24), (edits, 1)):
+        again = rows(tmp_path / "again" / file.name)
+        assert again == [{**row, "imported": beside} for row in rows(file)] and len(again) == n
     second = Store(tmp_path / "two" / "nudge.db")
     hashes = [JudgedPair.of(row).content_hash() for row in first.judged_pairs()]
     assert [JudgedPair.of(row["record"]).content_hash() for row in second.imported("pair")] == hashes
@@ -444,6 +467,60 @@ def test_export_and_import_into_an_empty_store_gives_the_same_votes(tmp_path, ca
     assert "first: pairs 24, weight 0.5" in capsys.readouterr().out
     command("remove", "first", folder="two")
     assert list(second.imported("pair")) == [] == second.imported_sources()
+
+
+@pytest.mark.parametrize("format", ["everything", "preference"])
+@pytest.mark.parametrize("file_type", ["jsonl", "parquet"])
+def test_imported_rows_keep_source_weight_and_origin_by_way_of_a_file(tmp_path, capsys, format, file_type):
+    """They were lost: each came back with the weight 1, under the file's name, and nobody's licence."""
+    if file_type == "parquet":
+        pytest.importorskip("pyarrow")
+    first, second = (Store(tmp_path / name / "nudge.db") for name in ("one", "two"))
+    one = ImportedRow(*("0" * 64, "pair", 0.25), JudgedPair(HELLO, "Hi.", "No.", "a").as_dict())
+    two = ImportedRow(*("1" * 64, "pair", 2.0), JudgedPair(CHAT, "Hi.", "No.", "b").as_dict())
+    origin = Origin("hf://datasets/x/y@abc", "train", "mit")
+    first.add_imported("x/y@abc", [one], origin)
+    first.add_imported("mine", [two])
+    out = tmp_path / "out"
+    command = ["export", "--imported", "--format", format, "--file-type", file_type, "--out", str(out)]
+    assert main([*command, "--data-dir", str(tmp_path / "one")]) == 0
+    files = [str(file) for file in sorted(out.glob(f"*.{file_type}"))]
+    command = ["import", *files, "--data-dir", str(tmp_path / "two")]
+    for _ in range(2):  # nothing twice
+        assert main(command) == 0
+        kept = [
+            (row["source"], row["weight"], row["url"], row["split"], row["license"]) for row in second.imported("pair")
+        ]
+        assert kept == [("x/y@abc", 0.25, *origin), ("mine", 2.0, None, None, None)]
+    assert "imported" not in next(second.imported("pair"))["record"], "the texts are the same as before"
+    third = ["import", *files, "--source", "theirs", "--weight", "0.5", "--data-dir", str(tmp_path / "three")]
+    assert main(third) == 0
+    kept = [
+        (row["source"], row["weight"], row["url"]) for row in Store(tmp_path / "three" / "nudge.db").imported("pair")
+    ]
+    assert kept == [("theirs", 0.5, None)] * 2, "what the command says holds"
+
+
+@pytest.mark.parametrize(
+    ("imported", "expected"),
+    [
+        ({"source": "x", "weight": 0}, "imported is not above 0"),
+        ({"source": "x", "weight": 1e9}, "imported is above"),
+        ({"source": "a\nb", "weight": 1}, "cannot be printed"),
+        ({"source": "x" * 101, "weight": 1}, "more than 100 characters"),
+        (True, None),
+        ("yes", None),
+        ("{", None),
+        ({"by": "somebody"}, None),
+    ],
+)
+def test_what_an_import_keeps_is_bounded_and_other_columns_of_that_name_are_nothing(imported, expected):
+    row = {**GOOD, "imported": imported}
+    if expected is None:
+        assert record_of(row)[1].imported is None
+        return
+    with pytest.raises(BadRow, match=expected):
+        record_of(row)
 
 
 @pytest.mark.parametrize("kind", [None, "pair", "demonstration", "prompt"])

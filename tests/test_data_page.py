@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from playground import server
+from playground.chat.session import Chat
 from playground.people import visitor
 from playground.people.admins import Admins
 from playground.settings import Settings
@@ -17,8 +18,10 @@ from playground.store import judged as judged_module
 from playground.ui import data, data_table
 from playground.ui.control import Control
 from playground.ui.data import DataTab, Shown
+from playground.ui.left_out import left_out_html
 from playground.ui.notice import Notice
 from playground.ui.status_bar import StatusBar
+from playground.ui.words import Words
 from playground.web import gate
 from tests import rounds
 from tests.test_control import OWNER, STRANGER, Engine, Request
@@ -32,21 +35,21 @@ def drawn():
     with gr.Blocks():
         status_bar, notice = StatusBar(settings, store, Engine), Notice()
         control = Control(settings, store, Admins(settings, store), status_bar, notice)
-        return DataTab(store, status_bar, control, notice)
+        return DataTab(store, Chat(store, Engine, settings), status_bar, control, notice)
 
 
 @pytest.fixture
 def tab(drawn):
     """The tab of an app whose owner has opened the admin link, on a store of its own."""
     store = Store()
-    for part in (drawn, drawn.status_bar, drawn.control, drawn.control.admins, drawn.quality):
+    for part in (drawn, drawn.chat, drawn.status_bar, drawn.control, drawn.control.admins, drawn.quality):
         part.store = store
     drawn.control.admins.sign_in_owner(store.annotator("any"), OWNER)
     return drawn
 
 
 def search(tab, token=OWNER, language="en", **asked):
-    names = ("version", "choice", "tag", "training", "person", "text")
+    names = ("version", "choice", "tag", "training", "person", "since", "until", "text")
     return tab.on_search(*(asked.get(name) for name in names), Request(token, language))
 
 
@@ -74,7 +77,7 @@ def test_an_admin_sees_everybodys_pairs_and_others_their_own(tab):
     assert seen[tab.html].count("data-decision") == 2
     own = search(tab, STRANGER)
     assert shown(tab, own) == [2] and "secret" not in str(own)
-    assert not own[tab.training]["visible"] and own[tab.downloads] == "" and "data-decision" not in str(own)
+    assert not own[tab.training]["visible"] and own[tab.downloads] == "" and 'data-decision="out' not in str(own)
     assert shown(tab, search(tab, STRANGER, person="2")) == [2], "nobody else's, whoever is asked for"
     assert "No judged pairs" in search(tab, "z" * 43, text="x")[tab.html]
     assert "没有符合条件" in search(tab, "z" * 43, language="zh-CN", text="x")[tab.html]
@@ -108,6 +111,14 @@ def test_whoever_has_no_vote_yet_is_invited_to_vote(tab):
     tab.store.allow_training(tab.store.annotator(new), False)
     refused = search(tab, new)[tab.html]
     assert "No judged pairs" in refused and "Vote on a pair" not in refused, "a vote would not be listed"
+
+
+def test_an_admin_reads_what_the_files_leave_out(tab):
+    for choice in ("a", "tie", "both_bad"):
+        say(tab.store, tab.store.annotator("ann"), "Hello", choice=choice)
+    assert search(tab)[tab.left_out.fold]["visible"] and not search(tab, STRANGER)[tab.left_out.fold]["visible"]
+    said = left_out_html(tab.store.forms_of_votes(), Words("en"))
+    assert "in undecided.jsonl: 2." in said and "good or bad: 1; ties: 1; replies" in said and "better: 2." in said
 
 
 def test_the_downloads_say_that_they_ignore_the_search(tab):
@@ -203,6 +214,47 @@ def test_a_search_looks_at_so_many_votes_and_goes_on_from_there(monkeypatch):
     assert pages == [[], [], [1]]
     person = store.annotator("ann")
     assert [row["vote"] for row in store.judged_page(Filters(person=person, text="message 0"), None, 20)[0]] == [1]
+
+
+def test_times_narrow_the_pairs_and_a_last_day_is_in_it(tab):
+    """The command line had them, the page did not."""
+    ann = tab.store.annotator("ann")
+    for day in ("2026-11-25T10:00:00.000Z", "2026-11-27T23:59:59.999Z", "2026-11-28T00:00:00.000Z"):
+        _, vote = say(tab.store, ann, day)
+        with tab.store.writing() as db:
+            db.table("vote").update(vote, {"created": day})
+    assert shown(tab, search(tab, until="2026-11-27")) == [2, 1] == shown(tab, search(tab, until="27.11.2026"))
+    assert shown(tab, search(tab, since="2026-11-27", until="2026-11-27")) == [2]
+    found = search(tab, since="2026/11/27", until="2026-11-27 23:00")
+    assert shown(tab, found) == [] and "From (UTC): 2026-11-27 · To (UTC): 2026-11-27 23:00" in found[tab.asked]
+    assert shown(tab, search(tab, since="2026-11-28 00:00")) == [3]
+    assert shown(tab, search(tab, "z" * 43, since="2026-11-01")) == [], "nobody else's"
+
+
+@pytest.mark.parametrize(("since", "until", "expected"), [("11-27", "11-27", [3, 2]), ("11-25", "11-25", [1])])
+def test_what_is_outside_of_the_time_is_passed_over_at_once(monkeypatch, since, until, expected):
+    """A page that looks at so many votes only would have ended before the time that is asked for."""
+    monkeypatch.setattr(judged_module, "LOOKED_AT", 2)
+    store = Store()
+    for day in ("11-25", "11-27", "11-27", "11-28", "11-28", "11-28"):
+        _, vote = say(store, store.annotator("ann"), day)
+        with store.writing() as db:
+            db.table("vote").update(vote, {"created": f"2026-{day}T10:00:00.000Z"})
+    asked = Filters(since=f"2026-{since}", until=f"2026-{until}T23:00:00.000Z")
+    rows, following = store.judged_page(asked, None, 20)
+    assert ([row["vote"] for row in rows], following) == (expected, None)
+    assert store.judged_page(Filters(since="2027"), None, 20) == ([], None)
+    assert store.judged_page(Filters(until="2026"), None, 20) == ([], None)
+
+
+@pytest.mark.parametrize("field", ["since", "until"])
+@pytest.mark.parametrize("text", ["yesterday", "11/27/2026", "2026-13-01", "x" * 100_000])
+def test_what_is_no_date_is_said_and_the_list_stays(tab, field, text):
+    say(tab.store, tab.store.annotator("ann"), "Hello")
+    found = search(tab, **{field: text})
+    assert set(found) == {tab.notice.html} and "is no date. Write it like 2026-11-27" in found[tab.notice.html]
+    assert len(found[tab.notice.html]) < 400
+    assert "不是日期" in search(tab, language="zh-CN", **{field: text})[tab.notice.html]
 
 
 def decide(tab, decision, shown=Shown(), token=OWNER):  # noqa: B008 (it is frozen)

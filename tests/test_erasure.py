@@ -259,6 +259,8 @@ def test_what_an_earlier_version_only_hid_is_erased(tmp_path):
         "drop table imported",
         "drop table origin",
         "alter table vote drop column excluded",
+        "drop index vote_replaced",
+        "alter table vote drop column changed",
         "alter table demonstration drop column edited",
         "drop table round_conversation",
         "drop index generation_prompt",

@@ -439,6 +439,16 @@ def test_a_server_that_trains_here_again_cancels_the_job(asked, hub, monkeypatch
         ("running", {"stage": "waiting"}, "waits for a machine of Hugging Face (l4x1)"),
         (
             "running",
+            {"stage": "waiting", "usd_per_minute": 0.013333, "minutes": 120},
+            "waits for a machine of Hugging Face (l4x1). It costs about $0.0133 a minute, at most $1.60 in 120 minutes",
+        ),
+        (
+            "running",
+            {"stage": "waiting", "usd_per_minute": 0.02},
+            "waits for a machine of Hugging Face (l4x1). It costs about $0.02 a minute",
+        ),
+        (
+            "running",
             {"usd_per_minute": 0.02},
             "trains on a machine of Hugging Face (l4x1). Minutes so far: 3, about $0.06",
         ),

@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from playground.serving.reply_times import Histogram
-from playground.store import StoreUnavailable
+from playground.store import VERSION_STATES, StoreUnavailable
 from playground.store.errors import Failures, StoreBusy
 from playground.web.metrics import Metrics, may_read
 from playground.web.proxies import Proxies
@@ -38,6 +38,8 @@ def test_the_figures_are_those_of_the_engine_and_the_store(chat):  # noqa: F811
         "skip": 0,
     }
     assert figures["nudge_rounds", "requested"] == 1 and figures["nudge_rounds", "published"] == 0
+    assert {labels[1] for labels in figures if labels[0] == "nudge_versions"} == set(VERSION_STATES)
+    assert figures["nudge_versions", "published"] == 0, "the base is none"
     assert figures[("nudge_live_version",)] == 0 and figures[("nudge_engine_healthy",)] == 0
     assert figures["nudge_streams", "running"] == figures["nudge_streams", "waiting"] == 0
     assert figures[("nudge_first_token_seconds_count",)] == 2

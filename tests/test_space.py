@@ -1,14 +1,22 @@
-"""The folder that is pushed to a Space, and what its check finds."""
+"""What the check of a Space's folder finds: in the head of its README, in its files, in its imports."""
 
 import pytest
+from argon2 import PasswordHasher
 
-from tools import space
+from playground.people import admins, keys, users_file
+from playground.people.passwords import NO_PASSWORD, Cost, Hasher
+from tools import space_checks, space_folder
+from tools.space_checks import LARGEST_FILE, PYTHON
+
+CHEAP = Hasher(Cost(n=2, r=8, p=1))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """The repository as it would be pushed, whatever is not committed here."""
     folder = tmp_path_factory.mktemp("space") / "folder"
-    space.build(folder)
+    names = space_folder.tracked(space_folder.ROOT)
+    space_folder.copy([name for name in names if (space_folder.ROOT / name).is_file()], space_folder.ROOT, folder)
     return folder
 
 
@@ -27,44 +35,144 @@ def change(file, old, new):
 
 
 def test_this_repository_is_a_space(folder):
-    assert space.problems(folder) == []
+    assert space_checks.problems(folder) == []
     assert (folder / "app.py").exists() and not (folder / ".venv").exists() and not (folder / "data").exists()
+
+
+# -- the head of the README
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        ("sdk: gradio", "sdk: docker", "sdk is 'docker'"),
         ("sdk_version: 6", "sdk_version: 5", "sdk_version"),
-        ('python_version: "3.12"', "python_version: 3.1", "python_version"),
-        ("hf_oauth: true", "hf_oauth: false", "hf_oauth"),
-        ("suggested_hardware: cpu-basic", "suggested_hardware: gpu", "suggested_hardware"),
+        (f'python_version: "{PYTHON}"', f"python_version: {PYTHON}", "python_version is 3.12 and has to be"),
+        ("hf_oauth: true", 'hf_oauth: "true"', "hf_oauth is 'true'"),
+        ("hf_oauth_expiration_minutes: 10080", "hf_oauth_expiration_minutes: abc", "minutes is 'abc'"),
+        ("hf_oauth_expiration_minutes: 10080", "hf_oauth_expiration_minutes: 43201", "from 1 to 43200"),
+        ("hf_oauth_expiration_minutes: 10080", "hf_oauth_expiration_minutes: true", "minutes is True"),
+        ("hf_oauth_expiration_minutes: 10080\n", "", "hf_oauth_expiration_minutes is missing"),
+        ("license:", "hf_oauth_scopes: [profile, write-everything]\nlicense:", "hf_oauth_scopes is"),
+        ("license:", "hf_oauth_scopes: email\nlicense:", "hf_oauth_scopes is 'email'"),
+        (
+            "license:",
+            "hf_oauth_authorized_org: [acme, ]\nhf_oauth_scope: [email]\nlicense:",
+            "know the key hf_oauth_scope",
+        ),
+        ("license:", "hf_oauth_authorized_org:\nlicense:", "hf_oauth_authorized_org is None"),
+        ("suggested_hardware: cpu-basic", "suggested_hardware: gpu", "suggested_hardware is 'gpu'"),
+        ("suggested_hardware: cpu-basic\n", "", "suggested_hardware is missing"),
         ("colorTo: purple", "colorTo: violet", "colorTo"),
+        ("emoji: 👉", "emoji: '>'", "emoji"),
         ("app_file: app.py", "app_file: main.py", "app_file"),
         ("short_description: A", f"short_description: {'a' * 60}", "short_description"),
         ("  - HuggingFaceTB/", "  - ", "models"),
+        ("title: Nudge", "title: Nudge: chat", "the head is no YAML"),
+        ("---\n", "", "no head"),
     ],
 )
 def test_a_head_that_does_not_fit_is_named(small, old, new, said):
     change(small / "README.md", old, new)
-    head = space.front_matter(small / "README.md")
-    [problem] = space.front_matter_problems(head, small, (small / "requirements.txt").read_text())
+    [problem] = space_checks.front_matter_problems(small, (small / "requirements.txt").read_text())
     assert said in problem
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    "added", ["hf_oauth_scopes: [read-memberships]", "hf_oauth_authorized_org: acme", "pinned: false"]
+)
+def test_what_a_head_may_have_besides_is_taken(small, added):
+    change(small / "README.md", "license:", f"{added}\nlicense:")
+    assert list(space_checks.front_matter_problems(small, (small / "requirements.txt").read_text())) == []
+
+
+def test_a_torch_that_zero_gpu_may_not_have_is_named():
+    [problem] = space_checks.torch_problems("torch==2.7.9\n")
+    assert "torch 2.7.9" in problem
+    assert list(space_checks.torch_problems("torch==2.13.0  # the model\n")) == []
+
+
+# -- what must not be pushed
+
+
+def made_by_nudge():
+    """(what it is called, a line with it) of each secret that Nudge makes."""
+    content = users_file.Content().with_user("ann", "admin", CHEAP.hash("a good password"))
+    token, invitation = users_file.new_invitation("viewer", 3)
+    return [
+        ("a password's hash", users_file.text_of(content)),
+        ("a user", users_file.text_of(users_file.Content().with_user("ann", "viewer", NO_PASSWORD))),
+        (
+            "a password's hash",
+            "ann:" + PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("a good password"),
+        ),
+        ("an invitation", users_file.text_of(users_file.Content().with_invitation(invitation))),
+        ("an invitation", f"come in: https://nudge.example/invitation/{token}"),
+        ("an admin link", f"Admin link, for one browser: http://127.0.0.1:7860/admin/{admins.AdminLink().issue()}"),
+        ("a key for programs", f'api_key="{keys.new_key()}"'),
+        ("the value of a secret", "NUDGE_OIDC_CLIENT_SECRET=" + "s3cret" * 4),
+        ("the value of a secret", "  NUDGE_OIDC_CLIENT_SECRET: " + "s3cret" * 4),
+        ("the value of a secret", '{"AWS_SECRET_ACCESS_KEY": "' + "aB/1" * 10 + '"}'),
+        ("the value of a secret", 'export NUDGE_METRICS_TOKEN="' + "s3cret" * 4 + '"'),
+        ("the value of a secret", "NUDGE_ALERTS_URL=" + "https://hooks.example/" + "s3cret" * 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
     [
-        ("notes.txt", b"token hf_" + b"a1" * 17, "a token of Hugging Face"),
-        ("notes.txt", b"-----BEGIN RSA " + b"PRIVATE KEY-----", "a private key"),
-        (".env", b"NUDGE_PORT=1", "no file for others"),
-        ("nudge.db", b"", "no file for others"),
-        ("big.bin", bytes(space.LARGEST_FILE + 1), "at most"),
+        *made_by_nudge(),
+        ("a token of Hugging Face", "token hf_" + "a1" * 17),
+        ("a key of AWS", "AKIA" + "A1" * 8),
+        ("the value of a secret", "AWS_SECRET_ACCESS_KEY=" + "aB/1" * 10),
+        ("a token of GitHub", "ghp_" + "a1" * 18),
+        ("a private key", "-----BEGIN RSA " + "PRIVATE KEY-----"),
+        ("a private key", "-----BEGIN " + "PRIVATE KEY-----"),
     ],
 )
-def test_what_must_not_be_pushed_is_named(small, name, content, said):
-    (small / name).write_bytes(content)
-    [problem] = [*space.size_problems(small), *space.secret_problems(small)]
-    assert name in problem and said in problem
+def test_a_secret_is_named_and_not_shown(small, said, text):
+    """Hashes of the users file and keys for programs were not found."""
+    (small / "notes.txt").write_text(f"first\n{text}\n")
+    found = list(space_checks.secret_problems(small, space_checks.files(small)))
+    assert any(problem.startswith(f"notes.txt has {said} in line ") for problem in found), found
+    assert not any(word in problem for problem in found for word in text.split() if len(word) > 30)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a key such as nudge-… or nudge-backup",
+        "nudge-" + "a-name-that-is-longer-than-any-key-of-nudge-can-be-since-it-goes-on",
+        "scrypt$N$r$p$salt$hash",
+        "NUDGE_OIDC_CLIENT_SECRET=…",
+        "NUDGE_METRICS_TOKEN=$TOKEN_OF_THIS_SERVER",
+        "HF_TOKEN=",
+        "http://127.0.0.1:7860/admin/…",
+        "user:NAME:ROLE:ID:HASH",
+    ],
+)
+def test_what_documents_say_of_secrets_is_none(small, text):
+    (small / "notes.txt").write_text(text)
+    assert list(space_checks.secret_problems(small, space_checks.files(small))) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".env", "deploy/nudge.env", "users", "users.txt", "deploy/users", "users.lock", "nudge.db", "nudge.db-wal"),
+        *("deploy/tls/privkey.pem", "nudge.token", "id_ed25519", ".netrc"),
+    ],
+)
+def test_a_private_file_is_named(small, name):
+    (small / name).parent.mkdir(parents=True, exist_ok=True)
+    (small / name).touch()
+    assert list(space_checks.secret_problems(small, space_checks.files(small))) == [f"{name} is no file for others"]
+
+
+def test_a_large_file_is_named(small):
+    (small / "big.bin").write_bytes(bytes(LARGEST_FILE + 1))
+    [problem] = space_checks.size_problems(small)
+    assert "big.bin" in problem and "at most" in problem
 
 
 def test_an_import_that_nothing_brings_is_named(small):
@@ -73,9 +181,5 @@ def test_an_import_that_nothing_brings_is_named(small):
     (small / "playground" / "x.py").write_text(
         "import json\nimport pytest\nimport torch\nfrom starlette import status\n"
     )
-    found = space.import_problems(small, (small / "requirements.txt").read_text())
+    found = space_checks.import_problems(small, (small / "requirements.txt").read_text())
     assert list(found) == ["playground/x.py imports pytest, which requirements.txt does not bring"]
-
-
-def test_the_commands_name_the_space(tmp_path):
-    assert f"hf upload ann/nudge {tmp_path} . --type space" in space.push_commands(tmp_path, "ann/nudge")

@@ -11,11 +11,7 @@ import torch
 from playground.models import loading
 from playground.settings import Settings, SettingsError, read, space
 from tests.tiny import tiny_folder
-
-SPACE = {"SPACE_ID": "ann/nudge", "SPACE_HOST": "ann-nudge.hf.space", "SYSTEM": "spaces"}
-CPU_BASIC = {**SPACE, "CPU_CORES": "2", "MEMORY": "16Gi", "ACCELERATOR": "none"}
-T4_SMALL = {**SPACE, "CPU_CORES": "4", "MEMORY": "15Gi", "ACCELERATOR": "t4-small"}
-ZERO_GPU = {**SPACE, "SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": "http://device-api.zero"}
+from tools.space_start import CPU_BASIC, SPACE, T4_SMALL, ZERO_GPU
 
 
 @pytest.mark.parametrize(

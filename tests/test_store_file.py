@@ -1,7 +1,9 @@
 """The file itself: schema, connections, transactions, several writers at once."""
 
+import hashlib
 import json
 import multiprocessing
+import re
 import sqlite3
 import threading
 from pathlib import Path
@@ -14,33 +16,53 @@ from playground.store import Store
 from playground.store.migrations import migrations
 from tests.stores import BASE, cast, file_store, store, take  # noqa: F401 (fixtures)
 
+COMMENT = re.compile(r"--[^\n]*")
+# `schema` after each migration; a line that is there never changes, since databases have run it
+SCHEMAS = {
+    "0001_initial": "bfa0eae92b3f",
+    "0002_forecast": "45673fdae919",
+    "0003_gestures": "ae70f85ace20",
+    "0004_beat": "863cca0698a4",
+    "0005_early_votes": "e063d6f371a7",
+    "0006_erasure": "bcb181bab6ac",
+    "0007_report": "bcb181bab6ac",
+    "0008_settings": "bcb181bab6ac",
+    "0009_trial": "a0c6556242dc",
+    "0010_asked": "4a192c372df8",
+    "0011_policy_event": "87e106de9757",
+    "0012_data": "5a514d2b5293",
+    "0013_api_key": "cd2d53c63e73",
+    "0014_edited": "63675ed8bd9e",
+    "0015_sign_in": "8f610a169be1",
+    "0016_base": "a8d9e2115e3e",
+    "0017_dialogue": "1065582e3d4b",
+    "0018_features": "1065582e3d4b",
+    "0019_queue": "14ba205bf6c1",
+    "0021_origin": "4abcc5938aaa",
+    "0022_provider": "0cb25e9aa844",
+    "0023_changed_vote": "bf7962d38d46",
+}
+
+
+def schema(db: sqlite_utils.Database) -> str:
+    """Hash of all tables and indexes, without comments and line breaks."""
+    rows = db.query("select name, sql from sqlite_master where sql is not null order by type, name")
+    texts = {row["name"]: COMMENT.sub("", row["sql"]).split() for row in rows if not row["name"].startswith("_sqlite")}
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+
 
 def test_migrations_are_applied_once_and_recorded(file_store):
     recorded = file_store.rows("select name, applied_at from _sqlite_migrations")
-    assert [r["name"] for r in recorded] == [
-        "0001_initial",
-        "0002_forecast",
-        "0003_gestures",
-        "0004_beat",
-        "0005_early_votes",
-        "0006_erasure",
-        "0007_report",
-        "0008_settings",
-        "0009_trial",
-        "0010_asked",
-        "0011_policy_event",
-        "0012_data",
-        "0013_api_key",
-        "0014_edited",
-        "0015_sign_in",
-        "0016_base",
-        "0017_dialogue",
-        "0018_features",
-        "0019_queue",
-        "0021_origin",
-        "0022_provider",
-    ]
+    assert [r["name"] for r in recorded] == list(SCHEMAS)
     assert Store(Path(file_store.path)).rows("select name, applied_at from _sqlite_migrations") == recorded
+
+
+def test_a_migration_does_what_it_did_when_it_was_new():
+    """Two columns had moved from the 19th into the 21st, which databases that had run the 19th refused."""
+    db = sqlite_utils.Database(memory=True)
+    for name, following in zip(SCHEMAS, [*list(SCHEMAS)[1:], None], strict=True):
+        migrations.apply(db, stop_before=following)
+        assert schema(db) == SCHEMAS[name], name
 
 
 def test_a_second_open_changes_nothing(file_store, tmp_path):

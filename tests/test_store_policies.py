@@ -127,3 +127,16 @@ def test_weights_of_versions_that_a_server_rejected_before_hashes_covered_all_ar
     store = Store(tmp_path / "nudge.db")
     assert store.quarantined(2, "weights") == {"version": 1, "reason": "bad"}
     assert store.quarantined(2, "other weights") is None
+
+
+def test_versions_are_counted_by_what_became_of_them(store):
+    kept, withdrawn, rejected = published(store), published(store), published(store)
+    store.withdraw(withdrawn, store.annotator("an admin"), "It swears.")
+    store.reject_live(rejected, "It cannot be read.", kept)
+    store.request_round()
+    row = take(store)
+    refused = store.add_policy(row["id"], "w1", parent=kept)
+    store.refuse(row["id"], "w1", refused, "nowhere", "abc", {}, plain("No gain."))
+    store.request_round()
+    store.add_policy(take(store)["id"], "w1", parent=kept)  # nobody knows yet what becomes of it
+    assert store.versions_by_state() == {"published": 1, "withdrawn": 1, "rejected": 1, "refused": 1}

@@ -4,6 +4,7 @@ import contextvars
 import importlib
 import os
 import socket
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from playground.ui.place import place_html
 from playground.ui.words import Words
 from tests.fake_spaces import Hub
 from tests.test_loop import liking, settings_for, wait_until
+from tools.space_start import ZERO_GPU
 from training import round_slice, simulate
 from training.annotators import Person
 from training.round import Round
@@ -277,3 +279,23 @@ def test_elsewhere_nothing_of_zero_gpu_is_imported(monkeypatch):
     monkeypatch.setattr(space, "KIND", "gpu")
     assert app.gpu_slices(Settings(_env_file=None), Store()) is None
     assert "playground.system.zero_gpu" not in sys.modules
+
+
+# -- the start
+
+STAND_IN = """
+import sys
+before = {"torch", "gradio"} & sys.modules.keys()
+sys.exit(f"loaded before: {before}" if before else 0)
+"""
+BUILD = "import app; from playground.settings import Settings; app.App(Settings(_env_file=None)).build()"
+
+
+def test_the_package_is_loaded_before_gradio_and_torch(tmp_path):
+    """Gradio's own try to load the real one fails quietly, and after torch was asked about CUDA it refuses to be
+    loaded: the app ended at its start.
+    """
+    (tmp_path / "spaces.py").write_text(STAND_IN)
+    environ = {**os.environ, **ZERO_GPU, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}", "NUDGE_DECODE_FORMAT": "float32"}
+    done = subprocess.run([sys.executable, "-c", BUILD], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ class JobFailed(UserFacingError):
 @dataclass(frozen=True)
 class SentJob:
     """The job of a round, as the round's row has it. `sent`: when, in seconds since the epoch; `seconds`: how long it
-    has run. Without an `id` it may not have started.
+    has run; `minutes`: after how many it is ended. Without an `id` it may not have started.
     """
 
     key: str
@@ -53,6 +53,7 @@ class SentJob:
     stage: str = "waiting"
     seconds: float = 0.0
     usd_per_minute: float | None = None
+    minutes: int | None = None  # None: it was sent before this was kept
 
 
 def tidy(store: Store, settings: Settings) -> None:
@@ -102,7 +103,7 @@ class JobControl(Round):
         self.patiently(lambda: job_files.send(self.target, key, "inputs", files))
         shutil.rmtree(self.partial)
         self._sent += 1
-        self._remember(SentJob(key, self.settings.job_flavour, time.time()))
+        self._remember(SentJob(key, self.settings.job_flavour, time.time(), minutes=self.settings.job.minutes))
 
     def _inputs(self) -> dict[str, Path]:
         """A copy of the database without what a round has no use for, and the live version: files by their paths in a

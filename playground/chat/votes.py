@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 from playground.chat import gestures
 from playground.chat.gestures import NotUsable
-from playground.chat.refusals import Refused, refusing
-from playground.chat.turns import Turn
+from playground.chat.refusals import Busy, Refused, refusing
+from playground.chat.turns import BUSY, Turn
 from playground.chat.views import StoreRow, View
 from playground.chat.writing import Writing
 from playground.store import CHOICES
 from playground.system.messages import Message
 
 NOT_YOURS = Message("This pair of replies is not yours to vote on. Reload the page.")
+JUDGEMENTS = ", ".join(choice for choice in CHOICES if choice != "skip")
 COMMENT_CHARS = 1000  # longest comment on a vote
 # the reasons that fit a vote, by its choice
 PRAISE = ("more helpful", "more correct", "clearer", "better length", "better tone", "follows my request")
@@ -80,6 +81,34 @@ class Votes(Writing):
                 duel["id"], turn.annotator, ballot.choice, pick, ballot.shown_at, ballot.dwell_ms, early=so_far
             )
         stream.stop(1 if pick == duel["left"]["message"] else 0)
+
+    def correct(self, annotator: int, vote: int, choice: str) -> int:
+        """Put another choice in the place of one's own vote, also once its chat has gone on; returns the vote's id.
+
+        A vote from before the replies had ended stays one on what both had said by then.
+        """
+        if choice not in CHOICES or choice == "skip":
+            raise Refused("A vote is one of {name}; got {what}.", name=JUDGEMENTS, what=gestures.brief(choice))
+        with refusing():
+            duel = self.store.duel(self._duel_of(annotator, vote))
+            assert duel is not None, vote
+            corrected: int = self.store.correct_vote(vote, annotator, choice, self._pick(duel, choice))
+        return corrected
+
+    def withdraw(self, annotator: int, vote: int) -> None:
+        """Take one's own vote back: it counts nowhere from now on. Its chat stays, and what was learnt from it."""
+        with refusing():
+            self._duel_of(annotator, vote)
+            self.store.withdraw_vote(vote, annotator)
+
+    def _duel_of(self, annotator: int, vote: int) -> int:
+        """The pair of one's own vote, which is to change. Refused while its replies are being written."""
+        self.check_may_write(annotator)
+        duel = int(self.store.duel_of_vote(gestures.checked(gestures.Row, id=vote).id, annotator))
+        turn = self._turns.get(annotator)
+        if turn and turn.duel == duel:
+            raise Busy(BUSY)
+        return duel
 
     def _pick(self, duel: StoreRow, choice: str) -> int:
         """The message that the conversation goes on with.

@@ -9,10 +9,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from playground.data import columns, export, import_command, importing, quality, queue_report, writers
+from playground.data import columns, export, import_command, importing, quality, queue_report, times, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.files import CannotRead
@@ -99,7 +98,7 @@ def _export_command(command: argparse.ArgumentParser) -> None:
     narrow.add_argument(
         "--since", type=_time, help="said at this time or later, such as 2026-11-27 or 2026-11-27T08:00Z"
     )
-    narrow.add_argument("--until", type=_time, help="said before this time")
+    narrow.add_argument("--until", type=_end, help="said before this time; a day alone is in it")
     narrow.add_argument("--text", help="in the message or in a reply")
     narrow.add_argument("--model", help="the base model that wrote the replies, as `base_model` names it")
 
@@ -116,7 +115,8 @@ def _import_command(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", help="of a dataset (default: train, or the only one)")
     command.add_argument(
         "--source",
-        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit)",
+        help="the name that the rows are kept under (default: each file's name; a dataset's, with its commit; "
+        "what export --imported wrote keeps the names that it had)",
     )
     command.add_argument(
         "--weight",
@@ -150,14 +150,16 @@ def _license(text: str) -> str:
     return text
 
 
-def _time(text: str) -> str:
-    """A time in ISO 8601 as the store writes it, in UTC. One without a zone is in UTC."""
+def _end(text: str) -> str:
+    return _time(text, end=True)
+
+
+def _time(text: str, end: bool = False) -> str:
+    """A time as the store writes it, in UTC. One without a zone is in UTC."""
     try:
-        time = datetime.fromisoformat(text)
+        return times.stored(text, end)
     except ValueError:
         raise argparse.ArgumentTypeError("a time is written like 2026-11-27 or 2026-11-27T08:00Z") from None
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # -- what is done
@@ -195,11 +197,13 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"Neither reply is better (a tie, or both bad) in {counted(tally.rows[undecided], 'pair')}, left out "
             f"of preference. See {undecided}."
         )
+    for line in tally.left_out_lines():
+        print(line)
     if len(tally.bases) > 1:
         models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
     if not tally.rows:
-        print("There is no such row.")
+        print("No row fits." if arguments.imported else "No row fits. What was imported is exported with --imported.")
     if push:
         print(pushing.send(push, arguments.out, export.FILES).said())
     return 0

@@ -30,6 +30,8 @@ COLUMNS = {
     "early": "whether it was picked while the replies were being written; the texts are what they became",
     "left_tokens": "of an early pick: how many tokens the left reply had at that moment",
     "right_tokens": "the same of the right reply",
+    "left_grew": "of an early pick: whether the left reply went on after it",
+    "right_grew": "the same of the right reply",
     "version": "the version that wrote the reply; 0 is the base model",
     "left_version": "the version that wrote the left reply; 0 is the base model",
     "right_version": "the version that wrote the right reply",
@@ -48,6 +50,7 @@ COLUMNS = {
     "person": "a number for the person; it is no name",
     "conversation": "the chat's number",
     "created": "when it was said, in UTC",
+    "imported": "of an imported row: its source, its weight beside a vote's 1, and where others publish it",
 }
 
 
@@ -62,6 +65,7 @@ class Tally:
     bases: Counter[str] = field(default_factory=Counter)
     people: set[int] = field(default_factory=set)
     early: int = 0
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)  # by file: what it has no row for, and why
     first: str | None = None
     last: str | None = None
 
@@ -82,6 +86,18 @@ class Tally:
         if created:
             self.first = min(self.first or created, created)
             self.last = max(self.last or created, created)
+
+    def add_left_out(self, file: str, reasons: Iterable[str]) -> None:
+        """Count what a file has no row for."""
+        self.left_out.setdefault(file, Counter()).update(reasons)
+
+    def left_out_lines(self) -> list[str]:
+        """What each file has no row for, and why, in a sentence each."""
+        return [
+            f"Left out of {file}: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}."
+            for file, reasons in self.left_out.items()
+            if reasons
+        ]
 
     def add_row(self, file: str, row: Mapping[str, Any]) -> None:
         """Count a row of a file."""
@@ -120,6 +136,7 @@ def card(
         "",
         *_narrowed(asked),
         *_undecided(tally, files),
+        *[line for said in tally.left_out_lines() for line in (said, "")],
         "| file | rows |",
         "|---|---:|",
         *[f"| `{file}` | {tally.rows[file]:,} |" for file in files],

@@ -13,13 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from playground.data.files import BadRow, Row
 from playground.data.reasons import why_bad
-from playground.data.records import IDS, Demonstration, JudgedPair, Prompt, Turn
+from playground.data.records import IDS, Demonstration, Imported, JudgedPair, Prompt, Turn
 
 Importable = JudgedPair | Demonstration | Prompt
 Values = dict[str, Any]
 
 KINDS: dict[str, type[Importable]] = {"pair": JudgedPair, "demonstration": Demonstration, "prompt": Prompt}
 
+OBJECT_CHARS = 10_000  # of an object as JSON
 SPEAKER = re.compile(r"\n\n(Human|Assistant|System):")
 NO_PAIR = "no pair: it needs the columns chosen and rejected"
 ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
@@ -31,7 +32,7 @@ def record_of(row: Row, kind: str | None = None) -> tuple[str, Importable]:
     """
     kind = kind or kind_of(row)
     readers: dict[str, Callable[[Row], Values]] = {"pair": _pair, "demonstration": _demonstration, "prompt": _prompt}
-    return kind, _checked(kind, {**_marks(row), **readers[kind](row)})
+    return kind, _checked(kind, {**readers[kind](row), **_marks(row)})
 
 
 def _marks(row: Row) -> Values:
@@ -40,10 +41,33 @@ def _marks(row: Row) -> Values:
     """
     ids = {name: found for name in IDS if (found := _id(row.get(name))) is not None}
     created = row.get("created")
-    return ids | ({"created": created} if isinstance(created, str) and 0 < len(created) <= 200 else {})
+    marks = ids | ({"created": created} if isinstance(created, str) and 0 < len(created) <= 200 else {})
+    imported = _imported(row.get("imported"))
+    return marks | ({"imported": imported} if imported else {})
+
+
+def _imported(value: Any) -> Values | None:
+    """What `export --imported` has kept beside a row; None for what is another thing."""
+    value = _object(value)
+    if not isinstance(value, Mapping) or not {"source", "weight"} <= value.keys():
+        return None
+    if not str(value["source"]).isprintable():
+        raise BadRow("its source has characters that cannot be printed")
+    return {name: value.get(name) for name in Imported.__dataclass_fields__}
+
+
+def _object(value: Any) -> Any:
+    """An object, also where a cell of Parquet or CSV has its JSON; other values as they are."""
+    if not isinstance(value, str) or not value.startswith("{") or len(value) > OBJECT_CHARS:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _id(value: Any) -> int | None:
+    """A whole number as other programs write it: 1, "1", 1.0 or "1.0"; None where it is none."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}(\.0)?", value, re.ASCII):
         value = int(value.partition(".")[0])
     if isinstance(value, float) and value.is_integer():
@@ -153,14 +177,18 @@ def _two_responses(row: Row) -> tuple[str, str] | None:
 
 
 def _two_judged_responses(row: Row) -> Values:
-    """PandaLM: an instruction, two responses, and what several people said: 1, 2, or 0 for a tie."""
+    """PandaLM: an instruction, two responses, and what several people said: 1, 2, or 0 for a tie. Where some said
+    nothing, pandas writes floats, and NaN or nothing for them.
+    """
     left, right = (row[name] for name in _two_responses(row) or ())
     votes = row.get("votes") or [value for name, value in row.items() if re.fullmatch(r"annotator\d+", name)]
-    choices = {"0": "tie", "1": "a", "2": "b"}
-    if not isinstance(votes, list) or not votes or not all(str(vote) in choices for vote in votes):
+    choices = {0: "tie", 1: "a", 2: "b"}
+    given = [vote for vote in votes if vote not in (None, "") and vote == vote] if isinstance(votes, list) else []
+    numbers = [_id(vote) for vote in given]
+    if not numbers or not all(number in choices for number in numbers):
         raise BadRow("the votes are not 0, 1 or 2")
-    vote, count = Counter(map(str, votes)).most_common(1)[0]
-    if 2 * count <= len(votes):
+    vote, count = Counter(numbers).most_common(1)[0]
+    if vote is None or 2 * count <= len(numbers):
         raise BadRow("its annotators have no majority")
     return {"messages": _instruction(row), "left": left, "right": right, "choice": choices[vote]}
 
@@ -205,8 +233,9 @@ def _prompt(row: Row) -> Values:
 
 def _own(row: Row, kind: type[JudgedPair] | type[Demonstration]) -> Values:
     """The columns of a record of Nudge. NaN is what other programs write where one is empty."""
-    found = {name: row[name] for name in kind.__dataclass_fields__ if name in row}
-    return {name: value for name, value in found.items() if not (isinstance(value, float) and math.isnan(value))}
+    values = {name: row[name] for name in kind.__dataclass_fields__ if name in row and name != "imported"}
+    values = {name: value for name, value in values.items() if not (isinstance(value, float) and math.isnan(value))}
+    return values | ({"sampling": _object(values["sampling"])} if "sampling" in values else {})
 
 
 def _dialogue(prompt: Any, value: Any) -> tuple[list[Any], Any]:

@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, replace
 from heapq import merge
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from playground.data import files, formats, writers
 from playground.data.card import Tally, card
 from playground.data.files import CannotRead
 from playground.data.progress import Progress
-from playground.data.records import UNDECIDED, Demonstration, JudgedPair, Prompt, Record, Thumb
-from playground.store import Filters, Store
+from playground.data.records import UNDECIDED, Demonstration, Imported, JudgedPair, Prompt, Record, Thumb
+from playground.store import Filters, Row, Store
 from playground.store.filters import ALL
 
+Kind = TypeVar("Kind", bound=Record)
 AsRows = Callable[[Record, formats.Shape], Iterator[formats.Row]]
 
 FORMATS = ("preference", "kto", "sft", "prompts", "everything")
@@ -79,6 +80,7 @@ def _write_part(part: Part, export: Export, path: Path, tally: Tally, progress: 
                 file.write(row)
                 tally.add_row(path.name, row)
                 written += 1
+            tally.add_left_out(path.name, formats.left_out(record, part.name))
             if written and part.name != "prompts":
                 tally.add_record(record)
             progress.step()
@@ -127,7 +129,7 @@ def as_it_is(record: Record, shape: formats.Shape) -> Iterator[formats.Row]:
 def pairs(store: Store, export: Export) -> Iterator[Record]:
     """Judged pairs."""
     if export.imported:
-        return (JudgedPair.of(row["record"]) for row in store.imported("pair"))
+        return (_imported(JudgedPair, row) for row in store.imported("pair"))
     return map(JudgedPair.of, store.judged_pairs(export.filters))
 
 
@@ -152,12 +154,17 @@ def thumbs(store: Store, export: Export) -> Iterator[Record]:
 def edits(store: Store, export: Export) -> Iterator[Record]:
     """Edited replies, or imported demonstrations."""
     if export.imported:
-        return (Demonstration.of(row["record"]) for row in store.imported("demonstration"))
+        return (_imported(Demonstration, row) for row in store.imported("demonstration"))
     return map(Demonstration.of, store.edits(export.filters))
 
 
 def prompts(store: Store, export: Export) -> Iterator[Record]:
     """Messages that people sent, or imported prompts."""
     if export.imported:
-        return (Prompt.of(row["record"]) for row in store.imported("prompt"))
+        return (_imported(Prompt, row) for row in store.imported("prompt"))
     return map(Prompt.of, store.prompts(export.filters))
+
+
+def _imported(kind: type[Kind], row: Row) -> Kind:
+    """The record of a row of `Store.imported`, with what is kept beside it."""
+    return replace(kind.of(row["record"]), imported=Imported.of(row))

@@ -127,6 +127,9 @@ def _bytes_of(row: Any) -> int:
     return len(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
+OTHER_MARKS = {";": "semicolons", "\t": "tabs"}  # between columns, as some programs write them
+
+
 def _csv(path: Path) -> Numbered:
     """The rows below a line of names. A cell that is a JSON list of messages is read as one."""
     csv.field_size_limit(MOST_BYTES)
@@ -134,11 +137,14 @@ def _csv(path: Path) -> Numbered:
         lines = _LinesOfRows(file)
         rows = csv.DictReader(lines)
         try:
-            _ = rows.fieldnames
+            names = rows.fieldnames or []
         except (csv.Error, _RowTooLong):
             raise CannotRead(f"{path}: the first line has no names of columns.") from None
-        if len(rows.fieldnames or ()) > MOST_COLUMNS:
+        if len(names) > MOST_COLUMNS:
             raise CannotRead(f"{path}: the first line has more than {MOST_COLUMNS:,} names of columns.")
+        for mark, called in OTHER_MARKS.items():
+            if len(names) == 1 and mark in names[0]:
+                raise CannotRead(f"{path}: between the columns are {called}. Save the file with commas there.")
         number = 0
         while True:
             number += 1

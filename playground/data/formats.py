@@ -61,12 +61,23 @@ def preference(pair: JudgedPair, shape: Shape = conversational, explicit: bool =
 
 
 def unpaired(record: Record, shape: Shape = conversational) -> Iterator[Row]:
-    """TRL's unpaired preference, for KTO: a row for a thumb, two for a pair of which both replies are bad."""
+    """TRL's unpaired preference, for KTO: a row for a thumb, two for a pair of which both replies are bad. Of an early
+    "both bad" only a reply that ended with it is one: nobody judged the end of the other.
+    """
     if isinstance(record, Thumb):
         yield _unpaired(record, record.reply, record.thumb > 0, "thumb", record.version, shape)
     elif isinstance(record, JudgedPair) and record.choice == "both_bad":
-        for text, version in ((record.left, record.left_version), (record.right, record.right_version)):
-            yield _unpaired(record, text, False, "both_bad", version, shape)
+        for text, version, grew in (
+            (record.left, record.left_version, record.left_grew),
+            (record.right, record.right_version, record.right_grew),
+        ):
+            if not _has_unseen_end(record, grew):
+                yield _unpaired(record, text, False, "both_bad", version, shape)
+
+
+def _has_unseen_end(pair: JudgedPair, grew: bool | None) -> bool:
+    """Whether a reply went on after an early vote; where that is not known, it may have."""
+    return pair.early and grew is not False
 
 
 def _unpaired(
@@ -78,6 +89,7 @@ def _unpaired(
         "completion": completion,
         "label": label,
         "said_by": said_by,
+        "early": isinstance(record, JudgedPair) and record.early,
         "version": version,
         "base_model": record.base_model,
         "person": record.person,
@@ -97,6 +109,27 @@ def prompt_completion(record: Record, shape: Shape = conversational) -> Iterator
     prompt, completion = _prompt_and_completion(record.messages, text, shape)
     by = {"base_model": record.base_model, "person": record.person}
     yield {"prompt": prompt, "completion": completion, **said, **by, **record.marks()}
+
+
+# what a pair that is no row of a form is called, by its choice
+NO_ROW = {
+    "a": "votes for one of the two replies, which call neither good or bad",
+    "b": "votes for one of the two replies, which call neither good or bad",
+    "tie": "ties",
+    "both_bad": 'pairs of which both replies are "both bad"',
+}
+
+
+def left_out(record: Record, form: str) -> list[str]:
+    """Why a record, or a reply of it, is no row of kto or sft; one reason for each row that is missing."""
+    if not isinstance(record, JudgedPair):
+        return []
+    if form == "kto" and record.choice == "both_bad":
+        grown = [grew for grew in (record.left_grew, record.right_grew) if _has_unseen_end(record, grew)]
+        return ['replies that went on after an early "both bad"'] * len(grown)
+    if form == "kto" or (form == "sft" and not record.decided):
+        return [NO_ROW[record.choice]]
+    return []
 
 
 def prompt_only(record: Record, shape: Shape = conversational) -> Iterator[Row]:

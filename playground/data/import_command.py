@@ -39,6 +39,7 @@ def run(store: Store, arguments: argparse.Namespace) -> int:
                 most_rows=arguments.max_rows,
                 on_bad=name_bad,
                 on_row=progress.step,
+                keep_sources=isinstance(path, Path) and arguments.source is None,
             )
         tell(name, report, reasons)
         bad += report.bad

@@ -7,7 +7,7 @@ what is there already is known by the hash of its content.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from playground.data import columns, files
@@ -42,11 +42,14 @@ def load(
     on_bad: Callable[[int, str], None] = lambda number, reason: None,
     on_row: Callable[[], None] = lambda: None,
     report: Report | None = None,
+    keep_sources: bool = False,
 ) -> Report:
     """Import a file or a dataset of the hub under the name `source`. `kind`: what of each row is taken; by default the
     most that it has. `weight`: of each pair, beside a vote's 1, also of those that are there already; None: 1, and what
-    is there keeps its own. `on_bad(number, reason)` is called for each row that is left out. `on_row` is
-    called for each row, and `report` is counted up meanwhile. CannotRead where the whole of it cannot be read.
+    is there keeps its own. `on_bad(number, reason)` is called for each row that is left out. `on_row` is called for
+    each row, and `report` is counted up meanwhile. `keep_sources`: rows of a file that `export --imported` wrote keep
+    the source and the origin that they had there, and without `weight` their weight. CannotRead where the whole of it
+    cannot be read.
     """
     report = Report() if report is None else report
     batch: list[ImportedRow] = []
@@ -64,7 +67,7 @@ def load(
         report.read += 1
         on_row()
         try:
-            batch.append(_checked(row, kind, 1.0 if weight is None else weight))
+            batch.append(_checked(row, kind, weight, keep_sources))
         except BadRow as error:
             report.bad += 1
             on_bad(number, str(error))
@@ -74,11 +77,18 @@ def load(
     return report
 
 
-def _checked(row: Row | BadRow, kind: str | None, weight: float) -> ImportedRow:
+def _checked(row: Row | BadRow, kind: str | None, weight: float | None, keep_sources: bool) -> ImportedRow:
     if isinstance(row, BadRow):
         raise row
     kind_of_row, record = columns.record_of(row, kind)
-    return ImportedRow(record.content_hash(), kind_of_row, weight, record.as_dict())
+    kept = record.imported if keep_sources else None
+    texts = replace(record, imported=None)
+    weight = (kept.weight if kept else 1.0) if weight is None else weight
+    imported = ImportedRow(texts.content_hash(), kind_of_row, weight, texts.as_dict())
+    if kept is None:
+        return imported
+    origin = Origin(kept.url, kept.split, kept.license) if kept.url and kept.split else None
+    return imported._replace(source=kept.source, origin=origin)
 
 
 def _keep(

@@ -40,6 +40,8 @@ def why_bad(error: ValidationError) -> str:
             return f"{place} is not an object with a role and a content"
         case "greater_than_equal":
             return f"{place} is below {context['ge']}"
+        case "greater_than":
+            return f"{place} is not above {context['gt']:g}"
         case "less_than_equal":
             return f"{place} is above {context['le']}"
         case known:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from typing_extensions import TypedDict
 
 MOST_TURNS = 200
@@ -38,6 +38,24 @@ MARKS = (*IDS, "created")
 
 
 @dataclass(frozen=True)
+class Imported:
+    """What is kept beside an imported row: the name of its import, its weight beside a vote's 1, and of one that others
+    publish the address with the commit, the split and the licence.
+    """
+
+    source: Annotated[str, MinLen(1), MaxLen(100)]
+    weight: Annotated[float, Gt(0), Le(1000)] = 1.0
+    url: Annotated[str, MaxLen(2000)] | None = None
+    split: Name | None = None
+    license: Name | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """From a row that has these fields, and others."""
+        return cls(**{f.name: row[f.name] for f in fields(cls)})
+
+
+@dataclass(frozen=True)
 class Record:
     """What all records have. `messages`: the chat up to the message that was answered, its system prompt first.
 
@@ -51,6 +69,7 @@ class Record:
     rating: Id | None = field(default=None, kw_only=True)  # a thumb
     message: Id | None = field(default=None, kw_only=True)  # the last one of a prompt
     created: Name | None = field(default=None, kw_only=True)  # when it was said, in UTC
+    imported: Imported | None = field(default=None, kw_only=True)  # of a row that was imported: what is kept beside it
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -58,13 +77,15 @@ class Record:
         return cls(**{name: row[name] for name in (f.name for f in fields(cls)) if name in row})
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, the marks last."""
+        """All fields, the marks last, and `imported` where the record was."""
         values = asdict(self)
+        del values["imported"]
         marks = self.marks()
         return {name: value for name, value in values.items() if name not in marks} | marks
 
     def marks(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in MARKS}
+        kept = {"imported": asdict(self.imported)} if self.imported else {}
+        return {name: getattr(self, name) for name in MARKS} | kept
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,8 @@ class JudgedPair(Record):
     early: bool = False  # picked while the replies were being written; the texts are what they became
     left_tokens: Id | None = None  # of an early pick: how many tokens were there; training compares those
     right_tokens: Id | None = None
+    left_grew: bool | None = None  # of an early pick: whether the reply went on after it, so that its end was not seen
+    right_grew: bool | None = None
     left_version: Id | None = None  # that wrote the reply; 0 is the base model
     right_version: Id | None = None
     left_ended: Name | None = None  # why the reply ended: end, length (the limit) or stopped

@@ -104,7 +104,7 @@ class ParquetWriter:
 
 
 TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
-FLAGS = ("early", "label")
+FLAGS = ("early", "label", "left_grew", "right_grew")
 NUMBERS = (
     *("vote", "demonstration", "rating", "message", "person", "conversation", "thumb", "left_tokens", "right_tokens"),
     *("version", "left_version", "right_version", "chosen_version", "rejected_version"),

@@ -39,7 +39,7 @@ def mapped(*size: int) -> torch.Tensor:
     """An fp32 tensor in pages of its own, which go back to the system when it ends. In the heap, the gaps between the
     caches of a crowd stayed. Only pages that are written take memory, so a reply that ends early leaves its rest free.
     """
-    pages = mmap.mmap(-1, math.prod(size) * torch.float32.itemsize)
+    pages = mmap.mmap(-1, math.prod(size) * torch.float32.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=torch.float32).view(size)
 
 

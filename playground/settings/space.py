@@ -16,8 +16,8 @@ NO_GPU = 5  # the exit code of a program that was to have a GPU of ZeroGPU and s
 def kind_of(environ: Mapping[str, str]) -> Kind:
     """The kind of Space that this environment is of.
 
-    On ZeroGPU the package `spaces`, which Gradio imports there, lets torch say that there is a CUDA device; a function
-    gets one only while a call of it lasts. So `zero-gpu` means: this process has none.
+    On ZeroGPU the package `spaces` lets torch say that there is a CUDA device; a function gets one only while a call of
+    it lasts. So `zero-gpu` means: this process has none.
     """
     if "SPACE_ID" not in environ:
         return "none"

@@ -7,6 +7,7 @@ Nothing is overwritten: a replaced vote is superseded, a retired policy stays. W
 from playground.store.bases import Bases
 from playground.store.checks import LeaseLost
 from playground.store.conversations import Conversations
+from playground.store.corrections import Corrections
 from playground.store.database import Row, now
 from playground.store.duels import Duels
 from playground.store.errors import StoreError, StoreLost, StoreUnavailable
@@ -16,7 +17,7 @@ from playground.store.imported import Imported, ImportedRow, Origin
 from playground.store.judged import Judged
 from playground.store.keys import Keys
 from playground.store.people import People
-from playground.store.policies import Policies
+from playground.store.policies import VERSION_STATES, Policies
 from playground.store.quality import Quality
 from playground.store.queue import Queue, QueuedPrompt
 from playground.store.reasons import STOPPED
@@ -31,6 +32,7 @@ __all__ = [
     "CHOICES",
     "ROUND_STATES",
     "STOPPED",
+    "VERSION_STATES",
     "Filters",
     "ImportedRow",
     "Origin",
@@ -55,6 +57,7 @@ class Store(
     Conversations,
     Duels,
     Votes,
+    Corrections,
     Judged,
     Imported,
     Queue,

@@ -113,7 +113,7 @@ class Duels(Database):
             for generation, side in zip((row["left_generation"], row["right_generation"]), sides, strict=True):
                 _finish_generation(db, generation, side)
             if same and db.table("conversation").get(conversation)["shown_duel"] == duel:
-                _show(db, conversation, duel)
+                show(db, conversation, duel)
             _show_whole_pairs(db, conversation)
 
     def fail_streaming(self) -> int:
@@ -168,7 +168,7 @@ class Duels(Database):
             ).fetchone()
             if row is None:
                 raise StoreError("This pair of replies is not in your chat any more. Reload the page.")
-            _show(db, row[0], duel)
+            show(db, row[0], duel)
 
     def undo(self, conversation: int) -> str:
         """Take the last turn back and return the text of its message. Its votes are kept."""
@@ -305,7 +305,7 @@ def _show_whole_pairs(db: sqlite_utils.Database, conversation: int | None = None
             f"select d.id from duel d where d.user_message = ? and {WHOLE} order by d.id desc", [user_message]
         ).fetchone()
         if other:
-            _show(db, conversation_id, other[0])
+            show(db, conversation_id, other[0])
         else:
             db.table("conversation").update(conversation_id, {"shown_duel": _duel_before(db, user_message)})
 
@@ -320,7 +320,7 @@ def _duel_before(db: sqlite_utils.Database, user_message: int) -> int | None:
     return row[0] if row else None
 
 
-def _show(db: sqlite_utils.Database, conversation: int, duel: int) -> None:
+def show(db: sqlite_utils.Database, conversation: int, duel: int) -> None:
     """Show this pair, and let the history end with the reply that was picked.
 
     Without a vote it ends with the left reply where both are the same text, and otherwise before the message.

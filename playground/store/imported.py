@@ -18,6 +18,10 @@ KNOWN = {
     for name in ("vote", "demonstration", "rating", "message")
 }
 
+IMPORTED = """
+    select imported.id, source, weight, imported.created, record, url, split, license
+    from imported left join origin on origin.id = imported.origin"""
+
 
 class ImportedRow(NamedTuple):
     """A row to import. `sha256`: the hash of its content. `record`: a dict that JSON takes; one that Nudge exported has
@@ -28,6 +32,8 @@ class ImportedRow(NamedTuple):
     kind: str
     weight: float
     record: dict[str, Any]
+    source: str | None = None  # where it is another name than that of the whole import
+    origin: "Origin | None" = None  # likewise
 
 
 class Origin(NamedTuple):
@@ -49,15 +55,16 @@ class Imported(Database):
         """
         added = 0
         with self.writing() as db:
-            origin_id = _id_of(db, origin) if origin else None
             for row in rows:
                 if _is_ours(db, row.record):
                     continue
+                published = row.origin or origin
+                origin_id = _id_of(db, published) if published else None
                 added += db.execute(
                     """insert or ignore into imported (sha256, kind, source, weight, record, created, origin)
                        values (?, ?, ?, ?, ?, ?, ?)""",
                     [
-                        *(row.sha256, row.kind, source, row.weight),
+                        *(row.sha256, row.kind, row.source or source, row.weight),
                         *(json.dumps(row.record, ensure_ascii=False), now(), origin_id),
                     ],
                 ).rowcount
@@ -107,21 +114,19 @@ class Imported(Database):
         """At most `limit` imported rows of a kind, drawn by their hash: the same ones as long as nothing new comes.
         They are read one by one, since each may have megabytes.
 
-        Keys: id, source, weight, created; record: the texts, a dict.
+        Keys: id, source, weight, created; url, split and license of those that others publish, else None; record: the
+        texts, a dict.
         """
         drawn = self.rows("select id from imported where kind = ? order by sha256 limit ?", kind, limit)
         for row in drawn:
-            yield from _decoded(
-                self.rows("select id, source, weight, created, record from imported where id = ?", row["id"])
-            )
+            yield from _decoded(self.rows(f"{IMPORTED} where imported.id = ?", row["id"]))
 
     def imported(self, kind: str) -> Iterator[Row]:
         """All imported rows of a kind in the order in which they came, as `imported_sample` returns them."""
         after = 0
         while page := self.rows(
             # by id, which the plus sign says to SQLite: in the order of `imported_kind` each page would sort all rows
-            f"""select id, source, weight, created, record from imported
-                where +kind = ? and id > ? order by id limit {PAGE}""",
+            f"{IMPORTED} where +kind = ? and imported.id > ? order by imported.id limit {PAGE}",
             kind,
             after,
         ):

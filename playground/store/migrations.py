@@ -308,6 +308,11 @@ def queue(db: Database) -> None:
     db.execute("create index queue_task_conversation on queue_task (conversation)")
     # of each person one at a time
     db.execute("create unique index queue_task_taken on queue_task (annotator) where state = 'taken'")
+    # the pair whose replies are shown again here, with sides swapped
+    db.execute("alter table duel add column repeats integer references duel(id)")
+    db.execute("create index duel_repeats on duel (repeats) where repeats is not null")
+    # when an admin left the person out of training; null: they are in
+    db.execute("alter table annotator add column left_out text")
 
 
 @migrations(name="0021_origin")
@@ -323,11 +328,6 @@ def origin(db: Database) -> None:
     db.execute("alter table imported add column origin integer references origin(id)")
     # a source is taken back with its origins; without it SQLite would read every imported text for that
     db.execute("create index imported_origin on imported (origin) where origin is not null")
-    # the pair whose replies are shown again here, with sides swapped
-    db.execute("alter table duel add column repeats integer references duel(id)")
-    db.execute("create index duel_repeats on duel (repeats) where repeats is not null")
-    # when an admin left the person out of training; null: they are in
-    db.execute("alter table annotator add column left_out text")
 
 
 @migrations(name="0022_provider")
@@ -337,6 +337,19 @@ def provider(db: Database) -> None:
     db.execute("alter table annotator add column provider_role text")
     # when it ends however much it is used, in unix seconds; null: once nobody uses it
     db.execute("alter table sign_in add column until real")
+
+
+@migrations(name="0023_changed_vote")
+def changed_vote(db: Database) -> None:
+    """Where a vote that took the place of another one was given: how long its person looked at the pair is not how long
+    a first vote takes.
+    """
+    # 'chat': while the chat showed the pair; 'list': in the list of one's own; null: it is the first one
+    db.execute("alter table vote add column changed text check (changed in ('chat', 'list'))")
+    # the earlier votes on a pair: those that were replaced, and those that were taken back (superseded by themselves)
+    db.execute("create index vote_replaced on vote (duel) where superseded_by is not null")
+    db.execute("""update vote set changed = 'chat' where id in (
+                    select superseded_by from vote where superseded_by is not null)""")
 
 
 SCHEMA = """

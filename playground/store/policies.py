@@ -21,6 +21,11 @@ NOT_GOOD = (
 )
 
 
+# what became of a version, the base and unfinished ones aside: it answers or may do so again, the gate refused it, it
+# could not be loaded, people's votes rolled it back, an admin withdrew it
+VERSION_STATES = ("published", "refused", "rejected", "rolled_back", "withdrawn")
+
+
 class Policies(Database):
     """Part of `Store`. A policy's row has the columns of its table (`migrations.py`)."""
 
@@ -41,6 +46,17 @@ class Policies(Database):
     def round_policy(self, round_id: int) -> Row | None:
         """The version that a round made, or None."""
         return self.row("select * from policy where round = ?", round_id)
+
+    def versions_by_state(self) -> dict[str, int]:
+        """How many versions there are of each of VERSION_STATES; those that no version has are left out."""
+        rows = self.rows(
+            """select count(*) as n, case when p.withdrawn is not null then 'withdrawn'
+                 when p.status in ('live', 'retired') then 'published'
+                 when p.status = 'rejected' and r.state = 'refused' then 'refused' else p.status end as became
+               from policy p left join round r on r.id = p.round
+               where p.version > 0 and p.status != 'candidate' group by became"""
+        )
+        return {row["became"]: row["n"] for row in rows}
 
     def lost_versions(self, after: int) -> list[Row]:
         """When a version that answered was rolled back, or rejected since it could not be loaded, after the event with

@@ -1,5 +1,7 @@
 """What is asked about how people vote, and the people whom an admin leaves out of training."""
 
+import json
+
 from playground.store.checks import is_key
 from playground.store.database import Database, Row, now
 from playground.store.erasures import ALLOWED
@@ -30,10 +32,12 @@ class Quality(Database):
     def votes_for_quality(self) -> list[Row]:
         """The newest NEWEST votes as far as they count, also those that an admin left out, each person's oldest first.
 
-        Keys: person, choice, dwell_ms (None where nobody knows), left_out (whether the person is).
+        Keys: person, choice, dwell_ms (None where nobody knows, and of a vote that was changed), left_out (whether the
+        person is).
         """
         return self.rows(
-            f"""select v.annotator as person, v.choice, v.dwell_ms, a.left_out is not null as left_out from {VOTES}
+            f"""select v.annotator as person, v.choice, case when v.changed is null then v.dwell_ms end as dwell_ms,
+                  a.left_out is not null as left_out from {VOTES}
                 where {COUNTS_BUT_FOR_ADMINS} and v.id > (select coalesce(max(id), 0) from vote) - ?
                 order by v.annotator, v.id""",
             NEWEST,
@@ -47,13 +51,19 @@ class Quality(Database):
         return self.rows(TWICE)
 
     def versions_of_votes(self, votes: list[int]) -> dict[int, list[int]]:
-        """The published versions that have learnt from each of these votes; votes without any are left out."""
-        places = ", ".join("?" * len(votes))
+        """The published versions that have learnt from each of these votes, or from one that it took the place of;
+        votes without any are left out.
+        """
         rows = self.rows(
-            f"""select distinct u.vote, p.version from vote_use u join round r on r.id = u.round
-                join policy p on p.round = r.id
-                where u.vote in ({places}) and u.heldout = 0 and r.state = 'published' order by p.version""",
-            *votes,
+            """with asked(vote) as (select value from json_each(?)),
+                 said(vote, earlier) as (
+                   select vote, vote from asked
+                   union select v.id, w.id from asked join vote v on v.id = asked.vote
+                     join vote w on w.duel = v.duel and w.annotator = v.annotator and w.superseded_by is not null)
+               select distinct said.vote, p.version from said join vote_use u on u.vote = said.earlier
+               join round r on r.id = u.round join policy p on p.round = r.id
+               where u.heldout = 0 and r.state = 'published' order by p.version""",
+            json.dumps(votes),
         )
         found: dict[int, list[int]] = {}
         for row in rows:

@@ -69,6 +69,18 @@ def note_vote(db: sqlite_utils.Database, duel: int, annotator: int, choice: str)
         end_task(db, task, "skipped", "skip")
 
 
+def note_withdrawal(db: sqlite_utils.Database, duel: int, annotator: int) -> None:
+    """A person has taken their vote on a duel back: where nothing else of theirs does what a task asked for, they have
+    skipped it, and somebody else is to judge its prompt.
+    """
+    row = db.execute(
+        f"select t.id, t.state from queue_task t join duel d on {ASKED_FOR} where d.id = ? and t.annotator = ?",
+        [duel, annotator],
+    ).fetchone()
+    if row is not None and row[1] == "done" and not _has_vote(db, row[0]):
+        end_task(db, row[0], "skipped", "deleted")
+
+
 def _has_vote(db: sqlite_utils.Database, task: int) -> bool:
     """Whether a vote of its person judges what a task asks for."""
     row = db.execute(

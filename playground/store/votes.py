@@ -16,6 +16,7 @@ from playground.store.queue_tasks import note_vote
 from playground.system.messages import Message
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
+NOT_CURRENT = Message("This vote is not yours, or it was replaced. Reload the page.")
 GONE_ON = Message("The conversation has gone on since; this vote can no longer be changed.")
 
 # The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, none
@@ -68,9 +69,8 @@ class Votes(Database):
     ) -> int:
         """Record a vote and move the conversation on to the message `continue_with`; returns the vote's id.
 
-        The vote is on disk when this returns. It supersedes this person's earlier vote on the same duel, and takes over
-        its comment, and that an admin left it out of training; not its tags, which fit that choice. StoreError when the
-        conversation does not show this duel any more.
+        The vote is on disk when this returns. It takes the place of this person's earlier vote on the same duel
+        (`add_vote`). StoreError when the conversation does not show this duel any more.
 
         `early`: where replies were still being written, what both had said by then, as `finish_duel` takes it; the
         finish_reason of a reply that still grows is None. Training compares that many tokens of them, whatever the
@@ -81,27 +81,15 @@ class Votes(Database):
         with self.writing() as db:
             if not db.execute("select 1 from conversation where shown_duel = ?", [duel]).fetchone():
                 raise StoreError(GONE_ON)
-            earlier = db.execute(
-                "select id, comment, excluded from vote where duel = ? and annotator = ? and superseded_by is null",
-                [duel, annotator],
-            ).fetchone()
-            vote: int = db.execute("select coalesce(max(id), 0) + 1 from vote").fetchone()[0]
-            if earlier:
-                db.execute("update vote set superseded_by = ? where id = ?", [vote, earlier[0]])
-            db.table("vote").insert(
-                {
-                    "id": vote,
-                    "duel": duel,
-                    "annotator": annotator,
-                    "choice": choice,
-                    "continued_with": continue_with,
-                    "comment": earlier[1] if earlier else None,
-                    "excluded": earlier[2] if earlier else None,
-                    "shown_at": shown_at,
-                    "dwell_ms": dwell_ms,
-                    "created": now(),
-                }
-            )
+            columns = {
+                "duel": duel,
+                "annotator": annotator,
+                "choice": choice,
+                "continued_with": continue_with,
+                "shown_at": shown_at,
+                "dwell_ms": dwell_ms,
+            }
+            vote = add_vote(db, columns, changed="chat")
             db.execute(
                 "update conversation set tail = ? where id = (select conversation from duel where id = ?)",
                 [continue_with, duel],
@@ -132,7 +120,7 @@ class Votes(Database):
                 [vote, annotator],
             ).fetchone()
             if row is None:
-                raise StoreError("This vote is not yours, or it was replaced. Reload the page.")
+                raise StoreError(NOT_CURRENT)
             db.table("vote").update(vote, columns)
 
     def rate(self, message: int, annotator: int, thumb: int | None) -> None:
@@ -310,6 +298,31 @@ class Votes(Database):
             last,
         )
         return row["hits"], row["calls"]
+
+
+def add_vote(db: sqlite_utils.Database, columns: Row, changed: str) -> int:
+    """Insert a vote with these columns, in the place of its person's earlier one on the same duel; returns its id.
+
+    It takes over the comment, and that an admin left the earlier one out of training; not the tags, which fit that
+    choice. One that was taken back counts as an earlier one, else a vote that was left out could come back. `changed`:
+    where the person changed it, if there was one; its time says nothing about how long a first look took.
+    """
+    key = [columns["duel"], columns["annotator"]]
+    earlier = db.execute(
+        "select id, comment, excluded from vote where duel = ? and annotator = ? and superseded_by is null", key
+    ).fetchone()
+    vote: int = db.execute("select coalesce(max(id), 0) + 1 from vote").fetchone()[0]
+    if earlier:
+        db.execute("update vote set superseded_by = ? where id = ?", [vote, earlier[0]])
+    else:
+        earlier = db.execute(
+            """select id, comment, excluded from vote where duel = ? and annotator = ? and superseded_by is not null
+               order by id desc limit 1""",
+            key,
+        ).fetchone()
+    taken_over = {"comment": earlier[1], "excluded": earlier[2], "changed": changed} if earlier else {}
+    db.table("vote").insert({"id": vote, **columns, **taken_over, "created": now()})
+    return vote
 
 
 def _keep_early(db: sqlite_utils.Database, duel: int, sides: Sequence[Mapping[str, Any]]) -> None:

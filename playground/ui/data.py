@@ -1,28 +1,33 @@
 """The tab "Data": the pairs that were judged, newest first and narrowed as one likes. An admin sees everybody's, leaves
-votes out of training or takes them in again, and downloads them; everybody else sees their own.
+votes out of training or takes them in again, and downloads them; everybody else sees their own. A vote of one's own is
+changed or deleted in its row (`own_votes.py`).
 
 A row's own button and those of the whole list are HTML (`data_table.py`). `assets/page.js` tells by `decision` which
 one was pressed.
 """
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import gradio as gr
 from gradio.components import Component
 
+from playground.chat.refusals import Refused
+from playground.chat.session import Chat
+from playground.data import times
 from playground.people.names import names_of, person_called
 from playground.people.passwords import NAME_CHARS
 from playground.store import Filters, Store, StoreError
-from playground.store.checks import MOST
-from playground.ui import data_table, unchecked, words
+from playground.ui import data_table, own_votes, unchecked, words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.control import Control
+from playground.ui.data_fields import NoTime, number_in, one_of, time_in
 from playground.ui.data_table import Known
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.hub_import import HubImportFold
+from playground.ui.left_out import LeftOutFold
 from playground.ui.notice import Notice
+from playground.ui.own_votes import OwnVote
 from playground.ui.quality import QualityFold, person_name
 from playground.ui.reasons import TAGS
 from playground.ui.status_bar import StatusBar
@@ -32,7 +37,7 @@ PAGE_SIZE = 20  # pairs
 TEXT_CHARS = 200  # of what is searched for
 DECISION = re.compile(r"(out|in) (all|(person )?([0-9]{1,15}))", re.ASCII)
 ROUNDS_LOOKED_AT = 20  # for the newest one that has read the votes
-UNKNOWN = "?"  # fits nothing, and is kept in place of whatever came
+CATCH_UP = "() => document.getElementById('catch-up')?.click()"  # the chat may show the pair of a changed vote
 TRAINING = {"in": False, "out": True}  # by the field's value: whether the vote is left out
 
 
@@ -49,8 +54,9 @@ class Shown:
 class DataTab:
     """Builds the tab inside the current Blocks."""
 
-    def __init__(self, store: Store, status_bar: StatusBar, control: Control, notice: Notice) -> None:
+    def __init__(self, store: Store, chat: Chat, status_bar: StatusBar, control: Control, notice: Notice) -> None:
         self.store = store
+        self.chat = chat
         self.status_bar = status_bar
         self.control = control
         self.notice = notice
@@ -81,6 +87,8 @@ class DataTab:
                 elem_id="data-person",
                 visible=False,
             )
+            self.since = self._time_box(words.mark("From (UTC)"), "data-since")
+            self.until = self._time_box(words.mark("To (UTC)"), "data-until")
             self.text = gr.Textbox(
                 label=words.label("Text"),
                 max_lines=1,
@@ -97,6 +105,7 @@ class DataTab:
             self.older = gr.Button(words.label("Earlier pairs"), size="sm", elem_id="earlier-pairs", visible=False)
         self.decide = gr.Button(visible="hidden", elem_id="data-decide")
         self.downloads = gr.HTML(elem_id="data-downloads", padding=False)
+        self.left_out = LeftOutFold(store)
         self.quality = QualityFold(store, control.admins.users)
         self.hub_import = HubImportFold(store, control)
 
@@ -105,26 +114,41 @@ class DataTab:
         """A field for a number. Gradio's own shows 0 while it is empty, and then sends that."""
         return gr.Textbox(label=words.label(label), max_lines=1, max_length=12, min_width=110, elem_id=elem_id)
 
+    @staticmethod
+    def _time_box(label: str, elem_id: str) -> gr.Textbox:
+        """A field for a day or a time."""
+        return gr.Textbox(
+            label=words.label(label),
+            placeholder="2026-11-27",
+            max_lines=1,
+            max_length=times.MOST_CHARS,
+            min_width=130,
+            elem_id=elem_id,
+        )
+
     @property
     def outputs(self) -> list[Component]:
         """Every component that a handler updates."""
         shown = [self.html, self.asked, self.all, self.newer, self.older, self.person, self.training, self.downloads]
-        folds = [self.quality.fold, self.quality.html, self.hub_import.fold]
+        folds = [self.left_out.fold, self.quality.fold, self.quality.html, self.hub_import.fold]
         return [*shown, *folds, self.shown, self.notice.html]
 
     def wire(self, opened: Trigger) -> None:
-        asked = [self.version, self.choice, self.tag, self.training, self.person, self.text]
-        typed = [self.version.submit, self.person.submit, self.text.submit]
+        boxes = [self.version, self.person, self.since, self.until, self.text]
+        typed = [box.submit for box in boxes]
+        asked = [self.version, self.choice, self.tag, self.training, self.person, self.since, self.until, self.text]
         gr.on([opened, self.search.click, *typed], self.on_search, asked, self.outputs, **GESTURE)
         self.older.click(self.on_older, [self.shown], self.outputs, **GESTURE)
         self.newer.click(self.on_newer, [self.shown], self.outputs, **GESTURE)
-        self.decide.click(
+        decided = self.decide.click(
             self.on_decide,
             [self.decision, self.shown],
             self.outputs,
             js="(_, ...others) => [window.nudge.decision(), ...others]",
             **GESTURE,
         )
+        decided.then(None, None, None, js=CATCH_UP)
+        self.left_out.wire(self.control.is_admin)
         self.quality.wire(self.control.is_admin)
         self.hub_import.wire()
 
@@ -137,16 +161,24 @@ class DataTab:
         tag: str | None,
         training: str | None,
         person: str | None,
+        since: str | None,
+        until: str | None,
         text: str | None,
         request: gr.Request,
     ) -> Updates:
-        """The newest pairs that fit."""
+        """The newest pairs that fit. Where a time is none, a notice says so and the list stays as it is."""
+        try:
+            begin, end = time_in(since), time_in(until, end=True)
+        except NoTime as error:
+            return self.notice.warn(words.of(request).message(error.message))
         filters = Filters(
-            version=_number(version),
-            choice=_one_of(choice, CHOICES),
-            tag=_one_of(tag, TAGS),
+            version=number_in(version),
+            choice=one_of(choice, CHOICES),
+            tag=one_of(tag, TAGS),
             excluded=TRAINING.get(training or ""),
             person=self._person(person, request),
+            since=begin,
+            until=end,
             text=(text or "").strip()[:TEXT_CHARS] or None,
         )
         return self._page(Shown(filters), request)
@@ -165,9 +197,12 @@ class DataTab:
         return self._page(replace(shown, before=before, later=tuple(later)), request)
 
     def on_decide(self, decision: str | None, shown: Shown, request: gr.Request) -> Updates:
-        """Leave a vote, all votes of the list, or a person out of training, or take them in again. `decision` reads
-        "out 7", "in all" or "out person 4"; where the admin said no to the question, it is empty.
+        """Change or delete a vote of one's own: `decision` reads "vote 7 tie" or "delete 7". Admins alone leave a vote,
+        all votes of the list, or a person out of training, or take them in again: "out 7", "in all" or "out person 4".
+        Where somebody said no to the question, it is empty.
         """
+        if (wanted := own_votes.read(decision)) is not None:
+            return self._change_own(wanted, shown, request)
         self.control.check(request)
         match = DECISION.fullmatch(decision or "")
         if match is None:
@@ -197,6 +232,21 @@ class DataTab:
                 done = translate("Votes taken in again: {n}.", n=f"{n:,}")
         return {**self._page(shown, request, opened=vote), **self.notice.confirm(done)}
 
+    def _change_own(self, wanted: OwnVote, shown: Shown, request: gr.Request) -> Updates:
+        """Change or delete a vote of the person who asks. A changed one is the newest, so the first page has it."""
+        own = self.control.annotator(request)
+        if own is None:
+            return gr.skip()
+        translate = words.of(request)
+        try:
+            done, vote = own_votes.carry_out(self.chat, own, wanted, translate)
+        except Refused as error:
+            return self.notice.warn(translate.message(error.message), translate("Nothing was changed"))
+        self.status_bar.invalidate()
+        if vote is not None:
+            shown = Shown(shown.filters)
+        return {**self._page(shown, request, opened=vote), **self.notice.confirm(done)}
+
     def _decide_person(self, person: int, left_out: bool, shown: Shown, request: gr.Request) -> Updates:
         """Leave a person out of training, or take them in again."""
         translate = words.of(request)
@@ -219,7 +269,7 @@ class DataTab:
         if not text or not self.control.is_admin(request):
             return None
         called = person_called(self.store, self.control.admins.users, text)
-        return _number(text) if called is None else called
+        return number_in(text) if called is None else called
 
     def _page(self, shown: Shown, request: gr.Request, opened: int | None = None) -> Updates:
         """A page of pairs: of everybody for an admin, else of the person who asks. `opened`: the vote whose row stays
@@ -240,11 +290,13 @@ class DataTab:
                 people.add(filters.person)
             names = names_of(self.store, self.control.admins.users, people)
             known = Known(names, self.store.versions_of_votes([row["vote"] for row in rows]))
+        may_change = own if self.chat.may_write(own) else None
         empty = None
         if shown.filters == Filters() and shown.before is None and following is None and self._would_list(own):
             empty = translate("Vote on a pair, and it is listed here.")
         return {
-            self.html: data_table.pairs_html(rows, known, translate, empty, opened),
+            self.html: data_table.pairs_html(rows, known, translate, empty, opened, may_change),
+            self.left_out.fold: gr.update(visible=is_admin),
             self.quality.fold: gr.update(visible=is_admin),
             self.hub_import.fold: gr.update(visible=is_admin),
             self.asked: data_table.asked_html(shown.filters, translate, names),
@@ -269,20 +321,3 @@ class DataTab:
         """Whether a vote of this person would be in the table: only those that training may have are."""
         person = self.store.person(annotator)
         return person is None or bool(person["allow_training"])
-
-
-def _one_of(value: str | None, known: Collection[str]) -> str | None:
-    """The value of a field; None where it is empty, UNKNOWN where it is none that the page offers."""
-    if not value:
-        return None
-    return value if value in known else UNKNOWN
-
-
-def _number(text: str | None) -> int | None:
-    """The number in a field, such as "3" or "v3"; None where it is empty. What is no number fits nothing, as no row has
-    the largest number.
-    """
-    text = (text or "").strip().lower().removeprefix("v")
-    if not text:
-        return None
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else MOST

@@ -10,9 +10,10 @@ from datetime import datetime
 from html import escape
 
 from playground.data.http import DOWNLOADS
+from playground.data.times import spoken
 from playground.store import Filters
 from playground.store.checks import MOST
-from playground.ui import words
+from playground.ui import own_votes, words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.handlers import Row
 from playground.ui.quality import learnt_text, person_name
@@ -41,18 +42,23 @@ class Known:
 
 
 def pairs_html(
-    rows: Sequence[Row], known: Known | None, translate: Words, empty: str | None = None, opened: int | None = None
+    rows: Sequence[Row],
+    known: Known | None,
+    translate: Words,
+    empty: str | None = None,
+    opened: int | None = None,
+    own: int | None = None,
 ) -> str:
     """Judged pairs (rows of `Store.judged_page`), newest first; `known`: for an admin, to whom it says whose they are,
     and who leaves them out of training; `empty`: what it says where there are none, by default that none fit; `opened`:
-    the vote whose row is open.
+    the vote whose row is open; `own`: the person who may change votes of theirs.
     """
     if not rows:
         return f'<p class="empty">{escape(empty or translate("No judged pairs fit here."))}</p>'
-    return f'<div class="pairs">{"".join(_pair_html(row, known, translate, opened) for row in rows)}</div>'
+    return f'<div class="pairs">{"".join(_pair_html(row, known, translate, opened, own) for row in rows)}</div>'
 
 
-def _pair_html(row: Row, known: Known | None, translate: Words, opened: int | None) -> str:
+def _pair_html(row: Row, known: Known | None, translate: Words, opened: int | None, own: int | None) -> str:
     """One pair: its line, and within it the chat and both replies."""
     message = _cut(one_line(row["messages"][-1]["content"]), LINE_CHARS)
     created = datetime.fromisoformat(row["created"]).strftime("%Y-%m-%d %H:%M")
@@ -71,9 +77,9 @@ def _pair_html(row: Row, known: Known | None, translate: Words, opened: int | No
     why = f"<p>{escape(one_line(' · '.join(said)))}</p>" if said else ""
     chat = f'<div class="chat">{_chat_html(row, translate)}</div>'
     is_open = row["vote"] == opened
-    decision = ""
+    decision = own_votes.buttons_html(row, translate) if row["person"] == own else ""
     if known:
-        decision = _decision_html(row, known.versions.get(row["vote"], []), translate, is_open)
+        decision += _decision_html(row, known.versions.get(row["vote"], []), translate, is_open)
     return (
         f'<details class="pair"{" open" if is_open else ""}><summary>{line}</summary>{chat}{why}'
         f'<div class="replies">{replies}</div>{decision}</details>'
@@ -188,6 +194,10 @@ def asked_text(filters: Filters, translate: Words, names: Names = NOBODY) -> str
     if filters.excluded is not None:
         out = translate("left out of training") if filters.excluded else translate("in training")
         parts.append(f"{translate('Training')}: {out}")
+    if filters.since is not None:
+        parts.append(f"{translate('From (UTC)')}: {spoken(filters.since)}")
+    if filters.until is not None:
+        parts.append(f"{translate('To (UTC)')}: {spoken(filters.until, end=True)}")
     if filters.person is not None:
         person = names.get(filters.person) or _number_text(filters.person)
         parts.append(f"{translate('Person')}: {person}")

@@ -74,7 +74,7 @@ def build(
                 versions_tab = VersionsTab(settings, store, chat, status_bar, control, notice)
                 versions_tab.wire(refresh_events(tab))
             with gr.Tab(words.label("Data"), id="data", elem_id="tab-data") as tab:
-                data_tab = DataTab(store, status_bar, control, notice)
+                data_tab = DataTab(store, chat, status_bar, control, notice)
                 data_tab.wire(tab.select)
             with gr.Tab(words.label("Watch"), id="watch", elem_id="tab-watch") as tab:
                 watch_tab = WatchTab(store, status_bar)

@@ -36,7 +36,8 @@ def _job(job: Row, runs: bool) -> Message:
     """Where a round trains as a job (`SentJob` of training, as its row has it), for how long and for about how much."""
     machine, minutes, price = job["flavour"], job["seconds"] / 60, job["usd_per_minute"]
     if runs and job["stage"] == "waiting":
-        return Message("This round waits for a machine of Hugging Face ({machine}).", machine=machine)
+        where = Message("This round waits for a machine of Hugging Face ({machine}).", machine=machine)
+        return where if price is None else _with_price(where, price, job.get("minutes"))
     if runs:
         where = Message("This round trains on a machine of Hugging Face ({machine}).", machine=machine)
     else:
@@ -46,4 +47,18 @@ def _job(job: Row, runs: bool) -> Message:
     cost = f"{minutes * price:.2f}"
     return Message(
         "{where} Minutes so far: {minutes}, about ${cost}.", where=where, minutes=f"{minutes:.0f}", cost=cost
+    )
+
+
+def _with_price(where: Message, price: float, limit: int | None) -> Message:
+    """What a job that has not begun may cost: `price` is in dollars a minute, `limit` the minutes that it may run."""
+    a_minute = f"{price:.4f}".rstrip("0").rstrip(".")
+    if limit is None:
+        return Message("{where} It costs about ${price} a minute.", where=where, price=a_minute)
+    return Message(
+        "{where} It costs about ${price} a minute, at most ${cost} in {minutes} minutes.",
+        where=where,
+        price=a_minute,
+        cost=f"{price * limit:.2f}",
+        minutes=f"{limit:,}",
     )

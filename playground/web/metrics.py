@@ -23,7 +23,7 @@ from starlette.types import Scope
 from playground.backup import Backup
 from playground.serving.engine import Engine
 from playground.serving.reply_times import Histogram
-from playground.store import CHOICES, ROUND_STATES, Store, StoreError
+from playground.store import CHOICES, ROUND_STATES, VERSION_STATES, Store, StoreError
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -122,6 +122,11 @@ class Metrics(Collector):
         for state in ROUND_STATES:
             rounds.add_metric([state], states.get(state, 0))
         yield rounds
+        versions = GaugeMetricFamily("nudge_versions", "Versions by what became of them.", labels=["state"])
+        became = self.store.versions_by_state()
+        for state in VERSION_STATES:
+            versions.add_metric([state], became.get(state, 0))
+        yield versions
 
     def _count_votes(self) -> Counter[str]:
         with self._lock:
