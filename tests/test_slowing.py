@@ -74,6 +74,23 @@ def test_who_has_stopped_for_a_while_is_answered_at_once_again():
     assert seconds(slowing, "1.2.3.4", 429)[0] < 0.1
 
 
+def test_a_stream_that_is_not_there_counts_too():
+    """Whoever asked for streams of sessions that are none had as many 404 as they could send."""
+
+    async def app(scope, receive, send): ...
+
+    async def stop(name): ...
+
+    settings = Settings(limits={"requests_per_minute": 60})
+    door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
+            return [(await client.get("/gradio_api/queue/data?session_hash=x")).status_code for _ in range(62)]
+
+    assert anyio.run(statuses) == [404] * 60 + [429] * 2
+
+
 def test_what_is_not_there_counts_among_the_requests_of_a_minute():
     """Whoever looks for files that are not there would otherwise have as many 404 as they can send."""
 
