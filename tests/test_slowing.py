@@ -46,7 +46,7 @@ def test_another_address_does_not_wait():
 
 
 def test_only_so_many_are_held_at_once():
-    """Each keeps a connection, of which a proxy has 200 for everybody behind it."""
+    """Each keeps a connection."""
     slowing = Slowing(free=1, held=0.2)
 
     async def refuse(took):

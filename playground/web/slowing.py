@@ -1,8 +1,8 @@
 """Who goes on sending after many refusals waits for each further one.
 
 A request that is one too many (status 429) still costs the server about a millisecond, so that a program which asks
-again at once takes half a core from everybody else. Few wait at once, since each keeps a connection, and a proxy has
-only so many for everybody behind it; those beyond are answered at once.
+again at once takes half a core from everybody else. Each that waits keeps a connection, so only so many wait; those
+beyond are answered at once.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from playground.people.rates import RateLimit
 
 FREE, WINDOW = 20, 10  # refusals that an address gets at once within so many seconds
 HELD = 1.0  # seconds that each further one is held back
-MOST_OF_ONE, MOST = 16, 64  # that are held at once: of an address, and in all
+MOST_OF_ONE, MOST = 200, 500  # that are held at once: of an address, and in all
 TOO_MANY = 429
 
 
