@@ -19,7 +19,7 @@ USUAL = {
     "decode_format": "float32",
     "port": 0,
     "round": {"auto": False},
-    "limits": {"request_seconds": 3, "unread_seconds": 5},
+    "limits": {"request_seconds": 3, "unread_seconds": 5, "requests_per_minute": 100_000},
 }
 
 
