@@ -19,13 +19,16 @@ setup: .venv/requirements.stamp
 space: setup
 	$(BIN)/python -m tools.space $(ARGS)
 
-# a version as a file for llama.cpp: VERSION=3, and if wished TYPE=q8_0 (f16), FILE=PATH, ARGS="--data-dir FOLDER"
+# a version as a file for llama.cpp: make gguf VERSION=3, and if wished TYPE=q8_0, FILE=PATH, ARGS="--data-dir FOLDER"; what the environment calls so counts for nothing
+gguf: VERSION =
+gguf: TYPE = f16
+gguf: FILE = build/gguf/v$(VERSION).gguf
 gguf: setup build/gguf/requirements.stamp
 	@case "$(VERSION)" in ''|*[!0-9]*) echo "Say which version: make gguf VERSION=3"; exit 1;; esac
 	rm -rf build/gguf/v$(VERSION)
 	$(BIN)/python -m training.merge --version $(VERSION) --out build/gguf/v$(VERSION) $(ARGS)
-	build/gguf/venv/bin/convert-hf-to-gguf --outtype $(or $(TYPE),f16) --outfile $(or $(FILE),v$(VERSION).gguf) build/gguf/v$(VERSION)
-	@rm -rf build/gguf/v$(VERSION); echo "$(or $(FILE),v$(VERSION).gguf) is made"
+	build/gguf/venv/bin/convert-hf-to-gguf --outtype $(TYPE) --outfile $(FILE) build/gguf/v$(VERSION)
+	@rm -rf build/gguf/v$(VERSION); echo "$(FILE) is made"
 
 build/gguf/requirements.stamp: requirements-gguf.txt
 	$(PYTHON) -m venv --clear build/gguf/venv

@@ -107,6 +107,7 @@ def serve(settings: Settings, sock: socket.socket) -> bool:
         request_seconds=settings.limits.request_seconds,
         make=app.build,
         ready=lambda: app.ready(sock),
+        trusted_proxies=settings.trusted_proxies,
     )
     app.end = lambda: setattr(web, "should_exit", True)
     try:

@@ -86,13 +86,27 @@
     refusedAt = null;
     document.querySelector("#notice .warning")?.getAnimations().forEach((animation) => animation.finish());
   };
+  // A prompt of the queue is new to its reader, and the panes have followed the replies to their end: once these are complete, both are read from the prompt on.
+  const FOLLOWED_SECONDS = 0.4;  // until Gradio has followed the last words
+  let lastStage = "";
+  const reread = () => {
+    const [before, now] = [lastStage, stage()];
+    lastStage = now;
+    if (before !== "streaming" || now !== "voting" || !document.querySelector(".skip-prompt")?.checkVisibility()) return;
+    setTimeout(() => {
+      for (const pane of document.querySelectorAll(".pane .bubble-wrap")) {
+        const prompt = [...pane.querySelectorAll(".user-row")].at(-1);
+        if (prompt) pane.scrollTop += prompt.getBoundingClientRect().top - pane.getBoundingClientRect().top;
+      }
+    }, 1000 * FOLLOWED_SECONDS);
+  };
   const changed = (records) => {
     for (const record of records) {
       const target = record.target;
       if (record.type === "attributes") {
         if (record.attributeName === "data-number") target.replaceWith(target.cloneNode(true));  // a notice in the place of another: seen and read out anew
         else if (record.attributeName === "aria-label") settle(target);
-        else if (target.closest("#hint")) { waits(); moved(); }
+        else if (target.closest("#hint")) { waits(); moved(); reread(); }
         continue;
       }
       for (const node of record.addedNodes) {
@@ -100,7 +114,7 @@
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
         node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
         if (node.matches(".notice") || node.querySelector(".notice")) warned();
-        if (node.closest("#hint")) moved();
+        if (node.closest("#hint")) { moved(); reread(); }
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();
       }
     }

@@ -5,6 +5,7 @@ bent, for the tests of what must be refused.
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import secrets
@@ -36,6 +37,7 @@ class FakeProvider:
         self.back = []  # addresses that it sends people back to
         self.delay = 0.0
         self.broken = set()  # paths that it answers with 500
+        self.packs = set()  # paths whose answers it packs, though nobody asked for that
         self.denies = None
         self.reset()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
@@ -50,7 +52,7 @@ class FakeProvider:
         self.bend = lambda claims, header: None
         self.signed = None
         self.denies = None
-        self.described, self.broken, self.delay, self.userinfo = {}, set(), 0.0, {}
+        self.described, self.broken, self.delay, self.userinfo, self.packs = {}, set(), 0.0, {}, set()
         self.userinfo_of = {}
 
     def new_key(self, name, **more):
@@ -151,6 +153,10 @@ def handler_of(provider):
         def answer(self, status, body, place=""):
             content = json.dumps(body).encode()
             self.send_response(status)
+            packed = urlsplit(self.path).path.removeprefix("/realm") in provider.packs
+            if packed or "gzip" in self.headers.get("Accept-Encoding", ""):
+                content = gzip.compress(content)
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             if place:

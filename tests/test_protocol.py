@@ -82,6 +82,18 @@ def test_one_address_has_so_many_connections_but_a_proxy_on_this_machine_all(pee
             connection.close()
 
 
+def test_a_trusted_proxy_elsewhere_has_the_connections_of_everybody(monkeypatch):
+    """In a container of its own it had 200, so that a hundred open pages kept everybody else out."""
+    peers = iter(["172.18.0.5"] * 3 + ["172.19.0.5"] * 3)
+    monkeypatch.setattr("uvicorn.protocols.http.h11_impl.get_remote_addr", lambda transport: (next(peers), 5))
+    protocol = type("Bounded", (LimitedProtocol.with_timeout(20, "10.0.0.1, 172.18.0.0/16"),), {"most_of_one": 2})
+    with serving(protocol) as port:
+        held = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(6)]
+        assert all(answer(connection) for connection in held[:5]) and is_closed(held[5])
+        for connection in held:
+            connection.close()
+
+
 def test_one_address_with_many_connections_does_not_keep_another_out(monkeypatch):
     """Eight addresses with 200 connections each, or one with 1,500 behind a proxy, were the whole server."""
     peers = iter(["10.0.0.5", "10.0.0.5", "10.0.0.5", "10.0.0.6"])

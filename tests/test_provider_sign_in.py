@@ -126,10 +126,12 @@ def test_roles_come_from_claims_and_change_at_the_next_sign_in(site, provider):
     assert again.get("/changes").json()["role"] == viewer.get("/changes").json()["role"] == "admin"
 
 
-def test_who_is_taken_off_the_list_is_refused_and_out_everywhere(site, provider):
+def test_who_is_taken_off_the_list_is_refused_and_out_everywhere(site, provider, caplog):
     browser = signed_in(site, "bob")
     provider.people["bob"]["groups"] = []
-    assert refused(sign_in(browser_of(site), "bob"), "may not come in here")
+    caplog.set_level("INFO", "playground.people.sign_ins")
+    assert refused(sign_in(browser_of(site), "bob"), "Bob may not come in here")
+    assert "somebody may not come in here" in caplog.text and "Bob" not in caplog.text
     assert browser.get("/changes").status_code == 401
 
 
@@ -555,6 +557,17 @@ def test_a_provider_that_is_down_is_told_and_asked_again_with_pauses(door, provi
     provider.broken = set()
     site.now += 60
     assert signed_in(site, "ann")
+
+
+def test_an_email_that_userinfo_alone_confirms_needs_it(door, provider):
+    """Else a userinfo that is down would sign everybody out."""
+    provider.people["zoe"] = {"name": "Zoe", "email": "zoe@nudge.example"}
+    provider.userinfo_of["zoe"] = {"email": "zoe@nudge.example", "email_verified": True}
+    site = door(allowed="@nudge.example", admins="", role_claim="")
+    phone = signed_in(site, "zoe")
+    provider.broken = {"/userinfo"}
+    answer = sign_in(browser_of(site), "zoe")
+    assert answer.status_code == 503 and phone.get("/changes").status_code == 200
 
 
 def test_a_provider_that_hangs_holds_up_nobody_else(door, provider, monkeypatch):

@@ -578,7 +578,7 @@ def test_the_row_says_how_far_the_queue_is(tab):
     panel, ann = tab.panel.queue, tab.annotator(Request())
     seen = panel.progress_updates(tab.chat.queue(ann, tab.store.queue_progress()), Words())
     assert seen[panel.next]["value"] == "Next prompt (0 of 3)" and seen[panel.next]["interactive"]
-    assert "0 of 1 judged by a second person" in seen[panel.progress]
+    assert "0 of 1 judged twice" in seen[panel.progress]
     chinese = progress_html(QueueView(total=3, judged=3, twice=1, judged_twice=1, free=False), Words("zh-CN"))
     assert "所有题目都评完了" in chinese and "width:100.0%" in chinese
     others = progress_html(QueueView(total=3, judged=2, twice=1, judged_twice=1, free=False), Words())

@@ -321,14 +321,16 @@ def test_an_invitation_makes_one_user_once(site):
         assert browser.head(f"/invitation/{token}").status_code == 200
         assert "viewer" in browser.get(f"/invitation/{token}").text, "looking does not use it up"
         for wrong in ({"name": "ANN"}, {"again": "another one"}, {"password": "short", "again": "short"}, {"name": ""}):
-            assert browser.post(f"/invitation/{token}", data={**fields, **wrong}).status_code == 403
+            answer = browser.post(f"/invitation/{token}", data={**fields, **wrong})
+            assert answer.status_code == 403 and "viewer" in answer.text, "it still says as what one is invited"
         assert browser.post(f"/invitation/{token}", data=fields, headers={"Origin": "http://evil"}).status_code == 403
         answer = browser.post(f"/invitation/{token}", data=fields)
         assert answer.status_code == 303
     assert client(site, answer.cookies[COOKIE]).get("/changes").json()["role"] == "viewer"
     assert sign_in(site, "nova", "a password of hers").status_code == 303
     again = client(site).post(f"/invitation/{token}", data={**fields, "name": "other"})
-    assert again.status_code == 403 and "was used" in again.text
+    assert again.status_code == 403 and "was used" in again.text and "<form" not in again.text
+    assert 'href="/sign-in"' in client(site).get(f"/invitation/{token}").text, "who has taken it finds the way in"
     assert token not in site.users.path.read_text()
 
 

@@ -8,7 +8,7 @@ import httpx
 from playground.settings import Settings
 from playground.web.allowlist import Allowlist
 from playground.web.limits import Limits
-from playground.web.slowing import FREE, Slowing
+from playground.web.slowing import FREE, MOST_OF_ONE, Slowing
 
 
 def seconds(slowing: Slowing, address: str, *statuses: int) -> list[float]:
@@ -45,11 +45,50 @@ def test_another_address_does_not_wait():
     assert seconds(slowing, "5.6.7.8", 429)[0] < 0.1
 
 
+def test_only_so_many_are_held_at_once():
+    """Each keeps a connection."""
+    slowing = Slowing(free=1, held=0.2)
+
+    async def refuse(took):
+        async def send(message): ...
+
+        began = time.perf_counter()
+        await slowing.of("1.2.3.4", send)({"type": "http.response.start", "status": 429, "headers": []})
+        took.append(time.perf_counter() - began)
+
+    async def all_at_once():
+        took = []
+        async with anyio.create_task_group() as group:
+            for _ in range(3 * MOST_OF_ONE):
+                group.start_soon(refuse, took)
+        return took
+
+    held = [seconds for seconds in anyio.run(all_at_once) if seconds >= 0.2]
+    assert len(held) == MOST_OF_ONE and not slowing._waiting
+
+
 def test_who_has_stopped_for_a_while_is_answered_at_once_again():
     slowing = Slowing(free=1, window=1, held=0.1)
     assert seconds(slowing, "1.2.3.4", 429, 429)[1] >= 0.1
     time.sleep(1.1)
     assert seconds(slowing, "1.2.3.4", 429)[0] < 0.1
+
+
+def test_a_stream_that_is_not_there_counts_too():
+    """Whoever asked for streams of sessions that are none had as many 404 as they could send."""
+
+    async def app(scope, receive, send): ...
+
+    async def stop(name): ...
+
+    settings = Settings(limits={"requests_per_minute": 60})
+    door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
+            return [(await client.get("/gradio_api/queue/data?session_hash=x")).status_code for _ in range(62)]
+
+    assert anyio.run(statuses) == [404] * 60 + [429] * 2
 
 
 def test_what_is_not_there_counts_among_the_requests_of_a_minute():

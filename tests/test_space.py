@@ -111,6 +111,8 @@ def made_by_nudge():
         ("an admin link", f"Admin link, for one browser: http://127.0.0.1:7860/admin/{admins.AdminLink().issue()}"),
         ("a key for programs", f'api_key="{keys.new_key()}"'),
         ("the value of a secret", "NUDGE_OIDC_CLIENT_SECRET=" + "s3cret" * 4),
+        ("the value of a secret", "  NUDGE_OIDC_CLIENT_SECRET: " + "s3cret" * 4),
+        ("the value of a secret", '{"AWS_SECRET_ACCESS_KEY": "' + "aB/1" * 10 + '"}'),
         ("the value of a secret", 'export NUDGE_METRICS_TOKEN="' + "s3cret" * 4 + '"'),
         ("the value of a secret", "NUDGE_ALERTS_URL=" + "https://hooks.example/" + "s3cret" * 4),
     ]

@@ -189,13 +189,16 @@ def test_a_userinfo_that_cannot_be_read_ends_nobodys_sign_in(door, hub):
     assert phone.who["role"] == "annotator"
 
 
-@pytest.mark.parametrize("what", ["somebody else's", "too long"])
+@pytest.mark.parametrize("what", ["somebody else's", "too long", "packed"])
 def test_a_userinfo_that_is_not_right_lets_nobody_in(what, door, hub):
     site = door()
     if what == "too long":
         hub.userinfo_of["ann"]["picture"] = "x" * LONGEST_ANSWER
         answer = Browser(site).sign_in("ann")
         assert answer.status_code == 503 and "is not available now" in answer.text
+    elif what == "packed":  # 1 GB would come as 1 MB
+        hub.packs = {"/userinfo"}
+        assert Browser(site).sign_in("ann").status_code == 503
     else:
         hub.userinfo_of["ann"]["sub"] = "id of cyd"
         assert refused(Browser(site).sign_in("ann"), "Hugging Face does not confirm this sign-in")

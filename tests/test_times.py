@@ -36,7 +36,10 @@ def test_what_is_no_time_is_refused(text):
 
 def test_a_day_that_something_goes_on_to_is_in_it():
     assert stored("2026-12-31", end=True) == "2027-01-01T00:00:00.000Z"
-    assert stored("2026-12-31 08:00", end=True) == "2026-12-31T08:00:00.000Z"
+    for text in ("2026-12-31 08:00", "2026-12-31t08:00", "2026-12-31_08:00", "20261231T08"):
+        assert stored(text, end=True) == "2026-12-31T08:00:00.000Z"
+    for text in ("2026/12/31", "31.12.2026", "2026年12月31日", "20261231"):
+        assert stored(text, end=True) == "2027-01-01T00:00:00.000Z"
 
 
 def test_a_time_is_told_as_the_day_where_it_is_one():

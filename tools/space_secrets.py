@@ -27,7 +27,7 @@ FORMS = {
     "an invitation": rf"^{users_file.INVITATION.pattern}$|/invitation/{TOKEN}(?![\w-])",
     "an admin link": rf"/admin/{TOKEN}(?![\w-])",
     "a key for programs": ALONE.format(keys.KEY_FORM.pattern),
-    "the value of a secret": rf"\b({'|'.join(VARIABLES)})[ \t]*=[ \t]*[\"']?[A-Za-z0-9+/_~.:=-]{{16,}}",
+    "the value of a secret": rf"\b({'|'.join(VARIABLES)})[\"']?[ \t]*[=:][ \t]*[\"']?[A-Za-z0-9+/_~.:=-]{{16,}}",
 }
 SECRETS = {what: re.compile(form.encode(), re.M | re.A) for what, form in FORMS.items()}
 PRIVATE_NAMES = re.compile(

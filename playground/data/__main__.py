@@ -98,7 +98,7 @@ def _export_command(command: argparse.ArgumentParser) -> None:
     narrow.add_argument(
         "--since", type=_time, help="said at this time or later, such as 2026-11-27 or 2026-11-27T08:00Z"
     )
-    narrow.add_argument("--until", type=_time, help="said before this time")
+    narrow.add_argument("--until", type=_end, help="said before this time; a day alone is in it")
     narrow.add_argument("--text", help="in the message or in a reply")
     narrow.add_argument("--model", help="the base model that wrote the replies, as `base_model` names it")
 
@@ -150,10 +150,14 @@ def _license(text: str) -> str:
     return text
 
 
-def _time(text: str) -> str:
+def _end(text: str) -> str:
+    return _time(text, end=True)
+
+
+def _time(text: str, end: bool = False) -> str:
     """A time as the store writes it, in UTC. One without a zone is in UTC."""
     try:
-        return times.stored(text)
+        return times.stored(text, end)
     except ValueError:
         raise argparse.ArgumentTypeError("a time is written like 2026-11-27 or 2026-11-27T08:00Z") from None
 
@@ -199,7 +203,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         models = ", ".join(f"{model} ({n:,})" for model, n in sorted(tally.bases.items()))
         print(f"The replies are by several base models: {models}. Each row names its own; --model takes one alone.")
     if not tally.rows:
-        print("There is no such row.")
+        print("No row fits." if arguments.imported else "No row fits. What was imported is exported with --imported.")
     if push:
         print(pushing.send(push, arguments.out, export.FILES).said())
     return 0

@@ -3,6 +3,7 @@ PandaLM, and Nudge's own.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -111,7 +112,11 @@ def _checked(kind: str, values: Values) -> Importable:
     They go through JSON: there pydantic is strict about values and still makes a dataclass of a dict.
     """
     try:
-        record = ADAPTERS[kind].validate_json(json.dumps(values, default=str), strict=True)
+        text = json.dumps(values, default=str, allow_nan=False)
+    except ValueError:
+        raise BadRow("a number is not finite") from None
+    try:
+        record = ADAPTERS[kind].validate_json(text, strict=True)
     except ValidationError as error:
         raise BadRow(why_bad(error)) from None
     _check_chat(record.messages)
@@ -227,8 +232,9 @@ def _prompt(row: Row) -> Values:
 
 
 def _own(row: Row, kind: type[JudgedPair] | type[Demonstration]) -> Values:
-    """The columns of a record of Nudge."""
+    """The columns of a record of Nudge. NaN is what other programs write where one is empty."""
     values = {name: row[name] for name in kind.__dataclass_fields__ if name in row and name != "imported"}
+    values = {name: value for name, value in values.items() if not (isinstance(value, float) and math.isnan(value))}
     return values | ({"sampling": _object(values["sampling"])} if "sampling" in values else {})
 
 

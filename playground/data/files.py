@@ -17,6 +17,8 @@ MOST_BYTES = 4 << 20  # of a row
 MOST_JSON = 64 << 20  # bytes of a file that is one JSON array, which is read as a whole
 BATCH = 500  # most rows of Parquet at once
 MOST_GROUP = 1 << 30  # bytes of a group of rows of Parquet, unpacked, as the file says
+BYTES_OF_VALUE = 8  # what a value takes at least, be it null
+MOST_COLUMNS = 2000  # of CSV, whose short rows are filled up to all of them
 
 
 class CannotRead(Exception):
@@ -125,6 +127,9 @@ def _bytes_of(row: Any) -> int:
     return len(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
+OTHER_MARKS = {";": "semicolons", "\t": "tabs"}  # between columns, as some programs write them
+
+
 def _csv(path: Path) -> Numbered:
     """The rows below a line of names. A cell that is a JSON list of messages is read as one."""
     csv.field_size_limit(MOST_BYTES)
@@ -132,9 +137,14 @@ def _csv(path: Path) -> Numbered:
         lines = _LinesOfRows(file)
         rows = csv.DictReader(lines)
         try:
-            _ = rows.fieldnames
+            names = rows.fieldnames or []
         except (csv.Error, _RowTooLong):
             raise CannotRead(f"{path}: the first line has no names of columns.") from None
+        if len(names) > MOST_COLUMNS:
+            raise CannotRead(f"{path}: the first line has more than {MOST_COLUMNS:,} names of columns.")
+        for mark, called in OTHER_MARKS.items():
+            if len(names) == 1 and mark in names[0]:
+                raise CannotRead(f"{path}: between the columns are {called}. Save the file with commas there.")
         number = 0
         while True:
             number += 1
@@ -209,7 +219,8 @@ def _parquet(path: Path) -> Numbered:
     pyarrow()
     module = importlib.import_module("pyarrow.parquet")
     try:
-        file = module.ParquetFile(path)
+        metadata = module.read_metadata(path)
+        file = module.ParquetFile(path, metadata=metadata, read_dictionary=_columns_of_text(metadata.schema))
     except Exception as error:  # pyarrow's own kinds
         raise CannotRead(f"{path}: this is not a Parquet file.") from error
     with file:
@@ -221,10 +232,22 @@ def _parquet(path: Path) -> Numbered:
             before = max(number, before + file.metadata.row_group(group).num_rows)
 
 
+def _columns_of_text(schema: Any) -> list[str]:
+    """The columns whose texts are read as a dictionary: one that many rows share takes its memory once, as in the
+    file. Otherwise a file of 500 bytes unpacks to gigabytes.
+    """
+    columns = [schema.column(i) for i in range(len(schema))]
+    texts = ("STRING", "JSON", "ENUM", "NONE")
+    return [
+        column.path for column in columns if column.physical_type == "BYTE_ARRAY" and column.logical_type.type in texts
+    ]
+
+
 def _parquet_group(file: Any, group: int) -> Iterator[Row | BadRow]:
     """The rows of a group. Where it is damaged or too large, one BadRow stands for the rest of it."""
     facts = file.metadata.row_group(group)
-    if facts.total_byte_size > MOST_GROUP:
+    values = sum(facts.column(i).num_values for i in range(facts.num_columns))
+    if max(facts.total_byte_size, BYTES_OF_VALUE * values) > MOST_GROUP:
         yield BadRow(f"its group of rows has more than {MOST_GROUP >> 20} MB; write smaller groups")
         return
     mean = facts.total_byte_size // max(1, facts.num_rows)
@@ -237,9 +260,10 @@ def _parquet_group(file: Any, group: int) -> Iterator[Row | BadRow]:
 
 
 def _parquet_batch(batch: Any) -> Iterator[Row | BadRow]:
+    may_be_long = sum(map(_unpacked_bytes, batch.columns)) > MOST_BYTES
     for place in range(batch.num_rows):
         one = batch.slice(place, 1)
-        if batch.nbytes > MOST_BYTES and sum(map(_bytes_of_column, one.columns)) > MOST_BYTES:
+        if may_be_long and sum(map(_unpacked_bytes, one.columns)) > MOST_BYTES:
             yield too_long()
             continue
         try:
@@ -249,10 +273,26 @@ def _parquet_batch(batch: Any) -> Iterator[Row | BadRow]:
         yield row
 
 
-def _bytes_of_column(column: Any) -> int:
-    """Of a column of one row: a dictionary is that of all rows, so the value is looked up."""
-    decode = getattr(column, "dictionary_decode", None)
-    return (decode() if decode else column).nbytes
+def _unpacked_bytes(values: Any) -> int:
+    """Bytes of an Arrow array once each of its values has a text of its own."""
+    types = pyarrow().types
+    kind = values.type
+    if types.is_dictionary(kind):
+        compute = importlib.import_module("pyarrow.compute")
+        if not _is_text(kind.value_type):
+            return int(values.nbytes)
+        lengths = compute.binary_length(values.dictionary)
+        return int(values.indices.nbytes + (compute.sum(lengths.take(values.indices)).as_py() or 0))
+    if types.is_struct(kind):
+        return sum(map(_unpacked_bytes, values.flatten()))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
+        return _unpacked_bytes(values.flatten())
+    return int(values.nbytes)
+
+
+def _is_text(kind: Any) -> bool:
+    types = pyarrow().types
+    return any(is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_binary))
 
 
 def pyarrow() -> Any:

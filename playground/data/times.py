@@ -1,7 +1,7 @@
 """Times as people write them, and as the store writes them: ISO 8601 in UTC, to the millisecond."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 DAY = timedelta(days=1)
 MOST_CHARS = 40
@@ -19,10 +19,11 @@ def stored(text: str, end: bool = False) -> str:
     text = text.strip()
     if len(text) > MOST_CHARS:
         raise ValueError
-    time = datetime.fromisoformat(_iso(text))
+    text = _iso(text)
+    time = datetime.fromisoformat(text)
     if time.year not in YEARS:
         raise ValueError
-    if end and not re.search(r"[T\s]\d", text):
+    if end and _is_day(text):
         time += DAY
     time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -38,6 +39,15 @@ def _iso(text: str) -> str:
         return text
     hour = ONE_DIGIT_HOUR.sub("0", text[match.end() :], count=1)
     return f"{year}-{int(month):02}-{int(day):02}{hour}"
+
+
+def _is_day(text: str) -> bool:
+    """Whether this time, as ISO 8601 has it, is a day alone."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def spoken(time: str, end: bool = False) -> str:

@@ -156,6 +156,7 @@ class Provider:
             "timeout": PATIENCE,
             "verify": self._tls,
             "event_hooks": {"response": [bound]},
+            "headers": {"accept-encoding": "identity"},
         }
         client = StarletteOAuth2App(
             None,  # the attempts are kept elsewhere

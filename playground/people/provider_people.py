@@ -18,6 +18,7 @@ from playground.people.users_file import ROLES, Role
 from playground.settings import hugging_face
 from playground.settings.operating import OIDCSettings
 from playground.system.messages import Message
+from playground.system.safe_logging import Loggable
 
 PREFIX = "oidc:"  # of the ids of people whom a provider signs in; those of the users file are hexadecimal
 EVERYBODY = "*"
@@ -125,11 +126,19 @@ def why_not(claims: Claims, oidc: OIDCSettings) -> Message:
     if groups and has_organisations(oidc):
         missing = organisations.why_not(claims.get(oidc.groups_claim), groups, oidc.name)
         return missing or Message(
-            "{name} is in no organisation that may come in here. Ask an admin to be added, or sign in with another "
+            "{person} is in no organisation that may come in here. Ask an admin to be added, or sign in with another "
             "account.",
-            name=name,
+            person=name,
         )
-    return Message("{name} may not come in here. Ask an admin to be added, or sign in with another account.", name=name)
+    return Message(
+        "{person} may not come in here. Ask an admin to be added, or sign in with another account.", person=name
+    )
+
+
+def unnamed(why: Message) -> Loggable:
+    """What `why_not` says, for the log: without the name of the person."""
+    named = {**why.values, "person": "somebody"} if "person" in why.values else why.values
+    return Loggable(Message(why.template, **named))
 
 
 def entries(listed: str) -> list[str]:
@@ -147,7 +156,7 @@ def deciding_claims(oidc: OIDCSettings) -> set[str]:
         elif entry.startswith(USER):
             found.add("preferred_username")
         elif entry != EVERYBODY:
-            found.add("email")
+            found |= {"email", "email_verified"}
     return found - {""}
 
 

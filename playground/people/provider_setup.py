@@ -68,7 +68,11 @@ class BoundedStream(httpx2.AsyncByteStream):
 
 
 async def bound(answer: httpx2.Response) -> None:
-    """A hook of the client, before it reads an answer."""
+    """A hook of the client, before it reads an answer. What is packed could be much longer than it looks; the client
+    asks for none.
+    """
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise ValueError("its answer is packed")
     if isinstance(answer.stream, httpx2.AsyncByteStream):
         answer.stream = BoundedStream(answer.stream)
 

@@ -27,8 +27,15 @@ from playground.people.passwords import (
     is_name_by_proxy,
     same_name,
 )
-from playground.people.provider_people import ProviderPerson
-from playground.people.refusals import NotAllowed, WrongSignIn, too_many_links, too_many_passwords, too_many_sign_ins
+from playground.people.provider_people import ProviderPerson, unnamed
+from playground.people.refusals import (
+    NotAllowed,
+    UsersUnreadable,
+    WrongSignIn,
+    too_many_links,
+    too_many_passwords,
+    too_many_sign_ins,
+)
 from playground.people.users_file import DAY, Content, Invitation, User
 from playground.settings import Settings
 from playground.store import ProviderSays, Row, Store, StoreError
@@ -168,7 +175,7 @@ class SignIns:
         """
         if person.role is None:
             self.store.end_sign_ins_of(person.account)
-            log.info("the provider has signed somebody in who may not come in: %s", person.why_not.template)
+            log.info("the provider has signed somebody in who may not come in: %s", unnamed(person.why_not))
             raise NotAllowed(person.why_not)
         until = self._clock() + self.provider_seconds
         says = ProviderSays(person.name, person.role, until)
@@ -193,6 +200,13 @@ class SignIns:
             raise too_many_links(wait)
         self._wrong_links.failed(place)
         raise WrongSignIn("This invitation was used, or its time is over. Ask for another one.")
+
+    def open_invitation(self, token: str) -> Invitation | None:
+        """The same for a link that was checked just now; None where it is gone, or the file cannot be read."""
+        try:
+            return self.directory.content().invitation(token)
+        except UsersUnreadable:
+            return None
 
     def accept(self, token: str, name: str, password: str, again: str, address: str) -> str:
         """Make the user whom an invitation asks for, who chose name and password; returns the cookie. WrongSignIn

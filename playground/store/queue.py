@@ -71,7 +71,7 @@ class Queue(Database):
                  coalesce(sum(state in ('again', 'done')), 0) + (
                    select count(distinct t.prompt) from queued_prompt q join queue_task t on t.prompt = q.id
                    where q.state = 'taken' and q.place is not null and t.state = 'done') as judged,
-                 coalesce(sum(twice and {JUDGED_TWICE}), 0) as judged_twice,
+                 coalesce(sum(twice and state in ('taken', 'done') and {JUDGED_TWICE}), 0) as judged_twice,
                  coalesce(sum(state = 'aside'), 0) as aside
                from queued_prompt p where place is not null"""
         )

@@ -245,7 +245,7 @@ class ChatTab:
 
     # -- the conversation
 
-    def on_undo(self, draft: str, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
+    def on_undo(self, draft: str | None, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
         """Take the last turn back: its message returns to the box, above what is written there already."""
         annotator = self.annotator(request)
         translate = words.of(request)
@@ -258,7 +258,7 @@ class ChatTab:
             return {**updates, **self.notice.warn(translate.message(error.message))}
         if before.vote and before.choice != "skip":
             notice = self.notice.confirm(translate("The turn was taken back; your vote on its replies still counts."))
-        message = f"{text}\n\n{draft}" if draft.strip() else text
+        message = f"{text}\n\n{draft}" if (draft or "").strip() else text
         return {**self.panel.updates(view, translate), self.panel.message: message, **notice}
 
     def on_earlier_pair(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:

@@ -18,7 +18,8 @@ SECONDS = 1.0  # between two looks while an import runs
 DEFAULT_ROWS = "10000"
 EXPLAINED = words.mark(
     "Pairs, demonstrations and prompts, whose columns are recognised. They train like votes from the next round on; "
-    "take a source back with the command line. A private or gated dataset needs HF_TOKEN."
+    "take a source back with python -m playground.data remove. A private or gated dataset needs HF_TOKEN. "
+    "A file of your own: python -m playground.data import FILE."
 )
 
 

@@ -88,9 +88,7 @@ def progress_html(queue: QueueView, translate: Words) -> str:
     elif not queue.free:
         text = translate("No prompt is free for you now; others may have the rest.")
     elif queue.twice:
-        text = translate(
-            "{twice} of {total} judged by a second person", twice=f"{queue.judged_twice:,}", total=f"{queue.twice:,}"
-        )
+        text = translate("{twice} of {total} judged twice", twice=f"{queue.judged_twice:,}", total=f"{queue.twice:,}")
     else:
         text = ""
     share = queue.judged / max(1, queue.total)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -210,10 +210,11 @@ class Allowlist:
         elif not kind.is_stream:
             cost = COSTLY if kind.is_costly else 1
             held.enter_context(self.limits.request(sender, cost))
-        if self.gate and not kind.is_open:
-            await self.gate.check(scope, path, is_page=kind is Kind.PAGE)
+        with self._counting_refusals(sender) if kind.is_stream else nullcontext():  # a stream itself costs nothing
+            if self.gate and not kind.is_open:
+                await self.gate.check(scope, path, is_page=kind is Kind.PAGE)
+            name = self._session_name(scope, path) if kind.is_stream else ""
         if kind.is_stream:
-            name = self._session_name(scope, path)
             if kind is Kind.READ:
                 scope["query_string"] = f"session_hash={name}".encode()
             held.enter_context(self.limits.stream(sender, name, reads=kind is Kind.READ))
@@ -246,18 +247,22 @@ class Allowlist:
         return scope, receive, kind
 
     def _route(self, scope: Scope, headers: Headers, sender: Visitor) -> tuple[str, Kind]:
-        """`_found`, for a request of the page itself; else Refusal 403. What is refused here takes its part of the
-        requests of a minute too.
-        """
-        try:
+        """`_found`, for a request of the page itself; else Refusal 403."""
+        with self._counting_refusals(sender):
             path, kind = self._found(scope)
             # a stream changes something too: when it ends, what it shows is ended
             if (scope["method"] == "POST" or kind.is_stream) and answer_headers.is_foreign(headers):
                 raise Refusal(403, Sentence("This request came from another site. Open the page itself."))
+        return path, kind
+
+    @contextmanager
+    def _counting_refusals(self, sender: Visitor) -> Iterator[None]:
+        """What is refused inside takes its part of the requests of a minute too."""
+        try:
+            yield
         except Refusal:
             self.limits.count(sender)
             raise
-        return path, kind
 
     def _found(self, scope: Scope) -> tuple[str, Kind]:
         """The path without the app's own prefix, and the kind of its route; Refusal 404 where no route matches."""

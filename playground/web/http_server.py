@@ -34,6 +34,7 @@ class Web(uvicorn.Server):
     """Serves `app` on a bound socket until a signal.
 
     `before_shutdown` is called while requests can still be answered. `request_seconds`: for the head of a request.
+    `trusted_proxies`: as in the settings.
 
     `make`: makes another app meanwhile, in a thread of its own, which then answers instead of `app`; `ready` is called
     just before, in the thread that serves. What either raises ends the server and is kept in `error`.
@@ -46,6 +47,7 @@ class Web(uvicorn.Server):
         request_seconds: float = LimitedProtocol.seconds,
         make: Callable[[], ASGIApp] | None = None,
         ready: Callable[[], object] = lambda: None,
+        trusted_proxies: str = "",
     ) -> None:
         self._switch = Switch(app)
         # `proxy_headers` is off because uvicorn would trust every proxy on this machine; `web/proxies.py` trusts those
@@ -60,7 +62,7 @@ class Web(uvicorn.Server):
                 timeout_graceful_shutdown=3,
                 proxy_headers=False,
                 server_header=False,
-                http=LimitedProtocol.with_timeout(request_seconds),
+                http=LimitedProtocol.with_timeout(request_seconds, trusted_proxies),
                 ws="none",
                 backlog=BACKLOG,
                 h11_max_incomplete_event_size=16 << 10,

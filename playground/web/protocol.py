@@ -7,8 +7,11 @@ protocol, and those that a listening socket accepts do not. The kernel then held
 
 import asyncio
 import socket
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from playground.people.addresses import parse_ip
 
 LOCAL = ("127.0.0.1", "::1", "")  # this machine, where a proxy may connect on behalf of everybody
 
@@ -17,21 +20,25 @@ class LimitedProtocol(H11Protocol):
     """Closes a connection where the head of a request takes too long, or where there are too many connections.
 
     `seconds`: for a request's head. `most`: connections in all. `most_of_one`: connections from one address that is not
-    this machine's.
+    this machine's nor a trusted proxy's: `proxies` connect on behalf of everybody.
     """
 
     seconds = 20.0
     most = 1500
     most_of_one = 200
+    proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     open: dict[str, dict["LimitedProtocol", None]] = {}  # connections by address, the oldest first
 
     _peer = ""  # the address at the other end
     _deadline: asyncio.TimerHandle | None = None  # set while the head of a request is awaited
 
     @classmethod
-    def with_timeout(cls, seconds: float) -> type["LimitedProtocol"]:
-        """This protocol with another time limit, and with connections of its own."""
-        return type("Protocol", (cls,), {"seconds": seconds, "open": {}})
+    def with_timeout(cls, seconds: float, proxies: str = "") -> type["LimitedProtocol"]:
+        """This protocol with another time limit, and with connections of its own. `proxies`: addresses and networks of
+        trusted proxies, with commas between.
+        """
+        networks = tuple(ip_network(part.strip(), strict=False) for part in proxies.split(",") if part.strip())
+        return type("Protocol", (cls,), {"seconds": seconds, "proxies": networks, "open": {}})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -52,12 +59,17 @@ class LimitedProtocol(H11Protocol):
         nobody can keep everybody else out.
         """
         own = self.open[self._peer]
-        if self._peer not in LOCAL and len(own) > self.most_of_one:
+        if len(own) > self.most_of_one and not self._is_of_many():
             return self
         if sum(map(len, self.open.values())) <= self.most:
             return None
         heaviest = max(self.open.values(), key=len)
         return self if len(heaviest) <= len(own) else next(iter(heaviest))
+
+    def _is_of_many(self) -> bool:
+        """Whether the address at the other end may be a proxy's, which has everybody's connections."""
+        ip = parse_ip(self._peer)
+        return self._peer in LOCAL or (ip is not None and any(ip in network for network in self.proxies))
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None:

@@ -28,6 +28,7 @@ from playground.web.sign_in_pages import (
     PRIVATE,
     ProviderOffer,
     invitation_page,
+    no_invitation_page,
     page,
     sign_in_page,
     sign_out_page,
@@ -109,8 +110,8 @@ class SignInForms:
         try:
             invitation = self.sign_ins.invitation(token, address_of(request))
         except UserFacingError as error:
-            return page(words, Message("Invitation"), "", error)
-        return invitation_page(words, role=invitation.role)
+            return no_invitation_page(words, error, root_of(request.scope))
+        return invitation_page(words, invitation.role)
 
     async def accept(self, token: str, request: Request) -> Response:
         fields = await fields_of(request)
@@ -121,7 +122,10 @@ class SignInForms:
             return self.sign_ins.accept(token, name, fields.get("password", ""), again, address_of(request))
 
         async def again(error: UserFacingError) -> Response:
-            return invitation_page(words_of(request), name, error)
+            invitation = await run_in_threadpool(self.sign_ins.open_invitation, token)
+            if invitation is None:
+                return no_invitation_page(words_of(request), error, root_of(request.scope))
+            return invitation_page(words_of(request), invitation.role, name, error)
 
         return await self._signed_in(request, accept, again)
 

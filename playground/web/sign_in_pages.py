@@ -129,11 +129,11 @@ def provider_part(words: Words, offer: ProviderOffer) -> str:
     return link(offer.place, label, more='target="_blank"') + f"<p>{escape(said)}</p>"
 
 
-def invitation_page(words: Words, name: str = "", error: UserFacingError | None = None, role: str = "") -> HTMLResponse:
+def invitation_page(words: Words, role: str, name: str = "", error: UserFacingError | None = None) -> HTMLResponse:
     greeting = words.message(
         Message("You are invited. Choose a name and a password of at least {n} characters.", n=SHORTEST)
     )
-    what = f" ({words.message(ROLE_WORDS[role])})" if role else ""
+    what = f" ({words.message(ROLE_WORDS[role])})"
     fields = (
         field(words.message(Message("Name")), NAME, name)
         + field(words.message(Message("Password")), NEW_PASSWORD)
@@ -141,6 +141,12 @@ def invitation_page(words: Words, name: str = "", error: UserFacingError | None 
     )
     body = f"<p>{escape(greeting + what)}</p>{form(fields + button(words.message(Message('Begin'))))}"
     return page(words, Message("Invitation"), body, error)
+
+
+def no_invitation_page(words: Words, error: UserFacingError, root: str) -> HTMLResponse:
+    """Why a link is no invitation any more, and the way in for whoever has taken it before."""
+    said = escape(words.message(Message("Sign in")))
+    return page(words, Message("Invitation"), f'<p><a href="{escape(root)}/sign-in">{said}</a></p>', error)
 
 
 def sign_out_page(words: Words, account: Account, root: str) -> HTMLResponse:
