@@ -6,7 +6,9 @@ import gradio as gr
 import pytest
 
 from playground.chat.refusals import Refused
+from playground.chat.turns import Turn
 from playground.store import StoreError
+from playground.system.messages import Message
 from tests import rounds
 from tests.stores import candidate, outcome, store  # noqa: F401 (a fixture)
 from tests.test_control import OWNER, STRANGER
@@ -45,7 +47,9 @@ def test_a_mistaken_vote_on_an_older_pair_is_corrected_and_the_chat_goes_on_as_i
     assert (kept["comment"], kept["tags"], kept["dwell_ms"], kept["shown_at"]) == ("my words", [], None, None)
     assert kept["continued_with"] == row["left"]["message"], "what the chat went on with stays true"
     assert tab.store.row("select tail, shown_duel from conversation") == before
-    assert mine(tab, "vote 3 b")[tab.notice.html] and current(tab) == [(2, "a"), (3, "b")], "the same choice"
+    again = mine(tab, "vote 3 b")[tab.notice.html]
+    assert "nothing was changed" in again and "is changed" not in again, "the same choice"
+    assert current(tab) == [(2, "a"), (3, "b")]
 
 
 def test_a_vote_that_is_deleted_counts_nowhere_and_the_chat_stays(tab, me, tmp_path):  # noqa: F811
@@ -155,3 +159,127 @@ def test_what_has_learnt_from_a_vote_is_named_when_it_is_changed_or_deleted(tab,
     assert "had learnt from it: v1" in mine(tab, "delete 2")[tab.notice.html]
     assert tab.store.versions_of_people() == {me: [1]} and tab.store.new_votes() == 0
     assert tab.store.rows("select vote from vote_use") == [{"vote": vote}]
+
+
+# -- trials and forecasts
+
+
+@pytest.fixture
+def trial(tab):  # noqa: F811
+    """A version on trial against the base, in a store without votes."""
+    tab.store.request_round()
+    held = rounds.take(tab.store)
+    version = tab.store.add_policy(held["id"], "w1", parent=0)
+    tab.store.publish(held["id"], "w1", version, "nowhere", "abc", {}, trial=True)
+    return lambda: tab.store.trial(version)
+
+
+def test_who_changes_a_vote_after_a_trial_still_took_part_in_it(tab, me, trial):  # noqa: F811
+    """Else the votes of another one would count without a cap from then on."""
+    _, vote = say(tab.store, me, "Hello", versions=(1, 0))
+    tab.store.end_trial(1, "undecided", Message("over"))
+    mine(tab, f"vote {vote} b")
+    assert tab.store.people_of_trial(trial(), 1) == 1
+    tab.store.vote(say(tab.store, tab.store.annotator("late"), "Bye")[0]["id"], me, "a", None)
+    assert tab.store.people_of_trial(trial(), 1) == 1, "pairs from after a trial are not its"
+
+
+def test_a_vote_changed_where_the_versions_are_named_is_no_blind_comparison(tab, me, trial):  # noqa: F811
+    _, vote = say(tab.store, me, "Hello", versions=(1, 0))
+    say(tab.store, me, "Bye", versions=(1, 0))
+    assert tab.store.votes_on_trial(trial())["wins"] == len(tab.store.decided_on_trial(trial())) == 2
+    mine(tab, f"vote {vote} b")
+    assert tab.store.votes_on_trial(trial()) == {"wins": 1, "losses": 0, "ties": 0}
+    assert [row["id"] for row in tab.store.decided_on_trial(trial())] == [2]
+    assert [(row["wins"], row["losses"]) for row in tab.store.version_duels()] == [(1, 0)]
+    assert current(tab) == [(2, "a"), (3, "b")], "a round learns from it"
+
+
+def test_forecasts_of_replaced_and_deleted_votes_are_no_agreement(tab, me):  # noqa: F811
+    row, vote = say(tab.store, me, "Hello")
+    for choice in "babababab":
+        tab.store.add_forecasts([(vote, 0.9, True)])
+        vote = tab.store.correct_vote(vote, me, choice, row["left"]["message"])
+    tab.store.add_forecasts([(vote, 0.2, False)])
+    assert tab.store.forecasts(20) == (0, 1)
+    assert [row["vote"] for row in tab.store.forecast_history()] == [vote]
+    mine(tab, f"delete {vote}")
+    assert tab.store.forecasts(20) == (0, 0) and tab.store.forecast_history() == []
+
+
+# -- the chat of the pair
+
+
+def voted_early(tab, me):  # noqa: F811
+    """A pair on which somebody chose A before the end, so that B is a fragment; and the vote."""
+    conversation = tab.store.new_conversation(me)
+    number = tab.store.start_duel(conversation, "Hello", [1, 2, 3], [candidate(1), candidate(2)])
+    early = [{**outcome("Hi", [4]), "finish_reason": None}, {**outcome("Good", [5, 6]), "finish_reason": None}]
+    vote = tab.store.vote(number, me, "a", tab.store.duel(number)["left"]["message"], early=early)
+    tab.store.finish_duel(number, [outcome("Hi there.", [4, 7, 8]), outcome("Good", [5, 6], "stopped")])
+    return tab.store.duel(number), vote
+
+
+def test_after_an_early_vote_is_deleted_the_next_one_is_on_what_the_replies_became(tab, me):  # noqa: F811
+    row, vote = voted_early(tab, me)
+    mine(tab, f"delete {vote}")
+    tab.chat.vote(me, row["id"], "b")
+    (trained,) = tab.store.votes_for_training("base hash")
+    assert (trained["left_ids"], trained["right_ids"]) == ([4, 7, 8], [5, 6])
+    assert [row["early"] for row in tab.store.judged_pairs()] == [False]
+    assert [row["early"] for row in tab.store.my_votes(me)] == [0]
+
+
+@pytest.mark.parametrize("first", [[], ["vote 1 b"]])
+def test_a_tie_in_its_place_does_not_go_on_with_the_fragment(tab, me, monkeypatch, first):  # noqa: F811
+    row, vote = voted_early(tab, me)
+    monkeypatch.setattr(tab.chat, "_rng", type("Last", (), {"choice": lambda self, sides: sides[-1]})())
+    for gesture in first:
+        mine(tab, gesture)
+        vote += 1
+    if first:
+        mine(tab, f"vote {vote} tie")
+    else:
+        mine(tab, f"delete {vote}")
+        tab.chat.vote(me, row["id"], "tie")
+    assert tab.store.conversation(me)["tail"] == row["left"]["message"]
+
+
+def test_a_chat_that_comes_back_to_a_changed_pair_goes_on_with_the_new_choice(tab, me):  # noqa: F811
+    """By an undo, and by paging from another answer to the message."""
+    row, vote = say(tab.store, me, "Hello")
+    say(tab.store, me, "Go on", conversation=row["conversation"])
+    mine(tab, f"vote {vote} b")
+    tab.store.undo(row["conversation"])
+    view = tab.chat.view(me)
+    assert (view.choice, view.left.chosen, view.right.chosen) == ("b", False, True)
+    assert [turn["text"] for turn in tab.store.history(row["conversation"])] == ["Hello", "right"]
+    sides = [candidate(1), candidate(2)]
+    other = tab.store.start_duel(row["conversation"], "Hello", [1], sides, user_message=row["user_message"])
+    tab.store.finish_duel(other, [outcome("one", [1]), outcome("two", [2])])
+    tab.store.show_duel(row["id"], me)
+    assert tab.store.conversation(me)["tail"] == row["right"]["message"]
+
+
+def test_a_message_that_gets_no_reply_leaves_the_chat_with_the_new_choice(tab, me):  # noqa: F811
+    row, vote = say(tab.store, me, "Hello")
+    failed = tab.store.start_duel(row["conversation"], "Go on", [1], [candidate(1), candidate(2)])
+    mine(tab, f"vote {vote} b")
+    tab.store.finish_duel(failed, [outcome("", [], "error")] * 2)
+    conversation = tab.store.conversation(me)
+    assert (conversation["shown_duel"], conversation["tail"]) == (row["id"], row["right"]["message"])
+
+
+def test_a_vote_waits_while_a_message_begins(tab, me):  # noqa: F811
+    """Between the message's prompt, which has the pick in it, and its row."""
+    row, vote = say(tab.store, me, "Hello")
+    before = tab.store.rows("select * from vote")
+    tab.chat._turns[me] = Turn(me, "", "Go on")
+    try:
+        for decision in (f"vote {vote} b", f"delete {vote}"):
+            assert "still streaming" in mine(tab, decision)[tab.notice.html]
+        with pytest.raises(Refused, match="still streaming"):
+            tab.chat.vote(me, row["id"], "b")
+    finally:
+        tab.chat._turns.clear()
+    assert tab.store.rows("select * from vote") == before

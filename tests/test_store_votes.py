@@ -45,7 +45,9 @@ def test_a_vote_is_refused_once_the_conversation_went_on(store):
     who = store.annotator("somebody")
     row = cast(store, "a", who)
     store.start_duel(row["conversation"], "And then?", [1], [candidate(1), candidate(2)])
-    with pytest.raises(StoreError, match="The conversation has gone on since; this vote can no longer be changed."):
+    with pytest.raises(
+        StoreError, match="The conversation has gone on since. A vote on this pair can be changed in the tab Data."
+    ):
         store.vote(row["id"], who, "b", row["right"]["message"])
     assert store.current_vote(row["id"], who)["choice"] == "a"
 

@@ -151,11 +151,13 @@ def stored_view(store: Store, conversation: StoreRow, annotator: int) -> View:
     )
     if vote is None:
         return view
+    # a vote that was changed after the chat had gone on keeps what the chat went on with
+    picked = {"a": left["message"], "b": right["message"]}.get(vote["choice"], vote["continued_with"])
     return replace(
         view,
         phase="voted",
-        left=Side.revealed(left, chosen=left["message"] == vote["continued_with"]),
-        right=Side.revealed(right, chosen=right["message"] == vote["continued_with"]),
+        left=Side.revealed(left, chosen=left["message"] == picked),
+        right=Side.revealed(right, chosen=right["message"] == picked),
         choice=vote["choice"],
         vote=vote["id"],
         tags=tuple(vote["tags"] or ()),

@@ -47,6 +47,8 @@ class Votes(Writing):
             raise Refused("A vote is one of {name}; got {what}.", name=", ".join(CHOICES), what=gestures.brief(choice))
         ballot = gestures.checked(gestures.Ballot, choice=choice, shown_at=shown_at, dwell_ms=dwell_ms)
         turn = self._turns.get(annotator)
+        if turn and turn.duel is None:  # a message begins, whose prompt has the pick in it already
+            raise Busy(BUSY)
         if turn and turn.duel == duel_id:
             with turn.recording:
                 if not turn.ended.is_set():
@@ -102,26 +104,31 @@ class Votes(Writing):
             self.store.withdraw_vote(vote, annotator)
 
     def _duel_of(self, annotator: int, vote: int) -> int:
-        """The pair of one's own vote, which is to change. Refused while its replies are being written."""
+        """The pair of one's own vote, which is to change. Refused while its replies are being written, and while a
+        message begins, whose prompt has the pick in it already.
+        """
         self.check_may_write(annotator)
         duel = int(self.store.duel_of_vote(gestures.checked(gestures.Row, id=vote).id, annotator))
         turn = self._turns.get(annotator)
-        if turn and turn.duel == duel:
+        if turn and turn.duel in (None, duel):
             raise Busy(BUSY)
         return duel
 
     def _pick(self, duel: StoreRow, choice: str) -> int:
         """The message that the conversation goes on with.
 
-        Where no side won it is picked at random. A pair that was voted on early goes on with the reply that went on to
-        its end.
+        Where no side won it is picked at random, of those that were not stopped where there are any. A pair that was
+        voted on early goes on with the reply that went on to its end.
         """
         if choice in ("a", "b"):
             return int(duel["left" if choice == "a" else "right"]["message"])
+        sides = [duel["left"], duel["right"]]
+        whole = [side["message"] for side in sides if side["finish_reason"] != "stopped"]
+        messages = whole or [side["message"] for side in sides]
         earlier = self.store.current_vote(duel["id"], duel["annotator"])
-        if earlier and duel["left_cut"] is not None:
+        if earlier and duel["left_cut"] is not None and earlier["continued_with"] in messages:
             return int(earlier["continued_with"])
-        return int(self._rng.choice([duel["left"], duel["right"]])["message"])
+        return int(self._rng.choice(messages))
 
     def _own_duel(self, annotator: int, duel_id: int) -> StoreRow:
         """The row of a pair that was shown to this person; Refused where it was not."""

@@ -52,7 +52,8 @@ class Corrections(Database):
 
     def withdraw_vote(self, vote: int, annotator: int) -> None:
         """Take a vote back: it counts nowhere from now on, and reasons and comments that were given with it or with
-        those before it on the pair are removed. A chat that still shows the pair asks for a vote again.
+        those before it on the pair are removed. A chat that still shows the pair asks for a vote again, on what the
+        replies became where this one was early.
 
         The row stays, superseded by itself, so that no file that was exported before brings the vote back.
         """
@@ -64,6 +65,7 @@ class Corrections(Database):
                    where duel = ? and annotator = ? and superseded_by is not null""",
                 [own["duel"], annotator],
             )
+            db.execute("update duel set left_cut = null, right_cut = null where id = ?", [own["duel"]])
             if own["shown"]:
                 show(db, own["conversation"], own["duel"])
             note_withdrawal(db, own["duel"], annotator)

@@ -181,8 +181,8 @@ class Duels(Database):
             if row is None:
                 raise StoreError("There is nothing to undo.")
             user_message, text, parent = row
-            columns = {"tail": parent, "shown_duel": _duel_before(db, user_message)}
-            db.table("conversation").update(conversation, columns)
+            db.table("conversation").update(conversation, {"tail": parent})
+            _show_before(db, conversation, user_message)
             return text
 
     # -- reading
@@ -307,33 +307,38 @@ def _show_whole_pairs(db: sqlite_utils.Database, conversation: int | None = None
         if other:
             show(db, conversation_id, other[0])
         else:
-            db.table("conversation").update(conversation_id, {"shown_duel": _duel_before(db, user_message)})
+            _show_before(db, conversation_id, user_message)
 
 
-def _duel_before(db: sqlite_utils.Database, user_message: int) -> int | None:
-    """The duel whose reply a user's message follows, or None."""
+def _show_before(db: sqlite_utils.Database, conversation: int, user_message: int) -> None:
+    """Show the pair whose reply a user's message follows, or none where it follows none. The vote on that pair may have
+    been changed since.
+    """
     row = db.execute(
         """select d.id from message u join generation g on g.message = u.parent
            join duel d on g.id in (d.left_generation, d.right_generation) where u.id = ?""",
         [user_message],
     ).fetchone()
-    return row[0] if row else None
+    if row:
+        show(db, conversation, row[0])
+    else:
+        db.table("conversation").update(conversation, {"shown_duel": None})
 
 
 def show(db: sqlite_utils.Database, conversation: int, duel: int) -> None:
-    """Show this pair, and let the history end with the reply that was picked.
+    """Show this pair, and let the history end with the reply that the vote is for, or that a tie went on with.
 
     Without a vote it ends with the left reply where both are the same text, and otherwise before the message.
     """
     tail = db.execute(
         """select coalesce(
-             (select v.continued_with from vote v
+             (select case v.choice when 'a' then l.message when 'b' then r.message else v.continued_with end from vote v
               join conversation c on c.annotator = v.annotator and c.id = d.conversation
               where v.duel = d.id and v.superseded_by is null),
              case when d.same then l.message end,
              m.parent)
            from duel d join message m on m.id = d.user_message join generation l on l.id = d.left_generation
-           where d.id = ?""",
+           join generation r on r.id = d.right_generation where d.id = ?""",
         [duel],
     ).fetchone()[0]
     db.table("conversation").update(conversation, {"shown_duel": duel, "tail": tail})

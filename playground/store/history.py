@@ -3,7 +3,7 @@
 import json
 
 from playground.store.database import Database, Row
-from playground.store.votes import COUNTED, VOTES
+from playground.store.votes import BLIND, COUNTED, VOTES
 from playground.system.messages import loads, plain
 
 # conditions on a vote on a pair of two versions
@@ -38,8 +38,7 @@ class History(Database):
         return [_as_history(row) for row in rows]
 
     def version_duels(self) -> list[Row]:
-        """People's votes that count on pairs of two versions, which were shown blind; of a pair that was judged twice
-        the first judge's vote alone.
+        """People's votes that count on pairs of two versions, given blind (`BLIND`).
 
         One row for each pair of versions and person, with keys: version, against (the older one), annotator; wins,
         losses and ties of `version`, both bad among the ties.
@@ -49,7 +48,7 @@ class History(Database):
                   sum({NEWER_WON}) as wins, sum({OLDER_WON}) as losses,
                   sum(v.choice in ('tie', 'both_bad')) as ties
                 from {VOTES} join generation r on r.id = d.right_generation
-                where {COUNTED} and d.repeats is null and l.policy != r.policy group by 1, 2, 3 order by 1, 2, 3"""
+                where {COUNTED} and {BLIND} and l.policy != r.policy group by 1, 2, 3 order by 1, 2, 3"""
         )
 
 

@@ -6,7 +6,7 @@ back, or could not be loaded. When a trial is over, and by which figures, is up 
 
 from playground.store.database import Database, Row, now
 from playground.store.policies import NOT_GOOD, make_live
-from playground.store.votes import COUNTED, VOTES
+from playground.store.votes import BLIND, COUNTED, VOTES
 from playground.system.messages import Message, loads
 
 # conditions on a vote on a pair of two versions; ?1 is the one on trial, ?2 the other one
@@ -37,8 +37,8 @@ class Trials(Database):
         return row and {**row, "reason": loads(row["reason"]) if row["reason"] else None}
 
     def votes_on_trial(self, trial: Row, annotator: int | None = None) -> Row:
-        """Votes that count on pairs of a trial's two versions, since it began, of all people or of one. Of a pair that
-        was judged twice the first judge's vote alone.
+        """Votes that count, given blind (`BLIND`), on pairs of a trial's two versions, since it began, of all people or
+        of one.
 
         Keys: wins and losses of the version on trial, and ties, both bad among them.
         """
@@ -47,7 +47,7 @@ class Trials(Database):
             f"""select coalesce(sum({WON}), 0) as wins, coalesce(sum({LOST}), 0) as losses,
                   coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties
                 from {VOTES} join generation r on r.id = d.right_generation
-                where v.id > ?3 and d.repeats is null and {COUNTED} and {OF_BOTH} {whose}""",
+                where v.id > ?3 and {BLIND} and {COUNTED} and {OF_BOTH} {whose}""",
             trial["version"],
             trial["against"],
             trial["after_vote"],
@@ -55,12 +55,12 @@ class Trials(Database):
         )
 
     def decided_on_trial(self, trial: Row) -> list[Row]:
-        """The votes that count for one of a trial's two versions, since it began, oldest first. Keys: id;
-        annotator; won, whether the version on trial was preferred.
+        """The votes that count, given blind (`BLIND`), for one of a trial's two versions, since it began, oldest first.
+        Keys: id; annotator; won, whether the version on trial was preferred.
         """
         rows = self.rows(
             f"""select v.id, v.annotator, {WON} as won from {VOTES} join generation r on r.id = d.right_generation
-                where v.id > ?3 and d.repeats is null and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b')
+                where v.id > ?3 and {BLIND} and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b')
                 order by v.id""",
             trial["version"],
             trial["against"],
@@ -69,15 +69,15 @@ class Trials(Database):
         return [{**row, "won": bool(row["won"])} for row in rows]
 
     def people_of_trial(self, trial: Row, votes: int) -> int:
-        """How many people have given at least so many votes that count, on whatever pairs, since the trial before this
-        one began and until this one ended.
+        """How many people have given at least so many votes that count, since the trial before this one began, on
+        whatever pairs from before this one ended. Whoever changes a vote later has taken part all the same.
         """
         return int(
             self.one(
                 f"""select count(*) as n from (
                       select v.annotator from {VOTES}
                       where v.id > coalesce((select max(t.after_vote) from trial t where t.version < ?1), 0)
-                        and v.created <= coalesce(?2, v.created) and {COUNTED}
+                        and d.created <= coalesce(?2, d.created) and {COUNTED}
                       group by v.annotator having count(*) >= ?3)""",
                 trial["version"],
                 trial["ended"],

@@ -17,7 +17,7 @@ from playground.system.messages import Message
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 NOT_CURRENT = Message("This vote is not yours, or it was replaced. Reload the page.")
-GONE_ON = Message("The conversation has gone on since; this vote can no longer be changed.")
+GONE_ON = Message("The conversation has gone on since. A vote on this pair can be changed in the tab Data.")
 
 # The votes that count, wherever a number of votes is shown or compared: one for each pair and person, no skips, none
 # that an admin left out, nor of people whom an admin left out, on two replies that differ, in chats that were not
@@ -33,6 +33,9 @@ LAST_BASE = """coalesce(
     (select base_hash from base order by id desc limit 1),
     (select base_hash from generation order by id desc limit 1))"""
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
+# a comparison of versions that the person did not know; of a pair that was judged twice the first judge's alone. The
+# list of one's own votes names the versions, so a vote that was changed there is none, but trains as any other.
+BLIND = "d.repeats is null and v.changed is not 'list'"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
 
@@ -291,10 +294,11 @@ class Votes(Database):
             )
 
     def forecasts(self, last: int) -> tuple[int, int]:
-        """(hits, number of forecasts) of the newest `last` votes for A or B that had a forecast."""
+        """(hits, number of forecasts) of the newest `last` current votes for A or B that had a forecast."""
         row = self.one(
             """select coalesce(sum(hit), 0) as hits, count(*) as calls
-               from (select hit from forecast where hit is not null order by vote desc limit ?)""",
+               from (select f.hit from forecast f join vote v on v.id = f.vote
+                     where f.hit is not null and v.superseded_by is null order by f.vote desc limit ?)""",
             last,
         )
         return row["hits"], row["calls"]

@@ -39,13 +39,13 @@ class Watch(Database):
         return measured
 
     def forecast_history(self, last: int = 400) -> list[Row]:
-        """The newest votes for A or B that the reward model forecast before it learned from them.
+        """The newest current votes for A or B that the reward model forecast before it learned from them.
 
         Keys: vote, created, probability, hit.
         """
         return self._oldest_first(
             """select f.vote, v.created, f.probability, f.hit from forecast f join vote v on v.id = f.vote
-               where f.hit is not null order by f.vote desc limit ?""",
+               where f.hit is not null and v.superseded_by is null order by f.vote desc limit ?""",
             last,
         )
 

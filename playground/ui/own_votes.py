@@ -58,7 +58,10 @@ def carry_out(chat: Chat, annotator: int, wanted: OwnVote, translate: Words) -> 
     """Do it; returns what is said of it and the vote that is there now, if one is. Refused where it cannot be done."""
     if wanted.choice is not None:
         vote = chat.correct(annotator, wanted.vote, wanted.choice)
-        return translate("Your vote is changed: {choice}.", choice=translate(CHOICES[wanted.choice])), vote
+        choice = translate(CHOICES[wanted.choice])
+        if vote == wanted.vote:
+            return translate("Your vote was {choice} already; nothing was changed.", choice=choice), vote
+        return translate("Your vote is changed: {choice}.", choice=choice), vote
     learnt = chat.store.versions_of_votes([wanted.vote]).get(wanted.vote, [])
     chat.withdraw(annotator, wanted.vote)
     return f"{translate('Your vote is deleted.')} {_stays_text(learnt, translate)}".strip(), None
