@@ -12,6 +12,7 @@ import pytest
 from playground.chat.completing import CompletionRequest
 from playground.chat.refusals import Busy
 from playground.chat.session import Chat
+from playground.chat.views import View
 from playground.models.prompts import BadMessage
 from playground.people.keys import new_key
 from playground.web.completions import problem
@@ -374,6 +375,24 @@ def wait_until(holds):
     end = time.monotonic() + 10
     while not holds() and time.monotonic() < end:
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_turn_that_is_erased_as_soon_as_it_is_recorded_is_no_fault(site, key, monkeypatch, caplog, stream):
+    closed = []
+
+    def erased(*_):
+        try:
+            yield View("idle")
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(Chat, "complete", erased)
+    body, headers = {"model": "live", "messages": HELLO, "stream": stream}, {"authorization": f"Bearer {key}"}
+    answer = httpx.post(f"{site.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+    assert answer.status_code == 503 and "no longer there" in answer.json()["error"]["message"]
+    wait_until(lambda: closed)
+    assert closed and [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 def test_a_stream_of_erased_replies_ends_with_an_error(site, key, monkeypatch):

@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 STORE_PAUSE = 5.0  # seconds until the next look where the store cannot answer
 SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
-IDLE_SECONDS = 5.0  # without work, after which free memory goes back to the system
+# without work, after which free memory goes back to the system: the turns' own, then that of the threads that served them
+IDLE_SECONDS = (5.0, 15.0)
 CLOSE_SECONDS = 10  # that each thread has to end
 
 
@@ -189,9 +190,7 @@ class Engine:
             raise
 
     def _decode(self) -> None:
-        """The engine's thread: step while there is work, sleep while there is none. Once nobody has chatted for a
-        moment, what a crowd has left free in the heap goes back to the system.
-        """
+        """The engine's thread: step while there is work, sleep while there is none."""
         cores_in_use = None
         while not self._closing.is_set():
             self._work.clear()
@@ -201,13 +200,20 @@ class Engine:
                     threads.set_threads(cores)
                     cores_in_use = cores
                 working = self.step()
-            if not working and not self._work.wait(IDLE_SECONDS):
-                memory.trim()
-                self._work.wait()
+            if not working:
+                self._wait_for_work()
         with self._lock:
             left = self._running + self._waiting
         for stream in left:
             self._finish(stream)
+
+    def _wait_for_work(self) -> None:
+        """Sleep. What a crowd has left free in the heap goes back to the system meanwhile."""
+        for seconds in IDLE_SECONDS:
+            if self._work.wait(seconds):
+                return
+            memory.trim()
+        self._work.wait()
 
     def step(self) -> bool:
         """One pass of the engine's thread: admit waiting turns where there is room, prefill a part of one prompt, give

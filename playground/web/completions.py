@@ -156,8 +156,13 @@ class CompletionTurn:
         self._first: View
 
     async def begin(self) -> None:
-        """Wait until the turn is recorded. Refused and its like where it cannot be had."""
+        """Wait until the turn is recorded. Refused and its like where it cannot be had, Problem where it was erased as
+        soon as it was recorded.
+        """
         self._first = await anext(self._views)
+        if self._first.duel is None:
+            await self._views.aclose()
+            raise shapes.gone()
 
     async def whole(self, request: Request) -> dict[str, Any] | None:
         """The answer once both replies are complete. They are stopped, and there is none, where nobody waits for it any

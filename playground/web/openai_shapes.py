@@ -178,11 +178,16 @@ def duel_and_side(completion_id: str) -> tuple[int, int]:
 # -- answers
 
 
+def gone() -> Problem:
+    """What a request gets whose replies were erased meanwhile."""
+    return Problem(503, "The replies are no longer there. Send the request again.", "server_error")
+
+
 def finish(reply: Reply) -> str:
     """OpenAI's reason why a reply ended; Problem where the reply is not recorded, or not any more."""
     reason = FINISH.get(reply.finish_reason or "")
     if reason is None:
-        raise Problem(503, "The replies are no longer there. Send the request again.", "server_error")
+        raise gone()
     return reason
 
 
