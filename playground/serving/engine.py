@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 STORE_PAUSE = 5.0  # seconds until the next look where the store cannot answer
 SWITCH_SECONDS = 1e-4  # after which another thread lets the decoder go on, which asks a thousand times a step
-# without work, after which free memory goes back to the system: the turns' own, then that of the threads that served them
+# without work, after which free memory goes back to the system: the turns', then that of the threads that served them
 IDLE_SECONDS = (5.0, 15.0)
 CLOSE_SECONDS = 10  # that each thread has to end
 
