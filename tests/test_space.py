@@ -1,5 +1,7 @@
 """What the check of a Space's folder finds: in the head of its README, in its files, in its imports."""
 
+import itertools
+
 import pytest
 from argon2 import PasswordHasher
 
@@ -129,6 +131,7 @@ def made_by_nudge():
         ("a private key", "-----BEGIN RSA " + "PRIVATE KEY-----"),
         ("a private key", "-----BEGIN " + "PRIVATE KEY-----"),
     ],
+    ids=itertools.count(),  # the secrets differ in every process
 )
 def test_a_secret_is_named_and_not_shown(small, said, text):
     """Hashes of the users file and keys for programs were not found."""
