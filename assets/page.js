@@ -86,19 +86,28 @@
     refusedAt = null;
     document.querySelector("#notice .warning")?.getAnimations().forEach((animation) => animation.finish());
   };
-  // A prompt of the queue is new to its reader, and the panes have followed the replies to their end: once these are complete, both are read from the prompt on.
-  const FOLLOWED_SECONDS = 0.4;  // until Gradio has followed the last words
+  // A prompt of the queue is new to its reader, and the panes have followed the replies to their end: once these are complete, both are read from the prompt on,
+  // unless the reader scrolls. Gradio follows the last words a moment later.
+  const FOLLOWS_SECONDS = 2;
+  const fromPrompt = (pane) => {
+    const end = new AbortController();
+    const stop = () => end.abort();
+    const show = () => {
+      const prompt = [...pane.querySelectorAll(".user-row")].at(-1);
+      const away = prompt ? prompt.getBoundingClientRect().top - pane.getBoundingClientRect().top : 0;
+      if (away < 0) pane.scrollTop += away;
+    };
+    for (const name of ["wheel", "touchstart", "pointerdown", "keydown"]) pane.addEventListener(name, stop, { signal: end.signal, passive: true });
+    pane.addEventListener("scroll", show, { signal: end.signal });
+    setTimeout(stop, 1000 * FOLLOWS_SECONDS);
+    show();
+  };
   let lastStage = "";
   const reread = () => {
     const [before, now] = [lastStage, stage()];
     lastStage = now;
     if (before !== "streaming" || now !== "voting" || !document.querySelector(".skip-prompt")?.checkVisibility()) return;
-    setTimeout(() => {
-      for (const pane of document.querySelectorAll(".pane .bubble-wrap")) {
-        const prompt = [...pane.querySelectorAll(".user-row")].at(-1);
-        if (prompt) pane.scrollTop += prompt.getBoundingClientRect().top - pane.getBoundingClientRect().top;
-      }
-    }, 1000 * FOLLOWED_SECONDS);
+    document.querySelectorAll(".pane .bubble-wrap").forEach(fromPrompt);
   };
   const changed = (records) => {
     for (const record of records) {

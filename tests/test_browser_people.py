@@ -113,8 +113,8 @@ def test_a_prompt_of_the_queue_is_shown_from_its_beginning_once_it_is_answered(a
         const prompt = [...pane.querySelectorAll('.user-row')].at(-1);
         return prompt.getBoundingClientRect().top > pane.getBoundingClientRect().top - 2;
     })"""
-    page.wait_for_timeout(600)
-    assert page.evaluate(starts)
+    page.wait_for_timeout(600)  # Gradio has followed the last words
+    page.wait_for_function(starts)
 
 
 def test_a_viewer_has_nothing_to_send_with_and_is_refused_where_a_button_is_found(app, open_browser):
