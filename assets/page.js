@@ -88,7 +88,7 @@
   };
   // A prompt of the queue is new to its reader, and the panes have followed the replies to their end: once these are complete, both are read from the prompt on,
   // unless the reader scrolls. Gradio follows the last words a moment later.
-  const FOLLOWS_SECONDS = 2;
+  const FOLLOWS_SECONDS = 10;
   const fromPrompt = (pane) => {
     const end = new AbortController();
     const stop = () => end.abort();
@@ -106,8 +106,10 @@
   const reread = () => {
     const [before, now] = [lastStage, stage()];
     lastStage = now;
-    if (before !== "streaming" || now !== "voting" || !document.querySelector(".skip-prompt")?.checkVisibility()) return;
-    document.querySelectorAll(".pane .bubble-wrap").forEach(fromPrompt);
+    if (before === "voting" || now !== "voting") return;
+    setTimeout(() => {  // the buttons of the queue are shown by then
+      if (document.querySelector(".skip-prompt")?.checkVisibility()) document.querySelectorAll(".pane .bubble-wrap").forEach(fromPrompt);
+    }, 1000 * SEEN_SECONDS);
   };
   const changed = (records) => {
     for (const record of records) {
