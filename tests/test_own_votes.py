@@ -112,7 +112,7 @@ def test_a_gesture_that_is_none_is_not_one_of_ones_own_either(tab, me, decision)
     assert current(tab) == [(1, "a")]
 
 
-def test_a_vote_in_a_deleted_chat_a_replaced_one_and_one_of_a_viewer_stay_as_they_are(tab, me, monkeypatch):  # noqa: F811
+def test_a_vote_of_a_deleted_chat_a_replaced_one_and_a_viewers_stay_as_they_are(tab, me, monkeypatch):  # noqa: F811
     row, vote = say(tab.store, me, "Hello")
     changed = tab.store.vote(row["id"], me, "b", row["right"]["message"])
     assert "notice warning" in mine(tab, f"delete {vote}")[tab.notice.html], "it was replaced"
