@@ -9,6 +9,7 @@ from tests.oidc_provider import CLIENT, SECRET, FakeProvider
 from tests.tiny import tiny_folder
 
 pytestmark = MARKS
+LONG_PROMPT = "Which of these words is the odd one out, and why do you think so? " * 6
 CHEAP = Hasher(Cost(2, 1, 1))
 
 
@@ -33,12 +34,14 @@ def provider():
 @pytest.fixture(scope="module")
 def app(tmp_path_factory, provider):
     folder = tmp_path_factory.mktemp("team")
-    for name, role in {"ann": "annotator", "vic": "viewer"}.items():
+    for name, role in {"ann": "annotator", "lee": "annotator", "vic": "viewer"}.items():
         hashed = CHEAP.hash(f"the password of {name}")
         UsersFile(folder / "users").change(lambda content, n=name, r=role, h=hashed: content.with_user(n, r, h))
     plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32", "--people.users", folder / "users")
     by_provider = {"issuer": provider.issuer, "client-id": CLIENT, "client-secret": SECRET, "name": "Acme"}
     plain += tuple(word for name, value in by_provider.items() for word in (f"--oidc.{name}", value))
+    (folder / "prompts.txt").write_text("\n".join(f"{LONG_PROMPT} {i}" for i in range(4)))
+    plain += ("--queue.prompts", folder / "prompts.txt")
     app = TeamApp(folder, *plain, "--oidc.allowed", "*", model=tiny_folder(folder / "model"), tokens=40)
     yield app
     app.stop()
@@ -97,6 +100,21 @@ def test_an_annotator_signs_in_on_a_phone_without_scripts_first_and_out_again(ap
     other.wait_for_selector("#account-note:has-text('You are signed out.')")
     other.click("#account-note a")
     other.wait_for_url("**/sign-in")
+
+
+def test_a_prompt_of_the_queue_is_shown_from_its_beginning_once_it_is_answered(app, open_browser):
+    """On a phone the panes had followed the replies, and nobody saw what had been asked."""
+    page = open_browser(width=390)
+    page.goto(app.url)
+    sign_in(page, "lee", "the password of lee")
+    page.click("#next-prompt:visible")
+    wait_for_vote(page)
+    starts = """[...document.querySelectorAll('.pane .bubble-wrap')].every((pane) => {
+        const prompt = [...pane.querySelectorAll('.user-row')].at(-1);
+        return prompt.getBoundingClientRect().top > pane.getBoundingClientRect().top - 2;
+    })"""
+    page.wait_for_timeout(600)  # Gradio has followed the last words
+    page.wait_for_function(starts)
 
 
 def test_a_viewer_has_nothing_to_send_with_and_is_refused_where_a_button_is_found(app, open_browser):
