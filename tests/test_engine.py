@@ -405,15 +405,15 @@ def test_the_layers_of_a_version_that_is_gone_serve_the_next_and_carry_nothing_o
 
 
 def test_what_is_free_goes_back_once_nobody_has_chatted_for_a_moment(site, monkeypatch):
-    trims = []
+    releases = []
     site.start()
     monkeypatch.setattr(engine, "IDLE_SECONDS", (0.05, 0.1))
-    monkeypatch.setattr(engine.memory, "trim", lambda: trims.append(site.running))
+    monkeypatch.setattr(engine.memory, "release", lambda: releases.append(site.running))
     try:
         for _ in range(2):
-            trims.clear()
+            releases.clear()
             assert site.duel(PROMPT, [1, 2], SAMPLED).finished.wait(30)
             time.sleep(0.5)
-            assert trims == [0, 0], "twice after the turn, and not again while nobody comes"
+            assert releases == [0, 0], "twice after the turn, and not again while nobody comes"
     finally:
         site.close()

@@ -208,11 +208,11 @@ class Engine:
             self._finish(stream)
 
     def _wait_for_work(self) -> None:
-        """Sleep. What a crowd has left free in the heap goes back to the system meanwhile."""
+        """Sleep. What a crowd has left goes back to the system meanwhile."""
         for seconds in IDLE_SECONDS:
             if self._work.wait(seconds):
                 return
-            memory.trim()
+            memory.release()
         self._work.wait()
 
     def step(self) -> bool:
