@@ -33,9 +33,9 @@ LAST_BASE = """coalesce(
     (select base_hash from base order by id desc limit 1),
     (select base_hash from generation order by id desc limit 1))"""
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
-# a comparison of versions that the person did not know; of a pair that was judged twice the first judge's alone. The
-# list of one's own votes names the versions, so a vote that was changed there is none, but trains as any other.
-BLIND = "d.repeats is null and v.changed is not 'list'"
+# a comparison of versions that the person did not know; of a pair that was judged twice the first judge's alone. A vote
+# shows which version wrote what, so one in the place of another is none, but trains as any other.
+BLIND = "d.repeats is null and v.changed is null"
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
 
