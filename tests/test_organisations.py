@@ -72,6 +72,39 @@ def test_what_could_let_nobody_in_is_told_at_the_start(changes, said, space):
         checked_secret(space(**changes).oidc)
 
 
+@pytest.mark.parametrize("name", ["NUDGE_OIDC_ALLOWED", "NUDGE_OIDC_ADMINS"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("group:", "group:acme/", "group:acme/writer", "group:acme/Admin", "group:/admin", "group:acme/admin/x"),
+        *("group:Acme Inc", "group: acme", "group:acme:admin", "group:id=", "group:ID=5f0c", "group:" + 101 * "a"),
+    ],
+)
+def test_a_group_that_the_hub_never_says_is_told_at_the_start(entry, name, space):
+    with pytest.raises(SettingsError, match=rf"got '{entry}'; accepted .* group:id=ID .* /read, /contributor, /write,"):
+        checked_secret(space(**{name: f"user:ann, {entry}"}).oidc)
+
+
+@pytest.mark.parametrize("role", ["", "/read", "/contributor", "/write", "/admin"])
+@pytest.mark.parametrize("group", ["acme", "Acme-2.x_y", f"id={ACME}"])
+def test_each_form_of_a_group_is_accepted_and_lets_its_member_in(group, role, space):
+    oidc = space(NUDGE_OIDC_ALLOWED=f"user:ann, group:{group}{role}", NUDGE_OIDC_ADMINS="*").oidc
+    assert checked_secret(oidc) == SECRET
+    name = "acme" if "=" in group else group
+    assert f"{group}{role}" in groups_of([organisation(name, ACME, role.removeprefix("/") or "read")])
+
+
+def test_groups_of_another_provider_have_any_name(space):
+    allowed = "group:Acme Inc, group:/a/b"
+    oidc = space(
+        NUDGE_OIDC_ISSUER="https://id.example",
+        NUDGE_OIDC_CLIENT_ID="x",
+        NUDGE_OIDC_CLIENT_SECRET="own",
+        NUDGE_OIDC_ALLOWED=allowed,
+    ).oidc
+    assert checked_secret(oidc) == "own"
+
+
 @pytest.mark.parametrize(
     ("orgs", "said"),
     [
