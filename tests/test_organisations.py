@@ -138,6 +138,30 @@ def test_a_role_that_is_not_said_or_not_enough_is_told(space):
     assert why_not("write") is None
 
 
+NO_ROLE = "ann has been given no role here"
+
+
+@pytest.mark.parametrize(
+    ("changes", "orgs", "said"),
+    [
+        ({"ALLOWED": "*", "ADMINS": "group:acme"}, [], NO_ROLE),
+        ({"ALLOWED": "*", "ADMINS": "group:acme"}, [organisation("other", OTHER, "admin")], NO_ROLE),
+        ({"ALLOWED": "group:acme", "ADMINS": "group:other"}, [organisation("acme", ACME, "write")], NO_ROLE),
+        ({"ALLOWED": "user:ann", "ROLE_CLAIM": "orgs"}, [organisation("acme", ACME, "admin")], NO_ROLE),
+        ({"ALLOWED": "user:ann, group:acme", "ROLE_CLAIM": "orgs"}, [], NO_ROLE),
+        ({"ALLOWED": "*, group:acme/write"}, [organisation("acme", ACME, "read")], NO_ROLE),
+        ({"ALLOWED": "group:acme", "ROLE_CLAIM": "orgs"}, [organisation("acme", ACME)], "what your role in acme is"),
+        ({"ALLOWED": "*", "ADMINS": "group:acme"}, [organisation("acme", ACME, pendingSSO=True)], "single sign-on"),
+        ({"ALLOWED": "user:bob", "ADMINS": "group:acme"}, [], "ann is in no organisation that may come in here"),
+        ({"ALLOWED": "user:bob"}, [], "ann may not come in here"),
+    ],
+)
+def test_who_is_let_in_without_a_role_is_told_that_it_is_the_role(changes, orgs, said, space):
+    oidc = space(NUDGE_OIDC_ROLE="none", **{f"NUDGE_OIDC_{name}": value for name, value in changes.items()}).oidc
+    person = person_of({**hub_claims("ann", *orgs), "sub": "1"}, oidc)
+    assert person.role is None and said in str(person.why_not)
+
+
 def test_a_network_or_a_token_that_an_organisation_does_not_like_keeps_no_member_out():
     assert "acme" in groups_of([organisation("acme", ACME, securityRestrictions=["ip", "token-policy"])])
     many = [organisation(f"o{number}", OTHER) for number in range(MOST)]
