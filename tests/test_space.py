@@ -127,6 +127,15 @@ def made_by_nudge():
         ("a token of Hugging Face", "token hf_" + "a1" * 17),
         ("a key of AWS", "AKIA" + "A1" * 8),
         ("the value of a secret", "AWS_SECRET_ACCESS_KEY=" + "aB/1" * 10),
+        ("the value of a secret", "python app.py --oidc.client-secret=" + "s3cret" * 4),
+        ("the value of a secret", "python app.py --oidc.client-secret " + "s3cret" * 4),
+        ("the value of a secret", '["app.py", "--metrics.token", "' + "s3cret" * 4 + '"]'),
+        ("the value of a secret", "client_secret = '" + "secret" * 4 + "'"),
+        ("the value of a secret", "  client-secret: " + "s3cret" * 4),
+        ("a key of another provider", "api_key = 'sk-" + "a1" * 10 + "'"),
+        ("a key of another provider", "sk-" + "proj-" + "a1_" * 20),
+        ("a password in an address", "git clone https://ann" + ":secret@git.example/nudge"),
+        ("a password in an address", "redis://" + ":s3cret@127.0.0.1:6379"),
         ("a token of GitHub", "ghp_" + "a1" * 18),
         ("a private key", "-----BEGIN RSA " + "PRIVATE KEY-----"),
         ("a private key", "-----BEGIN " + "PRIVATE KEY-----"),
@@ -152,6 +161,11 @@ def test_a_secret_is_named_and_not_shown(small, said, text):
         "HF_TOKEN=",
         "http://127.0.0.1:7860/admin/…",
         "user:NAME:ROLE:ID:HASH",
+        "--oidc.client-secret=… or --oidc.client-secret-file /run/secrets/client",
+        "`--oidc.client-secret`, `--metrics.token` are secrets",
+        "client_secret = settings.oidc.client_secret",
+        "a task-" + "with-a-name-of-many-characters, sk-short",
+        "https://$USER:$PASSWORD@nudge.example, https://ann@nudge.example:80/a@b, http://127.0.0.1:7860/@ann",
     ],
 )
 def test_what_documents_say_of_secrets_is_none(small, text):
@@ -164,12 +178,26 @@ def test_what_documents_say_of_secrets_is_none(small, text):
     [
         *(".env", "deploy/nudge.env", "users", "users.txt", "deploy/users", "users.lock", "nudge.db", "nudge.db-wal"),
         *("deploy/tls/privkey.pem", "nudge.token", "id_ed25519", ".netrc"),
+        *(
+            ".env.local",
+            "deploy/.env.production",
+            "nudge.env.local",
+            "nudge.db.gz",
+            "backups/nudge.db.bak",
+            "tls.key.zip",
+        ),
     ],
 )
 def test_a_private_file_is_named(small, name):
     (small / name).parent.mkdir(parents=True, exist_ok=True)
     (small / name).touch()
     assert list(space_checks.secret_problems(small, space_checks.files(small))) == [f"{name} is no file for others"]
+
+
+@pytest.mark.parametrize("name", [".env.example", "environment.py", "nudge.dbs", "keys.py", "a.tar.gz"])
+def test_a_file_for_everybody_is_none(small, name):
+    (small / name).touch()
+    assert list(space_checks.secret_problems(small, space_checks.files(small))) == []
 
 
 def test_a_large_file_is_named(small):

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TextIO
 
+from playground.data.arrow_sizes import BYTES_OF_VALUE, UnknownKind, leaves, unpacked_bytes
+
 Row = Mapping[str, Any]
 
 MOST_BYTES = 4 << 20  # of a row
 MOST_JSON = 64 << 20  # bytes of a file that is one JSON array, which is read as a whole
 BATCH = 500  # most rows of Parquet at once
 MOST_GROUP = 1 << 30  # bytes of a group of rows of Parquet, unpacked, as the file says
-BYTES_OF_VALUE = 8  # what a value takes at least, be it null
 MOST_COLUMNS = 2000  # of CSV, whose short rows are filled up to all of them
 
 
@@ -220,7 +221,7 @@ def _parquet(path: Path) -> Numbered:
     module = importlib.import_module("pyarrow.parquet")
     try:
         metadata = module.read_metadata(path)
-        file = module.ParquetFile(path, metadata=metadata, read_dictionary=_columns_of_text(metadata.schema))
+        file = module.ParquetFile(path, metadata=metadata, read_dictionary=_columns_of_text(metadata))
     except Exception as error:  # pyarrow's own kinds
         raise CannotRead(f"{path}: this is not a Parquet file.") from error
     with file:
@@ -232,38 +233,91 @@ def _parquet(path: Path) -> Numbered:
             before = max(number, before + file.metadata.row_group(group).num_rows)
 
 
-def _columns_of_text(schema: Any) -> list[str]:
+def _columns_of_text(metadata: Any) -> list[str]:
     """The columns whose texts are read as a dictionary: one that many rows share takes its memory once, as in the
-    file. Otherwise a file of 500 bytes unpacks to gigabytes.
+    file. Otherwise a file of 500 bytes unpacks to gigabytes. pyarrow does so with no column of a DELTA encoding.
     """
-    columns = [schema.column(i) for i in range(len(schema))]
+    columns = [metadata.schema.column(i) for i in range(len(metadata.schema))]
     texts = ("STRING", "JSON", "ENUM", "NONE")
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    encodings = [{name for group in groups for name in group.column(i).encodings} for i in range(len(columns))]
     return [
-        column.path for column in columns if column.physical_type == "BYTE_ARRAY" and column.logical_type.type in texts
+        column.path
+        for column, names in zip(columns, encodings, strict=True)
+        if column.physical_type == "BYTE_ARRAY" and column.logical_type.type in texts
+        if not any("DELTA" in name for name in names)
     ]
 
 
 def _parquet_group(file: Any, group: int) -> Iterator[Row | BadRow]:
     """The rows of a group. Where it is damaged or too large, one BadRow stands for the rest of it."""
-    facts = file.metadata.row_group(group)
-    values = sum(facts.column(i).num_values for i in range(facts.num_columns))
-    if max(facts.total_byte_size, BYTES_OF_VALUE * values) > MOST_GROUP:
-        yield BadRow(f"its group of rows has more than {MOST_GROUP >> 20} MB; write smaller groups")
+    expanding = _expanding_columns(file)
+    if problem := _too_large(file, group, expanding):
+        yield problem
         return
-    mean = facts.total_byte_size // max(1, facts.num_rows)
-    at_once = max(1, min(BATCH, 8 * MOST_BYTES // max(1, mean)))
-    try:
-        for batch in file.iter_batches(batch_size=at_once, row_groups=[group]):
-            yield from _parquet_batch(batch)
-    except Exception:  # pyarrow's own kinds, OSError and ValueError among them
-        yield BadRow("the file is damaged here: the rest of this group of rows cannot be read")
+    facts = file.metadata.row_group(group)
+    mean = max(facts.total_byte_size, _fixed_bytes(file, group)) // max(1, facts.num_rows)
+    at_once = 1 if expanding else max(1, min(BATCH, 8 * MOST_BYTES // max(1, mean)))
+    batches = file.iter_batches(batch_size=at_once, row_groups=[group])
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception:  # pyarrow's own kinds, OSError and ValueError among them
+            yield BadRow("the file is damaged here: the rest of this group of rows cannot be read")
+            return
+        if batch is None:
+            return
+        yield from _parquet_batch(batch)
+
+
+def _expanding_columns(file: Any) -> list[int]:
+    """The columns of texts that are not read as a dictionary, whatever was asked: of a DELTA encoding, or of a kind of
+    Arrow's own, such as its JSON. There a few bytes of the file may be a long text.
+    """
+    types, schema = pyarrow().types, file.metadata.schema
+    kinds = [kind for field in file.schema_arrow for kind in leaves(field.type)]
+    return [
+        i
+        for i in range(len(schema))
+        if schema.column(i).physical_type == "BYTE_ARRAY"
+        if len(kinds) != len(schema) or not types.is_dictionary(kinds[i])
+    ]
+
+
+def _too_large(file: Any, group: int, expanding: list[int]) -> BadRow | None:
+    facts = file.metadata.row_group(group)
+    if max(facts.total_byte_size, _fixed_bytes(file, group)) > MOST_GROUP:
+        return BadRow(f"its group of rows has more than {MOST_GROUP >> 20} MB; write smaller groups")
+    for i in expanding:  # one that is in no list is bounded by reading it row by row
+        column = facts.column(i)
+        in_lists = file.metadata.schema.column(i).max_repetition_level > 0
+        if in_lists and column.num_values * column.total_uncompressed_size > MOST_GROUP:
+            return BadRow(
+                f"its group of rows may unpack to more than {MOST_GROUP >> 20} MB, since texts in lists are encoded as "
+                "DELTA or of an Arrow kind of their own; write them as plain texts in a dictionary"
+            )
+    return None
+
+
+def _fixed_bytes(file: Any, group: int) -> int:
+    """What the values of a group take at least; those of a fixed length take it each, also where they are null or the
+    file has one for all.
+    """
+    facts, schema = file.metadata.row_group(group), file.metadata.schema
+    widths = [max(BYTES_OF_VALUE, schema.column(i).length) for i in range(len(schema))]
+    return sum(width * facts.column(i).num_values for i, width in enumerate(widths))
 
 
 def _parquet_batch(batch: Any) -> Iterator[Row | BadRow]:
-    may_be_long = sum(map(_unpacked_bytes, batch.columns)) > MOST_BYTES
+    try:
+        may_be_long = sum(map(unpacked_bytes, batch.columns)) > MOST_BYTES
+    except UnknownKind as error:
+        reason = f"the row has a column of the Arrow kind {error}, which is not read here"
+        yield from (BadRow(reason) for _ in range(batch.num_rows))
+        return
     for place in range(batch.num_rows):
         one = batch.slice(place, 1)
-        if may_be_long and sum(map(_unpacked_bytes, one.columns)) > MOST_BYTES:
+        if may_be_long and sum(map(unpacked_bytes, one.columns)) > MOST_BYTES:
             yield too_long()
             continue
         try:
@@ -271,28 +325,6 @@ def _parquet_batch(batch: Any) -> Iterator[Row | BadRow]:
         except Exception:  # a text that is not UTF-8, a time that Python does not have
             row = BadRow("the row has a value that cannot be read")
         yield row
-
-
-def _unpacked_bytes(values: Any) -> int:
-    """Bytes of an Arrow array once each of its values has a text of its own."""
-    types = pyarrow().types
-    kind = values.type
-    if types.is_dictionary(kind):
-        compute = importlib.import_module("pyarrow.compute")
-        if not _is_text(kind.value_type):
-            return int(values.nbytes)
-        lengths = compute.binary_length(values.dictionary)
-        return int(values.indices.nbytes + (compute.sum(lengths.take(values.indices)).as_py() or 0))
-    if types.is_struct(kind):
-        return sum(map(_unpacked_bytes, values.flatten()))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
-        return _unpacked_bytes(values.flatten())
-    return int(values.nbytes)
-
-
-def _is_text(kind: Any) -> bool:
-    types = pyarrow().types
-    return any(is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_binary))
 
 
 def pyarrow() -> Any:

@@ -9,6 +9,8 @@ YEARS = range(1970, 9000)
 # the year first, or day and month as full stops order them; with strokes and the year last nobody knows which is which
 YEAR_FIRST = re.compile(r"(\d{4})([-/.]|年)(\d{1,2})(?:\2|月)(\d{1,2})日?(?=$|[T\s])", re.ASCII)
 DAY_FIRST = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T\s])", re.ASCII)
+# Python takes any character for the one before the hour, also the + of a zone, and a week for its Monday
+DAY_OF_ISO = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})($|[Tt_\s])", re.ASCII)
 ONE_DIGIT_HOUR = re.compile(r"(?<=[T\s])(?=\d:)", re.ASCII)
 
 
@@ -20,6 +22,8 @@ def stored(text: str, end: bool = False) -> str:
     if len(text) > MOST_CHARS:
         raise ValueError
     text = _iso(text)
+    if not DAY_OF_ISO.match(text):
+        raise ValueError
     time = datetime.fromisoformat(text)
     if time.year not in YEARS:
         raise ValueError
