@@ -10,8 +10,8 @@ import pytest
 from playground.data import export, files, importing
 from playground.data.__main__ import main
 from playground.data.columns import record_of
-from playground.data.files import BadRow, CannotRead
 from playground.data.records import JudgedPair
+from playground.data.rows import BadRow, CannotRead
 from playground.store import ImportedRow, Origin, Store
 from tests.stores import store  # noqa: F401 (fixture)
 from tests.test_data_export import HELLO, rows, said, say

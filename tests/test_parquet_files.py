@@ -2,8 +2,8 @@
 
 import pytest
 
-from playground.data import files
-from playground.data.files import BadRow
+from playground.data import files, parquet
+from playground.data.rows import BadRow
 
 pa = pytest.importorskip("pyarrow", reason="Parquet needs `pip install pyarrow`")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -138,4 +138,4 @@ def test_texts_in_lists_that_may_unpack_to_more_than_memory_are_refused(written,
 def test_a_kind_whose_size_is_not_known_is_refused():
     batch = pa.RecordBatch.from_arrays([compute.run_end_encode(pa.array(["secret name"] * 2))], ["b"])
     reason = "the row has a column of the Arrow kind run_end_encoded, which is not read here"
-    assert [str(row) for row in files._parquet_batch(batch)] == [reason] * 2
+    assert [str(row) for row in parquet._batch(batch)] == [reason] * 2

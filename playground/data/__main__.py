@@ -14,8 +14,8 @@ from pathlib import Path
 from playground.data import columns, export, import_command, importing, quality, queue_report, times, writers
 from playground.data.card import undecided_file
 from playground.data.export import Export
-from playground.data.files import CannotRead
 from playground.data.import_command import counted
+from playground.data.rows import CannotRead
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
 from playground.system import pushing

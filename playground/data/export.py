@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from playground.data import files, formats, writers
+from playground.data import formats, parquet, writers
 from playground.data.card import Tally, card
-from playground.data.files import CannotRead
 from playground.data.progress import Progress
 from playground.data.records import UNDECIDED, Demonstration, Imported, JudgedPair, Prompt, Record, Thumb
+from playground.data.rows import CannotRead
 from playground.store import Filters, Row, Store
 from playground.store.filters import ALL
 
@@ -56,7 +56,7 @@ def write(store: Store, export: Export, out: Path) -> Tally:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CannotRead(f"{out} is not an empty folder. Pass a new one with --out.")
     if export.file_type == "parquet":
-        files.pyarrow()  # before anything is written
+        parquet.pyarrow()  # before anything is written
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     tally = Tally()
     names = []

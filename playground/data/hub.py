@@ -17,8 +17,8 @@ from huggingface_hub.errors import HfUriError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import HfUri, parse_hf_uri
 
-from playground.data import columns, files
-from playground.data.files import BadRow, CannotRead, Numbered, Row
+from playground.data import columns, files, parquet
+from playground.data.rows import BadRow, CannotRead, Numbered, Row
 from playground.store import Origin
 from playground.system import hub
 from playground.system.messages import UserFacingError
@@ -139,7 +139,7 @@ def find(where: str, split: str | None = None) -> Dataset:
         commit, found = _data_files(api, address, str(info.sha))
     chosen = _of_split(address, found, split)
     if chosen[0].path.endswith(PARQUET):
-        files.pyarrow()  # before anything is downloaded
+        parquet.pyarrow()  # before anything is downloaded
     _check_size(address.id, chosen[0])
     return Dataset(address.id, commit, license, chosen)
 

@@ -5,8 +5,8 @@ import threading
 from dataclasses import dataclass, field, replace
 
 from playground.data import hub, importing
-from playground.data.files import CannotRead
 from playground.data.importing import Report
+from playground.data.rows import CannotRead
 from playground.store import Store
 from playground.system.messages import Message, UserFacingError, plain
 from playground.system.safe_logging import describe_error

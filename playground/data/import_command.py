@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from playground.data import hub, importing
-from playground.data.files import CannotRead
 from playground.data.progress import Progress
+from playground.data.rows import CannotRead
 from playground.store import Store
 
 SOME_BAD = 3  # exit code

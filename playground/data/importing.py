@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from playground.data import columns, files
-from playground.data.files import BadRow, Row
 from playground.data.hub import Dataset
+from playground.data.rows import BadRow, Row
 from playground.store import ImportedRow, Origin, Store
 
 BATCH = 200  # rows in a transaction

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from playground.data import columns, files, hub
-from playground.data.files import BadRow, CannotRead
 from playground.data.records import Prompt
+from playground.data.rows import BadRow, CannotRead, Numbered, Row
 from playground.settings import Settings, SettingsError
 from playground.store import QueuedPrompt, Store
 
@@ -68,7 +68,7 @@ def _prompts(store: Store, settings: Settings) -> Iterator[QueuedPrompt]:
 def _records(store: Store, settings: Settings) -> Iterator[Prompt]:
     source = settings.queue.prompts
     if source.startswith(IMPORTED):
-        rows: files.Numbered = enumerate(store.imported_of(source.removeprefix(IMPORTED)), 1)
+        rows: Numbered = enumerate(store.imported_of(source.removeprefix(IMPORTED)), 1)
     elif hub.is_address(source):
         rows = hub.find(source).rows()
     else:
@@ -85,7 +85,7 @@ def _records(store: Store, settings: Settings) -> Iterator[Prompt]:
         log.warning("%s: %d rows are left out of the prompt queue", source, bad)
 
 
-def _record(row: files.Row | BadRow, message_chars: int) -> Prompt:
+def _record(row: Row | BadRow, message_chars: int) -> Prompt:
     """The prompt of a row: of a pair or a demonstration the chat that was answered."""
     if isinstance(row, BadRow):
         raise row

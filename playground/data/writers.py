@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from playground.data.files import BATCH, Row, pyarrow
+from playground.data.parquet import BATCH, pyarrow
+from playground.data.rows import Row
 
 PRIVATE = 0o600
 
