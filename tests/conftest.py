@@ -45,28 +45,39 @@ def drawn_alike(request, monkeypatch):
     monkeypatch.setattr(random, "SystemRandom", lambda: random.Random(seed))
 
 
-# Files that take longest, the longest first. They begin first, so that two processes end at about the same time.
+# Files that take longest, the longest first. They begin first, so that all processes end at about the same time.
 SLOW = (
     "test_browser_gestures",
-    "test_app",
     "test_browser_loop",
-    "test_types",
-    "test_benchmarks",
-    "test_worker",
-    "test_selftest",
-    "test_browser",
     "test_browser_shown",
-    "test_browser_languages",
+    "test_app",
     "test_loop",
-    "test_hf_jobs",
-    "test_simulate",
-    "test_browser_data",
+    "test_selftest",
     "test_pages_benchmark",
-    "test_round_commands",
+    "test_gpu_benchmark",
+    "test_benchmarks",
+    "test_browser_languages",
+    "test_types",
+    "test_worker",
+    "test_browser_order",
+    "test_browser",
+    "test_browser_data",
+    "test_hf_jobs",
     "test_browser_admins",
-    "test_browser_versions",
     "test_ppo",
+    "test_round",
+    "test_waiting",
+    "test_browser_first_chat",
+    "test_round_commands",
+    "test_early_votes",
+    "test_browser_people",
     "test_reward",
+    "test_allowlist",
+    "test_comparing",
+    "test_quick_imports",
+    "test_provider_sign_in",
+    "test_zero_gpu",
+    "test_rounds_in_a_row",
 )
 
 

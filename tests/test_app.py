@@ -20,6 +20,7 @@ from tests.test_loop import wait_until
 from tests.tiny import tiny_folder
 
 ROOT = Path(__file__).resolve().parent.parent
+AT_ONCE = ("--port", 0, "--threads", 1, "--dtype", "float32", "--decode-format", "float32")  # nothing to measure first
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_pat
 
 
 def test_below_a_path_it_says_the_whole_address_and_the_admin_link_outlives_a_restart(folder, tmp_path):
-    command = ("--model", folder, "--port", 0, "--threads", 1, "--no-worker", "--root-path", "/nudge")
+    command = ("--model", folder, *AT_ONCE, "--no-worker", "--root-path", "/nudge")
     with httpx.Client() as browser:
         for start_number in (1, 2):
             process = start(tmp_path, *command, popen=subprocess.Popen)
@@ -151,7 +152,7 @@ def test_a_worker_ends_with_a_server_that_is_killed(folder, tmp_path, busy):
     if busy:
         store = Store(tmp_path / "data" / "nudge.db")
         store.request_round()
-    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1, popen=subprocess.Popen)
+    process = start(tmp_path, "--model", folder, *AT_ONCE, popen=subprocess.Popen)
     try:
         address(process)
         worker = worker_of(process)
