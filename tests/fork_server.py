@@ -19,8 +19,6 @@ import threading
 import time
 from pathlib import Path
 
-from playground.system import memory
-
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {str(ROOT / "app.py"), str(ROOT / "tests" / "paced_app.py")}
 MODULES = {"training.worker", "training.round_slice", "training.job", "training.simulate", "tests.crashing_worker"}
@@ -178,6 +176,8 @@ def import_all():
     """Import what the programs import, but for their own files; without pyarrow, which only tests install: pandas would
     import it, and it starts a thread.
     """
+    from playground.system import memory
+
     sys.modules["pyarrow"] = None
     for name in IMPORTED:
         importlib.import_module(name)
