@@ -289,12 +289,13 @@ def run(settings: EngineSettings, log: Log = print) -> list[Row]:
         settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings))
     )
     rows = [
+        report.instruction_sets(),
         report.row(
             f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two "
             "replies",
             choice.milliseconds,
             "ms",
-        )
+        ),
     ]
     with tempfile.TemporaryDirectory() as folder:
         site = Site(settings, folder, base, tokenizer)

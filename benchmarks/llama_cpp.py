@@ -1,4 +1,4 @@
-"""llama.cpp as the engine's peer: in an environment of its own, on the very GGUF that the embedded model comes from."""
+"""llama.cpp as the engine's peer, in an environment of its own."""
 
 import os
 import sys
@@ -6,11 +6,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import peer
 from playground.models import sources
 
 NAME, PINS = "llama.cpp", ["llama-cpp-python==0.3.36"]
-SCRIPT = peer.ROOT / "benchmarks" / "peers" / "llama_slots.py"
+SCRIPTS = peer.ROOT / "benchmarks" / "peers"
 
 
 def gguf(settings):
@@ -26,17 +28,36 @@ def gguf(settings):
     return str(file.absolute())
 
 
-def run(settings, prompts, tokens, repeats, log=print):
-    """What each repetition took: a sequence for each of `prompts` (token ids), all of `tokens` tokens, in one batch.
+def run(settings, prompts, tokens, repeats, log=print, model=None):
+    """What each repetition took: a sequence for each of `prompts` (token ids), all of `tokens` tokens, in one batch, by
+    the GGUF `model`, or where none is named by the embedded model's.
 
     Keys: seconds; first: until the first sequence's first token; both: until every sequence has one.
     """
     job = {
-        "gguf": gguf(settings),
+        "gguf": str(model or gguf(settings)),
         "prompts": prompts,
         "tokens": tokens,
         "threads": settings.threads,
         "repeats": repeats,
     }
-    interpreter = peer.python(settings, NAME, PINS, log)
-    return peer.run_job([interpreter, SCRIPT], job, settings.threads)
+    return _side(settings, "llama_slots.py", job, log)
+
+
+def quantise(settings, source, target, number_format, log=print):
+    """Write the GGUF `source` in a smaller number format, such as Q4_1, to `target`."""
+    job = {"source": str(source), "target": str(target), "type": number_format, "threads": settings.threads}
+    _side(settings, "llama_quantise.py", job, log)
+
+
+def next_token(settings, model, prompt, log=print):
+    """Logits (vocabulary,) of the GGUF `model` after the prompt (token ids), as an array of numpy."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "logits.npy"
+        job = {"gguf": str(model), "prompt": prompt, "threads": settings.threads, "file": str(file)}
+        _side(settings, "llama_next_token.py", job, log)
+        return np.load(file)
+
+
+def _side(settings, script, job, log):
+    return peer.run_job([peer.python(settings, NAME, PINS, log), SCRIPTS / script], job, settings.threads)

@@ -13,6 +13,7 @@ from benchmarks.report import Log
 from playground.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+STAMP = "pins.txt"  # in an environment: what was installed into it
 
 
 class SideFailed(Exception):
@@ -29,14 +30,24 @@ def python(settings: Settings, name: str, pins: Sequence[str], log: Log = print)
     """The interpreter of DATA/benchmarks/NAME; made again where the stamp does not say that just these pins
     are in it.
     """
-    folder = (settings.data_dir / "benchmarks" / name).absolute()
-    interpreter, stamp = folder / "bin" / "python", folder / "pins.txt"
-    if not stamp.exists() or stamp.read_text() != "\n".join(pins):
+    folder = _folder(settings, name)
+    interpreter = folder / "bin" / "python"
+    if not is_made(settings, name, pins):
         log(f"making {folder} with {', '.join(pins)}")
         venv.create(folder, with_pip=True, clear=True)
         run([interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins], os.environ)
-        stamp.write_text("\n".join(pins))
+        (folder / STAMP).write_text("\n".join(pins))
     return interpreter
+
+
+def is_made(settings: Settings, name: str, pins: Sequence[str]) -> bool:
+    """Whether `python` has made this environment before."""
+    stamp = _folder(settings, name) / STAMP
+    return stamp.exists() and stamp.read_text() == "\n".join(pins)
+
+
+def _folder(settings: Settings, name: str) -> Path:
+    return (settings.data_dir / "benchmarks" / name).absolute()
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 Row = dict[str, Any]  # of `row`
@@ -21,6 +22,18 @@ def row(what: str, value: Any, unit: str = "", bar: str | None = None) -> Row:
         sign, limit = bar.split()
         ok = COMPARISONS[sign](value, float(limit))
     return {"what": what, "value": value, "unit": unit, "bar": bar, "ok": ok}
+
+
+def instruction_sets() -> Row:
+    """What of the CPU decides how fast products are: the vectors that torch uses, and what there is for short
+    numbers.
+    """
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        words = set()
+    has = [name for name in ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if name in words]
+    return row("instruction sets", ", ".join([torch.backends.cpu.get_cpu_capability(), *has]))
 
 
 def show(rows: Sequence[Row], json_file: Path | str = "") -> None:

@@ -189,6 +189,13 @@ def test_an_empty_store_says_so():
     assert "No pair was judged by two people yet" in quality_html(quality.read(store), {}, {}, Words())
 
 
+@pytest.mark.parametrize(("pairs", "few"), [(1, True), (19, True), (20, False), (500, False)])
+def test_few_pairs_are_said_to_be_chance(pairs, few):
+    person = quality.PersonQuality(1, 9, False, None, 5, 9, 1.0, 2, 0, quality.Agreement(pairs, 1, None))
+    html = quality_html(quality.Quality(9, [person], pairs=pairs, alpha=0.5), {}, {}, Words())
+    assert "α 0.50" in html and ("mostly chance" in html) == few
+
+
 def test_the_command_shows_everybody_and_leaves_people_out(tmp_path, capsys):
     store = Store(tmp_path / "nudge.db")
     texts = ["prompt 1", "prompt 2"]

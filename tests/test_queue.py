@@ -569,6 +569,7 @@ def test_enter_in_an_empty_box_takes_the_next_prompt_and_the_button_does_too(tab
 def test_a_reason_skips_the_prompt_and_leaves_an_empty_chat(tab):
     snapshot = streamed(tab.on_next_prompt(None, Request()))[-1][tab.panel.snapshot]
     skipped = tab.skip_handler("unclear")(snapshot, Request())
+    assert "Skipped." in skipped[tab.notice.html] and 'role="status"' in skipped[tab.notice.html]
     assert "idle" in skipped[tab.panel.hint] and skipped[tab.panel.queue.skips["unclear"]]["visible"] == "hidden"
     again = tab.skip_handler("unclear")(skipped[tab.panel.snapshot], Request())
     assert "no prompt of the queue to skip" in again[tab.notice.html]

@@ -143,7 +143,11 @@ class ChatTab:
             translate = words.of(request)
             try:
                 self.check_current(annotator, snapshot)
-                return self.panel.updates(self.chat.skip_prompt(annotator, reason), translate)
+                updates = self.panel.updates(self.chat.skip_prompt(annotator, reason), translate)
+                return {
+                    **updates,
+                    **self.notice.confirm(translate("Skipped. The next prompt comes when you ask for it.")),
+                }
             except Refused as error:
                 updates = self.panel.updates(self.chat.view(annotator), translate)
                 return {**updates, **self.notice.warn(translate.message(error.message), translate("Not skipped"))}

@@ -30,6 +30,8 @@ COLUMNS = (
     words.mark("Judged twice"),
     words.mark("κ"),
 )
+FEW_PAIRS = 20  # on which α is within .4 of its mean over chance in 95 of 100 cases (people alike on 7 of 10 pairs)
+FEW = words.mark("On so few pairs these figures are mostly chance.")
 EXPLAINED = words.mark(
     "Seconds: the median time to a vote. Left side: share of the picks, with the p-value of a sign test. Streak: most "
     "picks of one side in a row. Judged twice: pairs that somebody else judged too, and how many alike; κ is Cohen's, "
@@ -92,7 +94,8 @@ def _alpha_html(quality: Quality, translate: Words) -> str:
         alpha=number(quality.alpha),
         n=quality.pairs,
     )
-    return f'<p class="alpha">{escape(alpha)}</p>'
+    few = f" {translate(FEW)}" if quality.pairs < FEW_PAIRS else ""
+    return f'<p class="alpha">{escape(alpha + few)}</p>'
 
 
 def _person_html(person: PersonQuality, names: Mapping[int, str], versions: list[int], translate: Words) -> str:
