@@ -93,6 +93,7 @@
     const end = new AbortController();
     const stop = () => end.abort();
     const show = () => {
+      if (stage() !== "voting") return stop();  // the next replies are followed
       const prompt = [...pane.querySelectorAll(".user-row")].at(-1);
       const away = prompt ? prompt.getBoundingClientRect().top - pane.getBoundingClientRect().top : 0;
       if (away < 0) pane.scrollTop += away;
@@ -108,7 +109,7 @@
     lastStage = now;
     if (before === "voting" || now !== "voting") return;
     setTimeout(() => {  // the buttons of the queue are shown by then
-      if (document.querySelector(".skip-prompt")?.checkVisibility()) document.querySelectorAll(".pane .bubble-wrap").forEach(fromPrompt);
+      if (stage() === "voting" && document.querySelector(".skip-prompt")?.checkVisibility()) document.querySelectorAll(".pane .bubble-wrap").forEach(fromPrompt);
     }, 1000 * SEEN_SECONDS);
   };
   const changed = (records) => {

@@ -80,6 +80,21 @@ def wait_until(condition, seconds=20):
     return condition()
 
 
+def test_votes_are_taken_while_a_comparison_runs(scene):
+    """It says nothing of the chat, and may load for a minute."""
+    ann = scene.store.annotator("ann")
+    duel = list(scene.chat.send(ann, "Hello"))[-1].duel
+    comparing = scene.chat.compare(ann, "Tell me something", 0, 4, may_load=True)
+    next(comparing)
+    assert scene.chat.busy(ann)
+    scene.chat.vote(ann, duel, "a")
+    vote = scene.chat.correct(ann, scene.store.current_vote(duel, ann)["id"], "b")
+    assert scene.store.current_vote(duel, ann)["choice"] == "b"
+    scene.chat.withdraw(ann, vote)
+    assert scene.store.current_vote(duel, ann) is None and scene.chat.busy(ann)
+    comparing.close()
+
+
 def test_each_version_writes_its_reply_and_nothing_is_kept(scene):
     matched = watch_matches(scene)
     last = scene.compare()[-1]

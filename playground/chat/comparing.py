@@ -51,7 +51,7 @@ class Comparing(Writing):
         if left == right:
             raise Refused("Pick two different versions.")
         self._check_in_use(left, right)
-        with self._turn(annotator, address, text) as turn:
+        with self._turn(annotator, address, text, goes_on=False) as turn:
             with self.engine.guests.invite((left, right), may_load) as invitation:
                 yield from self._load(invitation, turn)
                 self._check_in_use(left, right)  # while they were loaded an admin may have withdrawn one

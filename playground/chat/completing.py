@@ -59,7 +59,7 @@ class Completing(Votes, Comparing):
 
     def complete(self, annotator: int, request: CompletionRequest, address: str = "") -> Generator[View]:
         """Two replies, as `Chat.send`: Views from the first update to both complete. Closing it stops them."""
-        with self._turn(annotator, address) as turn:  # before any text is read: that costs time
+        with self._turn(annotator, address, goes_on=False) as turn:  # before any text is read: that costs time
             *history, last = self._checked_messages(request.messages)
             if request.version is not None:
                 self._check_in_use(request.version)

@@ -27,10 +27,11 @@ STOP_SECONDS = 30  # within which the engine ends replies that are told to stop
 class Turn:
     """One message's pair of replies while they are written, and what their page shows."""
 
-    def __init__(self, annotator: int, address: str, text: str | None) -> None:
+    def __init__(self, annotator: int, address: str, text: str | None, goes_on: bool = True) -> None:
         self.annotator = annotator
         self.address = address  # the network address that the message came from
         self.text = text  # the message; None where an earlier one is answered again
+        self.goes_on = goes_on  # with the person's chat, so that its prompt has the pick of the pair before
         self.stream: Stream | PairStream | None = None
         self.replacement: Stream | None = None  # writes another right reply, since both said the same
         self.conversation: int | None = None
@@ -41,6 +42,11 @@ class Turn:
         self.recording = threading.Lock()  # held while a vote, or the pair's end, is written down
         self.ended = threading.Event()  # both replies are in the store
         self.last_look = time.monotonic()  # when a page last asked for it
+
+    @property
+    def begins(self) -> bool:
+        """Whether its prompt is read and its pair not in the store yet: a pick that changes now would come too late."""
+        return self.goes_on and self.duel is None
 
     @property
     def waiting(self) -> bool:
@@ -111,16 +117,16 @@ class Turns:
             turn.stop()
 
     @contextmanager
-    def _turn(self, annotator: int, address: str, text: str | None = None) -> Iterator[Turn]:
-        """A Turn of this person, who sent `text`. Refused for a viewer, where there is one already, and where too many
-        messages wait or come from this address.
+    def _turn(self, annotator: int, address: str, text: str | None = None, goes_on: bool = True) -> Iterator[Turn]:
+        """A Turn of this person, who sent `text`, to go on with the chat or for itself. Refused for a viewer, where
+        there is one already, and where too many messages wait or come from this address.
         """
         self.check_may_write(annotator)
         with self._lock:
             if annotator in self._turns:
                 raise Busy(BUSY)
             self._check_limits(address)
-            turn = self._turns[annotator] = Turn(annotator, address, text)
+            turn = self._turns[annotator] = Turn(annotator, address, text, goes_on)
         try:
             yield turn
         finally:

@@ -47,7 +47,7 @@ class Votes(Writing):
             raise Refused("A vote is one of {name}; got {what}.", name=", ".join(CHOICES), what=gestures.brief(choice))
         ballot = gestures.checked(gestures.Ballot, choice=choice, shown_at=shown_at, dwell_ms=dwell_ms)
         turn = self._turns.get(annotator)
-        if turn and turn.duel is None:  # a message begins, whose prompt has the pick in it already
+        if turn and turn.begins:
             raise Busy(BUSY)
         if turn and turn.duel == duel_id:
             with turn.recording:
@@ -110,7 +110,7 @@ class Votes(Writing):
         self.check_may_write(annotator)
         duel = int(self.store.duel_of_vote(gestures.checked(gestures.Row, id=vote).id, annotator))
         turn = self._turns.get(annotator)
-        if turn and turn.duel in (None, duel):
+        if turn and (turn.begins or turn.duel == duel):
             raise Busy(BUSY)
         return duel
 

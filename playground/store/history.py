@@ -3,12 +3,12 @@
 import json
 
 from playground.store.database import Database, Row
-from playground.store.votes import BLIND, COUNTED, VOTES
+from playground.store.votes import BLIND, BLIND_VOTES, COUNTED
 from playground.system.messages import loads, plain
 
 # conditions on a vote on a pair of two versions
-NEWER_WON = "(v.choice = 'a' and l.policy > r.policy or v.choice = 'b' and r.policy > l.policy)"
-OLDER_WON = "(v.choice = 'a' and l.policy < r.policy or v.choice = 'b' and r.policy < l.policy)"
+NEWER_WON = "(f.choice = 'a' and l.policy > r.policy or f.choice = 'b' and r.policy > l.policy)"
+OLDER_WON = "(f.choice = 'a' and l.policy < r.policy or f.choice = 'b' and r.policy < l.policy)"
 
 
 class History(Database):
@@ -38,7 +38,7 @@ class History(Database):
         return [_as_history(row) for row in rows]
 
     def version_duels(self) -> list[Row]:
-        """People's votes that count on pairs of two versions, given blind (`BLIND`).
+        """People's votes that count on pairs of two versions, as they were given blind (`BLIND_VOTES`).
 
         One row for each pair of versions and person, with keys: version, against (the older one), annotator; wins,
         losses and ties of `version`, both bad among the ties.
@@ -46,8 +46,8 @@ class History(Database):
         return self.rows(
             f"""select max(l.policy, r.policy) as version, min(l.policy, r.policy) as against, v.annotator,
                   sum({NEWER_WON}) as wins, sum({OLDER_WON}) as losses,
-                  sum(v.choice in ('tie', 'both_bad')) as ties
-                from {VOTES} join generation r on r.id = d.right_generation
+                  sum(f.choice in ('tie', 'both_bad')) as ties
+                from {BLIND_VOTES} join generation r on r.id = d.right_generation
                 where {COUNTED} and {BLIND} and l.policy != r.policy group by 1, 2, 3 order by 1, 2, 3"""
         )
 

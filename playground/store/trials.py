@@ -6,13 +6,13 @@ back, or could not be loaded. When a trial is over, and by which figures, is up 
 
 from playground.store.database import Database, Row, now
 from playground.store.policies import NOT_GOOD, make_live
-from playground.store.votes import BLIND, COUNTED, VOTES
+from playground.store.votes import BLIND, BLIND_VOTES, COUNTED, VOTES
 from playground.system.messages import Message, loads
 
 # conditions on a vote on a pair of two versions; ?1 is the one on trial, ?2 the other one
 OF_BOTH = "((l.policy = ?1 and r.policy = ?2) or (l.policy = ?2 and r.policy = ?1))"
-WON = "(v.choice = 'a' and l.policy = ?1 or v.choice = 'b' and r.policy = ?1)"
-LOST = "(v.choice = 'a' and l.policy = ?2 or v.choice = 'b' and r.policy = ?2)"
+WON = "(f.choice = 'a' and l.policy = ?1 or f.choice = 'b' and r.policy = ?1)"
+LOST = "(f.choice = 'a' and l.policy = ?2 or f.choice = 'b' and r.policy = ?2)"
 
 
 class Trials(Database):
@@ -37,17 +37,17 @@ class Trials(Database):
         return row and {**row, "reason": loads(row["reason"]) if row["reason"] else None}
 
     def votes_on_trial(self, trial: Row, annotator: int | None = None) -> Row:
-        """Votes that count, given blind (`BLIND`), on pairs of a trial's two versions, since it began, of all people or
-        of one.
+        """Votes that count, as they were given blind (`BLIND_VOTES`), on pairs of a trial's two versions, since it
+        began, of all people or of one.
 
         Keys: wins and losses of the version on trial, and ties, both bad among them.
         """
         whose = "" if annotator is None else "and v.annotator = ?4"
         return self.one(
             f"""select coalesce(sum({WON}), 0) as wins, coalesce(sum({LOST}), 0) as losses,
-                  coalesce(sum(v.choice in ('tie', 'both_bad')), 0) as ties
-                from {VOTES} join generation r on r.id = d.right_generation
-                where v.id > ?3 and {BLIND} and {COUNTED} and {OF_BOTH} {whose}""",
+                  coalesce(sum(f.choice in ('tie', 'both_bad')), 0) as ties
+                from {BLIND_VOTES} join generation r on r.id = d.right_generation
+                where f.id > ?3 and {BLIND} and {COUNTED} and {OF_BOTH} {whose}""",
             trial["version"],
             trial["against"],
             trial["after_vote"],
@@ -55,13 +55,13 @@ class Trials(Database):
         )
 
     def decided_on_trial(self, trial: Row) -> list[Row]:
-        """The votes that count, given blind (`BLIND`), for one of a trial's two versions, since it began, oldest first.
-        Keys: id; annotator; won, whether the version on trial was preferred.
+        """The votes that count, as they were given blind (`BLIND_VOTES`), for one of a trial's two versions, since it
+        began, oldest first. Keys: id; annotator; won, whether the version on trial was preferred.
         """
         rows = self.rows(
-            f"""select v.id, v.annotator, {WON} as won from {VOTES} join generation r on r.id = d.right_generation
-                where v.id > ?3 and {BLIND} and {COUNTED} and {OF_BOTH} and v.choice in ('a', 'b')
-                order by v.id""",
+            f"""select f.id, f.annotator, {WON} as won from {BLIND_VOTES} join generation r on r.id = d.right_generation
+                where f.id > ?3 and {BLIND} and {COUNTED} and {OF_BOTH} and f.choice in ('a', 'b')
+                order by f.id""",
             trial["version"],
             trial["against"],
             trial["after_vote"],
@@ -75,8 +75,8 @@ class Trials(Database):
         return int(
             self.one(
                 f"""select count(*) as n from (
-                      select v.annotator from {VOTES}
-                      where v.id > coalesce((select max(t.after_vote) from trial t where t.version < ?1), 0)
+                      select v.annotator from {BLIND_VOTES}
+                      where f.id > coalesce((select max(t.after_vote) from trial t where t.version < ?1), 0)
                         and d.created <= coalesce(?2, d.created) and {COUNTED}
                       group by v.annotator having count(*) >= ?3)""",
                 trial["version"],

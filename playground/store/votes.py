@@ -33,9 +33,14 @@ LAST_BASE = """coalesce(
     (select base_hash from base order by id desc limit 1),
     (select base_hash from generation order by id desc limit 1))"""
 COUNTED = f"{COUNTS} and l.base_hash = {LAST_BASE}"
-# a comparison of versions that the person did not know; of a pair that was judged twice the first judge's alone. A vote
-# shows which version wrote what, so one in the place of another is none, but trains as any other.
-BLIND = "d.repeats is null and v.changed is null"
+# Comparisons of versions that the person did not know; of a pair that was judged twice the first judge's alone. A vote
+# shows which version wrote what. So a person's first vote on a pair, `f`, counts as it was given, whatever came in its
+# place; and none once one of them was taken back (it supersedes itself).
+OTHER_ON_THE_PAIR = "w.duel = v.duel and w.annotator = v.annotator and w.superseded_by is not null"
+BLIND_VOTES = f"""{VOTES}
+    join vote f on f.id = coalesce((select min(w.id) from vote w where {OTHER_ON_THE_PAIR}), v.id)"""
+BLIND = f"""d.repeats is null
+    and not exists (select 1 from vote w where {OTHER_ON_THE_PAIR} and w.superseded_by = w.id)"""
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
 
