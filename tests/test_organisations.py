@@ -72,6 +72,39 @@ def test_what_could_let_nobody_in_is_told_at_the_start(changes, said, space):
         checked_secret(space(**changes).oidc)
 
 
+@pytest.mark.parametrize("name", ["NUDGE_OIDC_ALLOWED", "NUDGE_OIDC_ADMINS"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("group:", "group:acme/", "group:acme/writer", "group:acme/Admin", "group:/admin", "group:acme/admin/x"),
+        *("group:Acme Inc", "group: acme", "group:acme:admin", "group:id=", "group:ID=5f0c", "group:" + 101 * "a"),
+    ],
+)
+def test_a_group_that_the_hub_never_says_is_told_at_the_start(entry, name, space):
+    with pytest.raises(SettingsError, match=rf"got '{entry}'; accepted .* group:id=ID .* /read, /contributor, /write,"):
+        checked_secret(space(**{name: f"user:ann, {entry}"}).oidc)
+
+
+@pytest.mark.parametrize("role", ["", "/read", "/contributor", "/write", "/admin"])
+@pytest.mark.parametrize("group", ["acme", "Acme-2.x_y", f"id={ACME}"])
+def test_each_form_of_a_group_is_accepted_and_lets_its_member_in(group, role, space):
+    oidc = space(NUDGE_OIDC_ALLOWED=f"user:ann, group:{group}{role}", NUDGE_OIDC_ADMINS="*").oidc
+    assert checked_secret(oidc) == SECRET
+    name = "acme" if "=" in group else group
+    assert f"{group}{role}" in groups_of([organisation(name, ACME, role.removeprefix("/") or "read")])
+
+
+def test_groups_of_another_provider_have_any_name(space):
+    allowed = "group:Acme Inc, group:/a/b"
+    oidc = space(
+        NUDGE_OIDC_ISSUER="https://id.example",
+        NUDGE_OIDC_CLIENT_ID="x",
+        NUDGE_OIDC_CLIENT_SECRET="own",
+        NUDGE_OIDC_ALLOWED=allowed,
+    ).oidc
+    assert checked_secret(oidc) == "own"
+
+
 @pytest.mark.parametrize(
     ("orgs", "said"),
     [
@@ -103,6 +136,30 @@ def test_a_role_that_is_not_said_or_not_enough_is_told(space):
     assert "does not say what your role in acme is" in why_not(None)
     assert "Your role in acme, read, does not let you in here" in why_not("read")
     assert why_not("write") is None
+
+
+NO_ROLE = "ann has been given no role here"
+
+
+@pytest.mark.parametrize(
+    ("changes", "orgs", "said"),
+    [
+        ({"ALLOWED": "*", "ADMINS": "group:acme"}, [], NO_ROLE),
+        ({"ALLOWED": "*", "ADMINS": "group:acme"}, [organisation("other", OTHER, "admin")], NO_ROLE),
+        ({"ALLOWED": "group:acme", "ADMINS": "group:other"}, [organisation("acme", ACME, "write")], NO_ROLE),
+        ({"ALLOWED": "user:ann", "ROLE_CLAIM": "orgs"}, [organisation("acme", ACME, "admin")], NO_ROLE),
+        ({"ALLOWED": "user:ann, group:acme", "ROLE_CLAIM": "orgs"}, [], NO_ROLE),
+        ({"ALLOWED": "*, group:acme/write"}, [organisation("acme", ACME, "read")], NO_ROLE),
+        ({"ALLOWED": "group:acme", "ROLE_CLAIM": "orgs"}, [organisation("acme", ACME)], "what your role in acme is"),
+        ({"ALLOWED": "*", "ADMINS": "group:acme"}, [organisation("acme", ACME, pendingSSO=True)], "single sign-on"),
+        ({"ALLOWED": "user:bob", "ADMINS": "group:acme"}, [], "ann is in no organisation that may come in here"),
+        ({"ALLOWED": "user:bob"}, [], "ann may not come in here"),
+    ],
+)
+def test_who_is_let_in_without_a_role_is_told_that_it_is_the_role(changes, orgs, said, space):
+    oidc = space(NUDGE_OIDC_ROLE="none", **{f"NUDGE_OIDC_{name}": value for name, value in changes.items()}).oidc
+    person = person_of({**hub_claims("ann", *orgs), "sub": "1"}, oidc)
+    assert person.role is None and said in str(person.why_not)
 
 
 def test_a_network_or_a_token_that_an_organisation_does_not_like_keeps_no_member_out():

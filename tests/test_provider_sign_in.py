@@ -14,7 +14,7 @@ import pytest
 from playground.people import signed_in as signed_in_command
 from playground.people.attempts import MOST_OF_BROWSER, SECONDS, Attempt, Attempts
 from playground.people.names import names_of, person_called
-from playground.people.provider_people import account_of, role_of
+from playground.people.provider_people import account_of, role_of, unnamed, why_not
 from playground.people.provider_setup import checked_secret
 from playground.people.sign_ins import SignIns
 from playground.people.signed_in import CannotEnd
@@ -461,6 +461,15 @@ def test_what_claims_say_of_a_role():
     assert role({"sub": "1", "groups": 5}, allowed="group:5,, group:", role="viewer") is None
     assert role({"sub": "1", "email": "a@b@c", "email_verified": True}, allowed="@c", role="viewer") is None
     assert account_of("https://a", "b") != account_of("https://ab", "") and account_of("https://a", "b") != "b"
+
+
+def test_who_is_on_the_list_without_a_role_is_told_that_it_is_the_role():
+    values = {"issuer": "https://id.example", "client_id": "x", "role": "none", "role_claim": "roles"}
+    oidc = Settings(_env_file=None).with_values(oidc={**values, "allowed": "@nudge.example"}).oidc
+    ann = {"sub": "1", "name": "Ann", "email": "ann@nudge.example", "email_verified": True}
+    assert str(why_not(ann, oidc)).startswith("Ann has been given no role here. Ask an admin for one")
+    assert str(why_not({**ann, "email_verified": False}, oidc)).startswith("Ann may not come in here")
+    assert "Ann" not in unnamed(why_not(ann, oidc))
 
 
 @pytest.mark.parametrize(

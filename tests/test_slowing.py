@@ -111,3 +111,41 @@ def test_what_is_not_there_counts_among_the_requests_of_a_minute():
 
     codes, last = anyio.run(statuses)
     assert codes == [404] * 60 + [429] * 3 and 0.1 <= last < 0.5
+
+
+def test_a_held_refusal_is_sent_however_short_the_time_to_take_a_part_is():
+    async def app(scope, receive, send): ...
+
+    async def stop(name): ...
+
+    settings = Settings(limits={"requests_per_minute": 60, "request_seconds": 0.1})
+    door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
+    door.slowing = Slowing(free=1, held=0.3)
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
+            return [(await client.get("/wp-login.php")).status_code for _ in range(62)]
+
+    assert anyio.run(statuses) == [404] * 60 + [429] * 2
+
+
+def test_a_refusal_that_a_browser_does_not_take_is_given_up(caplog):
+    async def app(scope, receive, send): ...
+
+    async def stop(name): ...
+
+    settings = Settings(limits={"request_seconds": 0.1})
+    door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
+    scope = {"type": "http", "method": "GET", "path": "/no", "query_string": b"", "headers": [], "client": ("::1", 1)}
+    asked = []
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    async def send(message):
+        asked.append(message["type"])
+        await anyio.sleep_forever()
+
+    caplog.set_level("INFO", "playground.web.allowlist")
+    anyio.run(door, scope, receive, send)
+    assert asked == ["http.response.start"] and "took no part of its answer for 0.1 s" in caplog.text

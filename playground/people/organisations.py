@@ -15,6 +15,7 @@ from playground.system.messages import Message, joined
 MOST = 1000  # organisations of one person that are read
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ROLES = {"read": "viewer", "contributor": "annotator", "write": "annotator", "admin": "admin"}  # there: here
+GROUP_FORM = re.compile(rf"(id=)?{NAME.pattern}(/({'|'.join(ROLES)}))?")
 STEPS = {"mfa": Message("a second factor"), "sso": Message("single sign-on")}
 
 
@@ -38,6 +39,11 @@ class Organisation:
         if self.steps:
             return set()
         return self.names | {f"{name}/{self.role}" for name in self.names if self.role}
+
+
+def can_be_said(group: str) -> bool:
+    """Whether the hub could ever say this group of somebody."""
+    return GROUP_FORM.fullmatch(group) is not None
 
 
 def are_said(claim: Any) -> bool:

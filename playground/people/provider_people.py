@@ -120,12 +120,20 @@ def matches(claims: Claims, listed: str, oidc: OIDCSettings) -> bool:
 
 
 def why_not(claims: Claims, oidc: OIDCSettings) -> Message:
-    """Why somebody may not come in: what the provider has not said, or that they are on no list."""
-    groups = groups_in(f"{oidc.allowed},{oidc.admins}")
+    """Why somebody may not come in: what the provider has not said, that they are on no list, or have no role."""
     name = name_of(claims, oidc)
-    if groups and has_organisations(oidc):
-        missing = organisations.why_not(claims.get(oidc.groups_claim), groups, oidc.name)
-        return missing or Message(
+    is_listed = matches(claims, oidc.allowed, oidc)
+    gives_nothing = is_listed and oidc.role_claim != oidc.groups_claim  # what `allowed` names, to who is in already
+    groups = groups_in(oidc.admins if gives_nothing else f"{oidc.allowed},{oidc.admins}")
+    by_organisation = bool(groups) and has_organisations(oidc)
+    if by_organisation and (missing := organisations.why_not(claims.get(oidc.groups_claim), groups, oidc.name)):
+        return missing
+    if is_listed:
+        return Message(
+            "{person} has been given no role here. Ask an admin for one, or sign in with another account.", person=name
+        )
+    if by_organisation:
+        return Message(
             "{person} is in no organisation that may come in here. Ask an admin to be added, or sign in with another "
             "account.",
             person=name,

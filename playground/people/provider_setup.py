@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 
+from playground.people import organisations
 from playground.people.provider_people import EVERYBODY, GROUP, USER, entries, has_organisations
 from playground.settings import SettingsError, space
 from playground.settings.operating import OIDCSettings
@@ -112,9 +113,21 @@ def check_entries(oidc: OIDCSettings) -> None:
     for entry in listed:
         if entry.startswith(USER) and not has_organisations(oidc):
             raise SettingsError(f"--oidc.allowed, --oidc.admins: {entry} is of Hugging Face alone; give an email.")
+        if entry.startswith(GROUP) and has_organisations(oidc):
+            _check_organisation(entry)
         is_email = entry != EVERYBODY and not entry.startswith((GROUP, USER))
         if is_email and has_organisations(oidc) and "email" not in oidc.scopes.split():
             raise SettingsError(
                 f"--oidc.allowed, --oidc.admins: {entry} would be an email, which Hugging Face says with the scope "
                 f"email alone. An organisation is group:{entry}, a person user:{entry}."
             )
+
+
+def _check_organisation(entry: str) -> None:
+    """SettingsError for a group that is none of Hugging Face's: it would keep everybody out."""
+    if not organisations.can_be_said(entry.removeprefix(GROUP)):
+        raise SettingsError(
+            f"--oidc.allowed, --oidc.admins: got {entry!r}; accepted of Hugging Face: group:NAME or group:id=ID of an "
+            f"organisation, NAME as in its address and not its title, and after it nothing or one of "
+            f"{', '.join(f'/{role}' for role in organisations.ROLES)}."
+        )

@@ -27,7 +27,7 @@ from playground.settings import SPACE_SIGN_IN, Settings
 from playground.system.messages import Message as Sentence
 from playground.web import bodies, payload
 from playground.web import headers as answer_headers
-from playground.web.answer import Answer
+from playground.web.answer import Answer, within
 from playground.web.bodies import Refusal
 from playground.web.gate import Gate, SignInFirst, StreamEnded, kept_query
 from playground.web.limits import ForeignSession, Limits, Session, TooMuch, Visitor
@@ -165,8 +165,16 @@ class Allowlist:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = visitor_of(scope)
-        in_time = self.slowing.of(sender.address, send)
-        answer = Answer(in_time, self.settings.limits.request_seconds, self.scripts)
+        seconds = self.settings.limits.request_seconds
+        # what a refusal is held is no time that the browser takes
+        answer = Answer(self.slowing.of(sender.address, within(seconds, send)), self.scripts)
+        try:
+            await self._answered(scope, receive, sender, answer)
+        except TimeoutError:
+            log.info("a browser took no part of its answer for %g s; the connection is closed", seconds)
+
+    async def _answered(self, scope: Scope, receive: Receive, sender: Visitor, answer: Answer) -> None:
+        """Answer a request, with what it asks for or with why not."""
         try:
             with ExitStack() as held:
                 with refusing():
@@ -189,11 +197,6 @@ class Allowlist:
             retry = {"retry-after": RETRY_AFTER} if refusal.status == 429 else {}
             await JSONResponse(body, refusal.status, retry)(scope, receive, answer.send)
             await answer.end()
-        except TimeoutError:
-            log.info(
-                "a browser took no part of its answer for %.0f s; the connection is closed",
-                self.settings.limits.request_seconds,
-            )
 
     async def _checked(
         self, scope: Scope, receive: Receive, sender: Visitor, answer: Answer, held: ExitStack

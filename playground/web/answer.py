@@ -25,13 +25,12 @@ class GatheredAnswer:
 class Answer:
     """What goes back to the browser: adds our headers, and the hashes of a page's scripts to its policy.
 
-    A page, and a gesture that failed, are gathered and sent whole. `seconds`: how long the browser may take for each
-    part; then `send` raises TimeoutError. `scripts`: CSP sources of the scripts that Gradio adds to the page.
+    A page, and a gesture that failed, are gathered and sent whole. `scripts`: CSP sources of the scripts that Gradio
+    adds to the page.
     """
 
-    def __init__(self, send: Send, seconds: float, scripts: tuple[str, ...]) -> None:
+    def __init__(self, send: Send, scripts: tuple[str, ...]) -> None:
         self._send = send
-        self._seconds = seconds
         self._scripts = scripts
         self._may_gather = False
         self._packs = False
@@ -51,11 +50,11 @@ class Answer:
                 return
             self._gathered = None
             answer_headers.harden(MutableHeaders(raw=start["headers"]), (), ON_SPACE)
-            await self._pass_on(start)
+            await self._send(start)
         elif self._gathered is not None:
             self._gathered.parts.append(message.get("body", b""))
         else:
-            await self._pass_on(message)
+            await self._send(message)
 
     async def end(self) -> None:
         """Send what was gathered."""
@@ -77,12 +76,18 @@ class Answer:
                 headers["content-encoding"] = "gzip"
             headers["content-length"] = str(len(body))
         answer_headers.harden(headers, scripts, ON_SPACE)
-        await self._pass_on(start)
-        await self._pass_on({"type": "http.response.body", "body": body})
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
 
-    async def _pass_on(self, message: Message) -> None:
-        async with asyncio.timeout(self._seconds):
-            await self._send(message)
+
+def within(seconds: float, send: Send) -> Send:
+    """`send` that raises TimeoutError where the browser takes longer than `seconds` for one part."""
+
+    async def send_within(message: Message) -> None:
+        async with asyncio.timeout(seconds):
+            await send(message)
+
+    return send_within
 
 
 def must_be_gathered(start: Message) -> bool:
