@@ -15,10 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from playground.models import sources
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
-from tests.tiny import tiny_folder
 
 # the shell has no window to draw and takes a third less CPU time
 CHROMIUM = shutil.which("chromium-headless-shell") or "/usr/bin/chromium"
@@ -54,11 +52,13 @@ class App:
 
     def __init__(self, folder, *flags, model=None, tokens=None, paced=False):
         self.folder = folder
+        from playground.models import sources
+
         program = ROOT / "tests" / "paced_app.py" if paced else ROOT / "app.py"
         found = sources.resolve(Settings())
         self.real = model is None and Path(found).exists()
         # a tiny model is so fast that it must write more
-        model, usual = (Path(found).resolve(), 40) if self.real else (model or tiny_folder(folder / "model"), 400)
+        model, usual = (Path(found).resolve(), 40) if self.real else (model or tiny(folder), 400)
         tokens = tokens or usual
         command = [
             sys.executable,
@@ -107,6 +107,13 @@ class App:
             return db.execute(sql, values).fetchall()
 
 
+def tiny(folder):
+    """The tiny model in a folder of its own. Imports torch, which a process that only hands out tests does without."""
+    from tests.tiny import tiny_folder
+
+    return tiny_folder(folder / "model")
+
+
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     app = App(tmp_path_factory.mktemp("app"), "--no-worker")
@@ -119,7 +126,7 @@ def paced(tmp_path_factory):
     """The app with a tiny model that streams at the same pace on every machine, one for all modules that take it."""
     folder = tmp_path_factory.mktemp("paced")
     plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32")
-    app = App(folder, *plain, model=tiny_folder(folder / "model"), tokens=40, paced=True)
+    app = App(folder, *plain, model=tiny(folder), tokens=40, paced=True)
     yield app
     app.stop()
 

@@ -5,6 +5,8 @@ Tiny models are slower on two threads than on one; and where two processes compu
 other take all the time there is (40 replies of the tiny model: 1 s on one thread, 58 s on two beside another process).
 """
 
+import gc
+import importlib
 import os
 import random
 import subprocess
@@ -17,7 +19,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from playground.system import memory  # noqa: E402
 from tests import fork_server  # noqa: E402
 from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
 
@@ -45,28 +46,39 @@ def drawn_alike(request, monkeypatch):
     monkeypatch.setattr(random, "SystemRandom", lambda: random.Random(seed))
 
 
-# Files that take longest, the longest first. They begin first, so that two processes end at about the same time.
+# Files that take longest, the longest first. They begin first, so that all processes end at about the same time.
 SLOW = (
     "test_browser_gestures",
-    "test_app",
     "test_browser_loop",
-    "test_types",
-    "test_benchmarks",
-    "test_worker",
-    "test_selftest",
-    "test_browser",
     "test_browser_shown",
-    "test_browser_languages",
+    "test_app",
     "test_loop",
-    "test_hf_jobs",
-    "test_simulate",
-    "test_browser_data",
+    "test_selftest",
     "test_pages_benchmark",
-    "test_round_commands",
+    "test_gpu_benchmark",
+    "test_benchmarks",
+    "test_browser_languages",
+    "test_types",
+    "test_worker",
+    "test_browser_order",
+    "test_browser",
+    "test_browser_data",
+    "test_hf_jobs",
     "test_browser_admins",
-    "test_browser_versions",
     "test_ppo",
+    "test_round",
+    "test_waiting",
+    "test_browser_first_chat",
+    "test_round_commands",
+    "test_early_votes",
+    "test_browser_people",
     "test_reward",
+    "test_allowlist",
+    "test_comparing",
+    "test_quick_imports",
+    "test_provider_sign_in",
+    "test_zero_gpu",
+    "test_rounds_in_a_row",
 )
 
 
@@ -78,9 +90,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session):
     """Collections of garbage would look through all that is imported, for half a second each."""
-    memory.leave_out_imports()
+    gc.disable()
+    if session.config.getoption("dist", "no") == "no":  # the process that only hands out tests imports no torch
+        importlib.import_module("playground.models")  # before any import of transformers
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def _file(item: pytest.Item) -> str:

@@ -19,8 +19,6 @@ import threading
 import time
 from pathlib import Path
 
-from playground.system import memory
-
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {str(ROOT / "app.py"), str(ROOT / "tests" / "paced_app.py")}
 MODULES = {"training.worker", "training.round_slice", "training.job", "training.simulate", "tests.crashing_worker"}
@@ -34,6 +32,7 @@ IMPORTED = (
     "training.round",
     "training.annotators",
 )
+READ_LATER = ("PYTHONPATH", "GRADIO_ANALYTICS_ENABLED")  # variables that no import reads
 NAME = "fork server"  # of the process that forks for a program that was forked
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 MOST_BYTES = 1 << 20
@@ -46,12 +45,13 @@ class Popen(RealPopen):
     """Like `subprocess.Popen`, but a program of ours is forked by the fork server."""
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
-        if not can_fork(args, env):
+        whole = with_whole_path(args, cwd)
+        if not can_fork(whole, env):
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *_, process_group = rest
         ends = [given if given != -1 else own for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         program = {
-            "args": [str(argument) for argument in args],
+            "args": whole,
             "cwd": str(cwd or os.getcwd()),
             "env": dict(env or os.environ),
             "group": process_group,
@@ -67,6 +67,18 @@ class Popen(RealPopen):
         return None
 
 
+def with_whole_path(args, cwd):
+    """The arguments of a program, its file named from the root, without `-W ignore` before it. A shell's line stays."""
+    if isinstance(args, str):
+        return args
+    args = [str(argument) for argument in args]
+    if args[1:3] == ["-W", "ignore"]:
+        del args[1:3]
+    if args[1:] and args[1].endswith(".py"):
+        args[1] = str(Path(cwd or os.getcwd(), args[1]))
+    return args
+
+
 def can_fork(args, env):
     """Whether these are the arguments of a program of ours, and of an environment that no import has read before."""
     if isinstance(args, str) or len(args) < 3:
@@ -74,9 +86,8 @@ def can_fork(args, env):
     changed = {
         key for key in {*os.environ, *(env or os.environ)} if os.environ.get(key) != (env or os.environ).get(key)
     }
-    ours = [str(a) for a in args[:3]]
-    known = ours[0] == sys.executable and (ours[1] in FILES or (ours[1] == "-m" and ours[2] in MODULES))
-    return known and all(key.startswith("NUDGE_") or key == "PYTHONPATH" for key in changed)
+    known = args[0] == sys.executable and (args[1] in FILES or (args[1] == "-m" and args[2] in MODULES))
+    return known and all(key.startswith("NUDGE_") or key in READ_LATER for key in changed)
 
 
 def begin():
@@ -165,6 +176,8 @@ def import_all():
     """Import what the programs import, but for their own files; without pyarrow, which only tests install: pandas would
     import it, and it starts a thread.
     """
+    from playground.system import memory
+
     sys.modules["pyarrow"] = None
     for name in IMPORTED:
         importlib.import_module(name)

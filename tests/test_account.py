@@ -1,6 +1,5 @@
 """Who is signed in, and the open invitations, as the page of an app with users shows them."""
 
-import gradio as gr
 import pytest
 
 from playground.people.admins import Admins
@@ -11,6 +10,7 @@ from playground.ui import account
 from playground.ui.account import Invitations
 from playground.ui.control import Control
 from playground.ui.notice import Notice
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 from tests.test_control import OWNER, STRANGER, Engine, Request

@@ -1,5 +1,6 @@
 """The door in front of Gradio, over real HTTP: what is not named does not exist."""
 
+import itertools
 import json
 import re
 import socket
@@ -396,29 +397,39 @@ def test_a_stream_of_a_session_that_asked_for_nothing_is_not_there(page):
         assert page.client.get(f"/gradio_api/queue/data?{query}").status_code == 404
 
 
+WRONG_EVENTS = (
+    None,
+    {},
+    {"index": [1, 0]},
+    {"index": [], "value": "x", "liked": True, "previous_value": "y"},
+    {"index": "x", "value": [], "liked": "maybe", "previous_value": {}},
+)
+WRONG_VALUES = (None, "nothing", 10**12, -1, ["nothing"], True)
+
+
 def test_of_what_is_wrong_with_a_gesture_no_traceback_is_printed(page, capfd):
     """Likes and edits with half an event, and values that are no choice, were status 500 or a traceback."""
+    reading_events = 0
     for called in page.config["dependencies"]:
         if called["backend_fn"] and not called["queue"]:
-            for event in (
-                None,
-                {},
-                {"index": [1, 0]},
-                {"index": [], "value": "x", "liked": True, "previous_value": "y"},
-                {"index": "x", "value": [], "liked": "maybe", "previous_value": {}},
-            ):
-                for value in (None, "nothing", 10**12, -1, ["nothing"], True):
-                    body = {
-                        "data": [value] * len(called["inputs"]),
-                        "fn_index": called["id"],
-                        "session_hash": page.session,
-                        "event_data": event,
-                    }
-                    assert page.client.post("/gradio_api/run/predict", json=body).status_code != 500, (
-                        called["id"],
-                        value,
-                        event,
-                    )
+            if {"like", "edit"} & {event for _, event in called["targets"]}:
+                reading_events += 1
+                wrong = itertools.product(WRONG_EVENTS, WRONG_VALUES)
+            else:  # its handler reads no event
+                wrong = zip(itertools.cycle(WRONG_EVENTS), WRONG_VALUES, strict=False)
+            for event, value in wrong:
+                body = {
+                    "data": [value] * len(called["inputs"]),
+                    "fn_index": called["id"],
+                    "session_hash": page.session,
+                    "event_data": event,
+                }
+                assert page.client.post("/gradio_api/run/predict", json=body).status_code != 500, (
+                    called["id"],
+                    value,
+                    event,
+                )
+    assert reading_events >= 2
     assert "Traceback" not in capfd.readouterr().err
 
 

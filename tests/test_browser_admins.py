@@ -4,6 +4,7 @@ import pytest
 
 from playground.people.admins import write_user
 from tests.browsing import MARKS, App, become_admin, reload, shot, tab
+from tests.tiny import tiny_folder
 
 pytestmark = MARKS
 
@@ -13,7 +14,9 @@ def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("admins")
     for name in ("ann", "bob"):
         write_user(folder / "users.txt", name, f"the password of {name}")
-    app = App(folder, "--no-worker", "--host", "0.0.0.0", "--admins", "ann", "--users-file", folder / "users.txt")
+    plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32")
+    admins = ("--host", "0.0.0.0", "--admins", "ann", "--users-file", folder / "users.txt")
+    app = App(folder, *plain, *admins, model=tiny_folder(folder / "model"))
     yield app
     app.stop()
 

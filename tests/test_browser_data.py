@@ -39,9 +39,9 @@ def app(tmp_path_factory):
     app.stop()
 
 
-@pytest.fixture(params=[(1280, 800), (390, 844)], ids=["desktop", "phone"])
-def size(request):
-    return request.param
+DESKTOP, PHONE = (1280, 800), (390, 844)
+on_a_phone = pytest.mark.parametrize("size", [PHONE], ids=["phone"])
+on_both = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 
 
 def open_fold(page):
@@ -61,6 +61,7 @@ def erased(app):
     return Eraser(Store(settings.database), settings).step()
 
 
+@on_a_phone
 def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, visit, size):
     page = visit()
     turn(page, f"About rivers: {MARK}", "a")
@@ -114,6 +115,7 @@ def test_a_chat_and_then_everything_is_deleted_and_nobody_else_reads_of_it(app, 
     assert erased(app) and traces(app) == []
 
 
+@on_both
 def test_the_fold_is_in_chinese_too(visit, size):
     page = visit(locale="zh-CN")
     open_fold(page)
@@ -122,6 +124,7 @@ def test_the_fold_is_in_chinese_too(visit, size):
     shot(page, f"your-data-zh-{size[0]}")
 
 
+@on_both
 def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a_question(app, visit, size):
     store = Store(app.database)
     text = f"River {size[0]}"
@@ -161,6 +164,7 @@ def fulfil(answer, route):
     route.fulfill(**answer)
 
 
+@on_a_phone
 def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, size):
     """A bare "Error" stood over the page, and "This application is currently busy" beside it."""
     page = visit()

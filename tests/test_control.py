@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import gradio as gr
 import pytest
 
 from playground.people import visitor
@@ -12,6 +11,7 @@ from playground.store import STOPPED, Store
 from playground.ui import unchecked
 from playground.ui.control import Control
 from playground.ui.notice import Notice
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 
 OWNER, STRANGER = "x" * 43, "y" * 43  # cookies

@@ -3,7 +3,6 @@
 import json
 import re
 
-import gradio as gr
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -20,6 +19,7 @@ from playground.ui.control import Control
 from playground.ui.data import DataTab, Shown
 from playground.ui.left_out import left_out_html
 from playground.ui.notice import Notice
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 from playground.web import gate

@@ -1,12 +1,12 @@
 """The owner's guidelines above the chat."""
 
-import gradio as gr
 import pytest
 
 from app import main
 from playground.people import guidelines
 from playground.settings import SettingsError
 from playground.ui import guidelines as fold
+from playground.ui.quick_gradio import gradio as gr
 
 
 def shown(path):

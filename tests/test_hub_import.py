@@ -2,11 +2,11 @@
 
 import threading
 
-import gradio as gr
 import pytest
 
 from playground.data import hub_import, importing
 from playground.data.hub_import import HubImport
+from playground.ui.quick_gradio import gradio as gr
 from tests import fake_hub
 from tests.test_control import STRANGER, Request
 from tests.test_data_hub import jsonl, pairs

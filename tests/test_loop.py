@@ -2,6 +2,7 @@
 version.
 """
 
+import functools
 import json
 import random
 import time
@@ -114,6 +115,7 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
     prompt = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False
     )
+    said_alone = functools.cache(lambda version: alone(engine, settings, version, prompt))
     tastes = []
     for version in (1, 2):
         tastes.append(chat_and_vote(store, chat, VOTES, f"round {version}"))
@@ -139,12 +141,12 @@ def test_votes_become_a_version_that_answers_the_next_message_twice_over(running
             wait_until(lambda version=version: engine.live.version == version)
         assert stream.wait(60)
         assert stream.error is None
-        assert [r.token_ids for r in stream.decoding.replies] == alone(engine, settings, stream.policy.version, prompt)
+        assert [r.token_ids for r in stream.decoding.replies] == said_alone(stream.policy.version)
 
         follower = engine.duel(prompt, [0, 0], GREEDY)
         assert follower.policy.version == version
         assert follower.wait(60)
-        assert [r.token_ids for r in follower.decoding.replies] == alone(engine, settings, version, prompt)
+        assert [r.token_ids for r in follower.decoding.replies] == said_alone(version)
 
         curves = store.metrics(row["id"])
         assert {"reward", "kl", "beta", "entropy", "length", "explained_variance", "clip_fraction"} <= curves.keys()

@@ -1,12 +1,12 @@
 """One's own votes, changed and deleted in the tab of judged pairs, whatever the chats show by now."""
 
-import gradio as gr
 import pytest
 
 from playground.chat.refusals import Refused
 from playground.chat.turns import Turn
 from playground.store import StoreError
 from playground.system.messages import Message
+from playground.ui.quick_gradio import gradio as gr
 from tests import rounds
 from tests.stores import candidate, outcome, store  # noqa: F401 (a fixture)
 from tests.test_control import OWNER, STRANGER

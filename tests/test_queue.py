@@ -5,7 +5,6 @@ import json
 import sqlite3
 import threading
 
-import gradio as gr
 import pytest
 
 from playground.chat.queueing import QueueView
@@ -19,6 +18,7 @@ from playground.system.languages import Words
 from playground.ui.chat import ChatTab
 from playground.ui.notice import Notice
 from playground.ui.queue_panel import progress_html
+from playground.ui.quick_gradio import gradio as gr
 from tests import test_control
 from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
 from tests.stores import candidate, cast, duel, outcome

@@ -336,13 +336,13 @@ def test_fit_learns_what_people_like(folder, trunks):
     assert liked > plain
 
 
-def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder):
+def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder, trunks):
     """Choosing the best of many fits by the figure that is reported would find something in anything."""
     prefs, rights, decided = liked_token_preferences(40), 0.0, 0
     sure = settings(folder, reward={"evidence_confidence": 0.95})
     for seed in range(5):
         prefs.pairs = by_coin(prefs.pairs, seed)
-        _, report = reward.fit(prefs, FeatureTrunk(sure), sure)
+        _, report = reward.fit(prefs, trunks["none"], sure)
         rights, decided = rights + report.cv_accuracy * 40, decided + 40
         assert not report.enough and str(report.reason).startswith("Not enough evidence yet: 40 votes for A or B")
     low, high = intervals.wilson(rights, decided, 0.99)

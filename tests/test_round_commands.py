@@ -17,7 +17,7 @@ from training.worker import run_once, with_overrides
 
 @pytest.fixture(scope="module")
 def voted(tmp_path_factory):
-    """Settings whose store holds 40 votes on the tiny model's replies."""
+    """Settings whose store holds 16 votes on the tiny model's replies."""
     settings = settings_for(
         tmp_path_factory.mktemp("voted"),
         round={"lease_seconds": 1.0, "poll_seconds": 0.05},
@@ -26,7 +26,7 @@ def voted(tmp_path_factory):
         reward={"evidence_confidence": 0},
     )
     store = Store(settings.database)
-    votes = simulate.SimulateSettings.like(settings, votes=40)
+    votes = simulate.SimulateSettings.like(settings, votes=16)
     simulate.make_duels(
         store,
         votes,
@@ -115,8 +115,8 @@ def test_automatic_rounds_can_be_turned_off_and_need_as_many_votes_as_was_set(vo
     with store.writing() as db:
         db.execute("update round set last_vote = 0")
     last = store.last_round()["id"]
-    assert store.new_votes() == 40 and run_once(store, settings, "w") is None and store.last_round()["id"] == last
-    store.override({"round.auto": None, "round.votes": 41}, admin)
+    assert store.new_votes() == 16 and run_once(store, settings, "w") is None and store.last_round()["id"] == last
+    store.override({"round.auto": None, "round.votes": 17}, admin)
     assert run_once(store, settings, "w") is None
     store.override({"round.votes": None}, admin)
 

@@ -9,7 +9,6 @@ import sqlite3
 import time
 from urllib.parse import parse_qs, urlsplit
 
-import gradio as gr
 import gradio.oauth
 import httpx
 import pytest
@@ -24,6 +23,7 @@ from playground.settings import Settings
 from playground.store import Store
 from playground.ui import control
 from playground.ui.notice import Notice
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 from playground.web import allowlist
 from tests.doors import CHEAP, Door, browser_of, place_of_button, refused

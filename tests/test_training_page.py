@@ -4,7 +4,6 @@ limits.
 
 import json
 
-import gradio as gr
 import pytest
 
 from playground.models import trial
@@ -17,6 +16,7 @@ from playground.ui import gatewords, plots, round_summary, watch
 from playground.ui.loop_status import LoopStatus, trial_of
 from playground.ui.phases import PROGRESS_LABELS, phase_progress, phases_html
 from playground.ui.plots import Curve
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.rounds import CURVES, TrainingTab
 from playground.ui.status_bar import StatusBar, status_html
 from playground.ui.words import Words

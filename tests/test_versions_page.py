@@ -4,7 +4,6 @@ import json
 import re
 import threading
 
-import gradio as gr
 import pytest
 
 from playground.chat.comparing import Comparison
@@ -17,6 +16,7 @@ from playground.system.messages import Message, plain
 from playground.ui import version_ratings, versions
 from playground.ui.control import Control
 from playground.ui.notice import Notice
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 from playground.ui.versions import VersionsTab
 from tests.rounds import REPORT

@@ -1,10 +1,10 @@
 """The tab of one's own votes: what became of each, in figures and in a list that goes back as far as one likes."""
 
-import gradio as gr
 import pytest
 
 from playground.store import Store
 from playground.ui import votes
+from playground.ui.quick_gradio import gradio as gr
 from playground.ui.votes import VotesTab
 from tests.stores import cast, take
 from tests.test_control import Request

@@ -35,12 +35,17 @@ def tree(path: Path) -> ast.Module:
 
 
 @cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
+@cache
 def speakers() -> frozenset[str]:
     """Names of all classes that descend from UserFacingError."""
     bases = {
         node.name: {ast.unparse(base).split(".")[-1] for base in node.bases}
         for path in MODULES
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ClassDef)
     }
     found = {"UserFacingError"}
@@ -75,22 +80,32 @@ class Sentence:
 
 def shows(path: Path, function: ast.expr) -> bool:
     """Whether a call shows a text of the page: translate(…), words.of(…)(…), words.label(…), words.mark(…)."""
+    if not ("ui" in path.parts or path.name == "server.py") or path.name == "words.py":
+        return False
+    if called(function) not in ("translate", "label", "mark", None):
+        return False
     text = ast.unparse(function)
-    of_page = text in ("translate", "words.label", "words.mark") or re.fullmatch(r"words\.of\(\w+\)", text) is not None
-    return of_page and ("ui" in path.parts or path.name == "server.py") and path.name != "words.py"
+    return text in ("translate", "words.label", "words.mark") or re.fullmatch(r"words\.of\(\w+\)", text) is not None
+
+
+def called(function: ast.expr) -> str | None:
+    """The last name of what is called; None where it has none, as what another call gives."""
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else None
 
 
 @cache
 def sentences() -> tuple[Sentence, ...]:
-    found = []
+    found, errors = [], speakers() - ENGLISH_ALONE
     for path in MODULES:
         if path.name in ("words.py", "languages.py", "messages.py"):
             continue
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
-            name = ast.unparse(node.func).split(".")[-1]
-            if name in ("Message", "Sentence") or name in speakers() - ENGLISH_ALONE or shows(path, node.func):
+            name = called(node.func)
+            if name in ("Message", "Sentence") or name in errors or shows(path, node.func):
                 values = frozenset(keyword.arg or "**" for keyword in node.keywords)
                 found.append(Sentence(f"{path.name}:{node.lineno}", node.args[0], None if "**" in values else values))
     return tuple(found)

@@ -25,15 +25,16 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def voted(tmp_path_factory):
-    """Settings whose store holds 40 votes on the tiny model's replies, one demonstration, and no round yet."""
+    """Settings whose store holds 16 votes on the tiny model's replies, one demonstration, and no round yet."""
     settings = settings_for(
         tmp_path_factory.mktemp("voted"),
         round={"lease_seconds": 1.0, "poll_seconds": 0.2},
-        ppo={"iterations": 3, "kl_target": 30.0},
-        gate={"better": 0.01, "not_worse": 0.01},
+        ppo={"iterations": 3, "episodes": 32, "kl_target": 30.0},
+        gate={"better": 0.01, "not_worse": 0.01, "prompts": 8},
+        reward={"evidence_confidence": 0},
     )
     store = Store(settings.database)
-    votes = simulate.SimulateSettings.like(settings, votes=40)
+    votes = simulate.SimulateSettings.like(settings, votes=16)
     tokenizer, trunk = loading.load_tokenizer(settings), loading.load_trunk(settings)
     simulate.make_duels(
         store, votes, trunk, tokenizer, {"liking": Person(lambda prompt, reply: liking(reply))}, log=lambda text: None
