@@ -8,8 +8,8 @@ import pytest
 from playground.data import export, formats
 from playground.data.__main__ import main
 from playground.data.export import Export
+from playground.data.raw_rows import CannotRead
 from playground.data.records import JudgedPair
-from playground.data.rows import CannotRead
 from playground.store import Filters, Store, StoreError
 from playground.store import judged as judged_module
 from tests.stores import candidate, cast, duel, outcome, store  # noqa: F401 (fixtures)

@@ -7,11 +7,11 @@ import math
 
 import pytest
 
-from playground.data import export, files, importing
+from playground.data import export, files, importing, raw_rows
 from playground.data.__main__ import main
 from playground.data.columns import record_of
+from playground.data.raw_rows import BadRow, CannotRead
 from playground.data.records import JudgedPair
-from playground.data.rows import BadRow, CannotRead
 from playground.store import ImportedRow, Origin, Store
 from tests.stores import store  # noqa: F401 (fixture)
 from tests.test_data_export import HELLO, rows, said, say
@@ -228,7 +228,7 @@ GOOD = {"prompt": "Hello", "chosen": "Hi.", "rejected": "No."}
 
 
 def test_the_good_rows_go_in_and_bad_ones_are_named_by_number(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_BYTES", 300)
+    monkeypatch.setattr(raw_rows, "MOST_BYTES", 300)
     file = write(
         tmp_path / "pairs.jsonl",
         GOOD,
@@ -308,7 +308,7 @@ def test_a_file_with_other_marks_than_commas_is_refused_as_one(tmp_path, mark, c
 
 def test_a_row_of_csv_has_a_bound_however_its_text_is_spread(tmp_path, monkeypatch):
     """Cells and lines had one, so a row of many cells could have any size."""
-    monkeypatch.setattr(files, "MOST_BYTES", 300)
+    monkeypatch.setattr(raw_rows, "MOST_BYTES", 300)
     long = ["a," + "b" * 400, ",".join(["x" * 30] * 20), '"' + "q\n" * 200 + '",b', "é" * 151 + ",b"]
     path = tmp_path / "pairs.csv"
     for row in long:
@@ -321,7 +321,7 @@ def test_a_row_of_csv_has_a_bound_however_its_text_is_spread(tmp_path, monkeypat
 
 
 def test_a_row_of_a_json_array_has_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    monkeypatch.setattr(raw_rows, "MOST_BYTES", 100)
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps([{"prompt": "é" * 60}, {"prompt": "Hello"}, {"prompt": "\ud800"}]))
     assert reasons(path) == ["the row has more than 0 MB", None, None]
@@ -343,7 +343,7 @@ def test_a_row_of_parquet_has_a_bound(tmp_path, monkeypatch, dictionary):
     """A page of a few kilobytes unpacks to gigabytes."""
     texts = ["x" * 1000, *(f"Hello {n}" for n in range(100)), "y" * 1000, "é" * 200]
     path = parquet(tmp_path / "prompts.parquet", *texts, dictionary=dictionary, row_group_size=40)
-    monkeypatch.setattr(files, "MOST_BYTES", 500)
+    monkeypatch.setattr(raw_rows, "MOST_BYTES", 500)
     long = "the row has more than 0 MB"
     assert reasons(path) == [long, *[None] * 100, long, None]
     assert [number for number, _ in files.read(path)] == [*range(1, 104)]
@@ -415,7 +415,7 @@ def test_a_damaged_or_too_large_group_of_parquet_leaves_the_others(tmp_path, mon
     assert [*found] == [*range(1, 12), *range(21, 31)] and "damaged" in str(found[11])
     assert (found[10], found[21]) == ({"prompt": "number 9"}, {"prompt": "number 20"})
     path.write_bytes(whole)
-    monkeypatch.setattr(files, "MOST_GROUP", 10)
+    monkeypatch.setattr("playground.data.parquet.MOST_GROUP", 10)
     assert [number for number, row in files.read(path)] == [1, 11, 21] and "smaller groups" in reasons(path)[0]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from playground.data import files, parquet
-from playground.data.rows import BadRow
+from playground.data import files, parquet, raw_rows
+from playground.data.raw_rows import BadRow
 
 pa = pytest.importorskip("pyarrow", reason="Parquet needs `pip install pyarrow`")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -67,12 +67,12 @@ def test_texts_of_a_delta_encoding_are_read(written, encoding):
 
 def test_our_own_mistake_is_not_called_a_damaged_file(written, monkeypatch):
     path = written(pa.array(["Hello"]))
-    monkeypatch.setattr(files, "MOST_BYTES", 4)
+    monkeypatch.setattr(raw_rows, "MOST_BYTES", 4)
 
     def mistaken():
         raise NotImplementedError("ours")
 
-    monkeypatch.setattr(files, "too_long", mistaken)
+    monkeypatch.setattr(parquet, "too_long", mistaken)
     with pytest.raises(NotImplementedError, match="ours"):
         values(path)
 
@@ -97,7 +97,7 @@ def test_rows_that_share_a_long_value_are_read_few_at_a_time(written, kind, opti
 
 
 def test_a_group_of_values_of_a_fixed_length_has_a_bound(written, monkeypatch):
-    monkeypatch.setattr(files, "MOST_GROUP", 10 * MB)
+    monkeypatch.setattr(parquet, "MOST_GROUP", 10 * MB)
     assert values(written(pa.array([None] * 11, pa.binary(MB)))) == [
         "its group of rows has more than 10 MB; write smaller groups"
     ]
@@ -130,7 +130,7 @@ def test_texts_in_lists_that_may_unpack_to_more_than_memory_are_refused(written,
     options = {"use_dictionary": False, "column_encoding": {"b.list.element": "DELTA_BYTE_ARRAY"}}
     path = written(pa.array([["x" * 1000] * 100]), **options)
     assert values(path) == [["x" * 1000] * 100]
-    monkeypatch.setattr(files, "MOST_GROUP", 50_000)
+    monkeypatch.setattr(parquet, "MOST_GROUP", 50_000)
     [reason] = values(path)
     assert "may unpack to more than 0 MB, since texts in lists are encoded as DELTA" in reason
 

@@ -16,7 +16,7 @@ from statistics import fmean as mean
 
 from pydantic import Field
 
-from playground.data.files import CannotRead
+from playground.data.raw_rows import CannotRead
 from playground.models import loading, prompts
 from playground.models.loading import ModelUnavailable
 from playground.settings import Settings, SettingsError, read

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from playground.data import columns, files, hub
-from playground.data.files import BadRow, Row
+from playground.data.raw_rows import BadRow, Row
 from playground.data.records import Demonstration, JudgedPair, Turn
 from playground.models import prompts
 from playground.settings import Settings

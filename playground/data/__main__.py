@@ -15,7 +15,7 @@ from playground.data import columns, export, import_command, importing, quality,
 from playground.data.card import undecided_file
 from playground.data.export import Export
 from playground.data.import_command import counted
-from playground.data.rows import CannotRead
+from playground.data.raw_rows import CannotRead
 from playground.settings import SettingsError, read
 from playground.store import CHOICES, Filters, Store, StoreError
 from playground.system import pushing

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from playground.data.raw_rows import BadRow, Row
 from playground.data.reasons import why_bad
 from playground.data.records import IDS, Demonstration, Imported, JudgedPair, Prompt, Turn
-from playground.data.rows import BadRow, Row
 
 Importable = JudgedPair | Demonstration | Prompt
 Values = dict[str, Any]

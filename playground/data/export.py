@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from playground.data import formats, parquet, writers
 from playground.data.card import Tally, card
 from playground.data.progress import Progress
+from playground.data.raw_rows import CannotRead
 from playground.data.records import UNDECIDED, Demonstration, Imported, JudgedPair, Prompt, Record, Thumb
-from playground.data.rows import CannotRead
 from playground.store import Filters, Row, Store
 from playground.store.filters import ALL
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TextIO
 
-from playground.data import parquet
-from playground.data.rows import MOST_BYTES, BadRow, CannotRead, Numbered, Row, too_long
+from playground.data import parquet, raw_rows
+from playground.data.raw_rows import BadRow, CannotRead, Numbered, Row, too_long
 
 MOST_JSON = 64 << 20  # bytes of a file that is one JSON array, which is read as a whole
 MOST_COLUMNS = 2000  # of CSV, whose short rows are filled up to all of them
@@ -43,9 +43,9 @@ def _bounded_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """The lines of a file with their numbers from 1 on; None for one that is too long."""
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(MOST_BYTES + 1):
+        while line := file.readline(raw_rows.MOST_BYTES + 1):
             number += 1
-            if len(line) > MOST_BYTES:
+            if len(line) > raw_rows.MOST_BYTES:
                 _skip_line(file, line)
                 yield number, None
             else:
@@ -54,7 +54,7 @@ def _bounded_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 def _skip_line(file: BinaryIO, line: bytes) -> None:
     while line and not line.endswith(b"\n"):
-        line = file.readline(MOST_BYTES)
+        line = file.readline(raw_rows.MOST_BYTES)
 
 
 def _lines(path: Path) -> Numbered:
@@ -99,9 +99,9 @@ def _json(path: Path) -> Numbered:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
         raise CannotRead(f"{path}: this is not a JSON array in UTF-8.") from None
-    may_be_long = path.stat().st_size > MOST_BYTES
+    may_be_long = path.stat().st_size > raw_rows.MOST_BYTES
     for number, row in enumerate(rows, 1):
-        yield number, too_long() if may_be_long and _bytes_of(row) > MOST_BYTES else _object(row)
+        yield number, too_long() if may_be_long and _bytes_of(row) > raw_rows.MOST_BYTES else _object(row)
 
 
 def _bytes_of(row: Any) -> int:
@@ -113,7 +113,7 @@ OTHER_MARKS = {";": "semicolons", "\t": "tabs"}  # between columns, as some prog
 
 def _csv(path: Path) -> Numbered:
     """The rows below a line of names. A cell that is a JSON list of messages is read as one."""
-    csv.field_size_limit(MOST_BYTES)
+    csv.field_size_limit(raw_rows.MOST_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = _LinesOfRows(file)
         rows = csv.DictReader(lines)
@@ -167,14 +167,14 @@ class _LinesOfRows:
         if not line:
             raise StopIteration
         self._bytes += len(line.encode("utf-8", "surrogateescape"))
-        if self._bytes > MOST_BYTES:
+        if self._bytes > raw_rows.MOST_BYTES:
             while line and (self._quotes % 2 or not line.endswith(("\n", "\r"))):
                 line = self._read()
             raise _RowTooLong
         return line
 
     def _read(self) -> str:
-        line = self._file.readline(MOST_BYTES + 1)
+        line = self._file.readline(raw_rows.MOST_BYTES + 1)
         self._quotes += line.count('"')
         return line
 

@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import HfUri, parse_hf_uri
 
 from playground.data import columns, files, parquet
-from playground.data.rows import BadRow, CannotRead, Numbered, Row
+from playground.data.raw_rows import BadRow, CannotRead, Numbered, Row
 from playground.store import Origin
 from playground.system import hub
 from playground.system.messages import UserFacingError

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from playground.data import hub, importing
 from playground.data.importing import Report
-from playground.data.rows import CannotRead
+from playground.data.raw_rows import CannotRead
 from playground.store import Store
 from playground.system.messages import Message, UserFacingError, plain
 from playground.system.safe_logging import describe_error

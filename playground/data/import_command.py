@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playground.data import hub, importing
 from playground.data.progress import Progress
-from playground.data.rows import CannotRead
+from playground.data.raw_rows import CannotRead
 from playground.store import Store
 
 SOME_BAD = 3  # exit code

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playground.data import columns, files
 from playground.data.hub import Dataset
-from playground.data.rows import BadRow, Row
+from playground.data.raw_rows import BadRow, Row
 from playground.store import ImportedRow, Origin, Store
 
 BATCH = 200  # rows in a transaction

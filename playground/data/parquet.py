@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from playground.data import raw_rows
 from playground.data.arrow_sizes import BYTES_OF_VALUE, UnknownKind, leaves, unpacked_bytes
-from playground.data.rows import MOST_BYTES, BadRow, CannotRead, Numbered, Row, too_long
+from playground.data.raw_rows import BadRow, CannotRead, Numbered, Row, too_long
 
 BATCH = 500  # most rows at once
 MOST_GROUP = 1 << 30  # bytes of a group of rows, unpacked, as the file says
@@ -56,7 +57,7 @@ def _group(file: Any, group: int) -> Iterator[Row | BadRow]:
         return
     facts = file.metadata.row_group(group)
     mean = max(facts.total_byte_size, _fixed_bytes(file, group)) // max(1, facts.num_rows)
-    at_once = 1 if expanding else max(1, min(BATCH, 8 * MOST_BYTES // max(1, mean)))
+    at_once = 1 if expanding else max(1, min(BATCH, 8 * raw_rows.MOST_BYTES // max(1, mean)))
     batches = file.iter_batches(batch_size=at_once, row_groups=[group])
     while True:
         try:
@@ -109,14 +110,14 @@ def _fixed_bytes(file: Any, group: int) -> int:
 
 def _batch(batch: Any) -> Iterator[Row | BadRow]:
     try:
-        may_be_long = sum(map(unpacked_bytes, batch.columns)) > MOST_BYTES
+        may_be_long = sum(map(unpacked_bytes, batch.columns)) > raw_rows.MOST_BYTES
     except UnknownKind as error:
         reason = f"the row has a column of the Arrow kind {error}, which is not read here"
         yield from (BadRow(reason) for _ in range(batch.num_rows))
         return
     for place in range(batch.num_rows):
         one = batch.slice(place, 1)
-        if may_be_long and sum(map(unpacked_bytes, one.columns)) > MOST_BYTES:
+        if may_be_long and sum(map(unpacked_bytes, one.columns)) > raw_rows.MOST_BYTES:
             yield too_long()
             continue
         try:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from playground.data import columns, files, hub
+from playground.data.raw_rows import BadRow, CannotRead, Numbered, Row
 from playground.data.records import Prompt
-from playground.data.rows import BadRow, CannotRead, Numbered, Row
 from playground.settings import Settings, SettingsError
 from playground.store import QueuedPrompt, Store
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from playground.data.parquet import BATCH, pyarrow
-from playground.data.rows import Row
+from playground.data.raw_rows import Row
 
 PRIVATE = 0o600
 
