@@ -1,5 +1,5 @@
 """What values of Arrow take in memory once each of them is a Python value of its own. How files are read is left to
-`files.py`.
+`parquet.py`.
 """
 
 import importlib
