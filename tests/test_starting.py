@@ -162,8 +162,8 @@ def test_no_request_is_lost_while_the_app_takes_over():
 def test_the_app_is_announced_before_anybody_meets_it():
     announced = []
     served = Served(chat, lambda: announced.append(served.web._switch.app))
-    with served:
-        starting = served.web._switch.app
+    starting = served.web._switch.app
+    with served:  # the app may be made before this block begins
         until = time.monotonic() + 20
         while httpx.get(served.url).status_code != 200 and time.monotonic() < until:
             time.sleep(0.01)
