@@ -15,13 +15,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import mean, median
 
 from transformers import PreTrainedTokenizerBase
 
 import app
-from benchmarks import llama_cpp, peer, report
+from benchmarks import cpu_kind, llama_cpp, peer, report
 from benchmarks.engine_site import TOKENS, EngineSettings, Run, Site, speed, text_prompt
 from benchmarks.engine_swaps import swap_rows
 from benchmarks.report import Log, Row
@@ -90,7 +90,7 @@ def duel_rows(settings: EngineSettings, site: Site, tokenizer: PreTrainedTokeniz
     rows.append(
         report.row("speed of a trained version to the base version's", speed(trained) / speed(base), "×", "≥ 0.95")
     )
-    return rows
+    return rows + run_in_own_thread(settings.threads, lambda: faithful_rows(settings, site, tokenizer))
 
 
 # -- faithfulness
@@ -278,6 +278,15 @@ def process_rows(settings: EngineSettings) -> list[Row]:
     ]
 
 
+def asked_parts(settings: EngineSettings, names: Collection[str]) -> Collection[str]:
+    """The parts that the settings ask for. SettingsError for one that there is not."""
+    wanted = [name for name in settings.only.split(",") if name]
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        raise SettingsError(f"--only: {', '.join(unknown)}: choose among {', '.join(names)}")
+    return wanted or names
+
+
 def run(settings: EngineSettings, log: Log = print) -> list[Row]:
     """The rows of all parts, shown as far as they are while it runs."""
     settings = settings.with_values(device="cpu")
@@ -289,7 +298,7 @@ def run(settings: EngineSettings, log: Log = print) -> list[Row]:
         settings.threads, lambda: tuning.choose(settings, base, loading.base_identity(base, settings))
     )
     rows = [
-        report.instruction_sets(),
+        report.instruction_sets(settings.cpu),
         report.row(
             f"decoding in {choice.number_format} on {choice.threads} of {settings.threads} threads: a step of two "
             "replies",
@@ -300,24 +309,26 @@ def run(settings: EngineSettings, log: Log = print) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         site = Site(settings, folder, base, tokenizer)
         try:
-            for part in (
-                lambda: duel_rows(settings, site, tokenizer, log),
-                lambda: run_in_own_thread(settings.threads, lambda: faithful_rows(settings, site, tokenizer)),
-                lambda: crowd_rows(settings, site, tokenizer, log),
-                lambda: prefix_rows(settings, site, tokenizer),
-                lambda: swap_rows(settings, site, tokenizer, log),
-                *([] if settings.quick else [lambda: round_rows(settings, site, tokenizer, log)]),
-            ):
-                rows += part()
+            parts: dict[str, Callable[[], list[Row]]] = {
+                "duel": lambda: duel_rows(settings, site, tokenizer, log),
+                "crowd": lambda: crowd_rows(settings, site, tokenizer, log),
+                "prefix": lambda: prefix_rows(settings, site, tokenizer),
+                "swaps": lambda: swap_rows(settings, site, tokenizer, log),
+                "round": lambda: [] if settings.quick else round_rows(settings, site, tokenizer, log),
+                "process": lambda: process_rows(settings),
+            }
+            for name in asked_parts(settings, parts):
+                rows += parts[name]()
                 report.show(rows)
         finally:
             site.engine.close()
-    return rows + process_rows(settings)
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, EngineSettings, "python -m benchmarks.engine")
+        cpu_kind.limit(settings.cpu, "benchmarks.engine", sys.argv[1:] if argv is None else argv)
         rows = run(settings)
     except (SettingsError, peer.SideFailed, loading.ModelUnavailable) as error:
         sys.exit(str(error))

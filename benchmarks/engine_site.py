@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks import cpu_kind
 from playground.decoding.sampling import Sampling
 from playground.models import adapters, lora, prompts
 from playground.serving.engine import Engine
@@ -34,6 +35,10 @@ class EngineSettings(Settings):
     """Repetitions of each figure; medians count."""
     swaps: Positive = 1000
     """Versions swapped under running streams."""
+    cpu: cpu_kind.Name = ""
+    """Both sides as if the CPU had AVX2 alone (avx2), or AVX512 with VNNI but without bf16 and AMX (avx512)."""
+    only: str = ""
+    """Parts to measure, with commas between: duel, crowd, prefix, swaps, round, process; empty takes all."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
 

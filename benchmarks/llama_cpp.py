@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import peer
+from benchmarks import cpu_kind, peer
 from playground.models import sources
 
 NAME, PINS = "llama.cpp", ["llama-cpp-python==0.3.36"]
@@ -60,4 +60,11 @@ def next_token(settings, model, prompt, log=print):
 
 
 def _side(settings, script, job, log):
-    return peer.run_job([peer.python(settings, NAME, PINS, log), SCRIPTS / script], job, settings.threads)
+    return peer.run_job([_python(settings, log), SCRIPTS / script], job, settings.threads)
+
+
+def _python(settings, log):
+    """The peer's interpreter, compiled for the kind of CPU that the settings name."""
+    kind = getattr(settings, "cpu", "")
+    name = f"{NAME}-{kind}" if kind else NAME
+    return peer.python(settings, name, PINS, log, cpu_kind.KINDS[kind].cmake_arguments)

@@ -26,16 +26,20 @@ def pins_of(*names: str) -> list[str]:
     return [line for line in ours if line.split("==")[0] in names]
 
 
-def python(settings: Settings, name: str, pins: Sequence[str], log: Log = print) -> Path:
+def python(settings: Settings, name: str, pins: Sequence[str], log: Log = print, cmake_arguments: str = "") -> Path:
     """The interpreter of DATA/benchmarks/NAME; made again where the stamp does not say that just these pins
-    are in it.
+    are in it. What is compiled for it gets the arguments, and is not kept for another environment then.
     """
     folder = _folder(settings, name)
     interpreter = folder / "bin" / "python"
     if not is_made(settings, name, pins):
         log(f"making {folder} with {', '.join(pins)}")
         venv.create(folder, with_pip=True, clear=True)
-        run([interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins], os.environ)
+        install = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        if cmake_arguments:
+            run([*install, "--no-cache-dir", *pins], {**os.environ, "CMAKE_ARGS": cmake_arguments})
+        else:
+            run([*install, *pins], os.environ)
         (folder / STAMP).write_text("\n".join(pins))
     return interpreter
 

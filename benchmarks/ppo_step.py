@@ -43,7 +43,7 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig
 
-from benchmarks import peer, report
+from benchmarks import cpu_kind, peer, report
 from benchmarks.report import Log, Row
 from playground.models import loading, sources
 from playground.settings import Positive, PPOSettings, Settings, SettingsError, read
@@ -76,6 +76,8 @@ class PpoStepSettings(Settings):
     """8 episodes of 16 tokens, one process of each side, in minutes."""
     ppo: SmallPPOSettings = SmallPPOSettings()
     """How the policy is trained."""
+    cpu: cpu_kind.Name = ""
+    """Both sides as if the CPU had AVX2 alone (avx2), or AVX512 with VNNI but without bf16 and AMX (avx512)."""
     json_file: str = Field("", alias="json")
     """File for the rows, as JSON."""
     iterations: Positive = 3
@@ -262,6 +264,7 @@ def run(settings: PpoStepSettings, log: Log = print) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = read(argv, PpoStepSettings, "python -m benchmarks.ppo_step")
+        cpu_kind.limit(settings.cpu, "benchmarks.ppo_step", sys.argv[1:] if argv is None else argv)
         rows = run(settings)
     except (SettingsError, peer.SideFailed, loading.ModelUnavailable) as error:
         sys.exit(str(error))

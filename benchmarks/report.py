@@ -24,10 +24,12 @@ def row(what: str, value: Any, unit: str = "", bar: str | None = None) -> Row:
     return {"what": what, "value": value, "unit": unit, "bar": bar, "ok": ok}
 
 
-def instruction_sets() -> Row:
+def instruction_sets(kept_to: str = "") -> Row:
     """What of the CPU decides how fast products are: the vectors that torch uses, and what there is for short
-    numbers.
+    numbers; or the kind of CPU that both sides are kept to.
     """
+    if kept_to:
+        return row("instruction sets", f"{torch.backends.cpu.get_cpu_capability()}, kept to {kept_to}")
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

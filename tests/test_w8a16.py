@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
+from numba import config
 
-from playground.decoding import fused, number_formats, tuning, w8a16
+from playground.decoding import fused, number_formats, step_kernel, tuning, w8a16
 from playground.decoding.decoder import run
 from playground.decoding.sampling import Sampling
 from playground.models import loading
@@ -89,6 +90,24 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_else_is_in_the_batch(people,
     finally:
         torch.set_num_threads(threads_before)
     assert torch.equal(alone, beside[-2:])
+
+
+@pytest.mark.parametrize("outputs", [1, 4, 5, 30, 64])
+def test_a_product_is_whole_at_every_edge_of_the_tiles(outputs):
+    """Rows and outputs that fill no tile, each with its own result and nobody else's."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(outputs, 96), torch.randn(9, 96)
+    ours, exact = w8a16.TiledInt8Weight(weight), RoundedWeight(weight)(x)
+    for rows in range(1, len(x) + 1):
+        y = ours(x[:rows])
+        torch.testing.assert_close(y, exact[:rows], atol=2e-3, rtol=1e-3)
+        assert torch.equal(y, ours(x)[:rows])
+
+
+@pytest.mark.parametrize("features, tile", [("+avx2,+fma", (2, 16)), ("+avx512f,+avx512bw", (4, 32)), ("", (2, 16))])
+def test_a_tile_is_as_wide_as_the_vectors_of_the_cpu(features, tile, monkeypatch):
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    assert step_kernel.tile() == tile
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,20 +10,29 @@ again only when the file of `step` changes: a change to a function of another fi
 below, `record` is the STEP record, and `weights` the LAYER record of one layer.
 """
 
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, codegen, config
 from numba.extending import intrinsic
 
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
 
-# What is multiplied at once: a tile of OUTPUTS·INPUTS weights by ROWS·INPUTS activations. A tile's weights lie side by
-# side, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS, INPUTS), so that memory is read from the first to the last byte.
-OUTPUTS, ROWS, INPUTS = 4, 2, 16
+
+def tile() -> tuple[int, int]:
+    """ROWS and INPUTS for the CPU that numba compiles for: more where there are 32 vectors of 512 bits (AVX512-BW)."""
+    features = codegen.get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return (4, 32) if "+avx512bw" in features.split(",") else (2, 16)
+
+
+# What is multiplied at once: a tile of OUTPUTS·INPUTS weights by ROWS·INPUTS activations, or by FEW_ROWS·INPUTS where
+# no more are left. A tile's weights lie side by side, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS, INPUTS), so that
+# memory is read from the first to the last byte. A tile's sums, and what they are made of, stay in the registers.
+OUTPUTS, FEW_ROWS = 4, 2
+ROWS, INPUTS = tile()
 
 # fields of these records that are no size are addresses; H hidden, M MLP, A heads·head dim, V vocabulary,
 # Q (heads + 2·kv heads)·head dim; weights (outputs, inputs) are tiles in int8, all else is in fp32 unless it says so
@@ -96,55 +105,154 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-@intrinsic
-def _dots(typing: Any, weights: Any, codes: Any, inputs: Any) -> Any:
-    """OUTPUTS·ROWS sums in int32, those of an output side by side, of tiles of int8 at the address `weights`, and of
-    int16 (ROWS, inputs) at `codes`. On x86 the loop is a `vpmaddwd` for each sum.
-    """
+def _tile_of(rows: int) -> Callable[..., Any]:
+    """The product of OUTPUTS outputs and this many rows, as an intrinsic."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        weights, codes, inputs = args
-        int32 = ir.IntType(32)
-        vector = ir.VectorType(int32, INPUTS // 2)
-        even, odd = (ir.Constant(vector, list(range(first, INPUTS, 2))) for first in (0, 1))
-        zeros = ir.Constant(vector, [0] * (INPUTS // 2))
-        sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(OUTPUTS * ROWS)]
-        size = inputs.type
+    @intrinsic
+    def product_of_tile(
+        typing: Any,
+        weights: Any,
+        codes: Any,
+        inputs: Any,
+        scales: Any,
+        row_scales: Any,
+        y: Any,
+        outputs: Any,
+        outputs_left: Any,
+        rows_left: Any,
+    ) -> Any:
+        """y = codes · weightsᵀ · both scales. weights: tiles of int8; codes (rows, inputs) int16; scales (OUTPUTS,),
+        row_scales (rows,) and y (rows, outputs) in fp32: their addresses. No more than what is left is written. On x86
+        the loop is a `vpmaddwd` or `vpdpwssd` for each sum.
+        """
 
-        def load(bits: int, address: Any, at: Any) -> Any:
-            """INPUTS numbers of an array from the place `at` on, as int32."""
-            address = builder.add(address, builder.mul(at, size(bits // 8)))
-            pointer = builder.inttoptr(address, ir.VectorType(ir.IntType(bits), INPUTS).as_pointer())
-            return builder.sext(builder.load(pointer, align=1), ir.VectorType(int32, INPUTS))
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            sums = _sums(builder, rows, *args[:3])
+            _write(builder, sums, *args[3:])
+            return context.get_dummy_value()
 
-        with cgutils.for_range_slice(builder, size(0), inputs, size(INPUTS), size) as (at, _):
-            tile = builder.mul(at, size(OUTPUTS))
-            of_outputs = [load(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
-            of_rows = [load(16, codes, builder.add(at, builder.mul(inputs, size(i)))) for i in range(ROWS)]
-            for (weight, code), total in zip(itertools.product(of_outputs, of_rows), sums, strict=True):
+        return types.none(*[types.intp] * 9), generate
+
+    return product_of_tile
+
+
+def _load(builder: Any, kind: Any, address: Any) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def _sums(builder: Any, rows: int, weights: Any, codes: Any, inputs: Any) -> list[list[Any]]:
+    """For each row and output a vector of int32 whose elements add up to the product."""
+    int32 = ir.IntType(32)
+    vector = ir.VectorType(int32, INPUTS // 2)
+    even, odd = (ir.Constant(vector, list(range(first, INPUTS, 2))) for first in (0, 1))
+    zeros = ir.Constant(vector, [0] * (INPUTS // 2))
+    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(OUTPUTS)] for _ in range(rows)]
+    size = inputs.type
+
+    def load(bits: int, address: Any, at: Any) -> Any:
+        """INPUTS numbers of an array from the place `at` on, as int32."""
+        address = builder.add(address, builder.mul(at, size(bits // 8)))
+        return builder.sext(
+            _load(builder, ir.VectorType(ir.IntType(bits), INPUTS), address), ir.VectorType(int32, INPUTS)
+        )
+
+    with cgutils.for_range_slice(builder, size(0), inputs, size(INPUTS), size) as (at, _):
+        tile = builder.mul(at, size(OUTPUTS))
+        of_outputs = [load(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
+        of_rows = [load(16, codes, builder.add(at, builder.mul(inputs, size(j)))) for j in range(rows)]
+        for code, sums_of_row in zip(of_rows, sums, strict=True):
+            for weight, total in zip(of_outputs, sums_of_row, strict=True):
                 products = builder.mul(weight, code)
                 pairs = [builder.shuffle_vector(products, products, places) for places in (even, odd)]
                 builder.store(builder.add(builder.load(total), builder.add(*pairs)), total)
-        add_up = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(int32, [vector]), f"llvm.vector.reduce.add.v{INPUTS // 2}i32"
-        )
-        totals = [builder.call(add_up, [builder.load(total)]) for total in sums]
-        return context.make_tuple(builder, signature.return_type, totals)
+    return [[builder.load(total) for total in sums_of_row] for sums_of_row in sums]
 
-    return types.UniTuple(types.int32, OUTPUTS * ROWS)(types.intp, types.intp, types.intp), generate
+
+def _write(
+    builder: Any,
+    sums: list[list[Any]],
+    scales: Any,
+    row_scales: Any,
+    y: Any,
+    outputs: Any,
+    outputs_left: Any,
+    rows_left: Any,
+) -> None:
+    """The sums, times their scales, to their places."""
+    size = y.type
+    number, numbers = ir.FloatType(), ir.VectorType(ir.FloatType(), OUTPUTS)
+    of_outputs = _load(builder, numbers, scales)
+    whole = builder.icmp_signed(">=", outputs_left, size(OUTPUTS))
+    for row, sums_of_row in enumerate(sums):
+        with builder.if_then(builder.icmp_signed("<", size(row), rows_left)):
+            of_row = _load(builder, number, builder.add(row_scales, size(4 * row)))
+            totals = builder.sitofp(_added_up(builder, sums_of_row), numbers)
+            values = builder.fmul(builder.fmul(totals, _splat(builder, of_row)), of_outputs)
+            place = builder.add(y, builder.mul(outputs, size(4 * row)))
+            with builder.if_else(whole) as (then, otherwise):
+                with then:
+                    builder.store(values, builder.inttoptr(place, numbers.as_pointer()), align=1)
+                with otherwise:
+                    for i in range(OUTPUTS - 1):
+                        with builder.if_then(builder.icmp_signed("<", size(i), outputs_left)):
+                            value = builder.extract_element(values, ir.IntType(32)(i))
+                            pointer = builder.inttoptr(builder.add(place, size(4 * i)), number.as_pointer())
+                            builder.store(value, pointer, align=1)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """The number in all OUTPUTS elements of a vector."""
+    vector = ir.Constant(ir.VectorType(value.type, OUTPUTS), ir.Undefined)
+    for i in range(OUTPUTS):
+        vector = builder.insert_element(vector, value, ir.IntType(32)(i))
+    return vector
+
+
+def _added_up(builder: Any, vectors: list[Any]) -> Any:
+    """What the elements of each of four vectors add up to, as a vector of four; few operations, since the places that
+    are added lie in the same 128 bits.
+    """
+    length = vectors[0].type.count
+
+    def places(*of_four: int) -> Any:
+        """These places of each four elements; of the second vector where they are above 3."""
+        fours = range(0, length, 4)
+        indices = [four + place % 4 + length * (place // 4) for four in fours for place in of_four]
+        return ir.Constant(ir.VectorType(ir.IntType(32), length), indices)
+
+    def added(a: Any, b: Any, first: Any, second: Any) -> Any:
+        return builder.add(builder.shuffle_vector(a, b, first), builder.shuffle_vector(a, b, second))
+
+    a, b, c, d = vectors
+    low, high = places(0, 4, 1, 5), places(2, 6, 3, 7)
+    ab = added(a, b, low, high)  # a b a b
+    cd = added(c, d, low, high)
+    total = added(ab, cd, places(0, 1, 4, 5), places(2, 3, 6, 7))  # a b c d
+    while length > 4:
+        length //= 2
+        low_half, high_half = (
+            ir.Constant(ir.VectorType(ir.IntType(32), length), list(range(at, at + length))) for at in (0, length)
+        )
+        total = added(total, total, low_half, high_half)
+    return total
+
+
+_tile, _tile_of_few = _tile_of(ROWS), _tile_of(FEW_ROWS)
 
 
 @_fast
-def _product(record: Any, inputs: int, weight: int, scale: Any, y: Any, first: int, last: int) -> None:
-    """y[:, first:last] = the codes times the weight (outputs, inputs) at this address; y is (rows, outputs)."""
-    scales = _floats(record.scales, (record.rows,))
+def _product(record: Any, inputs: int, outputs: int, weight: int, scale: int, y: int, first: int, last: int) -> None:
+    """y[:, first:last] = the codes times the weight (outputs, inputs); y is (rows, outputs). Addresses, as in STEP."""
     for output in range(first, last, OUTPUTS):
+        tiles, scales = weight + output * inputs, scale + 4 * output
         for row in range(0, record.rows, ROWS):
-            sums = _dots(weight + output * inputs, record.codes + 2 * row * inputs, inputs)
-            for i in range(min(OUTPUTS, last - output)):
-                for j in range(min(ROWS, record.rows - row)):
-                    total = np.float32(sums[ROWS * i + j])
-                    y[row + j, output + i] = total * scales[row + j] * scale[output + i]
+            codes, row_scales = record.codes + 2 * row * inputs, record.scales + 4 * row
+            place = y + 4 * (row * outputs + output)
+            rows_left, outputs_left = record.rows - row, last - output
+            if rows_left > FEW_ROWS:
+                _tile(tiles, codes, inputs, scales, row_scales, place, outputs, outputs_left, rows_left)
+            else:
+                _tile_of_few(tiles, codes, inputs, scales, row_scales, place, outputs, outputs_left, rows_left)
 
 
 @_fast
@@ -428,8 +536,8 @@ def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int)
     outputs = width + 2 * record.kv_heads * record.head_dim
     _normalise_rows(record, weights.input_norm, thread, threads)
     first, last = _share(outputs, thread, threads)
+    _product(record, record.hidden, outputs, weights.qkv, weights.qkv_scale, record.y, first, last)
     y = _floats(record.y, (record.rows, outputs))
-    _product(record, record.hidden, weights.qkv, _floats(weights.qkv_scale, (outputs,)), y, first, last)
     _add_bias(y, _floats(weights.qkv_bias, (outputs,)), first, last)
     barrier()
     scores = _floats(record.scores, (threads, record.context))[thread]
@@ -438,8 +546,8 @@ def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int)
     barrier()
     _quantise_rows(record, record.attended, width, width, thread, threads)
     first, last = _share(record.hidden, thread, threads)
+    _product(record, width, record.hidden, weights.out, weights.out_scale, record.y, first, last)
     y = _floats(record.y, (record.rows, record.hidden))
-    _product(record, width, weights.out, _floats(weights.out_scale, (record.hidden,)), y, first, last)
     _add_bias(y, _floats(weights.out_bias, (record.hidden,)), first, last)
     _add_rows(record, weights.out_norm, first, last, thread, threads)
 
@@ -449,23 +557,22 @@ def _mlp(record: Any, weights: Any, thread: int, threads: int) -> None:
     """x += the MLP of the layer with these weights."""
     _normalise_rows(record, weights.mlp_norm, thread, threads)
     first, last = _share(record.mlp, thread, threads)
-    y = _floats(record.y, (record.rows, 2 * record.mlp))
-    scale = _floats(weights.gate_up_scale, (2 * record.mlp,))
-    _product(record, record.hidden, weights.gate_up, scale, y, first, last)
-    _product(record, record.hidden, weights.gate_up, scale, y, record.mlp + first, record.mlp + last)
+    for part in (0, record.mlp):
+        _product(
+            record,
+            record.hidden,
+            2 * record.mlp,
+            weights.gate_up,
+            weights.gate_up_scale,
+            record.y,
+            part + first,
+            part + last,
+        )
     _gate(record, first, last)
     barrier()
     _quantise_rows(record, record.y, record.mlp, 2 * record.mlp, thread, threads)
     first, last = _share(record.hidden, thread, threads)
-    _product(
-        record,
-        record.mlp,
-        weights.down,
-        _floats(weights.down_scale, (record.hidden,)),
-        _floats(record.y, (record.rows, record.hidden)),
-        first,
-        last,
-    )
+    _product(record, record.mlp, record.hidden, weights.down, weights.down_scale, record.y, first, last)
     _add_rows(record, weights.down_norm, first, last, thread, threads)
 
 
@@ -473,8 +580,7 @@ def _mlp(record: Any, weights: Any, thread: int, threads: int) -> None:
 def _logits(record: Any, thread: int, threads: int) -> None:
     """The head's product with the codes."""
     first, last = _share(record.vocabulary, thread, threads)
-    logits = _floats(record.logits, (record.rows, record.vocabulary))
-    _product(record, record.hidden, record.head, _floats(record.head_scale, (record.vocabulary,)), logits, first, last)
+    _product(record, record.hidden, record.vocabulary, record.head, record.head_scale, record.logits, first, last)
 
 
 @cfunc(types.void(types.voidptr), cache=True)

@@ -38,13 +38,13 @@ class TiledInt8Weight:
         outputs, inputs = weight.shape
         tiles = pad(packed.weight, (0, 0, 0, -outputs % OUTPUTS)).view(-1, OUTPUTS, inputs // INPUTS, INPUTS)
         self.weight = tiles.transpose(1, 2).contiguous()
-        self.scale = packed.scale.float()
-        self.inputs = inputs
+        self.scale = pad(packed.scale.float(), (0, -outputs % OUTPUTS))  # the kernel reads whole tiles
+        self.outputs, self.inputs = weight.shape
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         step = np.zeros((), STEP)
-        _fill(step, hidden=self.inputs, vocabulary=len(self.scale), head=self.weight, head_scale=self.scale)
-        y = torch.empty(len(x), len(self.scale))
+        _fill(step, hidden=self.inputs, vocabulary=self.outputs, head=self.weight, head_scale=self.scale)
+        y = torch.empty(len(x), self.outputs)
         _run(step_kernel.product.address, step, x=x.contiguous(), logits=y, **_codes(len(x), self.inputs))
         return y
 
@@ -91,7 +91,7 @@ class W8A16Forward(FusedForward):
             heads=self.heads,
             kv_heads=self.shape.kv_heads,
             head_dim=self.shape.head_dim,
-            vocabulary=len(head_weight.scale),
+            vocabulary=head_weight.outputs,
             gelu=architecture.activation != "silu",
             weights=self._layers.ctypes.data,
             norm=architecture.norm,
