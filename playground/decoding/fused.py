@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from playground.decoding import llama
 from playground.decoding.forward import TokenIds
 from playground.decoding.llama import Architecture
-from playground.decoding.number_formats import FORMATS, NumberFormat, PackedWeight
+from playground.decoding.number_formats import FORMATS, NumberFormat, Pack, PackedWeight
 from playground.decoding.prompt_cache import SharedPromptCache
 from playground.models import structure
 
@@ -116,7 +116,7 @@ class _ModelBlock(_Block):
 class FusedBlock(_Block):
     """A block in a number format, for decoding: its LoRA merged, projections of one input fused."""
 
-    def __init__(self, block: llama.Block, architecture: Architecture, pack: type[PackedWeight]) -> None:
+    def __init__(self, block: llama.Block, architecture: Architecture, pack: Pack) -> None:
         super().__init__(block, architecture)
         self.dtype = pack.dtype
         qkv_bias = llama.joined_bias(block.qkv)

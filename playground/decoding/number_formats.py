@@ -16,9 +16,15 @@ class PackedWeight(Protocol):
 
     dtype: torch.dtype  # of the activations
 
-    def __init__(self, weight: torch.Tensor) -> None: ...
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class Pack(Protocol):
+    """Packs the weight (outputs, inputs) of a linear layer."""
+
+    dtype: torch.dtype  # of the activations
+
+    def __call__(self, weight: torch.Tensor) -> PackedWeight: ...
 
 
 class Int8Weight:
@@ -86,8 +92,8 @@ class Float32Weight(BFloat16Weight):
 class NumberFormat(NamedTuple):
     """How a version's weights are packed: those of the blocks, and the head (the output embeddings)."""
 
-    blocks: type[PackedWeight]
-    head: type[PackedWeight]
+    blocks: Pack
+    head: Pack
 
 
 FORMATS = {

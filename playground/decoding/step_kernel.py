@@ -33,6 +33,10 @@ def tile() -> tuple[int, int]:
 # memory is read from the first to the last byte. A tile's sums, and what they are made of, stay in the registers.
 OUTPUTS, FEW_ROWS = 4, 2
 ROWS, INPUTS = tile()
+LANES = INPUTS // 2  # numbers in fp32 or int32 of a vector
+WIDTH = 16  # heads are multiples of this wide
+COLUMNS = 4  # whose scores are made at once
+BLOCK = 64  # numbers of a head that weighted values are added up to at once, where it has as many
 
 # fields of these records that are no size are addresses; H hidden, M MLP, A heads·head dim, V vocabulary,
 # Q (heads + 2·kv heads)·head dim; weights (outputs, inputs) are tiles in int8, all else is in fp32 unless it says so
@@ -68,7 +72,7 @@ STEP = np.dtype(
             *("codes", "scales"),  # (rows, widest input) int16 and (rows,): what a product reads
             "y",  # (rows, widest output): what a product writes
             "attended",  # (rows, A)
-            "scores",  # (threads, context)
+            "scores",  # (threads, context + COLUMNS)
             "logits",  # (rows, V)
             "rotations",  # (rotations, rows, 2, head dim / 2), cosines and sines
             "cache",  # (rows,) of ROW
@@ -143,9 +147,9 @@ def _load(builder: Any, kind: Any, address: Any) -> Any:
 def _sums(builder: Any, rows: int, weights: Any, codes: Any, inputs: Any) -> list[list[Any]]:
     """For each row and output a vector of int32 whose elements add up to the product."""
     int32 = ir.IntType(32)
-    vector = ir.VectorType(int32, INPUTS // 2)
+    vector = ir.VectorType(int32, LANES)
     even, odd = (ir.Constant(vector, list(range(first, INPUTS, 2))) for first in (0, 1))
-    zeros = ir.Constant(vector, [0] * (INPUTS // 2))
+    zeros = ir.Constant(vector, [0] * LANES)
     sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(OUTPUTS)] for _ in range(rows)]
     size = inputs.type
 
@@ -186,7 +190,7 @@ def _write(
     for row, sums_of_row in enumerate(sums):
         with builder.if_then(builder.icmp_signed("<", size(row), rows_left)):
             of_row = _load(builder, number, builder.add(row_scales, size(4 * row)))
-            totals = builder.sitofp(_added_up(builder, sums_of_row), numbers)
+            totals = builder.sitofp(_added_up(builder, builder.add, sums_of_row), numbers)
             values = builder.fmul(builder.fmul(totals, _splat(builder, of_row)), of_outputs)
             place = builder.add(y, builder.mul(outputs, size(4 * row)))
             with builder.if_else(whole) as (then, otherwise):
@@ -200,18 +204,18 @@ def _write(
                             builder.store(value, pointer, align=1)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    """The number in all OUTPUTS elements of a vector."""
-    vector = ir.Constant(ir.VectorType(value.type, OUTPUTS), ir.Undefined)
-    for i in range(OUTPUTS):
-        vector = builder.insert_element(vector, value, ir.IntType(32)(i))
-    return vector
+def _splat(builder: Any, value: Any, length: int = 4) -> Any:
+    """The number in all elements of a vector."""
+    vector = ir.Constant(ir.VectorType(value.type, length), ir.Undefined)
+    first = builder.insert_element(vector, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, vector, ir.Constant(ir.VectorType(ir.IntType(32), length), [0] * length))
 
 
-def _added_up(builder: Any, vectors: list[Any]) -> Any:
+def _added_up(builder: Any, add: Any, vectors: list[Any]) -> Any:
     """What the elements of each of four vectors add up to, as a vector of four; few operations, since the places that
-    are added lie in the same 128 bits.
+    are added lie in the same 128 bits. `add` is the builder's, for whole numbers or others.
     """
+    shuffle = builder.shuffle_vector
     length = vectors[0].type.count
 
     def places(*of_four: int) -> Any:
@@ -221,7 +225,7 @@ def _added_up(builder: Any, vectors: list[Any]) -> Any:
         return ir.Constant(ir.VectorType(ir.IntType(32), length), indices)
 
     def added(a: Any, b: Any, first: Any, second: Any) -> Any:
-        return builder.add(builder.shuffle_vector(a, b, first), builder.shuffle_vector(a, b, second))
+        return add(shuffle(a, b, first), shuffle(a, b, second))
 
     a, b, c, d = vectors
     low, high = places(0, 4, 1, 5), places(2, 6, 3, 7)
@@ -371,75 +375,94 @@ def _rotate(x: Any, rotation: Any) -> None:
 
 
 @_fast
-def _dot(a: Any, b: Any) -> Any:
-    total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
-
-
-@_fast
 def _attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, scores: Any) -> None:
     """Attention of the query heads of a row that share a key/value head, over the prompt and the row's own tokens, as
     far as the layer's window reaches; the new token's key and value are written into the cache first.
     """
-    heads = _floats(record.y, (record.rows, record.heads + 2 * record.kv_heads, record.head_dim))[row]
-    rotation = _floats(
-        record.rotations + 4 * weights.rotation * record.rows * record.head_dim, (record.rows, 2, record.head_dim // 2)
-    )[row]
-    heads_norm = _floats(weights.heads_norm, (record.heads + record.kv_heads, record.head_dim))
+    width = record.head_dim
+    heads = _floats(record.y, (record.rows, record.heads + 2 * record.kv_heads, width))[row]
+    rotation = _floats(record.rotations + 4 * weights.rotation * record.rows * width, (record.rows, 2, width // 2))[row]
+    heads_norm = _floats(weights.heads_norm, (record.heads + record.kv_heads, width))
     cache = carray(_pointer(record.cache), (record.rows,), ROW)[row]
-    kv = _floats(cache.kv, (record.layers, 2, record.kv_heads, cache.capacity, record.head_dim))
-    keys = kv[layer, 0, kv_head]
-    values = kv[layer, 1, kv_head]
     outside = max(0, cache.tokens - weights.window)
-    columns = carray(_pointer(cache.columns + 4 * outside), (cache.tokens - outside,), np.int32)
+    columns, count = cache.columns + 4 * outside, cache.tokens - outside
+    newest = carray(_pointer(cache.columns), (cache.tokens,), np.int32)[-1]
+    of_head = 4 * cache.capacity * width  # bytes
+    keys = cache.kv + (2 * layer * record.kv_heads + kv_head) * of_head
+    values = keys + record.kv_heads * of_head
 
     key = heads[record.heads + kv_head]
     if weights.heads_norm:
         _normalise(key, heads_norm[record.heads + kv_head], record.epsilon, key)
     _rotate(key, rotation)
-    for i in range(record.head_dim):
-        keys[columns[-1], i] = key[i]
-        values[columns[-1], i] = heads[record.heads + record.kv_heads + kv_head, i]
+    _floats(keys, (cache.capacity, width))[newest] = key
+    _floats(values, (cache.capacity, width))[newest] = heads[record.heads + record.kv_heads + kv_head]
 
     group = record.heads // record.kv_heads
-    scale = np.float32(1) / np.sqrt(np.float32(record.head_dim))
+    scale = np.float32(1) / np.sqrt(np.float32(width))
     for head in range(kv_head * group, (kv_head + 1) * group):
         if weights.heads_norm:
             _normalise(heads[head], heads_norm[head], record.epsilon, heads[head])
         _rotate(heads[head], rotation)
-        highest = _scores(heads[head], keys, columns, scale, scores)
-        _softmax(scores[: len(columns)], highest)
-        _weighted_sum(
-            _floats(record.attended, (record.rows, record.heads, record.head_dim))[row, head], scores, values, columns
-        )
+        query = record.y + 4 * (row * (record.heads + 2 * record.kv_heads) + head) * width
+        highest = _scores(query, keys, columns, count, width, scale, scores)
+        weights_of_columns = _floats(scores, (count + COLUMNS,))
+        _softmax(weights_of_columns[:count], highest)
+        weights_of_columns[count] = 0
+        attended = record.attended + 4 * (row * record.heads + head) * width
+        _weighted_sum(attended, scores, values, columns, count, width)
 
 
-@_fast
-def _scores(query: Any, keys: Any, columns: Any, scale: Any, scores: Any) -> Any:
-    """Scaled products of a query with the keys of these columns, four at once; returns the highest one."""
-    highest = np.float32(-np.inf)
-    fours = len(columns) - len(columns) % 4
-    for at in range(0, fours, 4):
-        keys_0, keys_1 = keys[columns[at]], keys[columns[at + 1]]
-        keys_2, keys_3 = keys[columns[at + 2]], keys[columns[at + 3]]
-        score_0 = score_1 = score_2 = score_3 = np.float32(0)
-        for i in range(len(query)):
-            score_0 += query[i] * keys_0[i]
-            score_1 += query[i] * keys_1[i]
-            score_2 += query[i] * keys_2[i]
-            score_3 += query[i] * keys_3[i]
-        scores[at], scores[at + 1] = scale * score_0, scale * score_1
-        scores[at + 2], scores[at + 3] = scale * score_2, scale * score_3
-        highest = max(highest, max(max(scores[at], scores[at + 1]), max(scores[at + 2], scores[at + 3])))
-    for at in range(fours, len(columns)):
-        score = np.float32(0)
-        for i in range(len(query)):
-            score += query[i] * keys[columns[at], i]
-        scores[at] = scale * score
-        highest = max(highest, scores[at])
-    return highest
+@intrinsic
+def _scores(typing: Any, query: Any, keys: Any, columns: Any, count: Any, width: Any, scale: Any, scores: Any) -> Any:
+    """Scaled products of a query (width,) with the keys (capacity, width) of these columns (count,); returns the
+    highest one. All but the sizes and the scale are addresses; a multiple of COLUMNS scores is written.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        query, keys, columns, count, width, scale, scores = args
+        size = count.type
+        vector, four = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.FloatType(), COLUMNS)
+        lowest = ir.Constant(four, [float("-inf")] * COLUMNS)
+        highest = cgutils.alloca_once_value(builder, lowest)
+        totals = [cgutils.alloca_once(builder, vector) for _ in range(COLUMNS)]
+        row_bytes = builder.mul(width, size(4))
+        with cgutils.for_range_slice(builder, size(0), count, size(COLUMNS), size) as (at, _):
+            rows = [_row(builder, keys, row_bytes, columns, builder.add(at, size(i)), count) for i in range(COLUMNS)]
+            for total in totals:
+                builder.store(ir.Constant(vector, [0.0] * LANES), total)
+            with cgutils.for_range_slice(builder, size(0), row_bytes, size(4 * LANES), size) as (place, _):
+                part = _load(builder, vector, builder.add(query, place))
+                for row, total in zip(rows, totals, strict=True):
+                    key = _load(builder, vector, builder.add(row, place))
+                    builder.store(_product_added(builder, part, key, builder.load(total)), total)
+            sums = _added_up(builder, builder.fadd, [builder.load(total) for total in totals])
+            scaled = builder.fmul(sums, _splat(builder, scale))
+            builder.store(
+                scaled, builder.inttoptr(builder.add(scores, builder.mul(at, size(4))), four.as_pointer()), align=4
+            )
+            before = builder.load(highest)
+            builder.store(builder.select(builder.fcmp_ordered(">", scaled, before), scaled, before), highest)
+        best = builder.extract_element(builder.load(highest), size(0))
+        for i in range(1, COLUMNS):
+            other = builder.extract_element(builder.load(highest), size(i))
+            best = builder.select(builder.fcmp_ordered(">", other, best), other, best)
+        return best
+
+    return types.float32(*[types.intp] * 5, types.float32, types.intp), generate
+
+
+def _row(builder: Any, table: Any, row_bytes: Any, columns: Any, at: Any, count: Any) -> Any:
+    """The address of the row of a table that the column at this place names; of the last one beyond the end."""
+    size = at.type
+    place = builder.select(builder.icmp_signed("<", at, count), at, builder.sub(count, size(1)))
+    column = _load(builder, ir.IntType(32), builder.add(columns, builder.mul(place, size(4))))
+    return builder.add(table, builder.mul(builder.zext(column, size), row_bytes))
+
+
+def _product_added(builder: Any, a: Any, b: Any, total: Any) -> Any:
+    """a·b + total, in one operation where the CPU has it."""
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
 
 
 @_fast
@@ -453,20 +476,51 @@ def _softmax(x: Any, highest: Any) -> None:
         x[i] *= factor
 
 
-@_fast
-def _weighted_sum(out: Any, weights: Any, values: Any, columns: Any) -> None:
-    """out (head dim,) = the weights times the values of these columns, four at once."""
-    out[:] = np.float32(0)
-    fours = len(columns) - len(columns) % 4
-    for at in range(0, fours, 4):
-        values_0, values_1 = values[columns[at]], values[columns[at + 1]]
-        values_2, values_3 = values[columns[at + 2]], values[columns[at + 3]]
-        weight_0, weight_1, weight_2, weight_3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
-        for i in range(len(out)):
-            out[i] += weight_0 * values_0[i] + weight_1 * values_1[i] + weight_2 * values_2[i] + weight_3 * values_3[i]
-    for at in range(fours, len(columns)):
-        for i in range(len(out)):
-            out[i] += weights[at] * values[columns[at], i]
+@intrinsic
+def _weighted_sum(typing: Any, out: Any, weights: Any, values: Any, columns: Any, count: Any, width: Any) -> Any:
+    """out (width,) = the weights times the values (capacity, width) of these columns (count,). All but the sizes are
+    addresses; after the weights there is one that is 0.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, weights, values, columns, count, width = args
+        size = count.type
+        vector = ir.VectorType(ir.FloatType(), LANES)
+        row_bytes = builder.mul(width, size(4))
+
+        def add_up(first: Any, vectors: int, at_once: int) -> None:
+            """Some vectors of `out` from the byte `first` on; `at_once` columns have sums of their own, since each
+            addition waits for the one before it.
+            """
+            zeros = ir.Constant(vector, [0.0] * LANES)
+            sums = [[cgutils.alloca_once(builder, vector) for _ in range(vectors)] for _ in range(at_once)]
+            for total in [total for of_column in sums for total in of_column]:
+                builder.store(zeros, total)
+            with cgutils.for_range_slice(builder, size(0), count, size(at_once), size) as (at, _):
+                for i, of_column in enumerate(sums):
+                    place = builder.add(at, size(i))
+                    row = builder.add(_row(builder, values, row_bytes, columns, place, count), first)
+                    weight = _load(builder, ir.FloatType(), builder.add(weights, builder.mul(place, size(4))))
+                    factor = _splat(builder, weight, LANES)
+                    for j, total in enumerate(of_column):
+                        value = _load(builder, vector, builder.add(row, size(4 * LANES * j)))
+                        builder.store(_product_added(builder, factor, value, builder.load(total)), total)
+            for j in range(vectors):
+                total = builder.load(sums[0][j])
+                for of_column in sums[1:]:
+                    total = builder.fadd(total, builder.load(of_column[j]))
+                place = builder.add(builder.add(out, first), size(4 * LANES * j))
+                builder.store(total, builder.inttoptr(place, vector.as_pointer()), align=4)
+
+        rest = builder.and_(row_bytes, size(4 * BLOCK - 1))
+        blocks_end = builder.sub(row_bytes, rest)
+        with cgutils.for_range_slice(builder, size(0), blocks_end, size(4 * BLOCK), size) as (first, _):
+            add_up(first, BLOCK // LANES, 8 * LANES // BLOCK)
+        with cgutils.for_range_slice(builder, blocks_end, row_bytes, size(4 * LANES), size) as (first, _):
+            add_up(first, 1, 2)
+        return context.get_dummy_value()
+
+    return types.none(*[types.intp] * 6), generate
 
 
 # -- the step
@@ -540,7 +594,7 @@ def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int)
     y = _floats(record.y, (record.rows, outputs))
     _add_bias(y, _floats(weights.qkv_bias, (outputs,)), first, last)
     barrier()
-    scores = _floats(record.scores, (threads, record.context))[thread]
+    scores = record.scores + 4 * thread * (record.context + COLUMNS)
     for part in range(thread, record.rows * record.kv_heads, threads):
         _attend(record, layer, weights, part // record.kv_heads, part % record.kv_heads, scores)
     barrier()

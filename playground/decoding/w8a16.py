@@ -18,14 +18,15 @@ from playground.decoding.forward import TokenIds
 from playground.decoding.fused import FusedBlock, FusedForward
 from playground.decoding.number_formats import Int8Weight, NumberFormat, PackedWeight
 from playground.decoding.prompt_cache import SharedPromptCache
-from playground.decoding.step_kernel import INPUTS, LAYER, NO_WINDOW, OUTPUTS, ROW, ROWS, STEP
+from playground.decoding.step_kernel import COLUMNS, INPUTS, LAYER, NO_WINDOW, OUTPUTS, ROW, ROWS, STEP, WIDTH
+from playground.system.huge_pages import HugePages
 
 
 def fits(model: PreTrainedModel) -> bool:
-    """Whether the kernel can multiply the weights of `model`, one that `fused.fits`."""
+    """Whether the kernel can compute `model`, one that `fused.fits`."""
     config = model.config
     inputs = (config.hidden_size, config.intermediate_size, config.num_attention_heads * llama.head_dim(config))
-    return all(size % INPUTS == 0 for size in inputs)
+    return all(size % INPUTS == 0 for size in inputs) and llama.head_dim(config) % WIDTH == 0
 
 
 class TiledInt8Weight:
@@ -33,11 +34,12 @@ class TiledInt8Weight:
 
     dtype = torch.float32  # of the activations before they are rounded
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, memory: HugePages | None = None) -> None:
         packed = Int8Weight(weight)
         outputs, inputs = weight.shape
         tiles = pad(packed.weight, (0, 0, 0, -outputs % OUTPUTS)).view(-1, OUTPUTS, inputs // INPUTS, INPUTS)
-        self.weight = tiles.transpose(1, 2).contiguous()
+        tiles = tiles.transpose(1, 2)
+        self.weight = (memory or HugePages()).empty(tiles.shape, tiles.dtype).copy_(tiles)
         self.scale = pad(packed.scale.float(), (0, -outputs % OUTPUTS))  # the kernel reads whole tiles
         self.outputs, self.inputs = weight.shape
 
@@ -47,6 +49,18 @@ class TiledInt8Weight:
         y = torch.empty(len(x), self.outputs)
         _run(step_kernel.product.address, step, x=x.contiguous(), logits=y, **_codes(len(x), self.inputs))
         return y
+
+
+class Tiling:
+    """Packs weights into the same memory, in the order in which a step reads them."""
+
+    dtype = TiledInt8Weight.dtype
+
+    def __init__(self) -> None:
+        self.memory = HugePages()
+
+    def __call__(self, weight: torch.Tensor) -> TiledInt8Weight:
+        return TiledInt8Weight(weight, self.memory)
 
 
 def _codes(rows: int, inputs: int) -> dict[str, torch.Tensor]:
@@ -101,7 +115,7 @@ class W8A16Forward(FusedForward):
         )
 
     def packing(self, number_format: str) -> NumberFormat:
-        return NumberFormat(TiledInt8Weight, TiledInt8Weight)
+        return NumberFormat(Tiling(), Tiling())
 
     def for_model(self, model: PreTrainedModel) -> "W8A16Forward":
         return W8A16Forward(model, self.head)
@@ -146,7 +160,7 @@ class W8A16Forward(FusedForward):
             x=self._embed(tokens),
             y=torch.empty(rows, max(hidden, self.architecture.qkv_width, 2 * self.architecture.mlp)),
             attended=torch.empty(rows, width),
-            scores=torch.empty(torch.get_num_threads(), context),
+            scores=torch.empty(torch.get_num_threads(), context + COLUMNS),
             logits=logits,
             rotations=self._rotations(torch.tensor(positions)),
             **_codes(rows, max(hidden, width, self.architecture.mlp)),
