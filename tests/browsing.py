@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
+from tests.paced_app import HELD
 
 # the shell has no window to draw and takes a third less CPU time
 CHROMIUM = shutil.which("chromium-headless-shell") or "/usr/bin/chromium"
@@ -105,6 +107,16 @@ class App:
     def rows(self, sql, *values):
         with sqlite3.connect(self.database) as db:
             return db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def held(self):
+        """Replies of a paced app have words and stand still until the block ends, however long that takes."""
+        held = self.folder / HELD
+        held.touch()
+        try:
+            yield
+        finally:
+            held.unlink()
 
 
 def tiny(folder):
