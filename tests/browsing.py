@@ -138,7 +138,8 @@ def paced(tmp_path_factory):
     """The app with a tiny model that streams at the same pace on every machine, one for all modules that take it."""
     folder = tmp_path_factory.mktemp("paced")
     plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32")
-    app = App(folder, *plain, model=tiny(folder), tokens=40, paced=True)
+    # a page on a busy machine keeps up with four updates a second, however long replies stand still
+    app = App(folder, *plain, "--chat.stream-hz", 4, model=tiny(folder), tokens=40, paced=True)
     yield app
     app.stop()
 
