@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from playground.people.visitor import COOKIE
 from playground.settings import Settings
+from tests.paced_app import HELD
 
 # the shell has no window to draw and takes a third less CPU time
 CHROMIUM = shutil.which("chromium-headless-shell") or "/usr/bin/chromium"
@@ -106,6 +108,16 @@ class App:
         with sqlite3.connect(self.database) as db:
             return db.execute(sql, values).fetchall()
 
+    @contextmanager
+    def held(self):
+        """Replies of a paced app have words and stand still until the block ends, however long that takes."""
+        held = self.folder / HELD
+        held.touch()
+        try:
+            yield
+        finally:
+            held.unlink()
+
 
 def tiny(folder):
     """The tiny model in a folder of its own. Imports torch, which a process that only hands out tests does without."""
@@ -126,7 +138,8 @@ def paced(tmp_path_factory):
     """The app with a tiny model that streams at the same pace on every machine, one for all modules that take it."""
     folder = tmp_path_factory.mktemp("paced")
     plain = ("--no-worker", "--dtype", "float32", "--decode-format", "float32")
-    app = App(folder, *plain, model=tiny(folder), tokens=40, paced=True)
+    # a page on a busy machine keeps up with four updates a second, however long replies stand still
+    app = App(folder, *plain, "--chat.stream-hz", 4, model=tiny(folder), tokens=40, paced=True)
     yield app
     app.stop()
 

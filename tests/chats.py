@@ -11,6 +11,7 @@ from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder
+from tests.waits import stand_still
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,20 @@ def slow(chat, seconds=0.02):
     chat.engine.end_tokens = frozenset()
     step = chat.engine.step
     chat.engine.step = lambda: (chat.engine._running and time.sleep(seconds), step())[1]
+
+
+def hold(chat, annotator, when=None):
+    """Have the engine write nothing more, once both replies to this person have words that differ (or `when` holds of
+    their two texts), until the Event that is returned is set or they are told to stop: a test may take its time.
+    """
+    when = when or (lambda left, right: left and right and left != right)
+
+    def holds():
+        turn = chat._turns.get(annotator)
+        stream = turn and turn.stream
+        return stream and not stream.stopping.is_set() and when(*map(str.strip, stream.texts()))
+
+    return stand_still(chat.engine, holds)
 
 
 def person(chat, name="ann"):

@@ -2,9 +2,11 @@
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ MISSING = pytest.mark.skipif(
     not Path(PROGRAM).exists(),
     reason=f"{PROGRAM} is missing; `make test` as root installs it, or run `apt-get install nginx-light`",
 )
+FIRST_PORT = 10_000  # of those for servers of tests
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "deploying.md"
 # what surrounds the servers: everything that nginx writes stays in its folder
 MAIN = """daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; {user}
@@ -37,8 +40,12 @@ def bare(location="/", address="http://127.0.0.1:7860"):
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    """A port below those that the system gives to connections, one of which might have it before nginx."""
+    lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = FIRST_PORT + secrets.randbelow(lowest_given - FIRST_PORT)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Nginx:

@@ -35,7 +35,7 @@ class FakeProvider:
         self.described = {}  # what its description of itself has in place of the right things
         self.calls = []
         self.back = []  # addresses that it sends people back to
-        self.delay = 0.0
+        self.answers = threading.Event()  # while it is not set, what is asked gets no answer
         self.broken = set()  # paths that it answers with 500
         self.packs = set()  # paths whose answers it packs, though nobody asked for that
         self.denies = None
@@ -52,7 +52,8 @@ class FakeProvider:
         self.bend = lambda claims, header: None
         self.signed = None
         self.denies = None
-        self.described, self.broken, self.delay, self.userinfo, self.packs = {}, set(), 0.0, {}, set()
+        self.described, self.broken, self.userinfo, self.packs = {}, set(), {}, set()
+        self.answers.set()
         self.userinfo_of = {}
 
     def new_key(self, name, **more):
@@ -127,7 +128,7 @@ def handler_of(provider):
             parts = urlsplit(self.path)
             path = parts.path.removeprefix("/realm")
             provider.calls.append(path)
-            time.sleep(provider.delay)
+            provider.answers.wait()
             if path in provider.broken:
                 return self.answer(500, {})
             if path == "/.well-known/openid-configuration":

@@ -24,7 +24,7 @@ USUAL = {
 
 
 class Site:
-    """Serves from the start; `url`, `store`, `engine`, `settings`, and `admin_path()`."""
+    """Serves from the start; `url`, `store`, `engine`, `chat`, `settings`, and `admin_path()`."""
 
     def __init__(self, folder, **changes):
         self.settings = Settings(model=str(folder), _env_file=None, **USUAL).with_values(**changes)
@@ -35,7 +35,8 @@ class Site:
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.app = server.create(self.settings, self.store, self.engine, Chat(self.store, self.engine, self.settings))
+        self.chat = Chat(self.store, self.engine, self.settings)
+        self.app = server.create(self.settings, self.store, self.engine, self.chat)
         self._web = http_server.Web(self.app, self.engine.close, self.settings.limits.request_seconds)
         self._thread = threading.Thread(target=self._web.run, args=([sock],))
         self._thread.start()

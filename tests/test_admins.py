@@ -14,6 +14,7 @@ from playground.people import admins
 from playground.people.admins import AdminLink, Admins, TooMany, WrongSignIn, read_users, write_user
 from playground.settings import Settings
 from playground.store import Store
+from tests.waits import until
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # a real hash takes a second on a busy machine
 PASSWORD = "correct horse battery"
@@ -181,12 +182,13 @@ def test_after_five_wrong_passwords_even_the_right_one_waits_and_elsewhere_it_do
     team_admins.sign_in(Request(client="10.0.0.8"), who, "ada", PASSWORD)
 
 
-def test_the_wait_ends(users):
-    team_admins = admins_of(users, window=2)
+def test_the_wait_ends(users, monkeypatch):
+    team_admins, now, passed = admins_of(users), time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: now() + passed[0])
     who = team_admins.store.annotator("somebody")
     guess(team_admins, who, times=5)
     assert isinstance(guess(team_admins, who), TooMany)
-    time.sleep(2.1)
+    passed[0] = admins.WINDOW + 1
     team_admins.sign_in(Request(), who, "ada", PASSWORD)
 
 
@@ -251,12 +253,12 @@ def test_a_name_or_password_that_is_too_long_is_neither_hashed_nor_kept(team, mo
 
 def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
     """Each hash takes 64 MB, and 40 at once were possible."""
-    hashing, most, outcomes = [], [], []
+    hashing, most, outcomes, few = [], [], [], admins.MOST_WAITING
 
     def slow(admins, hashed, password):
         hashing.append(1)
         most.append(len(hashing))
-        time.sleep(0.05)
+        until(lambda: len(outcomes) >= 40 - few)  # the others have been refused
         hashing.pop()
         return False
 
@@ -273,10 +275,8 @@ def test_one_password_is_hashed_at_a_time_and_few_wait(users, monkeypatch):
     for thread in threads:
         thread.join()
     assert max(most) == 1
-    assert (
-        outcomes.count("Other people are signing in. Try again in a few seconds.") >= 30
-        and outcomes.count("The name or the password is wrong.") >= 4
-    )
+    assert outcomes.count("Other people are signing in. Try again in a few seconds.") == 40 - few
+    assert outcomes.count("The name or the password is wrong.") == few
 
 
 def test_guesses_at_the_same_moment_count_like_any(users):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -72,14 +73,21 @@ def check_start(url):
     assert "Nudge is starting" in httpx.get(url, timeout=30).text
 
 
+def workers_of(process):
+    """The workers of an app that live: one, or none yet."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() != fork_server.NAME and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
+
+
 def worker_of(process):
     """The app's worker, as soon as it is there."""
-
-    def children():
-        return [child for child in psutil.Process(process.pid).children() if child.name() != fork_server.NAME]
-
-    wait_until(children)
-    [worker] = children()
+    found = []
+    wait_until(lambda: found.extend(workers_of(process)) or found, 120)
+    [worker] = found
     return worker
 
 
@@ -87,7 +95,7 @@ def start_another_worker(process):
     """Kill the worker of an app, and wait for the next."""
     first = worker_of(process)
     first.kill()
-    wait_until(lambda: [c for c in psutil.Process(process.pid).children() if c.pid != first.pid], 120)
+    wait_until(lambda: [worker for worker in workers_of(process) if worker.pid != first.pid], 120)
 
 
 @pytest.mark.parametrize(

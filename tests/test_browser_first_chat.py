@@ -34,10 +34,11 @@ def test_a_message_before_the_vote_is_kept_in_the_box(visit):
 
 def test_stop_leaves_a_pair_to_vote_on(app, visit):
     page = visit()
-    send(page, "Write a long story.")
-    growing(page)
-    page.click("#stop")
-    wait_for_vote(page)
+    with app.held():
+        send(page, "Write a story.")
+        growing(page)
+        page.click("#stop")
+        wait_for_vote(page)
     assert app.rows("select status from message order by id desc limit 2") == [("stopped",), ("stopped",)]
 
 

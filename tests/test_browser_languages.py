@@ -15,7 +15,14 @@ def app(paced):
     return paced
 
 
-TABS = ["chat", "votes", "training", "versions", "data", "watch"]
+# the tabs beside the chat, and what each is filled with once it has been opened
+TABS = {
+    "votes": "#my-votes",
+    "training": "#round-summary",
+    "versions": "#versions",
+    "data": "#data",
+    "watch": "#note-position",
+}
 # text that is the same in both languages: names, letters, figures, units
 SAME = re.compile(
     r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ "
@@ -60,15 +67,20 @@ def check(page, name):
     dark(page, False)
 
 
+def open_tab(page, name):
+    """Open a tab, and wait until it is filled."""
+    tab(page, name)
+    page.wait_for_function("content => document.querySelector(content)?.innerText.trim()", arg=TABS[name])
+
+
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
 def test_no_page_has_a_serious_accessibility_finding(visit, size):
     page = visit(*size, color_scheme="light")
     check(page, "empty chat")
     turn(page, "Hello", "a")
     check(page, "chat")
-    for name in TABS[1:]:
-        tab(page, name)
-        page.wait_for_timeout(800)
+    for name in TABS:
+        open_tab(page, name)
         for theme in ("light", "dark"):
             dark(page, theme == "dark")
             shot(page, f"{name}-{theme}-{size[0]}", full_page=True)
@@ -79,6 +91,7 @@ def test_no_page_has_a_serious_accessibility_finding(visit, size):
 
 def test_the_page_can_be_used_by_keyboard_alone(visit):
     page = visit()
+    page.wait_for_selector("#message textarea")
     page.keyboard.press("/")
     page.keyboard.type("Hello")
     page.keyboard.press("Enter")
@@ -126,13 +139,12 @@ def test_everything_is_there_in_chinese(visit):
         page.inner_text("#badge-b"),
         page.inner_text("#tabs [role=tablist]"),
     )
-    for name in TABS[1:]:
-        tab(page, name)
-        page.wait_for_timeout(800)
+    for name in TABS:
+        open_tab(page, name)
         english += left_in_english(page.inner_text(f"#tab-{name}"))
         shot(page, f"zh-{name}", full_page=True)
     page.click("#sidebar .toggle-button")
-    page.wait_for_timeout(500)
+    page.wait_for_selector("#chats label:has-text('你好')")
     english += left_in_english(page.inner_text("#sidebar"))
     shot(page, "zh-sidebar")
     assert english == []

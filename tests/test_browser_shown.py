@@ -107,9 +107,9 @@ def test_copying_and_editing_give_the_text_and_not_its_html(app, visit, text):
     page = visit_given(app, visit, text)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("#chat-a button[title='Copy message']").last.click()
-    assert page.evaluate("navigator.clipboard.readText()") == text
+    becomes(page, lambda: page.evaluate("navigator.clipboard.readText()"), text)
     page.locator("#chat-a .message-buttons-left button[title='Edit']").last.click()
-    assert page.locator("#chat-a textarea").last.input_value() == text
+    becomes(page, page.locator("#chat-a textarea").last.input_value, text)
     page.locator("#chat-a button[title='Submit']").last.click()
     page.wait_for_selector("#badge-a :text('edited by you')")
     assert app.rows("select after from demonstration order by id desc limit 1") == [(text,)]

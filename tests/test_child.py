@@ -1,13 +1,16 @@
 """A child process that is paused while somebody waits, and never for long."""
 
+import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from playground.system import child
 from playground.system.child import Child
+from tests.waits import until
 
 
 @pytest.fixture
@@ -17,13 +20,6 @@ def counting():
     until(lambda: worker.process)
     yield worker
     worker.stop()
-
-
-def until(true):
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def status(worker):
@@ -40,13 +36,18 @@ def test_it_stands_still_until_it_is_released(counting):
 
 
 def test_it_goes_on_by_itself_when_the_wait_is_long(counting, monkeypatch):
+    now, sent, send = [1000.0], [], counting._send
     monkeypatch.setattr(child, "LONGEST_PAUSE", 0.3)
+    monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(counting, "_send", lambda number: (sent.append(number), send(number)))
     counting.pause()
-    until(lambda: status(counting) == psutil.STATUS_STOPPED)
+    until(lambda: sent == [signal.SIGSTOP, signal.SIGCONT])
     until(lambda: status(counting) != psutil.STATUS_STOPPED)
     counting.pause()  # too soon
-    assert status(counting) != psutil.STATUS_STOPPED
-    until(lambda: (counting.pause(), status(counting) == psutil.STATUS_STOPPED)[1])
+    assert len(sent) == 2
+    now[0] += 1
+    counting.pause()
+    assert sent[2] == signal.SIGSTOP
 
 
 def test_it_can_be_ended_while_it_stands_still(counting):

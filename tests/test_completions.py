@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from dataclasses import replace
 
 import httpx
@@ -20,6 +19,7 @@ from playground.web.openai_shapes import Deltas
 from tests.chats import chat, folder, slow  # noqa: F401 (fixtures)
 from tests.sites import Site
 from tests.stores import published
+from tests.waits import until
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +335,12 @@ def test_one_turn_at_a_time_and_a_client_that_goes_away_ends_its_own(folder):  #
         "select g.finish_reason from generation g join message m on m.id = g.message join conversation c"
         " on c.id = m.conversation where c.annotator = ? limit 1"
     )
-    end = time.monotonic() + 5
-    while (reason := site.store.one(query, person)["finish_reason"]) is None and time.monotonic() < end:
-        time.sleep(0.02)
-    is_free = not site.engine.running
-    site.stop()
-    assert is_free and reason in ("stopped", "error")
+    try:
+        reason = until(lambda: site.store.one(query, person)["finish_reason"])
+        until(lambda: not site.engine.running)
+    finally:
+        site.stop()
+    assert reason in ("stopped", "error")
 
 
 def test_whole_replies_that_nobody_waits_for_or_that_were_erased_are_no_fault(folder, caplog):  # noqa: F811
@@ -353,14 +353,14 @@ def test_whole_replies_that_nobody_waits_for_or_that_were_erased_are_no_fault(fo
     url, headers = f"{site.url}/v1/chat/completions", {"authorization": f"Bearer {key}"}
 
     def forget():
-        wait_until(lambda: site.engine.running)
+        until(lambda: site.engine.running)
         site.store.forget(person)
 
     try:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, json=body, headers=headers, timeout=0.4)
-        wait_until(lambda: not site.engine.running)
-        wait_until(lambda: site.store.row("select 1 from generation where finish_reason = 'stopped'"))
+        until(lambda: site.store.row("select 1 from generation where finish_reason = 'stopped'"))
+        until(lambda: not site.chat.busy(person) and not site.engine.running)
         eraser = threading.Thread(target=forget)
         eraser.start()
         answer = httpx.post(url, json=body, headers=headers, timeout=30)
@@ -369,12 +369,6 @@ def test_whole_replies_that_nobody_waits_for_or_that_were_erased_are_no_fault(fo
         site.stop()
     assert answer.status_code == 503 and answer.json()["error"]["type"] == "server_error"
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
-
-
-def wait_until(holds):
-    end = time.monotonic() + 10
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -391,8 +385,8 @@ def test_a_turn_that_is_erased_as_soon_as_it_is_recorded_is_no_fault(site, key, 
     body, headers = {"model": "live", "messages": HELLO, "stream": stream}, {"authorization": f"Bearer {key}"}
     answer = httpx.post(f"{site.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
     assert answer.status_code == 503 and "no longer there" in answer.json()["error"]["message"]
-    wait_until(lambda: closed)
-    assert closed and [record.getMessage() for record in caplog.records if record.exc_info] == []
+    until(lambda: closed)
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 def test_a_stream_of_erased_replies_ends_with_an_error(site, key, monkeypatch):

@@ -11,25 +11,24 @@ import pytest
 from playground.chat.refusals import Refused
 from playground.decoding.decoder import NotFinite
 from playground.store import Store
-from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
+from tests.chats import chat, folder, hold, person, slow, turn  # noqa: F401 (fixtures)
 from tests.stores import BASE, candidate, outcome, store  # noqa: F401 (fixtures)
+from tests.waits import until
 
 
 class Streaming:
-    """A turn that goes on in a thread, as in the server, caught once both replies have words that differ."""
+    """A turn that goes on in a thread, as in the server, caught once both replies have words that differ. It stands
+    still there until `go_on` is set or it is told to stop.
+    """
 
     def __init__(self, chat, annotator, text="Hello"):
         self.chat, self.annotator, self.views, begun = chat, annotator, [], threading.Event()
+        self.go_on = hold(chat, annotator)
 
         def run():
             for view in chat.send(annotator, text):
                 self.views.append(view)
-                if (
-                    view.phase == "streaming"
-                    and view.left.text
-                    and view.right.text
-                    and view.left.text != view.right.text
-                ):
+                if view.phase == "streaming" and len({"", view.left.text.strip(), view.right.text.strip()}) == 3:
                     begun.set()
 
         self.thread = threading.Thread(target=run)
@@ -41,6 +40,7 @@ class Streaming:
         return self.chat.vote(self.annotator, self.duel, choice)
 
     def end(self):
+        self.go_on.set()
         self.thread.join(20)
         assert not self.thread.is_alive()
         return self.views[-1]
@@ -156,8 +156,8 @@ def test_a_reload_meanwhile_shows_the_vote_and_the_pick_as_it_grows(chat, early)
     early.vote("b")
     first = chat.view(early.annotator)
     assert (first.phase, first.choice, first.writing) == ("voted", "b", "b") and first.vote
-    time.sleep(0.15)
-    assert len(chat.view(early.annotator).right.text) > len(first.right.text)
+    early.go_on.set()
+    until(lambda: len(chat.view(early.annotator).right.text) > len(first.right.text))
     early.end()
     assert chat.view(early.annotator).writing is None
 
@@ -207,9 +207,14 @@ def test_another_chat_meanwhile_ends_the_pick_where_it_is_and_keeps_the_vote(cha
 
 def test_what_breaks_after_the_vote_takes_neither_the_vote_nor_the_words(chat, early):
     view = early.vote("a")
-    stream = chat._turns[early.annotator].stream
-    with chat.engine._stepping:
+    stream, step = chat._turns[early.annotator].stream, chat.engine.step
+
+    def breaks():
+        chat.engine.step = step
         chat.engine._fail(stream, NotFinite("the model gave logits that are not finite"))
+        return True
+
+    chat.engine.step = breaks
     last = early.end()
     assert (last.phase, last.choice) == ("voted", "a") and last.left.text
     assert chat.store.duel(view.duel)["left"]["status"] == "stopped"
@@ -217,8 +222,9 @@ def test_what_breaks_after_the_vote_takes_neither_the_vote_nor_the_words(chat, e
 
 
 def test_while_both_say_the_same_there_is_nothing_to_vote_on(chat):
-    slow(chat, 0.05)
+    slow(chat)
     ann = person(chat)
+    go_on = hold(chat, ann, lambda left, right: left and right)
     seeds = iter([1, 1, 2])
     chat._rng = type("Seeds", (), {"getrandbits": lambda *_: next(seeds)})()
     stream = chat.send(ann, "Hello")
@@ -226,6 +232,7 @@ def test_while_both_say_the_same_there_is_nothing_to_vote_on(chat):
     with pytest.raises(Refused, match="the same so far"):
         chat.vote(ann, view.duel, "a")
     assert chat.store.rows("select * from vote") == []
+    go_on.set()
     list(stream)
 
 
@@ -236,7 +243,7 @@ def test_of_more_than_two_there_is_no_early_vote(chat):
     stream = chat.send(ann, "Hello")
     next(stream)
     view = next(v for v in stream if v.phase == "streaming")
-    time.sleep(0.3)
+    until(lambda: min(chat._turns[ann].stream.tokens()) > 3)
     with pytest.raises(Refused, match="nothing to compare yet"):
         chat.vote(ann, view.duel, "a")
     stream.close()

@@ -14,6 +14,7 @@ from playground.serving.engine import Engine, EngineStopped
 from playground.settings import Settings
 from playground.store import Store
 from tests.tiny import tiny_folder
+from tests.waits import until
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 SAMPLED = Sampling(temperature=1.0, max_tokens=12)
@@ -145,10 +146,7 @@ def test_the_threads_take_a_version_live_by_themselves(site):
     site.start()
     try:
         publish(site)
-        for _ in range(200):
-            if site.duel(PROMPT, [0, 0], Sampling(temperature=0, max_tokens=1)).policy.version == 1:
-                break
-            site._closing.wait(0.02)
+        until(lambda: site.duel(PROMPT, [0, 0], Sampling(temperature=0, max_tokens=1)).policy.version == 1)
         assert site.live.version == 1 and site.healthy
     finally:
         site.close()
@@ -413,7 +411,8 @@ def test_what_is_free_goes_back_once_nobody_has_chatted_for_a_moment(site, monke
         for _ in range(2):
             releases.clear()
             assert site.duel(PROMPT, [1, 2], SAMPLED).finished.wait(30)
-            time.sleep(0.5)
+            until(lambda: len(releases) == 2)
+            time.sleep(0.3)
             assert releases == [0, 0], "twice after the turn, and not again while nobody comes"
     finally:
         site.close()

@@ -85,7 +85,8 @@ def test_another_process_sees_the_sign_and_a_server_that_is_gone_shows_none(tmp_
     assert not sign.shown()
 
 
-def test_the_engine_shows_that_replies_stream(tmp_path):
+def test_the_engine_shows_that_replies_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_share, "FRESH", 60)  # a step on a busy machine takes longer than the usual 0.25 s
     own = Settings(model=str(tiny_folder(tmp_path)), data_dir=tmp_path / "data", device="cpu", dtype="float32")
     own = own.with_values(threads=1, decode_format="float32")
     engine = Engine(Store(), own, loading.load_trunk(own), loading.load_tokenizer(own))

@@ -1,7 +1,7 @@
 """Where the base model comes from, what makes it unavailable, and what is attached to it."""
 
-import time
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,15 +86,16 @@ def test_the_number_format_is_measured_where_it_is_left_open(folder):
 def test_a_format_that_takes_far_longer_is_seen_in_few_trials(monkeypatch, slow, trials):
     """Fifteen products in bf16 on a CPU without it took 1.5 s of each start."""
     seconds = {torch.float32: 0.005, torch.bfloat16: slow}
-    calls = []
+    calls, now = [], [0.0]
 
     def linear(x, weight):
         calls.append(x.dtype)
-        time.sleep(seconds[x.dtype])
+        now[0] += seconds[x.dtype]
 
+    monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     measured = loading._matmul_seconds([*seconds])
-    assert len(calls) == 2 * trials and measured[torch.bfloat16] >= slow
+    assert len(calls) == 2 * trials and measured[torch.bfloat16] == pytest.approx(slow)
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])

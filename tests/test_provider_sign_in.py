@@ -26,6 +26,7 @@ from tests.oidc_provider import CLIENT, SECRET, FakeProvider, signed_by
 from tests.sites import Site
 from tests.test_server import Page, notices
 from tests.tiny import tiny_folder
+from tests.waits import until
 
 PEOPLE = {
     "ann": {"name": "Ann Lee", "email": "ann@nudge.example", "email_verified": True},
@@ -581,17 +582,16 @@ def test_an_email_that_userinfo_alone_confirms_needs_it(door, provider):
 
 def test_a_provider_that_hangs_holds_up_nobody_else(door, provider, monkeypatch):
     monkeypatch.setattr("playground.web.provider_sign_in.PATIENCE", 0.2)
-    provider.delay = 1.0
+    provider.answers.clear()
     site = door()
-    pages = []
+    pages, browser = [], browser_of(site)
     threads = [threading.Thread(target=lambda: pages.append(browser_of(site).get("/sign-in"))) for _ in range(3)]
     [thread.start() for thread in threads]
-    began = time.monotonic()
-    assert browser_of(site).get("/changes").status_code == 401 and time.monotonic() - began < 0.5
+    assert browser.get("/changes").status_code == 401, "the provider has not answered yet"
     [thread.join() for thread in threads]
     assert [page.status_code for page in pages] == [503] * 3
-    provider.delay = 0.0
-    time.sleep(2.2)
+    provider.answers.set()
+    until(lambda: browser.get("/sign-in").status_code == 200)
     assert provider.calls.count("/.well-known/openid-configuration") == 1, "one request for all who wait"
     assert signed_in(site, "ann")
 
@@ -622,9 +622,10 @@ def test_a_description_that_is_not_right_is_not_used(described, door, provider):
 
 
 def test_one_who_answers_at_the_address_of_nothing_is_down(door, provider):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    assert browser_of(door(issuer=f"http://127.0.0.1:{port}")).get("/sign-in").status_code == 503
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        issuer = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert browser_of(door(issuer=issuer)).get("/sign-in").status_code == 503
 
 
 # -- attempts

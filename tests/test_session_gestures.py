@@ -4,42 +4,47 @@ set it up.
 
 import json
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
-from playground.chat import session, writing
+from playground.chat import session, turns, writing
 from playground.chat.refusals import Refused
 from playground.chat.votes import COMMENT_CHARS
 from playground.models import prompts
-from tests.chats import chat, folder, person, slow, turn  # noqa: F401 (fixtures)
+from tests.chats import chat, folder, hold, person, slow, turn  # noqa: F401 (fixtures)
+from tests.waits import until
 
 
 def streaming(chat, annotator, text="Hello"):
-    """A turn that goes on in a thread, as in the server, caught once both replies have words: (thread, the Views it
-    gave).
+    """A turn that goes on in a thread, as in the server, caught once both replies have words that differ, where it
+    stands still: (thread, the Views it gave, the Event by which it goes on).
     """
     seen, begun = [], threading.Event()
+    go_on = hold(chat, annotator)
 
     def run():
         for view in chat.send(annotator, text):
             seen.append(view)
-            if view.phase == "streaming" and view.left.text and view.right.text:
+            if view.phase == "streaming" and len({"", view.left.text.strip(), view.right.text.strip()}) == 3:
                 begun.set()
 
     thread = threading.Thread(target=run)
     thread.start()
     assert begun.wait(20)
-    return thread, seen
+    return thread, seen, go_on
 
 
 # -- voting early, and why
 
 
 def test_a_vote_while_replies_stream_stops_them_and_counts(chat):
-    slow(chat, 0.05)
+    slow(chat)
     ann = person(chat)
-    thread, seen = streaming(chat, ann)
+    thread, seen, go_on = streaming(chat, ann)
     view = chat.vote(ann, seen[-1].duel, "b")
+    go_on.set()
     thread.join(20)
     assert (view.phase, view.choice) == ("voted", "b") and view.right.chosen
     assert seen[-1].phase == "voted", "the stream's last view must not hide a vote that came before it"
@@ -74,18 +79,26 @@ def test_who_waits_long_for_room_is_told_and_who_waits_a_moment_is_not(chat, mon
 
 
 def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_none_does(chat, monkeypatch):
-    slow(chat, 0.05)
-    monkeypatch.setattr(session, "BACKGROUND_SECONDS", 0.3)
+    slow(chat)
+    monkeypatch.setattr(session, "BACKGROUND_SECONDS", 1000)
+    passed = [0.0]
+    for module in (session, writing, turns):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0]))
     ann, bob = person(chat), person(chat, "bob")
     for who in (ann, bob):
+        go_on = hold(chat, who)
         stream = chat.send(who, "Hello")
         next(stream)
+        until(lambda who=who: all(chat._turns[who].stream.texts()))
         thread = threading.Thread(target=chat.finish_in_background, args=(who, stream))
         thread.start()
-        while thread.is_alive():
+        for _ in range(2):
             if who is ann:
                 chat.view(who)
+            passed[0] += 600
             thread.join(0.1)
+        go_on.set()
+        thread.join(20)
     assert [row["finish_reason"] for row in chat.store.rows("select finish_reason from generation order by id")] == [
         "length",
         "length",
@@ -96,11 +109,12 @@ def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_non
 
 
 def test_a_vote_of_another_person_does_not_stop_my_replies(chat):
-    slow(chat, 0.05)
+    slow(chat)
     ann, bob = person(chat), person(chat, "bob")
-    thread, seen = streaming(chat, ann)
+    thread, seen, go_on = streaming(chat, ann)
     with pytest.raises(Refused, match="not yours"):
         chat.vote(bob, seen[-1].duel, "a")
+    go_on.set()
     thread.join(30)
     assert chat.store.duel(seen[-1].duel)["left"]["finish_reason"] != "stopped"
 

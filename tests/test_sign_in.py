@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from functools import partial
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
 from playground.people import keys
+from playground.people.delays import Delays
 from playground.people.passwords import Cost, Hasher
 from playground.people.sign_ins import SignIns
 from playground.people.users_file import UsersFile, new_invitation
@@ -47,6 +49,9 @@ def site(tmp_path_factory):
         UsersFile(path).change(lambda content, n=name, r=role: content.with_user(n, r, CHEAP.hash(password(n))))
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("playground.people.sign_ins.Hasher", lambda: CHEAP)
+    stopped = []  # the moment at which the clock of wrong passwords stands still, once there is one
+    clock = lambda: stopped[0] if stopped else time.monotonic()
+    monkeypatch.setattr("playground.people.sign_ins.Delays", partial(Delays, clock=clock))
     site = Site(
         tiny_folder(tmp_path_factory.mktemp("model")),
         people={"users": str(path)},
@@ -54,7 +59,7 @@ def site(tmp_path_factory):
         limits={"sign_in_tries": TRIES},
     )
     monkeypatch.undo()
-    site.users = UsersFile(path)
+    site.users, site.stopped = UsersFile(path), stopped
     yield site
     site.stop()
 
@@ -693,6 +698,7 @@ def test_a_users_file_that_is_broken_lets_nobody_in_and_loses_no_sign_in(site):
 
 
 def test_wrong_passwords_wait_longer_each_time(site):
+    site.stopped.append(time.monotonic())  # the first wait is a second
     statuses = [sign_in(site, "the victim", "guess").status_code for _ in range(TRIES + 1)]
     assert statuses == [403] * TRIES + [429]
     assert "Try again in" in sign_in(site, "the victim", "guess").text

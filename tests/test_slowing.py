@@ -1,23 +1,35 @@
 """Refusals of somebody who goes on sending come later; nobody else waits for them."""
 
 import time
+from types import SimpleNamespace
 
 import anyio
 import httpx
 
 from playground.settings import Settings
+from playground.web import slowing as slowing_module
 from playground.web.allowlist import Allowlist
 from playground.web.limits import Limits
 from playground.web.slowing import FREE, MOST_OF_ONE, Slowing
 
 
-def seconds(slowing: Slowing, address: str, *statuses: int) -> list[float]:
-    """How long each of these answers takes."""
+class Watched(Slowing):
+    """Counts what it holds."""
 
-    async def answers() -> list[float]:
-        took = []
+    waits = 0
+
+    async def _wait(self, address):
+        self.waits += 1
+        await super()._wait(address)
+
+
+def held(slowing: Watched, address: str, *statuses: int) -> list[bool]:
+    """Whether each of these answers is held; if so, for as long as it says."""
+
+    async def answers() -> list[bool]:
+        found = []
         for status in statuses:
-            began = time.perf_counter()
+            began, waits = time.perf_counter(), slowing.waits
             sent = []
 
             async def send(message):
@@ -27,51 +39,54 @@ def seconds(slowing: Slowing, address: str, *statuses: int) -> list[float]:
             await on({"type": "http.response.start", "status": status, "headers": []})
             await on({"type": "http.response.body", "body": b""})
             assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-            took.append(time.perf_counter() - began)
-        return took
+            found.append(slowing.waits > waits)
+            assert not found[-1] or time.perf_counter() - began >= slowing.held
+        return found
 
     return anyio.run(answers)
 
 
 def test_a_refusal_beyond_those_that_are_free_is_held():
-    took = seconds(Slowing(held=0.1), "1.2.3.4", *[429] * FREE, 429, 200, 404, 429)
-    assert max(took[:FREE]) < 0.1 <= took[FREE]
-    assert max(took[FREE + 1 : FREE + 3]) < 0.1 <= took[FREE + 3], "only what is one too many is held"
+    found = held(Watched(held=0.1), "1.2.3.4", *[429] * FREE, 429, 200, 404, 429)
+    assert found == [*[False] * FREE, True, False, False, True], "only what is one too many is held"
 
 
 def test_another_address_does_not_wait():
-    slowing = Slowing(free=1, held=0.1)
-    assert seconds(slowing, "1.2.3.4", 429, 429)[1] >= 0.1
-    assert seconds(slowing, "5.6.7.8", 429)[0] < 0.1
+    slowing = Watched(free=1, held=0.1)
+    assert held(slowing, "1.2.3.4", 429, 429) == [False, True]
+    assert held(slowing, "5.6.7.8", 429) == [False]
 
 
-def test_only_so_many_are_held_at_once():
+def test_only_so_many_are_held_at_once(monkeypatch):
     """Each keeps a connection."""
-    slowing = Slowing(free=1, held=0.2)
+    slowing, sent = Slowing(free=1), []
 
-    async def refuse(took):
-        async def send(message): ...
+    async def send(message):
+        sent.append(message)
 
-        began = time.perf_counter()
+    async def refuse():
         await slowing.of("1.2.3.4", send)({"type": "http.response.start", "status": 429, "headers": []})
-        took.append(time.perf_counter() - began)
 
     async def all_at_once():
-        took = []
+        over = anyio.Event()
+        monkeypatch.setattr(slowing_module, "asyncio", SimpleNamespace(sleep=lambda seconds: over.wait()))
         async with anyio.create_task_group() as group:
             for _ in range(3 * MOST_OF_ONE):
-                group.start_soon(refuse, took)
-        return took
+                group.start_soon(refuse)
+            await anyio.wait_all_tasks_blocked()
+            at_once = len(sent)
+            over.set()
+        return at_once
 
-    held = [seconds for seconds in anyio.run(all_at_once) if seconds >= 0.2]
-    assert len(held) == MOST_OF_ONE and not slowing._waiting
+    assert anyio.run(all_at_once) == 2 * MOST_OF_ONE
+    assert len(sent) == 3 * MOST_OF_ONE and not slowing._waiting
 
 
 def test_who_has_stopped_for_a_while_is_answered_at_once_again():
-    slowing = Slowing(free=1, window=1, held=0.1)
-    assert seconds(slowing, "1.2.3.4", 429, 429)[1] >= 0.1
+    slowing = Watched(free=1, window=1, held=0.1)
+    assert held(slowing, "1.2.3.4", 429, 429) == [False, True]
     time.sleep(1.1)
-    assert seconds(slowing, "1.2.3.4", 429)[0] < 0.1
+    assert held(slowing, "1.2.3.4", 429) == [False]
 
 
 def test_a_stream_that_is_not_there_counts_too():
@@ -100,17 +115,13 @@ def test_what_is_not_there_counts_among_the_requests_of_a_minute():
 
     settings = Settings(limits={"requests_per_minute": 60})
     door = Allowlist(app, settings, {}, Limits(settings), stop, lambda name: False)
-    door.slowing = Slowing(free=2, held=0.1)
+    door.slowing = Watched(free=2, held=0.1)
 
     async def statuses():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
-            answers = [await client.get("/wp-login.php") for _ in range(60)]
-            began = time.perf_counter()
-            answers += [await client.get("/wp-login.php") for _ in range(3)]
-            return [answer.status_code for answer in answers], time.perf_counter() - began
+            return [(await client.get("/wp-login.php")).status_code for _ in range(63)]
 
-    codes, last = anyio.run(statuses)
-    assert codes == [404] * 60 + [429] * 3 and 0.1 <= last < 0.5
+    assert anyio.run(statuses) == [404] * 60 + [429] * 3 and door.slowing.waits == 1
 
 
 def test_a_held_refusal_is_sent_however_short_the_time_to_take_a_part_is():

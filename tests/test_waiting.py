@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from playground import server
+from playground.chat import writing
 from playground.chat.refusals import Refused
 from playground.chat.session import Chat
+from playground.chat.writing import place_in_line
 from playground.models import loading
 from playground.models.prompts import BadMessage
 from playground.people import visitor
@@ -22,6 +24,7 @@ from playground.store import Store
 from playground.web import http_server
 from tests.chats import chat, folder, person, slow  # noqa: F401 (fixtures)
 from tests.test_server import Page, notices
+from tests.waits import until
 
 WAITING = 64
 
@@ -57,13 +60,6 @@ def site(folder):
     )
     web.should_exit = True
     thread.join(20)
-
-
-def until(true, seconds=20):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 class Crowd:
@@ -157,7 +153,9 @@ def test_while_sixty_four_messages_wait_everything_else_answers_and_one_more_get
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_place_in_the_line_counts_down(site):
+def test_a_place_in_the_line_counts_down(site, monkeypatch):
+    told = []  # places, as pages are told of them
+    monkeypatch.setattr(writing, "place_in_line", lambda place: told.append(place) or place_in_line(place))
     site.engine.kv_pool.budget, site.engine.end_tokens = 1, frozenset()
     step = site.engine.step
     site.engine.step = lambda: (site.engine._running and time.sleep(0.2), step())[1]
@@ -173,11 +171,11 @@ def test_a_place_in_the_line_counts_down(site):
             )
         reader = threading.Thread(target=lambda: events.extend(page.send("Hello")))
         reader.start()
-        until(lambda: site.engine.waiting == 2)
-        time.sleep(1.2)
+        until(lambda: site.engine.waiting == 2 and 2 in told)
         site.engine._running[0].stop()
         until(lambda: site.engine.waiting == 1)
-        time.sleep(1.2)
+        told.clear()  # the other one, whose place this was, has room now
+        until(lambda: 1 in told)
     finally:
         ends(site)
         site.engine.step = step
@@ -227,9 +225,8 @@ def test_on_the_page_an_early_vote_is_shown_at_once_and_the_pick_goes_on(site):
         [answer] = Page(site.url, "early", page.client.cookies).vote("b")
         assert "goes on to its end" in str(answer["output"])
         before = turn.stream.tokens()
-        time.sleep(0.5)
-        after = turn.stream.tokens()
-        assert after[1] > before[1] and after[0] <= before[0] + 1 and not turn.ended.is_set()
+        until(lambda: turn.stream.tokens()[1] >= before[1] + 2)
+        assert turn.stream.tokens()[0] <= before[0] + 1 and not turn.ended.is_set()
     finally:
         ends(site)
         site.engine.step = step
@@ -282,7 +279,7 @@ def test_who_waits_and_stops_leaves_the_line_from_the_middle_of_it(chat):
     waits = chat._turns[person(chat, "eve")].stream
     until(lambda: waits.place == 2)
     chat.stop(person(chat, "eve"))
-    assert waits.wait(2) and waits.place == 0
+    assert waits.wait(20) and waits.place == 0
     with pytest.raises(Refused, match="before the first word"):
         list(streams["eve"])
     [stream.close() for stream in streams.values()]

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -85,8 +86,10 @@ def ended(slices):
     return not slices._thread.is_alive()
 
 
-def test_a_round_trains_on_the_admins_quota_and_leaves_the_gpu_while_it_is_paused(voted, hub, zero_gpu):
+def test_a_round_trains_on_the_admins_quota_and_leaves_the_gpu_while_it_is_paused(voted, hub, zero_gpu, monkeypatch):
     settings, store = voted
+    for limit in ("LEAVE_SECONDS", "MOST_SECONDS"):  # a pause ends the first slice, however slow the machine is
+        monkeypatch.setattr(zero_gpu, limit, 600)
     codes = []
     slices = GPUSlices(store, settings, lambda *a: codes.append(zero_gpu.run(*a)) or 0, app.child_variables(settings))
     admin = store.annotator("admin")
@@ -221,8 +224,10 @@ def test_a_round_that_a_worker_has_stays_with_it():
 
 def test_the_end_of_the_app_leaves_the_round_to_the_next_worker_at_once():
     store = Store()
-    slices = slices_of(store, lambda *_: time.sleep(0.2) or 0)
+    closed = threading.Event()
+    slices = slices_of(store, lambda *_: 0 if closed.wait(20) else 1)
     slices.close()
+    closed.set()
     assert ended(slices)
     row = store.take_round("worker", lease_seconds=30)
     assert row is not None and row["owner"] == "worker" and "left_gpu" not in row["metrics"]
