@@ -27,8 +27,8 @@
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
 
-  // A double click presses once: the second press would take another turn back. And whoever begins a chat writes at once, before the server has answered.
-  const ONCE = "#undo, #regenerate, #send, #next-prompt, #new-chat, #sidebar-new";
+  // A double click presses once: the second press would take another turn back. And whoever begins a chat or takes an example writes or sends at once, before the server has answered.
+  const ONCE = "#undo, #regenerate, #send, #next-prompt, #new-chat, #sidebar-new, .starter";
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(ONCE);
     if (!button) return;
@@ -37,7 +37,7 @@
       isSending = true;
       document.activeElement.blur();
     }
-    if (!button.matches("#new-chat, #sidebar-new")) return;
+    if (!button.matches("#new-chat, #sidebar-new, .starter")) return;
     isSending = false;
     document.querySelector("#message textarea")?.focus({ preventScroll: true });
   }, true);
