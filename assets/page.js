@@ -125,6 +125,7 @@
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
         node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
+        node.querySelector("#sidebar .toggle-button")?.setAttribute("aria-label", chinese() ? "对话和设置" : "Chats and settings");  // Gradio says "Toggle Sidebar"
         if (node.matches(".notice") || node.querySelector(".notice")) warned();
         if (node.closest("#hint")) { moved(); reread(); }
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();

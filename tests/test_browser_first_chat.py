@@ -27,6 +27,7 @@ def test_a_second_visitor_has_an_empty_conversation_of_their_own(visit):
 
 def test_tab_does_not_go_through_a_sidebar_that_is_closed(visit):
     page = visit()
+    assert page.get_attribute("#sidebar .toggle-button", "aria-label") == "Chats and settings"
     page.focus("#sidebar .toggle-button")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('#sidebar')") is None
