@@ -27,8 +27,8 @@
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
   }, true);
 
-  // A double click presses once: the second press would take another turn back. And whoever begins a chat writes at once, before the server has answered.
-  const ONCE = "#undo, #regenerate, #send, #next-prompt, #new-chat, #sidebar-new";
+  // A double click presses once: the second press would take another turn back. And whoever begins a chat or takes an example writes or sends at once, before the server has answered.
+  const ONCE = "#undo, #regenerate, #send, #next-prompt, #new-chat, #sidebar-new, .starter";
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(ONCE);
     if (!button) return;
@@ -37,7 +37,7 @@
       isSending = true;
       document.activeElement.blur();
     }
-    if (!button.matches("#new-chat, #sidebar-new")) return;
+    if (!button.matches("#new-chat, #sidebar-new, .starter")) return;
     isSending = false;
     document.querySelector("#message textarea")?.focus({ preventScroll: true });
   }, true);
@@ -125,6 +125,7 @@
         if (node.nodeType !== 1) continue;
         [node, ...node.querySelectorAll(".pane textarea, .pane [data-testid]")].forEach(settle);
         node.querySelector(":scope [data-again]")?.focus({ preventScroll: true });
+        node.querySelector("#sidebar .toggle-button")?.setAttribute("aria-label", chinese() ? "对话和设置" : "Chats and settings");  // Gradio says "Toggle Sidebar"
         if (node.matches(".notice") || node.querySelector(".notice")) warned();
         if (node.closest("#hint")) { moved(); reread(); }
         if (node.id === "message" || node.id === "hint" || node.closest("#hint") || node.querySelector("#message, #hint")) waits();

@@ -42,7 +42,33 @@
     return answer;
   };
 
-  const ROUTES = { "/run/predict": gesture, "/queue/join": message, "/queue/data": results };
+  // While the app is away, Gradio asks every two seconds for its number, and once that comes, it loads the page anew. The address is closed (playground/web/allowlist.py);
+  // `changes` answers from the same moment on. What stands in the message box stays there, unless somebody else may sign in first (401).
+  const DRAFT = "nudge-draft", SIGNED_OUT = 401;
+  const back = async () => {
+    const answer = await request(new URL("changes", location.href));
+    if (!answer.ok && answer.status !== SIGNED_OUT) return answer;
+    const words = document.querySelector("#message textarea")?.value;
+    try {
+      if (words && answer.ok) sessionStorage.setItem(DRAFT, words);
+    } catch { /* a browser that keeps nothing for this page */ }
+    return Response.json({ app_id: null });
+  };
+  const LOOK_SECONDS = 0.2;
+  const restore = async (words) => {
+    let box = null;
+    while (!(box = document.querySelector("#message textarea")) || !document.querySelector("#hint span")) await seconds(LOOK_SECONDS);
+    if (box.value) return;
+    box.value = words;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  try {
+    const words = sessionStorage.getItem(DRAFT);
+    sessionStorage.removeItem(DRAFT);
+    if (words) restore(words);
+  } catch { /* as above */ }
+
+  const ROUTES = { "/run/predict": gesture, "/queue/join": message, "/queue/data": results, "/app_id": back };
   window.fetch = (input, init) => {
     const { pathname } = new URL(input.url ?? input, location.href);
     const route = Object.keys(ROUTES).find((end) => pathname.endsWith(end));

@@ -178,3 +178,19 @@ def test_a_message_that_meets_a_restart_is_answered_with_a_sentence(visit, size)
         assert page.input_value("#message textarea") == "Are you there?"
         assert "Error" not in page.inner_text("#notice") + page.inner_text("#panes")
         page.unroute("**/queue/join*")
+
+
+@on_a_phone
+def test_a_page_whose_app_was_away_loads_anew_and_keeps_what_stands_in_the_box(visit, size):
+    """It said "Attempting reconnection..." until somebody loaded it anew: the address that Gradio asks is closed."""
+    page = visit()
+    LEAVING.add(page)  # the browser complains of the requests
+    page.evaluate("window.isOld = true")
+    for path in ("**/queue/join*", "**/changes"):
+        page.route(path, lambda route: route.abort())
+    send(page, "Are you back?")
+    page.wait_for_selector(".toast-body :text('Connection')")
+    page.unroute("**/queue/join*")
+    page.unroute("**/changes")
+    page.wait_for_function("!window.isOld && document.querySelector('#message textarea')?.value === 'Are you back?'")
+    assert not page.query_selector(".toast-body")

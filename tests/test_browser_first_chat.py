@@ -21,6 +21,19 @@ def test_a_second_visitor_has_an_empty_conversation_of_their_own(visit):
     assert messages(second, "a") == 0
     second.locator("button.starter").first.click()
     second.wait_for_function("document.querySelector('#message textarea').value != ''")
+    second.keyboard.press("Enter")  # the keyboard was left on the example
+    wait_for_vote(second)
+
+
+def test_tab_does_not_go_through_a_sidebar_that_is_closed(visit):
+    page = visit()
+    assert page.get_attribute("#sidebar .toggle-button", "aria-label") == "Chats and settings"
+    page.focus("#sidebar .toggle-button")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#sidebar')") is None
+    page.click("#sidebar .toggle-button")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "sidebar-new"
 
 
 def test_a_message_before_the_vote_is_kept_in_the_box(visit):

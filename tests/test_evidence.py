@@ -203,6 +203,12 @@ def test_the_votes_asked_for_are_those_that_are_needed_at_this_rate():
     assert "about 10 more" in str(evidence._reason(12, 7.0, fortunes, 20.0))
 
 
+def test_votes_of_which_none_could_be_forecast_are_not_counted_against_each_other():
+    """It said "0 of 0 could be forecast"."""
+    words = str(evidence._reason(1, 0.0, evidence.fortune([]), 20.0))
+    assert words == "Not enough evidence yet: 1 vote for A or B, too few to forecast one from others."
+
+
 def test_votes_that_disagree_with_each_other_are_not_asked_for_more():
     found = evidence._reason(12, 3.5, evidence.fortune([0.4] * 8), 20.0)
     assert str(found).endswith(

@@ -21,6 +21,16 @@ def test_a_turn_streams_both_replies_and_ends_with_a_pair_to_vote_on(chat):
     assert views[-1].left.version is None, "which version wrote a reply must stay hidden until the vote"
 
 
+def test_a_reply_that_ends_first_is_complete_while_the_other_one_grows(chat):
+    slow(chat)
+    ann = person(chat)
+    views = chat.send(ann, "Hello there")
+    first = next(views)
+    assert not (first.left.complete or first.right.complete)
+    chat._turns[ann].stream.stop(0)
+    assert any(v.left.complete and not v.right.complete for v in views if v.phase == "streaming")
+
+
 def test_a_reload_shows_the_same_pair(chat):
     ann = person(chat)
     assert chat.view(ann).phase == "idle"

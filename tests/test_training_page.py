@@ -112,7 +112,9 @@ def test_a_round_is_told_step_by_step(store, settings):
     assert "waiting for the worker" in status_html(now(store, settings), W)
     row = rounds.begun(store)
     store.update_round(row["id"], "w1", phase="reward", step=62, steps=100)
-    assert "reward model" in status_html(now(store, settings), W) and ">62%<" in status_html(now(store, settings), W)
+    assert "Round 1: reward model" in status_html(now(store, settings), W) and ">62%<" in status_html(
+        now(store, settings), W
+    )
     rounds.curves(store, row, 6)
     html = status_html(now(store, settings), W)
     assert (

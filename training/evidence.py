@@ -149,7 +149,12 @@ def fortune(probabilities: Sequence[float]) -> np.ndarray:
 def _reason(decided: int, hits: float, fortunes: np.ndarray, needed: float) -> Message:
     forecasts = len(fortunes) - 1
     figures: dict[str, str | int] = {"votes": decided, "hits": f"{hits:g}", "n": forecasts}
-    rate = math.log(fortunes[-1]) / forecasts if forecasts and fortunes[-1] > 1 else 0.0
+    if not forecasts:
+        return Message(
+            "Not enough evidence yet: {votes} {votes:vote|votes} for A or B, too few to forecast one from others.",
+            votes=decided,
+        )
+    rate = math.log(fortunes[-1]) / forecasts if fortunes[-1] > 1 else 0.0
     if rate <= 0:
         return Message(
             "Not enough evidence yet: {votes} {votes:vote|votes} for A or B, of which {hits} of {n} could be forecast "

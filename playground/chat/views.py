@@ -16,7 +16,8 @@ Phase = Literal["idle", "streaming", "voting", "voted", "same", "shared"]
 @dataclass(frozen=True)
 class ChatMessage:
     """One message before the pair on screen. `text` is as its owner last edited it; `version` is the policy that wrote
-    a reply, `cut` after how many tokens it reached the limit, if it did.
+    a reply, `cut` after how many tokens it reached the limit, if it did; `stopped`: whether it was stopped before its
+    end.
     """
 
     id: int
@@ -26,6 +27,7 @@ class ChatMessage:
     thumb: int | None = None
     version: int | None = None
     cut: int | None = None
+    stopped: bool = False
 
     @classmethod
     def of(cls, row: StoreRow) -> "ChatMessage":
@@ -38,13 +40,15 @@ class ChatMessage:
             thumb=row["thumb"],
             version=row["policy"],
             cut=row["cut"],
+            stopped=row["stopped"],
         )
 
 
 @dataclass(frozen=True)
 class Side:
-    """One candidate as the page shows it; `cut`: after how many tokens it reached the limit, if it did. The fields
-    after that are unset until the vote, so that nobody votes by them.
+    """One candidate as the page shows it; `cut`: after how many tokens it reached the limit, if it did; `stopped`:
+    whether it was stopped before its end; `complete`: whether it has ended while the other one is still being written.
+    The fields after that are unset until the vote, so that nobody votes by them.
     """
 
     text: str
@@ -52,6 +56,8 @@ class Side:
     edited: bool = False
     thumb: int | None = None
     cut: int | None = None
+    stopped: bool = False
+    complete: bool = False
     version: int | None = None
     chosen: bool = False
     first_token_ms: float | None = None
@@ -66,6 +72,7 @@ class Side:
             edited=row["edited"],
             thumb=row["thumb"],
             cut=row["cut"],
+            stopped=row["stopped"],
         )
 
     @classmethod
@@ -182,4 +189,4 @@ def read_only(view: View) -> View:
 
 
 def _text_alone(side: Side | None) -> Side | None:
-    return side and Side(text=side.text, message=side.message, edited=side.edited, cut=side.cut)
+    return side and Side(text=side.text, message=side.message, edited=side.edited, cut=side.cut, stopped=side.stopped)

@@ -107,8 +107,8 @@ class Writing(Turns):
         if stream.place and time.monotonic() - stream.started > PATIENCE:
             return replace(view, progress=place_in_line(stream.place))
         if len(stream.seeds) == 2:
-            left, right = stream.texts()
-            return replace(view, left=Side(left), right=Side(right))
+            sides = [Side(text, complete=not stream.growing(i)) for i, text in enumerate(stream.texts())]
+            return replace(view, left=sides[0], right=sides[1])
         progress = Message(
             "{n} replies are being written, {done} of at most {limit} tokens; you will see two of them",
             n=len(stream.seeds),

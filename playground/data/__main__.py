@@ -214,7 +214,10 @@ def run_import(arguments: argparse.Namespace) -> int:
 
 
 def run_sources(arguments: argparse.Namespace) -> int:
-    for row in open_store(arguments).imported_sources():
+    sources = open_store(arguments).imported_sources()
+    if not sources:
+        print("Nothing was imported.")
+    for row in sources:
         line = f"{row['source']}: {row['kind']}s {row['rows']:,}, weight {row['weight']:g}, from {row['created']}"
         if row["url"]:
             line += f", {row['url']}, split {row['split']}, licence {row['license'] or 'not named'}"

@@ -248,7 +248,7 @@ class GateSettings(Group):
     length_factor: ForRounds[float] = Field(8.0, gt=1)
     """The mean reply may become this many times longer, or shorter, where the votes clearly favour that."""
     length_drift: ForRounds[float] = Field(1.75, gt=1)
-    """The same where they do not."""
+    """The mean reply may become this many times longer, or shorter, where the votes do not clearly favour that."""
     empty_replies: ForRounds[Fraction] = 0.1
     """Largest share of empty replies that the gate lets through."""
     repetition_rise: ForRounds[Fraction] = 0.15

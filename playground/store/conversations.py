@@ -32,6 +32,9 @@ THUMB = """(
     where t.message = m.id and t.superseded_by is null)"""
 # the tokens after which a reply was cut, since it had reached the limit; its owner may have written its end since
 CUT = f"case when g.finish_reason = 'length' and not {EDITED} then json_array_length(g.token_ids) end"
+STOPPED = (
+    f"coalesce(g.finish_reason = 'stopped' and not {EDITED}, 0)"  # whether a reply has no end, since it was stopped
+)
 
 # SQL of the messages from one that `start` selects back to the first of its chat
 PATH = """with recursive path(id, parent, depth) as (
@@ -168,16 +171,17 @@ class Conversations(Database):
         """The messages from the first to the conversation's tail.
 
         Keys: id, role, text (as last edited), edited (a bool), thumb, policy, cut (the tokens after which a reply
-        reached the limit, or None).
+        reached the limit, or None), stopped (a bool: a reply that has no end).
         """
         rows = self.rows(
             f"""{PATH.format(start=TAIL)}
-               select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy, {CUT} as cut
+               select m.id, m.role, {SHOWN} as text, {EDITED} as edited, {THUMB} as thumb, g.policy, {CUT} as cut,
+                 {STOPPED} as stopped
                from path join message m on m.id = path.id left join generation g on g.message = m.id
                order by depth desc""",
             conversation,
         )
-        return [{**row, "edited": bool(row["edited"])} for row in rows]
+        return [{**row, "edited": bool(row["edited"]), "stopped": bool(row["stopped"])} for row in rows]
 
 
 def add_conversation(

@@ -12,7 +12,7 @@ from typing import Any
 import sqlite_utils
 
 from playground.store.checks import NOT_YOURS
-from playground.store.conversations import CUT, EDITED, PATH, SHOWN, THUMB
+from playground.store.conversations import CUT, EDITED, PATH, SHOWN, STOPPED, THUMB
 from playground.store.database import Database, Row, insert, now
 from playground.store.erasures import ALLOWED
 from playground.store.errors import StoreError
@@ -194,7 +194,7 @@ class Duels(Database):
         that were there when the pair was picked early); annotator, tail, user_text and parent of its conversation and
         message; `pairs`: ids of the duels that answer the same message; `left` and `right`: a dict each with id,
         message, text, shown, edited (a bool), thumb, status, policy, first_token_ms, total_ms, finish_reason, tokens,
-        cut (as in `history`).
+        cut and stopped (as in `history`).
         """
         row = self.row(
             """select d.*, c.annotator, c.tail, m.text as user_text, m.parent from duel d
@@ -230,12 +230,12 @@ class Duels(Database):
         """One reply of a duel, as `duel` returns it."""
         row = self.one(
             f"""select g.id, g.message, m.text, {SHOWN} as shown, {EDITED} as edited, {THUMB} as thumb, m.status,
-                  g.policy, g.first_token_ms, g.total_ms, g.finish_reason, {CUT} as cut,
+                  g.policy, g.first_token_ms, g.total_ms, g.finish_reason, {CUT} as cut, {STOPPED} as stopped,
                   coalesce(json_array_length(g.token_ids), 0) as tokens
                 from generation g join message m on m.id = g.message where g.id = ?""",
             generation,
         )
-        return {**row, "edited": bool(row["edited"])}
+        return {**row, "edited": bool(row["edited"]), "stopped": bool(row["stopped"])}
 
     def shown_duel(self, conversation: int) -> Row | None:
         """The pair that a conversation shows, as `duel` returns it, or None."""

@@ -39,7 +39,7 @@ STARTERS = (
 )
 HINTS = {
     "idle": words.mark("Try one of these, or write your own."),
-    "streaming": words.mark("Both are writing. Vote as soon as you know, or let them end."),
+    "streaming": words.mark("Vote as soon as you know, or let both replies end."),
     "voting": words.mark("Which reply is better?"),
     "voted": words.mark("Thanks! You can still change your vote."),
     "shared": words.mark("A shared chat, to read."),

@@ -66,15 +66,24 @@ class DataTab:
         with gr.Row(elem_id="data-filters"):
             self.version = self._number_box(words.mark("Version"), "data-version")
             self.choice = unchecked.Dropdown(
-                [("", ""), *((words.label(text), choice) for choice, text in CHOICES.items() if choice != "skip")],
+                [
+                    (words.label("all"), ""),
+                    *((words.label(text), choice) for choice, text in CHOICES.items() if choice != "skip"),
+                ],
                 label=words.label("Vote"),
                 min_width=130,
             )
             self.tag = unchecked.Dropdown(
-                [("", ""), *((words.label(tag), tag) for tag in TAGS)], label=words.label("Reason"), min_width=150
+                [(words.label("all"), ""), *((words.label(tag), tag) for tag in TAGS)],
+                label=words.label("Reason"),
+                min_width=150,
             )
             self.training = unchecked.Dropdown(
-                [("", ""), (words.label("in training"), "in"), (words.label("left out of training"), "out")],
+                [
+                    (words.label("all"), ""),
+                    (words.label("in training"), "in"),
+                    (words.label("left out of training"), "out"),
+                ],
                 label=words.label("Training"),
                 min_width=130,
                 visible=False,

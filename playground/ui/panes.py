@@ -71,7 +71,8 @@ class Pane:
 @dataclass(frozen=True)
 class PaneMessage:
     """One message of a pane. `id` is the store's; it is None for the person's own messages and for a reply that is
-    still being written. `thumb` is 1, -1 or None; `cut` the tokens after which a reply reached the limit, or None.
+    still being written. `thumb` is 1, -1 or None; `cut` the tokens after which a reply reached the limit, or None;
+    `stopped` whether it was stopped before its end.
     """
 
     role: str
@@ -79,14 +80,20 @@ class PaneMessage:
     id: int | None = None
     thumb: int | None = None
     cut: int | None = None
+    stopped: bool = False
 
     def for_chatbot(self, translate: Words) -> dict[str, Any]:
         """The message as HTML, as a Chatbot takes it. The HTML is a part of type "text", since Gradio removes the
         indentation of a plain string.
         """
         html = as_typed(self.text) if self.role == "user" else as_markdown(self.text)
-        if self.cut is not None:  # beside the text, so that it is neither copied nor edited
-            html += f'<p class="cut">{escape(translate("cut at {n} {n:token|tokens}", n=self.cut))}</p>'
+        note = ""
+        if self.cut is not None:
+            note = translate("cut at {n} {n:token|tokens}", n=self.cut)
+        elif self.stopped:
+            note = translate("stopped before its end")
+        if note:  # beside the text, so that it is neither copied nor edited
+            html += f'<p class="cut">{escape(note)}</p>'
         return {"role": self.role, "content": [{"type": "text", "text": html}]}
 
 
@@ -95,12 +102,13 @@ def pane_messages(view: View, side: str) -> list[PaneMessage]:
     messages = []
     for message in view.history:
         reply_id = message.id if message.role == "assistant" else None
-        messages.append(PaneMessage(message.role, message.text, reply_id, message.thumb, message.cut))
+        messages.append(PaneMessage(message.role, message.text, reply_id, message.thumb, message.cut, message.stopped))
     candidate = _candidate(view, side)
     if view.message is not None and candidate is not None:
         messages.append(PaneMessage("user", view.message))
         text = candidate.text or "…"
-        messages.append(PaneMessage("assistant", text, candidate.message, candidate.thumb, candidate.cut))
+        reply = PaneMessage("assistant", text, candidate.message, candidate.thumb, candidate.cut, candidate.stopped)
+        messages.append(reply)
     return messages
 
 
@@ -117,7 +125,7 @@ def badge_html(side: str, view: View | None, translate: Words) -> str:
     candidate = view and _candidate(view, side)
     if view and view.phase == "streaming":
         css_class = "streaming"
-        facts = [translate("writing…")]
+        facts = [translate("complete") if candidate and candidate.complete else translate("writing…")]
     elif view and candidate and view.phase in ("voting", "voted"):
         if view.phase == "voted":
             css_class = _voted_class(view, candidate)

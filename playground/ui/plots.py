@@ -20,6 +20,7 @@ HEIGHT_WITH_LEGEND = 260
 NAMES = {
     "curve": words.mark("value"),
     "limit": words.mark("limit"),
+    "guessing": words.mark("guessing"),
     "target": words.mark("target"),
     "low": words.mark("lowest"),
     "high": words.mark("highest"),
@@ -30,6 +31,7 @@ NAMES = {
 COLOURS = {
     "curve": "#3b7bff",
     "limit": "#d64541",
+    "guessing": "#d64541",
     "target": "#17915a",
     "low": "#9aa3b2",
     "high": "#9aa3b2",

@@ -112,7 +112,8 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
         text = translate("Paused: {phase}", phase=phase_text(row, translate))
         content = _line_html(text, _progress(status, row, translate), status.phase_share)
     elif status.state == "running":
-        content = _line_html(phase_text(row, translate), _progress(status, row, translate), status.phase_share)
+        text = translate("Round {n}: {phase}", n=row["id"], phase=phase_text(row, translate))
+        content = _line_html(text, _progress(status, row, translate), status.phase_share)
     elif status.state == "requested":
         content = _line_html(translate("A training round is asked for"), translate("waiting for the worker"))
     else:

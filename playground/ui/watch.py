@@ -149,7 +149,7 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
             "that may be guessing.",
             **figures,
         )
-    return Watched(Curve(points, {"limit": 0.5}), ok, note)
+    return Watched(Curve(points, {"guessing": 0.5}), ok, note)
 
 
 def position(rows: Sequence[Row], translate: Words) -> Watched:

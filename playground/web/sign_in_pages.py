@@ -33,6 +33,8 @@ body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; paddin
 main {{ width: 100%; max-width: 340px; }}
 h1 {{ font-size: 20px; margin: 0 0 16px; }}
 p {{ margin: 0 0 16px; overflow-wrap: anywhere; }}
+.app {{ font-weight: 700; font-size: 24px; letter-spacing: -.02em; color: #4f46e5; }}
+@media (prefers-color-scheme: dark) {{ .app {{ color: #a5b4fc; }} }}
 label {{ display: block; margin: 0 0 16px; font-size: 14px; }}
 input, button {{ display: block; width: 100%; min-height: 44px; margin-top: 4px; padding: 8px 12px; font: inherit;
   border: 1px solid #8888; border-radius: 8px; }}
@@ -48,7 +50,7 @@ button, .button {{ border: 0; background: #4f46e5; color: #fff; font-weight: 600
 [role=alert] {{ background: #dc262622; border-color: #dc2626; }}
 </style>
 </head>
-<body><main><h1>{title}</h1>{alert}{body}</main></body>
+<body><main><p class="app">nudge</p><h1>{title}</h1>{alert}{body}</main></body>
 </html>
 """
 FIELD = (
