@@ -85,6 +85,20 @@ def test_an_admin_rolls_back(store, admin):
     assert store.live_policy()["version"] == third
 
 
+def test_an_admin_rolls_back_to_the_version_that_answered_before(store, admin):
+    """After v3 was replaced by v2 by hand, it went back to v1, from which v2 had been trained."""
+    assert store.answered_before() is None
+    first, second, third = released(store), released(store), released(store)
+    store.promote(second, admin, "it was kinder")
+    assert store.answered_before() == third
+    store.roll_back(third, admin, "it was not", live=second)
+    assert store.answered_before() == first, "v2 was rolled back"
+    store.withdraw(first, admin, "it leaks")
+    assert store.answered_before() == 0
+    store.promote(0, admin, "calm")
+    assert store.answered_before() == third
+
+
 def test_a_withdrawn_version_never_answers_again_by_itself(store, admin):
     first, second, third = released(store), released(store), released(store)
     store.withdraw(second, admin, "it leaks")

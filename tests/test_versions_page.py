@@ -190,6 +190,20 @@ def test_an_admin_rolls_back_and_withdraws(tab):
     assert "no version before it" in said(tab, press(tab, tab.on_roll_back, None, "more"))
 
 
+def test_the_button_names_the_version_that_will_answer_and_keeps_to_it(tab):
+    assert tab.roll_back not in look(tab), "it has a name without versions"
+    _, second = released(tab.store), released(tab.store)
+    seen = look(tab)
+    assert seen[tab.roll_back]["value"] == "Roll v2 back to v1"
+    third = released(tab.store)
+    updates = tab.on_roll_back(None, "rude", 20, seen[tab.painted], Request())
+    assert "v2 is not live any more" in said(tab, updates) and tab.store.live_policy()["version"] == third
+    tab.store.promote(second, tab.store.annotator(OWNER), "kinder")
+    assert look(tab)[tab.roll_back]["value"] == "Roll v2 back to v3"
+    assert "v3 answers" in said(tab, press(tab, tab.on_roll_back, None, "it was not"))
+    assert "把 v3 回滚到 v1" in look(tab, language="zh-CN")[tab.roll_back]["value"]
+
+
 @pytest.mark.parametrize(
     "version, reason, why",
     [

@@ -178,6 +178,19 @@ class Policies(Database):
 
     # -- what an admin does
 
+    def answered_before(self) -> int | None:
+        """The version to which an admin rolls the live one back: of those that another one has replaced, and that were
+        neither rolled back, rejected nor withdrawn, the one that answered last. Where there is none, the base; None
+        where the base is live.
+        """
+        row = self.row(
+            """select e.version from policy_event e join policy p on p.version = e.version
+               where e.what = 'live' and p.status = 'retired' and p.withdrawn is null order by e.id desc limit 1"""
+        )
+        if row is not None:
+            return int(row["version"])
+        return 0 if self.live_policy()["version"] else None
+
     def promote(self, version: int, annotator: int, reason: str) -> None:
         """Make another version live. The trial of the one that was live ends undecided.
 

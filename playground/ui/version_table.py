@@ -33,13 +33,15 @@ NO_FIGURE = "–"
 @dataclass(frozen=True)
 class Board:
     """What the table shows. `history`: rows of `Store.version_history`; `trial`: of `loop_status.trial_of` for the live
-    version; `answering`: the version that the server answers with.
+    version; `answering`: the version that the server answers with; `way_back`: the live version and the one to which
+    an admin rolls it back, or None where there is none.
     """
 
     history: Sequence[Row]
     ratings: Mapping[int, Rating]
     trial: Row | None
     answering: int
+    way_back: tuple[int, int] | None
 
 
 def board_html(board: Board, limit: int, translate: Words, names: Mapping[int, str] | None = None) -> str:

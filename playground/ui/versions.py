@@ -61,6 +61,7 @@ class BoardReader:
                     ratings=self.ratings.current(history, weight),
                     trial=trial_of(self.store, live),
                     answering=self.status_bar.status().live_version,
+                    way_back=way_back(self.store),
                 )
                 self._read_at = time.monotonic()
             return self._board
@@ -109,8 +110,8 @@ class VersionsTab:
     @property
     def outputs(self) -> list[Component | gr.Column]:
         """Every component that a handler updates."""
-        shown = [self.html, self.more, self.panel, self.version, self.reason, self.compare.left, self.compare.right]
-        return [*shown, self.limit, self.painted, self.notice.html]
+        shown = [self.html, self.more, self.panel, self.version, self.reason, self.roll_back]
+        return [*shown, self.compare.left, self.compare.right, self.limit, self.painted, self.notice.html]
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
         self.compare.wire()
@@ -138,6 +139,7 @@ class VersionsTab:
             "more": len(board.history) > limit,
             "panel": is_admin,
             "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],
+            "way_back": board.way_back if is_admin else None,
             "compared": self.compare.choices(board.history, is_admin, translate),
         }
         changed = {part: content for part, content in contents.items() if painted.get(part) != content}
@@ -152,6 +154,8 @@ class VersionsTab:
             updates[self.panel] = gr.update(visible=is_admin)
         if "choices" in changed:
             updates[self.version] = gr.update(choices=contents["choices"])
+        if "way_back" in changed:
+            updates[self.roll_back] = gr.update(value=_roll_back_label(board.way_back, translate))
         if "compared" in changed:
             updates |= self.compare.choice_updates(contents["compared"], first=not painted.get("compared"))
         return updates
@@ -182,13 +186,15 @@ class VersionsTab:
         return self._decide(withdraw, reason, limit, painted, request)
 
     def on_roll_back(self, version: int | None, reason: str, limit: int, painted: Row, request: gr.Request) -> Updates:
-        """Go back from the live version to the one before it, whatever is picked."""
+        """Go back from the live version to the one that answered before it, whatever is picked. Both are those that the
+        button names.
+        """
 
         def roll_back(annotator: int, why: str, translate: Words) -> str:
-            live = self.store.live_policy()["version"]
-            if live == 0:
+            versions = painted.get("way_back") or way_back(self.store)
+            if versions is None:
                 raise Refused("The base model answers; there is no version before it.")
-            before = self.store.last_good_before(live)
+            live, before = versions
             self.store.roll_back(before, annotator, why, live=live)
             return translate("{version} answers the next message.", version=version_name(before, translate))
 
@@ -218,6 +224,19 @@ class VersionsTab:
         self.reader.invalidate()
         updates = self.on_tick(limit, {**painted, "html": None}, request)
         return {**updates, self.reason: "", **self.notice.confirm(done)}
+
+
+def way_back(store: Store) -> tuple[int, int] | None:
+    """The live version and the one to which an admin rolls it back; None where there is none."""
+    before = store.answered_before()
+    return None if before is None else (store.live_policy()["version"], before)
+
+
+def _roll_back_label(versions: tuple[int, int] | None, translate: Words) -> str:
+    if versions is None:
+        return translate("Roll the live version back")
+    live, before = (version_name(version, translate) for version in versions)
+    return translate("Roll {live} back to {before}", live=live, before=before)
 
 
 def _picked(version: int | None) -> int:
