@@ -37,6 +37,7 @@ TITLES = {  # of the groups that have settings for an admin
 }
 STOP = words.mark("Stop the round")
 MIN_WIDTH = 260  # pixels of a setting's input
+HIDE = '() => ({__type__: "update", visible: "hidden"})'
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,7 @@ class Control:
         with gr.Accordion(
             words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings"
         ) as self.settings_fold:
-            for group, names in sections().items():
-                with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
-                    self.fields |= {name: setting_input(name) for name in names if name != "round.auto"}
-            with gr.Row():
-                self.save = gr.Button(
-                    words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
-                )
-                self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="reset-settings")
+            self._build_settings_form()
         with (
             gr.Accordion(
                 words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in"
@@ -119,6 +113,20 @@ class Control:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")
         self.sign_out = _button(words.label("Sign out"), "sign-out")
 
+    def _build_settings_form(self) -> None:
+        """The form inside its fold. It takes no input until it has its values: they would replace what was typed, and
+        what was saved before would not be what somebody else has saved.
+        """
+        with gr.Column(visible="hidden", elem_id="settings-form") as self.settings_form:
+            for group, names in sections().items():
+                with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
+                    self.fields |= {name: setting_input(name) for name in names if name != "round.auto"}
+            with gr.Row():
+                self.save = gr.Button(
+                    words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
+                )
+                self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="reset-settings")
+
     @property
     def outputs(self) -> list[Component | gr.Accordion]:
         """Every component that `updates` updates, and the notice."""
@@ -136,7 +144,8 @@ class Control:
         fields = list(self.fields.values())
         gr.on([page.load, *refresh_events], self.on_tick, [self.painted], outputs, **GESTURE)
         # not when the page loads: forty components take a browser half a second
-        self.settings_fold.expand(self.on_open_settings, None, fields, **GESTURE)
+        hidden = self.settings_fold.expand(None, None, [self.settings_form], js=HIDE, **GESTURE)
+        hidden.then(self.on_open_settings, None, [*fields, self.settings_form], **GESTURE)
         self.start.click(self.on_start, None, outputs, **GESTURE)
         self.pause.click(self.command_handler("pause"), None, outputs, **GESTURE)
         self.resume.click(self.command_handler(None), None, outputs, **GESTURE)
@@ -168,7 +177,10 @@ class Control:
         return {**updates, self.painted: state}
 
     def on_open_settings(self, request: gr.Request) -> Updates:
-        return self._field_values() if self.is_admin(request) else gr.skip()
+        """Fill the form, and only then show it."""
+        if not self.is_admin(request):
+            return gr.skip()
+        return {**self._field_values(), self.settings_form: gr.update(visible=True)}
 
     def on_start(self, request: gr.Request) -> Updates:
         annotator = self.check(request)
