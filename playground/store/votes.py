@@ -48,6 +48,7 @@ COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
 FATE = f"""
     select v.id as vote, v.created, v.choice, d.conversation, m.text, c.deleted, a.allow_training as allowed,
       d.left_cut is not null as early, {COUNTED} as counts,
+      coalesce(v.comment, '') != '' as commented,
       u.round, u.heldout, r.state as round_state, r.phase as round_phase,
       (select max(p.version) from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
        where w.vote = v.id and w.heldout = 0 and q.state = 'published') as version,
@@ -173,7 +174,7 @@ class Votes(Database):
         Keys: vote, created, choice, conversation, text (of the user's message), deleted, allowed; round, heldout,
         round_state, round_phase: the newest round that used it, or None; version: the newest published version that was
         trained on it, or None; probability, hit: its forecast, or None; early: whether it was given while the replies
-        were written; counts: whether it counts.
+        were written; counts: whether it counts; commented: whether it has a comment.
         """
         return self.rows(
             f"{FATE} where v.annotator = ? and v.superseded_by is null order by v.id desc limit ? offset ?",

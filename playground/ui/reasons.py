@@ -65,37 +65,41 @@ class Reasons:
         who sent a request.
         """
 
-        def explain_handler(reason: str) -> Callable[..., Any]:
-            """The handler of "tags" or "comment". Each records its own value only: a change of the other may be on its
-            way.
-            """
-
-            def on_explain(snapshot: PageSnapshot | None, value: Any, request: gr.Request) -> Updates:
-                translate = words.of(request)
-                try:
-                    vote = None
-                    if snapshot and snapshot.duel:
-                        vote = self.store.current_vote(snapshot.duel, annotator(request))
-                    if vote is None:
-                        raise Refused("Vote first, then say why.")
-                    self.chat.explain(annotator(request), vote["id"], **{reason: value})
-                    return gr.skip()
-                except Refused as error:
-                    return self.notice.warn(translate.message(error.message), translate("Not recorded"))
-
-            return on_explain
-
         self.better.click(
             None, None, None, js="() => window.nudge.better()", show_progress="hidden", api_visibility="private"
         )
-        self.tags.input(explain_handler("tags"), [snapshot_state, self.tags], [self.notice.html], **LATEST_GESTURE)
+        shown = [self.fate, self.notice.html]
+        on_tags, on_comment = self.explain_handler("tags", annotator), self.explain_handler("comment", annotator)
+        self.tags.input(on_tags, [snapshot_state, self.tags], shown, **LATEST_GESTURE)
         gr.on(
             [self.comment.submit, self.comment.blur],
-            explain_handler("comment"),
+            on_comment,
             [snapshot_state, self.comment],
-            [self.notice.html],
+            shown,
             **LATEST_GESTURE,
         )
+
+    def explain_handler(self, reason: str, annotator: Callable[[gr.Request], int]) -> Callable[..., Updates]:
+        """The handler of "tags" or "comment". Each records its own value only: a change of the other may be on its
+        way.
+        """
+
+        def on_explain(snapshot: PageSnapshot | None, value: Any, request: gr.Request) -> Updates:
+            person, translate = annotator(request), words.of(request)
+            try:
+                vote = None
+                if snapshot and snapshot.duel:
+                    vote = self.store.current_vote(snapshot.duel, person)
+                if vote is None:
+                    raise Refused("Vote first, then say why.")
+                self.chat.explain(person, vote["id"], **{reason: value})
+                if self.chat.view(person).vote != vote["id"]:  # the chat has gone on
+                    return gr.skip()
+                return {self.fate: self._fate_html(vote["id"], translate)}
+            except Refused as error:
+                return self.notice.warn(translate.message(error.message), translate("Not recorded"))
+
+        return on_explain
 
     def updates(self, view: View, translate: Words) -> Updates:
         """The row as `view` has it: empty unless the person has voted."""
@@ -125,7 +129,8 @@ class Reasons:
         if row is None:
             return ""
         counts = f"<b>{escape(translate('Your vote counts:'))}</b> " if row["counts"] else ""
-        return f'<span class="fate">{counts}{fate_html(row, translate)}</span>'
+        kept = f" {escape(translate('comment kept'))}" if row["commented"] else ""
+        return f'<span class="fate">{counts}{fate_html(row, translate)}{kept}</span>'
 
 
 def fate_html(row: Row, translate: Words) -> str:

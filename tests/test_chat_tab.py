@@ -1,0 +1,36 @@
+"""The tab of the chat: what it says after a gesture."""
+
+import pytest
+
+from playground.ui.chat import ChatTab
+from playground.ui.notice import Notice
+from playground.ui.quick_gradio import gradio as gr
+from playground.ui.words import Words
+from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
+from tests.test_control import Request
+
+
+@pytest.fixture
+def tab(chat):  # noqa: F811
+    with gr.Blocks():
+        return ChatTab(chat.store, chat.engine, chat, Notice())
+
+
+def voted(tab, choice="a", language="en"):
+    """What the page shows after a vote: the snapshot, and the sentence below the buttons."""
+    request = Request(language=language)
+    view = turn(tab.chat, tab.annotator(request), choice=choice)
+    updates = tab.panel.updates(view, Words(language))
+    return updates[tab.panel.snapshot], updates[tab.panel.reasons.fate]
+
+
+def test_a_comment_says_that_it_was_kept(tab):
+    snapshot, fate = voted(tab)
+    explain = tab.panel.reasons.explain_handler("comment", tab.annotator)
+    fate_html = tab.panel.reasons.fate
+    assert "comment kept" not in fate
+    assert "comment kept" not in explain(snapshot, " ", Request())[fate_html], "the box was left empty"
+    assert "comment kept" in explain(snapshot, "short is good", Request())[fate_html]
+    assert "评语已保存" in explain(snapshot, "short is good", Request(language="zh-CN"))[fate_html]
+    turn(tab.chat, tab.annotator(Request()), "And now?")
+    assert explain(snapshot, "short is fine", Request()) == gr.skip(), "the page shows another turn"
