@@ -34,3 +34,15 @@ def test_a_comment_says_that_it_was_kept(tab):
     assert "评语已保存" in explain(snapshot, "short is good", Request(language="zh-CN"))[fate_html]
     turn(tab.chat, tab.annotator(Request()), "And now?")
     assert explain(snapshot, "short is fine", Request()) == gr.skip(), "the page shows another turn"
+
+
+def test_undo_says_that_a_vote_still_trains_and_where_to_take_it_back(tab):
+    me = tab.annotator(Request())
+    turn(tab.chat, me, choice="skip")
+    assert tab.notice.html not in tab.on_undo("", None, Request()), "no round learns from it"
+    turn(tab.chat, me, choice="tie")
+    list(tab.chat.regenerate(me))
+    assert "still counts and trains. To take it back too: tab Data" in tab.on_undo("", None, Request())[tab.notice.html]
+    turn(tab.chat, me, choice="b")
+    tab.store.allow_training(me, False)
+    assert tab.notice.html not in tab.on_undo("", None, Request())

@@ -260,10 +260,20 @@ class ChatTab:
         except Refused as error:
             updates = self.panel.updates(self.chat.view(annotator), translate)
             return {**updates, **self.notice.warn(translate.message(error.message))}
-        if before.vote and before.choice != "skip":
-            notice = self.notice.confirm(translate("The turn was taken back; your vote on its replies still counts."))
+        if any(self._trains(duel, annotator) for duel in before.pairs):
+            sentence = translate(
+                "The turn was taken back; your vote on its replies still counts and trains. "
+                "To take it back too: tab Data."
+            )
+            notice = self.notice.confirm(sentence)
         message = f"{text}\n\n{draft}" if (draft or "").strip() else text
         return {**self.panel.updates(view, translate), self.panel.message: message, **notice}
+
+    def _trains(self, duel: int, annotator: int) -> bool:
+        """Whether this person has a vote on a pair that training may use."""
+        vote = self.store.current_vote(duel, annotator)
+        fate = self.store.vote_fate(vote["id"]) if vote else None
+        return fate is not None and bool(fate["counts"])
 
     def on_earlier_pair(self, snapshot: PageSnapshot | None, request: gr.Request) -> Updates:
         return self._turn_over(-1, snapshot, request)
