@@ -102,6 +102,14 @@ def test_where_training_is_on_demand_the_strip_promises_nothing(store, settings)
     assert "on demand" in html and "start learning" not in html
 
 
+def test_without_a_worker_the_strip_says_what_a_round_waits_for(store, settings):
+    """It said "I start learning"."""
+    alone = now(store, settings.with_values(worker=False))
+    assert "a round begins once a worker is started" in status_html(alone, W)
+    assert "start learning" not in status_html(alone, W) and "训练进程启动后" in status_html(alone, ZH)
+    assert "on demand" in status_html(now(store, settings.with_values(worker=False, round={"auto": False})), W)
+
+
 def test_what_an_admin_changed_is_what_the_strip_counts_to(store, settings):
     store.override({"round.votes": 4}, store.annotator("admin"))
     assert "0 of 4 new votes" in status_html(now(store, settings), W)
