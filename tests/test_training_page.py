@@ -23,7 +23,7 @@ from playground.ui.words import Words
 from tests import rounds
 from tests.stores import cast
 from tests.test_control import OWNER, Engine, Request
-from training import gate
+from training import evidence, gate
 
 W, ZH = Words(), Words("zh-CN")
 
@@ -100,6 +100,25 @@ def test_a_version_that_was_rolled_back_says_why(store, settings):
 def test_where_training_is_on_demand_the_strip_promises_nothing(store, settings):
     html = status_html(now(store, settings.with_values(round={"auto": False})), W)
     assert "on demand" in html and "start learning" not in html
+
+
+@pytest.mark.parametrize(
+    "forecasts, said, said_in_chinese",
+    [
+        ([0.6] * 15, "Vote A or B on about 15 more replies: not enough evidence yet", "再给大约 15 个回答投 A 或 B"),
+        ([0.3] * 15, "Vote A or B on more replies: the votes do not agree with each other yet", "投票之间并不一致"),
+        ([], "Vote A or B on more replies: not enough evidence yet", "请给更多回答投 A 或 B：证据还不够"),
+    ],
+)
+def test_after_too_little_evidence_the_strip_begins_with_what_to_do(store, settings, forecasts, said, said_in_chinese):
+    """It began with figures, and what to do was cut."""
+    row = rounds.begun(store)
+    so_far = evidence.fortune(forecasts)
+    reason = evidence._reason(19, 12, so_far, needed=so_far[-1] ** 2)  # as many forecasts again
+    store.end_round(row["id"], "w1", "not_enough", reason)
+    html = status_html(now(store, settings), W)
+    assert f'title="{reason}">{said}<' in html
+    assert said_in_chinese in status_html(now(store, settings), ZH)
 
 
 def test_without_a_worker_the_strip_says_what_a_round_waits_for(store, settings):

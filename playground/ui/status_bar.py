@@ -117,7 +117,9 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
     elif status.state == "requested":
         content = _line_html(translate("A training round is asked for"), translate("waiting for the worker"))
     else:
-        content = _line_html(outcome(status, row, translate), *_votes(status, translate))
+        sentence = outcome(status, row, translate)
+        advice = more_votes(row, translate) if status.state == "not_enough" else None
+        content = _line_html(advice or sentence, *_votes(status, translate), title=sentence)
     version = escape(version_name(status.live_version, translate))
     kind = "paused" if status.paused else status.state
     content = f'<span class="version">{version}</span>{content}'
@@ -178,6 +180,20 @@ def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
     if policy["status"] == "rolled_back":
         return translate("{version} was rolled back; {name} answers now.", version=version, name=live_name)
     return translate("{version} was published; {name} answers now.", version=version, name=live_name)
+
+
+def more_votes(row: Row, translate: Words) -> str | None:
+    """What to do after a round that had not enough evidence, in few words: the strip cuts a long sentence. None where
+    the round has no reason.
+    """
+    if row["reason"] is None:
+        return None
+    figures = row["reason"].values
+    if "more" in figures:
+        return translate("Vote A or B on about {n} more {n:reply|replies}: not enough evidence yet", n=figures["more"])
+    if "hits" in figures:
+        return translate("Vote A or B on more replies: the votes do not agree with each other yet")
+    return translate("Vote A or B on more replies: not enough evidence yet")
 
 
 def trial_text(trial: Row | None, version: str, translate: Words) -> str:
@@ -261,8 +277,11 @@ def _progress(status: LoopStatus, row: Row, translate: Words) -> str:
     return " · ".join(parts)
 
 
-def _line_html(text: str, detail: str, share: float | None = None) -> str:
-    """A sentence, a bar where a share from 0 to 1 is known, and a detail."""
+def _line_html(text: str, detail: str, share: float | None = None, title: str | None = None) -> str:
+    """A sentence, a bar where a share from 0 to 1 is known, and a detail. `title` is what the tooltip says where it is
+    not the sentence.
+    """
     text = escape(one_line(text))
+    title = text if title is None else escape(one_line(title))
     bar = "" if share is None else f'<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>'
-    return f'<span class="what" title="{text}">{text}</span>{bar}<span class="detail">{escape(detail)}</span>'
+    return f'<span class="what" title="{title}">{text}</span>{bar}<span class="detail">{escape(detail)}</span>'
