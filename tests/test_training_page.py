@@ -121,6 +121,15 @@ def test_after_too_little_evidence_the_strip_begins_with_what_to_do(store, setti
     assert said_in_chinese in status_html(now(store, settings), ZH)
 
 
+@pytest.mark.parametrize(
+    "points, format_",
+    [([(10, 0.5), (11, 0.6)], "d"), ([(0.25, 0.2), (1, 0.9)], None), ([("base", 0.0), ("1", 3.2)], None)],
+)
+def test_an_axis_that_counts_shows_whole_numbers(points, format_):
+    """An axis of votes had 10.5."""
+    assert plots.plot_update(Curve(points), W).x_axis_format == format_
+
+
 def test_without_a_worker_the_strip_says_what_a_round_waits_for(store, settings):
     """It said "I start learning"."""
     alone = now(store, settings.with_values(worker=False))

@@ -76,9 +76,11 @@ def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
     if data["x"].nunique() < 2:
         return gr.LinePlot(elem_classes=HIDDEN)
     is_numeric = pd.api.types.is_numeric_dtype(data["x"])
+    counts = is_numeric and bool((data["x"] % 1 == 0).all())
     return gr.LinePlot(
         data,
         elem_classes=SHOWN,
+        x_axis_format="d" if counts else None,  # of votes, epochs and the like: whole numbers only, also between points
         sort=None if is_numeric else list(dict.fromkeys(data["x"])),  # names in their own order, not the alphabet's
         color_map={translate(name): COLOURS[key] for key, name in NAMES.items()},
     )
