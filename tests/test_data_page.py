@@ -137,8 +137,8 @@ def test_the_fields_narrow_the_pairs(tab):
     assert shown(tab, search(tab, text="  ONE ")) == [1] and shown(tab, search(tab, choice="", text="")) == [2, 1]
     assert shown(tab, search(tab, version="0")) == [2, 1] == shown(tab, search(tab, version=" v0 "))
     assert shown(tab, search(tab, person="2")) == [2, 1] and shown(tab, search(tab, version="")) == [2, 1]
-    for wrong in ("1", "-1", "x", "9" * 300, "²"):
-        assert shown(tab, search(tab, version=wrong)) == []
+    for unknown in ("1", "9" * 12):
+        assert shown(tab, search(tab, version=unknown)) == []
     assert shown(tab, search(tab, choice="nothing")) == []
 
 
@@ -257,6 +257,15 @@ def test_what_is_no_date_is_said_and_the_list_stays(tab, field, text):
     assert "不是日期" in search(tab, language="zh-CN", **{field: text})[tab.notice.html]
 
 
+@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "v", "²", "٣", "9" * 13, "<b>" * 500])
+def test_what_is_no_version_is_said_and_the_list_stays(tab, text):
+    """It found nothing, and did not say why."""
+    found = search(tab, version=text)
+    assert set(found) == {tab.notice.html} and "is no version. Write it like 3 or v3." in found[tab.notice.html]
+    assert len(found[tab.notice.html]) < 400
+    assert "不是版本" in search(tab, version=text, language="zh-CN")[tab.notice.html]
+
+
 def decide(tab, decision, shown=Shown(), token=OWNER):  # noqa: B008 (it is frozen)
     return tab.on_decide(decision, shown, Request(token))
 
@@ -317,8 +326,8 @@ def test_nobody_else_can_leave_a_vote_out(tab, decision):
 
 
 def test_what_is_searched_for_is_said_in_one_line(tab):
-    asked = search(tab, tag="{x}", text="<b>x\n", version="x", language="zh-CN")[tab.asked]
-    assert "版本: ? · 理由: ? · 文字: &lt;b&gt;x" in asked
+    asked = search(tab, tag="{x}", text="<b>x\n", version="v7", language="zh-CN")[tab.asked]
+    assert "版本: 7 · 理由: ? · 文字: &lt;b&gt;x" in asked
     assert "Search: <span>everything<" in search(tab)[tab.asked]
 
 

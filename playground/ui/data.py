@@ -21,7 +21,7 @@ from playground.store import Filters, Store, StoreError
 from playground.ui import data_table, own_votes, unchecked, words
 from playground.ui.chat_panel import CHOICES
 from playground.ui.control import Control
-from playground.ui.data_fields import NoTime, number_in, one_of, time_in
+from playground.ui.data_fields import NoTime, NoVersion, number_in, one_of, time_in, version_in
 from playground.ui.data_table import Known
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.hub_import import HubImportFold
@@ -175,13 +175,16 @@ class DataTab:
         text: str | None,
         request: gr.Request,
     ) -> Updates:
-        """The newest pairs that fit. Where a time is none, a notice says so and the list stays as it is."""
+        """The newest pairs that fit. Where a time or a version is none, a notice says so and the list stays as it
+        is.
+        """
         try:
+            asked_version = version_in(version)
             begin, end = time_in(since), time_in(until, end=True)
-        except NoTime as error:
+        except (NoTime, NoVersion) as error:
             return self.notice.warn(words.of(request).message(error.message))
         filters = Filters(
-            version=number_in(version),
+            version=asked_version,
             choice=one_of(choice, CHOICES),
             tag=one_of(tag, TAGS),
             excluded=TRAINING.get(training or ""),

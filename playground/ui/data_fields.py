@@ -25,6 +25,19 @@ def time_in(text: str | None, end: bool = False) -> str | None:
         raise NoTime("{what} is no date. Write it like 2026-11-27 or 2026-11-27 08:00.", what=brief(text)) from None
 
 
+class NoVersion(UserFacingError):
+    """What somebody typed is no version."""
+
+
+def version_in(text: str | None) -> int | None:
+    """The version in a field, such as "3" or "v3"; None where it is empty. NoVersion says how to write it."""
+    text = (text or "").strip()
+    version = number_in(text)
+    if text and version in (None, MOST):
+        raise NoVersion("{what} is no version. Write it like 3 or v3.", what=brief(text))
+    return version
+
+
 def one_of(value: str | None, known: Collection[str]) -> str | None:
     """The value of a field; None where it is empty, UNKNOWN where it is none that the page offers."""
     if not value:
