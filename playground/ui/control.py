@@ -37,7 +37,7 @@ TITLES = {  # of the groups that have settings for an admin
 }
 STOP = words.mark("Stop the round")
 MIN_WIDTH = 260  # pixels of a setting's input
-HIDE = '() => ({__type__: "update", visible: "hidden"})'
+HIDE = '() => [{__type__: "update", visible: false}]'
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Control:
         """The form inside its fold. It takes no input until it has its values: they would replace what was typed, and
         what was saved before would not be what somebody else has saved.
         """
-        with gr.Column(visible="hidden", elem_id="settings-form") as self.settings_form:
+        with gr.Column(visible=False, elem_id="settings-form") as self.settings_form:
             for group, names in sections().items():
                 with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
                     self.fields |= {name: setting_input(name) for name in names if name != "round.auto"}
@@ -144,8 +144,8 @@ class Control:
         fields = list(self.fields.values())
         gr.on([page.load, *refresh_events], self.on_tick, [self.painted], outputs, **GESTURE)
         # not when the page loads: forty components take a browser half a second
-        hidden = self.settings_fold.expand(None, None, [self.settings_form], js=HIDE, **GESTURE)
-        hidden.then(self.on_open_settings, None, [*fields, self.settings_form], **GESTURE)
+        self.settings_fold.expand(self.on_open_settings, None, [*fields, self.settings_form], **GESTURE)
+        self.settings_fold.collapse(None, None, [self.settings_form], js=HIDE, **GESTURE)
         self.start.click(self.on_start, None, outputs, **GESTURE)
         self.pause.click(self.command_handler("pause"), None, outputs, **GESTURE)
         self.resume.click(self.command_handler(None), None, outputs, **GESTURE)
