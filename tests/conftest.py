@@ -19,13 +19,16 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from playground.store import database  # noqa: E402
 from tests import fork_server  # noqa: E402
 from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
+from tests.migrated import Migrated  # noqa: E402
 
 __all__ = ["app", "browser", "left", "paced", "size", "visit"]
 
 if sys.platform == "linux":
     subprocess.Popen = fork_server.Popen
+database.migrations = Migrated(database.migrations)
 
 
 @pytest.fixture(autouse=True)
