@@ -461,7 +461,7 @@ class TestTheDefaultModel:
             "bitsandbytes repacked 42 of its 4-bit layers for AVX512-BF16" in text
             and "set support_avx512bf16_for_cpu = False" in text
         )
-        features = feature_trunk.FeatureTrunk(s)
+        features = feature_trunk.FeatureTrunk(s.with_values(reward={"layer": 0.2}))
         as_they_come(features.model)
         assert "bitsandbytes repacked" in message(selftest.check_features, features, lora_rank=2)
 
