@@ -172,12 +172,8 @@ def _change(policy: PolicyModel, batch: Batch, parts: Sequence[Batch]) -> float:
     with torch.no_grad():
         together = policy.logprobs(batch)  # (B, T)
         apart = torch.zeros_like(together)
-        first = 0
-        for part in parts:
-            logprobs = policy.logprobs(part)
-            rows, tokens = logprobs.shape
-            apart[first : first + rows, :tokens] = logprobs
-            first += rows
+        for rows, part in zip(apart.split([len(part.completion) for part in parts]), parts, strict=True):
+            rows[:, : part.completion.shape[1]] = policy.logprobs(part)
     return ((together - apart).abs().sum() / batch.mask.sum()).item()
 
 
