@@ -26,11 +26,8 @@ def margins(settings: Settings, device: torch.device) -> tuple[PolicyModel, dict
         with torch.no_grad():
             old = policy.logprobs(batch)
         new = policy.logprobs(batch).detach()
-        padding = selftest.change(policy, batch, episodes)
-        siblings = [
-            selftest.Episode(first.prompt, reply.completion, ended=True) for first in episodes[:2] for reply in episodes
-        ]
-        sharing = selftest.change(policy, policy.batch(siblings), siblings)
+        padding = selftest.change_by_padding(policy, episodes)
+        sharing = selftest.change_by_sharing(policy, episodes)
     ratio = (torch.exp(new - old) - 1).abs().max().item()
     return policy, {"ratio": ratio, "padding": padding, "sharing": sharing}
 

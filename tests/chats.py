@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import cache
 
 import pytest
 
@@ -19,12 +20,19 @@ def folder(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def chat(folder):
+@cache
+def loaded(folder):
+    """Settings of a folder's model, the model and its tokenizer, which no engine changes."""
     settings = Settings(
         model=str(folder), threads=1, chat={"reply_tokens": 24, "stream_hz": 50}, dtype="float32", _env_file=None
     )
-    engine = Engine(Store(), settings, loading.load_trunk(settings), loading.load_tokenizer(settings)).start()
+    return settings, loading.load_trunk(settings), loading.load_tokenizer(settings)
+
+
+@pytest.fixture
+def chat(folder):
+    settings, trunk, tokenizer = loaded(folder)
+    engine = Engine(Store(), settings, trunk, tokenizer).start()
     yield Chat(engine.store, engine, settings, random.Random(0))
     engine.close()
 

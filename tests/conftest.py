@@ -19,13 +19,16 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from playground.store import database  # noqa: E402
 from tests import fork_server  # noqa: E402
 from tests.browsing import app, browser, left, paced, size, visit  # noqa: E402
+from tests.migrated import Migrated  # noqa: E402
 
 __all__ = ["app", "browser", "left", "paced", "size", "visit"]
 
 if sys.platform == "linux":
     subprocess.Popen = fork_server.Popen
+database.migrations = Migrated(database.migrations)
 
 
 @pytest.fixture(autouse=True)
@@ -52,33 +55,33 @@ SLOW = (
     "test_browser_loop",
     "test_browser_shown",
     "test_app",
-    "test_loop",
-    "test_selftest",
     "test_pages_benchmark",
     "test_gpu_benchmark",
+    "test_loop",
+    "test_selftest",
     "test_benchmarks",
-    "test_browser_languages",
-    "test_types",
-    "test_worker",
     "test_browser_order",
-    "test_browser",
+    "test_browser_languages",
     "test_browser_data",
     "test_hf_jobs",
-    "test_browser_admins",
-    "test_ppo",
+    "test_browser",
+    "test_worker",
+    "test_types",
     "test_round",
     "test_waiting",
     "test_browser_first_chat",
+    "test_browser_admins",
+    "test_ppo",
     "test_round_commands",
     "test_early_votes",
     "test_browser_people",
-    "test_reward",
-    "test_allowlist",
-    "test_comparing",
-    "test_quick_imports",
-    "test_provider_sign_in",
     "test_zero_gpu",
     "test_rounds_in_a_row",
+    "test_quick_imports",
+    "test_allowlist",
+    "test_comparing",
+    "test_reward",
+    "test_provider_sign_in",
 )
 
 

@@ -21,7 +21,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {str(ROOT / "app.py"), str(ROOT / "tests" / "paced_app.py")}
-MODULES = {"training.worker", "training.round_slice", "training.job", "training.simulate", "tests.crashing_worker"}
+MODULES = {
+    "training.worker",
+    "training.round_slice",
+    "training.job",
+    "training.simulate",
+    "benchmarks.gpu_side",
+    "benchmarks.quantisation",
+    "benchmarks.rounds",
+    "tests.crashing_worker",
+    "tests.killed_eraser",
+}
 IMPORTED = (
     "playground.server",
     "playground.chat.session",

@@ -104,7 +104,8 @@ def start_another_worker(process):
     ids=["SIGTERM", "SIGINT, after its worker died and was started again"],
 )
 def test_it_says_where_it_is_and_ends_without_leaving_the_worker(folder, tmp_path, number, popen, worker_dies):
-    process = start(tmp_path, "--model", folder, "--port", 0, "--threads", 1, popen=popen)
+    flags = AT_ONCE if worker_dies else ("--port", 0, "--threads", 1)
+    process = start(tmp_path, "--model", folder, *flags, popen=popen)
     try:
         url = address_at_start(process)
         if popen is RealPopen:

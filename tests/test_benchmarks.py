@@ -206,7 +206,7 @@ def test_a_round_of_the_benchmark_is_a_real_one_and_its_truth_is_measured(tmp_pa
         tmp_path,
         ppo={"iterations": 2},
         gate={"prompts": 4},
-        reward={"evidence_confidence": 0.0},
+        reward={"evidence_confidence": 0.0, "features": "layers"},
         chat={"reply_tokens": 8},
     )
     settings = learning_cells.LearningSettings.like(tiny, replies=2)

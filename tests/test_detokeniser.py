@@ -123,14 +123,14 @@ def test_the_end_of_a_reply_is_left_out_where_the_tokenizer_does_not_call_it_spe
     assert streamed(tokenizer, ids)[-1] == prompts.decode(ids, tokenizer) == "Hello"
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_any_tokens_give_the_same_text_both_ways(tokenizer, seed):
+def test_any_tokens_give_the_same_text_both_ways(tokenizer):
     """Random tokens: bytes that are no UTF-8 at the beginning, in the middle and at the end, special tokens, and ids
     that the tokenizer does not have, which models with padded embeddings can draw.
     """
-    drawn = random.Random(seed)
-    ids = [drawn.randrange(len(tokenizer) + 3) for _ in range(drawn.randrange(1, 40))]
-    assert streamed(tokenizer, ids) == redecoded(tokenizer, ids)
+    for seed in range(200):
+        drawn = random.Random(seed)
+        ids = [drawn.randrange(len(tokenizer) + 3) for _ in range(drawn.randrange(1, 40))]
+        assert streamed(tokenizer, ids) == redecoded(tokenizer, ids), seed
 
 
 def test_an_unfinished_character_at_the_end_stays_hidden(tokenizer):

@@ -284,13 +284,8 @@ def test_an_eraser_killed_anywhere_is_followed_by_one_that_finishes(store, setti
     row = say(store, store.annotator("ann"))
     round_over(store, settings)
     store.delete_conversation(row["conversation"], row["annotator"])
-    script = (
-        "import os, signal; from playground.store import Store; from playground.settings import Settings; from "
-        "training.erase import Eraser\n"
-        f"Store.{at} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"s = Settings(data_dir={str(settings.data_dir)!r}, _env_file=None); Eraser(Store(s.database), s).step()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ, check=False)
+    command = [sys.executable, "-m", "tests.killed_eraser", at]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings.environ()}, check=False)
     assert done.returncode == -signal.SIGKILL and len(store.unfinished_erasures()) == 1
     assert Eraser(store, settings).step() and traces(settings) == [] and store.unfinished_erasures() == []
 

@@ -22,9 +22,10 @@ from tests.chats import chat, folder, person, turn  # noqa: F401 (fixtures)
 LIMITS = {**KNOBS, "reply_tokens": (1, 24)}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_a_sampling_setting_that_cannot_be_is_refused_by_its_name_and_not_used_from_the_database(chat):
+    """`top_k` 2.5, true or 1e-9, set by hand, failed every reply that was running."""
+    ann = person(chat)
+    for name, value in (
         ("top_k", 2.5),
         ("top_k", True),
         ("top_k", 1e-9),
@@ -47,24 +48,24 @@ LIMITS = {**KNOBS, "reply_tokens": (1, 24)}
         ("reply_tokens", False),
         ("reply_tokens", 25),
         ("reply_tokens", 0),
-    ],
-)
-def test_a_sampling_setting_that_cannot_be_is_refused_by_its_name_and_not_used_from_the_database(chat, name, value):
-    """`top_k` 2.5, true or 1e-9, set by hand, failed every reply that was running."""
-    ann = person(chat)
-    with pytest.raises(Refused, match=f"^{name} takes .*numbers from"):
-        chat.configure(ann, "", {name: value})
-    assert usable_sampling({name: value}, LIMITS) == {}
+    ):
+        with pytest.raises(Refused, match=f"^{name} takes .*numbers from"):
+            chat.configure(ann, "", {name: value})
+        assert usable_sampling({name: value}, LIMITS) == {}, value
     assert chat.store.conversation(ann) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("top_k", 0), ("top_k", 40), ("temperature", 1), ("temperature", 0.05), ("top_p", 1.0), ("repetition_penalty", 2)],
-)
-def test_a_sampling_setting_that_can_be_is_kept(chat, name, value):
-    chat.configure(person(chat), "", {name: value})
-    assert chat.sampling(person(chat))[1][name] == value
+def test_a_sampling_setting_that_can_be_is_kept(chat):
+    for name, value in (
+        ("top_k", 0),
+        ("top_k", 40),
+        ("temperature", 1),
+        ("temperature", 0.05),
+        ("top_p", 1.0),
+        ("repetition_penalty", 2),
+    ):
+        chat.configure(person(chat), "", {name: value})
+        assert chat.sampling(person(chat))[1][name] == value
 
 
 def test_a_setting_that_is_none_is_refused_whatever_its_name_is(chat):

@@ -19,7 +19,13 @@ def folder(tmp_path_factory):
 
 def settings_for(folder, **changes):
     return gpu.GpuSettings(
-        model=str(folder), device="cpu", dtype="float32", threads=1, quick=True, decode_format="float32"
+        model=str(folder),
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        quick=True,
+        decode_format="float32",
+        reward={"features": "layers"},
     ).with_values(**changes)
 
 

@@ -1,9 +1,8 @@
 """The import rules of the design: who may know whom."""
 
 import ast
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 # from below to above: a room imports what stands before it, and itself
@@ -30,10 +29,16 @@ MODULES = {
 }
 
 
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path):
     """Names of the modules that a file imports, anywhere in it; `from package import module` counts as the module."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -66,46 +71,55 @@ def test_the_rooms_are_all_that_there_is():
     assert {room(name) for name in of("playground")} - {""} == set(ROOMS)
 
 
-@pytest.mark.parametrize("name", [name for name in of("playground") if room(name)])
-def test_a_room_imports_only_what_stands_below_it(name):
-    own = ROOMS.index(room(name))
-    above = {other for other in ours(name) if room(other) and ROOMS.index(room(other)) > own}
-    assert above == set()
+def test_a_room_imports_only_what_stands_below_it():
+    def above(name):
+        own = ROOMS.index(room(name))
+        return {other for other in ours(name) if room(other) and ROOMS.index(room(other)) > own}
+
+    assert faults(above, [name for name in of("playground") if room(name)]) == {}
 
 
-@pytest.mark.parametrize("name", of("training"))
-def test_training_imports_only_what_both_halves_share_and_itself(name):
-    assert {room(other) for other in ours(name) if not other.startswith("training")} <= set(SHARED)
+def faults(found_in, names):
+    """{module: what is found in it} of the modules in which there is anything."""
+    return {name: found for name in names if (found := found_in(name))}
 
 
-@pytest.mark.parametrize("name", of("playground"))
-def test_playground_never_imports_training(name):
-    assert {i for i in ours(name) if not i.startswith("playground")} == set()
+def test_training_imports_only_what_both_halves_share_and_itself():
+    def others(name):
+        return {other for other in ours(name) if not other.startswith("training") and room(other) not in SHARED}
+
+    assert faults(others, of("training")) == {}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_the_ui_and_the_server_that_mounts_it_import_gradio(name):
-    if not name.startswith("playground.ui") and name != "playground.server":
-        assert "gradio" not in packages(MODULES[name])
+def test_playground_never_imports_training():
+    def others(name):
+        return {other for other in ours(name) if not other.startswith("playground")}
+
+    assert faults(others, of("playground")) == {}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_the_store_and_its_migrations_speak_sql(name):
-    if not name.startswith("playground.store"):
-        assert not packages(MODULES[name]) & {"sqlite3", "sqlite_utils"}
-        calls = {
-            n.func.attr
-            for n in ast.walk(ast.parse(MODULES[name].read_text()))
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+def test_only_the_ui_and_the_server_that_mounts_it_import_gradio():
+    elsewhere = [name for name in MODULES if not name.startswith("playground.ui") and name != "playground.server"]
+    assert faults(lambda name: packages(MODULES[name]) & {"gradio"}, elsewhere) == {}
+
+
+def test_only_the_store_and_its_migrations_speak_sql():
+    def sql(name):
+        called = {
+            node.func.attr
+            for node in ast.walk(tree(MODULES[name]))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         }
-        assert not calls & {"execute", "executemany", "executescript", "query"}
+        spoken = called & {"execute", "executemany", "executescript", "query"}
+        return spoken | packages(MODULES[name]) & {"sqlite3", "sqlite_utils"}
+
+    assert faults(sql, [name for name in MODULES if not name.startswith("playground.store")]) == {}
 
 
 def test_the_mathematics_of_ppo_know_nothing_but_torch():
     assert imports(MODULES["training.ppo_math"]) - {"typing", "collections.abc"} == {"torch"}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_says_what_it_is_for(name):
-    tree = ast.parse(MODULES[name].read_text())
-    assert ast.get_docstring(tree) or not tree.body
+def test_a_module_says_what_it_is_for():
+    modules = {name: tree(path) for name, path in MODULES.items()}
+    assert [name for name, module in modules.items() if module.body and not ast.get_docstring(module)] == []

@@ -15,6 +15,7 @@ def test_every_gesture_is_measured(tmp_path, monkeypatch):
         model=str(tiny_folder(tmp_path / "model")),
         device="cpu",
         dtype="float32",
+        decode_format="float32",
         votes=200,
         rounds=25,
         repeats=1,

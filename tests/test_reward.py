@@ -340,7 +340,7 @@ def test_the_choice_of_a_penalty_does_not_make_evidence_of_coin_flips(folder, tr
     """Choosing the best of many fits by the figure that is reported would find something in anything."""
     prefs, rights, decided = liked_token_preferences(40), 0.0, 0
     sure = settings(folder, reward={"evidence_confidence": 0.95})
-    for seed in range(5):
+    for seed in range(3):
         prefs.pairs = by_coin(prefs.pairs, seed)
         _, report = reward.fit(prefs, trunks["none"], sure)
         rights, decided = rights + report.cv_accuracy * 40, decided + 40

@@ -26,11 +26,13 @@ def chain_settings(folder, tmp_path, **changes):
         data_dir=tmp_path,
         results=tmp_path / "results.jsonl",
         device="cpu",
+        dtype="float32",
+        decode_format="float32",
         threads=1,
         votes=8,
         eval_prompts=4,
         chat={"reply_tokens": 12},
-        reward={"evidence_confidence": 0, "quantisation": "none"},
+        reward={"evidence_confidence": 0, "quantisation": "none", "features": "layers"},
         **changes,
     )
 

@@ -82,7 +82,7 @@ def test_a_simulation_reports_what_it_changed(tmp_path):
         tmp_path,
         ppo={"iterations": 1},
         gate={"prompts": 4},
-        reward={"evidence_confidence": 0.0},
+        reward={"evidence_confidence": 0.0, "features": "layers"},
         chat={"reply_tokens": 8},
     )
     command = [

@@ -31,7 +31,7 @@ def voted(tmp_path_factory):
         round={"lease_seconds": 1.0, "poll_seconds": 0.2},
         ppo={"iterations": 3, "episodes": 32, "kl_target": 30.0},
         gate={"better": 0.01, "not_worse": 0.01, "prompts": 8},
-        reward={"evidence_confidence": 0},
+        reward={"evidence_confidence": 0, "features": "layers"},
     )
     store = Store(settings.database)
     votes = simulate.SimulateSettings.like(settings, votes=16)

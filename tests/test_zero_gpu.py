@@ -67,7 +67,7 @@ def voted(tmp_path_factory):
         round={"lease_seconds": 1.0, "poll_seconds": 0.05},
         ppo={"iterations": 4, "kl_target": 1e9},
         gate={"better": 0.01, "not_worse": 0.01},
-        reward={"evidence_confidence": 0},
+        reward={"evidence_confidence": 0, "features": "layers"},
     )
     store = Store(settings.database)
     simulate.make_duels(

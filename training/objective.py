@@ -93,39 +93,40 @@ class Objective:
         delta, log_nu = self.predicted(phi)
         return likelihood.pair_derivatives(delta / 2, -delta / 2, self.outcome, log_nu, self.lapse)
 
-    def slopes(self, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted derivatives: of each pair's term by (δ, log ν) (B, n, 2), of each label's by s − θ (B, m)."""
-        slope, _ = self._pair_derivatives(phi)
+    def derivatives(self, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient (B, k), and the Cholesky root (B, k, k) of the Hessian; of the Fisher information where there
+        are lapses.
+        """
+        slope, curvature = self._pair_derivatives(phi)
+        slope = self.pair_weight[..., None] * slope  # (B, n, 2), by δ and log ν
+        curvature = self.pair_weight[..., None, None] * curvature  # (B, n, 2, 2)
         p_good = torch.sigmoid(phi @ self.label_design.T)
-        return self.pair_weight[..., None] * slope, self.label_weight * (p_good - self.good)
+        label_slope = self.label_weight * (p_good - self.good)  # (B, m)
+        label_curvature = self.label_weight * p_good * (1 - p_good)  # (B, m)
+        return self._gradient(phi, slope, label_slope), torch.linalg.cholesky(self._hessian(curvature, label_curvature))
 
-    def gradient(self, phi: torch.Tensor) -> torch.Tensor:
-        """(B, k)."""
-        by_pair, by_label = self.slopes(phi)
+    def _gradient(self, phi: torch.Tensor, by_pair: torch.Tensor, by_label: torch.Tensor) -> torch.Tensor:
         gradient = self.precision * (phi - self.prior_mean)
         gradient = gradient + by_pair[..., 0] @ self.pair_design + by_label @ self.label_design
         gradient[:, self.r :] += by_pair[..., 1] @ self.tie_design
         return gradient
 
-    def hessian_root(self, phi: torch.Tensor) -> torch.Tensor:
-        """The Cholesky root (B, k, k) of the Hessian; of the Fisher information where there are lapses."""
+    def _hessian(self, of_pairs: torch.Tensor, of_labels: torch.Tensor) -> torch.Tensor:
         r = self.r
-        _, curvature = self._pair_derivatives(phi)
-        curvature = self.pair_weight[..., None, None] * curvature  # (B, n, 2, 2)
-        p_good = torch.sigmoid(phi @ self.label_design.T)
-        label_curvature = self.label_weight * p_good * (1 - p_good)  # (B, m)
-        hessian = self.pair_design.T @ (curvature[..., 0, 0, None] * self.pair_design)
-        hessian += self.label_design.T @ (label_curvature[..., None] * self.label_design)
+        hessian = self.pair_design.T @ (of_pairs[..., 0, 0, None] * self.pair_design)
+        hessian += self.label_design.T @ (of_labels[..., None] * self.label_design)
         hessian += torch.diag(self.precision)
-        mixed = (self.tie_design.T * curvature[..., None, :, 0, 1]) @ self.pair_design  # (B, k − r, k)
+        mixed = (self.tie_design.T * of_pairs[..., None, :, 0, 1]) @ self.pair_design  # (B, k − r, k)
         hessian[:, r:] += mixed
         hessian[:, :, r:] += mixed.mT
-        hessian[:, r:, r:] += (self.tie_design.T * curvature[..., None, :, 1, 1]) @ self.tie_design
-        return torch.linalg.cholesky(hessian)
+        hessian[:, r:, r:] += (self.tie_design.T * of_pairs[..., None, :, 1, 1]) @ self.tie_design
+        return hessian
 
     def by_vote(self, phi: torch.Tensor) -> torch.Tensor:
         """Each vote's part of the gradient (B, k, n + m)."""
-        by_pair, by_label = self.slopes(phi)
+        by_pair, _ = self._pair_derivatives(phi)
+        by_pair = self.pair_weight[..., None] * by_pair  # (B, n, 2)
+        by_label = self.label_weight * (torch.sigmoid(phi @ self.label_design.T) - self.good)  # (B, m)
         pairs = self.pair_design * by_pair[..., 0, None]
         pairs[..., self.r :] += self.tie_design * by_pair[..., 1, None]
         return torch.cat([pairs, self.label_design * by_label[..., None]], 1).mT
@@ -182,8 +183,7 @@ def minimise(objective: Objective, start: torch.Tensor | None = None) -> tuple[t
     phi = objective.prior_mean.expand(len(objective.pair_weight), -1) if start is None else start
     value = objective.value(phi)
     for _ in range(NEWTON_STEPS):
-        gradient = objective.gradient(phi)
-        root = objective.hessian_root(phi)
+        gradient, root = objective.derivatives(phi)
         step = torch.cholesky_solve(gradient[..., None], root)[..., 0]
         growing = (gradient * step).sum(-1) >= 1e-9
         if not growing.any():

@@ -115,7 +115,7 @@ def check_drift(drift: float, tolerance: float) -> None:
 def check_padding(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
     """Check that a reply has the same log-probabilities in a padded batch as alone, within PADDING."""
     accepted = PADDING[policy.causal.dtype]
-    error = change(policy, policy.batch(episodes), episodes)
+    error = change_by_padding(policy, episodes)
     if not error <= accepted:
         raise SelfTestFailed(
             f"padding changes log-probabilities by {error:.2e} nats a token, and at most {accepted:.0e} is accepted in "
@@ -126,18 +126,17 @@ def check_padding(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
 
 def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> None:
     """Switch `policy.share_prompts` off unless replies that share one reading of their prompt have the
-    log-probabilities that they have alone, within PADDING.
+    log-probabilities that they have each with its own copy of it, within PADDING.
 
     A model that ignores a mask of its own for each token (ALiBi, states) lets replies see each other, or refuses the
     mask.
     """
     if not policy.share_prompts:
         return
-    siblings = [Episode(first.prompt, reply.completion, ended=True) for first in episodes[:2] for reply in episodes]
     accepted = PADDING[policy.causal.dtype]
     fault = None
     try:
-        difference = change(policy, policy.batch(siblings), siblings)
+        difference = change_by_sharing(policy, episodes)
         if not difference <= accepted:
             fault = (
                 f"their log-probabilities are then {difference:.2e} nats a token off, and at most {accepted:.0e} is "
@@ -155,14 +154,27 @@ def share_prompts_if_sound(policy: PolicyModel, episodes: Sequence[Episode]) -> 
         )
 
 
-def change(policy: PolicyModel, batch: Batch, episodes: Sequence[Episode]) -> float:
-    """Mean change of a token's log-probability between `batch`, made of the episodes, and each episode alone; nats."""
+def change_by_padding(policy: PolicyModel, episodes: Sequence[Episode]) -> float:
+    """Mean change of a token's log-probability between a padded batch and each episode alone; nats."""
+    return _change(policy, policy.batch(episodes), [policy.batch([episode]) for episode in episodes])
+
+
+def change_by_sharing(policy: PolicyModel, episodes: Sequence[Episode]) -> float:
+    """Mean change of a token's log-probability between replies that share one reading of their prompt and the same
+    replies each with its own copy of it; nats.
+    """
+    siblings = [Episode(first.prompt, reply.completion, ended=True) for first in episodes[:2] for reply in episodes]
+    return _change(policy, policy.batch(siblings), [Batch.of(siblings, policy.device, shared=False)])
+
+
+def _change(policy: PolicyModel, batch: Batch, parts: Sequence[Batch]) -> float:
+    """The same between `batch` and its episodes in `parts` of it."""
     with torch.no_grad():
         together = policy.logprobs(batch)  # (B, T)
-        alone = torch.zeros_like(together)
-        for row, episode in zip(alone, episodes, strict=True):
-            row[: len(episode.completion)] = policy.logprobs(policy.batch([episode]))[0]
-    return ((together - alone).abs().sum() / batch.mask.sum()).item()
+        apart = torch.zeros_like(together)
+        for rows, part in zip(apart.split([len(part.completion) for part in parts]), parts, strict=True):
+            rows[:, : part.completion.shape[1]] = policy.logprobs(part)
+    return ((together - apart).abs().sum() / batch.mask.sum()).item()
 
 
 # -- the trunk of the reward model
