@@ -121,24 +121,6 @@ def test_after_too_little_evidence_the_strip_begins_with_what_to_do(store, setti
     assert said_in_chinese in status_html(now(store, settings), ZH)
 
 
-@pytest.mark.parametrize(
-    "points, places",
-    [
-        ([(10, 0.5), (11, 0.6)], ["10", "11"]),
-        ([(9.0, 0.5), (10.0, 0.6), (11.0, 0.7)], ["9", "10", "11"]),
-        ([(0.25, 0.2), (1, 0.9)], [0.25, 1]),
-        ([(10, 0.2), (20, 0.9)], [10, 20]),
-        ([(place, 0.5) for place in range(9)], list(range(9))),
-    ],
-)
-def test_an_axis_of_a_few_votes_or_epochs_has_whole_numbers_alone(points, places):
-    """It had 10.5 votes: short axes of numbers have ticks between them."""
-    update = plots.plot_update(Curve(points, {"limit": 0.4}), W)
-    named = isinstance(places[0], str)
-    assert list(dict.fromkeys(row[0] for row in update.value["data"])) == places
-    assert update.sort == (places if named else None)
-
-
 def test_without_a_worker_the_strip_says_what_a_round_waits_for(store, settings):
     """It said "I start learning"."""
     alone = now(store, settings.with_values(worker=False))

@@ -13,7 +13,6 @@ Point = tuple[float | str, float | None]  # (x, y); points without a y are left 
 Limit = float | None | Sequence[tuple[float | str, float]]  # a level, no line, or a line of its own
 
 MAX_POINTS = 60  # of a curve: more could not be distinguished, and they are drawn at once
-MOST_NAMES = 8  # whole numbers that have a tick each
 SHOWN = ["plot"]
 HIDDEN = ["plot", "nothing"]  # hidden by CSS: a plot that Gradio itself hides raises an error in the browser
 HEIGHT = 210
@@ -76,8 +75,6 @@ def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
     data = data_frame(curve, translate)
     if data["x"].nunique() < 2:
         return gr.LinePlot(elem_classes=HIDDEN)
-    if _counts_few(data["x"]):
-        data = data.sort_values("x", kind="stable").assign(x=lambda table: table["x"].map("{:.0f}".format))
     is_numeric = pd.api.types.is_numeric_dtype(data["x"])
     return gr.LinePlot(
         data,
@@ -85,15 +82,6 @@ def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
         sort=None if is_numeric else list(dict.fromkeys(data["x"])),  # names in their own order, not the alphabet's
         color_map={translate(name): COLOURS[key] for key, name in NAMES.items()},
     )
-
-
-def _counts_few(x: pd.Series) -> bool:
-    """Whether these are a few whole numbers one after another, of votes or epochs. They are drawn as names, since an
-    axis of numbers so short has ticks between them too, at 10.5 votes.
-    """
-    if not pd.api.types.is_numeric_dtype(x) or not (x % 1 == 0).all():
-        return False
-    return bool(x.max() - x.min() + 1 == x.nunique() <= MOST_NAMES)
 
 
 def data_frame(curve: Curve, translate: Words) -> pd.DataFrame:
