@@ -203,7 +203,9 @@ def altered_manifest(target):
 def altered_blob(target):
     path = target / "blobs" / min(own_blobs(target))
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    middle = len(content) // 2
+    for place in range(middle, middle + 64):  # one bit alone may unpack to the same zeros
+        content[place] ^= 0xFF
     path.write_bytes(content)
 
 
