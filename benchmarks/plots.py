@@ -192,11 +192,11 @@ def over_optimisation(axes: Axes, cells: Sequence[Cell]) -> None:
 
 def rounds_in_a_row(axes: Axes, rows: Sequence[Cell]) -> None:
     """True win rate of the live version over the base, round by round, a line for each chain with its last interval;
-    hollow where a round brought no version.
+    hollow where a round brought no version. Of a chain that was started over, each round's last row counts.
     """
     for k, ((arm, annotator, _), own) in enumerate(by(rows, "arm", "annotator", "seed").items()):
         name = annotator.rpartition(":")[2].replace("_", " ").replace(",", " and ")
-        own = sorted(own, key=lambda row: row["round"])
+        own = sorted({row["round"]: row for row in own}.values(), key=lambda row: row["round"])
         votes = [0, *(row["round"] * row["votes"] for row in own)]
         live = [0.5, *(row["live_over_base"] for row in own)]
         axes.plot(votes, live, color=f"C{k}", label=name if arm == "ratchet" else f"{name}, {arm}")

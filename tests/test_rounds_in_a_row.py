@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
-from benchmarks import rounds_in_a_row
+from benchmarks import plots, rounds_in_a_row
 from benchmarks.crowd import Crowd
 from benchmarks.rounds_in_a_row import Chain, ChainSettings
 from playground.models import loading
@@ -65,3 +66,13 @@ def test_people_meet_the_version_on_trial_and_roll_back_a_worse_one(folder, tmp_
     assert chat.replies(0, ["Hello"], "x") == chat.replies(0, ["Hello"], "x")
     ours = [[chat.replies(0, ["Hello"], "x")[0]]]
     assert chat.win_rate(ours, ours)[0] == 0.5
+
+
+def test_a_chain_that_was_started_over_is_one_line():
+    def row(number, win_rate):
+        chain = {"arm": "ratchet", "annotator": "lists", "seed": 0, "votes": 25, "state": "published"}
+        return {**chain, "round": number, "live_over_base": win_rate, "live_interval": [0.4, 0.9]}
+
+    axes = Figure().subplots()
+    plots.rounds_in_a_row(axes, [row(1, 0.5), row(2, 0.6), row(1, 0.7), row(2, 0.8), row(3, 0.85)])
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0.5], [25, 0.7], [50, 0.8], [75, 0.85]]
