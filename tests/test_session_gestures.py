@@ -97,6 +97,8 @@ def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_non
                 chat.view(who)
             passed[0] += 600
             thread.join(0.1)
+        if who is bob:
+            until(lambda: chat._turns[bob].stream.stopping.is_set())
         go_on.set()
         thread.join(20)
     assert [row["finish_reason"] for row in chat.store.rows("select finish_reason from generation order by id")] == [
