@@ -90,6 +90,7 @@ def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_non
         stream = chat.send(who, "Hello")
         next(stream)
         until(lambda who=who: all(chat._turns[who].stream.texts()))
+        replies = chat._turns[who].stream
         thread = threading.Thread(target=chat.finish_in_background, args=(who, stream))
         thread.start()
         for _ in range(2):
@@ -98,7 +99,7 @@ def test_replies_whose_page_went_away_go_on_while_another_looks_and_end_when_non
             passed[0] += 600
             thread.join(0.1)
         if who is bob:
-            until(lambda: chat._turns[bob].stream.stopping.is_set())
+            until(replies.stopping.is_set)
         go_on.set()
         thread.join(20)
     assert [row["finish_reason"] for row in chat.store.rows("select finish_reason from generation order by id")] == [
