@@ -10,7 +10,7 @@ again only when the file of `step` changes: a change to a function of another fi
 below, `record` is the STEP record, and `weights` the LAYER record of one layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def _tile_of(rows: int) -> Callable[..., Any]:
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             sums = _sums(builder, rows, *args[:3])
-            _write(builder, sums, *args[3:])
+            _write(builder, sums, args[3:])
             return context.get_dummy_value()
 
         return types.none(*[types.intp] * 9), generate
@@ -172,17 +172,9 @@ def _sums(builder: Any, rows: int, weights: Any, codes: Any, inputs: Any) -> lis
     return [[builder.load(total) for total in sums_of_row] for sums_of_row in sums]
 
 
-def _write(
-    builder: Any,
-    sums: list[list[Any]],
-    scales: Any,
-    row_scales: Any,
-    y: Any,
-    outputs: Any,
-    outputs_left: Any,
-    rows_left: Any,
-) -> None:
-    """The sums, times their scales, to their places."""
+def _write(builder: Any, sums: list[list[Any]], args: Sequence[Any]) -> None:
+    """The sums, times their scales, to their places; `args` are those of the tile's product from `scales` on."""
+    scales, row_scales, y, outputs, outputs_left, rows_left = args
     size = y.type
     number, numbers = ir.FloatType(), ir.VectorType(ir.FloatType(), OUTPUTS)
     of_outputs = _load(builder, numbers, scales)
