@@ -189,10 +189,13 @@
   };
   ask();
 
-  // A tab that is looked at again shows what was done in another one.
-  document.addEventListener("visibilitychange", () => {
+  // A tab that is looked at again shows what was done in another one, once there is a network again: after a gesture that fails Gradio takes the app for gone.
+  document.addEventListener("visibilitychange", async () => {
     const stop = document.getElementById("stop");
-    if (document.visibilityState === "visible" && !(stop && stop.offsetParent)) document.getElementById("catch-up")?.click();
+    if (document.visibilityState !== "visible" || (stop && stop.offsetParent)) return;
+    try {
+      if ((await fetch(new URL("changes", location.href))).ok) document.getElementById("catch-up")?.click();
+    } catch { /* the next look does it */ }
   });
 
   // The tab of judged pairs: a button that says what somebody decides (playground/ui/data_table.py, playground/ui/own_votes.py), the fold of its fields on a phone, and its pages.

@@ -43,14 +43,23 @@
   };
 
   // While the app is away, Gradio asks every two seconds for its number, and once that comes, it loads the page anew. The address is closed (playground/web/allowlist.py);
-  // `changes` answers from the same moment on. What stands in the message box stays there, unless somebody else may sign in first (401).
-  const DRAFT = "nudge-draft", SIGNED_OUT = 401;
+  // `changes` answers from the same moment on. What stands in the message box stays there for a minute, unless somebody else may sign in first (401). While a reply or
+  // a comment is being written there is no number: the text would be lost, and can be copied.
+  const DRAFT = "nudge-draft", DRAFT_SECONDS = 60, SIGNED_OUT = 401;
+  const isWriting = () => document.querySelector(".pane textarea") || document.activeElement?.closest("#comment");
+  const isBack = async (answer) => {
+    try {
+      return answer.status === SIGNED_OUT || (answer.ok && "server" in await answer.clone().json());
+    } catch {
+      return false;  // a proxy's page that says 200
+    }
+  };
   const back = async () => {
     const answer = await request(new URL("changes", location.href));
-    if (!answer.ok && answer.status !== SIGNED_OUT) return answer;
+    if (isWriting() || !await isBack(answer)) return new Response(null, { status: 503 });
     const words = document.querySelector("#message textarea")?.value;
     try {
-      if (words && answer.ok) sessionStorage.setItem(DRAFT, words);
+      if (words && answer.ok) sessionStorage.setItem(DRAFT, JSON.stringify({ words, at: Date.now() }));
     } catch { /* a browser that keeps nothing for this page */ }
     return Response.json({ app_id: null });
   };
@@ -58,14 +67,13 @@
   const restore = async (words) => {
     let box = null;
     while (!(box = document.querySelector("#message textarea")) || !document.querySelector("#hint span")) await seconds(LOOK_SECONDS);
-    if (box.value) return;
-    box.value = words;
+    box.value = box.value ? `${words}\n\n${box.value}` : words;
     box.dispatchEvent(new Event("input", { bubbles: true }));
   };
   try {
-    const words = sessionStorage.getItem(DRAFT);
+    const { words, at } = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
     sessionStorage.removeItem(DRAFT);
-    if (words) restore(words);
+    if (words && Date.now() - at < 1000 * DRAFT_SECONDS) restore(words);
   } catch { /* as above */ }
 
   const ROUTES = { "/run/predict": gesture, "/queue/join": message, "/queue/data": results, "/app_id": back };

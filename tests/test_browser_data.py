@@ -10,7 +10,7 @@ from playground.settings import Settings
 from playground.store import Store
 from playground.store.reasons import broken
 from tests import rounds
-from tests.browsing import LEAVING, MARKS, App, become_admin, send, shot, tab, turn
+from tests.browsing import LEAVING, MARKS, App, become_admin, reload, send, shot, tab, turn
 from tests.test_data_export import say
 from tests.tiny import tiny_folder
 from training.erase import Eraser
@@ -194,3 +194,16 @@ def test_a_page_whose_app_was_away_loads_anew_and_keeps_what_stands_in_the_box(v
     page.unroute("**/changes")
     page.wait_for_function("!window.isOld && document.querySelector('#message textarea')?.value === 'Are you back?'")
     assert not page.query_selector(".toast-body")
+
+
+def test_words_that_a_page_kept_are_not_for_whoever_comes_later(visit):
+    page = visit()
+    words = "{ words: 'mine', at: Date.now() - %d }"
+    page.evaluate(f"sessionStorage.setItem('nudge-draft', JSON.stringify({words % 1000}))")
+    reload(page)
+    page.wait_for_function("document.querySelector('#message textarea').value === 'mine'")
+    page.evaluate(f"sessionStorage.setItem('nudge-draft', JSON.stringify({words % 70_000}))")
+    reload(page)
+    page.wait_for_timeout(1000)  # more than what is kept takes to come back
+    assert page.input_value("#message textarea") == ""
+    assert page.evaluate("sessionStorage.getItem('nudge-draft')") is None

@@ -121,6 +121,30 @@ def test_after_too_little_evidence_the_strip_begins_with_what_to_do(store, setti
     assert said_in_chinese in status_html(now(store, settings), ZH)
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        Message(
+            "Nothing left to learn from these votes: {ties} of {n} on the current version's replies are ties.",
+            ties=20,
+            n=20,
+        ),
+        Message(
+            "Nothing left to learn from these votes: {hits} of {n} on the current version's replies could be forecast.",
+            hits=28,
+            n=60,
+        ),
+        Message("Raise gate.kl_budget."),
+    ],
+    ids=str,
+)
+def test_a_round_that_more_votes_do_not_help_says_why_it_ended(store, settings, reason):
+    row = rounds.begun(store)
+    store.end_round(row["id"], "w1", "not_enough", reason)
+    html = status_html(now(store, settings), W)
+    assert "Vote A or B" not in html and f">{reason}<".replace("'", "&#x27;") in html
+
+
 def test_without_a_worker_the_strip_says_what_a_round_waits_for(store, settings):
     """It said "I start learning"."""
     alone = now(store, settings.with_values(worker=False))

@@ -204,6 +204,13 @@ def test_the_button_names_the_version_that_will_answer_and_keeps_to_it(tab):
     assert "把 v3 回滚到 v1" in look(tab, language="zh-CN")[tab.roll_back]["value"]
 
 
+def test_the_base_that_an_admin_made_live_is_not_marked_as_bad_once_it_goes(tab):
+    first = released(tab.store)
+    tab.store.promote(0, tab.store.annotator(OWNER), "to compare")
+    assert f"v{first} answers" in said(tab, press(tab, tab.on_roll_back, None, "compared"))
+    assert tab.store.policy(0)["status"] == "retired"
+
+
 @pytest.mark.parametrize(
     "version, reason, why",
     [

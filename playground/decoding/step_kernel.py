@@ -69,7 +69,7 @@ STEP = np.dtype(
             *("head", "head_scale"),  # (V, H); (V,)
             *("rows", "context"),  # sizes of the step; context: columns of the row that sees most
             "x",  # (rows, H), the residual stream
-            *("codes", "scales"),  # (rows, widest input) int16 and (rows,): what a product reads
+            *("codes", "scales"),  # (rows + ROWS - 1, widest input) int16 and (rows,): what a product reads
             "y",  # (rows, widest output): what a product writes
             "attended",  # (rows, A)
             "scores",  # (threads, context + COLUMNS)

@@ -80,12 +80,15 @@ def compiled_step_fits(model: PreTrainedModel) -> bool:
     try:
         from playground.decoding import w8a16
 
-        return w8a16.fits(model)
+        fits = w8a16.fits(model)
     except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
         log.warning(
             "the compiled step cannot be used here, other formats are: %s: %s", Loggable(type(error).__name__), error
         )
         return False
+    if not fits:
+        log.warning("the compiled step has no tiles for this model's sizes; other formats are used")
+    return fits
 
 
 def int4_fits(model: PreTrainedModel) -> bool:

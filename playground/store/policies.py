@@ -223,8 +223,8 @@ class Policies(Database):
                 return
             why = plain(reason) if reason else None
             _end_trials(db, "version = ?", now_live, why)
-            make_live(db, version, "rolled_back", why, annotator)
-            if reason:
+            make_live(db, version, "rolled_back" if now_live else "retired", why, annotator)  # the base is never bad
+            if reason and now_live:
                 db.table("policy").update(now_live, {"reason": reason})
 
     def withdraw(self, version: int, annotator: int, reason: str) -> None:

@@ -184,9 +184,9 @@ def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
 
 def more_votes(row: Row, translate: Words) -> str | None:
     """What to do after a round that had not enough evidence, in few words: the strip cuts a long sentence. None where
-    the round has no reason.
+    the round ended for another reason, which more votes do not change.
     """
-    if row["reason"] is None:
+    if row["reason"] is None or not row["reason"].template.startswith("Not enough evidence yet"):
         return None
     figures = row["reason"].values
     if "more" in figures:
