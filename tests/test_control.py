@@ -44,18 +44,22 @@ def control():
 
 
 def values(control, changes):
-    """What the page sends: every field as it stands, with changes."""
-    return {
-        control.fields[name]: value
-        for name, value in {**{n: control.settings.flat()[n] for n in control.fields}, **changes}.items()
-    }
+    """What a page with the form just filled in sends after these changes."""
+    return changed_in(control.on_open_settings(Request()), control, changes)
+
+
+def changed_in(filled, control, changes):
+    """What the page sends that had its form `filled`, after these changes."""
+    sent = {component: value for component, value in filled.items() if component is not control.settings_form}
+    return {**sent, **{control.fields[name]: value for name, value in changes.items()}}
 
 
 def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(control):
     control.on_save(values(control, {"ppo.kl_target": 4, "ppo.iterations": 6.0, "round.start_from": "base"}), Request())
     assert control.store.overrides() == {"ppo.kl_target": 4.0, "ppo.iterations": 6, "round.start_from": "base"}
     assert control.on_open_settings(Request())[control.fields["ppo.kl_target"]] == 4.0
-    control.on_save(values(control, {"ppo.kl_target": control.settings.ppo.kl_target}), Request())
+    own = control.settings.flat()
+    control.on_save(values(control, {name: own[name] for name in control.store.overrides()}), Request())
     assert control.store.overrides() == {}, "what is as the app has it is no change"
 
 
@@ -94,6 +98,19 @@ def test_an_emptied_field_takes_the_change_back(control):
     control.on_save(values(control, {"ppo.kl_target": 4}), Request())
     control.on_save(values(control, {"ppo.kl_target": None}), Request())
     assert control.store.overrides() == {}
+
+
+def test_what_another_admin_saved_meanwhile_stays(control):
+    """Save wrote the whole form, as it was when it was filled in."""
+    forms = [control.on_open_settings(Request()) for _ in range(3)]
+    control.on_save(changed_in(forms[0], control, {"ppo.epochs": 3, "ppo.kl_step": 4.0}), Request())
+    saved = control.on_save(changed_in(forms[1], control, {"ppo.iterations": 9, "ppo.kl_step": 5.0}), Request())
+    assert control.store.overrides() == {"ppo.epochs": 3, "ppo.iterations": 9, "ppo.kl_step": 5.0}
+    assert saved[control.fields["ppo.epochs"]] == 3, "and the form shows it"
+    control.on_save(changed_in(forms[2], control, {"ppo.epochs": None}), Request())
+    assert control.store.overrides() == {"ppo.iterations": 9, "ppo.kl_step": 5.0}
+    control.on_save(changed_in(forms[2], control, {}), Request())
+    assert control.store.overrides() == {"ppo.iterations": 9, "ppo.kl_step": 5.0}
 
 
 def test_automatic_or_not_is_kept(control):

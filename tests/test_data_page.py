@@ -14,7 +14,7 @@ from playground.people.admins import Admins
 from playground.settings import Settings
 from playground.store import Filters, ImportedRow, Store
 from playground.store import judged as judged_module
-from playground.ui import data, data_table
+from playground.ui import data, data_fields, data_table
 from playground.ui.control import Control
 from playground.ui.data import DataTab, Shown
 from playground.ui.left_out import left_out_html
@@ -257,11 +257,19 @@ def test_what_is_no_date_is_said_and_the_list_stays(tab, field, text):
     assert "不是日期" in search(tab, language="zh-CN", **{field: text})[tab.notice.html]
 
 
-@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "v", "²", "٣", "9" * 13, "<b>" * 500])
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("3", 3), ("v3", 3), ("V 3", 3), (" 3 ", 3), ("base", 0), ("v0 (base)", 0), ("Base", 0), ("0", 0), ("", None)],
+)
+def test_a_version_is_understood_as_people_write_it(text, version):
+    assert data_fields.version_in(text) == version
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "v", "²", "٣", "9" * 13, "<b>" * 500, "base 3", "v3 (base)"])
 def test_what_is_no_version_is_said_and_the_list_stays(tab, text):
     """It found nothing, and did not say why."""
     found = search(tab, version=text)
-    assert set(found) == {tab.notice.html} and "is no version. Write it like 3 or v3." in found[tab.notice.html]
+    assert set(found) == {tab.notice.html} and "is no version. Write it like 3, v3 or base." in found[tab.notice.html]
     assert len(found[tab.notice.html]) < 400
     assert "不是版本" in search(tab, version=text, language="zh-CN")[tab.notice.html]
 

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from playground.decoding.forward import AnyForward, TokenIds
-from playground.decoding.number_formats import FORMATS
+from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES
 from playground.models import structure
 
 # what is measured: a step of a pair of replies
@@ -24,7 +24,8 @@ REPLIES = 2
 STEPS = 8
 PLAIN_STEPS = 2
 CROWD_STEPS = 4
-PRODUCT_TRIALS = 4
+PRODUCT_TRIALS = 3
+OTHER_WEIGHTS = 256 << 20  # bytes; of more than these, no cache that a few cores have to themselves keeps a part
 FAR = 2  # times the fastest milliseconds so far
 
 
@@ -92,7 +93,8 @@ class Products:
     """The products of a step in one of `number_formats.FORMATS`: of the head, and of one block, since the other blocks'
     take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
 
-    To pack one block and the head takes a small part of the time that all weights take.
+    To pack one block and the head takes a small part of the time that all weights take. Before each trial, as many
+    bytes are read as the other weights have, since a step finds no more of a weight in a cache than those leave there.
     """
 
     def __init__(self, model: PreTrainedModel, number_format: str) -> None:
@@ -108,21 +110,30 @@ class Products:
         self._inputs = [torch.randn(REPLIES, width).to(pack.blocks.dtype) for width in of_inputs]
         self._head = pack.head(structure.output_embeddings(model).weight.detach())
         self._hidden = torch.randn(REPLIES, model.config.hidden_size).to(pack.head.dtype)
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        self._others = torch.zeros(min(weights * PARAMETER_BYTES[number_format], OTHER_WEIGHTS), dtype=torch.uint8)
 
     @torch.inference_mode()
     def milliseconds(self) -> float:
         """On as many threads as torch uses now; the fastest of a few times."""
-        of_block = sum(
-            least_milliseconds(partial(weight, x), PRODUCT_TRIALS)
-            for weight, x in zip(self._of_block, self._inputs, strict=True)
+        of_block = least_milliseconds(self._multiply_block, PRODUCT_TRIALS, self._read_others)
+        return self._blocks * of_block + least_milliseconds(
+            partial(self._head, self._hidden), PRODUCT_TRIALS, self._read_others
         )
-        return self._blocks * of_block + least_milliseconds(partial(self._head, self._hidden), PRODUCT_TRIALS)
+
+    def _multiply_block(self) -> None:
+        for weight, x in zip(self._of_block, self._inputs, strict=True):
+            weight(x)
+
+    def _read_others(self) -> None:
+        self._others.max()
 
 
-def least_milliseconds(work: Callable[[], object], trials: int) -> float:
-    """The least time that `work` takes."""
+def least_milliseconds(work: Callable[[], object], trials: int, before: Callable[[], object] = bool) -> float:
+    """The least time that `work` takes. `before` is called before each time, which does not count."""
     best = float("inf")
     for _ in range(trials):
+        before()
         start = time.perf_counter()
         work()
         best = min(best, 1e3 * (time.perf_counter() - start))

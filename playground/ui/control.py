@@ -114,9 +114,8 @@ class Control:
         self.sign_out = _button(words.label("Sign out"), "sign-out")
 
     def _build_settings_form(self) -> None:
-        """The form inside its fold. It takes no input until it has its values: they would replace what was typed, and
-        what was saved before would not be what somebody else has saved.
-        """
+        """The form inside its fold. It takes no input until it has its values, which would replace what was typed."""
+        self.filled_in = gr.State({})  # the values that the form was given, by name
         with gr.Column(visible=False, elem_id="settings-form") as self.settings_form:
             for group, names in sections().items():
                 with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
@@ -144,15 +143,15 @@ class Control:
         fields = list(self.fields.values())
         gr.on([page.load, *refresh_events], self.on_tick, [self.painted], outputs, **GESTURE)
         # not when the page loads: forty components take a browser half a second
-        self.settings_fold.expand(self.on_open_settings, None, [*fields, self.settings_form], **GESTURE)
+        self.settings_fold.expand(self.on_open_settings, None, [*fields, self.filled_in, self.settings_form], **GESTURE)
         self.settings_fold.collapse(None, None, [self.settings_form], js=HIDE, **GESTURE)
         self.start.click(self.on_start, None, outputs, **GESTURE)
         self.pause.click(self.command_handler("pause"), None, outputs, **GESTURE)
         self.resume.click(self.command_handler(None), None, outputs, **GESTURE)
         self.stop.click(self.on_stop, [self.confirmed], outputs, js="() => [window.nudge.sureToStop()]", **GESTURE)
         self.auto.input(self.on_auto, [self.auto], outputs, **GESTURE)
-        self.save.click(self.on_save, set(fields), [*fields, self.notice.html], **GESTURE)
-        self.reset.click(self.on_reset, None, fields, **GESTURE)
+        self.save.click(self.on_save, {*fields, self.filled_in}, [*fields, self.filled_in, self.notice.html], **GESTURE)
+        self.reset.click(self.on_reset, None, [*fields, self.filled_in], **GESTURE)
         gr.on(
             [self.sign_in.click, self.password.submit],
             self.on_sign_in,
@@ -221,16 +220,21 @@ class Control:
         return self._after_gesture(request)
 
     def on_save(self, values: Mapping[Component, Any], request: gr.Request) -> Updates:
-        """Keep what differs from the app's own settings. Where a value does not fit, nothing is kept."""
+        """Keep the values that were changed in the form; the others may have been changed by somebody else since it was
+        filled in. An emptied field gets the app's own value. Where a value does not fit, nothing is kept.
+        """
         annotator = self.check(request)
         translate = words.of(request)
-        wanted = {name: values[component] for name, component in self.fields.items()}
+        filled_in = values[self.filled_in]
+        in_form = {name: values[component] for name, component in self.fields.items()}
+        changed = {name: value for name, value in in_form.items() if name not in filled_in or value != filled_in[name]}
+        own = self.settings.flat()
+        wanted = {name: own[name] if value is None else value for name, value in changed.items()}
         try:
-            checked = overridden(self.settings, {name: value for name, value in wanted.items() if value is not None})
+            checked = overridden(with_overrides(self.settings, self.store), wanted).flat()
         except SettingsError as error:
             return self.notice.warn(translate.message(error.message), translate("Nothing was saved"))
-        own, overrides = self.settings.flat(), checked.flat()
-        overrides = {name: overrides[name] if overrides[name] != own[name] else None for name in wanted}
+        overrides = {name: checked[name] if checked[name] != own[name] else None for name in changed}
         self.store.override(overrides, annotator)
         return {**self._field_values(), **self.notice.confirm(translate("The next round takes these settings."))}
 
@@ -335,8 +339,9 @@ class Control:
 
     def _field_values(self) -> Updates:
         """The fields as the next round will have them."""
-        values = with_overrides(self.settings, self.store).flat()
-        return {component: values[name] for name, component in self.fields.items()}
+        settings = with_overrides(self.settings, self.store).flat()
+        values = {name: settings[name] for name in self.fields}
+        return {self.filled_in: values, **{component: values[name] for name, component in self.fields.items()}}
 
 
 def _button(text: str, elem_id: str, variant: Literal["primary", "secondary", "stop"] = "secondary") -> gr.Button:

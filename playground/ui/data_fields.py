@@ -7,6 +7,7 @@ from playground.data import times
 from playground.store.checks import MOST
 from playground.system.messages import UserFacingError
 
+BASE = ("base", "v0(base)")  # what version 0 is called
 UNKNOWN = "?"  # fits nothing, and is kept in place of whatever came
 
 
@@ -30,11 +31,12 @@ class NoVersion(UserFacingError):
 
 
 def version_in(text: str | None) -> int | None:
-    """The version in a field, such as "3" or "v3"; None where it is empty. NoVersion says how to write it."""
+    """The version in a field, such as "3", "v 3" or "base"; None where it is empty. NoVersion says how to write it."""
     text = (text or "").strip()
-    version = number_in(text)
+    joined = "".join(text.split())
+    version = 0 if joined.lower() in BASE else number_in(joined)
     if text and version in (None, MOST):
-        raise NoVersion("{what} is no version. Write it like 3 or v3.", what=brief(text))
+        raise NoVersion("{what} is no version. Write it like 3, v3 or base.", what=brief(text))
     return version
 
 

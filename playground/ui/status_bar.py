@@ -239,7 +239,9 @@ def version_name(version: int, translate: Words) -> str:
 def invitation(settings: Settings, translate: Words) -> str:
     """What a visitor can do for the next round."""
     if settings.round.auto and not settings.worker:
-        return translate("Vote on replies: your votes are kept, and a round begins once a worker is started")
+        return translate(
+            "Vote on replies: your votes are kept, and a worker that runs beside this app learns from them"
+        )
     if settings.round.auto:
         return translate("Vote on {n} {n:reply|replies} and I start learning", n=settings.round.votes)
     return translate("Training is on demand here")
