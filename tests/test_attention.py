@@ -4,6 +4,7 @@ another.
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
 
 from playground.models import attention
@@ -36,6 +37,32 @@ def test_it_is_transformers_plain_attention():
     assert model.config._attn_implementation == "grouped"
     for found, right in zip(outputs(model), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_in_bf16_are_nearer_to_the_exact_ones_than_torchs_own(masked):
+    torch.manual_seed(0)
+    shapes = ((2, 6, 20, 16), (2, 2, 33, 16), (2, 2, 33, 16))  # queries, keys, values
+    tensors = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
+    visible = torch.ones(20, 33, dtype=torch.bool).tril(13)
+    mask = torch.where(visible, 0.0, torch.finfo(torch.bfloat16).min).bfloat16().expand(2, 1, 20, 33)
+    weights = torch.randn(shapes[0])
+
+    def result_and_gradients(attend, tensors):
+        """The latter by each of the tensors, in fp64."""
+        of_mask = mask.to(tensors[0].dtype) if masked else None
+        out = attend(*tensors, of_mask, 0.25)
+        return [x.double() for x in (out, *torch.autograd.grad(out, tensors, weights.to(out.dtype)))]
+
+    def own(query, key, value, mask, scaling):
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+
+    exact = result_and_gradients(own, [x.detach().double().requires_grad_() for x in tensors])
+    theirs = result_and_gradients(own, tensors)
+    ours = result_and_gradients(attention._attend, tensors)
+    assert torch.equal(ours[0], theirs[0])
+    for mine, other, right in zip(ours[1:], theirs[1:], exact[1:], strict=True):
+        assert (mine - right).norm() < min((other - right).norm(), 0.003 * right.norm())
 
 
 @pytest.mark.parametrize("softcap", [None, 50.0])
