@@ -238,6 +238,17 @@ def test_a_large_model_writes_by_the_compiled_step_where_that_is_faster(monkeypa
     assert type(rollout.forward_of(tiny_model().to(dtype), 64)) is FusedForward
 
 
+def test_a_format_whose_products_alone_take_longer_than_the_compiled_step_is_not_measured(monkeypatch):
+    """To pack it and to try it took twelve seconds of a worker's first rollouts."""
+    measured = []
+    monkeypatch.setattr(measuring, "crowd_milliseconds", lambda forward, _replies: measured.append(type(forward)) or 1)
+    monkeypatch.setattr(measuring.Products, "milliseconds", lambda products: 2)
+    monkeypatch.setattr(rollout, "_compiled_is_faster", {})
+    monkeypatch.setattr(rollout, "LARGE", 0)
+    policy = PolicyModel(tiny_model(), Settings())
+    assert type(rollout.forward_of(policy.causal, 64)) is W8A16Forward and measured == [W8A16Forward]
+
+
 def test_the_step_of_a_crowd_is_timed():
     assert 0 < measuring.crowd_milliseconds(FusedForward(tiny_model(), "float32"), 6) < 1000
 

@@ -90,26 +90,26 @@ def on_threads(threads: int) -> Iterator[None]:
 
 
 class Products:
-    """The products of a step in one of `number_formats.FORMATS`: of the head, and of one block, since the other blocks'
-    take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
+    """The products of a step of `rows` replies in one of `number_formats.FORMATS`: of the head, and of one block, since
+    the other blocks' take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
 
     To pack one block and the head takes a small part of the time that all weights take. Before each trial, as many
     bytes are read as the other weights have, since a step finds no more of a weight in a cache than those leave there.
     """
 
-    def __init__(self, model: PreTrainedModel, number_format: str) -> None:
+    def __init__(self, model: PreTrainedModel, number_format: str, rows: int = REPLIES) -> None:
         pack = FORMATS[number_format]
         blocks = structure.blocks(model)
         of_inputs: dict[int, list[torch.Tensor]] = {}  # the block's weights, by the width of their input
-        for layer in blocks[0].modules():
-            if isinstance(layer, torch.nn.Linear):
+        for name, layer in blocks[0].named_modules():
+            if isinstance(layer, torch.nn.Linear) and "lora_" not in name:
                 of_inputs.setdefault(layer.in_features, []).append(layer.weight.detach())
         self._blocks = len(blocks)
         # those of one width as one product, as if all of them could be fused
         self._of_block = [pack.blocks(torch.cat(weights).float()) for weights in of_inputs.values()]
-        self._inputs = [torch.randn(REPLIES, width).to(pack.blocks.dtype) for width in of_inputs]
+        self._inputs = [torch.randn(rows, width).to(pack.blocks.dtype) for width in of_inputs]
         self._head = pack.head(structure.output_embeddings(model).weight.detach())
-        self._hidden = torch.randn(REPLIES, model.config.hidden_size).to(pack.head.dtype)
+        self._hidden = torch.randn(rows, model.config.hidden_size).to(pack.head.dtype)
         weights = sum(parameter.numel() for parameter in model.parameters())
         self._others = torch.zeros(min(weights * PARAMETER_BYTES[number_format], OTHER_WEIGHTS), dtype=torch.uint8)
 
