@@ -143,11 +143,18 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page.click("#save-settings")
     page.wait_for_selector("#notice .warning:has-text('kl-target')")
     assert app.rows("select name, value from override") == [("ppo.kl_target", "2.5")]
+    store = Store(app.database)
+    store.override({"ppo.epochs": 3}, store.annotator("another admin"))
+    page.fill("#set-ppo-kl-target input", "3.5")
+    page.press("#set-ppo-kl-target input", "Tab")
+    page.click("#save-settings")
+    page.wait_for_function("document.querySelector('#set-ppo-epochs input')?.value == '3'")
+    assert app.rows("select name, value from override") == [("ppo.epochs", "3"), ("ppo.kl_target", "3.5")]
     reload(page)
     tab(page, "training")
     page.click("#round-settings > button")
     page.locator("#round-settings .section button", has_text="PPO").click()
-    page.wait_for_function("document.querySelector('#set-ppo-kl-target input')?.value == '2.5'")
+    page.wait_for_function("document.querySelector('#set-ppo-kl-target input')?.value == '3.5'")
     page.click("#reset-settings")
     page.wait_for_function("document.querySelector('#set-ppo-kl-target input')?.value == '9'")
     assert app.rows("select name from override") == []
