@@ -149,7 +149,7 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page.press("#set-ppo-kl-target input", "Tab")
     page.click("#save-settings")
     page.wait_for_function("document.querySelector('#set-ppo-epochs input')?.value == '3'")
-    assert app.rows("select name, value from override") == [("ppo.epochs", "3"), ("ppo.kl_target", "3.5")]
+    assert dict(app.rows("select name, value from override")) == {"ppo.epochs": "3", "ppo.kl_target": "3.5"}
     reload(page)
     tab(page, "training")
     page.click("#round-settings > button")
