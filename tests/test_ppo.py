@@ -434,6 +434,12 @@ def test_a_reply_that_never_ends_pays_the_penalty():
     assert any(v.any() for k, v in run_with_equal_scores(missing_end_penalty=2.5).state().items() if "lora_B" in k)
 
 
+def test_a_reply_pays_for_a_missing_end_and_for_what_it_repeats():
+    settings = trainer(ppo={"missing_end_penalty": 2.5, "repetition_penalty": 4.0}).settings
+    ended, repeated = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.25])
+    assert ppo.penalties(ended, repeated, settings).tolist() == [0, 2.5, 1]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -450,6 +456,7 @@ def test_a_reply_that_never_ends_pays_the_penalty():
         "beta",
         "entropy",
         "length",
+        "repeated",
         "ended",
     ],
 )

@@ -13,7 +13,7 @@ import torch
 
 from playground.models.loading import EndTokens
 from playground.settings import Settings
-from training import kl_target, ppo_math, rollout
+from training import kl_target, ppo_math, repetition, rollout
 from training.policy import Batch, PolicyModel
 from training.rollout import Episode
 from training.trainer import Metrics, Trainer
@@ -71,11 +71,12 @@ def train_ppo(
         # 1. sample replies of the policy
         episodes = sample_policy(rng)
 
-        # 2. score whole replies; a reply without an end pays a penalty, and the mean of the other replies to the same
-        #    prompt is subtracted
+        # 2. score whole replies; a reply without an end and one that repeats itself pay a penalty, and the mean of the
+        #    other replies to the same prompt is subtracted
         scores = score(episodes)  # (N,)
         ended = torch.tensor([float(episode.ended) for episode in episodes])
-        penalised = scores - settings.ppo.missing_end_penalty * (1 - ended)
+        repeated = torch.tensor([repetition.repeated(repetition.without_end(episode)) for episode in episodes])
+        penalised = scores - penalties(ended, repeated, settings)
         centred = ppo_math.leave_one_out(penalised, settings.ppo.replies)
 
         # 3. measure microbatches in the first epoch's order: old log-probabilities come from these same tensors, so the
@@ -98,6 +99,7 @@ def train_ppo(
         metrics = {
             "reward": scores.mean().item(),
             "ended": ended.mean().item(),
+            "repeated": repeated.mean().item(),
             "length": tokens / len(episodes),
             "beta": trainer.beta,
             "entropy": sums["entropy"] / tokens,  # nats a token
@@ -129,6 +131,13 @@ def train_ppo(
             yield sample_policy(rng)
 
     kl_target.return_to(trainer, samples())
+
+
+def penalties(ended: torch.Tensor, repeated: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """What is subtracted from the scores (N,) of replies of which `ended` (N,) is 1 for those with an end, and
+    `repeated` (N,) the share of their four-token runs that are repeats.
+    """
+    return settings.ppo.missing_end_penalty * (1 - ended) + settings.ppo.repetition_penalty * repeated
 
 
 @torch.no_grad()
