@@ -16,6 +16,7 @@ from benchmarks import cpu_kind
 from playground.decoding.sampling import Sampling
 from playground.models import adapters, lora, prompts
 from playground.serving.engine import Engine
+from playground.serving.versions import Policy
 from playground.settings import Positive, Settings
 from playground.store import Store
 from playground.system.threads import run_in_own_thread
@@ -91,12 +92,20 @@ class Site:
             for name, parameter in lora.lora_parameters(model).items()
         }
 
-    def duel(self, prompt: list[int], tokens: int = TOKENS, seed: int = 0, temperature: float = 0.7) -> Run:
-        """One duel to its end: {"seconds", "first", "both", "stream"}; first: until a reply's first token, both: until
-        both have one.
+    def duel(
+        self,
+        prompt: list[int],
+        tokens: int = TOKENS,
+        seed: int = 0,
+        temperature: float = 0.7,
+        policy: Policy | None = None,
+    ) -> Run:
+        """One duel of the live version, or of `policy`, to its end: {"seconds", "first", "both", "stream"}; first:
+        until a reply's first token, both: until both have one.
         """
         start = time.perf_counter()
-        stream = self.engine.duel(prompt, [seed, seed + 1], Sampling(temperature=temperature, max_tokens=tokens))
+        sampling = Sampling(temperature=temperature, max_tokens=tokens)
+        stream = self.engine.duel(prompt, [seed, seed + 1], sampling, policy=policy)
         stream.wait(600)
         firsts = sorted(stream.first_token_ms)
         return {
@@ -112,11 +121,18 @@ class Site:
 
     def repeated_duels(self, prompt: list[int], repeats: int) -> list[Run]:
         """Duels one after the other, each with other seeds, after one that warms up."""
-        self.duel(prompt, 8)
-        runs = []
+        (runs,) = self.duels_in_turn(prompt, repeats, [None])
+        return runs
+
+    def duels_in_turn(self, prompt: list[int], repeats: int, policies: Sequence[Policy | None]) -> list[list[Run]]:
+        """`repeated_duels` of each of the policies, in turn, so that what else the machine does meets all of them."""
+        for policy in policies:
+            self.duel(prompt, 8, policy=policy)
+        runs: list[list[Run]] = [[] for _ in policies]
         for seed in range(repeats):
-            self.forget_prompts()
-            runs.append(self.duel(prompt, seed=2 * seed))
+            for policy, of_policy in zip(policies, runs, strict=True):
+                self.forget_prompts()
+                of_policy.append(self.duel(prompt, seed=2 * seed, policy=policy))
         return runs
 
 
