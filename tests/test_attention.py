@@ -65,6 +65,15 @@ def test_gradients_in_bf16_are_nearer_to_the_exact_ones_than_torchs_own(masked):
         assert (mine - right).norm() < min((other - right).norm(), 0.003 * right.norm())
 
 
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_values_of_another_width_and_no_queries_are_attended_by_torchs_own(tokens):
+    query = torch.randn(1, 2, tokens, 16).bfloat16().requires_grad_()
+    key, value = torch.randn(1, 1, 5, 16).bfloat16(), torch.randn(1, 1, 5, 8).bfloat16()
+    out = attention._attend(query, key, value, None, 0.25)
+    assert out.shape == (1, 2, tokens, 8)
+    torch.autograd.grad(out.sum(), query)
+
+
 @pytest.mark.parametrize("softcap", [None, 50.0])
 def test_a_model_with_an_attention_of_its_own_keeps_it(softcap):
     config = Gemma2Config(

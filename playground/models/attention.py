@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -106,9 +107,10 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
     """(R, H, Q, D)."""
-    trains = torch.is_grad_enabled() and query.requires_grad
-    if trains and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.numel():
-        return _BackwardInFp32.apply(query, key, value, mask, scaling)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad and query.numel():
+        kernel = torch._fused_sdp_choice(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+        if kernel == SDPBackend.FLASH_ATTENTION.value:
+            return _BackwardInFp32.apply(query, key, value, mask, scaling)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
 
 
