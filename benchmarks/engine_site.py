@@ -120,12 +120,14 @@ class Site:
         self.engine.kv_pool.retained.clear()
 
     def repeated_duels(self, prompt: list[int], repeats: int) -> list[Run]:
-        """Duels one after the other, each with other seeds, after one that warms up."""
+        """The live version's duels, each with other seeds, after one that warms up."""
         (runs,) = self.duels_in_turn(prompt, repeats, [None])
         return runs
 
     def duels_in_turn(self, prompt: list[int], repeats: int, policies: Sequence[Policy | None]) -> list[list[Run]]:
-        """`repeated_duels` of each of the policies, in turn, so that what else the machine does meets all of them."""
+        """Each policy's duels, one of each in turn, so that what else the machine does meets all of them; before that,
+        one that warms up.
+        """
         for policy in policies:
             self.duel(prompt, 8, policy=policy)
         runs: list[list[Run]] = [[] for _ in policies]

@@ -34,7 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ratchet": {},
     "without duels": {"trial": {"duels": 0}},
     "shuffled votes": {},
-    "repetition penalty": {"ppo": {"repetition_penalty": 5.0}},
+    "repeats penalty": {"ppo": {"repeats_penalty": 5.0}},
     "from the base": {  # what a round was before the ratchet
         "round": {"start_from": "base"},
         "ppo": {"kl_target": 6.0, "rollout_tokens": 48},
@@ -57,7 +57,7 @@ class ChainSettings(Settings):
     quick: bool = False
     """Two short rounds, in minutes."""
     arm: str = "ratchet"
-    """Arms, with commas between: ratchet, without duels, shuffled votes, repetition penalty, from the base."""
+    """Arms, with commas between: ratchet, without duels, shuffled votes, repeats penalty, from the base."""
     annotator: str = "brevity"
     """Who votes, a chain each, with semicolons between; names with commas between vote in one chat."""
     flip: float = Field(0.0, ge=0, le=0.5)

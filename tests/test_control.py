@@ -113,6 +113,23 @@ def test_what_another_admin_saved_meanwhile_stays(control):
     assert control.store.overrides() == {"ppo.iterations": 9, "ppo.kl_step": 5.0}
 
 
+def test_a_form_whose_first_values_are_forgotten_is_filled_in_anew(control):
+    """All fields would count as changed."""
+    sent = {**values(control, {"ppo.kl_step": 4.0}), control.filled_in: {}}
+    control.store.override({"ppo.epochs": 3}, control.store.annotator("another admin"))
+    answer = control.on_save(sent, Request())
+    assert control.store.overrides() == {"ppo.epochs": 3} and answer[control.fields["ppo.epochs"]] == 3
+    assert "Nothing was saved" in answer[control.notice.html] and answer[control.filled_in]["ppo.epochs"] == 3
+
+
+@pytest.mark.parametrize("earlier", [{"ppo.kl_target": -1.0}, {"ppo.gone": 1}])
+def test_what_was_saved_takes_effect_also_where_an_earlier_value_fits_no_more(control, earlier):
+    """One value that does not fit leaves all of them without effect."""
+    control.store.override({**earlier, "ppo.iterations": 9}, control.store.annotator("another admin"))
+    saved = control.on_save(values(control, {"ppo.epochs": 3}), Request())
+    assert saved[control.fields["ppo.epochs"]] == 3 and control.store.overrides() == {"ppo.epochs": 3}
+
+
 def test_automatic_or_not_is_kept(control):
     control.on_auto(False, Request())
     assert control.store.overrides() == {"round.auto": False}

@@ -259,13 +259,27 @@ def test_what_is_no_date_is_said_and_the_list_stays(tab, field, text):
 
 @pytest.mark.parametrize(
     ("text", "version"),
-    [("3", 3), ("v3", 3), ("V 3", 3), (" 3 ", 3), ("base", 0), ("v0 (base)", 0), ("Base", 0), ("0", 0), ("", None)],
+    [
+        ("3", 3),
+        ("v3", 3),
+        ("V 3", 3),
+        (" 3 ", 3),
+        ("base", 0),
+        ("v0 (base)", 0),
+        ("v0（基础模型）", 0),
+        ("Base", 0),
+        ("0", 0),
+        ("", None),
+    ],
 )
 def test_a_version_is_understood_as_people_write_it(text, version):
     assert data_fields.version_in(text) == version
 
 
-@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "v", "²", "٣", "9" * 13, "<b>" * 500, "base 3", "v3 (base)"])
+@pytest.mark.parametrize(
+    "text",
+    ["abc", "-1", "1.5", "v", "²", "٣", "9" * 13, "<b>" * 500, "base 3", "1 2", "3\n5", "ba se", "v3 (" + "x" * 10**6],
+)
 def test_what_is_no_version_is_said_and_the_list_stays(tab, text):
     """It found nothing, and did not say why."""
     found = search(tab, version=text)

@@ -434,8 +434,15 @@ def test_a_reply_that_never_ends_pays_the_penalty():
     assert any(v.any() for k, v in run_with_equal_scores(missing_end_penalty=2.5).state().items() if "lora_B" in k)
 
 
+def test_a_reply_that_repeats_itself_pays_the_penalty(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ppo.repetition, "repeated", lambda ids: seen.append(ids) or float(len(ids) % 2))
+    assert any(v.any() for k, v in run_with_equal_scores(repeats_penalty=2.5).state().items() if "lora_B" in k)
+    assert len(seen) == 32 and all(token >= 60 for ids in seen for token in ids), "replies, without their end tokens"
+
+
 def test_a_reply_pays_for_a_missing_end_and_for_what_it_repeats():
-    settings = trainer(ppo={"missing_end_penalty": 2.5, "repetition_penalty": 4.0}).settings
+    settings = trainer(ppo={"missing_end_penalty": 2.5, "repeats_penalty": 4.0}).settings
     ended, repeated = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.25])
     assert ppo.penalties(ended, repeated, settings).tolist() == [0, 2.5, 1]
 

@@ -242,11 +242,16 @@ def test_a_format_whose_products_alone_take_longer_than_the_compiled_step_is_not
     """To pack it and to try it took twelve seconds of a worker's first rollouts."""
     measured = []
     monkeypatch.setattr(measuring, "crowd_milliseconds", lambda forward, _replies: measured.append(type(forward)) or 1)
-    monkeypatch.setattr(measuring.Products, "milliseconds", lambda products: 2)
+    products = []
+    monkeypatch.setattr(measuring.Products, "milliseconds", lambda those: products.append(those) or 2)
     monkeypatch.setattr(rollout, "_compiled_is_faster", {})
     monkeypatch.setattr(rollout, "LARGE", 0)
     policy = PolicyModel(tiny_model(), Settings())
     assert type(rollout.forward_of(policy.causal, 64)) is W8A16Forward and measured == [W8A16Forward]
+    [of_policy], of_base = products, measuring.Products(tiny_model(), "float32")
+    assert all(len(x) == rollout.ROWS for x in of_policy._inputs)
+    shapes = [[weight.weight.shape for weight in those._of_block] for those in (of_policy, of_base)]
+    assert shapes[0] == shapes[1], "without the LoRA, which is merged"
 
 
 def test_the_step_of_a_crowd_is_timed():

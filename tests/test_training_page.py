@@ -148,8 +148,8 @@ def test_a_round_that_more_votes_do_not_help_says_why_it_ended(store, settings, 
 def test_without_a_worker_the_strip_says_what_a_round_waits_for(store, settings):
     """It said "I start learning"."""
     alone = now(store, settings.with_values(worker=False))
-    assert "a worker that runs beside this app learns from them" in status_html(alone, W)
-    assert "start learning" not in status_html(alone, W) and "与本应用一同运行的训练进程" in status_html(alone, ZH)
+    assert "a worker learns from them once one runs" in status_html(alone, W)
+    assert "start learning" not in status_html(alone, W) and "训练进程一运行" in status_html(alone, ZH)
     assert "on demand" in status_html(now(store, settings.with_values(worker=False, round={"auto": False})), W)
 
 

@@ -91,7 +91,7 @@ def least_milliseconds(monkeypatch, milliseconds):
     asked = []
 
     class Products:
-        def __init__(self, model, number_format):
+        def __init__(self, model, number_format, rows=2):
             asked.append(number_format)
             self.milliseconds = lambda: milliseconds[number_format]
 
@@ -128,6 +128,19 @@ def test_a_format_whose_products_take_less_is_measured_and_may_win(settings, mon
     choice = tuning._measure(settings, model, ("int8", "bfloat16", "float32"))
     assert choice == tuning.Choice("float32", 1, 2.0, 0.001)
     assert formats == ["int8", "float32"] and asked == ["bfloat16", "float32"]
+
+
+def test_before_each_trial_the_other_blocks_weights_are_read(monkeypatch):
+    model = tiny_model()
+    products = measuring.Products(model, "bfloat16")
+    block = sum(layer.weight.numel() for layer in model.model.layers[0].modules() if isinstance(layer, torch.nn.Linear))
+    assert len(products._others) == 2 * block * (len(model.model.layers) - 1)
+    order = []
+    monkeypatch.setattr(products, "_read_others", lambda: order.append("others"))
+    monkeypatch.setattr(products, "_multiply_block", lambda: order.append("block"))
+    products.milliseconds()
+    trials = measuring.PRODUCT_TRIALS
+    assert order == ["others", "block"] * trials + ["others"] * trials
 
 
 @pytest.mark.parametrize("number_format", ["int8", "bfloat16", "float32"])

@@ -137,7 +137,7 @@ def penalties(ended: torch.Tensor, repeated: torch.Tensor, settings: Settings) -
     """What is subtracted from the scores (N,) of replies of which `ended` (N,) is 1 for those with an end, and
     `repeated` (N,) the share of their four-token runs that are repeats.
     """
-    return settings.ppo.missing_end_penalty * (1 - ended) + settings.ppo.repetition_penalty * repeated
+    return settings.ppo.missing_end_penalty * (1 - ended) + settings.ppo.repeats_penalty * repeated
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ STEPS = 8
 PLAIN_STEPS = 2
 CROWD_STEPS = 4
 PRODUCT_TRIALS = 3
-OTHER_WEIGHTS = 256 << 20  # bytes; of more than these, no cache that a few cores have to themselves keeps a part
+OTHER_WEIGHTS = 256 << 20  # bytes at most, for the time that it takes to read them
 FAR = 2  # times the fastest milliseconds so far
 
 
@@ -94,7 +94,7 @@ class Products:
     the other blocks' take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
 
     To pack one block and the head takes a small part of the time that all weights take. Before each trial, as many
-    bytes are read as the other weights have, since a step finds no more of a weight in a cache than those leave there.
+    bytes are read as the other blocks have, since a step finds no more of a weight in a cache than those leave there.
     """
 
     def __init__(self, model: PreTrainedModel, number_format: str, rows: int = REPLIES) -> None:
@@ -110,8 +110,9 @@ class Products:
         self._inputs = [torch.randn(rows, width).to(pack.blocks.dtype) for width in of_inputs]
         self._head = pack.head(structure.output_embeddings(model).weight.detach())
         self._hidden = torch.randn(rows, model.config.hidden_size).to(pack.head.dtype)
-        weights = sum(parameter.numel() for parameter in model.parameters())
-        self._others = torch.zeros(min(weights * PARAMETER_BYTES[number_format], OTHER_WEIGHTS), dtype=torch.uint8)
+        own = sum(weight.numel() for weights in of_inputs.values() for weight in weights)
+        others = (self._blocks - 1) * own * PARAMETER_BYTES[number_format]
+        self._others = torch.zeros(min(others, OTHER_WEIGHTS), dtype=torch.uint8)
 
     @torch.inference_mode()
     def milliseconds(self) -> float:
@@ -126,7 +127,7 @@ class Products:
             weight(x)
 
     def _read_others(self) -> None:
-        self._others.max()
+        self._others.sum()  # of nothing, too
 
 
 def least_milliseconds(work: Callable[[], object], trials: int, before: Callable[[], object] = bool) -> float:

@@ -107,7 +107,9 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
     """(R, H, Q, D)."""
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad and query.numel():
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    additive = mask is None or (mask.is_floating_point() and not mask.requires_grad)
+    if trains and additive and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.numel():
         kernel = torch._fused_sdp_choice(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
         if kernel == SDPBackend.FLASH_ATTENTION.value:
             return _BackwardInFp32.apply(query, key, value, mask, scaling)
@@ -115,8 +117,8 @@ def _attend(
 
 
 class _BackwardInFp32(torch.autograd.Function):
-    """torch's fused kernel for a CPU on bf16, with its backward in fp32: that takes half the time of the one in bf16,
-    and its gradients are three times as near to the exact ones.
+    """torch's fused kernel for a CPU on bf16, with its backward in fp32, which takes less time than the one in bf16 and
+    rounds less.
     """
 
     @staticmethod

@@ -228,8 +228,10 @@ class PPOSettings(Group):
     """Largest distance of the first minibatch's ratio from 1 before the round is stopped as broken."""
     missing_end_penalty: ForRounds[float] = Field(0.0, ge=0)
     """Subtracted from the score of a rollout that reaches its token limit, in reward deviations."""
-    repetition_penalty: ForRounds[float] = Field(0.0, ge=0)
-    """Times the share of a rollout's repeated four-token runs, subtracted from its score, in reward deviations."""
+    repeats_penalty: ForRounds[float] = Field(0.0, ge=0)
+    """Subtracted from a rollout's score for its share of repeated four-token runs: this many reward deviations for a
+    share of 1.
+    """
 
 
 class GateSettings(Group):

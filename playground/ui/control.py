@@ -226,16 +226,24 @@ class Control:
         annotator = self.check(request)
         translate = words.of(request)
         filled_in = values[self.filled_in]
+        if not filled_in:  # Gradio has forgotten it, as it does for a page that was away for an hour
+            sentence = translate(
+                "The page was away for too long, and the form has its values anew. Change it once more."
+            )
+            return {**self._field_values(), **self.notice.warn(sentence, translate("Nothing was saved"))}
         in_form = {name: values[component] for name, component in self.fields.items()}
-        changed = {name: value for name, value in in_form.items() if name not in filled_in or value != filled_in[name]}
+        changed = {name: value for name, value in in_form.items() if value != filled_in[name]}
         own = self.settings.flat()
         wanted = {name: own[name] if value is None else value for name, value in changed.items()}
+        in_force = with_overrides(self.settings, self.store)
         try:
-            checked = overridden(with_overrides(self.settings, self.store), wanted).flat()
+            checked = overridden(in_force, wanted).flat()
         except SettingsError as error:
             return self.notice.warn(translate.message(error.message), translate("Nothing was saved"))
+        # what was kept earlier and does not fit any more leaves the rest without effect
+        without_effect = dict.fromkeys(self.store.overrides()) if in_force is self.settings else {}
         overrides = {name: checked[name] if checked[name] != own[name] else None for name in changed}
-        self.store.override(overrides, annotator)
+        self.store.override(without_effect | overrides, annotator)
         return {**self._field_values(), **self.notice.confirm(translate("The next round takes these settings."))}
 
     def on_reset(self, request: gr.Request) -> Updates:

@@ -1,5 +1,6 @@
 """What is typed and chosen in the fields of the tab "Data", as values of `Filters`."""
 
+import re
 from collections.abc import Collection
 
 from playground.chat.gestures import brief
@@ -7,7 +8,8 @@ from playground.data import times
 from playground.store.checks import MOST
 from playground.system.messages import UserFacingError
 
-BASE = ("base", "v0(base)")  # what version 0 is called
+# as the page writes it too: "v0 (base)", in each language with its own word and brackets
+VERSION = re.compile(r"v?\s*([0-9]{1,12})(?:\s*[(（][^()（）]{1,40}[)）])?", re.IGNORECASE)
 UNKNOWN = "?"  # fits nothing, and is kept in place of whatever came
 
 
@@ -31,13 +33,18 @@ class NoVersion(UserFacingError):
 
 
 def version_in(text: str | None) -> int | None:
-    """The version in a field, such as "3", "v 3" or "base"; None where it is empty. NoVersion says how to write it."""
+    """The version in a field, such as "3", "v 3", "base" or "v0 (base)"; None where it is empty. NoVersion says how to
+    write it.
+    """
     text = (text or "").strip()
-    joined = "".join(text.split())
-    version = 0 if joined.lower() in BASE else number_in(joined)
-    if text and version in (None, MOST):
+    if not text:
+        return None
+    if text.lower() == "base":
+        return 0
+    found = VERSION.fullmatch(text)
+    if found is None:
         raise NoVersion("{what} is no version. Write it like 3, v3 or base.", what=brief(text))
-    return version
+    return int(found[1])
 
 
 def one_of(value: str | None, known: Collection[str]) -> str | None:

@@ -239,9 +239,7 @@ def version_name(version: int, translate: Words) -> str:
 def invitation(settings: Settings, translate: Words) -> str:
     """What a visitor can do for the next round."""
     if settings.round.auto and not settings.worker:
-        return translate(
-            "Vote on replies: your votes are kept, and a worker that runs beside this app learns from them"
-        )
+        return translate("Vote on replies: your votes are kept, and a worker learns from them once one runs")
     if settings.round.auto:
         return translate("Vote on {n} {n:reply|replies} and I start learning", n=settings.round.votes)
     return translate("Training is on demand here")
