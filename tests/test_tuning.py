@@ -114,6 +114,28 @@ def test_a_format_whose_products_alone_take_longer_is_not_measured(settings, mon
     assert choice.number_format == "int8" and formats == ["int8"]
 
 
+def test_fewer_threads_are_not_asked_where_products_take_far_longer_on_many(monkeypatch):
+    asked = []
+    times = {4: 25.0, 2: 15.0, 1: 8.0}
+
+    class Products:
+        def __init__(self, model, number_format):
+            pass
+
+        def milliseconds(self):
+            asked.append(torch.get_num_threads())
+            return times[asked[-1]]
+
+    monkeypatch.setattr(measuring, "Products", Products)
+    before = torch.get_num_threads()
+    assert tuning._that_may_win(None, "int8", [1, 2, 4], 10.0) == [] and asked == [4]
+    times[4] = 19.0
+    assert tuning._that_may_win(None, "int8", [1, 2, 4], 10.0) == [1] and asked == [4, 4, 2, 1]
+    times[2] = 5.0
+    assert tuning._that_may_win(None, "int8", [1, 2, 4], 10.0) == [1, 2]
+    assert torch.get_num_threads() == before
+
+
 def test_a_format_whose_products_take_less_is_measured_and_may_win(settings, monkeypatch):
     model = loading.load_trunk(settings)
     asked = least_milliseconds(monkeypatch, {"bfloat16": 1e9, "float32": 0})
@@ -134,7 +156,7 @@ def test_before_each_trial_the_other_blocks_weights_are_read(monkeypatch):
     model = tiny_model()
     products = measuring.Products(model, "bfloat16")
     block = sum(layer.weight.numel() for layer in model.model.layers[0].modules() if isinstance(layer, torch.nn.Linear))
-    assert len(products._others) == 2 * block * (len(model.model.layers) - 1)
+    assert products._others.nbytes == 2 * block * (len(model.model.layers) - 1)
     order = []
     monkeypatch.setattr(products, "_read_others", lambda: order.append("others"))
     monkeypatch.setattr(products, "_multiply_block", lambda: order.append("block"))

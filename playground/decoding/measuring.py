@@ -25,6 +25,7 @@ STEPS = 8
 PLAIN_STEPS = 2
 CROWD_STEPS = 4
 PRODUCT_TRIALS = 3
+HEAD_ROWS = 16384  # of the head, whose time stands for that of the others
 OTHER_WEIGHTS = 256 << 20  # bytes at most, for the time that it takes to read them
 FAR = 2  # times the fastest milliseconds so far
 
@@ -90,11 +91,12 @@ def on_threads(threads: int) -> Iterator[None]:
 
 
 class Products:
-    """The products of a step of `rows` replies in one of `number_formats.FORMATS`: of the head, and of one block, since
-    the other blocks' take as long. What is between products comes on top, so a step takes at least `milliseconds()`.
+    """The products of a step of `rows` replies in one of `number_formats.FORMATS`: of a part of the head, and of one
+    block, since the others' take as long. What is between products comes on top, so a step takes at least
+    `milliseconds()`.
 
-    To pack one block and the head takes a small part of the time that all weights take. Before each trial, as many
-    bytes are read as the other blocks have, since a step finds no more of a weight in a cache than those leave there.
+    To pack these takes a small part of the time that all weights take. Before each trial, as many bytes are read as the
+    other blocks have, since a step finds no more of a weight in a cache than those leave there.
     """
 
     def __init__(self, model: PreTrainedModel, number_format: str, rows: int = REPLIES) -> None:
@@ -108,26 +110,27 @@ class Products:
         # those of one width as one product, as if all of them could be fused
         self._of_block = [pack.blocks(torch.cat(weights).float()) for weights in of_inputs.values()]
         self._inputs = [torch.randn(rows, width).to(pack.blocks.dtype) for width in of_inputs]
-        self._head = pack.head(structure.output_embeddings(model).weight.detach())
+        head = structure.output_embeddings(model).weight.detach()
+        self._head = pack.head(head[:HEAD_ROWS])
+        self._heads = len(head) / min(len(head), HEAD_ROWS)
         self._hidden = torch.randn(rows, model.config.hidden_size).to(pack.head.dtype)
         own = sum(weight.numel() for weights in of_inputs.values() for weight in weights)
         others = (self._blocks - 1) * own * PARAMETER_BYTES[number_format]
-        self._others = torch.zeros(min(others, OTHER_WEIGHTS), dtype=torch.uint8)
+        self._others = torch.zeros(min(others, OTHER_WEIGHTS) // torch.float32.itemsize)
 
     @torch.inference_mode()
     def milliseconds(self) -> float:
         """On as many threads as torch uses now; the fastest of a few times."""
         of_block = least_milliseconds(self._multiply_block, PRODUCT_TRIALS, self._read_others)
-        return self._blocks * of_block + least_milliseconds(
-            partial(self._head, self._hidden), PRODUCT_TRIALS, self._read_others
-        )
+        of_head = least_milliseconds(partial(self._head, self._hidden), PRODUCT_TRIALS, self._read_others)
+        return self._blocks * of_block + self._heads * of_head
 
     def _multiply_block(self) -> None:
         for weight, x in zip(self._of_block, self._inputs, strict=True):
             weight(x)
 
     def _read_others(self) -> None:
-        self._others.sum()  # of nothing, too
+        self._others.sum()
 
 
 def least_milliseconds(work: Callable[[], object], trials: int, before: Callable[[], object] = bool) -> float:

@@ -233,19 +233,23 @@ def _most_nats(model: PreTrainedModel, number_format: str, configured: bool) -> 
 def _that_may_win(
     model: PreTrainedModel, number_format: str, thread_counts: Sequence[int], best: float
 ) -> Sequence[int]:
-    """The numbers of threads on which a step in this format may take less than `best` milliseconds."""
+    """The numbers of threads on which a step in this format may take less than `best` milliseconds. Where it takes far
+    longer on many threads, fewer are not asked.
+    """
     if best == inf or number_format not in FORMATS:
         return thread_counts
     products = measuring.Products(model, number_format)
     left = []
-    for threads in thread_counts:
+    for threads in sorted(thread_counts, reverse=True):
         with measuring.on_threads(threads):
             least = products.milliseconds()
         if least < best:
             left.append(threads)
-        else:
-            log.info("%s on %d threads: products alone take %.1f ms a step", Loggable(number_format), threads, least)
-    return left
+            continue
+        log.info("%s on %d threads: products alone take %.1f ms a step", Loggable(number_format), threads, least)
+        if least > measuring.FAR * best:
+            break
+    return sorted(left)
 
 
 def timed(choice: Choice, forward: AnyForward) -> Choice:
