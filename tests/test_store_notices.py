@@ -78,6 +78,7 @@ def test_while_the_database_is_locked_every_gesture_gets_a_sentence_and_works_af
     page = Page(site.url, "locked")
     assert page.send("Hello")[-1]["success"]
     site.store.sign_in(site.store.annotator(page.client.cookies[visitor.COOKIE]), "owner", time.time() + 1000)
+    page.event("round-settings", None, "expand")  # which fills the form in
     events = [
         (button, "click")
         for button in ("vote-a", "regenerate", "undo", "new-chat", "share", "unshare", "chat-defaults")
