@@ -78,7 +78,7 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(make):
             parameter.copy_(tensors[name])
     found, lean_logits, less = trained(model)
     kinds = {type(module).__name__ for module in model.modules()}
-    assert {"_LeanNorm", "_LeanMLP", "_LeanLora"} <= kinds and "LlamaMLP" not in kinds and "Linear" in kinds
+    assert {"_LeanNorm", "_LeanMLP", "LeanLora"} <= kinds and "LlamaMLP" not in kinds and "Linear" in kinds
     torch.testing.assert_close(lean_logits, logits, rtol=1e-4, atol=1e-4)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

@@ -49,13 +49,9 @@ def test_masked_whiten_of_equal_entries_is_zero_and_finite():
 # -- log-probabilities and entropy
 
 
-def head(*rows, bias=None):
+def head(*rows, bias=None, dtype=torch.float32):
     """A head whose logits are the hidden state itself times each row."""
-    linear = torch.nn.Linear(len(rows[0]), len(rows), bias=bias is not None).requires_grad_(False)
-    linear.weight.copy_(torch.tensor(rows))
-    if bias is not None:
-        linear.bias.copy_(torch.tensor(bias))
-    return linear
+    return ppo_math.Head(torch.tensor(rows, dtype=dtype), None if bias is None else torch.tensor(bias, dtype=dtype))
 
 
 def test_log_probabilities_and_entropy_by_hand():
@@ -88,7 +84,7 @@ def test_temperature_divides_the_logits():
 def test_log_probabilities_are_fp32_from_bf16():
     """Log-softmax in bf16 has three digits: ratios and KL drown in its rounding."""
     logprobs = ppo_math.head_logprobs(
-        torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0]).bfloat16(), torch.tensor([0]), 0.7
+        torch.zeros(1, 1, dtype=torch.bfloat16), head([1.0], [2.0], [3.0], dtype=torch.bfloat16), torch.tensor([0]), 0.7
     )
     assert logprobs.dtype == torch.float32
     near(logprobs, [-1.0986123], 1e-6)  # ln 1/3
@@ -108,7 +104,8 @@ def test_log_probabilities_entropy_and_gradient_are_autograds(bias, words, monke
         torch.nn.Linear(16, 50, bias=bool(bias)).requires_grad_(False),
     )
     weight = torch.randn(n)
-    logprobs = ppo_math.head_logprobs(hidden, linear, tokens, 0.7)
+    of_words = ppo_math.Head(linear.weight, linear.bias)
+    logprobs = ppo_math.head_logprobs(hidden, of_words, tokens, 0.7)
     (found,) = torch.autograd.grad((weight * logprobs).sum(), hidden)
     whole = torch.log_softmax(linear(hidden) / 0.7, -1)
     (expected,) = torch.autograd.grad((weight * whole[torch.arange(n), tokens]).sum(), hidden)
@@ -116,7 +113,7 @@ def test_log_probabilities_entropy_and_gradient_are_autograds(bias, words, monke
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     other = torch.randn(n, 16)
     ref = torch.log_softmax(linear(other) / 0.7, -1)
-    compared = ppo_math.head_comparison(hidden, other, linear, tokens, 0.7)
+    compared = ppo_math.head_comparison(hidden, other, of_words, tokens, 0.7)
     assert torch.equal(compared[0], logprobs)  # bit for bit: the first ratio is 1
     torch.testing.assert_close(compared[1], ref[torch.arange(n), tokens], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(compared[2], -(whole.exp() * whole).sum(-1), rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ from playground.models.attention import Branches, is_grouped
 from playground.models.batches import pad
 from playground.settings import Settings
 from playground.system import gpu_share
-from training import ppo_math
+from training import int8_products, ppo_math
 from training.rollout import Episode, Rollouts
 
 
@@ -163,10 +163,18 @@ class PolicyModel:
         self.value_head = torch.nn.Linear(self._embeddings.embedding_dim, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
+        output = structure.output_embeddings(trunk)
+        self.head = ppo_math.Head(output.weight, output.bias)
+        int8_products.use_where_faster(self, settings.ppo.products)
 
     @property
     def _embeddings(self) -> torch.nn.Embedding:
         return cast(torch.nn.Embedding, self.causal.get_input_embeddings())
+
+    @property
+    def multiplies_in(self) -> torch.dtype:
+        """The format of the products with frozen weights: the trunk's, or int8."""
+        return torch.int8 if int8_products.are_used(self) else self.causal.dtype
 
     def state(self) -> dict[str, torch.Tensor]:
         """The LoRA tensors, copied to the CPU."""
@@ -246,8 +254,7 @@ class PolicyModel:
         hidden (B, T, d) as `hidden` returns it. Only completion tokens are multiplied with the output head, whose cost
         for every token would be a fifth of the trunk's.
         """
-        head = self.causal.get_output_embeddings()
-        return ppo_math.head_logprobs(hidden, head, batch.completion, temperature or self.temperature) * batch.mask
+        return ppo_math.head_logprobs(hidden, self.head, batch.completion, temperature or self.temperature) * batch.mask
 
     def logprobs(self, batch: Batch) -> torch.Tensor:
         """log π of the completion tokens at the sampling temperature, (B, T), 0 on padding."""
@@ -262,9 +269,8 @@ class PolicyModel:
         if moved:
             with self.reference():
                 reference_hidden = self.hidden(batch)
-        head = self.causal.get_output_embeddings()
         logprob, ref_logprob, entropy, kl = ppo_math.head_comparison(
-            hidden, reference_hidden, head, batch.completion, self.temperature
+            hidden, reference_hidden, self.head, batch.completion, self.temperature
         )
         return Comparison(
             hidden=hidden,

@@ -6,7 +6,7 @@ Names follow Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -43,13 +43,36 @@ def masked_whiten(x: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> tor
     return (x - mean) * torch.rsqrt(var + eps) * mask
 
 
+class Head:
+    """A frozen linear layer over the vocabulary."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """weight (V, d), bias (V,)."""
+        self.weight = weight
+        self.bias = bias
+
+    def products(self, hidden: torch.Tensor, words: slice, out: torch.Tensor) -> None:
+        """Write hidden (N, d) times the weight of these words into `out` (N, w)."""
+        torch.mm(hidden, self.weight[words].T, out=out)
+        if self.bias is not None:
+            out.add_(self.bias[words])
+
+    def weighted(self, weights: torch.Tensor, words: slice) -> torch.Tensor:
+        """The sum of these words' rows of the weight, by weights (N, w): (N, d)."""
+        return weights @ self.weight[words]
+
+    def of_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens' rows (N, d) of the weight."""
+        return self.weight[tokens]
+
+
 class _Vocabulary:
     """Logits head(hidden) / temperature of N hidden states, for a block of words after the other: on a CPU a product
     with all words at once would run at half the speed, and its logits would leave the cache. The buffers are reused,
     since new memory for tensors of this size costs more than the arithmetic on them.
     """
 
-    def __init__(self, head: "Head", rows: int, hidden: torch.Tensor, temperature: float) -> None:
+    def __init__(self, head: Head, rows: int, hidden: torch.Tensor, temperature: float) -> None:
         """`rows` is the largest N; `hidden` gives device and format."""
         self.head = head
         self.temperature = temperature
@@ -64,24 +87,14 @@ class _Vocabulary:
 
     def __call__(self, hidden: torch.Tensor, words: slice) -> torch.Tensor:
         """hidden (N, d) -> logits (N, w) of these words in fp32, valid until the next call."""
-        weight = self.head.weight[words]
-        shape = (len(hidden), len(weight))
-        numbers = len(hidden) * len(weight)
+        shape = (len(hidden), len(self.head.weight[words]))
+        numbers = shape[0] * shape[1]
         product = self.product[:numbers].view(shape)
         logits = self.logits[:numbers].view(shape)
-        torch.mm(hidden, weight.T, out=product)
-        if self.head.bias is not None:
-            product.add_(self.head.bias[words])
+        self.head.products(hidden, words, product)
         if logits.dtype != product.dtype:
             logits.copy_(product)
         return logits.div_(self.temperature)
-
-
-class Head(NamedTuple):
-    """A frozen linear layer over the vocabulary."""
-
-    weight: torch.Tensor  # (V, d)
-    bias: torch.Tensor | None  # (V,)
 
 
 class _Softmax:
@@ -129,13 +142,12 @@ class _HeadLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        head: Head,
         tokens: torch.Tensor,
         temperature: float,
     ) -> torch.Tensor:
         rows = head_rows(hidden.device)
-        vocabulary = _Vocabulary(Head(weight, bias), min(rows, len(hidden)), hidden, temperature)
+        vocabulary = _Vocabulary(head, min(rows, len(hidden)), hidden, temperature)
         logprobs = []
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # d log π(token)/d hidden, (N, d)
         for start in range(0, len(hidden), rows):
@@ -146,12 +158,12 @@ class _HeadLogprobs(torch.autograd.Function):
                 logits = vocabulary(hidden[chunk], words)
                 shrink = softmax.add(logits, words, exps=logits)
                 if slope is not None:
-                    block = logits.to(hidden.dtype) @ weight[words]
+                    block = head.weighted(logits.to(hidden.dtype), words)
                     expected.mul_(shrink[:, None]).add_(block)
             logprobs.append(softmax.logprobs)
             if slope is not None:
                 expected.div_(softmax.total[:, None])
-                slope[chunk] = (weight[tokens[chunk]] - expected) / temperature
+                slope[chunk] = (head.of_tokens(tokens[chunk]) - expected) / temperature
         ctx.save_for_backward(slope)
         return torch.cat(logprobs)
 
@@ -159,21 +171,16 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         (slope,) = ctx.saved_tensors
-        return (gradient[:, None] * slope).to(slope.dtype), None, None, None, None
+        return (gradient[:, None] * slope).to(slope.dtype), None, None, None
 
 
-def head_logprobs(
-    hidden: torch.Tensor, head: torch.nn.Linear, tokens: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """log π(token) under softmax(head(hidden) / temperature); hidden (..., d), tokens (...) -> (...) fp32. `head` is
-    linear and frozen.
+def head_logprobs(hidden: torch.Tensor, head: Head, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log π(token) under softmax(head(hidden) / temperature); hidden (..., d), tokens (...) -> (...) fp32.
 
     A token's log-probability depends on its own hidden state alone, so its gradient is computed in the forward pass:
     only a few rows of the vocabulary's size exist at a time, where autograd would keep several tensors (..., V).
     """
-    flat = _HeadLogprobs.apply(
-        hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, tokens.reshape(-1), temperature
-    )
+    flat = _HeadLogprobs.apply(hidden.reshape(-1, hidden.shape[-1]), head, tokens.reshape(-1), temperature)
     return flat.view(tokens.shape)
 
 
@@ -181,7 +188,7 @@ def head_logprobs(
 def head_comparison(
     hidden: torch.Tensor,
     ref_hidden: torch.Tensor,
-    head: torch.nn.Linear,
+    head: Head,
     tokens: torch.Tensor,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -198,9 +205,8 @@ def head_comparison(
     token_rows = tokens.reshape(-1)
     rows = head_rows(hidden.device)
     at_once = min(rows, len(token_rows))
-    frozen = Head(head.weight, head.bias)
-    policy_head = _Vocabulary(frozen, at_once, hidden, temperature)
-    ref_head = _Vocabulary(frozen, at_once, hidden, temperature)
+    policy_head = _Vocabulary(head, at_once, hidden, temperature)
+    ref_head = _Vocabulary(head, at_once, hidden, temperature)
     chunks = []
     for start in range(0, len(token_rows), rows):
         chunk = slice(start, start + rows)

@@ -23,12 +23,14 @@ from playground.models.scorer import RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store, is_fine_tuning
-from training import gpu, imported, people, rollout, rules, selftest, sft_train
+from training import gpu, imported, int8_products, people, rollout, rules, selftest, sft_train
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
 from training.rules import Rule
 from training.timing import PartSeconds
+
+CHECKED = 4  # replies on which a policy that multiplies in int8 is compared with itself
 
 
 class RoundModels:
@@ -64,6 +66,9 @@ class RoundModels:
         with self.seconds.part("add LoRA"):
             policy = PolicyModel(base.trunk, self.settings)
         with self.seconds.part("test policy"):
+            most = structure.positions(policy.causal.config)
+            canaries = rollout.canaries(self.tokenizer, self.settings.ppo.rollout_context, most)
+            int8_products.check(policy, canaries[:CHECKED])
             selftest.check_policy(policy, self.settings)
         return policy
 

@@ -93,14 +93,14 @@ ROW = np.dtype(
 NO_WINDOW = 2**31  # more than all tokens
 
 LOOSE = {"reassoc", "contract", "nsz"}  # sums in any order, so that they are vectors; NaN stays NaN
-_fast = njit(fastmath=LOOSE, error_model="numpy")
+fast = njit(fastmath=LOOSE, error_model="numpy")
 
 
 # -- the product
 
 
 @intrinsic
-def _pointer(typing: Any, address: Any) -> Any:
+def pointer(typing: Any, address: Any) -> Any:
     """The address as a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -140,7 +140,7 @@ def _tile_of(rows: int) -> Callable[..., Any]:
     return product_of_tile
 
 
-def _load(builder: Any, kind: Any, address: Any) -> Any:
+def load(builder: Any, kind: Any, address: Any) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
 
 
@@ -153,17 +153,17 @@ def _sums(builder: Any, rows: int, weights: Any, codes: Any, inputs: Any) -> lis
     sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(OUTPUTS)] for _ in range(rows)]
     size = inputs.type
 
-    def load(bits: int, address: Any, at: Any) -> Any:
+    def widened(bits: int, address: Any, at: Any) -> Any:
         """INPUTS numbers of an array from the place `at` on, as int32."""
         address = builder.add(address, builder.mul(at, size(bits // 8)))
         return builder.sext(
-            _load(builder, ir.VectorType(ir.IntType(bits), INPUTS), address), ir.VectorType(int32, INPUTS)
+            load(builder, ir.VectorType(ir.IntType(bits), INPUTS), address), ir.VectorType(int32, INPUTS)
         )
 
     with cgutils.for_range_slice(builder, size(0), inputs, size(INPUTS), size) as (at, _):
         tile = builder.mul(at, size(OUTPUTS))
-        of_outputs = [load(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
-        of_rows = [load(16, codes, builder.add(at, builder.mul(inputs, size(j)))) for j in range(rows)]
+        of_outputs = [widened(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
+        of_rows = [widened(16, codes, builder.add(at, builder.mul(inputs, size(j)))) for j in range(rows)]
         for code, sums_of_row in zip(of_rows, sums, strict=True):
             for weight, total in zip(of_outputs, sums_of_row, strict=True):
                 products = builder.mul(weight, code)
@@ -177,13 +177,13 @@ def _write(builder: Any, sums: list[list[Any]], args: Sequence[Any]) -> None:
     scales, row_scales, y, outputs, outputs_left, rows_left = args
     size = y.type
     number, numbers = ir.FloatType(), ir.VectorType(ir.FloatType(), OUTPUTS)
-    of_outputs = _load(builder, numbers, scales)
+    of_outputs = load(builder, numbers, scales)
     whole = builder.icmp_signed(">=", outputs_left, size(OUTPUTS))
     for row, sums_of_row in enumerate(sums):
         with builder.if_then(builder.icmp_signed("<", size(row), rows_left)):
-            of_row = _load(builder, number, builder.add(row_scales, size(4 * row)))
+            of_row = load(builder, number, builder.add(row_scales, size(4 * row)))
             totals = builder.sitofp(_added_up(builder, builder.add, sums_of_row), numbers)
-            values = builder.fmul(builder.fmul(totals, _splat(builder, of_row)), of_outputs)
+            values = builder.fmul(builder.fmul(totals, splat(builder, of_row)), of_outputs)
             place = builder.add(y, builder.mul(outputs, size(4 * row)))
             with builder.if_else(whole) as (then, otherwise):
                 with then:
@@ -196,7 +196,7 @@ def _write(builder: Any, sums: list[list[Any]], args: Sequence[Any]) -> None:
                             builder.store(value, pointer, align=1)
 
 
-def _splat(builder: Any, value: Any, length: int = 4) -> Any:
+def splat(builder: Any, value: Any, length: int = 4) -> Any:
     """The number in all elements of a vector."""
     vector = ir.Constant(ir.VectorType(value.type, length), ir.Undefined)
     first = builder.insert_element(vector, value, ir.IntType(32)(0))
@@ -236,7 +236,7 @@ def _added_up(builder: Any, add: Any, vectors: list[Any]) -> Any:
 _tile, _tile_of_few = _tile_of(ROWS), _tile_of(FEW_ROWS)
 
 
-@_fast
+@fast
 def _product(record: Any, inputs: int, outputs: int, weight: int, scale: int, y: int, first: int, last: int) -> None:
     """y[:, first:last] = the codes times the weight (outputs, inputs); y is (rows, outputs). Addresses, as in STEP."""
     for output in range(first, last, OUTPUTS):
@@ -251,8 +251,8 @@ def _product(record: Any, inputs: int, outputs: int, weight: int, scale: int, y:
                 _tile_of_few(tiles, codes, inputs, scales, row_scales, place, outputs, outputs_left, rows_left)
 
 
-@_fast
-def _highest_bits(bits: Any) -> Any:
+@fast
+def highest_bits(bits: Any) -> Any:
     """The bits of the largest magnitude: magnitudes are ordered as their bits are, with NaN above all others."""
     highest = np.int32(0)
     for i in range(len(bits)):
@@ -260,18 +260,18 @@ def _highest_bits(bits: Any) -> Any:
     return highest
 
 
-@_fast
-def _float_of(bits: Any) -> Any:
+@fast
+def float_of(bits: Any) -> Any:
     return np.int32(bits).view(np.float32)
 
 
-@_fast
+@fast
 def _quantise(record: Any, row: int, x: Any) -> None:
     """Codes and scale of x (inputs,), a row of the next product. As many levels as an int32 holds the sums of."""
-    codes = carray(_pointer(record.codes + 2 * row * len(x)), (len(x),), np.int16)
-    highest = _float_of(_highest_bits(x.view(np.int32)))
+    codes = carray(pointer(record.codes + 2 * row * len(x)), (len(x),), np.int16)
+    highest = float_of(highest_bits(x.view(np.int32)))
     levels = np.float32(min(32767, (2**31 - 1) // (127 * len(x))))
-    _floats(record.scales, (record.rows,))[row] = highest / levels  # if this is not finite, the row's products are NaN
+    floats(record.scales, (record.rows,))[row] = highest / levels  # if this is not finite, the row's products are NaN
     to_codes = levels / max(highest, np.float32(1e-30))
     for i in range(len(x)):
         codes[i] = np.int16(np.rint(x[i] * to_codes))
@@ -280,12 +280,12 @@ def _quantise(record: Any, row: int, x: Any) -> None:
 # -- what is between products
 
 
-@_fast
-def _floats(address: int, shape: Any) -> Any:
-    return carray(_pointer(address), shape, np.float32)
+@fast
+def floats(address: int, shape: Any) -> Any:
+    return carray(pointer(address), shape, np.float32)
 
 
-@_fast
+@fast
 def _exp(x: Any) -> Any:
     """exp(x) for x ≤ 88 in fp32, to 2 units in the last place; made of operations that there are for vectors (Cephes'
     expf).
@@ -300,10 +300,10 @@ def _exp(x: Any) -> Any:
     polynomial = polynomial * rest + np.float32(1.6666665459e-1)
     polynomial = polynomial * rest + np.float32(5.0000001201e-1)
     polynomial = polynomial * rest * rest + rest + np.float32(1)
-    return polynomial * _float_of(np.int32((np.int32(power) + 127) << 23))
+    return polynomial * float_of(np.int32((np.int32(power) + 127) << 23))
 
 
-@_fast
+@fast
 def _normalise(x: Any, weight: Any, epsilon: Any, normed: Any) -> None:
     """RMS norm (Zhang and Sennrich 2019) of x into `normed`, which may be x itself."""
     squares = np.float32(0)
@@ -314,11 +314,11 @@ def _normalise(x: Any, weight: Any, epsilon: Any, normed: Any) -> None:
         normed[i] = x[i] * factor * weight[i]
 
 
-@_fast
+@fast
 def _add_to_stream(record: Any, first: int, last: int) -> None:
     """x += y, these columns."""
-    x = _floats(record.x, (record.rows, record.hidden))
-    y = _floats(record.y, (record.rows, record.hidden))
+    x = floats(record.x, (record.rows, record.hidden))
+    y = floats(record.y, (record.rows, record.hidden))
     for row in range(record.rows):
         stream = x[row, first:last]
         added = y[row, first:last]
@@ -326,10 +326,10 @@ def _add_to_stream(record: Any, first: int, last: int) -> None:
             stream[i] += added[i]
 
 
-@_fast
+@fast
 def _gate(record: Any, first: int, last: int) -> None:
     """SwiGLU or GEGLU (Shazeer 2020): silu(gate) · up or gelu(gate) · up into the gate's place."""
-    y = _floats(record.y, (record.rows, 2, record.mlp))
+    y = floats(record.y, (record.rows, 2, record.mlp))
     for row in range(record.rows):
         gate = y[row, 0, first:last]
         up = y[row, 1, first:last]
@@ -339,13 +339,13 @@ def _gate(record: Any, first: int, last: int) -> None:
             _silu_gate(gate, up)
 
 
-@_fast
+@fast
 def _silu_gate(gate: Any, up: Any) -> None:
     for i in range(len(gate)):
         gate[i] *= up[i] / (np.float32(1) + _exp(min(-gate[i], np.float32(88))))
 
 
-@_fast
+@fast
 def _gelu_gate(gate: Any, up: Any) -> None:
     """By tanh (Hendrycks and Gimpel 2016), where (1 + tanh(z)) / 2 is 1 / (1 + exp(-2·z))."""
     for i in range(len(gate)):
@@ -356,7 +356,7 @@ def _gelu_gate(gate: Any, up: Any) -> None:
 # -- attention
 
 
-@_fast
+@fast
 def _rotate(x: Any, rotation: Any) -> None:
     """Rotate the pairs of x (head dim,), which lie side by side (RoPE, Su et al. 2021)."""
     for i in range(len(x) // 2):
@@ -366,19 +366,19 @@ def _rotate(x: Any, rotation: Any) -> None:
         x[2 * i + 1] = a * rotation[1, i] + b * rotation[0, i]
 
 
-@_fast
+@fast
 def _attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, scores: Any) -> None:
     """Attention of the query heads of a row that share a key/value head, over the prompt and the row's own tokens, as
     far as the layer's window reaches; the new token's key and value are written into the cache first.
     """
     width = record.head_dim
-    heads = _floats(record.y, (record.rows, record.heads + 2 * record.kv_heads, width))[row]
-    rotation = _floats(record.rotations + 4 * weights.rotation * record.rows * width, (record.rows, 2, width // 2))[row]
-    heads_norm = _floats(weights.heads_norm, (record.heads + record.kv_heads, width))
-    cache = carray(_pointer(record.cache), (record.rows,), ROW)[row]
+    heads = floats(record.y, (record.rows, record.heads + 2 * record.kv_heads, width))[row]
+    rotation = floats(record.rotations + 4 * weights.rotation * record.rows * width, (record.rows, 2, width // 2))[row]
+    heads_norm = floats(weights.heads_norm, (record.heads + record.kv_heads, width))
+    cache = carray(pointer(record.cache), (record.rows,), ROW)[row]
     outside = max(0, cache.tokens - weights.window)
     columns, count = cache.columns + 4 * outside, cache.tokens - outside
-    newest = carray(_pointer(cache.columns), (cache.tokens,), np.int32)[-1]
+    newest = carray(pointer(cache.columns), (cache.tokens,), np.int32)[-1]
     of_head = 4 * cache.capacity * width  # bytes
     keys = cache.kv + (2 * layer * record.kv_heads + kv_head) * of_head
     values = keys + record.kv_heads * of_head
@@ -387,8 +387,8 @@ def _attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, score
     if weights.heads_norm:
         _normalise(key, heads_norm[record.heads + kv_head], record.epsilon, key)
     _rotate(key, rotation)
-    _floats(keys, (cache.capacity, width))[newest] = key
-    _floats(values, (cache.capacity, width))[newest] = heads[record.heads + record.kv_heads + kv_head]
+    floats(keys, (cache.capacity, width))[newest] = key
+    floats(values, (cache.capacity, width))[newest] = heads[record.heads + record.kv_heads + kv_head]
 
     group = record.heads // record.kv_heads
     scale = np.float32(1) / np.sqrt(np.float32(width))
@@ -398,7 +398,7 @@ def _attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, score
         _rotate(heads[head], rotation)
         query = record.y + 4 * (row * (record.heads + 2 * record.kv_heads) + head) * width
         highest = _scores(query, keys, columns, count, width, scale, scores)
-        weights_of_columns = _floats(scores, (count + COLUMNS,))
+        weights_of_columns = floats(scores, (count + COLUMNS,))
         _softmax(weights_of_columns[:count], highest)
         weights_of_columns[count] = 0
         attended = record.attended + 4 * (row * record.heads + head) * width
@@ -424,12 +424,12 @@ def _scores(typing: Any, query: Any, keys: Any, columns: Any, count: Any, width:
             for total in totals:
                 builder.store(ir.Constant(vector, [0.0] * LANES), total)
             with cgutils.for_range_slice(builder, size(0), row_bytes, size(4 * LANES), size) as (place, _):
-                part = _load(builder, vector, builder.add(query, place))
+                part = load(builder, vector, builder.add(query, place))
                 for row, total in zip(rows, totals, strict=True):
-                    key = _load(builder, vector, builder.add(row, place))
+                    key = load(builder, vector, builder.add(row, place))
                     builder.store(_product_added(builder, part, key, builder.load(total)), total)
             sums = _added_up(builder, builder.fadd, [builder.load(total) for total in totals])
-            scaled = builder.fmul(sums, _splat(builder, scale))
+            scaled = builder.fmul(sums, splat(builder, scale))
             builder.store(
                 scaled, builder.inttoptr(builder.add(scores, builder.mul(at, size(4))), four.as_pointer()), align=4
             )
@@ -448,7 +448,7 @@ def _row(builder: Any, table: Any, row_bytes: Any, columns: Any, at: Any, count:
     """The address of the row of a table that the column at this place names; of the last one beyond the end."""
     size = at.type
     place = builder.select(builder.icmp_signed("<", at, count), at, builder.sub(count, size(1)))
-    column = _load(builder, ir.IntType(32), builder.add(columns, builder.mul(place, size(4))))
+    column = load(builder, ir.IntType(32), builder.add(columns, builder.mul(place, size(4))))
     return builder.add(table, builder.mul(builder.zext(column, size), row_bytes))
 
 
@@ -457,7 +457,7 @@ def _product_added(builder: Any, a: Any, b: Any, total: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
 
 
-@_fast
+@fast
 def _softmax(x: Any, highest: Any) -> None:
     total = np.float32(0)
     for i in range(len(x)):
@@ -492,10 +492,10 @@ def _weighted_sum(typing: Any, out: Any, weights: Any, values: Any, columns: Any
                 for i, of_column in enumerate(sums):
                     place = builder.add(at, size(i))
                     row = builder.add(_row(builder, values, row_bytes, columns, place, count), first)
-                    weight = _load(builder, ir.FloatType(), builder.add(weights, builder.mul(place, size(4))))
-                    factor = _splat(builder, weight, LANES)
+                    weight = load(builder, ir.FloatType(), builder.add(weights, builder.mul(place, size(4))))
+                    factor = splat(builder, weight, LANES)
                     for j, total in enumerate(of_column):
-                        value = _load(builder, vector, builder.add(row, size(4 * LANES * j)))
+                        value = load(builder, vector, builder.add(row, size(4 * LANES * j)))
                         builder.store(_product_added(builder, factor, value, builder.load(total)), total)
             for j in range(vectors):
                 total = builder.load(sums[0][j])
@@ -518,35 +518,35 @@ def _weighted_sum(typing: Any, out: Any, weights: Any, values: Any, columns: Any
 # -- the step
 
 
-@_fast
+@fast
 def _share(n: int, thread: int, threads: int) -> Any:
     """This thread's part of n outputs: the first one and the one after the last."""
     tiles = (n + OUTPUTS - 1) // OUTPUTS
     return tiles * thread // threads * OUTPUTS, min(n, tiles * (thread + 1) // threads * OUTPUTS)
 
 
-@_fast
+@fast
 def _normalise_rows(record: Any, address: int, thread: int, threads: int) -> None:
     """Codes of the residual stream after the norm with the weight at this address; y is room for it."""
-    weight = _floats(address, (record.hidden,))
-    x = _floats(record.x, (record.rows, record.hidden))
-    normed = _floats(record.y, (record.rows, record.hidden))
+    weight = floats(address, (record.hidden,))
+    x = floats(record.x, (record.rows, record.hidden))
+    normed = floats(record.y, (record.rows, record.hidden))
     for row in range(thread, record.rows, threads):
         _normalise(x[row], weight, record.epsilon, normed[row])
         _quantise(record, row, normed[row])
     barrier()
 
 
-@_fast
+@fast
 def _add_rows(record: Any, address: int, first: int, last: int, thread: int, threads: int) -> None:
     """x += y, of which this thread has made these columns; y goes through the norm with the weight at this address, if
     there is one.
     """
     if address:
         barrier()
-        weight = _floats(address, (record.hidden,))
-        y = _floats(record.y, (record.rows, record.hidden))
-        x = _floats(record.x, (record.rows, record.hidden))
+        weight = floats(address, (record.hidden,))
+        y = floats(record.y, (record.rows, record.hidden))
+        x = floats(record.x, (record.rows, record.hidden))
         for row in range(thread, record.rows, threads):
             stream = x[row]
             added = y[row]
@@ -558,15 +558,15 @@ def _add_rows(record: Any, address: int, first: int, last: int, thread: int, thr
     barrier()
 
 
-@_fast
+@fast
 def _quantise_rows(record: Any, address: int, inputs: int, stride: int, thread: int, threads: int) -> None:
     """Codes of the first `inputs` columns of (rows, stride) at this address."""
     for row in range(thread, record.rows, threads):
-        _quantise(record, row, _floats(address + 4 * row * stride, (inputs,)))
+        _quantise(record, row, floats(address + 4 * row * stride, (inputs,)))
     barrier()
 
 
-@_fast
+@fast
 def _add_bias(y: Any, bias: Any, first: int, last: int) -> None:
     added = bias[first:last]
     for row in range(len(y)):
@@ -575,7 +575,7 @@ def _add_bias(y: Any, bias: Any, first: int, last: int) -> None:
             outputs[i] += added[i]
 
 
-@_fast
+@fast
 def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int) -> None:
     """x += the attention of this layer, with these weights."""
     width = record.heads * record.head_dim
@@ -583,8 +583,8 @@ def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int)
     _normalise_rows(record, weights.input_norm, thread, threads)
     first, last = _share(outputs, thread, threads)
     _product(record, record.hidden, outputs, weights.qkv, weights.qkv_scale, record.y, first, last)
-    y = _floats(record.y, (record.rows, outputs))
-    _add_bias(y, _floats(weights.qkv_bias, (outputs,)), first, last)
+    y = floats(record.y, (record.rows, outputs))
+    _add_bias(y, floats(weights.qkv_bias, (outputs,)), first, last)
     barrier()
     scores = record.scores + 4 * thread * (record.context + COLUMNS)
     for part in range(thread, record.rows * record.kv_heads, threads):
@@ -593,12 +593,12 @@ def _attention(record: Any, layer: int, weights: Any, thread: int, threads: int)
     _quantise_rows(record, record.attended, width, width, thread, threads)
     first, last = _share(record.hidden, thread, threads)
     _product(record, width, record.hidden, weights.out, weights.out_scale, record.y, first, last)
-    y = _floats(record.y, (record.rows, record.hidden))
-    _add_bias(y, _floats(weights.out_bias, (record.hidden,)), first, last)
+    y = floats(record.y, (record.rows, record.hidden))
+    _add_bias(y, floats(weights.out_bias, (record.hidden,)), first, last)
     _add_rows(record, weights.out_norm, first, last, thread, threads)
 
 
-@_fast
+@fast
 def _mlp(record: Any, weights: Any, thread: int, threads: int) -> None:
     """x += the MLP of the layer with these weights."""
     _normalise_rows(record, weights.mlp_norm, thread, threads)
@@ -622,7 +622,7 @@ def _mlp(record: Any, weights: Any, thread: int, threads: int) -> None:
     _add_rows(record, weights.down_norm, first, last, thread, threads)
 
 
-@_fast
+@fast
 def _logits(record: Any, thread: int, threads: int) -> None:
     """The head's product with the codes."""
     first, last = _share(record.vocabulary, thread, threads)
@@ -635,7 +635,7 @@ def step(data: Any) -> None:
     record = carray(data, 1, STEP)[0]
     thread = thread_number()
     threads = number_of_threads()
-    weights = carray(_pointer(record.weights), (record.layers,), LAYER)
+    weights = carray(pointer(record.weights), (record.layers,), LAYER)
     for layer in range(record.layers):
         _attention(record, layer, weights[layer], thread, threads)
         _mlp(record, weights[layer], thread, threads)

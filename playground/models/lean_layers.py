@@ -5,7 +5,7 @@ autograd runs a norm, a gated unit or a LoRA as five to ten operations, each of 
 which keep, a tensor of the size of the activations. On a CPU that takes as long as the matrix products.
 """
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -52,37 +52,71 @@ class _GatedUnit(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient * up, gate), d_up
 
 
+class Frozen(Protocol):
+    """A linear layer that is not trained: its product, and the gradient of what it multiplies."""
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, inputs) -> x·Wᵀ + bias, (N, outputs)."""
+        ...
+
+    def back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient (N, inputs) of x, of that of the result (N, outputs)."""
+        ...
+
+
+class _Linear:
+    """A linear layer in its own number format."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    def back(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient @ self.weight
+
+
 class _LoraProduct(torch.autograd.Function):
     """x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ (Hu et al. 2021), each product added to by the next; W and bias are frozen."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scale: float,
+        ctx: Any, x: torch.Tensor, frozen: Frozen, a: torch.Tensor, b: torch.Tensor, scale: float
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         inner = rows @ a.to(x.dtype).T  # (N, rank)
-        out = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, b.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(rows, weight, a, b, inner)
+        out = frozen.times(rows).addmm_(inner, b.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(rows, a, b, inner)
+        ctx.frozen = frozen
         ctx.scale = scale
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, a, b, inner = ctx.saved_tensors
+        rows, a, b, inner = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
         d_inner = (gradient @ b.to(rows.dtype)).mul_(ctx.scale)  # (N, rank)
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = (gradient @ weight).addmm_(d_inner, a.to(rows.dtype)).view(*gradients[0].shape[:-1], -1)
+            d_x = ctx.frozen.back(gradient).addmm_(d_inner, a.to(rows.dtype)).view(*gradients[0].shape[:-1], -1)
         d_a = (d_inner.T @ rows).to(a.dtype)
         d_b = (gradient.T @ inner).to(b.dtype).mul_(ctx.scale)
-        return d_x, None, None, d_a, d_b, None
+        return d_x, None, d_a, d_b, None
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x·Wᵀ + bias of a layer whose LoRA is off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, frozen: Frozen) -> torch.Tensor:
+        ctx.frozen = frozen
+        return frozen.times(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
+        return ctx.frozen.back(gradient).view(*gradients[0].shape[:-1], -1), None
 
 
 class _LeanNorm(LlamaRMSNorm):
@@ -99,19 +133,24 @@ class _LeanMLP(LlamaMLP):
         return self.down_proj(_GatedUnit.apply(self.gate_proj(x), self.up_proj(x)))
 
 
-class _LeanLora(LoraLinear):
+class LeanLora(LoraLinear):
     """peft's LoRA on a frozen linear layer: one adapter, no dropout. All else is left to peft, and layers with hooks,
     which run where a layer is called.
     """
 
+    frozen: Frozen | None = None  # what multiplies in the place of the layer, on or off
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base = self.base_layer
-        plain = not (self.disable_adapters or self.merged or args or kwargs or base._forward_hooks)
-        if not plain or len(self.active_adapters) != 1:
+        plain = not (self.merged or args or kwargs or base._forward_hooks)
+        if plain and self.disable_adapters and self.frozen:
+            return _FrozenProduct.apply(x, self.frozen)
+        if not plain or self.disable_adapters or len(self.active_adapters) != 1:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+        frozen = self.frozen or _Linear(cast("torch.nn.Linear", base))
+        return _LoraProduct.apply(x, frozen, a, b, self.scaling[name])
 
 
 def use(model: PreTrainedModel) -> None:
@@ -130,4 +169,4 @@ def use_lora(model: torch.nn.Module) -> None:
     """Put this LoRA into a model with peft's, on each plain linear layer. A quantised layer keeps peft's."""
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is torch.nn.Linear and not module.lora_variant:
-            module.__class__ = _LeanLora
+            module.__class__ = LeanLora

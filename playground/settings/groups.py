@@ -169,6 +169,10 @@ class PPOSettings(Group):
     """Format of the policy's frozen trunk: none is the model's own; bitsandbytes' nf4 (QLoRA) takes a third of the
     memory and more time, and the reward model shares it. The chat serves the model's own format all the same.
     """
+    products: ForRounds[Literal["auto", "int8", "own"]] = "auto"
+    """How a CPU multiplies by the policy's frozen weights in training: int8 rounds them as the chat's w8a16 does, and
+    own is their own format; auto takes int8 where the trunk is in fp32, that saves time and the model says the same.
+    """
     gradient_checkpointing: ForRounds[bool] = False
     """Keep only the inputs of each block for the backward, which computes the rest again: less memory, more time."""
     iterations: ForRounds[int] = Field(8, ge=1, le=10000)
