@@ -145,9 +145,7 @@ def use_where_faster(policy: "PolicyModel", products: str) -> None:
     try:
         if products == "auto" and not _are_faster():
             return
-        fit = all(
-            isinstance(layer, LeanLora) and RoundedWeight.fits(_linear(layer).weight) for layer in policy.lora_layers
-        )
+        fit = all(map(_fits, policy.lora_layers))
     except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
         log.warning("int8 products cannot be used here: %s: %s", Loggable(type(error).__name__), error)
         return
