@@ -8,8 +8,8 @@ the reward: a frozen copy of the base with a fixed random head, one forward over
 in a process of its own; a process's first iteration warms it up and is not counted.
 
 Not alike, each side in its own way:
-- Where a CPU has no bf16, ours multiplies by the frozen weights in int8, in rollouts and in updates (`--ppo.products
-own` keeps updates in fp32). TRL has nothing of the kind.
+- Where a CPU has no bf16, ours multiplies by the frozen weights in int8, in rollouts and in updates
+(`--ppo.multiply-in trunk` keeps updates in fp32). TRL has nothing of the kind.
 - Ours prefills a prompt once for all replies to it, and cuts optimizer steps into microbatches, which changes memory
 and nothing else.
 - TRL has one prompt a reply, keeps the logits of every step of the generation, and computes the prompt's logits in

@@ -77,6 +77,10 @@ def test_neither_process_imports_what_it_never_uses(report, process):
     assert set(report["imported"][process]) & set(UNUSED) == set()
 
 
+def test_a_worker_imports_no_compiler_unless_it_compiles(report):
+    assert "numba" not in report["imported"]["worker"]
+
+
 def test_gradio_makes_no_stubs_for_type_checkers(report):
     assert report["stubs"] == []
 

@@ -6,7 +6,7 @@ Owns the forward passes of PPO, SFT and the gate, so that a log-probability is c
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -22,7 +22,7 @@ from playground.models.attention import Branches, is_grouped
 from playground.models.batches import pad
 from playground.settings import Settings
 from playground.system import gpu_share
-from training import int8_products, ppo_math
+from training import ppo_math, rounding
 from training.rollout import Episode, Rollouts
 
 
@@ -165,7 +165,7 @@ class PolicyModel:
         torch.nn.init.zeros_(self.value_head.bias)
         output = structure.output_embeddings(trunk)
         self.head = ppo_math.Head(output.weight, output.bias)
-        int8_products.use_where_faster(self, settings.ppo.products)
+        self.rounded = rounding.of(self, settings)  # what multiplies in the place of the weights, where that is faster
 
     @property
     def _embeddings(self) -> torch.nn.Embedding:
@@ -174,7 +174,12 @@ class PolicyModel:
     @property
     def multiplies_in(self) -> torch.dtype:
         """The format of the products with frozen weights: the trunk's, or int8."""
-        return torch.int8 if int8_products.are_used(self) else self.causal.dtype
+        return torch.int8 if self.rounded else self.causal.dtype
+
+    @property
+    def multiplying_head(self) -> ppo_math.Head:
+        """The head in that format."""
+        return self.rounded.head if self.rounded else self.head
 
     def state(self) -> dict[str, torch.Tensor]:
         """The LoRA tensors, copied to the CPU."""
@@ -231,7 +236,7 @@ class PolicyModel:
         )
         if batch.branches and is_grouped(self.causal):
             inputs["branches"] = batch.branches
-        with self._checkpointing():
+        with self._checkpointing(), self.rounded.used() if self.rounded else nullcontext():
             out = self.causal.base_model(**inputs)
         return batch.predicting(out.last_hidden_state)
 
@@ -254,7 +259,10 @@ class PolicyModel:
         hidden (B, T, d) as `hidden` returns it. Only completion tokens are multiplied with the output head, whose cost
         for every token would be a fifth of the trunk's.
         """
-        return ppo_math.head_logprobs(hidden, self.head, batch.completion, temperature or self.temperature) * batch.mask
+        return (
+            ppo_math.head_logprobs(hidden, self.multiplying_head, batch.completion, temperature or self.temperature)
+            * batch.mask
+        )
 
     def logprobs(self, batch: Batch) -> torch.Tensor:
         """log π of the completion tokens at the sampling temperature, (B, T), 0 on padding."""
@@ -270,7 +278,7 @@ class PolicyModel:
             with self.reference():
                 reference_hidden = self.hidden(batch)
         logprob, ref_logprob, entropy, kl = ppo_math.head_comparison(
-            hidden, reference_hidden, self.head, batch.completion, self.temperature
+            hidden, reference_hidden, self.multiplying_head, batch.completion, self.temperature
         )
         return Comparison(
             hidden=hidden,

@@ -23,7 +23,7 @@ from playground.models.scorer import RewardModel
 from playground.models.templates import Message
 from playground.settings import Settings
 from playground.store import Store, is_fine_tuning
-from training import gpu, imported, int8_products, people, rollout, rules, selftest, sft_train
+from training import gpu, imported, people, rollout, rounding, rules, selftest, sft_train
 from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
@@ -68,7 +68,7 @@ class RoundModels:
         with self.seconds.part("test policy"):
             most = structure.positions(policy.causal.config)
             canaries = rollout.canaries(self.tokenizer, self.settings.ppo.rollout_context, most)
-            int8_products.check(policy, canaries[:CHECKED])
+            rounding.check(policy, canaries[:CHECKED], self.settings)
             selftest.check_policy(policy, self.settings)
         return policy
 

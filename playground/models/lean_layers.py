@@ -138,7 +138,7 @@ class LeanLora(LoraLinear):
     which run where a layer is called.
     """
 
-    frozen: Frozen | None = None  # what multiplies in the place of the layer, on or off
+    frozen: Frozen | None = None  # what multiplies in the place of the layer, with the LoRA on or off
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base = self.base_layer

@@ -169,9 +169,9 @@ class PPOSettings(Group):
     """Format of the policy's frozen trunk: none is the model's own; bitsandbytes' nf4 (QLoRA) takes a third of the
     memory and more time, and the reward model shares it. The chat serves the model's own format all the same.
     """
-    products: ForRounds[Literal["auto", "int8", "own"]] = "auto"
-    """How a CPU multiplies by the policy's frozen weights in training: int8 rounds them as the chat's w8a16 does, and
-    own is their own format; auto takes int8 where the trunk is in fp32, that saves time and the model says the same.
+    multiply_in: ForRounds[Literal["auto", "int8", "trunk"]] = "auto"
+    """How training on a CPU multiplies by the policy's frozen weights: in int8, as the chat's w8a16 does, or in the
+    trunk's format; auto takes int8 where the trunk is in fp32, that saves time and the model says what it says.
     """
     gradient_checkpointing: ForRounds[bool] = False
     """Keep only the inputs of each block for the backward, which computes the rest again: less memory, more time."""
