@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from playground.decoding import step_kernel, tuning
+from playground.decoding import tuning
 from playground.decoding.number_formats import Int8Weight
 from playground.models import adapters, lora, structure
 from tests.test_policy import END, EPISODES, SCORES, moved, settings
@@ -54,7 +54,7 @@ def policies():
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SIZES)
-@pytest.mark.parametrize("rows", [1, step_kernel.MOST_ROWS - 1, step_kernel.MOST_ROWS + 1, int8_kernel.BLOCK + 7])
+@pytest.mark.parametrize("rows", [1, int8_kernel.ROWS - 1, int8_kernel.ROWS + 1, int8_kernel.BLOCK + 7])
 def test_products_are_those_of_the_rounded_weight_both_ways(outputs, inputs, rows):
     source = torch.Generator().manual_seed(0)
     weight, x, gradient = (
@@ -106,7 +106,7 @@ def test_rows_of_any_size_keep_their_digits(scale):
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3 * scale)
 
 
-TILE = step_kernel.OUTPUTS
+TILE = int8_kernel.OUTPUTS
 
 
 @pytest.mark.parametrize(

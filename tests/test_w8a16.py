@@ -96,7 +96,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_else_is_in_the_batch(people,
 def test_a_product_is_whole_at_every_edge_of_the_tiles(outputs):
     """Rows and outputs that fill no tile, each with its own result and nobody else's."""
     torch.manual_seed(0)
-    weight, x = torch.randn(outputs, 96), torch.randn(step_kernel.MOST_ROWS + 9, 96)
+    weight, x = torch.randn(outputs, 96), torch.randn(9, 96)
     ours, exact = w8a16.TiledInt8Weight(weight), RoundedWeight(weight)(x)
     for rows in range(1, len(x) + 1):
         y = ours(x[:rows])
@@ -104,10 +104,10 @@ def test_a_product_is_whole_at_every_edge_of_the_tiles(outputs):
         assert torch.equal(y, ours(x)[:rows])
 
 
-@pytest.mark.parametrize("features, lanes", [("+avx2,+fma", 8), ("+avx512f,+avx512bw", 16), ("", 8)])
-def test_vectors_are_as_wide_as_those_of_the_cpu(features, lanes, monkeypatch):
+@pytest.mark.parametrize("features, tile", [("+avx2,+fma", (2, 16)), ("+avx512f,+avx512bw", (4, 32)), ("", (2, 16))])
+def test_a_tile_is_as_wide_as_the_vectors_of_the_cpu(features, tile, monkeypatch):
     monkeypatch.setattr(config, "CPU_FEATURES", features)
-    assert step_kernel.lanes() == lanes
+    assert step_kernel.tile() == tile
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -21,11 +21,11 @@ class Int8Product:
         """codes (outputs, inputs) int8; W = out_scale · codes · in_scale, of (outputs,) and (inputs,), fp32."""
         # numba and torch's OpenMP are not everywhere, and take a second: they are imported where they are wanted
         from playground.decoding import openmp
-        from playground.decoding.w8a16 import tiled
         from training import int8_kernel
 
         self.outputs, self.inputs = codes.shape
-        self.tiles = tiled(codes).contiguous()
+        tiles = codes.view(-1, int8_kernel.OUTPUTS, self.inputs // 2, 2)
+        self.tiles = tiles.transpose(1, 2).contiguous()  # (outputs / OUTPUTS, inputs / 2, OUTPUTS, 2)
         self.out_scale = torch.ones(self.outputs) if out_scale is None else out_scale
         self.in_scale = in_scale
         self._kind = int8_kernel.PRODUCT

@@ -10,7 +10,7 @@ again only when the file of `step` changes: a change to a function of another fi
 below, `record` is the STEP record, and `weights` the LAYER record of one layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,21 +22,18 @@ from numba.extending import intrinsic
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
 
 
-def lanes() -> int:
-    """Numbers in fp32 or int32 of a vector of the CPU that numba compiles for: 16 where it has AVX512-BW."""
+def tile() -> tuple[int, int]:
+    """ROWS and INPUTS for the CPU that numba compiles for: more where there are 32 vectors of 512 bits (AVX512-BW)."""
     features = codegen.get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
-    return 16 if "+avx512bw" in features.split(",") else 8
+    return (4, 32) if "+avx512bw" in features.split(",") else (2, 16)
 
 
-# What is multiplied at once: a tile of weights of OUTPUTS outputs by as many rows as there are, up to a number for
-# which sums, weights and a row's activations stay in the registers (Goto and van de Geijn 2008): there are 16 of 256
-# bits, 32 of 512. Each lane of a vector is an output, so that nothing is added up across lanes. A tile's weights lie
-# side by side, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS, INPUTS), so that memory is read from the first to the last
-# byte.
-LANES = lanes()
-VECTORS = 2
-OUTPUTS, INPUTS = VECTORS * LANES, 2
-MOST_ROWS = 3 * LANES // 4
+# What is multiplied at once: a tile of OUTPUTS·INPUTS weights by ROWS·INPUTS activations, or by FEW_ROWS·INPUTS where
+# no more are left. A tile's weights lie side by side, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS, INPUTS), so that
+# memory is read from the first to the last byte. A tile's sums, and what they are made of, stay in the registers.
+OUTPUTS, FEW_ROWS = 4, 2
+ROWS, INPUTS = tile()
+LANES = INPUTS // 2  # numbers in fp32 or int32 of a vector
 WIDTH = 16  # heads are multiples of this wide
 COLUMNS = 4  # whose scores are made at once
 BLOCK = 64  # numbers of a head that weighted values are added up to at once, where it has as many
@@ -72,7 +69,7 @@ STEP = np.dtype(
             *("head", "head_scale"),  # (V, H); (V,)
             *("rows", "context"),  # sizes of the step; context: columns of the row that sees most
             "x",  # (rows, H), the residual stream
-            *("codes", "scales"),  # (rows, widest input) int16 and (rows,): what a product reads
+            *("codes", "scales"),  # (rows + ROWS - 1, widest input) int16 and (rows,): what a product reads
             "y",  # (rows, widest output): what a product writes
             "attended",  # (rows, A)
             "scores",  # (threads, context + COLUMNS)
@@ -97,8 +94,6 @@ NO_WINDOW = 2**31  # more than all tokens
 
 LOOSE = {"reassoc", "contract", "nsz"}  # sums in any order, so that they are vectors; NaN stays NaN
 fast = njit(fastmath=LOOSE, error_model="numpy")
-# products: with sums of floats in any order, a tile of few rows would round its two scales otherwise than one of many
-_exact = njit(error_model="numpy")
 
 
 # -- the product
@@ -128,17 +123,19 @@ def _tile_of(rows: int) -> Callable[..., Any]:
         y: Any,
         outputs: Any,
         outputs_left: Any,
+        rows_left: Any,
     ) -> Any:
-        """y = codes · weightsᵀ · both scales. weights: a tile of int8; codes (rows, inputs) int16; scales (OUTPUTS,),
-        row_scales (rows,) and y (rows, outputs) in fp32: their addresses. No more outputs than are left are written.
+        """y = codes · weightsᵀ · both scales. weights: tiles of int8; codes (rows, inputs) int16; scales (OUTPUTS,),
+        row_scales (rows,) and y (rows, outputs) in fp32: their addresses. No more than what is left is written. On x86
+        the loop is a `vpmaddwd` or `vpdpwssd` for each sum.
         """
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             sums = _sums(builder, rows, *args[:3])
-            _write(builder, sums, *args[3:])
+            _write(builder, sums, args[3:])
             return context.get_dummy_value()
 
-        return types.none(*[types.intp] * 8), generate
+        return types.none(*[types.intp] * 9), generate
 
     return product_of_tile
 
@@ -148,67 +145,55 @@ def load(builder: Any, kind: Any, address: Any) -> Any:
 
 
 def _sums(builder: Any, rows: int, weights: Any, codes: Any, inputs: Any) -> list[list[Any]]:
-    """For each row VECTORS vectors of int32, a lane for each output. On x86 a step of the loop is a `vpmaddwd` or
-    `vpdpwssd` for each of them: INPUTS inputs of LANES outputs.
-    """
-    size = inputs.type
+    """For each row and output a vector of int32 whose elements add up to the product."""
     int32 = ir.IntType(32)
     vector = ir.VectorType(int32, LANES)
-    pairs = ir.VectorType(int32, 2 * LANES)
-    even, odd = (ir.Constant(vector, list(range(first, 2 * LANES, 2))) for first in (0, 1))
+    even, odd = (ir.Constant(vector, list(range(first, INPUTS, 2))) for first in (0, 1))
     zeros = ir.Constant(vector, [0] * LANES)
-    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(VECTORS)] for _ in range(rows)]
+    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(OUTPUTS)] for _ in range(rows)]
+    size = inputs.type
 
-    def weights_of(tile: Any, i: int) -> Any:
-        int8s = ir.VectorType(ir.IntType(8), 2 * LANES)
-        return builder.sext(load(builder, int8s, builder.add(tile, size(2 * LANES * i))), pairs)
-
-    def codes_of(row: int, at: Any) -> Any:
-        """INPUTS codes of a row, in each lane."""
-        place = builder.add(at, builder.mul(inputs, size(row)))
-        pair = load(builder, int32, builder.add(codes, builder.mul(place, size(2))))
-        int16s = ir.VectorType(ir.IntType(16), 2 * LANES)
-        return builder.sext(builder.bitcast(splat(builder, pair, LANES), int16s), pairs)
+    def widened(bits: int, address: Any, at: Any) -> Any:
+        """INPUTS numbers of an array from the place `at` on, as int32."""
+        address = builder.add(address, builder.mul(at, size(bits // 8)))
+        return builder.sext(
+            load(builder, ir.VectorType(ir.IntType(bits), INPUTS), address), ir.VectorType(int32, INPUTS)
+        )
 
     with cgutils.for_range_slice(builder, size(0), inputs, size(INPUTS), size) as (at, _):
-        tile = builder.add(weights, builder.mul(at, size(OUTPUTS)))
-        of_outputs = [weights_of(tile, i) for i in range(VECTORS)]
-        for row, sums_of_row in enumerate(sums):
-            of_row = codes_of(row, at)
+        tile = builder.mul(at, size(OUTPUTS))
+        of_outputs = [widened(8, weights, builder.add(tile, size(INPUTS * i))) for i in range(OUTPUTS)]
+        of_rows = [widened(16, codes, builder.add(at, builder.mul(inputs, size(j)))) for j in range(rows)]
+        for code, sums_of_row in zip(of_rows, sums, strict=True):
             for weight, total in zip(of_outputs, sums_of_row, strict=True):
-                products = builder.mul(weight, of_row)
-                halves = [builder.shuffle_vector(products, products, places) for places in (even, odd)]
-                builder.store(builder.add(builder.load(total), builder.add(*halves)), total)
+                products = builder.mul(weight, code)
+                pairs = [builder.shuffle_vector(products, products, places) for places in (even, odd)]
+                builder.store(builder.add(builder.load(total), builder.add(*pairs)), total)
     return [[builder.load(total) for total in sums_of_row] for sums_of_row in sums]
 
 
-def _write(
-    builder: Any,
-    sums: list[list[Any]],
-    scales: Any,
-    row_scales: Any,
-    y: Any,
-    outputs: Any,
-    outputs_left: Any,
-) -> None:
-    """The sums, times their scales, to their places."""
+def _write(builder: Any, sums: list[list[Any]], args: Sequence[Any]) -> None:
+    """The sums, times their scales, to their places; `args` are those of the tile's product from `scales` on."""
+    scales, row_scales, y, outputs, outputs_left, rows_left = args
     size = y.type
-    number, numbers = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
-    of_outputs = [load(builder, numbers, builder.add(scales, size(4 * LANES * i))) for i in range(VECTORS)]
+    number, numbers = ir.FloatType(), ir.VectorType(ir.FloatType(), OUTPUTS)
+    of_outputs = load(builder, numbers, scales)
     whole = builder.icmp_signed(">=", outputs_left, size(OUTPUTS))
-    room = cgutils.alloca_once(builder, ir.ArrayType(number, OUTPUTS))  # for a row of a tile that is not whole
     for row, sums_of_row in enumerate(sums):
-        of_row = splat(builder, load(builder, number, builder.add(row_scales, size(4 * row))), LANES)
-        place = builder.add(y, builder.mul(outputs, size(4 * row)))
-        target = builder.select(whole, place, builder.ptrtoint(room, size))
-        for i, total in enumerate(sums_of_row):
-            values = builder.fmul(builder.fmul(builder.sitofp(total, numbers), of_row), of_outputs[i])
-            address = builder.add(target, size(4 * LANES * i))
-            builder.store(values, builder.inttoptr(address, numbers.as_pointer()), align=4)
-        with builder.if_then(builder.not_(whole)), cgutils.for_range(builder, outputs_left) as loop:
-            value = builder.load(cgutils.gep(builder, room, 0, loop.index))
-            address = builder.add(place, builder.mul(loop.index, size(4)))
-            builder.store(value, builder.inttoptr(address, number.as_pointer()), align=4)
+        with builder.if_then(builder.icmp_signed("<", size(row), rows_left)):
+            of_row = load(builder, number, builder.add(row_scales, size(4 * row)))
+            totals = builder.sitofp(_added_up(builder, builder.add, sums_of_row), numbers)
+            values = builder.fmul(builder.fmul(totals, splat(builder, of_row)), of_outputs)
+            place = builder.add(y, builder.mul(outputs, size(4 * row)))
+            with builder.if_else(whole) as (then, otherwise):
+                with then:
+                    builder.store(values, builder.inttoptr(place, numbers.as_pointer()), align=1)
+                with otherwise:
+                    for i in range(OUTPUTS - 1):
+                        with builder.if_then(builder.icmp_signed("<", size(i), outputs_left)):
+                            value = builder.extract_element(values, ir.IntType(32)(i))
+                            pointer = builder.inttoptr(builder.add(place, size(4 * i)), number.as_pointer())
+                            builder.store(value, pointer, align=1)
 
 
 def splat(builder: Any, value: Any, length: int = 4) -> Any:
@@ -248,69 +233,22 @@ def _added_up(builder: Any, add: Any, vectors: list[Any]) -> Any:
     return total
 
 
-def _tiles_of(rows: int) -> Callable[..., Any]:
-    """A function that multiplies tiles of this many rows, as `multiply` does, as long as there are as many; it returns
-    the row after them.
-    """
-    tile = _tile_of(rows)
-
-    @_exact
-    def multiply_tiles(
-        first: int,
-        last: int,
-        inputs: int,
-        outputs: int,
-        codes: int,
-        row_scales: int,
-        weights: int,
-        scales: int,
-        y: int,
-        outputs_left: int,
-    ) -> Any:
-        row = first
-        while last - row >= rows:
-            place = y + 4 * row * outputs
-            codes_of_tile, scales_of_tile = codes + 2 * row * inputs, row_scales + 4 * row
-            tile(weights, codes_of_tile, inputs, scales, scales_of_tile, place, outputs, outputs_left)
-            row += rows
-        return row
-
-    return multiply_tiles
-
-
-_most, _some, _two, _one = (_tiles_of(rows) for rows in (MOST_ROWS, LANES // 4, 2, 1))
-
-
-@_exact
-def multiply(
-    first: int,
-    last: int,
-    inputs: int,
-    outputs: int,
-    codes: int,
-    row_scales: int,
-    weights: int,
-    scales: int,
-    y: int,
-    outputs_left: int,
-) -> None:
-    """The product of the rows from `first` to `last` and a tile of outputs, of which no more are written than are left.
-    All but the numbers are addresses: of the rows' codes (rows, inputs) int16 and row_scales (rows,), of the tile's
-    weights and scales (OUTPUTS,), and of its first output in y (rows, outputs) fp32.
-    """
-    row = _most(first, last, inputs, outputs, codes, row_scales, weights, scales, y, outputs_left)
-    row = _some(row, last, inputs, outputs, codes, row_scales, weights, scales, y, outputs_left)
-    row = _two(row, last, inputs, outputs, codes, row_scales, weights, scales, y, outputs_left)
-    _one(row, last, inputs, outputs, codes, row_scales, weights, scales, y, outputs_left)
+_tile, _tile_of_few = _tile_of(ROWS), _tile_of(FEW_ROWS)
 
 
 @fast
 def _product(record: Any, inputs: int, outputs: int, weight: int, scale: int, y: int, first: int, last: int) -> None:
     """y[:, first:last] = the codes times the weight (outputs, inputs); y is (rows, outputs). Addresses, as in STEP."""
     for output in range(first, last, OUTPUTS):
-        weights, scales, place = weight + output * inputs, scale + 4 * output, y + 4 * output
-        codes, row_scales = record.codes, record.scales
-        multiply(0, record.rows, inputs, outputs, codes, row_scales, weights, scales, place, last - output)
+        tiles, scales = weight + output * inputs, scale + 4 * output
+        for row in range(0, record.rows, ROWS):
+            codes, row_scales = record.codes + 2 * row * inputs, record.scales + 4 * row
+            place = y + 4 * (row * outputs + output)
+            rows_left, outputs_left = record.rows - row, last - output
+            if rows_left > FEW_ROWS:
+                _tile(tiles, codes, inputs, scales, row_scales, place, outputs, outputs_left, rows_left)
+            else:
+                _tile_of_few(tiles, codes, inputs, scales, row_scales, place, outputs, outputs_left, rows_left)
 
 
 @fast

@@ -18,7 +18,7 @@ from playground.decoding.forward import TokenIds
 from playground.decoding.fused import FusedBlock, FusedForward
 from playground.decoding.number_formats import Int8Weight, NumberFormat, PackedWeight
 from playground.decoding.prompt_cache import SharedPromptCache
-from playground.decoding.step_kernel import COLUMNS, INPUTS, LAYER, NO_WINDOW, OUTPUTS, ROW, STEP, WIDTH
+from playground.decoding.step_kernel import COLUMNS, INPUTS, LAYER, NO_WINDOW, OUTPUTS, ROW, ROWS, STEP, WIDTH
 from playground.system.huge_pages import HugePages
 
 
@@ -26,16 +26,7 @@ def fits(model: PreTrainedModel) -> bool:
     """Whether the kernel can compute `model`, one that `fused.fits`."""
     config = model.config
     inputs = (config.hidden_size, config.intermediate_size, config.num_attention_heads * llama.head_dim(config))
-    return all(size % OUTPUTS == 0 for size in inputs) and llama.head_dim(config) % WIDTH == 0
-
-
-def tiled(codes: torch.Tensor) -> torch.Tensor:
-    """A view of int8 codes (outputs, inputs) as the kernel's tiles, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS,
-    INPUTS). Zeros fill the last one.
-    """
-    outputs, inputs = codes.shape
-    whole = pad(codes, (0, 0, 0, -outputs % OUTPUTS))
-    return whole.view(-1, OUTPUTS, inputs // INPUTS, INPUTS).transpose(1, 2)
+    return all(size % INPUTS == 0 for size in inputs) and llama.head_dim(config) % WIDTH == 0
 
 
 class TiledInt8Weight:
@@ -45,9 +36,11 @@ class TiledInt8Weight:
 
     def __init__(self, weight: torch.Tensor, memory: HugePages | None = None) -> None:
         packed = Int8Weight(weight)
-        tiles = tiled(packed.weight)
+        outputs, inputs = weight.shape
+        tiles = pad(packed.weight, (0, 0, 0, -outputs % OUTPUTS)).view(-1, OUTPUTS, inputs // INPUTS, INPUTS)
+        tiles = tiles.transpose(1, 2)
         self.weight = (memory or HugePages()).empty(tiles.shape, tiles.dtype).copy_(tiles)
-        self.scale = pad(packed.scale.float(), (0, -len(weight) % OUTPUTS))  # the kernel reads whole tiles
+        self.scale = pad(packed.scale.float(), (0, -outputs % OUTPUTS))  # the kernel reads whole tiles
         self.outputs, self.inputs = weight.shape
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,7 +65,7 @@ class Tiling:
 
 def _codes(rows: int, inputs: int) -> dict[str, torch.Tensor]:
     """Room for what a product reads."""
-    return {"codes": torch.empty(rows, inputs, dtype=torch.int16), "scales": torch.empty(rows)}
+    return {"codes": torch.zeros(rows + ROWS - 1, inputs, dtype=torch.int16), "scales": torch.empty(rows)}
 
 
 def _fill(record: Any, **values: torch.Tensor | float) -> None:
