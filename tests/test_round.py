@@ -549,11 +549,17 @@ def test_a_gate_that_was_killed_begins_anew_with_the_policy_that_ppo_left(folder
     assert share_published(restarted(this), end) == pytest.approx(0.25, abs=1e-5)
 
 
-def test_what_the_gate_has_taken_back_is_published_as_it_is(folder, tmp_path, monkeypatch):
-    this, end = running(folder, tmp_path, gate={"prompts": 4, "replies": 2}), strong()
+@pytest.mark.parametrize("multiply_in", [torch.float32, torch.int8])
+def test_what_the_gate_has_taken_back_is_published_as_it_is(folder, tmp_path, monkeypatch, multiply_in):
+    wanted = "int8" if multiply_in == torch.int8 else "trunk"
+    this = running(folder, tmp_path, gate={"prompts": 4, "replies": 2}, ppo={"multiply_in": wanted})
+    end = strong()
     this._sft()
     judged(this, end, monkeypatch)
     this._gate()
+    assert this.models.policy.multiplies_in == multiply_in
+    served_kl = json.loads((this.folder / "gate.json").read_text())["served_kl"]
+    assert served_kl < 1e-6, "the chat serves the model as it is, whatever training multiplies in"
     assert share_published(this, end) == pytest.approx(0.25, abs=1e-5)
 
 
