@@ -205,7 +205,6 @@ def forged(header, claims):
 
 
 SERVING = []
-NOW = time.time()
 BENT = {
     "another nonce": lambda claims, header: claims.update(nonce="another one"),
     "no nonce": lambda claims, header: claims.pop("nonce"),
@@ -213,9 +212,9 @@ BENT = {
     "another app, and this one as the party": lambda claims, header: claims.update(aud="another app", azp=CLIENT),
     "two apps, and another one as the party": lambda claims, header: claims.update(aud=[CLIENT, "x"], azp="x"),
     "no app": lambda claims, header: claims.pop("aud"),
-    "over": lambda claims, header: claims.update(exp=int(NOW) - 70),
+    "over": lambda claims, header: claims.update(exp=int(time.time()) - 70),
     "never over": lambda claims, header: claims.pop("exp"),
-    "not yet": lambda claims, header: claims.update(iat=int(NOW) + 900, nbf=int(NOW) + 900),
+    "not yet": lambda claims, header: claims.update(iat=int(time.time()) + 900, nbf=int(time.time()) + 900),
     "another issuer": lambda claims, header: claims.update(iss="https://evil.example"),
     "no issuer": lambda claims, header: claims.pop("iss"),
     "nobody": lambda claims, header: claims.pop("sub"),
