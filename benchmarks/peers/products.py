@@ -80,26 +80,12 @@ def openvino_ways():
 
     core = openvino.Core()
 
-    def made(bits, options):
+    def made(options):
         def pack(weight):
-            outputs, inputs = weight.shape
-            group = inputs if bits == 8 else GROUP
-            codes, scales = rounded(weight, bits, group)
-            if bits == 8:
-                constant = opset13.constant(codes.reshape(outputs, inputs).astype(np.int8))
-                scales = scales.reshape(outputs, 1)
-            else:
-                nibbles = (codes + 8).astype(np.uint8)
-                packed = (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).reshape(-1)
-                shape = openvino.Shape([outputs, inputs // group, group])
-                constant = openvino.op.Constant(openvino.Tensor(packed, shape, openvino.Type.u4), True)
-            whole = opset13.convert(constant, "f32")
-            if bits == 4:
-                eight = opset13.convert(opset13.constant(np.array([[[8]]], np.uint8)), "f32")
-                whole = opset13.subtract(whole, eight)
-            whole = opset13.multiply(whole, opset13.constant(scales))
-            if bits == 4:
-                whole = opset13.reshape(whole, np.array([outputs, inputs]), False)
+            inputs = weight.shape[1]
+            codes, scales = rounded(weight, 8, inputs)
+            constant = opset13.constant(codes.reshape(weight.shape).astype(np.int8))
+            whole = opset13.multiply(opset13.convert(constant, "f32"), opset13.constant(scales.reshape(-1, 1)))
             x = opset13.parameter([-1, inputs], np.float32)
             model = openvino.Model([opset13.matmul(x, whole, False, True)], [x])
             compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1, **options})
@@ -109,8 +95,7 @@ def openvino_ways():
         return pack
 
     return {
-        f"OpenVINO {bits} bit, activations in {name}": made(bits, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group})
-        for bits in (8, 4)
+        f"OpenVINO 8 bit, activations in {name}": made({"DYNAMIC_QUANTIZATION_GROUP_SIZE": group})
         for name, group in (("int8", 32), ("fp32", 0))
     }
 
