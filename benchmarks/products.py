@@ -11,8 +11,7 @@ its distance to the exact product, as a share of that product's length: for two 
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from pydantic import Field
 
 from benchmarks import peer, report
+from benchmarks.peers.products import fastest
 from benchmarks.report import Log, Row
 from playground.decoding.number_formats import BFloat16Weight, Float32Weight, Int4Weight, Int8Weight
 from playground.decoding.w8a16 import TiledInt8Weight
@@ -55,20 +55,6 @@ class ProductsSettings(Settings):
     """How often all ways run in turn."""
 
 
-def fastest(call: Callable[[], Any], seconds: float) -> float:
-    """Milliseconds of the fastest call."""
-    call()
-    best = float("inf")
-    start = time.perf_counter()
-    calls = 0
-    while calls < CALLS or time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - before)
-        calls += 1
-    return 1e3 * best
-
-
 def example(outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
     """A weight (outputs, inputs) and max(ROWS) rows of activations, a few of which are far larger than the others, as
     in a model.
@@ -98,7 +84,7 @@ def ours(shapes: list[list[int]], seconds: float) -> dict[str, Any]:
                 for rows in ROWS:
                     some = torch.from_numpy(x[:rows]).to(packed.dtype)
                     place = f"{outputs} × {inputs}, {rows}"
-                    found[name]["milliseconds"][place] = fastest(lambda p=packed, s=some: p(s), seconds)  # type: ignore[misc]
+                    found[name]["milliseconds"][place] = fastest(partial(packed, some), seconds, CALLS)
                 y = packed(torch.from_numpy(x[:2]).to(packed.dtype)).float().numpy()
                 found[name]["error"] = error(y, weight, x[:2])
     return found
@@ -142,7 +128,8 @@ def run(settings: ProductsSettings, log: Log = print) -> list[Row]:
     for place, ms in found[OURS]["milliseconds"].items():
         others = {way: found[way]["milliseconds"][place] for way in found if way != OURS}
         best = min(others, key=others.__getitem__)
-        rows.append(report.row(f"{place} rows: time of the fastest other ({best}) to {OURS}'s", others[best] / ms, "×"))
+        what = f"{place} rows: time of the fastest other ({best}) to {OURS}'s"
+        rows.append(report.row(what, others[best] / ms, "×"))
     return rows
 
 

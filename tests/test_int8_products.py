@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from playground.decoding import tuning
 from playground.decoding.number_formats import Int8Weight
 from playground.models import adapters, lora, structure
+from tests.test_lean_layers import biased_model
 from tests.test_policy import END, EPISODES, SCORES, moved, settings
 from tests.tiny import tiny_model
 from training import int8_kernel, ppo, ppo_math, rounding, selftest, selftest_files
@@ -187,30 +188,16 @@ def test_its_reference_is_rounded_too_so_that_a_policy_that_has_not_moved_has_no
 def test_layers_with_a_bias_have_it():
     found = []
     for wanted in ("int8", "trunk"):
-        policy = moved(PolicyModel(biased_model(), settings(ppo={"multiply_in": wanted})))
+        torch.manual_seed(0)
+        model = biased_model(hidden_size=64, intermediate_size=128, initializer_range=0.1)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+        policy = moved(PolicyModel(model, settings(ppo={"multiply_in": wanted})))
         assert policy.multiplies_in == (torch.int8 if wanted == "int8" else torch.float32)
         found.append(policy.logprobs(policy.batch(EPISODES)).detach())
     torch.testing.assert_close(*found, rtol=0.02, atol=0.1)
     assert not torch.equal(*found)
-
-
-def biased_model():
-    config = Qwen2Config(
-        vocab_size=480,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Qwen2ForCausalLM(config).eval().requires_grad_(False)
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
-    return model
 
 
 def test_who_takes_the_policys_model_has_it_as_it_is():

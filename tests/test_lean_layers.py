@@ -14,15 +14,15 @@ from tests.tiny import tiny_model
 IDS = torch.randint(400, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
-def biased_model():
+def biased_model(hidden_size=32, intermediate_size=48, initializer_range=0.2):
     config = Qwen2Config(
         vocab_size=480,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        initializer_range=0.2,
+        initializer_range=initializer_range,
     )
     return Qwen2ForCausalLM(config).eval().requires_grad_(False)
 
