@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from playground.web.http_server import REFUSED_BY_BROWSERS
+
 PROGRAM = "/usr/sbin/nginx"
 MISSING = pytest.mark.skipif(
     not Path(PROGRAM).exists(),
@@ -40,10 +42,14 @@ def bare(location="/", address="http://127.0.0.1:7860"):
 
 
 def free_port():
-    """A port below those that the system gives to connections, one of which might have it before nginx."""
+    """A port that browsers open, below those that the system gives to connections, one of which might have it before
+    nginx.
+    """
     lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = FIRST_PORT + secrets.randbelow(lowest_given - FIRST_PORT)
+        if port in REFUSED_BY_BROWSERS:
+            continue
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

@@ -199,7 +199,7 @@ def test_a_setting_out_of_range_is_named_with_what_is_accepted(tmp_path):
 def test_a_missing_model_says_what_to_do(tmp_path):
     code, out, err = run(tmp_path, "--model", "nobody/nothing", "--port", 0, popen=subprocess.Popen)
     assert code == 1
-    assert "'nobody/nothing' could not be loaded" in err and "make setup" in err
+    assert "'nobody/nothing' could not be loaded" in err and "make setup" in err and "browsers" not in err
     assert "Traceback" not in err and out == ""
 
 
@@ -209,6 +209,11 @@ def test_a_busy_port_says_so_at_once(tmp_path):
         code, _, err = run(tmp_path, "--port", port)
     assert code == 1
     assert f"port {port}" in err and "--port" in err and "Traceback" not in err
+
+
+def test_a_port_that_browsers_refuse_is_named(tmp_path):
+    _, _, err = run(tmp_path, "--model", "nobody/nothing", "--port", 10080, popen=subprocess.Popen)
+    assert "browsers open no page on port 10080: pass another --port" in err
 
 
 def test_a_data_folder_that_cannot_be_written_says_so(folder, tmp_path):
