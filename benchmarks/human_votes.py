@@ -49,8 +49,8 @@ class HumanVotesSettings(Settings):
     """Rows of real people's votes, one JSON object a line."""
     quick: bool = False
     """One draw of votes of each size; the peer on one fold and 100 votes."""
-    peer: bool = True
-    """Train TRL's RewardTrainer too, which takes hours on two cores."""
+    peer_folds: int = Field(FOLDS, ge=0, le=FOLDS)
+    """Folds of which TRL's RewardTrainer predicts the votes too, which takes hours on two cores; 0 leaves it out."""
     peer_epochs: int = Field(2, ge=1)
     """Epochs of the peer."""
     draws: int = Field(0, ge=0)
@@ -191,20 +191,23 @@ def predict(votes: Votes, indices: Sequence[int], heldout: Sequence[Pair], setti
     return Predictions.of(model.raw(features), model.log_nu, heldout)
 
 
-def predict_all(votes: Votes, size: int, draws: int, settings: Settings) -> list[Predictions]:
-    """Predictions of all decided pairs, fold by fold, from `size` votes of the other folds; once for each draw of
+def predict_all(
+    votes: Votes, size: int, draws: int, settings: Settings, folds: Sequence[int] = range(FOLDS)
+) -> list[Predictions]:
+    """Predictions of the decided pairs of these folds, from `size` votes of the other folds; once for each draw of
     them. A size of 0 takes all votes of the other folds.
     """
-    drawn = []
-    for draw in range(draws):
-        several = []
-        for k in range(FOLDS):
-            outside, inside = votes.fold(k, settings.seed)
-            rng = random.Random(f"{settings.seed}/{k}/{draw}")
-            indices = rng.sample(outside, min(size, len(outside)) or len(outside))
-            several.append(predict(votes, indices, inside, settings))
-        drawn.append(Predictions.join(several))
-    return drawn
+    return [
+        Predictions.join([predict(votes, *drawn_votes(votes, size, k, draw, settings.seed), settings) for k in folds])
+        for draw in range(draws)
+    ]
+
+
+def drawn_votes(votes: Votes, size: int, k: int, draw: int, seed: int) -> tuple[list[int], list[Pair]]:
+    """`size` indices of the pairs outside fold `k`, and the decided pairs inside."""
+    outside, inside = votes.fold(k, seed)
+    rng = random.Random(f"{seed}/{k}/{draw}")
+    return rng.sample(outside, min(size, len(outside)) or len(outside)), inside
 
 
 # -- the peer
@@ -251,9 +254,8 @@ def predict_by_peer(
     """The peer's Predictions of these folds, from the very votes of our first draw."""
     several = []
     for k in folds:
-        outside, inside = votes.fold(k, settings.seed)
-        rng = random.Random(f"{settings.seed}/{k}/0")
-        job = peer_job(votes, rng.sample(outside, min(size, len(outside))), inside, settings)
+        indices, inside = drawn_votes(votes, size, k, 0, settings.seed)
+        job = peer_job(votes, indices, inside, settings)
         key = {name: value for name, value in job.items() if name != "threads"}
         cell = cache.get(lambda job=job: run_peer(job, settings, log), kind="peer", code=PEER_CODE.read_text(), **key)
         scores = torch.tensor(cell["scores"])
@@ -299,6 +301,26 @@ def size_rows(name: str, ours: Sequence[Predictions], length: Sequence[Predictio
     ]
 
 
+def peer_rows(
+    votes: Votes, size: int, settings: HumanVotesSettings, cache: Cache, log: Callable[[str], None]
+) -> list[dict]:
+    """Ours and the peer's from the same votes on the same folds, and the difference with its paired interval."""
+    folds = range(min(settings.peer_folds, 1) if settings.quick else settings.peer_folds)
+    if not folds:
+        return []
+    theirs = hits(predict_by_peer(votes, size, folds, settings, cache, log))
+    [ours] = predict_all(votes, size, 1, settings, folds)
+    low, high = gate.interval(hits(ours) - theirs, 0.95, 0)
+    name = f"{size} votes, {len(folds)} of {FOLDS} folds"
+    return [
+        accuracy_row(f"{name}, TRL's RewardTrainer with a LoRA", theirs),
+        accuracy_row(f"{name}, the reward model", hits(ours)),
+        report.row(
+            f"{name}, the reward model above TRL's [{low:+.3f}, {high:+.3f}]", float((hits(ours) - theirs).mean())
+        ),
+    ]
+
+
 def run(settings: HumanVotesSettings, log: Callable[[str], None] = print) -> list[dict]:
     """The rows."""
     if settings.votes_file is None:
@@ -324,11 +346,8 @@ def run(settings: HumanVotesSettings, log: Callable[[str], None] = print) -> lis
     if len(accuracies) > 2:
         what = f"what the votes from {sizes[-2]} on add to the accuracy: near 0 where the features are the limit"
         rows.append(report.row(what, accuracies[-1] - accuracies[-3]))
-    if settings.peer:
-        folds = range(1 if settings.quick else FOLDS)
-        for size in PEER_SIZES[:1] if settings.quick else PEER_SIZES:
-            found = predict_by_peer(votes, size, folds, settings, cache, log)
-            rows.append(accuracy_row(f"{size} votes, TRL's RewardTrainer with a LoRA, {len(folds)} folds", hits(found)))
+    for size in PEER_SIZES[:1] if settings.quick else PEER_SIZES:
+        rows += peer_rows(votes, size, settings, cache, log)
     return rows
 
 

@@ -118,8 +118,10 @@ def test_the_whole_benchmark_and_that_features_are_read_once(votes_file, tmp_pat
     assert found["one person's choice is another's, of 120"]["value"] == pytest.approx(1 - 12 / 120)
     length = next(row for what, row in found.items() if what.startswith("16 votes, the length alone: accuracy"))
     assert length["value"] == 1.0
-    theirs = next(row for what, row in found.items() if "RewardTrainer" in what)
+    theirs, ours, above = (row for what, row in found.items() if what.startswith("100 votes, 1 of 5 folds"))
+    assert "TRL's RewardTrainer" in theirs["what"]
     assert theirs["value"] == 1.0  # the longer reply is always the left one
+    assert above["value"] == pytest.approx(ours["value"] - theirs["value"])
     assert any("features" in line for line in said)
 
     said.clear()

@@ -1,12 +1,12 @@
-"""What an admin does with rounds: start, pause, resume and stop them, let them start by themselves, change the settings
-of the next ones; and how an admin signs in.
+"""What an admin does with rounds: start, pause, resume and stop them, let them start by themselves; and how an admin
+signs in. The form with the settings of the next rounds is `round_settings.py`'s.
 
 Each handler asks whether the person may do it: a button that the page does not show can still be pressed by hand.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal
 
 import gradio as gr
 from gradio.blocks import Block
@@ -17,27 +17,18 @@ from playground.people.admins import Admins
 from playground.people.passwords import NAME_CHARS, PASSWORD_CHARS
 from playground.people.refusals import WrongSignIn
 from playground.serving.gpu_slices import GPUSlices
-from playground.settings import SPACE_SIGN_IN, Settings, SettingsError, accepted, fields, overridden, sections
+from playground.settings import SPACE_SIGN_IN, Settings
 from playground.store import Store, StoreError
-from playground.ui import unchecked, words
+from playground.ui import words
 from playground.ui.handlers import GESTURE, Trigger, Updates
 from playground.ui.loop_status import with_overrides
 from playground.ui.notice import Notice
 from playground.ui.phases import STOPPING
+from playground.ui.round_settings import RoundSettings
 from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 
-TITLES = {  # of the groups that have settings for an admin
-    "round": words.mark("When and where a round starts"),
-    "preferences": words.mark("Preferences"),
-    "sft": words.mark("SFT"),
-    "reward": words.mark("Reward model"),
-    "ppo": words.mark("PPO"),
-    "gate": words.mark("Gate"),
-}
 STOP = words.mark("Stop the round")
-MIN_WIDTH = 260  # pixels of a setting's input
-HIDE = '() => [{__type__: "update", visible: false}]'
 
 
 @dataclass(frozen=True)
@@ -89,11 +80,7 @@ class Control:
 
     def build_folds(self) -> None:
         """The settings of the next rounds, and the sign-in."""
-        self.fields: dict[str, Component] = {}
-        with gr.Accordion(
-            words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings"
-        ) as self.settings_fold:
-            self._build_settings_form()
+        self.round_settings = RoundSettings(self.settings, self.store, self.notice, self.is_admin, self.check)
         with (
             gr.Accordion(
                 words.label("Admins sign in here"), open=False, visible=False, elem_id="sign-in"
@@ -113,25 +100,12 @@ class Control:
             gr.LoginButton(words.label("Sign in with Hugging Face"), elem_id="hf-sign-in", size="sm")
         self.sign_out = _button(words.label("Sign out"), "sign-out")
 
-    def _build_settings_form(self) -> None:
-        """The form inside its fold. It takes no input until it has its values, which would replace what was typed."""
-        self.filled_in = gr.State({})  # the values that the form was given, by name
-        with gr.Column(visible=False, elem_id="settings-form") as self.settings_form:
-            for group, names in sections().items():
-                with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
-                    self.fields |= {name: setting_input(name) for name in names if name != "round.auto"}
-            with gr.Row():
-                self.save = gr.Button(
-                    words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
-                )
-                self.reset = gr.Button(words.label("Back to the app's settings"), size="sm", elem_id="reset-settings")
-
     @property
     def outputs(self) -> list[Component | gr.Accordion]:
         """Every component that `updates` updates, and the notice."""
         return [
             *self.buttons,
-            self.settings_fold,
+            self.round_settings.fold,
             self.sign_in_fold,
             self.sign_out,
             self.painted,
@@ -140,18 +114,13 @@ class Control:
 
     def wire(self, page: gr.Blocks, refresh_events: Sequence[Trigger]) -> None:
         outputs = self.outputs
-        fields = list(self.fields.values())
         gr.on([page.load, *refresh_events], self.on_tick, [self.painted], outputs, **GESTURE)
-        # not when the page loads: forty components take a browser half a second
-        self.settings_fold.expand(self.on_open_settings, None, [*fields, self.filled_in, self.settings_form], **GESTURE)
-        self.settings_fold.collapse(None, None, [self.settings_form], js=HIDE, **GESTURE)
         self.start.click(self.on_start, None, outputs, **GESTURE)
         self.pause.click(self.command_handler("pause"), None, outputs, **GESTURE)
         self.resume.click(self.command_handler(None), None, outputs, **GESTURE)
         self.stop.click(self.on_stop, [self.confirmed], outputs, js="() => [window.nudge.sureToStop()]", **GESTURE)
         self.auto.input(self.on_auto, [self.auto], outputs, **GESTURE)
-        self.save.click(self.on_save, {*fields, self.filled_in}, [*fields, self.filled_in, self.notice.html], **GESTURE)
-        self.reset.click(self.on_reset, None, [*fields, self.filled_in], **GESTURE)
+        self.round_settings.wire()
         gr.on(
             [self.sign_in.click, self.password.submit],
             self.on_sign_in,
@@ -174,12 +143,6 @@ class Control:
         if painted and (painted.is_admin, painted.name) == (state.is_admin, state.name):
             updates = self._buttons_only(updates)
         return {**updates, self.painted: state}
-
-    def on_open_settings(self, request: gr.Request) -> Updates:
-        """Fill the form, and only then show it."""
-        if not self.is_admin(request):
-            return gr.skip()
-        return {**self._field_values(), self.settings_form: gr.update(visible=True)}
 
     def on_start(self, request: gr.Request) -> Updates:
         annotator = self.check(request)
@@ -218,39 +181,6 @@ class Control:
         differs = bool(auto) != self.settings.round.auto
         self.store.override({"round.auto": bool(auto) if differs else None}, annotator)
         return self._after_gesture(request)
-
-    def on_save(self, values: Mapping[Component, Any], request: gr.Request) -> Updates:
-        """Keep the values that were changed in the form; the others may have been changed by somebody else since it was
-        filled in. An emptied field gets the app's own value. Where a value does not fit, nothing is kept.
-        """
-        annotator = self.check(request)
-        translate = words.of(request)
-        filled_in = values[self.filled_in]
-        if not filled_in:  # Gradio has forgotten it, as it does for a page that was away for an hour
-            sentence = translate(
-                "The page was away for too long, and the form has its values anew. Change it once more."
-            )
-            return {**self._field_values(), **self.notice.warn(sentence, translate("Nothing was saved"))}
-        in_form = {name: values[component] for name, component in self.fields.items()}
-        changed = {name: value for name, value in in_form.items() if value != filled_in[name]}
-        own = self.settings.flat()
-        wanted = {name: own[name] if value is None else value for name, value in changed.items()}
-        in_force = with_overrides(self.settings, self.store)
-        try:
-            checked = overridden(in_force, wanted).flat()
-        except SettingsError as error:
-            return self.notice.warn(translate.message(error.message), translate("Nothing was saved"))
-        # what was kept earlier and does not fit any more leaves the rest without effect
-        without_effect = dict.fromkeys(self.store.overrides()) if in_force is self.settings else {}
-        overrides = {name: checked[name] if checked[name] != own[name] else None for name in changed}
-        self.store.override(without_effect | overrides, annotator)
-        return {**self._field_values(), **self.notice.confirm(translate("The next round takes these settings."))}
-
-    def on_reset(self, request: gr.Request) -> Updates:
-        """Back to the app's own settings."""
-        annotator = self.check(request)
-        self.store.override(dict.fromkeys(self.fields), annotator)
-        return self._field_values()
 
     def on_sign_in(self, name: str, password: str, request: gr.Request) -> Updates:
         annotator = self.annotator(request)
@@ -311,7 +241,7 @@ class Control:
                 interactive=not state.stopping,
             ),
             self.auto: gr.Checkbox(state.auto_train, visible=state.is_admin),
-            self.settings_fold: gr.Accordion(visible=state.is_admin),
+            self.round_settings.fold: gr.Accordion(visible=state.is_admin),
             self.sign_in_fold: gr.Accordion(visible=not state.is_admin and self.admins.takes_passwords()),
             self.sign_out: gr.Button(
                 translate("Sign out ({name})", name=state.name or ""), visible=state.name is not None
@@ -345,27 +275,6 @@ class Control:
         kept: tuple[Block, ...] = (*self.buttons, self.painted)
         return {component: update for component, update in updates.items() if component in kept}
 
-    def _field_values(self) -> Updates:
-        """The fields as the next round will have them."""
-        settings = with_overrides(self.settings, self.store).flat()
-        values = {name: settings[name] for name in self.fields}
-        return {self.filled_in: values, **{component: values[name] for name, component in self.fields.items()}}
-
 
 def _button(text: str, elem_id: str, variant: Literal["primary", "secondary", "stop"] = "secondary") -> gr.Button:
     return gr.Button(text, elem_id=elem_id, size="sm", scale=0, min_width=110, visible=False, variant=variant)
-
-
-def setting_input(name: str) -> Component:
-    """The input component of one setting, with its description below."""
-    field = fields(Settings)[name]
-    info = words.label(" ".join((field.description or "").split()))
-    elem_id = f"set-{name.replace('.', '-').replace('_', '-')}"
-    if get_origin(field.annotation) is Literal:
-        choices = list(get_args(field.annotation))
-        return unchecked.Dropdown(choices, label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
-    if field.annotation is bool:
-        return gr.Checkbox(label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH)
-    return unchecked.Number(
-        placeholder=str(accepted(field)), label=name, info=info, elem_id=elem_id, min_width=MIN_WIDTH
-    )
