@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from playground.decoding import step_kernel  # noqa: F401  # so that numba has kept the step
+from playground.decoding.compiled_step import step  # noqa: F401  # so that numba has kept the step
 from playground.settings import Settings
 from playground.system import compiling
 from playground.system.messages import Message

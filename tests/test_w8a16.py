@@ -7,7 +7,8 @@ import pytest
 import torch
 from numba import config
 
-from playground.decoding import fused, number_formats, step_kernel, tuning, w8a16
+from playground.decoding import fused, number_formats, tuning, w8a16
+from playground.decoding.compiled_step import vectors
 from playground.decoding.decoder import run
 from playground.decoding.sampling import Sampling
 from playground.models import loading
@@ -104,10 +105,10 @@ def test_a_product_is_whole_at_every_edge_of_the_tiles(outputs):
         assert torch.equal(y, ours(x)[:rows])
 
 
-@pytest.mark.parametrize("features, tile", [("+avx2,+fma", (2, 16)), ("+avx512f,+avx512bw", (4, 32)), ("", (2, 16))])
-def test_a_tile_is_as_wide_as_the_vectors_of_the_cpu(features, tile, monkeypatch):
+@pytest.mark.parametrize("features, lanes", [("+avx2,+fma", 8), ("+avx512f,+avx512bw", 16), ("", 8)])
+def test_vectors_are_as_wide_as_those_of_the_cpu(features, lanes, monkeypatch):
     monkeypatch.setattr(config, "CPU_FEATURES", features)
-    assert step_kernel.tile() == tile
+    assert vectors.lanes() == lanes
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

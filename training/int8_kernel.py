@@ -1,5 +1,5 @@
 """The product of many rows with int8 weights as a compiled function: activations are rounded to int16, and sums are
-whole numbers that an int32 holds, as in the decoding step (`playground/decoding/step_kernel.py`).
+whole numbers that an int32 holds, as in the decoding step (`playground/decoding/compiled_step/`).
 
 A CPU multiplies twice as many pairs of int16 at once as pairs of fp32. The step's own tile is made for few rows, whose
 weights come from memory, and took a quarter less time there; here weights come from the cache, and the sums of a tile
@@ -9,9 +9,7 @@ so that nothing is added up across lanes.
 Compiled by numba when it is first imported, and kept in its cache.
 """
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,15 @@ from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from playground.decoding import step_kernel
+from playground.decoding.compiled_step import sources
+from playground.decoding.compiled_step.product import round_row
+from playground.decoding.compiled_step.vectors import LANES, fast, floats, load, pointer, splat
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
-from playground.decoding.step_kernel import LANES, fast, float_of, floats, highest_bits, load, pointer, splat
 
 VECTORS = 2  # of outputs in a tile
 OUTPUTS = VECTORS * LANES
 ROWS = 3 * LANES // 4  # of a tile: its sums take three quarters of the registers
 BLOCK = 96  # rows that are multiplied with all weights before the next ones: their codes stay in the cache
-LEVELS = 32767  # of an int16
 
 # for products: with floats in any order, a tile of one row would round its two scales otherwise than a whole one
 _exact = njit(error_model="numpy")
@@ -119,7 +117,7 @@ _tile, _tile_of_one = _tile_of(ROWS), _tile_of(1)
 
 @fast
 def _round(record: Any, row: int, thread: int) -> None:
-    """Codes and scale of a row of x. As many levels as an int32 holds the sums of."""
+    """Codes and scale of a row of x."""
     inputs = record.inputs
     x = floats(record.x + 4 * row * inputs, (inputs,))
     if record.in_scale:
@@ -128,14 +126,8 @@ def _round(record: Any, row: int, thread: int) -> None:
         for i in range(inputs):
             scaled[i] = x[i] * in_scale[i]
         x = scaled
-    highest = float_of(highest_bits(x.view(np.int32)))
-    levels = np.float32(min(LEVELS, (2**31 - 1) // (127 * inputs)))
-    # if this is not finite, the row's products are NaN
-    floats(record.row_scales, (record.rows,))[row] = highest / levels
-    to_codes = levels / max(highest, np.float32(1e-30))
     codes = carray(pointer(record.codes + 2 * row * inputs), (inputs,), np.int16)
-    for i in range(inputs):
-        codes[i] = np.int16(np.rint(x[i] * to_codes))
+    floats(record.row_scales, (record.rows,))[row] = round_row(x, codes)
 
 
 @_exact
@@ -155,13 +147,15 @@ def _multiply(record: Any, output: int, first: int, last: int) -> None:
             row += 1
 
 
-def _keyed_by(sources: str) -> Any:
-    """The product. numba compiles it again when this file changes, and when `sources` do, which are part of its key."""
+def _keyed_by(digest: str) -> Any:
+    """The product. numba compiles it again when this file changes; the digest, of the decoding step's files, is part of
+    its key.
+    """
 
     @cfunc(types.void(types.voidptr), cache=True)
     def product(data: Any) -> None:
         """y of the PRODUCT at this address. Each thread of the team calls it."""
-        _ = sources
+        _ = digest
         record = carray(data, 1, PRODUCT)[0]
         thread, threads = thread_number(), number_of_threads()
         for row in range(thread, record.rows, threads):
@@ -176,4 +170,4 @@ def _keyed_by(sources: str) -> Any:
     return product
 
 
-product = _keyed_by(hashlib.sha256(Path(step_kernel.__file__).read_bytes()).hexdigest())
+product = _keyed_by(sources.digest())

@@ -1,5 +1,5 @@
 """The Llama family's forward on a CPU with int8 weights and int16 activations (W8A16): a whole step is one call of the
-compiled function in `step_kernel.py`.
+compiled function in `compiled_step/`.
 
 Where a CPU has no bf16, torch's packed products take far longer than reading the weights, and its small operations
 between them a fifth of the step.
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from playground.decoding import llama, openmp, step_kernel
+from playground.decoding import llama, openmp
+from playground.decoding.compiled_step import step as compiled
+from playground.decoding.compiled_step.attention import COLUMNS, WIDTH
+from playground.decoding.compiled_step.product import INPUTS, OUTPUTS, ROWS
+from playground.decoding.compiled_step.records import LAYER, NO_WINDOW, ROW, STEP
 from playground.decoding.forward import TokenIds
 from playground.decoding.fused import FusedBlock, FusedForward
 from playground.decoding.number_formats import Int8Weight, NumberFormat, PackedWeight
 from playground.decoding.prompt_cache import SharedPromptCache
-from playground.decoding.step_kernel import COLUMNS, INPUTS, LAYER, NO_WINDOW, OUTPUTS, ROW, ROWS, STEP, WIDTH
 from playground.system.huge_pages import HugePages
 
 
@@ -47,7 +50,7 @@ class TiledInt8Weight:
         step = np.zeros((), STEP)
         _fill(step, hidden=self.inputs, vocabulary=self.outputs, head=self.weight, head_scale=self.scale)
         y = torch.empty(len(x), self.outputs)
-        _run(step_kernel.product.address, step, x=x.contiguous(), logits=y, **_codes(len(x), self.inputs))
+        _run(compiled.product.address, step, x=x.contiguous(), logits=y, **_codes(len(x), self.inputs))
         return y
 
 
@@ -155,7 +158,7 @@ class W8A16Forward(FusedForward):
         step = self._model.copy()
         _fill(step, context=context, cache=cache_of_row.ctypes.data)
         _run(
-            step_kernel.step.address,
+            compiled.step.address,
             step,
             x=self._embed(tokens),
             y=torch.empty(rows, max(hidden, self.architecture.qkv_width, 2 * self.architecture.mlp)),

@@ -1,7 +1,7 @@
 """Compiles the decoding step in a process of its own: at the first start, on the core that imports and loading leave
 idle. Numba keeps what it compiles, so that this process then only reads it.
 
-The module that is compiled is `playground/decoding/step_kernel.py`. Imports nothing that takes seconds.
+What is compiled is in `playground/decoding/compiled_step/`. Imports nothing that takes seconds.
 """
 
 import logging
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODING = ROOT / "playground" / "decoding"
-KERNEL = "step_kernel"
+STEP = DECODING / "compiled_step"
 # The package's own __init__ imports transformers, which compiling needs as little as torch.
 PROGRAM = f"""
 import sys, types
 package = types.ModuleType("playground.decoding")
 package.__path__ = [{str(DECODING)!r}]
 sys.modules[package.__name__] = package
-import playground.decoding.{KERNEL}
+import playground.decoding.{STEP.name}.step
 """
 LONGEST = 120.0  # seconds that are waited for it; after that this process compiles for itself
 
@@ -67,15 +67,15 @@ def begin(decode_format: str, device: str) -> Compiling | None:
 
 
 def is_compiled() -> bool:
-    """Whether numba has kept a step that was compiled from the kernel as it is."""
-    written = (DECODING / f"{KERNEL}.py").stat().st_mtime
+    """Whether numba has kept a step that was compiled from its files as they are."""
+    written = max(file.stat().st_mtime for file in STEP.glob("*.py"))
     return any(index.stat().st_mtime > written for index in _indexes())
 
 
 def _indexes() -> list[Path]:
     """Numba's index files of the step, from wherever numba may keep them."""
-    pattern = f"{KERNEL}.step-*.nbi"
+    pattern = "step._keyed_by.locals.step-*.nbi"
     if folder := os.environ.get("NUMBA_CACHE_DIR"):
         return [*Path(folder).rglob(pattern)]
     of_user = Path.home() / ".cache" / "numba"
-    return [*(DECODING / "__pycache__").glob(pattern), *of_user.rglob(pattern)]
+    return [*(STEP / "__pycache__").glob(pattern), *of_user.rglob(pattern)]
