@@ -43,9 +43,10 @@ def model(request):
     return MODELS[request.param]()
 
 
-def test_reading_and_stepping_give_the_models_logits(model):
+@pytest.mark.parametrize("prefills_packed", [False, True])
+def test_reading_and_stepping_give_the_models_logits(model, prefills_packed):
     assert fused.fits(model, LONG_TOKENS)
-    forward = fused.FusedForward(model, "float32")
+    forward = fused.FusedForward(model, "float32", prefills_packed=prefills_packed)
     cache, rows = forward.new_cache(2, len(IDS), 6), [list(IDS), list(IDS)]
     forward.prefill(cache, IDS[:13])
     torch.testing.assert_close(forward.prefill(cache, IDS[13:]), full(model, IDS), atol=1e-4, rtol=1e-4)

@@ -38,6 +38,41 @@ def test_a_choice_is_measured_and_remembered(settings, monkeypatch):
     assert chosen(settings)[0] == first
 
 
+@pytest.fixture
+def packed_is_faster(monkeypatch):
+    monkeypatch.setattr(measuring, "prefills_faster_packed", lambda _: True)
+
+
+def test_prompts_go_through_the_packed_weights_where_that_is_faster(settings, packed_is_faster):
+    for _ in range(2):  # measured, and remembered
+        choice, model = chosen(settings)
+        assert choice.prefills_packed and 0 <= choice.nats < tuning.MAX_KL
+        assert choice.forward(model).prefills_packed
+
+
+def test_prompts_go_through_the_models_layers_where_these_are_faster(settings, monkeypatch):
+    monkeypatch.setattr(measuring, "prefills_faster_packed", lambda _: False)
+    assert not chosen(settings)[0].prefills_packed
+
+
+def test_prompts_go_through_the_models_layers_where_the_packed_weights_are_far_from_it(
+    settings, packed_is_faster, monkeypatch
+):
+    prefill = fused.FusedForward.prefill
+    flat = torch.zeros(loading.load_trunk(settings).config.vocab_size)
+    monkeypatch.setattr(fused.FusedForward, "prefill", lambda f, *a: flat if f.prefills_packed else prefill(f, *a))
+    choice, _ = chosen(settings.with_values(decode_format="float32"))
+    assert choice.number_format == "float32" and not choice.prefills_packed and choice.nats < 1e-3
+
+
+@pytest.mark.parametrize("slow", ["model_blocks", "decode_blocks"])
+def test_what_is_faster_is_measured_by_one_block(slow, monkeypatch):
+    forward = fused.FusedForward(tiny_model(), "float32")
+    heads = getattr(forward, slow)[0].heads
+    monkeypatch.setattr(getattr(forward, slow)[0], "heads", lambda x: time.sleep(0.05) or heads(x))
+    assert measuring.prefills_faster_packed(forward) == (slow == "model_blocks")
+
+
 def test_another_machine_measures_for_itself(settings, monkeypatch):
     chosen(settings)
     monkeypatch.setattr(tuning, "_cpu", lambda: "another")
@@ -147,6 +182,7 @@ def test_a_format_whose_products_take_less_is_measured_and_may_win(settings, mon
         return [measuring.Measurement(1, times[forward.number_format], 0.001)]
 
     monkeypatch.setattr(measuring, "measure", measure)
+    monkeypatch.setattr(measuring, "prefills_faster_packed", lambda _: False)
     choice = tuning._measure(settings, model, ("int8", "bfloat16", "float32"))
     assert choice == tuning.Choice("float32", 1, 2.0, 0.001)
     assert formats == ["int8", "float32"] and asked == ["bfloat16", "float32"]

@@ -25,11 +25,11 @@ class RoundedWeight(number_formats.Float32Weight):
         super().__init__(packed.weight.float() * packed.scale.float()[:, None])
 
 
-def rounded(model, monkeypatch):
+def rounded(model, monkeypatch, prefills_packed=False):
     """torch's forward of the weights that the compiled step has."""
     both = number_formats.NumberFormat(RoundedWeight, RoundedWeight)
     monkeypatch.setitem(number_formats.FORMATS, "rounded", both)
-    return fused.FusedForward(model, "rounded")
+    return fused.FusedForward(model, "rounded", prefills_packed=prefills_packed)
 
 
 def opened(forward, ids, n=2):
@@ -62,6 +62,28 @@ def test_greedy_replies_are_those_of_the_rounded_weights(name, monkeypatch):
         for forward in (w8a16.W8A16Forward(model), rounded(model, monkeypatch))
     )
     assert [r.token_ids[1:] for r in ours] == [r.token_ids[1:] for r in theirs]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_through_the_packed_weights_is_that_of_the_rounded_weights(name, monkeypatch):
+    model = MODELS[name]()
+    ours = w8a16.W8A16Forward(model, prefills_packed=True)
+    exact = rounded(model, monkeypatch, prefills_packed=True)
+    caches = [forward.new_cache(2, len(IDS), 6) for forward in (ours, exact)]
+    for part in (IDS[:13], IDS[13:]):
+        said, truth = (f.prefill(cache, list(part)) for f, cache in zip((ours, exact), caches, strict=True))
+        torch.testing.assert_close(said, truth, atol=3e-3, rtol=1e-3)
+    said, truth = (f.decode([cache], [5, 9]) for f, cache in zip((ours, exact), caches, strict=True))
+    torch.testing.assert_close(said, truth, atol=3e-3, rtol=1e-3)
+
+
+def test_a_trained_version_prefills_as_its_base_does():
+    base = w8a16.W8A16Forward(tiny_model(), prefills_packed=True)
+    version = base.for_model(trained())
+    assert version.prefills_packed
+    alone = w8a16.W8A16Forward(trained(), prefills_packed=True)
+    said, own = (forward.prefill(base.new_cache(1, len(IDS), 1), list(IDS)) for forward in (version, alone))
+    assert torch.equal(said, own)
 
 
 def test_it_stays_near_the_model():

@@ -1,11 +1,11 @@
 """The Llama family's forward on a CPU: fused projections in a number format that decodes fast, and a key/value cache
 that is never concatenated.
 
-`FusedForward` runs one version. A prompt is prefilled through the model's own layers, LoRA included, many tokens at a
-time. A decoding step goes through weights whose LoRA is merged in fp32, then packed for few rows. Rotary pairs lie side
-by side here, so that a rotation is one complex product (RoPE, Su et al. 2021). Both paths give each row the same result
-whatever else is in the batch. What the models of the family differ in is `llama.py`'s, the packed weights are in
-`number_formats.py`, the cache in `prompt_cache.py`.
+`FusedForward` runs one version. A decoding step goes through weights whose LoRA is merged in fp32, then packed for few
+rows. A prompt is prefilled many tokens at a time, through the model's own layers, LoRA included, or through the packed
+weights where these are faster. Rotary pairs lie side by side here, so that a rotation is one complex product (RoPE, Su
+et al. 2021). Both paths give each row the same result whatever else is in the batch. What the models of the family
+differ in is `llama.py`'s, the packed weights are in `number_formats.py`, the cache in `prompt_cache.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -41,7 +41,7 @@ def fits(model: PreTrainedModel, tokens: int) -> bool:
 # -- weights
 
 
-class _Block(ABC):
+class Block(ABC):
     """A transformer block: its norms, and the projections that a subclass adds. x is (T, hidden) in fp32 where it is
     part of the residual stream or added to it; the projections' own inputs and outputs are in `dtype`.
     """
@@ -94,8 +94,8 @@ class _Block(ABC):
         """(T, hidden) -> (T, hidden)."""
 
 
-class _ModelBlock(_Block):
-    """A block through the model's own layers, for prefilling."""
+class _ModelBlock(Block):
+    """A block through the model's own layers, for many tokens at a time."""
 
     def __init__(self, block: llama.Block, architecture: Architecture) -> None:
         super().__init__(block, architecture)
@@ -113,8 +113,8 @@ class _ModelBlock(_Block):
         return self._block.down(self.activation(gate) * up)
 
 
-class FusedBlock(_Block):
-    """A block in a number format, for decoding: its LoRA merged, projections of one input fused."""
+class FusedBlock(Block):
+    """A block in a number format: its LoRA merged, projections of one input fused."""
 
     def __init__(self, block: llama.Block, architecture: Architecture, pack: Pack) -> None:
         super().__init__(block, architecture)
@@ -148,19 +148,27 @@ class FusedForward:
     """One version of a model of the family, ready to decode in one of `number_formats.FORMATS`. In `float32` it gives
     the model's logits exactly, up to rounding. Fulfils `forward.Forward`.
 
-    Versions of one base differ in their blocks alone, so they can share a `head`.
+    Versions of one base differ in their blocks alone, so they can share a `head`. `prefills_packed`: prompts go through
+    the packed weights too.
     """
 
-    def __init__(self, model: PreTrainedModel, number_format: str, head: PackedWeight | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        number_format: str,
+        head: PackedWeight | None = None,
+        prefills_packed: bool = False,
+    ) -> None:
         pack = self.packing(number_format)
         blocks = llama.blocks_of(model)
         self.model = model
         self.number_format = number_format
+        self.prefills_packed = prefills_packed
         self.prefill_chunk = PREFILL_CHUNK
         self.architecture = llama.describe(model)
         self.shape = self.architecture.shape
         self.heads = self.architecture.heads
-        self.prefill_blocks = [_ModelBlock(block, self.architecture) for block in blocks]
+        self.model_blocks = [_ModelBlock(block, self.architecture) for block in blocks]
         self.decode_blocks = [FusedBlock(block, self.architecture, pack.blocks) for block in blocks]
         self.embedding = structure.input_embeddings(model).weight
         self.head = head or pack.head(structure.output_embeddings(model).weight.detach())
@@ -169,7 +177,7 @@ class FusedForward:
         return FORMATS[number_format]
 
     def for_model(self, model: PreTrainedModel) -> "FusedForward":
-        return FusedForward(model, self.number_format, self.head)
+        return FusedForward(model, self.number_format, self.head, self.prefills_packed)
 
     def cache_bytes(self, n: int, prompt_tokens: int, new_tokens: int) -> int:
         bytes_per_token = 2 * 4 * self.shape.layers * self.shape.kv_heads * self.shape.head_dim  # keys, values in fp32
@@ -189,7 +197,8 @@ class FusedForward:
         def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
             return cache.attend_prompt(layer, q, kv, start)
 
-        x = self._run_blocks(self.prefill_blocks, ids, positions, attend)
+        blocks = self.decode_blocks if self.prefills_packed else self.model_blocks
+        x = self._run_blocks(blocks, ids, positions, attend)
         cache.prompt += ids
         return self._logits(x[-1:])[0]
 
@@ -222,7 +231,7 @@ class FusedForward:
         return self._logits(self._run_blocks(self.decode_blocks, tokens, torch.tensor(positions), attend))
 
     def _run_blocks(
-        self, blocks: Sequence[_Block], ids: TokenIds, positions: torch.Tensor, attend: Attention
+        self, blocks: Sequence[Block], ids: TokenIds, positions: torch.Tensor, attend: Attention
     ) -> torch.Tensor:
         """The residual stream (T, hidden) in fp32 after all blocks, for tokens and positions (T,)."""
         x = self._embed(ids)

@@ -13,7 +13,9 @@ from statistics import median
 import torch
 from transformers import PreTrainedModel
 
+from playground.decoding import fused
 from playground.decoding.forward import AnyForward, TokenIds
+from playground.decoding.fused import FusedForward
 from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES
 from playground.models import structure
 
@@ -71,12 +73,37 @@ def measure(
                 logits = forward.decode([cache], [ids[-1]] * REPLIES)
                 seconds.append(time.perf_counter() - start)
                 if i == step == 0:
-                    nats = (truth.exp() * (truth - torch.log_softmax(logits[0], -1))).sum().item()
+                    nats = divergence(truth, logits[0])
                 elif step and 1e3 * seconds[-1] > FAR * best:
                     break
         milliseconds = 1e3 * median(seconds[1:])  # the first step warms up
         best = min(best, milliseconds)
         yield Measurement(threads, milliseconds, nats)
+
+
+def divergence(truth: torch.Tensor, logits: torch.Tensor) -> float:
+    """KL, in nats, of the model's log-probabilities `truth` (vocabulary,) to `logits`."""
+    return (truth.exp() * (truth - torch.log_softmax(logits, -1))).sum().item()
+
+
+@torch.inference_mode()
+def prefills_faster_packed(forward: FusedForward) -> bool:
+    """Whether a chunk of a prompt takes less time through packed weights than through the model's own layers, by one
+    block.
+    """
+    x = torch.randn(forward.prefill_chunk, forward.embedding.shape[1])
+    attended = torch.randn(forward.prefill_chunk, forward.heads * forward.shape.head_dim)
+
+    def run(block: fused.Block) -> None:
+        block.heads(x)
+        block.attention_output(attended)
+        block.mlp_output(x)
+
+    own, packed = (
+        least_milliseconds(partial(run, blocks[0]), PRODUCT_TRIALS)
+        for blocks in (forward.model_blocks, forward.decode_blocks)
+    )
+    return packed < own
 
 
 @contextmanager

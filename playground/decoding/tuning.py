@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from playground.decoding import fused, graph_forward, llama, measuring
 from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
-from playground.decoding.forward import AnyForward
+from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.graph_forward import GraphForward
 from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES, Int4Weight
 from playground.models import structure
@@ -52,6 +52,7 @@ class Choice:
     nats: float | None = None  # KL of the model's next token to the format's
     slots: int = 0  # pairs of replies that the graph forward decodes at once
     slot_tokens: int = 0  # columns of each
+    prefills_packed: bool = False  # whether prompts go through the packed weights, as steps do
 
     def forward(self, model: PreTrainedModel) -> AnyForward:
         """This version of the model, ready to run."""
@@ -59,20 +60,20 @@ class Choice:
             return transformers_forward_of(model)
         if self.number_format == "graph":
             return GraphForward(model, self.slots, self.slot_tokens)
-        return fused_forward(model, self.number_format)
+        return fused_forward(model, self.number_format, self.prefills_packed)
 
     def copy_bytes(self, model: PreTrainedModel) -> int:
         """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
         return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
 
 
-def fused_forward(model: PreTrainedModel, number_format: str) -> fused.FusedForward:
+def fused_forward(model: PreTrainedModel, number_format: str, prefills_packed: bool = False) -> fused.FusedForward:
     """The forward of the Llama family on a CPU, in this format."""
     if number_format == "w8a16":
         from playground.decoding import w8a16  # compiles at the first import, so only where it is wanted
 
-        return w8a16.W8A16Forward(model)
-    return fused.FusedForward(model, number_format)
+        return w8a16.W8A16Forward(model, prefills_packed=prefills_packed)
+    return fused.FusedForward(model, number_format, prefills_packed=prefills_packed)
 
 
 def compiled_step_fits(model: PreTrainedModel) -> bool:
@@ -125,6 +126,7 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
             torch.__version__,
             identity["hash"][:16],
             ",".join(formats),
+            "prefill",  # which is measured too
         ]
     )
     choices = _read(file)
@@ -194,9 +196,9 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
     longest = settings.chat.context_tokens + settings.chat.reply_tokens
     ids = measuring.random_ids(model, min(measuring.CONTEXT_TOKENS, longest))
     truth = measuring.next_token(model, ids)
-    choices: dict[Choice, float] = {}  # their milliseconds
+    fastest: Choice | None = None
     for number_format in formats:
-        best = min(choices.values(), default=inf)
+        best = inf if fastest is None else fastest.milliseconds or inf
         most = _most_nats(model, number_format, len(formats) == 1)
         thread_counts = _that_may_win(model, number_format, sorted({1, settings.threads}), best)
         if not thread_counts:
@@ -215,12 +217,33 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
                 measured.milliseconds,
                 nats,
             )
-            if nats <= most:
-                milliseconds = round(measured.milliseconds, 2)
-                choice = Choice(number_format, measured.threads, milliseconds, round(nats, 6))
-                choices[choice] = milliseconds
+            if nats <= most and measured.milliseconds < best:
+                best = measured.milliseconds
+                fastest = Choice(number_format, measured.threads, round(best, 2), round(nats, 6))
+        if fastest and fastest.number_format == number_format:
+            fastest = _with_prefill(fastest, forward, ids, truth, most)
         del forward, measurements  # before the next one takes as much memory
-    return min(choices, key=choices.__getitem__, default=Choice("plain", settings.threads))
+    return fastest or Choice("plain", settings.threads)
+
+
+def _with_prefill(
+    choice: Choice, forward: fused.FusedForward, ids: TokenIds, truth: torch.Tensor, most: float
+) -> Choice:
+    """The choice, whose prompts go through the packed weights too where that is faster and near to the model."""
+    with measuring.on_threads(choice.threads):
+        if not measuring.prefills_faster_packed(forward):
+            return choice
+        forward.prefills_packed = True
+        logits = forward.prefill(forward.new_cache(1, len(ids), 1), list(ids))
+    nats = measuring.divergence(truth, logits)
+    log.info(
+        "prompts through the packed weights of %s: faster, KL to the model %.4f nats a token",
+        Loggable(choice.number_format),
+        nats,
+    )
+    if not nats <= most:
+        return choice
+    return replace(choice, prefills_packed=True, nats=round(max(nats, choice.nats or 0.0), 6))
 
 
 def _most_nats(model: PreTrainedModel, number_format: str, configured: bool) -> float:

@@ -89,8 +89,8 @@ def _run(function: int, step: NDArray[Any], **buffers: torch.Tensor) -> None:
 class W8A16Forward(FusedForward):
     """A `FusedForward` whose decoding steps are one call each."""
 
-    def __init__(self, model: PreTrainedModel, head: PackedWeight | None = None) -> None:
-        super().__init__(model, "w8a16", head)
+    def __init__(self, model: PreTrainedModel, head: PackedWeight | None = None, prefills_packed: bool = False) -> None:
+        super().__init__(model, "w8a16", head, prefills_packed)
         architecture = self.architecture
         # where a layer has no bias
         self._zeros = torch.zeros(max(architecture.qkv_width, self.embedding.shape[1]))
@@ -121,7 +121,7 @@ class W8A16Forward(FusedForward):
         return NumberFormat(Tiling(), Tiling())
 
     def for_model(self, model: PreTrainedModel) -> "W8A16Forward":
-        return W8A16Forward(model, self.head)
+        return W8A16Forward(model, self.head, self.prefills_packed)
 
     def _fill_layer(self, layer: int, block: FusedBlock) -> None:
         record = self._layers[layer]
