@@ -5,7 +5,7 @@ The fused and the graph forward are not among them; `tuning.py` chooses these wh
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -21,7 +21,8 @@ from playground.system.safe_logging import Loggable
 
 log = logging.getLogger(__name__)
 
-PROBE_PROMPTS = (24, 17)  # lengths of the prompts of the probe, two replies to each
+# lengths of the prompts of the probe, two replies to each; one apart, so that many of its texts have the same length
+PROBE_PROMPTS = (24, 23)
 PROBE_STEPS = 2
 MAX_KL = 1e-3  # nats between what the forward and the model say, in fp32
 MAX_KL_16_BIT = 0.1
@@ -79,17 +80,29 @@ def divergence(forward: AnyForward) -> float:
             logits = forward.decode(caches, tokens(2 * len(caches)))
             texts = [cache.prompt + reply for cache in caches for reply in cache.reply_tokens]
             logits_after += zip(texts, logits, strict=True)
-        return fmean(_kl(forward.model, text, logits) for text, logits in logits_after)
+        truths = _next_tokens(forward.model, [text for text, _ in logits_after])
+        return fmean(_finite_kl(truth, logits) for truth, (_, logits) in zip(truths, logits_after, strict=True))
     except Exception:  # a model of any kind may raise anything on a cache that it does not know
         log.debug("%s does not run %s", type(forward).__name__, type(forward.model).__name__, exc_info=True)
         return float("inf")
 
 
 @torch.inference_mode()
-def _kl(model: PreTrainedModel, ids: TokenIds, logits: torch.Tensor) -> float:
-    """KL of what the model says after `ids` to `logits` (vocabulary,), in nats; infinite where either is NaN."""
-    inputs = torch.tensor([ids], device=next(model.parameters()).device)
-    truth = torch.log_softmax(model(input_ids=inputs, use_cache=False).logits[0, -1].float(), -1)
-    said = torch.log_softmax(logits, -1)
-    kl = (truth.exp() * (truth - said)).sum().item()
+def _next_tokens(model: PreTrainedModel, texts: Sequence[TokenIds]) -> list[torch.Tensor]:
+    """What the model says after each text: log-probabilities (vocabulary,). Texts of one length are read together."""
+    of_length: dict[int, list[int]] = {}  # places of the texts
+    for place, text in enumerate(texts):
+        of_length.setdefault(len(text), []).append(place)
+    device = next(model.parameters()).device
+    said: dict[int, torch.Tensor] = {}
+    for places in of_length.values():
+        inputs = torch.tensor([texts[place] for place in places], device=device)
+        logits = model(input_ids=inputs, use_cache=False).logits[:, -1].float()
+        said |= zip(places, torch.log_softmax(logits, -1), strict=True)
+    return [said[place] for place in range(len(texts))]
+
+
+def _finite_kl(truth: torch.Tensor, logits: torch.Tensor) -> float:
+    """KL of log-probabilities to logits, in nats; infinite where either is NaN."""
+    kl = (truth.exp() * (truth - torch.log_softmax(logits, -1))).sum().item()
     return kl if kl == kl else float("inf")
