@@ -21,7 +21,7 @@ def lanes() -> int:
 
 LANES = lanes()
 LOOSE = {"reassoc", "contract", "nsz"}  # sums in any order, so that they are vectors; NaN stays NaN
-fast = njit(fastmath=LOOSE, error_model="numpy")
+fast = njit(fastmath=LOOSE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @intrinsic
