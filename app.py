@@ -100,10 +100,9 @@ def serve(settings: Settings, sock: socket.socket) -> bool:
     log.info(
         "starting: %s says how far it is", Loggable(http_server.address(*sock.getsockname()[:2]) + settings.root_path)
     )
-    if sock.getsockname()[1] in http_server.REFUSED_BY_BROWSERS:
-        log.warning(
-            "browsers open no page on port %d: pass another --port, unless a proxy answers for it", settings.port
-        )
+    port = sock.getsockname()[1]
+    if port in http_server.REFUSED_BY_BROWSERS:
+        log.warning("browsers refuse to open port %d: pass another --port, unless a proxy is in front", port)
     app = App(settings)
     web = http_server.Web(
         app.starting.answer,

@@ -13,7 +13,7 @@ from playground.ui.notice import Notice
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
-from tests.test_control import OWNER, STRANGER, Engine, Request
+from tests.controls import OWNER, STRANGER, Engine, Request
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from playground.store import Store
+from playground.web.http_server import REFUSED_BY_BROWSERS
 from tests import fork_server
 from tests.fork_server import RealPopen
 from tests.test_loop import wait_until
@@ -212,8 +213,14 @@ def test_a_busy_port_says_so_at_once(tmp_path):
 
 
 def test_a_port_that_browsers_refuse_is_named(tmp_path):
-    _, _, err = run(tmp_path, "--model", "nobody/nothing", "--port", 10080, popen=subprocess.Popen)
-    assert "browsers open no page on port 10080: pass another --port" in err
+    port = next(port for port in sorted(REFUSED_BY_BROWSERS) if port > 1024 and is_free(port))
+    _, _, err = run(tmp_path, "--model", "nobody/nothing", "--port", port, popen=subprocess.Popen)
+    assert f"browsers refuse to open port {port}: pass another --port" in err
+
+
+def is_free(port):
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
 
 
 def test_a_data_folder_that_cannot_be_written_says_so(folder, tmp_path):

@@ -7,7 +7,7 @@ from playground.ui.notice import Notice
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.words import Words
 from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
-from tests.test_control import Request
+from tests.controls import Request
 
 
 @pytest.fixture

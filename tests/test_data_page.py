@@ -24,7 +24,7 @@ from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 from playground.web import gate
 from tests import rounds
-from tests.test_control import OWNER, STRANGER, Engine, Request
+from tests.controls import OWNER, STRANGER, Engine, Request
 from tests.test_data_export import say
 
 

@@ -8,7 +8,7 @@ from playground.data import hub_import, importing
 from playground.data.hub_import import HubImport
 from playground.ui.quick_gradio import gradio as gr
 from tests import fake_hub
-from tests.test_control import STRANGER, Request
+from tests.controls import STRANGER, Request
 from tests.test_data_hub import jsonl, pairs
 from tests.test_data_page import drawn, search, tab  # noqa: F401 (fixtures)
 

@@ -8,8 +8,8 @@ from playground.store import StoreError
 from playground.system.messages import Message
 from playground.ui.quick_gradio import gradio as gr
 from tests import rounds
+from tests.controls import OWNER, STRANGER
 from tests.stores import candidate, outcome, store  # noqa: F401 (a fixture)
-from tests.test_control import OWNER, STRANGER
 from tests.test_data_export import say
 from tests.test_data_page import decide, drawn, search, shown, tab  # noqa: F401 (fixtures)
 

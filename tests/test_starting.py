@@ -231,6 +231,30 @@ def test_it_is_compiled_where_it_is_wanted_and_not_there_yet(monkeypatch, tmp_pa
         begun.stop()  # after it has ended, too
 
 
+def test_a_step_of_other_sources_is_not_compiled(monkeypatch):
+    """Numba itself looks at one file alone."""
+    assert compiling.is_compiled()
+    monkeypatch.setattr(compiling, "digest", lambda: "0" * 16)
+    assert not compiling.is_compiled()
+
+
+def test_each_source_of_the_step_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling, "DECODING", tmp_path)
+    monkeypatch.setattr(compiling, "STEP", tmp_path / "step")
+    (tmp_path / "step").mkdir()
+    digests = set()
+    for name, text in (
+        ("openmp.py", "a"),
+        ("openmp.py", "b"),
+        ("step/a.py", "ab"),
+        ("step/a.py", "a"),
+        ("step/b.py", "b"),
+    ):
+        (tmp_path / name).write_text(text)
+        digests.add(compiling.digest())
+    assert len(digests) == 5
+
+
 def test_a_step_that_takes_for_ever_to_compile_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(compiling, "PROGRAM", "import time; time.sleep(600)")
     monkeypatch.setattr(compiling, "LONGEST", 0.1)

@@ -21,8 +21,8 @@ from playground.ui.rounds import CURVES, TrainingTab
 from playground.ui.status_bar import StatusBar, status_html
 from playground.ui.words import Words
 from tests import rounds
+from tests.controls import OWNER, Engine, Request
 from tests.stores import cast
-from tests.test_control import OWNER, Engine, Request
 from training import evidence, gate
 
 W, ZH = Words(), Words("zh-CN")

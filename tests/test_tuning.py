@@ -65,7 +65,7 @@ def test_prompts_go_through_the_models_layers_where_the_packed_weights_are_far_f
     assert choice.number_format == "float32" and not choice.prefills_packed and choice.nats < 1e-3
 
 
-@pytest.mark.parametrize("slow", ["model_blocks", "decode_blocks"])
+@pytest.mark.parametrize("slow", ["model_blocks", "packed_blocks"])
 def test_what_is_faster_is_measured_by_one_block(slow, monkeypatch):
     forward = fused.FusedForward(tiny_model(), "float32")
     heads = getattr(forward, slow)[0].heads

@@ -19,9 +19,9 @@ from playground.ui.notice import Notice
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
 from playground.ui.versions import VersionsTab
+from tests.controls import OWNER, STRANGER, Request
 from tests.rounds import REPORT
 from tests.stores import cast, take
-from tests.test_control import OWNER, STRANGER, Request
 
 
 class FollowingEngine:

@@ -6,8 +6,8 @@ from playground.store import Store
 from playground.ui import votes
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.votes import VotesTab
+from tests.controls import Request
 from tests.stores import cast, take
-from tests.test_control import Request
 
 
 @pytest.fixture

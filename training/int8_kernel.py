@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from playground.decoding.compiled_step import sources
 from playground.decoding.compiled_step.product import round_row
+from playground.decoding.compiled_step.step import kept
 from playground.decoding.compiled_step.vectors import LANES, fast, floats, load, pointer, splat
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
 
@@ -147,27 +147,16 @@ def _multiply(record: Any, output: int, first: int, last: int) -> None:
             row += 1
 
 
-def _keyed_by(digest: str) -> Any:
-    """The product. numba compiles it again when this file changes; the digest, of the decoding step's files, is part of
-    its key.
-    """
-
-    @cfunc(types.void(types.voidptr), cache=True)
-    def product(data: Any) -> None:
-        """y of the PRODUCT at this address. Each thread of the team calls it."""
-        _ = digest
-        record = carray(data, 1, PRODUCT)[0]
-        thread, threads = thread_number(), number_of_threads()
-        for row in range(thread, record.rows, threads):
-            _round(record, row, thread)
-        barrier()
-        tiles = record.outputs // OUTPUTS
-        units = (record.rows + BLOCK - 1) // BLOCK * tiles
-        for unit in range(units * thread // threads, units * (thread + 1) // threads):
-            first = unit // tiles * BLOCK
-            _multiply(record, unit % tiles * OUTPUTS, first, min(first + BLOCK, record.rows))
-
-    return product
-
-
-product = _keyed_by(sources.digest())
+@kept
+def product(data: Any) -> None:
+    """y of the PRODUCT at this address. Each thread of the team calls it."""
+    record = carray(data, 1, PRODUCT)[0]
+    thread, threads = thread_number(), number_of_threads()
+    for row in range(thread, record.rows, threads):
+        _round(record, row, thread)
+    barrier()
+    tiles = record.outputs // OUTPUTS
+    units = (record.rows + BLOCK - 1) // BLOCK * tiles
+    for unit in range(units * thread // threads, units * (thread + 1) // threads):
+        first = unit // tiles * BLOCK
+        _multiply(record, unit % tiles * OUTPUTS, first, min(first + BLOCK, record.rows))

@@ -6,6 +6,7 @@ The fused and the graph forward are not among them; `tuning.py` chooses these wh
 import logging
 import random
 from collections.abc import Callable, Sequence
+from math import isnan
 from statistics import fmean
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -81,7 +82,7 @@ def divergence(forward: AnyForward) -> float:
             texts = [cache.prompt + reply for cache in caches for reply in cache.reply_tokens]
             logits_after += zip(texts, logits, strict=True)
         truths = _next_tokens(forward.model, [text for text, _ in logits_after])
-        return fmean(_finite_kl(truth, logits) for truth, (_, logits) in zip(truths, logits_after, strict=True))
+        return fmean(kl(truth, logits) for truth, (_, logits) in zip(truths, logits_after, strict=True))
     except Exception:  # a model of any kind may raise anything on a cache that it does not know
         log.debug("%s does not run %s", type(forward).__name__, type(forward.model).__name__, exc_info=True)
         return float("inf")
@@ -102,7 +103,7 @@ def _next_tokens(model: PreTrainedModel, texts: Sequence[TokenIds]) -> list[torc
     return [said[place] for place in range(len(texts))]
 
 
-def _finite_kl(truth: torch.Tensor, logits: torch.Tensor) -> float:
-    """KL of log-probabilities to logits, in nats; infinite where either is NaN."""
-    kl = (truth.exp() * (truth - torch.log_softmax(logits, -1))).sum().item()
-    return kl if kl == kl else float("inf")
+def kl(truth: torch.Tensor, logits: torch.Tensor) -> float:
+    """KL of log-probabilities to logits, (vocabulary,) each, in nats; infinite where either is NaN."""
+    nats = (truth.exp() * (truth - torch.log_softmax(logits, -1))).sum().item()
+    return float("inf") if isnan(nats) else nats

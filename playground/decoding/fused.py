@@ -169,7 +169,7 @@ class FusedForward:
         self.shape = self.architecture.shape
         self.heads = self.architecture.heads
         self.model_blocks = [_ModelBlock(block, self.architecture) for block in blocks]
-        self.decode_blocks = [FusedBlock(block, self.architecture, pack.blocks) for block in blocks]
+        self.packed_blocks = [FusedBlock(block, self.architecture, pack.blocks) for block in blocks]
         self.embedding = structure.input_embeddings(model).weight
         self.head = head or pack.head(structure.output_embeddings(model).weight.detach())
 
@@ -197,7 +197,7 @@ class FusedForward:
         def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
             return cache.attend_prompt(layer, q, kv, start)
 
-        blocks = self.decode_blocks if self.prefills_packed else self.model_blocks
+        blocks = self.packed_blocks if self.prefills_packed else self.model_blocks
         x = self._run_blocks(blocks, ids, positions, attend)
         cache.prompt += ids
         return self._logits(x[-1:])[0]
@@ -228,7 +228,7 @@ class FusedForward:
                 return caches[0].attend(layer, q, kv)
             return torch.cat([cache.attend(layer, q[rows], kv[rows]) for cache, rows in spans])
 
-        return self._logits(self._run_blocks(self.decode_blocks, tokens, torch.tensor(positions), attend))
+        return self._logits(self._run_blocks(self.packed_blocks, tokens, torch.tensor(positions), attend))
 
     def _run_blocks(
         self, blocks: Sequence[Block], ids: TokenIds, positions: torch.Tensor, attend: Attention

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from playground.decoding import fused
+from playground.decoding.choose_forward import kl
 from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.fused import FusedForward
 from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES
@@ -73,17 +74,12 @@ def measure(
                 logits = forward.decode([cache], [ids[-1]] * REPLIES)
                 seconds.append(time.perf_counter() - start)
                 if i == step == 0:
-                    nats = divergence(truth, logits[0])
+                    nats = kl(truth, logits[0])
                 elif step and 1e3 * seconds[-1] > FAR * best:
                     break
         milliseconds = 1e3 * median(seconds[1:])  # the first step warms up
         best = min(best, milliseconds)
         yield Measurement(threads, milliseconds, nats)
-
-
-def divergence(truth: torch.Tensor, logits: torch.Tensor) -> float:
-    """KL, in nats, of the model's log-probabilities `truth` (vocabulary,) to `logits`."""
-    return (truth.exp() * (truth - torch.log_softmax(logits, -1))).sum().item()
 
 
 @torch.inference_mode()
@@ -101,7 +97,7 @@ def prefills_faster_packed(forward: FusedForward) -> bool:
 
     own, packed = (
         least_milliseconds(partial(run, blocks[0]), PRODUCT_TRIALS)
-        for blocks in (forward.model_blocks, forward.decode_blocks)
+        for blocks in (forward.model_blocks, forward.packed_blocks)
     )
     return packed < own
 

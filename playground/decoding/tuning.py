@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from playground.decoding import fused, graph_forward, llama, measuring
-from playground.decoding.choose_forward import divergence, most_divergence, transformers_forward_of
+from playground.decoding.choose_forward import divergence, kl, most_divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.graph_forward import GraphForward
 from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES, Int4Weight
@@ -126,7 +126,7 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
             torch.__version__,
             identity["hash"][:16],
             ",".join(formats),
-            "prefill",  # which is measured too
+            str(model.dtype),  # of the model's own layers, which may read prompts faster
         ]
     )
     choices = _read(file)
@@ -196,63 +196,54 @@ def _measure(settings: Settings, model: PreTrainedModel, formats: tuple[str, ...
     longest = settings.chat.context_tokens + settings.chat.reply_tokens
     ids = measuring.random_ids(model, min(measuring.CONTEXT_TOKENS, longest))
     truth = measuring.next_token(model, ids)
-    choices: list[Choice] = []
+    fastest: Choice | None = None
     for number_format in formats:
-        best = min(map(_milliseconds, choices), default=inf)
+        best = inf if fastest is None or fastest.milliseconds is None else fastest.milliseconds
         most = _most_nats(model, number_format, len(formats) == 1)
         thread_counts = _that_may_win(model, number_format, sorted({1, settings.threads}), best)
         if not thread_counts:
             continue
         forward = fused_forward(model, number_format)
-        forward.prefills_packed = measuring.prefills_faster_packed(forward)
-        near = _near(forward, ids, truth, thread_counts, best, most)
-        if forward.prefills_packed and not near:
-            forward.prefills_packed = False
-            near = _near(forward, ids, truth, thread_counts, best, most)
-        choices += near
-        del forward  # before the next one takes as much memory
-    return min(choices, key=_milliseconds, default=Choice("plain", settings.threads))
+        # One token's KL is measured anyway. That is enough for models without parts of their own.
+        nats_of_replies = 0.0 if llama.is_plain(model) else divergence(forward)
+        runs = nats_of_replies < inf
+        measurements = measuring.measure(forward, ids, truth, thread_counts, best) if runs else ()
+        for measured in measurements:
+            nats = max(measured.nats, nats_of_replies)
+            log.info(
+                "%s on %d threads: %.1f ms a step, KL to the model %.4f nats a token",
+                Loggable(number_format),
+                measured.threads,
+                measured.milliseconds,
+                nats,
+            )
+            if nats <= most and measured.milliseconds < best:
+                best = measured.milliseconds
+                fastest = Choice(number_format, measured.threads, round(best, 2), round(nats, 6))
+        if fastest and fastest.number_format == number_format:
+            fastest = _with_prefill(fastest, forward, ids, truth)
+        del forward, measurements  # before the next one takes as much memory
+    return fastest or Choice("plain", settings.threads)
 
 
-def _milliseconds(choice: Choice) -> float:
-    return inf if choice.milliseconds is None else choice.milliseconds
-
-
-def _near(
-    forward: fused.FusedForward,
-    ids: TokenIds,
-    truth: torch.Tensor,
-    thread_counts: Sequence[int],
-    best: float,
-    most: float,
-) -> list[Choice]:
-    """Choices of this forward, one for each number of threads, where it is at most `most` nats from the model."""
-    # One token's KL is measured anyway. That is enough for models without parts of their own.
-    nats_of_replies = 0.0 if llama.is_plain(forward.model) else divergence(forward)
-    if nats_of_replies == inf:  # it cannot run the model
-        return []
-    choices = []
-    for measured in measuring.measure(forward, ids, truth, thread_counts, best):
-        nats = max(measured.nats, nats_of_replies)
-        choice = Choice(
-            forward.number_format,
-            measured.threads,
-            round(measured.milliseconds, 2),
-            round(nats, 6),
-            prefills_packed=forward.prefills_packed,
-        )
-        log.info(
-            "%s on %d threads: %.1f ms a step, prompts through %s, KL to the model %.4f nats a token",
-            Loggable(choice.number_format),
-            choice.threads,
-            choice.milliseconds,
-            "its weights" if choice.prefills_packed else "the model's layers",
-            nats,
-        )
-        if not nats <= most:
-            break
-        choices.append(choice)
-    return choices
+def _with_prefill(choice: Choice, forward: fused.FusedForward, ids: TokenIds, truth: torch.Tensor) -> Choice:
+    """The choice, whose prompts go through the packed weights too where that is faster and within MAX_KL of the model.
+    A format that the settings name may be further from it, but not in order to be faster.
+    """
+    with measuring.on_threads(choice.threads):
+        if not measuring.prefills_faster_packed(forward):
+            return choice
+        forward.prefills_packed = True
+        logits = forward.prefill(forward.new_cache(1, len(ids), 1), list(ids))
+        nats = max(kl(truth, logits), 0.0 if llama.is_plain(forward.model) else divergence(forward))
+    log.info(
+        "%s reads prompts faster through the packed weights, KL to the model %.4f nats a token",
+        Loggable(choice.number_format),
+        nats,
+    )
+    if nats > MAX_KL:
+        return choice
+    return replace(choice, prefills_packed=True, nats=round(max(nats, choice.nats or 0.0), 6))
 
 
 def _most_nats(model: PreTrainedModel, number_format: str, configured: bool) -> float:

@@ -95,7 +95,7 @@ class W8A16Forward(FusedForward):
         # where a layer has no bias
         self._zeros = torch.zeros(max(architecture.qkv_width, self.embedding.shape[1]))
         self._layers = np.zeros(self.shape.layers, LAYER)
-        for layer, block in enumerate(self.decode_blocks):
+        for layer, block in enumerate(self.packed_blocks):
             self._fill_layer(layer, block)
         head_weight = self.head
         assert isinstance(head_weight, TiledInt8Weight)

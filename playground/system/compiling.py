@@ -4,6 +4,7 @@ idle. Numba keeps what it compiles, so that this process then only reads it.
 What is compiled is in `playground/decoding/compiled_step/`. Imports nothing that takes seconds.
 """
 
+import hashlib
 import logging
 import os
 import subprocess
@@ -66,15 +67,23 @@ def begin(decode_format: str, device: str) -> Compiling | None:
         return None
 
 
+def digest() -> str:
+    """Of the names and contents of all that is compiled."""
+    sources = hashlib.sha256()
+    for file in [*sorted(STEP.glob("*.py")), DECODING / "openmp.py"]:
+        sources.update(f"{file.name}\n".encode() + file.read_bytes())
+    return sources.hexdigest()[:16]
+
+
 def is_compiled() -> bool:
     """Whether numba has kept a step that was compiled from its files as they are."""
-    written = max(file.stat().st_mtime for file in STEP.glob("*.py"))
+    written = (STEP / "step.py").stat().st_mtime  # numba compares it too
     return any(index.stat().st_mtime > written for index in _indexes())
 
 
 def _indexes() -> list[Path]:
     """Numba's index files of the step, from wherever numba may keep them."""
-    pattern = "step._keyed_by.locals.step-*.nbi"
+    pattern = f"step.step_{digest()}-*.nbi"
     if folder := os.environ.get("NUMBA_CACHE_DIR"):
         return [*Path(folder).rglob(pattern)]
     of_user = Path.home() / ".cache" / "numba"

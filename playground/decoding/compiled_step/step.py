@@ -3,17 +3,18 @@
 In the functions below, `record` is the STEP record, and `weights` the LAYER record of one layer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import carray, cfunc, types
 
-from playground.decoding.compiled_step import sources
 from playground.decoding.compiled_step.attention import COLUMNS, attend
 from playground.decoding.compiled_step.elementwise import add_bias, gelu_gate, normalise, silu_gate
 from playground.decoding.compiled_step.product import OUTPUTS, multiply, quantise
 from playground.decoding.compiled_step.records import LAYER, STEP
 from playground.decoding.compiled_step.vectors import fast, floats, pointer
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
+from playground.system import compiling
 
 
 @fast
@@ -143,34 +144,33 @@ def _logits(record: Any, thread: int, threads: int) -> None:
     multiply(record, record.hidden, record.vocabulary, record.head, record.head_scale, record.logits, first, last)
 
 
-def _keyed_by(digest: str) -> tuple[Any, Any]:
-    """`step` and `product`. The digest is part of the key under which numba keeps them."""
-
-    @cfunc(types.void(types.voidptr), cache=True)
-    def step(data: Any) -> None:
-        """Take a token of each row in: `logits` of the STEP at this address. Each thread of the team calls it."""
-        _ = digest
-        record = carray(data, 1, STEP)[0]
-        thread = thread_number()
-        threads = number_of_threads()
-        weights = carray(pointer(record.weights), (record.layers,), LAYER)
-        for layer in range(record.layers):
-            _attention(record, layer, weights[layer], thread, threads)
-            _mlp(record, weights[layer], thread, threads)
-        _normalise_rows(record, record.norm, thread, threads)
-        _logits(record, thread, threads)
-
-    @cfunc(types.void(types.voidptr), cache=True)
-    def product(data: Any) -> None:
-        """The end of a step alone: `logits` from `x`, which is normalised already."""
-        _ = digest
-        record = carray(data, 1, STEP)[0]
-        thread = thread_number()
-        threads = number_of_threads()
-        _quantise_rows(record, record.x, record.hidden, record.hidden, thread, threads)
-        _logits(record, thread, threads)
-
-    return step, product
+def kept(function: Callable[[Any], None]) -> Any:
+    """`function`, compiled. Numba keeps it in a file whose name has the digest of all sources: by itself it compiles
+    again only when the file of `function` changes.
+    """
+    function.__qualname__ += f"_{compiling.digest()}"
+    return cfunc(types.void(types.voidptr), cache=True)(function)
 
 
-step, product = _keyed_by(sources.digest())
+@kept
+def step(data: Any) -> None:
+    """Take a token of each row in: `logits` of the STEP at this address. Each thread of the team calls it."""
+    record = carray(data, 1, STEP)[0]
+    thread = thread_number()
+    threads = number_of_threads()
+    weights = carray(pointer(record.weights), (record.layers,), LAYER)
+    for layer in range(record.layers):
+        _attention(record, layer, weights[layer], thread, threads)
+        _mlp(record, weights[layer], thread, threads)
+    _normalise_rows(record, record.norm, thread, threads)
+    _logits(record, thread, threads)
+
+
+@kept
+def product(data: Any) -> None:
+    """The end of a step alone: `logits` from `x`, which is normalised already."""
+    record = carray(data, 1, STEP)[0]
+    thread = thread_number()
+    threads = number_of_threads()
+    _quantise_rows(record, record.x, record.hidden, record.hidden, thread, threads)
+    _logits(record, thread, threads)
