@@ -17,7 +17,7 @@ INTERVAL = 1.0  # seconds, the shortest
 class Folder:
     """A data folder with a store, whose backup is stepped by hand and not by its thread."""
 
-    def __init__(self, path, url, keep=20, patience=1.0):
+    def __init__(self, path, url, keep=20, patience=20.0):
         self.settings = Settings(_env_file=None, data_dir=path, backup={"url": url, "interval": INTERVAL, "keep": keep})
         self.backup = Backup(self.settings)
         self.backup.restore(patience)

@@ -103,7 +103,7 @@ def test_a_first_start_whose_empty_target_was_not_reached_is_saved_from_the_next
 
 def test_a_disk_that_is_not_mounted_is_no_empty_backup(folder, tmp_path, url, target):
     """It was read as a backup without snapshots, and a new one was begun below the place for the disk."""
-    unmounted = Folder(tmp_path / "second", (tmp_path / "mnt" / "nudge").as_uri())
+    unmounted = Folder(tmp_path / "second", (tmp_path / "mnt" / "nudge").as_uri(), patience=1.0)
     cast(unmounted.store)
     assert unmounted.save().trouble == status.UNREAD and not (tmp_path / "mnt").exists()
     before = saved(folder)

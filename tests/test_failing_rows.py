@@ -70,7 +70,7 @@ def break_layers(forward, when):
     by then.
     """
     if isinstance(forward, fused.FusedForward):
-        block = forward.decode_blocks[2]
+        block = forward.packed_blocks[2]
         whole, block.qkv = block.qkv, lambda x: _raise(when(len(x))) or whole(x)
     else:
         forward.model.model.layers[2].register_forward_pre_hook(lambda _module, args: _raise(when(len(args[0]))))

@@ -161,7 +161,7 @@ def test_a_bucket_that_is_missing_is_not_an_empty_backup(bucket, tmp_path):
     wrong = bucket.url.replace("backups", "backup-s")
     with pytest.raises(TargetUnavailable):
         Target(wrong).list("snapshots")
-    folder = Folder(tmp_path / "first", wrong)
+    folder = Folder(tmp_path / "first", wrong, patience=1.0)
     assert folder.save().trouble is not None and (folder.settings.data_dir / "restore-pending").exists()
 
 
@@ -172,7 +172,7 @@ def test_without_its_token_a_hub_bucket_is_not_an_empty_backup(hub, tmp_path, mo
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(TargetUnavailable, match="The hub has no ann/backups. If it is private, set HF_TOKEN"):
         Target(place.url).list("snapshots")
-    second = Folder(tmp_path / "second", place.url)
+    second = Folder(tmp_path / "second", place.url, patience=1.0)
     assert second.save().trouble is not None and (second.settings.data_dir / "restore-pending").exists()
     monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
     second.store.close()
