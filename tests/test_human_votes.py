@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import human_votes
-from benchmarks.human_votes import HumanVotesSettings, VotedPair, Votes
+from benchmarks import human_votes, voted_pairs
+from benchmarks.human_votes import HumanVotesSettings
+from benchmarks.voted_pairs import VotedPair, Votes
 from playground.settings import SettingsError
 from tests.tiny import tiny_folder
 from training.preferences import TIE, A, B, Pair, Preferences
@@ -40,7 +41,7 @@ def test_a_pairs_vote_is_what_most_people_said():
 
 def test_agreement_is_over_the_choices_that_both_people_made():
     pairs = [VotedPair("p", ("a", "b"), votes) for votes in ((1, 1, 2), (2, 0, 2), (0, 0, 1))]
-    assert human_votes.agreement(pairs) == (
+    assert voted_pairs.agreement(pairs) == (
         2 / 4,
         4,
     )  # of the first pair 1 of 3, of the second 1 of 1, of the third none
@@ -50,7 +51,7 @@ def test_rows_are_read_with_their_input_and_without_two_equal_replies(tmp_path):
     same = {**row(3, [1, 1, 1]), "reply_2": "one two three four five"}
     file = tmp_path / "votes.jsonl"
     file.write_text("\n".join(map(json.dumps, [row(1, [1, 1, 2]), same])))
-    assert human_votes.read_votes(file) == [
+    assert voted_pairs.read_votes(file) == [
         VotedPair("question 1\n\ntext", ("one two three four five", "one 1"), (1, 1, 2))
     ]
 

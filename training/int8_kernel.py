@@ -19,8 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from playground.decoding.compiled_step.product import round_row
-from playground.decoding.compiled_step.step import kept
-from playground.decoding.compiled_step.vectors import LANES, fast, floats, load, pointer, splat
+from playground.decoding.compiled_step.vectors import LANES, fast, floats, kept, load, pointer, splat
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
 
 VECTORS = 2  # of outputs in a tile

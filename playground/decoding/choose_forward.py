@@ -104,6 +104,8 @@ def _next_tokens(model: PreTrainedModel, texts: Sequence[TokenIds]) -> list[torc
 
 
 def kl(truth: torch.Tensor, logits: torch.Tensor) -> float:
-    """KL of log-probabilities to logits, (vocabulary,) each, in nats; infinite where either is NaN."""
+    """KL of log-probabilities to logits, (vocabulary,) each, in nats: not below 0, where rounding may leave it, and
+    infinite where either is NaN.
+    """
     nats = (truth.exp() * (truth - torch.log_softmax(logits, -1))).sum().item()
-    return float("inf") if isnan(nats) else nats
+    return float("inf") if isnan(nats) else max(0.0, nats)

@@ -13,10 +13,9 @@ from statistics import median
 import torch
 from transformers import PreTrainedModel
 
-from playground.decoding import fused
 from playground.decoding.choose_forward import kl
 from playground.decoding.forward import AnyForward, TokenIds
-from playground.decoding.fused import FusedForward
+from playground.decoding.fused import Block, FusedForward
 from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES
 from playground.models import structure
 
@@ -90,7 +89,7 @@ def prefills_faster_packed(forward: FusedForward) -> bool:
     x = torch.randn(forward.prefill_chunk, forward.embedding.shape[1])
     attended = torch.randn(forward.prefill_chunk, forward.heads * forward.shape.head_dim)
 
-    def run(block: fused.Block) -> None:
+    def run(block: Block) -> None:
         block.heads(x)
         block.attention_output(attended)
         block.mlp_output(x)

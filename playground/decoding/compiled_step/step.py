@@ -3,18 +3,16 @@
 In the functions below, `record` is the STEP record, and `weights` the LAYER record of one layer.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-from numba import carray, cfunc, types
+from numba import carray
 
 from playground.decoding.compiled_step.attention import COLUMNS, attend
 from playground.decoding.compiled_step.elementwise import add_bias, gelu_gate, normalise, silu_gate
 from playground.decoding.compiled_step.product import OUTPUTS, multiply, quantise
 from playground.decoding.compiled_step.records import LAYER, STEP
-from playground.decoding.compiled_step.vectors import fast, floats, pointer
+from playground.decoding.compiled_step.vectors import fast, floats, kept, pointer
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
-from playground.system import compiling
 
 
 @fast
@@ -142,14 +140,6 @@ def _logits(record: Any, thread: int, threads: int) -> None:
     """The head's product with the codes."""
     first, last = _share(record.vocabulary, thread, threads)
     multiply(record, record.hidden, record.vocabulary, record.head, record.head_scale, record.logits, first, last)
-
-
-def kept(function: Callable[[Any], None]) -> Any:
-    """`function`, compiled. Numba keeps it in a file whose name has the digest of all sources: by itself it compiles
-    again only when the file of `function` changes.
-    """
-    function.__qualname__ += f"_{compiling.digest()}"
-    return cfunc(types.void(types.voidptr), cache=True)(function)
 
 
 @kept

@@ -2,13 +2,16 @@
 vectors.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, cfunc, njit, types
 from numba.core import cgutils, codegen, config
 from numba.extending import intrinsic
+
+from playground.system import compiling
 
 
 def lanes() -> int:
@@ -22,6 +25,14 @@ def lanes() -> int:
 LANES = lanes()
 LOOSE = {"reassoc", "contract", "nsz"}  # sums in any order, so that they are vectors; NaN stays NaN
 fast = njit(fastmath=LOOSE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def kept(function: Callable[[Any], None]) -> Any:
+    """`function`, compiled. Numba keeps it in a file whose name has the digest of all sources: by itself it compiles
+    again only when the file of `function` changes.
+    """
+    function.__qualname__ += f"_{compiling.digest()}"
+    return cfunc(types.void(types.voidptr), cache=True)(function)
 
 
 @intrinsic
