@@ -192,8 +192,6 @@ class App:
         if not self.reads_only:
             queueing.fill(store, settings)
         self.starting.say(Message("making the model ready; the first start also measures what is fastest here"))
-        if self.compiling:
-            self.compiling.wait()
         self.engine = Engine(store, settings, trunk, tokenizer)
         if not self.reads_only:
             use_base(store, self.engine)

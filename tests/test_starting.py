@@ -224,10 +224,12 @@ def test_it_is_compiled_where_it_is_wanted_and_not_there_yet(monkeypatch, tmp_pa
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert compiling.is_compiled() and compiling.begin(decode_format, device) is None
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling, "_begun", None)
     begun = compiling.begin(decode_format, device)
     assert (begun is not None) == begins
+    compiling.wait()
     if begun:
-        begun.wait()
+        assert begun._process.returncode == 0
         begun.stop()  # after it has ended, too
 
 
@@ -259,5 +261,6 @@ def test_a_step_that_takes_for_ever_to_compile_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(compiling, "PROGRAM", "import time; time.sleep(600)")
     monkeypatch.setattr(compiling, "LONGEST", 0.1)
     process = compiling.Compiling()
-    process.wait()
+    monkeypatch.setattr(compiling, "_begun", process)
+    compiling.wait()
     assert process._process.returncode is not None

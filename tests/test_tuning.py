@@ -13,6 +13,7 @@ from playground.models import loading
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store
+from playground.system import compiling
 from playground.system.languages import Words
 from tests.families import LONG_TOKENS, gemma3, phi3
 from tests.tiny import tiny_folder, tiny_model
@@ -36,6 +37,15 @@ def test_a_choice_is_measured_and_remembered(settings, monkeypatch):
     assert isinstance(first.forward(model), fused.FusedForward)
     monkeypatch.setattr(tuning, "_measure", lambda *_: pytest.fail("measured again"))
     assert chosen(settings)[0] == first
+
+
+def test_a_step_that_is_still_being_compiled_beside_the_start_is_waited_for(settings, monkeypatch):
+    waited = []
+    monkeypatch.setattr(compiling, "wait", lambda: waited.append(True))
+    chosen(settings)
+    assert waited
+    monkeypatch.setattr(compiling, "wait", lambda: pytest.fail("waited for a step that is not wanted"))
+    chosen(settings.model_copy(update={"decode_format": "int8"}))
 
 
 @pytest.fixture

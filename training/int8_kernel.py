@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from playground.decoding.compiled_step.product import round_row
-from playground.decoding.compiled_step.vectors import LANES, fast, floats, kept, load, pointer, splat
+from playground.decoding.compiled_step.product import codes_at, round_row
+from playground.decoding.compiled_step.vectors import LANES, arrays_of, fast, floats, kept, load, splat
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
 
 VECTORS = 2  # of outputs in a tile
@@ -45,6 +45,7 @@ PRODUCT = np.dtype(
         )
     ]
 )
+_products = arrays_of(PRODUCT)
 
 
 def _tile_of(rows: int) -> Callable[..., Any]:
@@ -125,7 +126,7 @@ def _round(record: Any, row: int, thread: int) -> None:
         for i in range(inputs):
             scaled[i] = x[i] * in_scale[i]
         x = scaled
-    codes = carray(pointer(record.codes + 2 * row * inputs), (inputs,), np.int16)
+    codes = codes_at(record.codes + 2 * row * inputs, (inputs,))
     floats(record.row_scales, (record.rows,))[row] = round_row(x, codes)
 
 
@@ -147,9 +148,9 @@ def _multiply(record: Any, output: int, first: int, last: int) -> None:
 
 
 @kept
-def product(data: Any) -> None:
+def product(address: int) -> None:
     """y of the PRODUCT at this address. Each thread of the team calls it."""
-    record = carray(data, 1, PRODUCT)[0]
+    record = _products(address, (1,))[0]
     thread, threads = thread_number(), number_of_threads()
     for row in range(thread, record.rows, threads):
         _round(record, row, thread)

@@ -26,7 +26,7 @@ from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES, Int4Wei
 from playground.models import structure
 from playground.models.loading import BaseIdentity
 from playground.settings import Settings
-from playground.system import safe_logging
+from playground.system import compiling, safe_logging
 from playground.system.messages import Message
 from playground.system.safe_logging import Loggable
 
@@ -78,6 +78,7 @@ def fused_forward(model: PreTrainedModel, number_format: str, prefills_packed: b
 
 def compiled_step_fits(model: PreTrainedModel) -> bool:
     """Whether `w8a16` serves the model on this machine; the log says why not."""
+    compiling.wait()
     try:
         from playground.decoding import w8a16
 

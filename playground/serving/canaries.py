@@ -3,6 +3,7 @@ base.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,12 +26,20 @@ class Canary:
 
 
 class Canaries:
-    """The plain requests that fit into `context_tokens`, as the base (whose `forward` it is) goes on after them."""
+    """The plain requests that fit into `context_tokens`, as the base (whose `forward` it is) goes on after them. The
+    base reads them when the first version is checked: a start with nothing compiled is long enough.
+    """
 
     def __init__(self, forward: AnyForward, tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> None:
+        self._base = forward
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+
+    @cached_property
+    def _canaries(self) -> list[Canary]:
         requests = [canary.request for canary in prompts.canaries()[:CANARIES]]
-        encoded = prompts.encode_those_that_fit(requests, tokenizer, context_tokens)
-        self._canaries = [Canary(ids, _next_token_logprobs(forward, ids)) for ids in encoded]
+        encoded = prompts.encode_those_that_fit(requests, self._tokenizer, self._context_tokens)
+        return [Canary(ids, _next_token_logprobs(self._base, ids)) for ids in encoded]
 
     def check(self, version: int, forward: AnyForward, end_tokens: EndTokens) -> None:
         """BadAdapter unless a version gives finite logits, is near the base, and does not end its reply at once on

@@ -21,12 +21,13 @@ from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import Sampling
 from playground.models import loading, prompts, structure
 from playground.models.detokeniser import Detokeniser
+from playground.models.lora import LoraPool
 from playground.serving.advance import advance, stop_replies
 from playground.serving.guests import Guests
 from playground.serving.pair_stream import PairStream
 from playground.serving.reply_times import ReplyTimes
 from playground.serving.stream import Stream
-from playground.serving.versions import Match, Policy, Versions
+from playground.serving.versions import Match, Policy, Versions, lora_pool_of
 from playground.settings import Settings
 from playground.store import Store, StoreError
 from playground.system import memory, safe_logging, threads
@@ -63,9 +64,11 @@ class Engine:
         self.template_hash = loading.template_hash(tokenizer)
         self.end_tokens = loading.end_tokens(base, tokenizer)
         self.positions = structure.positions(base.config)
+        # before the choice, which may wait for a step that is still being compiled
+        lora_pool = threads.run_in_own_thread(settings.threads, lambda: lora_pool_of(base, settings))
         self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.choose(settings, base, self.identity))
         self.kv_pool = KVCachePool(settings.kv_cache_mb << 20)
-        self.versions = threads.run_in_own_thread(settings.threads, self._make_versions)
+        self.versions = threads.run_in_own_thread(settings.threads, lambda: self._make_versions(lora_pool))
         forward = self.versions.live.forward
         self.choice = threads.run_in_own_thread(settings.threads, lambda: tuning.timed(self.choice, forward))
         self.slowness = tuning.slowness(self.choice, settings)  # shown to everybody where replies grow slowly
@@ -89,7 +92,7 @@ class Engine:
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def _make_versions(self) -> Versions:
+    def _make_versions(self, lora_pool: LoraPool) -> Versions:
         return Versions(
             store=self.store,
             settings=self.settings,
@@ -99,6 +102,7 @@ class Engine:
             choice=self.choice,
             end_tokens=self.end_tokens,
             kv_pool=self.kv_pool,
+            lora_pool=lora_pool,
             spare_core=self._spare_core,
         )
 

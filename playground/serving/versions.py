@@ -72,6 +72,14 @@ class Match:
     probability: float
 
 
+def lora_pool_of(base: PreTrainedModel, settings: Settings) -> LoraPool:
+    """With models made ahead for as many trained versions as are in memory, of the shape that rounds give them."""
+    pool = LoraPool(base)
+    shape = LoraShape(settings.ppo.lora_rank, settings.ppo.lora_alpha, tuple(lora.linear_targets(base)))
+    pool.prepare(RESIDENT, shape)
+    return pool
+
+
 class Versions:
     """Owns the resident versions; version 0 is the base. `follow_store` is called by one thread at a time, the other
     methods by any.
@@ -88,6 +96,7 @@ class Versions:
         choice: Choice,
         end_tokens: EndTokens,
         kv_pool: KVCachePool,
+        lora_pool: LoraPool,
         spare_core: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """`spare_core` is entered while a version is built: the decoder then leaves a core to this thread."""
@@ -104,9 +113,7 @@ class Versions:
         self.on_trial: OnTrial | None = None
         self._resident = {0: self.live}
         self._guests: set[int] = set()  # versions that are in memory to be compared alone; changed under the lock
-        self._lora_pool = LoraPool(base)
-        usual_shape = LoraShape(settings.ppo.lora_rank, settings.ppo.lora_alpha, tuple(lora.linear_targets(base)))
-        self._lora_pool.prepare(RESIDENT, usual_shape)
+        self._lora_pool = lora_pool
         self._canaries = Canaries(self.live.forward, tokenizer, settings.chat.context_tokens)
 
     # -- for turns

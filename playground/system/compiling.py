@@ -27,6 +27,9 @@ import playground.decoding.{STEP.name}.step
 LONGEST = 120.0  # seconds that are waited for it; after that this process compiles for itself
 
 
+_begun: "Compiling | None" = None  # the last one
+
+
 class Compiling:
     """A process that compiles the decoding step; it has begun."""
 
@@ -57,14 +60,22 @@ class Compiling:
 
 def begin(decode_format: str, device: str) -> Compiling | None:
     """Begin to compile where these settings may want the step and there is a core for it; None elsewhere."""
+    global _begun
     wanted = decode_format in ("auto", "w8a16") and device in ("auto", "cpu")
     if not wanted or (os.cpu_count() or 1) < 2 or is_compiled():
         return None
     try:
-        return Compiling()
+        _begun = Compiling()
     except OSError as error:  # no memory for another process, say
         log.info("compiling beside the start is left out: %s", error)
         return None
+    return _begun
+
+
+def wait() -> None:
+    """Return once nothing compiles the step beside this process: it can be imported then."""
+    if _begun:
+        _begun.wait()
 
 
 def digest() -> str:

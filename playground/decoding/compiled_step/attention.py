@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -13,10 +13,10 @@ from playground.decoding.compiled_step.records import ROW
 from playground.decoding.compiled_step.vectors import (
     LANES,
     added_up,
+    arrays_of,
     fast,
     floats,
     load,
-    pointer,
     product_added,
     splat,
 )
@@ -24,6 +24,7 @@ from playground.decoding.compiled_step.vectors import (
 WIDTH = 16  # heads are multiples of this wide
 COLUMNS = 4  # whose scores are made at once
 BLOCK = 64  # numbers of a head that weighted values are added up to at once, where it has as many
+_caches, _columns = arrays_of(ROW), arrays_of(np.int32)
 
 
 @fast
@@ -35,10 +36,10 @@ def attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, scores
     heads = floats(record.y, (record.rows, record.heads + 2 * record.kv_heads, width))[row]
     rotation = floats(record.rotations + 4 * weights.rotation * record.rows * width, (record.rows, 2, width // 2))[row]
     heads_norm = floats(weights.heads_norm, (record.heads + record.kv_heads, width))
-    cache = carray(pointer(record.cache), (record.rows,), ROW)[row]
+    cache = _caches(record.cache, (record.rows,))[row]
     outside = max(0, cache.tokens - weights.window)
     columns, count = cache.columns + 4 * outside, cache.tokens - outside
-    newest = carray(pointer(cache.columns), (cache.tokens,), np.int32)[-1]
+    newest = _columns(cache.columns, (cache.tokens,))[-1]
     of_head = 4 * cache.capacity * width  # bytes
     keys = cache.kv + (2 * layer * record.kv_heads + kv_head) * of_head
     values = keys + record.kv_heads * of_head
@@ -47,8 +48,8 @@ def attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, scores
     if weights.heads_norm:
         normalise(key, heads_norm[record.heads + kv_head], record.epsilon, key)
     _rotate(key, rotation)
-    floats(keys, (cache.capacity, width))[newest] = key
-    floats(values, (cache.capacity, width))[newest] = heads[record.heads + record.kv_heads + kv_head]
+    _copy(key, floats(keys, (cache.capacity, width))[newest])
+    _copy(heads[record.heads + record.kv_heads + kv_head], floats(values, (cache.capacity, width))[newest])
 
     group = record.heads // record.kv_heads
     scale = np.float32(1) / np.sqrt(np.float32(width))
@@ -63,6 +64,13 @@ def attend(record: Any, layer: int, weights: Any, row: int, kv_head: int, scores
         weights_of_columns[count] = 0
         attended = record.attended + 4 * (row * record.heads + head) * width
         _weighted_sum(attended, scores, values, columns, count, width)
+
+
+@fast
+def _copy(x: Any, copied: Any) -> None:
+    """By a loop: an assignment of arrays brings numba's sentences about shapes, which take seconds to compile."""
+    for i in range(len(x)):
+        copied[i] = x[i]
 
 
 @fast

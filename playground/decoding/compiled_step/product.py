@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from playground.decoding.compiled_step.vectors import LANES, added_up, fast, float_of, floats, load, pointer, splat
+from playground.decoding.compiled_step.vectors import LANES, added_up, arrays_of, fast, float_of, floats, load, splat
 
 # What is multiplied at once: a tile of OUTPUTS·INPUTS weights by ROWS·INPUTS activations, or by FEW_ROWS·INPUTS where
 # no more are left. A tile's weights lie side by side, (outputs / OUTPUTS, inputs / INPUTS, OUTPUTS, INPUTS), so that
 # memory is read from the first to the last byte. A tile's sums, and what they are made of, stay in the registers.
 OUTPUTS, FEW_ROWS = 4, 2
 ROWS, INPUTS = LANES // 4, 2 * LANES
+codes_at = arrays_of(np.int16)
 
 
 def _tile_of(rows: int) -> Callable[..., Any]:
@@ -144,5 +145,5 @@ def round_row(x: Any, codes: Any) -> Any:
 @fast
 def quantise(record: Any, row: int, x: Any) -> None:
     """Codes and scale of x (inputs,), a row of the next product."""
-    codes = carray(pointer(record.codes + 2 * row * len(x)), (len(x),), np.int16)
+    codes = codes_at(record.codes + 2 * row * len(x), (len(x),))
     floats(record.scales, (record.rows,))[row] = round_row(x, codes)

@@ -5,14 +5,14 @@ In the functions below, `record` is the STEP record, and `weights` the LAYER rec
 
 from typing import Any
 
-from numba import carray
-
 from playground.decoding.compiled_step.attention import COLUMNS, attend
 from playground.decoding.compiled_step.elementwise import add_bias, gelu_gate, normalise, silu_gate
 from playground.decoding.compiled_step.product import OUTPUTS, multiply, quantise
 from playground.decoding.compiled_step.records import LAYER, STEP
-from playground.decoding.compiled_step.vectors import fast, floats, kept, pointer
+from playground.decoding.compiled_step.vectors import arrays_of, fast, floats, kept
 from playground.decoding.openmp import barrier, number_of_threads, thread_number
+
+_steps, _layers = arrays_of(STEP), arrays_of(LAYER)
 
 
 @fast
@@ -143,12 +143,12 @@ def _logits(record: Any, thread: int, threads: int) -> None:
 
 
 @kept
-def step(data: Any) -> None:
+def step(address: int) -> None:
     """Take a token of each row in: `logits` of the STEP at this address. Each thread of the team calls it."""
-    record = carray(data, 1, STEP)[0]
+    record = _steps(address, (1,))[0]
     thread = thread_number()
     threads = number_of_threads()
-    weights = carray(pointer(record.weights), (record.layers,), LAYER)
+    weights = _layers(record.weights, (record.layers,))
     for layer in range(record.layers):
         _attention(record, layer, weights[layer], thread, threads)
         _mlp(record, weights[layer], thread, threads)
@@ -157,9 +157,9 @@ def step(data: Any) -> None:
 
 
 @kept
-def product(data: Any) -> None:
+def product(address: int) -> None:
     """The end of a step alone: `logits` from `x`, which is normalised already."""
-    record = carray(data, 1, STEP)[0]
+    record = _steps(address, (1,))[0]
     thread = thread_number()
     threads = number_of_threads()
     _quantise_rows(record, record.x, record.hidden, record.hidden, thread, threads)

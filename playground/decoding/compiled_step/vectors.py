@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils, codegen, config
 from numba.extending import intrinsic
+from numba.np.arrayobj import np_cfarray
+from numba.np.numpy_support import from_dtype
 
 from playground.system import compiling
 
@@ -27,27 +29,32 @@ LOOSE = {"reassoc", "contract", "nsz"}  # sums in any order, so that they are ve
 fast = njit(fastmath=LOOSE, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-def kept(function: Callable[[Any], None]) -> Any:
-    """`function`, compiled. Numba keeps it in a file whose name has the digest of all sources: by itself it compiles
-    again only when the file of `function` changes.
+def kept(function: Callable[[int], None]) -> Any:
+    """`function` of an address, compiled. Numba keeps it in a file whose name has the digest of all sources: by itself
+    it compiles again only when the file of `function` changes.
     """
     function.__qualname__ += f"_{compiling.digest()}"
-    return cfunc(types.void(types.voidptr), cache=True)(function)
+    return cfunc(types.void(types.intp), cache=True)(function)
 
 
-@intrinsic
-def pointer(typing: Any, address: Any) -> Any:
-    """The address as a pointer."""
+def arrays_of(dtype: Any) -> Callable[[Any, Any], Any]:
+    """A function for compiled ones: the array of this dtype at an address, with a shape that is a tuple. Unlike
+    numba's `carray` it is compiled with its caller, which takes a sixth less time in all.
+    """
+    element = from_dtype(np.dtype(dtype))
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+    @intrinsic
+    def array_at(typing: Any, address: Any, shape: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            place = builder.inttoptr(args[0], cgutils.voidptr_t)
+            return np_cfarray(context, builder, signature, (place, args[1]))
 
-    return types.voidptr(types.intp), generate
+        return types.Array(element, len(shape), "C")(types.intp, shape), generate
+
+    return array_at
 
 
-@fast
-def floats(address: int, shape: Any) -> Any:
-    return carray(pointer(address), shape, np.float32)
+floats = arrays_of(np.float32)
 
 
 @fast
