@@ -25,8 +25,6 @@ sys.modules[package.__name__] = package
 import playground.decoding.{STEP.name}.step
 """
 LONGEST = 120.0  # seconds that are waited for it; after that this process compiles for itself
-
-
 _begun: "Compiling | None" = None  # the last one
 
 
