@@ -45,7 +45,7 @@ def test_a_step_that_is_still_being_compiled_beside_the_start_is_waited_for(sett
     chosen(settings)
     assert waited
     monkeypatch.setattr(compiling, "wait", lambda: pytest.fail("waited for a step that is not wanted"))
-    chosen(settings.model_copy(update={"decode_format": "int8"}))
+    chosen(settings.with_values(decode_format="int8"))
 
 
 @pytest.fixture
@@ -271,9 +271,49 @@ def test_what_is_measured_is_the_format_and_not_unwritten_memory(settings):
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_damaged_file_is_measured_anew(settings):
-    (settings.data_dir / "tuning.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", "null", "[" * 100_000, '{"a": 1}'])
+def test_a_damaged_file_is_measured_anew(settings, text):
+    (settings.data_dir / "tuning.json").write_text(text)
     assert chosen(settings)[0].milliseconds > 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None,
+        [],
+        {},
+        {"number_format": "int3"},
+        {"number_format": "graph"},
+        {"number_format": ["int8"]},
+        {"threads": 0},
+        {"threads": "1"},
+        {"threads": 2},  # more than the settings allow
+        {"threads": True},
+        {"milliseconds": None},
+        {"milliseconds": 0},
+        {"milliseconds": "1"},
+        {"milliseconds": float("nan")},
+        {"nats": float("inf")},
+        {"prefills_packed": "false"},
+    ],
+)
+def test_a_choice_that_no_measurement_makes_is_measured_anew(settings, monkeypatch, fields):
+    first, _ = chosen(settings)
+    file = settings.data_dir / "tuning.json"
+    ((key, right),) = json.loads(file.read_text()).items()
+    file.write_text(json.dumps({key: {**right, **fields} if fields else fields, "another": right}))
+    monkeypatch.setattr(tuning, "_measure", lambda *_: first)
+    assert chosen(settings)[0] == first
+    assert json.loads(file.read_text()) == {key: right, "another": right}
+
+
+def test_a_choice_that_cannot_be_kept_is_measured_at_each_start(settings, caplog):
+    (settings.data_dir / "tuning.json").mkdir()
+    for _ in range(2):
+        assert chosen(settings)[0].milliseconds > 0
+    assert "tuning.json cannot be written, so that the next start measures again: Is a directory" in caplog.messages
+    assert not list(settings.data_dir.glob("*.partial"))
 
 
 def test_other_architectures_decode_as_transformers_does(settings):

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from transformers import PreTrainedModel
 
 from playground.decoding import fused, graph_forward, llama, measuring
@@ -47,9 +48,11 @@ class Choice:
     # one of number_formats.FORMATS, `w8a16` for the compiled step, `graph` for the graph forward, or `plain` for the
     # unmodified transformers forward
     number_format: str
-    threads: int
-    milliseconds: float | None = None  # of one step of two replies
-    nats: float | None = None  # KL of the model's next token to the format's
+    threads: Annotated[int, Field(ge=1)]
+    milliseconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of one step of two replies
+    nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = (
+        None  # KL of the model's next token to the format's
+    )
     slots: int = 0  # pairs of replies that the graph forward decodes at once
     slot_tokens: int = 0  # columns of each
     prefills_packed: bool = False  # whether prompts go through the packed weights, as steps do
@@ -65,6 +68,9 @@ class Choice:
     def copy_bytes(self, model: PreTrainedModel) -> int:
         """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
         return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
+
+
+_CHOICE = TypeAdapter(Choice)
 
 
 def fused_forward(model: PreTrainedModel, number_format: str, prefills_packed: bool = False) -> fused.FusedForward:
@@ -131,13 +137,10 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
         ]
     )
     choices = _read(file)
-    if key not in choices:
-        choices[key] = asdict(_measure(settings, model, formats))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{secrets.token_hex(8)}.partial")
-        partial.write_text(json.dumps(choices, indent=1))
-        os.replace(partial, file)  # server and worker may both read it
-    choice = Choice(**choices[key])
+    choice = _kept(choices.get(key), settings, formats)
+    if choice is None:
+        choice = _measure(settings, model, formats)
+        _keep(file, {**choices, key: asdict(choice)})
     if choice.number_format == "plain":
         log.warning(
             "no number format says what the model says: decoding with transformers' own forward, which is slower"
@@ -308,9 +311,34 @@ def slowness(choice: Choice, settings: Settings) -> Message | None:
 def _read(file: Path) -> dict[str, Any]:
     """What earlier starts measured, by machine and model; empty where the file is missing or damaged."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        choices = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return choices if isinstance(choices, dict) else {}
+
+
+def _kept(fields: Any, settings: Settings, formats: Sequence[str]) -> Choice | None:
+    """The Choice of these fields of the file; None where they are none that a measurement makes."""
+    try:
+        choice = _CHOICE.validate_json(json.dumps(fields), strict=True)  # fields of Python would have to be a Choice
+    except ValueError:
+        return None
+    if choice.threads > settings.threads:
+        return None
+    measured = choice.number_format in formats and choice.milliseconds is not None
+    return choice if measured or choice.number_format == "plain" else None
+
+
+def _keep(file: Path, choices: dict[str, Any]) -> None:
+    """Write the file anew. Where that fails, the next start measures again."""
+    partial = file.with_suffix(f".{secrets.token_hex(8)}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(choices, indent=1))
+        os.replace(partial, file)  # server and worker may both read it
+    except OSError as error:
+        log.warning("%s cannot be written, so that the next start measures again: %s", file.name, error.strerror)
+        partial.unlink(missing_ok=True)
 
 
 def _cpu() -> str:
