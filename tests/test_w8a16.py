@@ -127,6 +127,14 @@ def test_a_product_is_whole_at_every_edge_of_the_tiles(outputs):
         assert torch.equal(y, ours(x)[:rows])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_product_takes_activations_of_another_format(dtype):
+    """It read their bytes as fp32, beyond their end too."""
+    weight, x = torch.randn(30, 96), torch.randn(9, 96).to(dtype)
+    ours = w8a16.TiledInt8Weight(weight)
+    assert torch.equal(ours(x), ours(x.float()))
+
+
 @pytest.mark.parametrize("features, lanes", [("+avx2,+fma", 8), ("+avx512f,+avx512bw", 16), ("", 8)])
 def test_vectors_are_as_wide_as_those_of_the_cpu(features, lanes, monkeypatch):
     monkeypatch.setattr(config, "CPU_FEATURES", features)

@@ -50,7 +50,7 @@ class TiledInt8Weight:
         step = np.zeros((), STEP)
         _fill(step, hidden=self.inputs, vocabulary=self.outputs, head=self.weight, head_scale=self.scale)
         y = torch.empty(len(x), self.outputs)
-        _run(compiled.product.address, step, x=x.contiguous(), logits=y, **_codes(len(x), self.inputs))
+        _run(compiled.product.address, step, x=x.to(self.dtype).contiguous(), logits=y, **_codes(len(x), self.inputs))
         return y
 
 
