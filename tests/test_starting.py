@@ -3,16 +3,19 @@
 import asyncio
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from numba.core import caching
 
-from playground.decoding.compiled_step import step  # noqa: F401  # so that numba has kept the step
+from playground.decoding.compiled_step import step  # its import has numba keep the step
 from playground.settings import Settings
 from playground.system import compiling
 from playground.system.messages import Message
@@ -238,6 +241,36 @@ def test_a_step_of_other_sources_is_not_compiled(monkeypatch):
     assert compiling.is_compiled()
     monkeypatch.setattr(compiling, "digest", lambda: "0" * 16)
     assert not compiling.is_compiled()
+
+
+def test_a_process_without_a_home_may_compile(monkeypatch):
+    for name in ("HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the user has no entry either
+    assert compiling.is_compiled() in (True, False)
+
+
+def test_what_numba_keeps_is_compiled_anew_where_it_is_damaged(tmp_path):
+    """No start used the compiled step any more, until somebody deleted the file."""
+    program = """
+import sys
+from playground.decoding import tuning
+from tests.tiny import tiny_model
+print(tuning.compiled_step_fits(tiny_model()))
+"""
+
+    def fits():
+        environ = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(compiling.ROOT)}
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip() == "True"
+
+    folder = tmp_path / caching._CacheLocator.get_suitable_cache_subpath(str(compiling.STEP / "step.py"))
+    shutil.copytree(Path(step.__file__).parent / "__pycache__", folder)
+    (file,) = folder.glob(f"step.step_{compiling.digest()}-*.nbc")
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:1000])
+    assert fits() and file.stat().st_size == whole
 
 
 def test_each_source_of_the_step_counts(monkeypatch, tmp_path):

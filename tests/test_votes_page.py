@@ -39,11 +39,26 @@ def test_a_vote_goes_its_way_from_waiting_to_a_version(tab, store):
     store.request_round()
     held = take(store)
     store.record_used_votes(held["id"], [(vote, False)])
-    assert "in the reward model of round 1" in tab.on_tick(100, seen[tab.painted], Request())[tab.html]
+    assert "round 1 learns from it" in tab.on_tick(100, seen[tab.painted], Request())[tab.html]
+    store.update_round(held["id"], "w1", phase="ppo")
+    assert "in the reward model of round 1" in tab.on_tick(100, None, Request())[tab.html]
     version = store.add_policy(held["id"], "w1", parent=0)
     store.publish(held["id"], "w1", version, "nowhere", "abc", {})
     assert "in policy v1" in tab.on_tick(100, None, Request())[tab.html]
     assert "已进入策略 v1" in tab.on_tick(100, None, Request(language="zh-CN"))[tab.html]
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_a_vote_of_a_round_that_was_stopped_is_in_no_reward_model(tab, store, heldout):
+    row = cast(store, "b", me(store))
+    vote = store.current_vote(row["id"], me(store))["id"]
+    store.request_round()
+    held = take(store)
+    store.record_used_votes(held["id"], [(vote, heldout)])
+    store.end_round(held["id"], "w1", "failed")
+    assert "round 1 ended early, the next one learns from it" in tab.on_tick(100, None, Request())[tab.html]
+    store.exclude_vote(vote, True)
+    assert "not counted" in tab.on_tick(100, None, Request())[tab.html]
 
 
 def test_others_votes_are_not_shown(tab, store):

@@ -7,6 +7,7 @@ How it is measured is `measuring.py`'s.
 import json
 import logging
 import os
+import pickle
 import platform
 import secrets
 from collections.abc import Sequence
@@ -82,13 +83,21 @@ def fused_forward(model: PreTrainedModel, number_format: str, prefills_packed: b
     return fused.FusedForward(model, number_format, prefills_packed=prefills_packed)
 
 
+def _step_fits(model: PreTrainedModel) -> bool:
+    try:
+        from playground.decoding import w8a16
+    except (EOFError, pickle.UnpicklingError, ValueError):  # a file that numba keeps is damaged
+        if not compiling.forget():
+            raise
+        from playground.decoding import w8a16
+    return w8a16.fits(model)
+
+
 def compiled_step_fits(model: PreTrainedModel) -> bool:
     """Whether `w8a16` serves the model on this machine; the log says why not."""
     compiling.wait()
     try:
-        from playground.decoding import w8a16
-
-        fits = w8a16.fits(model)
+        fits = _step_fits(model)
     except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
         log.warning(
             "the compiled step cannot be used here, other formats are: %s: %s", Loggable(type(error).__name__), error

@@ -33,8 +33,7 @@ class Compiling:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT,
+            [sys.executable, "-P", "-c", PROGRAM],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -86,14 +85,21 @@ def digest() -> str:
 
 def is_compiled() -> bool:
     """Whether numba has kept a step that was compiled from its files as they are."""
-    written = (STEP / "step.py").stat().st_mtime  # numba compares it too
-    return any(index.stat().st_mtime > written for index in _indexes())
+    return bool(_indexes("step"))
 
 
-def _indexes() -> list[Path]:
-    """Numba's index files of the step, from wherever numba may keep them."""
-    pattern = f"step.step_{digest()}-*.nbi"
+def forget() -> bool:
+    """Delete numba's index files of the step, so that it is compiled anew; returns whether there were any."""
+    indexes = _indexes("*")
+    for index in indexes:
+        index.unlink(missing_ok=True)
+    return bool(indexes)
+
+
+def _indexes(function: str) -> list[Path]:
+    """Numba's index files of this function of the step, from wherever numba may keep them."""
+    pattern = f"step.{function}_{digest()}-*.nbi"
     if folder := os.environ.get("NUMBA_CACHE_DIR"):
         return [*Path(folder).rglob(pattern)]
-    of_user = Path.home() / ".cache" / "numba"
+    of_user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
     return [*(STEP / "__pycache__").glob(pattern), *of_user.rglob(pattern)]

@@ -22,6 +22,8 @@ from playground.ui.words import Words
 
 # all tags, in order; a vote shows those that fit it
 TAGS = list(dict.fromkeys(tag for tags in REASONS.values() for tag in tags))
+ENDED_EARLY = ("failed", "not_enough")  # states of rounds from which nothing has come
+BEFORE_REWARD_MODEL = ("collect", "sft", "reward")  # phases of a round, the last of which makes it
 
 
 class Reasons:
@@ -149,12 +151,17 @@ def _fate(row: Row, translate: Words) -> tuple[str, str]:
         return "used", translate("in policy {version}", version=version_name(row["version"], translate))
     if row["deleted"]:
         return "skipped", translate("deleted, no round learns from it")
-    if row["round"] is None and not row["allowed"]:
+    unlearned = row["round_state"] in (None, *ENDED_EARLY)
+    if unlearned and not row["allowed"]:
         return "skipped", translate("you said no to training on your chats")
-    if row["round"] is None and not row["counts"]:
+    if unlearned and not row["counts"]:
         return "skipped", translate("not counted")
     if row["round"] is None:
         return "pending", translate("waits for the next round")
+    if unlearned:
+        return "pending", translate("round {n} ended early, the next one learns from it", n=row["round"])
+    if row["round_state"] == "running" and row["round_phase"] in BEFORE_REWARD_MODEL:
+        return "pending", translate("round {n} learns from it", n=row["round"])
     if row["heldout"]:
         return "used", translate("round {n} is measured on it", n=row["round"])
     return "learned", translate("in the reward model of round {n}", n=row["round"])

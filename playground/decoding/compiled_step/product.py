@@ -132,7 +132,7 @@ def _highest_bits(bits: Any) -> Any:
 @fast
 def round_row(x: Any, codes: Any) -> Any:
     """Write the codes (inputs,) of x, and return their scale. As many levels as an int32 holds the sums of. Where the
-    scale is not finite, the row's products are NaN.
+    scale is not finite, none of the row's products is.
     """
     highest = float_of(_highest_bits(x.view(np.int32)))
     levels = np.float32(min(32767, (2**31 - 1) // (127 * len(x))))
