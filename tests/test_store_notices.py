@@ -126,6 +126,13 @@ def test_every_handler_of_the_page_is_guarded(site, chat):  # noqa: F811
             assert by_itself or notice in handler.outputs, handler.name
 
 
+def test_no_component_shows_the_progress_of_a_handler(site, chat):  # noqa: F811
+    """Each update of a reply took longer with each tab that had been opened: the page copied the state of all."""
+    blocks, _ = page_module.build(chat.settings, chat.store, chat.engine, chat)
+    handlers = [handler for handler in blocks.fns.values() if handler.fn is not None]
+    assert handlers and all(handler.show_progress_on == [] for handler in handlers)
+
+
 # -- replies that are complete while the store cannot take them
 
 

@@ -3,10 +3,11 @@
 The handlers themselves are in the modules of the tabs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from gradio.blocks import Block
+from gradio.components import Component
 from gradio.events import Dependency
 
 Updates = dict[Block, Any]  # what a handler returns: a new value, or a `gr.update(…)`, for each component that changes
@@ -19,13 +20,21 @@ class ListenerOptions(TypedDict, total=False):
 
     api_visibility: Literal["public", "private", "undocumented"]
     show_progress: Literal["full", "minimal", "hidden"]
+    show_progress_on: Sequence[Component]
     queue: bool
     concurrency_limit: int | None
     trigger_mode: Literal["once", "multiple", "always_last"]
 
 
-# every handler that returns once is attached with these; why not through the queue: see `notice.py`
-GESTURE: ListenerOptions = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+# Every handler that returns once is attached with these; why not through the queue: see `notice.py`. Progress is shown
+# on no component: Gradio's page would copy the state of all that any event has ever written to, tables and plots of
+# all tabs, at each update of a reply.
+GESTURE: ListenerOptions = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "queue": False,
+}
 
 # the same where a value changes while its handler still runs: the last value counts
 LATEST_GESTURE: ListenerOptions = {**GESTURE, "trigger_mode": "always_last"}
