@@ -143,7 +143,6 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.starting = Starting(settings)
-        self.compiling: compiling.Compiling | None = None
         self.backup: Backup | None = None
         self.lease: Lease | None = None  # of the servers that share the backup
         self.store: Store | None = None
@@ -160,7 +159,7 @@ class App:
         """Settings → model → store → engine → chat → page. CannotStart where the model or the database is no use, and
         BadTarget where the backup's URL is.
         """
-        self.compiling = compiling.begin(self.settings.decode_format, self.settings.device)
+        compiling.begin(self.settings.decode_format, self.settings.device)
         load_zero_gpu()
         # These imports take seconds. Here they delay neither --help nor the first answer.
         from playground import server
@@ -255,8 +254,7 @@ class App:
 
     def close(self) -> bool:
         """End everything; the last snapshot comes last. Returns whether it has ended too."""
-        if self.compiling:
-            self.compiling.stop()
+        compiling.stop()
         if self.alerts and self.webhook:
             self.alerts.close()
             self.webhook.close()

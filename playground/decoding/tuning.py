@@ -50,10 +50,10 @@ class Choice:
     # unmodified transformers forward
     number_format: str
     threads: Annotated[int, Field(ge=1)]
-    milliseconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # of one step of two replies
-    nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = (
-        None  # KL of the model's next token to the format's
-    )
+    # of one step of two replies
+    milliseconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    # KL of the model's next token to the format's
+    nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     slots: int = 0  # pairs of replies that the graph forward decodes at once
     slot_tokens: int = 0  # columns of each
     prefills_packed: bool = False  # whether prompts go through the packed weights, as steps do
@@ -84,9 +84,10 @@ def fused_forward(model: PreTrainedModel, number_format: str, prefills_packed: b
 
 
 def _step_fits(model: PreTrainedModel) -> bool:
+    """As `compiled_step_fits`, with any error; what numba keeps is compiled anew where it is damaged."""
     try:
         from playground.decoding import w8a16
-    except (EOFError, pickle.UnpicklingError, ValueError):  # a file that numba keeps is damaged
+    except (EOFError, pickle.UnpicklingError, ValueError):
         if not compiling.forget():
             raise
         from playground.decoding import w8a16

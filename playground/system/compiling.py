@@ -75,6 +75,12 @@ def wait() -> None:
         _begun.wait()
 
 
+def stop() -> None:
+    """End what compiles the step beside this process."""
+    if _begun:
+        _begun.stop()
+
+
 def digest() -> str:
     """Of the names and contents of all that is compiled."""
     sources = hashlib.sha256()
