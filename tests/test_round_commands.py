@@ -8,7 +8,7 @@ import time
 import pytest
 
 from playground.models import loading
-from playground.store import STOPPED, Store
+from playground.store import STOPPED, Store, is_paused
 from tests.test_loop import liking, settings_for, wait_until
 from training import simulate
 from training.annotators import Person
@@ -62,6 +62,7 @@ def test_a_paused_round_waits_keeps_its_lease_and_continues_where_it_was(voted):
     wait_until(lambda: in_ppo(store, 2), 60)
     store.set_round_command(asked, "pause")
     wait_until(lambda: "is paused" in log(settings, asked), 30)
+    wait_until(lambda: is_paused(store.round(asked)), 30)
     step = store.round(asked)["step"]
     time.sleep(2 * settings.round.lease_seconds)
     assert store.round(asked)["step"] == step
@@ -73,9 +74,10 @@ def test_a_paused_round_waits_keeps_its_lease_and_continues_where_it_was(voted):
     row = store.round(asked)
     assert row["state"] in ("published", "refused"), row["reason"]
     assert [n for n, _ in store.metrics(asked)["reward"]] == [1, 2, 3, 4, 5, 6]
+    assert row["metrics"]["paused"] is False and row["metrics"]["part"] is None
     assert {"collect", "sft", "reward", "ppo", "gate"} <= row["metrics"]["phase_seconds"].keys()
     assert 0 < row["metrics"]["phase_seconds"]["ppo"] < 120
-    assert "goes on after" in log(settings, asked) and "ppo 6 of 6" in log(settings, asked)
+    assert "goes on after a pause" in log(settings, asked) and "ppo 6 of 6" in log(settings, asked)
 
 
 def test_a_stopped_round_ends_at_its_next_step_and_the_next_one_runs_with_what_was_changed(voted):

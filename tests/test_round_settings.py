@@ -22,14 +22,15 @@ def values(form, changes):
 
 def changed_in(filled, form, changes):
     """What the page sends that had its form `filled`, after these changes."""
-    sent = {component: value for component, value in filled.items() if component is not form.form}
+    sent = {component: filled[component]["value"] for component in form.fields.values()}
+    sent[form.filled_in] = filled[form.filled_in]
     return {**sent, **{form.fields[name]: value for name, value in changes.items()}}
 
 
 def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(form):
     form.on_save(values(form, {"ppo.kl_target": 4, "ppo.iterations": 6.0, "round.start_from": "base"}), Request())
     assert form.store.overrides() == {"ppo.kl_target": 4.0, "ppo.iterations": 6, "round.start_from": "base"}
-    assert form.on_open(Request())[form.fields["ppo.kl_target"]] == 4.0
+    assert form.on_open(Request())[form.fields["ppo.kl_target"]]["value"] == 4.0
     own = form.settings.flat()
     form.on_save(values(form, {name: own[name] for name in form.store.overrides()}), Request())
     assert form.store.overrides() == {}, "what is as the app has it is no change"
@@ -50,6 +51,38 @@ def test_a_value_that_does_not_fit_saves_nothing(form, name, value):
     assert form.store.overrides() == {}
     with pytest.raises(SettingsError, match=flag(name)):
         overridden(form.settings, {name: value})
+
+
+def test_the_page_names_the_field_that_it_refuses_and_marks_it(form):
+    """It named an option of the command line."""
+    sent = values(form, {"ppo.kl_target": -1, "gate.prompts": 2, "ppo.epochs": 3})
+    answer = form.on_save(sent, Request())
+    shown = answer[form.notice.html]
+    assert "Nothing was saved" in shown and "--" not in shown and "NUDGE" not in shown
+    assert "ppo.kl_target cannot be -1: it takes a number above 0." in shown
+    assert "gate.prompts cannot be 2: it takes an integer at least 4 and at most 4096." in shown
+    marked = [name for name, field in form.fields.items() if answer[field]["elem_classes"]]
+    assert sorted(marked) == ["gate.prompts", "ppo.kl_target"] and form.store.overrides() == {}
+    assert not any("value" in answer[field] for field in form.fields.values()), "what was typed stays"
+    assert {fold for fold in form.groups.values() if fold in answer} == {
+        form.groups["ppo.lr"],
+        form.groups["gate.better"],
+    }
+    assert "gate.prompts 不能是 2" in form.on_save(sent, Request(language="zh-CN"))[form.notice.html]
+    better = form.on_save(values(form, {"ppo.kl_target": 4.0}), Request())
+    assert not any(better[field]["elem_classes"] for field in form.fields.values())
+
+
+def test_the_page_says_what_has_changed(form):
+    """It said the same of a change, of an emptied field and of nothing."""
+    own = form.settings.flat()["ppo.epochs"]
+    said = lambda changes: form.on_save(values(form, changes), Request())[form.notice.html]
+    assert f"The next round takes ppo.iterations 8 → 9, ppo.epochs {own} → 7." in said(
+        {"ppo.epochs": 7, "ppo.iterations": 9}
+    )
+    assert f"The next round takes ppo.epochs 7 → {own}." in said({"ppo.epochs": None})
+    assert "Nothing was changed." in said({})
+    assert "that the app was started with" in form.on_reset(Request())[form.notice.html]
 
 
 def test_the_form_takes_no_input_until_it_has_its_values(form):
@@ -77,7 +110,7 @@ def test_what_another_admin_saved_meanwhile_stays(form):
     form.on_save(changed_in(forms[0], form, {"ppo.epochs": 3, "ppo.kl_step": 4.0}), Request())
     saved = form.on_save(changed_in(forms[1], form, {"ppo.iterations": 9, "ppo.kl_step": 5.0}), Request())
     assert form.store.overrides() == {"ppo.epochs": 3, "ppo.iterations": 9, "ppo.kl_step": 5.0}
-    assert saved[form.fields["ppo.epochs"]] == 3, "and the form shows it"
+    assert saved[form.fields["ppo.epochs"]]["value"] == 3, "and the form shows it"
     form.on_save(changed_in(forms[2], form, {"ppo.epochs": None}), Request())
     assert form.store.overrides() == {"ppo.iterations": 9, "ppo.kl_step": 5.0}
     form.on_save(changed_in(forms[2], form, {}), Request())
@@ -89,7 +122,7 @@ def test_a_form_whose_first_values_are_forgotten_is_filled_in_anew(form):
     sent = {**values(form, {"ppo.kl_step": 4.0}), form.filled_in: {}}
     form.store.override({"ppo.epochs": 3}, form.store.annotator("another admin"))
     answer = form.on_save(sent, Request())
-    assert form.store.overrides() == {"ppo.epochs": 3} and answer[form.fields["ppo.epochs"]] == 3
+    assert form.store.overrides() == {"ppo.epochs": 3} and answer[form.fields["ppo.epochs"]]["value"] == 3
     assert "Nothing was saved" in answer[form.notice.html] and answer[form.filled_in]["ppo.epochs"] == 3
 
 
@@ -98,7 +131,7 @@ def test_what_was_saved_takes_effect_also_where_an_earlier_value_fits_no_more(fo
     """One value that does not fit leaves all of them without effect."""
     form.store.override({**earlier, "ppo.iterations": 9}, form.store.annotator("another admin"))
     saved = form.on_save(values(form, {"ppo.epochs": 3}), Request())
-    assert saved[form.fields["ppo.epochs"]] == 3 and form.store.overrides() == {"ppo.epochs": 3}
+    assert saved[form.fields["ppo.epochs"]]["value"] == 3 and form.store.overrides() == {"ppo.epochs": 3}
 
 
 def test_nobody_else_saves_anything(form):

@@ -168,7 +168,7 @@ def test_a_worker_ends_a_fine_tuning_whose_process_died(command):
 )
 def test_the_page_says_that_it_is_on_a_file(phase, english, chinese):
     """It said that votes are read, and that it warms up on edited replies."""
-    row = {"phase": phase, "metrics": {"sft_file": "x"}}
+    row = {"phase": phase, "state": "running", "wish": None, "metrics": {"sft_file": "x"}}
     assert (phase_text(row, Words()), phase_text(row, Words(CHINESE))) == (english, chinese)
     assert phase_text({**row, "metrics": {}}, Words()) != english
 

@@ -17,3 +17,11 @@ def test_a_part_that_runs_again_adds_up_and_one_that_fails_counts():
         time.sleep(0.02)
         raise ValueError
     assert seconds["a"] >= first + 0.02 and list(seconds) == ["a"]
+
+
+def test_a_part_is_shown_while_it_runs():
+    shown = []
+    seconds = PartSeconds(shown.append)
+    with seconds.part("a"):
+        assert shown == ["a"]
+    assert shown == ["a", None]

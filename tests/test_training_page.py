@@ -2,6 +2,7 @@
 limits.
 """
 
+import inspect
 import json
 
 import pytest
@@ -12,9 +13,9 @@ from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
 from playground.system.messages import Message
-from playground.ui import gatewords, plots, round_summary, watch
-from playground.ui.loop_status import LoopStatus, trial_of
-from playground.ui.phases import PROGRESS_LABELS, phase_progress, phases_html
+from playground.ui import gatewords, plots, round_state, round_summary, watch
+from playground.ui.loop_status import LoopStatus, TimeLeft, trial_of
+from playground.ui.phases import PART_TEXTS, PROGRESS_LABELS, SIGNS, phase_progress, phases_html
 from playground.ui.plots import Curve
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.rounds import CURVES, TrainingTab
@@ -23,7 +24,7 @@ from playground.ui.words import Words
 from tests import rounds
 from tests.controls import OWNER, Engine, Request
 from tests.stores import cast
-from training import evidence, gate
+from training import evidence, gate, round_models
 
 W, ZH = Words(), Words("zh-CN")
 
@@ -179,7 +180,91 @@ def test_a_round_is_told_step_by_step(store, settings):
     )
     store.set_round_command(row["id"], "pause")
     html = status_html(now(store, settings, read_at=1300.0), W)
-    assert "Paused: PPO" in html and "min left" not in html
+    assert "Round 1: Pausing after this step…" in html and "min left" not in html and 'class="strip running"' in html
+    store.update_round(row["id"], "w1", metrics={"paused": True})
+    html = status_html(now(store, settings, read_at=1300.0), W)
+    assert "Round 1: PPO, paused" in html and "min left" not in html and 'class="strip paused"' in html
+
+
+def test_a_command_to_pause_is_no_pause_until_the_worker_says_so(store, settings):
+    """The page said "Paused" for the minutes that a step goes on, and "running" in the list."""
+    row = rounds.running(store)
+
+    def shown():
+        found = store.rounds()[0]
+        return round_state.displayed_state(found), phase_progress(found)["ppo"], round_summary.summary_html(found, W)
+
+    store.update_round(row["id"], "w1", metrics={"paused": True})  # by a worker that was killed in an earlier pause
+    assert shown()[:2] == ("running", "now")
+    store.update_round(row["id"], "w1", metrics={"paused": False})
+    store.set_round_command(row["id"], "pause")
+    assert shown()[:2] == ("running", "now") and "Pausing after this step…" in shown()[2]
+    store.update_round(row["id"], "w1", metrics={"paused": True})
+    assert shown()[:2] == ("paused", "paused") and '"outcome paused">PPO, paused<' in shown()[2]
+    assert round_summary.timeline_entry(store.rounds()[0], W).startswith("‖ Round 1 · paused")
+    store.set_round_command(row["id"], None)
+    assert shown()[:2] == ("running", "now")
+
+
+def test_the_time_left_is_the_whole_rounds_once_a_round_before_says_how_long_the_phases_take(store, settings):
+    """It was the phase's alone, and read as the round's."""
+
+    def left(read_at):
+        return now(store, settings, read_at=read_at).time_left
+
+    row = rounds.running(store, steps=6)
+    store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0})
+    assert left(1300.0) == TimeLeft(5.0, of_round=False)
+    assert "about 5 min left of this step" in status_html(now(store, settings, read_at=1300.0), W)
+    store.end_round(row["id"], "w1", "failed", STOPPED)
+    rounds.published(store, settings)
+    assert "Round 2 took 3.9 min" in round_summary.pace_html(now(store, settings), W)
+    row = rounds.running(store, steps=6)
+    assert round_summary.pace_html(now(store, settings), W) == ""
+    store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0})
+    assert left(1300.0).of_round and left(1300.0).minutes == pytest.approx(5 + 22 / 60)
+    store.update_round(row["id"], "w1", phase="reward", step=0, steps=0, metrics={"phase_began": 2000.0})
+    assert left(2011.0).minutes == pytest.approx((20 + 180 + 22) / 60), "before its first step: as the one before"
+    assert left(2100.0).minutes == pytest.approx((180 + 22) / 60)
+    store.end_round(row["id"], "w1", "failed", STOPPED)
+    longer = rounds.begun(store, {"ppo.iterations": 80})
+    store.update_round(longer["id"], "w1", phase="reward", metrics={"phase_began": 2000.0})
+    assert left(2011.0) is None, "with other settings it takes another time"
+
+
+def test_what_a_phase_does_before_it_has_steps_is_told(store, settings):
+    """The first round read 16 votes for minutes: it loaded and tested the model."""
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", metrics={"part": "test policy"})
+    assert "reading the votes" in status_html(now(store, settings), W)
+    assert "testing the model" in status_html(now(store, settings), W)
+    assert "正在检查模型" in status_html(now(store, settings), ZH)
+    for part in (None, "gate: draws"):
+        store.update_round(row["id"], "w1", metrics={"part": part})
+        assert '<span class="detail"></span>' in status_html(now(store, settings), W)
+
+
+def test_the_parts_that_the_page_knows_are_those_of_a_round():
+    source = inspect.getsource(round_models)
+    assert all(f'self.seconds.part("{part}")' in source for part in PART_TEXTS)
+
+
+def test_a_round_that_an_admin_stopped_is_no_error_and_its_votes_are_kept(store, settings):
+    row = rounds.running(store)
+    store.end_round(row["id"], "w1", "failed", STOPPED)
+    html = status_html(now(store, settings), W)
+    assert "An admin stopped round 1." in html and 'class="strip stopped"' in html
+    assert "the next round learns from them too" in round_summary.summary_html(store.last_round(), W)
+
+
+def test_edited_replies_are_no_step_of_a_round_without_any(store):
+    row = rounds.running(store)
+    assert phase_progress(row)["sft"] == "to-come", "it is not known yet"
+    assert phase_progress(store.last_round())["sft"] == "left-out"
+    html = phases_html(store.last_round(), W)
+    assert '<li class="left-out"><i role="img" aria-label="nothing to do">–</i><span>edited replies<small>none' in html
+    store.update_round(row["id"], "w1", metrics={"demonstrations": 2})
+    assert phase_progress(store.last_round())["sft"] == "done"
 
 
 def test_the_end_of_a_round_is_told_with_its_reason(store, settings):
@@ -320,8 +405,8 @@ def test_a_reason_that_an_earlier_version_stored_is_shown_in_english(store, sett
     assert "ValueError in phase reward." in html and "odd" not in html
     row = rounds.begun(store)
     store.update_round(row["id"], "w1", state="failed", reason="An admin stopped this round.", ended="x")
-    assert round_summary.displayed_state(store.last_round()) == "stopped"
-    assert "管理员停止了这一轮训练。" in status_html(now(store, settings), ZH)
+    assert round_state.displayed_state(store.last_round()) == "stopped"
+    assert "管理员停止了第 2 轮训练。" in status_html(now(store, settings), ZH)
     rounds.refused(store, settings)
     text = "The new version was not published: it is {odd}."
     with store.writing() as db:
@@ -330,20 +415,19 @@ def test_a_reason_that_an_earlier_version_stored_is_shown_in_english(store, sett
 
 
 def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, settings):
-    signs = lambda row: "".join(
-        dict(zip(PROGRESS_LABELS, "✓●✗○", strict=True))[kind] for kind in phase_progress(row).values()
-    )
+    signs = lambda row: "".join(SIGNS[kind] for kind in phase_progress(row).values())
+    assert SIGNS.keys() == PROGRESS_LABELS.keys()
     assert signs(None) == "○○○○○○"
     store.request_round()
     assert signs(store.last_round()) == "○○○○○○"
     row = rounds.take(store, config=rounds.CONFIG)
     store.update_round(row["id"], "w1", phase="reward")
-    assert signs(store.round(row["id"])) == "✓✓●○○○"
+    assert signs(store.round(row["id"])) == "✓–●○○○"
     store.end_round(
         row["id"], "w1", "not_enough", Message("Not enough evidence yet. Votes so far: {n}; vote on more replies.", n=1)
     )
-    assert signs(store.round(row["id"])) == "✓✓✗○○○"
-    assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓✓✓✓✗○", (
+    assert signs(store.round(row["id"])) == "✓–✗○○○"
+    assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓–✓✓✗○", (
         "it is published as refused, and was refused by the gate"
     )
     done = {
@@ -353,7 +437,7 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
         "metrics": {"phase_seconds": {"collect": 0.4, "reward": 31.0, "ppo": 180.0}},
     }
     assert (
-        signs(done) == "✓✓✓✓✓✓"
+        signs(done) == "✓–✓✓✓✓"
         and "31 s" in phases_html(done, W)
         and "3.0 min" in phases_html(done, W)
         and "0 s" not in phases_html(done, W)

@@ -54,7 +54,7 @@ class Round(RoundControl):
         self.drop_models()
 
     def drop_models(self) -> None:
-        self.models = RoundModels(self.store, self.settings, self.id, self.folder, self.obey)
+        self.models = RoundModels(self.store, self.settings, self.id, self.folder, self.obey, self.show_part)
 
     def run_phase(self, phase: str) -> None:
         phases = {
@@ -83,8 +83,7 @@ class Round(RoundControl):
             votes=len(prefs.votes), imported=imported, split_by=prefs.split_by, heldout_units=len(prefs.heldout)
         )
         log.info(
-            "%d votes: %d pairs to compare, edited replies and %d imported pairs among them, and %d replies judged "
-            "alone; held out: %d of the %ss",
+            "%d votes: %d pairs to compare (%d of them imported), and %d replies judged alone; held out: %d of the %ss",
             len(prefs.votes),
             len(prefs.pairs),
             imported,

@@ -115,6 +115,10 @@ class RoundControl(ABC):
         self.store.add_metrics(self.id, step, metrics)
         self.obey()
 
+    def show_part(self, part: str | None) -> None:
+        """What the running phase does before it has steps."""
+        self.record(part=part)
+
     def record(self, **metrics: Any) -> None:
         """Merge figures into the round's row."""
         self.store.update_round(self.id, self.owner, metrics=metrics)
@@ -145,7 +149,7 @@ class RoundControl(ABC):
     def _set_began(self, moment: float) -> None:
         """The running phase began at this time of day (seconds since the epoch)."""
         self._began_at = moment
-        self.record(phase_began=moment)
+        self.record(phase_began=moment, paused=False)
 
     def resumed_at_step(self, step: int) -> None:
         """The running phase began at `step` and not at 0, which the page needs to know how much time is left."""
@@ -165,12 +169,13 @@ class RoundControl(ABC):
             self._erase()
             if not paused:
                 log.info("round %s is paused", self.id)
+                self.record(paused=True)
             began = time.monotonic()
             time.sleep(self.settings.round.poll_seconds)
             self.store.update_round(self.id, self.owner)  # LeaseLost where another worker has taken it over
             paused += time.monotonic() - began
         if paused:
-            log.info("round %s goes on after %.0f s", self.id, paused)
+            log.info("round %s goes on after a pause of %.0f s", self.id, paused)
             self._set_began(self._began_at + paused)
             self._began_monotonic += paused
         if request == "stop":

@@ -28,25 +28,31 @@ from training.policy import PolicyModel
 from training.preferences import Preferences, Row
 from training.rollout import Episode, Rollouts
 from training.rules import Rule
-from training.timing import PartSeconds
+from training.timing import PartSeconds, ShowPart
 
 CHECKED = 4  # replies on which a policy that multiplies in int8 is compared with itself
 
 
 class RoundModels:
     """The models and data of one round, as its settings and its folder have them. `obey` is called where reading data
-    takes long.
+    takes long, `show_part` with the name of each part that begins, and None when it has ended.
     """
 
     def __init__(
-        self, store: Store, settings: Settings, round_id: int, folder: Path, obey: imported.Obey = imported.go_on
+        self,
+        store: Store,
+        settings: Settings,
+        round_id: int,
+        folder: Path,
+        obey: imported.Obey = imported.go_on,
+        show_part: ShowPart = lambda part: None,
     ) -> None:
         self.store = store
         self.settings = settings
         self.round_id = round_id
         self.folder = folder
         self.obey = obey
-        self.seconds = PartSeconds()
+        self.seconds = PartSeconds(show_part)
 
     # -- the policy and its base
 

@@ -120,7 +120,7 @@ def run_taken(store: Store, settings: Settings, row: Row, owner: str, kind: Make
     eraser.tidy()
     eraser.step()  # erasures may have waited for this round to end
     reason = f": {row['reason']}" if row["reason"] else ""
-    log.info("round %s is %s%s", round_id, Loggable(row["state"]), reason)
+    log.info("round %s: %s%s", round_id, Loggable(row["state"].replace("_", " ")), reason)
     return row
 
 

@@ -115,6 +115,7 @@ class GPUSlices:
                 self.store.end_round(round_id, self._owner, "failed", STOPPED)
                 return None
             if row["wish"] == "pause":
+                self.store.update_round(round_id, self._owner, metrics={"paused": True})
                 self._stopping.wait(self.settings.round.poll_seconds)
                 continue
             try:

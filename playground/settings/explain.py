@@ -1,5 +1,7 @@
 """What is said of a value that a setting does not take: the setting, the value, and what is accepted."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Literal, get_args, get_origin
@@ -13,23 +15,45 @@ from playground.settings.names import fields, flag, variable
 from playground.system.messages import Message, UserFacingError, lines, plain
 
 
+@dataclass(frozen=True)
+class RefusedValue:
+    """A value that a setting, by its dotted name, does not take."""
+
+    name: str
+    value: str
+    accepted: Message
+
+
 class SettingsError(UserFacingError):
     """A setting cannot be used; the message names it, the value given and what is accepted. A plain text is for the
-    command line; what the page may show is a Message.
+    command line; what the page may show is a Message. `refused` has the values, where they are the reason.
     """
 
-    def __init__(self, message: str | Message) -> None:
+    def __init__(self, message: str | Message, refused: Sequence[RefusedValue] = ()) -> None:
         super().__init__(message if isinstance(message, Message) else plain(message))
+        self.refused = refused
 
 
 def settings_error(kind: type[BaseModel], error: ValidationError) -> SettingsError:
     """All that `error` says of settings of the class `kind`."""
-    return SettingsError(lines(_explain(kind, problem) for problem in error.errors()))
+    problems = error.errors()
+    known = fields(kind)
+    refused = [
+        RefusedValue(_name(problem), repr(problem["input"]), accepted(known[_name(problem)]))
+        for problem in problems
+        if _name(problem) in known
+    ]
+    return SettingsError(lines(_explain(kind, problem) for problem in problems), refused)
+
+
+def _name(problem: ErrorDetails) -> str:
+    """The setting's dotted name."""
+    return ".".join(str(part).replace("-", "_") for part in problem["loc"][:2])
 
 
 def _explain(kind: type[BaseModel], problem: ErrorDetails) -> Message:
     """What is wrong with the value of one setting."""
-    name = ".".join(str(part).replace("-", "_") for part in problem["loc"][:2])
+    name = _name(problem)
     field = fields(kind).get(name)
     if problem["type"] == "extra_forbidden":
         return plain(f"{flag(name)} ({variable(name)}): there is no such setting")

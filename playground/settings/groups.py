@@ -188,7 +188,7 @@ class PPOSettings(Group):
     epochs: ForRounds[int] = Field(2, ge=1, le=16)
     """Passes over each iteration's episodes."""
     minibatch: ForRounds[Positive] = 32
-    """Episodes in each optimizer step."""
+    """Episodes in each optimizer step; all of an iteration's where it has fewer."""
     microbatch: ForRounds[Positive] = 4
     """Episodes in one forward and backward; in PPO, gradients add up to a minibatch, and a GPU with room takes a whole
     one. Changes memory, not PPO's update.

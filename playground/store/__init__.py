@@ -21,7 +21,7 @@ from playground.store.policies import VERSION_STATES, Policies
 from playground.store.quality import Quality
 from playground.store.queue import Queue, QueuedPrompt
 from playground.store.reasons import STOPPED
-from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning
+from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning, is_paused
 from playground.store.sign_ins import ProviderSays, SignIns
 from playground.store.snapshots import Snapshots
 from playground.store.trials import Trials
@@ -45,6 +45,7 @@ __all__ = [
     "StoreLost",
     "StoreUnavailable",
     "is_fine_tuning",
+    "is_paused",
     "now",
 ]
 

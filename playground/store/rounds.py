@@ -287,6 +287,11 @@ def is_fine_tuning(row: Mapping[str, Any]) -> bool:
     return "sft_file" in row["metrics"]
 
 
+def is_paused(row: Mapping[str, Any]) -> bool:
+    """Whether a round waits because an admin asked for it. From the command on, it goes on until the end of a step."""
+    return row["state"] == "running" and row["wish"] == "pause" and bool(row["metrics"].get("paused"))
+
+
 def _decoded(row: Row) -> Row:
     return {
         **row,

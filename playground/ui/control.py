@@ -36,7 +36,7 @@ class ControlState:
     """What the buttons depend on."""
 
     round_state: str
-    paused: bool
+    pausing: bool  # asked to pause, or paused
     stopping: bool
     auto_train: bool
     is_admin: bool
@@ -230,11 +230,11 @@ class Control:
         """The buttons and folds of the person who looks."""
         running = state.round_state == "running"
         active = state.round_state in ("requested", "running")
-        can_pause = running and not state.paused and not state.stopping
+        can_pause = running and not state.pausing and not state.stopping
         return {
             self.start: gr.Button(visible=state.is_admin and not active),
             self.pause: gr.Button(visible=state.is_admin and can_pause),
-            self.resume: gr.Button(visible=state.is_admin and state.paused),
+            self.resume: gr.Button(visible=state.is_admin and state.pausing),
             self.stop: gr.Button(
                 translate(STOPPING) if state.stopping else translate(STOP),
                 visible=state.is_admin and active,
@@ -253,7 +253,7 @@ class Control:
         annotator = self.annotator(request)
         return ControlState(
             round_state=status.state,
-            paused=status.paused,
+            pausing=status.pausing,
             stopping=status.stopping,
             auto_train=status.settings.round.auto,
             is_admin=annotator is not None and self.admins.allowed(request, annotator),

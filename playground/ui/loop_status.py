@@ -7,11 +7,21 @@ from dataclasses import dataclass, field
 from playground.backup import Backup, Status
 from playground.serving.engine import Engine
 from playground.settings import Settings, SettingsError, overridden
-from playground.store import Store
+from playground.store import Store, is_fine_tuning, is_paused
 from playground.ui.handlers import Row
 
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
 SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Minutes until the running round ends, or until its phase does, where no round before says how long the others
+    take.
+    """
+
+    minutes: float
+    of_round: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,12 @@ class LoopStatus:
 
     @property
     def paused(self) -> bool:
+        """Whether the active round waits, as an admin asked."""
+        return self.round is not None and is_paused(self.round)
+
+    @property
+    def pausing(self) -> bool:
+        """Whether an admin has asked the active round to pause, or it is paused."""
         return self.round is not None and self.state == "running" and self.round["wish"] == "pause"
 
     @property
@@ -81,11 +97,35 @@ class LoopStatus:
         return min(self.round["step"] / self.round["steps"], 1.0)
 
     @property
-    def minutes_left(self) -> float | None:
-        """Minutes until the running phase ends, if it keeps its pace; None before there is a basis for it."""
+    def last_whole_round(self) -> Row | None:
+        """The newest round before an active one that went through all phases on votes; it says how long they take."""
+        for row in self.rounds:
+            if row["state"] in ("published", "refused") and not is_fine_tuning(row):
+                return row
+        return None
+
+    @property
+    def time_left(self) -> TimeLeft | None:
+        """Until when the running round or its phase will take; None before there is a basis for it."""
         row = self.round
-        if row is None or self.state != "running" or self.paused:
+        if row is None or self.state != "running" or self.pausing:
             return None
+        seconds = self._phase_seconds_left(row)
+        before = self.last_whole_round
+        if before is None or not _alike(before, row):
+            return None if seconds is None else TimeLeft(seconds / 60, of_round=False)
+        took = before["metrics"].get("phase_seconds", {})
+        if row["phase"] not in took:
+            return None
+        if seconds is None:
+            began = row["metrics"].get("phase_began", self.read_at)
+            seconds = max(took[row["phase"]] - (self.read_at - began), 0)
+        phases = list(took)
+        later = sum(took[phase] for phase in phases[phases.index(row["phase"]) + 1 :])
+        return TimeLeft((seconds + later) / 60, of_round=True)
+
+    def _phase_seconds_left(self, row: Row) -> float | None:
+        """Until the running phase ends, if it keeps its pace; None where too little of it is done."""
         began = row["metrics"].get("phase_began")  # seconds since the epoch
         done = row["step"]
         if row["phase"] == "ppo":  # a resumed round began at a later step
@@ -93,7 +133,16 @@ class LoopStatus:
         if not began or done <= 0 or done < SMALLEST_BASIS * row["steps"]:
             return None
         seconds_per_step = max(self.read_at - began, 0) / done
-        return seconds_per_step * (row["steps"] - row["step"]) / 60
+        return seconds_per_step * (row["steps"] - row["step"])
+
+
+def _alike(before: Row, row: Row) -> bool:
+    """Whether a round takes as long as one before it, by their settings."""
+    return all(
+        before["config"].get(name) == value
+        for name, value in row["config"].items()
+        if name.partition(".")[0] in ("ppo", "gate", "reward", "train_on", "model", "device")
+    )
 
 
 def trial_of(store: Store, version: int) -> Row | None:

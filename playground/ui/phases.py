@@ -4,7 +4,7 @@ A sign says it as well as a colour.
 
 from html import escape
 
-from playground.store import is_fine_tuning
+from playground.store import is_fine_tuning, is_paused
 from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.words import Words
@@ -27,12 +27,22 @@ PHASE_TEXTS = {
 }
 FILE_TEXTS = {"collect": words.mark("reading the file"), "sft": words.mark("fine-tuning on demonstrations")}
 FILE_LABELS = {"collect": words.mark("file"), "sft": words.mark("demonstrations")}
+PART_TEXTS = {  # what is done before a phase has steps, by the names in training/round_models.py
+    "load policy": words.mark("loading the model"),
+    "add LoRA": words.mark("adding LoRA, choosing a number format"),
+    "test policy": words.mark("testing the model"),
+    "load reward trunk": words.mark("loading the reward model"),
+    "test reward trunk": words.mark("testing the reward model"),
+}
 STOPPING = words.mark("Stopping after this step…")
+PAUSING = words.mark("Pausing after this step…")
 FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
-SIGNS = {"done": "✓", "now": "●", "ended": "✗", "to-come": "○"}
+SIGNS = {"done": "✓", "left-out": "–", "now": "●", "paused": "‖", "ended": "✗", "to-come": "○"}
 PROGRESS_LABELS = {
     "done": words.mark("done"),
+    "left-out": words.mark("nothing to do"),
     "now": words.mark("running"),
+    "paused": words.mark("paused"),
     "ended": words.mark("ended here"),
     "to-come": words.mark("to come"),
 }
@@ -47,6 +57,8 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
         took = ""
         if progress == "done" and seconds.get(phase, 0) >= 1:
             took = f"<small>{duration(seconds[phase], translate)}</small>"
+        elif progress == "left-out":
+            took = f"<small>{escape(translate('none'))}</small>"
         label = escape(translate(PROGRESS_LABELS[progress]))
         phase_label = FILE_LABELS.get(phase, PHASE_LABELS[phase]) if on_file else PHASE_LABELS[phase]
         sign = f'<i role="img" aria-label="{label}">{SIGNS[progress]}</i>'
@@ -55,16 +67,20 @@ def phases_html(round_row: Row | None, translate: Words) -> str:
 
 
 def phase_text(round_row: Row, translate: Words) -> str:
-    """What a round does in its phase, or that it is about to stop."""
-    if round_row.get("wish") == "stop" and round_row["state"] == "running":
+    """What a round does in its phase, that it is about to stop or to pause, or where it is paused."""
+    wish = round_row["wish"] if round_row["state"] == "running" else None
+    if wish == "stop":
         return translate(STOPPING)
+    if wish == "pause" and not is_paused(round_row):
+        return translate(PAUSING)
     phase = round_row["phase"] or ""
     text = PHASE_TEXTS.get(phase, phase)
-    return translate(FILE_TEXTS.get(phase, text) if is_fine_tuning(round_row) else text)
+    doing = translate(FILE_TEXTS.get(phase, text) if is_fine_tuning(round_row) else text)
+    return translate("{phase}, paused", phase=doing) if wish == "pause" else doing
 
 
 def phase_progress(round_row: Row | None) -> dict[str, str]:
-    """{phase: "done", "now", "ended" or "to-come"}."""
+    """{phase: one of PROGRESS_LABELS}."""
     phases = list(PHASE_LABELS)
     if round_row is not None and is_fine_tuning(round_row):
         phases = list(FINE_TUNING)
@@ -75,7 +91,10 @@ def phase_progress(round_row: Row | None) -> dict[str, str]:
     current_phase = "gate" if state == "refused" else round_row["phase"]
     current = phases.index(current_phase)
     progress = dict.fromkeys(phases[:current], "done")
-    progress[current_phase] = {"running": "now", "requested": "now", "published": "done"}.get(state, "ended")
+    if progress.get("sft") and "demonstrations" not in round_row["metrics"]:
+        progress["sft"] = "left-out"
+    here = {"running": "now", "requested": "now", "published": "done"}.get(state, "ended")
+    progress[current_phase] = "paused" if is_paused(round_row) else here
     return progress | dict.fromkeys(phases[current + 1 :], "to-come")
 
 

@@ -15,6 +15,7 @@ from playground.ui import unchecked, words
 from playground.ui.handlers import GESTURE, Updates
 from playground.ui.loop_status import with_overrides
 from playground.ui.notice import Notice
+from playground.ui.words import Words
 
 TITLES = {  # of the groups that have settings for an admin
     "round": words.mark("When and where a round starts"),
@@ -25,6 +26,7 @@ TITLES = {  # of the groups that have settings for an admin
     "gate": words.mark("Gate"),
 }
 MIN_WIDTH = 260  # pixels of a setting's input
+REFUSED = "refused"  # the CSS class of a field whose value was refused
 HIDE = '() => [{__type__: "update", visible: false}]'
 
 
@@ -48,6 +50,7 @@ class RoundSettings:
         self.is_admin = is_admin
         self.check = check
         self.fields: dict[str, Component] = {}
+        self.groups: dict[str, gr.Accordion] = {}  # by the name of each field in it
         with gr.Accordion(
             words.label("Settings of the next rounds"), open=False, visible=False, elem_id="round-settings"
         ) as self.fold:
@@ -57,8 +60,9 @@ class RoundSettings:
 
     def _build_form(self) -> None:
         for group, names in sections().items():
-            with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section"), gr.Row():
+            with gr.Accordion(words.label(TITLES[group]), open=False, elem_classes="section") as fold, gr.Row():
                 self.fields |= {name: setting_input(name) for name in names if name != "round.auto"}
+            self.groups |= dict.fromkeys(names, fold)
         with gr.Row():
             self.save = gr.Button(
                 words.label("Save for the next rounds"), variant="primary", size="sm", elem_id="save-settings"
@@ -69,9 +73,10 @@ class RoundSettings:
         values = [*self.fields.values(), self.filled_in]
         # not when the page loads: forty components take a browser half a second
         self.fold.expand(self.on_open, None, [*values, self.form], **GESTURE)
+        folds = list(dict.fromkeys(self.groups.values()))
         self.fold.collapse(None, None, [self.form], js=HIDE, **GESTURE)
-        self.save.click(self.on_save, set(values), [*values, self.notice.html], **GESTURE)
-        self.reset.click(self.on_reset, None, values, **GESTURE)
+        self.save.click(self.on_save, set(values), [*values, *folds, self.notice.html], **GESTURE)
+        self.reset.click(self.on_reset, None, [*values, self.notice.html], **GESTURE)
 
     def on_open(self, request: gr.Request) -> Updates:
         """Fill the form, and only then show it."""
@@ -99,24 +104,65 @@ class RoundSettings:
         try:
             checked = overridden(in_force, wanted).flat()
         except SettingsError as error:
-            return self.notice.warn(translate.message(error.message), translate("Nothing was saved"))
+            return {
+                **self._marked(error),
+                **self.notice.warn(refusal(error, translate), translate("Nothing was saved")),
+            }
         # what was kept earlier and does not fit any more leaves the rest without effect
         without_effect = dict.fromkeys(self.store.overrides()) if in_force is self.settings else {}
         overrides = {name: checked[name] if checked[name] != own[name] else None for name in changed}
         self.store.override(without_effect | overrides, annotator)
-        return {**self._field_values(), **self.notice.confirm(translate("The next round takes these settings."))}
+        return {**self._field_values(), **self.notice.confirm(confirmation(filled_in, checked, changed, translate))}
 
     def on_reset(self, request: gr.Request) -> Updates:
         """Back to the app's own settings."""
         annotator = self.check(request)
         self.store.override(dict.fromkeys(self.fields), annotator)
-        return self._field_values()
+        confirmed = words.of(request)("The next round takes the settings that the app was started with.")
+        return {**self._field_values(), **self.notice.confirm(confirmed)}
 
     def _field_values(self) -> Updates:
         """The fields as the next round will have them."""
         settings = with_overrides(self.settings, self.store).flat()
         values = {name: settings[name] for name in self.fields}
-        return {self.filled_in: values, **{component: values[name] for name, component in self.fields.items()}}
+        updates: Updates = {
+            component: gr.update(value=values[name], elem_classes=[]) for name, component in self.fields.items()
+        }
+        return {self.filled_in: values, **updates}
+
+    def _marked(self, error: SettingsError) -> Updates:
+        """The fields whose values were refused are marked, in open folds, and no others."""
+        names = {refused.name for refused in error.refused}
+        updates: Updates = {
+            component: gr.update(elem_classes=[REFUSED] if name in names else [])
+            for name, component in self.fields.items()
+        }
+        return {**updates, **{self.groups[name]: gr.update(open=True) for name in names & self.groups.keys()}}
+
+
+def refusal(error: SettingsError, translate: Words) -> str:
+    """What is said of values that do not fit: the command line's sentence names options, which the page has not."""
+    if not error.refused:
+        return translate.message(error.message)
+    return " ".join(
+        translate(
+            "{name} cannot be {value}: it takes {accepted}.",
+            name=refused.name,
+            value=refused.value,
+            accepted=translate.message(refused.accepted),
+        )
+        for refused in error.refused
+    )
+
+
+def confirmation(
+    before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, Any], translate: Words
+) -> str:
+    """What has changed for the next rounds. `changed` has what was typed; an emptied field is None there."""
+    if not changed:
+        return translate("Nothing was changed.")
+    said = [f"{name} {before[name]} → {after[name]}" for name in changed]
+    return translate("The next round takes {changes}.", changes=", ".join(said))
 
 
 def setting_input(name: str) -> Component:

@@ -12,50 +12,17 @@ from typing import Any
 from playground.models.trial import Tally
 from playground.settings import Settings, fields, sections
 from playground.store import STOPPED
-from playground.ui import words
 from playground.ui.handlers import Row
 from playground.ui.loop_status import LoopStatus
 from playground.ui.phases import duration, phase_text, phases_html
 from playground.ui.place import place_html
-from playground.ui.status_bar import ENDED, invitation, public_reason, trial_text, version_name
+from playground.ui.round_state import ENDED, SIGNS, STATES, displayed_state, public_reason
+from playground.ui.status_bar import invitation, trial_text, version_name
 from playground.ui.text import visible
 from playground.ui.words import Words
 
-STATES = {
-    "requested": words.mark("asked for"),
-    "running": words.mark("running"),
-    "published": words.mark("published"),
-    "rolled_back": words.mark("rolled back"),
-    "refused": words.mark("refused"),
-    "not_enough": words.mark("not enough evidence"),
-    "nothing_left": words.mark("nothing left to learn"),
-    "failed": words.mark("failed"),
-    "stopped": words.mark("stopped"),
-}
-SIGNS = {
-    "requested": "○",
-    "running": "●",
-    "published": "✓",
-    "rolled_back": "↩",
-    "refused": "✗",
-    "not_enough": "–",
-    "nothing_left": "=",
-    "failed": "!",
-    "stopped": "■",
-}
 LOG_CHARS = 20_000
 SAMPLES = 8  # shown of each kind
-
-
-def displayed_state(row: Row) -> str:
-    """A round's state as people see it: a round that an admin stopped is "stopped", not "failed"; one that found the
-    votes of no more use is "nothing_left"; one whose version was taken back is "rolled_back".
-    """
-    if row["state"] == "failed" and row["reason"] == STOPPED:
-        return "stopped"
-    if row["state"] == "published" and row.get("policy_status") == "rolled_back":
-        return "rolled_back"
-    return "nothing_left" if row["state"] == "not_enough" and row["metrics"].get("nothing_left") else row["state"]
 
 
 def kl_target(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> float | None:
@@ -87,7 +54,8 @@ def no_round_html(status: LoopStatus, translate: Words) -> str:
     advice = invitation(status.settings, translate)
     explanation = translate(
         "A round reads the votes, fits a reward model to them, trains the policy against it with PPO, and goes live "
-        "only if it is better on prompts that it has not seen."
+        "only if it is better on prompts that it has not seen. With the default model that takes a minute or two on a "
+        "GPU and 10 to 40 minutes on two CPU cores; the chat goes on meanwhile."
     )
     return (
         f'<div class="empty"><h2>{escape(heading)}</h2><p>{escape(advice)}.</p>'
@@ -104,6 +72,9 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
     reason_html = ""
     if reason and state != "stopped":
         reason_html = f'<p class="reason">{escape(visible(translate.message(reason)))}</p>'
+    if row["state"] == "failed" and row["metrics"].get("votes"):
+        sentence = translate("Its votes are kept: the next round learns from them too.")
+        reason_html += f"<p>{escape(sentence)}</p>"
     losing, of_people = row["metrics"].get("people_who_lose"), row["metrics"].get("people", 0)
     if losing and of_people > 1:
         sentence = translate(
@@ -134,8 +105,7 @@ def summary_html(row: Row, translate: Words, is_admin: bool = False, trial: Row 
 
 def _state_sentence(row: Row, translate: Words) -> str:
     if row["state"] in ("requested", "running"):
-        phase = phase_text(row, translate) if row["phase"] else translate("waiting for the worker")
-        return translate("Paused: {phase}", phase=phase) if row["wish"] == "pause" else phase
+        return phase_text(row, translate) if row["phase"] else translate("waiting for the worker")
     if displayed_state(row) == "rolled_back":
         return translate(
             "{version} was published, and rolled back later.", version=version_name(row["version"], translate)
@@ -218,6 +188,16 @@ def _share(share: float, interval: tuple[float | None, float | None] | None) -> 
     """A share as a percentage, with its interval where it is known."""
     low, high = interval or (None, None)
     return f"{share:.0%}" if low is None else f"{share:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def pace_html(status: LoopStatus, translate: Words) -> str:
+    """How long a round takes, for whoever thinks of starting one."""
+    row = status.last_whole_round
+    if row is None or status.active or not row["metrics"].get("phase_seconds"):
+        return ""
+    took = duration(sum(row["metrics"]["phase_seconds"].values()), translate)
+    text = translate("Round {n} took {time}; the chat goes on during a round.", n=row["id"], time=took)
+    return f'<p class="agreement">{escape(text)}</p>'
 
 
 def agreement_html(status: LoopStatus, translate: Words) -> str:

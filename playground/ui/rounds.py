@@ -26,6 +26,7 @@ from playground.ui.round_summary import (
     kl_target,
     log_tail,
     no_round_html,
+    pace_html,
     samples,
     summary_html,
     timeline_entry,
@@ -129,7 +130,9 @@ class TrainingTab:
             return gr.skip()
         timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[:limit]]
         contents = {
-            "agreement": agreement_html(status, translate) + backup_html(status.backup, translate),
+            "agreement": agreement_html(status, translate)
+            + pace_html(status, translate)
+            + backup_html(status.backup, translate),
             "timeline": (timeline, row["id"] if row else None),
             "more": len(status.rounds) > limit,
             **self._round_contents(row, status, translate, is_admin),

@@ -15,20 +15,16 @@ from playground.backup import Backup, Status
 from playground.serving.engine import Engine
 from playground.settings import Settings
 from playground.store import Store, StoreError
-from playground.store.reasons import is_by_admin, without_words
+from playground.store.reasons import is_by_admin
 from playground.system.messages import Message
 from playground.ui import refresh, words
 from playground.ui.handlers import GESTURE, Row
 from playground.ui.loop_status import LoopStatus
-from playground.ui.phases import phase_text
+from playground.ui.phases import PART_TEXTS, phase_text
+from playground.ui.round_state import ENDED, displayed_state, public_reason
 from playground.ui.text import one_line
 from playground.ui.words import Words
 
-ENDED = {
-    "refused": words.mark("Refused: the new version did not pass; the old one stays."),
-    "not_enough": words.mark("Not enough evidence yet."),
-    "failed": words.mark("The round failed."),
-}
 FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
 
 
@@ -108,9 +104,6 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
     row = status.round
     if row is None:
         content = _line_html(invitation(status.settings, translate), *_votes(status, translate))
-    elif status.paused:
-        text = translate("Paused: {phase}", phase=phase_text(row, translate))
-        content = _line_html(text, _progress(status, row, translate), status.phase_share)
     elif status.state == "running":
         text = translate("Round {n}: {phase}", n=row["id"], phase=phase_text(row, translate))
         content = _line_html(text, _progress(status, row, translate), status.phase_share)
@@ -121,7 +114,7 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
         advice = more_votes(row, translate) if status.state == "not_enough" else None
         content = _line_html(advice or sentence, *_votes(status, translate), title=sentence)
     version = escape(version_name(status.live_version, translate))
-    kind = "paused" if status.paused else status.state
+    kind = displayed_state(row) if row else "idle"
     content = f'<span class="version">{version}</span>{content}'
     return f'<div class="strip {kind}" role="status" data-state="{state}">{content}</div>'
 
@@ -160,6 +153,8 @@ def backup_html(backup: Status | None, translate: Words) -> str:
 def outcome(status: LoopStatus, row: Row, translate: Words) -> str:
     """How the newest round ended, in one sentence. `row` is that round's."""
     policy = status.policy
+    if displayed_state(row) == "stopped":
+        return translate("An admin stopped round {n}.", n=row["id"])
     if status.state not in ("refused", "published") or policy is None:
         why = public_reason(row)
         return translate.message(why) if why else translate(ENDED[status.state])
@@ -223,14 +218,6 @@ def ended_by_admin(trial: Row) -> bool:
     return trial["state"] == "undecided" and is_by_admin(trial["reason"])
 
 
-def public_reason(row: Row) -> Message | None:
-    """Why a round ended, as everybody may read it. The reason of a failed round comes without the error's own message,
-    which may quote a person.
-    """
-    reason = row["reason"]
-    return without_words(reason) if reason and row["state"] == "failed" else reason
-
-
 def version_name(version: int, translate: Words) -> str:
     """A policy version as people read it."""
     return translate("v0 (base)") if version == 0 else f"v{version}"
@@ -259,6 +246,8 @@ def _progress(status: LoopStatus, row: Row, translate: Words) -> str:
     the time left.
     """
     parts = []
+    if status.phase_share is None and row["metrics"].get("part") in PART_TEXTS:
+        parts.append(translate(PART_TEXTS[row["metrics"]["part"]]))
     if status.phase_share is not None:
         if row["phase"] == "reward":
             parts.append(f"{status.phase_share:.0%}")
@@ -272,8 +261,12 @@ def _progress(status: LoopStatus, row: Row, translate: Words) -> str:
             parts.append(translate("reward {value}", value=f"{rewards[-1]:.2f}") + arrow)
         if kls := [value for _, value in status.curves.get("kl", []) if value is not None]:
             parts.append(f"KL {kls[-1]:.2f}")
-    if (minutes := status.minutes_left) is not None:
-        parts.append(translate("about {n} min left", n=f"{max(minutes, 1):.0f}"))
+    if left := status.time_left:
+        minutes = f"{max(left.minutes, 1):.0f}"
+        if left.of_round:
+            parts.append(translate("about {n} min left", n=minutes))
+        else:
+            parts.append(translate("about {n} min left of this step", n=minutes))
     return " · ".join(parts)
 
 
