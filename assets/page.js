@@ -81,10 +81,12 @@
     refusedAt = null;
     setTimeout(() => { refusedAt = document.querySelector("#notice .warning") && stage(); }, 1000 * SEEN_SECONDS);
   };
+  const take = () => document.querySelector("#notice .notice")?.getAnimations().forEach((animation) => animation.finish());
+  document.addEventListener("click", (event) => event.target.closest("[role=tab]") && take(), true);  // a notice belongs to its tab
   const moved = () => {
     if (refusedAt === null || refusedAt === stage() || !document.getElementById("hint")?.checkVisibility()) return;
     refusedAt = null;
-    document.querySelector("#notice .warning")?.getAnimations().forEach((animation) => animation.finish());
+    take();
   };
   // A prompt of the queue is new to its reader, and the panes have followed the replies to their end: once these are complete, both are read from the prompt on,
   // unless the reader scrolls. Gradio follows the last words a moment later.

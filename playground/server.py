@@ -28,7 +28,7 @@ from playground.models import export, model_card
 from playground.models.adapter_reading import BadAdapter, Manifest
 from playground.people import visitor
 from playground.people.admins import AdminLink, Admins
-from playground.people.refusals import TooMany, UsersUnreadable, WrongSignIn
+from playground.people.refusals import UsersUnreadable, WrongSignIn
 from playground.people.sign_ins import Account, SignIns
 from playground.people.visitor import CookieMiddleware
 from playground.serving.engine import Engine
@@ -36,6 +36,7 @@ from playground.serving.gpu_slices import GPUSlices
 from playground.settings import Settings, space
 from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
+from playground.web import sign_in_pages
 from playground.web.allowlist import Allowlist
 from playground.web.completions import Completions
 from playground.web.gate import Gate, while_allowed
@@ -204,8 +205,9 @@ def add_admin_route(app: FastAPI, admins: Admins) -> None:
         try:
             app.state.admin_link.open(token, request.client.host if request.client else "", sign_in)
         except WrongSignIn as error:
-            sentence = words.of(request).message(error.message)
-            return PlainTextResponse(sentence, 429 if isinstance(error, TooMany) else 403, private)
+            refusal = sign_in_pages.no_admin_page(words.of(request), error, request.scope.get("root_path", ""))
+            refusal.headers.update(private)
+            return refusal
         cookie = {"set-cookie": visitor.set_cookie_header(request.scope, new_token)}
         return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private | cookie)
 

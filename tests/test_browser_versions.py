@@ -5,8 +5,7 @@ import pytest
 from playground.store import Store
 from playground.system.messages import plain
 from tests.browsing import MARKS, become_admin, shot, tab
-from tests.rounds import REPORT
-from tests.stores import take
+from tests.rounds import REPORT, begun
 
 pytestmark = MARKS
 
@@ -15,8 +14,7 @@ pytestmark = MARKS
 def app(paced):
     """A version that the gate has refused, since a worker that makes others is not there."""
     store = Store(paced.database)
-    store.request_round()
-    row = take(store)
+    row = begun(store)
     version = store.add_policy(row["id"], "w1", parent=0)
     reason = plain("replies became <b>much</b> too long for anybody to read on a small screen, so it was not published")
     store.refuse(row["id"], "w1", version, "nowhere", "abc", REPORT, reason)
@@ -54,5 +52,9 @@ def test_a_comparison_of_one_version_is_refused_in_words(visit):
     page.click("#compare button:has-text('Compare two versions')")
     page.fill("#compare-prompt textarea", "Hello")
     page.click("#compare-go")
-    page.wait_for_selector("#notice :text('Pick two versions first.')")
+    page.wait_for_selector("#notice :text('There is only the base so far')")
     assert page.locator("#compare-go").is_visible()
+    tab(page, "training")
+    page.wait_for_selector(
+        "#notice .notice", state="hidden", timeout=3000
+    )  # it stayed for ten seconds over the other tabs

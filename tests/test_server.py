@@ -459,14 +459,13 @@ def test_a_wrong_admin_link_says_what_to_do_and_changes_nothing(site, page, wron
     answer = page.client.get(f"/admin/{wrong}")
     assert (
         answer.status_code == 403
-        and answer.headers["content-type"] == "text/plain; charset=utf-8"
+        and answer.headers["content-type"] == "text/html; charset=utf-8"
         and "set-cookie" not in answer.headers
+        and answer.headers["referrer-policy"] == "no-referrer"
+        and answer.headers["cache-control"] == "no-store"
     )
-    assert (
-        "Restart the app" in answer.text
-        and "python -m playground.people.admins" in answer.text
-        and "\n" not in answer.text
-    )
+    assert "Restart the app" in answer.text and "python -m playground.people.admins" in answer.text
+    assert '<a class="button" href="/">Back to the chat</a>' in answer.text, "it was a sentence on a white page"
     assert "重新启动" in page.client.get(f"/admin/{wrong}", headers={"accept-language": "zh-CN"}).text
     assert not is_admin(site, page)
 

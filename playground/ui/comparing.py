@@ -132,8 +132,10 @@ class ComparePanel:
     def on_fixed(self, left: int | None, right: int | None, request: gr.Request) -> Updates:
         """What both versions said to the prompts that the gates of their rounds have in common."""
         translate = words.of(request)
-        if not (type(left) is int and type(right) is int):
-            return self.notice.warn(translate("Pick two versions first."), translate("Not compared"))
+        try:
+            left, right = self._picked(left, right)
+        except Refused as error:
+            return self.notice.warn(translate.message(error.message), translate("Not compared"))
         history = self.chat.store.version_history()
         in_use = {row["version"] for row in history if may_reply(row)}
         for version in (left, right):
@@ -152,8 +154,7 @@ class ComparePanel:
         try:
             if annotator is None:
                 raise Refused("Your browser keeps no cookie for this page.")
-            if type(left) is not int or type(right) is not int:
-                raise Refused("Pick two versions first.")
+            left, right = self._picked(left, right)
             if blind and random.random() < 0.5:
                 left, right = right, left
             pair = Pair(left, right, shown=not blind)
@@ -180,6 +181,14 @@ class ComparePanel:
                 return
             warning = self.notice.warn(translate.message(error.message), translate("Not compared"))
             yield {**(self._idle_buttons() if began else {}), **warning}
+
+    def _picked(self, left: int | None, right: int | None) -> tuple[int, int]:
+        """Both versions that a page sent; Refused where one is missing."""
+        if type(left) is int and type(right) is int:
+            return left, right
+        if sum(may_reply(row) for row in self.chat.store.version_history()) < 2:
+            raise Refused("There is only the base so far: the first version comes from a training round.")
+        raise Refused("Pick two versions first.")
 
     def _idle_buttons(self) -> Updates:
         return {

@@ -151,6 +151,11 @@ def no_invitation_page(words: Words, error: UserFacingError, root: str) -> HTMLR
     return page(words, Message("Invitation"), f'<p><a href="{escape(root)}/sign-in">{said}</a></p>', error)
 
 
+def no_admin_page(words: Words, error: UserFacingError, root: str) -> HTMLResponse:
+    """Why an admin link makes nobody an admin, and the way to the chat for whoever it has made one before."""
+    return page(words, Message("Admin link"), link(f"{root}/", words.message(Message("Back to the chat"))), error)
+
+
 def sign_out_page(words: Words, account: Account, root: str) -> HTMLResponse:
     user = account.user
     role = words.message(ROLE_WORDS[user.role])
