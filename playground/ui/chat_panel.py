@@ -63,10 +63,12 @@ class ChatPanel:
         with gr.Row(elem_id="panes", equal_height=True):
             self.panes = {side: Pane(side) for side in SIDES}
         with gr.Row(elem_id="actions"):
-            self.hint = gr.HTML(elem_id="hint", padding=False)
+            with gr.Column(elem_id="hints", min_width=0):
+                self.hint = gr.HTML(elem_id="hint", padding=False)
+                fate = gr.HTML(elem_id="fate", padding=False)
             self.starters = [gr.Button(words.label(text), size="sm", elem_classes="starter") for text in STARTERS]
             self.votes = {choice: self._vote_button(choice, text) for choice, text in CHOICES.items()}
-        self.reasons = Reasons(store, chat, notice)
+        self.reasons = Reasons(store, chat, notice, fate)
         self.queue = QueuePanel(chat) if chat.has_queue else None
         with gr.Row(elem_id="composer", equal_height=True):
             self.new = gr.Button(words.label("New chat"), elem_id="new-chat", scale=0, min_width=100)

@@ -27,12 +27,15 @@ BEFORE_REWARD_MODEL = ("collect", "sft", "reward")  # phases of a round, the las
 
 
 class Reasons:
-    """The row below the vote buttons, made inside the current Blocks."""
+    """The row below the vote buttons, made inside the current Blocks. `fate` says what became of the vote, beside
+    them.
+    """
 
-    def __init__(self, store: Store, chat: Chat, notice: Notice) -> None:
+    def __init__(self, store: Store, chat: Chat, notice: Notice, fate: gr.HTML) -> None:
         self.store = store
         self.chat = chat
         self.notice = notice
+        self.fate = fate
         with gr.Row(elem_id="reasons"):
             self.better = gr.Button(words.label("✎ Write a better one"), size="sm", elem_id="better", visible="hidden")
             self.tags = unchecked.CheckboxGroup(
@@ -55,7 +58,6 @@ class Reasons:
                 visible="hidden",
                 min_width=100,
             )
-            self.fate = gr.HTML(elem_id="fate", padding=False)
 
     @property
     def outputs(self) -> list[gr.components.Component]:
