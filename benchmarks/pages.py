@@ -1,8 +1,9 @@
 """What the page takes with 10,000 votes and 200 rounds in the store: the server's work at each gesture, what a person
-waits for in Chromium, and the first paint beside Gradio's own chat page.
+waits for in Chromium, the first paint beside Gradio's own chat page, and how fast replies stream into the page before
+and after its other tabs have been opened.
 
-The app is `python app.py` without its worker; nothing here waits for the model. The server's work is from a request's
-start to its answer's end, on loopback.
+The app is `python app.py` without its worker; of the gestures none waits for the model. The server's work is from a
+request's start to its answer's end, on loopback.
 """
 
 import json
@@ -41,6 +42,7 @@ FLAGS = [
     "--disable-sync",
 ]
 TOKEN = "x" * 43
+STORY = "Tell me a long story about a ship and its crew."
 IDLE_SECONDS = 20
 PICKED = (
     "document.querySelector('#timeline label:nth-child({})').innerText"
@@ -184,6 +186,44 @@ def gestures(browser, url, repeats):
     }
 
 
+def streaming(browser, url, store, repeats):
+    """(tokens of a reply a second, share of the time in which the page's main thread works), medians: into a new page,
+    and into one whose tabs have all been opened.
+    """
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.goto(url)
+    page.wait_for_selector("#hint .idle")
+    fresh = [streamed(page, store) for _ in range(repeats)]
+    for tab in [*page.get_by_role("tab").all()[1:], page.get_by_role("tab").first]:
+        tab.click()
+        page.wait_for_timeout(1500)
+    opened = [streamed(page, store) for _ in range(repeats)]
+    context.close()
+    return [tuple(median(values) for values in zip(*page, strict=True)) for page in (fresh, opened)]
+
+
+def streamed(page, store):
+    """(tokens a second, share of the main thread) of one pair of replies, from its first words on."""
+    metrics = page.context.new_cdp_session(page)
+    metrics.send("Performance.enable")
+    page.click("#new-chat:enabled, #chat-a .placeholder")
+    page.wait_for_selector("#hint .idle")
+    page.fill("#message textarea", STORY)
+    page.click("#send")
+    page.wait_for_selector("#chat-a .bot .prose p, #chat-b .bot .prose p")
+    began, busy = time.monotonic(), task_seconds(metrics)
+    page.wait_for_selector("#hint .voting, #hint .same")
+    seconds, busy = time.monotonic() - began, task_seconds(metrics) - busy
+    tokens = [row["tokens"] for row in store.rows("select tokens from generation order by id desc limit 2")]
+    return max(tokens) / seconds, busy / seconds
+
+
+def task_seconds(metrics):
+    """Seconds that a page's main thread has worked."""
+    return next(m["value"] for m in metrics.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+
+
 def event_names(config):
     """{fn_index: "component.event, component.event"} as the page's config has them."""
     ids = {c["id"]: c["props"].get("elem_id") or c["type"] for c in config["components"]}
@@ -221,6 +261,8 @@ def measure(settings, log=print):
                 plain_idle, _ = idle(browser, plain.url, "textarea", psutil.Process(plain.process.pid))
                 log("gestures")
                 painted, worked = gestures(browser, ours.url, repeats)
+                log("replies that stream")
+                (fresh, fresh_busy), (opened, opened_busy) = streaming(browser, ours.url, store, repeats)
         finally:
             ours.stop()
             plain.stop()
@@ -239,6 +281,12 @@ def measure(settings, log=print):
     rows += [
         report.row(f"server: {name}", value, "ms", "≤ 100")
         for name, value in sorted(worked.items(), key=lambda item: -item[1])
+    ]
+    rows += [
+        report.row("a reply streams into a new page", fresh, "tokens/s"),
+        report.row("the same once all tabs have been opened, to a new page", opened / fresh, "×", "≥ 0.9"),
+        report.row("main thread of a new page while replies stream", fresh_busy, "of the time"),
+        report.row("the same once all tabs have been opened", opened_busy, "of the time", "≤ 0.8"),
     ]
     return rows
 

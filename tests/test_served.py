@@ -2,7 +2,8 @@
 
 import torch
 
-from playground.decoding import fused, tuning
+from playground.decoding import fused
+from playground.decoding.choice import Choice
 from playground.decoding.transformers_forward import TransformersForward
 from tests.families import trained
 from tests.tiny import tiny_model
@@ -21,7 +22,7 @@ def test_the_same_policy_is_no_distance_away():
 def test_a_forward_with_slots_gets_room_for_the_episodes():
     model = trained()
     slots, slot_tokens = served.room(EPISODES)
-    forward = tuning.Choice("graph", 1, slots=slots, slot_tokens=slot_tokens).forward(model)
+    forward = Choice("graph", 1, slots=slots, slot_tokens=slot_tokens).forward(model)
     assert abs(served.divergence(model, forward, EPISODES)) < 1e-6
 
 

@@ -12,6 +12,7 @@ from playground import server
 from playground import settings as settings_module
 from playground.backup import Status, status
 from playground.decoding import tuning
+from playground.decoding.choice import Choice
 from playground.people import visitor
 from playground.serving.engine import Engine
 from playground.store import Store
@@ -169,7 +170,7 @@ def test_everybody_reads_that_replies_grow_slowly_here_and_what_helps(site, page
 
     strip = next(c["id"] for c in page.config["components"] if c["props"].get("elem_id") == "strip")
     assert 'class="slow"' not in line()
-    slow = tuning.slowness(tuning.Choice("plain", 1, 1000.0), site.settings.with_values(decode_format="auto"))
+    slow = tuning.slowness(Choice("plain", 1, 1000.0), site.settings.with_values(decode_format="auto"))
     monkeypatch.setattr(site.engine, "slowness", slow)
     assert '<p class="slow" role="note">With this model, a reply grows by about 1.0 tokens' in line()
     assert "每秒大约增加 1.0 个词元" in line(**{"accept-language": "zh-CN"})

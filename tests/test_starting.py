@@ -1,6 +1,7 @@
 """What answers while the app starts, and how the app takes over the same socket."""
 
 import asyncio
+import inspect
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -22,6 +24,7 @@ from playground.web import http_server
 from playground.web.starting import RELOAD_SECONDS, Starting
 from tests.browsing import MARKS as BROWSER
 from tests.waits import until
+from training import int8_kernel
 
 
 def ask(settings, method, path, **headers):
@@ -250,14 +253,17 @@ def test_a_process_without_a_home_may_compile(monkeypatch):
     assert compiling.is_compiled() == any(beside_its_source)
 
 
-def test_what_numba_keeps_is_compiled_anew_where_it_is_damaged(tmp_path):
-    """No start used the compiled step any more, until somebody deleted the file."""
-    program = """
-import sys
-from playground.decoding import tuning
-from tests.tiny import tiny_model
-print(tuning.compiled_step_fits(tiny_model()))
-"""
+@pytest.mark.parametrize(
+    ("compiled", "program"),
+    [
+        (step.step, "from playground.decoding import tuning; print(tuning.compiled_step_fits(tiny_model()))"),
+        (int8_kernel.product, "from training import int8_products; print(int8_products.RoundedWeight.fits(WEIGHT))"),
+    ],
+    ids=["step", "training"],
+)
+def test_what_numba_keeps_is_compiled_anew_where_it_is_damaged(tmp_path, compiled, program):
+    """No start used the compiled step any more, and training multiplied in fp32, until somebody deleted the file."""
+    program = f"import torch; from tests.tiny import tiny_model; WEIGHT = torch.zeros(192, 192); {program}"
 
     def fits():
         environ = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(compiling.ROOT)}
@@ -265,9 +271,11 @@ print(tuning.compiled_step_fits(tiny_model()))
         assert done.returncode == 0, done.stderr
         return done.stdout.strip() == "True"
 
-    folder = tmp_path / caching._CacheLocator.get_suitable_cache_subpath(str(compiling.STEP / "step.py"))
-    shutil.copytree(step.step._cache.cache_path, folder)
-    files = list(folder.glob(f"step.step_{compiling.digest()}-*.nbc"))
+    source = Path(inspect.getfile(compiled.__wrapped__))
+    folder = tmp_path / caching._CacheLocator.get_suitable_cache_subpath(str(source))
+    shutil.copytree(compiled._cache.cache_path, folder)
+    files = list(folder.glob(f"{source.stem}.{compiled.__wrapped__.__qualname__}-*.nbc"))
+    assert files
     for file in files:
         file.write_bytes(file.read_bytes()[:1000])
     assert fits() and any(file.stat().st_size > 1000 for file in files)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from playground.decoding import fused, measuring, tuning
+from playground.decoding import fused, kept_choices, measuring, tuning
+from playground.decoding.choice import Choice
 from playground.decoding.transformers_forward import TransformersForward
 from playground.models import loading
 from playground.serving.engine import Engine
@@ -85,7 +86,7 @@ def test_what_is_faster_is_measured_by_one_block(slow, monkeypatch):
 
 def test_another_machine_measures_for_itself(settings, monkeypatch):
     chosen(settings)
-    monkeypatch.setattr(tuning, "_cpu", lambda: "another")
+    monkeypatch.setattr(kept_choices, "_cpu", lambda: "another")
     chosen(settings)
     assert len(json.loads((settings.data_dir / "tuning.json").read_text())) == 2
 
@@ -194,7 +195,7 @@ def test_a_format_whose_products_take_less_is_measured_and_may_win(settings, mon
     monkeypatch.setattr(measuring, "measure", measure)
     monkeypatch.setattr(measuring, "prefills_faster_packed", lambda _: False)
     choice = tuning._measure(settings, model, ("int8", "bfloat16", "float32"))
-    assert choice == tuning.Choice("float32", 1, 2.0, 0.001)
+    assert choice == Choice("float32", 1, 2.0, 0.001)
     assert formats == ["int8", "float32"] and asked == ["bfloat16", "float32"]
 
 
@@ -227,7 +228,7 @@ def test_products_of_one_block_and_the_head_say_the_least_that_a_step_can_take(s
 
 
 def test_a_step_that_takes_too_long_is_told_with_what_helps(settings):
-    slow = tuning.Choice("int8", 1, 400.0)
+    slow = Choice("int8", 1, 400.0)
     assert "about 2.5 tokens a second here" in str(tuning.slowness(slow, settings))
     assert "--decode-format auto" not in str(tuning.slowness(slow, settings))
     assert "--decode-format auto" in str(tuning.slowness(slow, settings.with_values(decode_format="float32")))
@@ -236,14 +237,14 @@ def test_a_step_that_takes_too_long_is_told_with_what_helps(settings):
 
 @pytest.mark.parametrize("milliseconds", [None, 1.0, 199.0])
 def test_a_step_that_is_fast_enough_or_not_known_is_not_told(settings, milliseconds):
-    assert tuning.slowness(tuning.Choice("int8", 1, milliseconds), settings) is None
+    assert tuning.slowness(Choice("int8", 1, milliseconds), settings) is None
 
 
 def test_transformers_own_forward_is_timed_by_the_step_that_answers(settings, caplog):
     model = loading.load_trunk(settings)
     decode = model.forward
     model.forward = lambda *arguments, **more: time.sleep(0.21) or decode(*arguments, **more)
-    choice = tuning.timed(tuning.Choice("plain", 1), TransformersForward(model))
+    choice = tuning.timed(Choice("plain", 1), TransformersForward(model))
     assert 210 <= choice.milliseconds < 2000
     assert tuning.slowness(choice, settings) is not None
 
@@ -259,7 +260,7 @@ def test_an_engine_of_a_slow_model_says_so_in_the_log(settings, monkeypatch, cap
 
 def test_a_forward_that_cannot_be_timed_is_not_slow(settings, monkeypatch):
     monkeypatch.setattr(measuring, "plain_milliseconds", lambda _: 1 / 0)
-    choice = tuning.Choice("plain", 1)
+    choice = Choice("plain", 1)
     assert tuning.timed(choice, None) is choice and tuning.slowness(choice, settings) is None
 
 
@@ -314,6 +315,19 @@ def test_a_choice_that_cannot_be_kept_is_measured_at_each_start(settings, caplog
         assert chosen(settings)[0].milliseconds > 0
     assert "tuning.json cannot be written, so that the next start measures again: Is a directory" in caplog.messages
     assert not list(settings.data_dir.glob("*.partial"))
+
+
+def test_what_another_process_measures_meanwhile_is_kept_too(settings, monkeypatch):
+    """Server and worker begin at once, with formats of their own."""
+    file, measure = settings.data_dir / "tuning.json", tuning._measure
+
+    def slow_measure(*arguments):
+        file.write_text(json.dumps({"another": 1}))
+        return measure(*arguments)
+
+    monkeypatch.setattr(tuning, "_measure", slow_measure)
+    chosen(settings)
+    assert json.loads(file.read_text())["another"] == 1 and len(json.loads(file.read_text())) == 2
 
 
 def test_other_architectures_decode_as_transformers_does(settings):

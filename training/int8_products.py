@@ -9,7 +9,10 @@ import numpy as np
 import torch
 
 from playground.decoding.number_formats import Int8Weight
+from playground.system import compiling
 from training import ppo_math
+
+KERNEL = "training.int8_kernel"  # numba and torch's OpenMP are not everywhere, and take a second: imported where wanted
 
 
 class Int8Product:
@@ -19,10 +22,9 @@ class Int8Product:
         self, codes: torch.Tensor, out_scale: torch.Tensor | None = None, in_scale: torch.Tensor | None = None
     ) -> None:
         """codes (outputs, inputs) int8; W = out_scale · codes · in_scale, of (outputs,) and (inputs,), fp32."""
-        # numba and torch's OpenMP are not everywhere, and take a second: they are imported where they are wanted
         from playground.decoding import openmp
-        from training import int8_kernel
 
+        int8_kernel = compiling.imported(KERNEL)
         self.outputs, self.inputs = codes.shape
         tiles = codes.view(-1, int8_kernel.OUTPUTS, self.inputs // 2, 2)
         self.tiles = tiles.transpose(1, 2).contiguous()  # (outputs / OUTPUTS, inputs / 2, OUTPUTS, 2)
@@ -74,8 +76,7 @@ class RoundedWeight:
     @staticmethod
     def fits(weight: torch.Tensor) -> bool:
         """Whether it is in fp32, and its sizes fill whole tiles both ways."""
-        from training import int8_kernel
-
+        int8_kernel = compiling.imported(KERNEL)
         return weight.dtype == torch.float32 and all(size % int8_kernel.OUTPUTS == 0 for size in weight.shape)
 
     def times(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from playground.decoding import decoder, fused, graph_forward, measuring, tuning
+from playground.decoding.choice import fused_forward
 from playground.decoding.choose_forward import divergence, transformers_forward_of
 from playground.decoding.forward import AnyForward
 from playground.decoding.graph_forward import GraphForward
@@ -197,10 +198,10 @@ def forward_of(model: PreTrainedModel, tokens: int) -> AnyForward:
         return transformers_forward_of(model)
     own = str(model.dtype).removeprefix("torch.")
     if _compiled_step_is_faster(model, own):
-        forward = tuning.fused_forward(model, "w8a16")
+        forward = fused_forward(model, "w8a16")
         if divergence(forward) <= tuning.MAX_KL:  # log-probabilities come from the training forward in any case
             return forward
-    return tuning.fused_forward(model, own)
+    return fused_forward(model, own)
 
 
 def _compiled_step_is_faster(model: PreTrainedModel, own: str) -> bool:
@@ -210,7 +211,7 @@ def _compiled_step_is_faster(model: PreTrainedModel, own: str) -> bool:
         return False
     key = (size, own, torch.get_num_threads())
     if key not in _compiled_is_faster:
-        forward = tuning.fused_forward(model, "w8a16")
+        forward = fused_forward(model, "w8a16")
         compiled = measuring.crowd_milliseconds(forward, ROWS)
         del forward  # before the next one: each is a copy of the weights
         least = measuring.Products(model, own, ROWS).milliseconds()
@@ -218,7 +219,7 @@ def _compiled_step_is_faster(model: PreTrainedModel, own: str) -> bool:
             log.info("rollouts: w8a16 %.0f ms a step; %s takes %.0f ms at least", compiled, own, least)
             _compiled_is_faster[key] = True
         else:
-            in_own = measuring.crowd_milliseconds(tuning.fused_forward(model, own), ROWS)
+            in_own = measuring.crowd_milliseconds(fused_forward(model, own), ROWS)
             log.info("rollouts: w8a16 %.0f ms a step, %s %.0f ms", compiled, own, in_own)
             _compiled_is_faster[key] = compiled < in_own
     return _compiled_is_faster[key]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from playground.decoding import tuning
+from playground.decoding.choice import Choice
 from playground.models import prompts
 from playground.models.scorer import RewardModel
 from playground.system.messages import joined
@@ -229,7 +230,7 @@ def served_kl(models: RoundModels, episodes: Sequence[Episode]) -> float:
     """How far what the chat will serve is from the trained policy, on these replies of it; nats a token."""
     trained = models.trained_policy.causal
     base, served_model = models.served_models()
-    choice = tuning.Choice("plain", models.settings.threads)
+    choice = Choice("plain", models.settings.threads)
     if base.device == trained.device:
         choice = tuning.choose(models.settings, base, models.base)  # as the server chose
     slots, slot_tokens = served.room(episodes)

@@ -15,7 +15,7 @@ TOKENS = 48  # of each, which are decoded one after the other
 
 
 def room(episodes: Sequence[Episode]) -> tuple[int, int]:
-    """`slots` and `slot_tokens` that a `tuning.Choice` needs so that its forward can decode what `divergence` does."""
+    """`slots` and `slot_tokens` that a `choice.Choice` needs so that its forward can decode what `divergence` does."""
     episodes = episodes[:EPISODES]
     longest = max((len(episode.prompt) + 2 * len(episode.completion) for episode in episodes), default=0)
     return max(len(episodes), 1), longest + 2

@@ -1,30 +1,24 @@
 """Which number format and how many threads decode fastest here: measured in a few seconds at the first start, then
-remembered in `tuning.json` for this machine and model. And what to tell people where that is too slow.
+remembered for this machine and model. And what to tell people where that is too slow.
 
-How it is measured is `measuring.py`'s.
+How it is measured is `measuring.py`'s, what is remembered `kept_choices.py`'s.
 """
 
-import json
 import logging
-import os
-import pickle
-import platform
-import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import inf
-from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter
 from transformers import PreTrainedModel
 
 from playground.decoding import fused, graph_forward, llama, measuring
-from playground.decoding.choose_forward import divergence, kl, most_divergence, transformers_forward_of
+from playground.decoding.choice import Choice, fused_forward
+from playground.decoding.choose_forward import divergence, kl, most_divergence
 from playground.decoding.forward import AnyForward, TokenIds
 from playground.decoding.graph_forward import GraphForward
-from playground.decoding.number_formats import FORMATS, PARAMETER_BYTES, Int4Weight
+from playground.decoding.kept_choices import KeptChoices
+from playground.decoding.number_formats import FORMATS, Int4Weight
 from playground.models import structure
 from playground.models.loading import BaseIdentity
 from playground.settings import Settings
@@ -42,63 +36,14 @@ MAX_KL_CONFIGURED = 0.3  # nats; of a format that the settings name, what roundi
 SLOW = 5.0  # tokens a second of each reply; people read about as fast
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How versions decode."""
-
-    # one of number_formats.FORMATS, `w8a16` for the compiled step, `graph` for the graph forward, or `plain` for the
-    # unmodified transformers forward
-    number_format: str
-    threads: Annotated[int, Field(ge=1)]
-    # of one step of two replies
-    milliseconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    # KL of the model's next token to the format's
-    nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    slots: int = 0  # pairs of replies that the graph forward decodes at once
-    slot_tokens: int = 0  # columns of each
-    prefills_packed: bool = False  # whether prompts go through the packed weights, as steps do
-
-    def forward(self, model: PreTrainedModel) -> AnyForward:
-        """This version of the model, ready to run."""
-        if self.number_format == "plain":
-            return transformers_forward_of(model)
-        if self.number_format == "graph":
-            return GraphForward(model, self.slots, self.slot_tokens)
-        return fused_forward(model, self.number_format, self.prefills_packed)
-
-    def copy_bytes(self, model: PreTrainedModel) -> int:
-        """Bytes of main memory that a version's own copy of the weights takes; 0 where it has none there."""
-        return PARAMETER_BYTES.get(self.number_format, 0) * sum(weight.numel() for weight in model.parameters())
-
-
-_CHOICE = TypeAdapter(Choice)
-
-
-def fused_forward(model: PreTrainedModel, number_format: str, prefills_packed: bool = False) -> fused.FusedForward:
-    """The forward of the Llama family on a CPU, in this format."""
-    if number_format == "w8a16":
-        from playground.decoding import w8a16  # compiles at the first import, so only where it is wanted
-
-        return w8a16.W8A16Forward(model, prefills_packed=prefills_packed)
-    return fused.FusedForward(model, number_format, prefills_packed=prefills_packed)
-
-
-def _step_fits(model: PreTrainedModel) -> bool:
-    """As `compiled_step_fits`, with any error; what numba keeps is compiled anew where it is damaged."""
-    try:
-        from playground.decoding import w8a16
-    except (EOFError, pickle.UnpicklingError, ValueError):
-        if not compiling.forget():
-            raise
-        from playground.decoding import w8a16
-    return w8a16.fits(model)
-
-
 def compiled_step_fits(model: PreTrainedModel) -> bool:
     """Whether `w8a16` serves the model on this machine; the log says why not."""
     compiling.wait()
     try:
-        fits = _step_fits(model)
+        compiling.imported(compiling.MODULE)
+        from playground.decoding import w8a16
+
+        fits = w8a16.fits(model)
     except Exception as error:  # no numba, no OpenMP in torch, no folder that compiled code can be kept in
         log.warning(
             "the compiled step cannot be used here, other formats are: %s: %s", Loggable(type(error).__name__), error
@@ -133,24 +78,12 @@ def choose(settings: Settings, model: PreTrainedModel, identity: BaseIdentity) -
         return _on_gpu(settings, model)
     if settings.decode_format == "plain" or not fused.fits(model, tokens):
         return Choice("plain", settings.threads)
-    file = settings.data_dir / "tuning.json"
     formats = _formats(settings, model)
-    key = " ".join(
-        [
-            platform.machine(),
-            _cpu(),
-            str(settings.threads),
-            torch.__version__,
-            identity["hash"][:16],
-            ",".join(formats),
-            str(model.dtype),  # of the model's own layers, which may read prompts faster
-        ]
-    )
-    choices = _read(file)
-    choice = _kept(choices.get(key), settings, formats)
+    kept = KeptChoices(settings, model, identity, formats)
+    choice = kept.choice()
     if choice is None:
         choice = _measure(settings, model, formats)
-        _keep(file, {**choices, key: asdict(choice)})
+        kept.keep(choice)
     if choice.number_format == "plain":
         log.warning(
             "no number format says what the model says: decoding with transformers' own forward, which is slower"
@@ -316,46 +249,3 @@ def slowness(choice: Choice, settings: Settings) -> Message | None:
         "read. A smaller model (--model), --decode-format auto or a GPU helps.",
         rate=rate,
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What earlier starts measured, by machine and model; empty where the file is missing or damaged."""
-    try:
-        choices = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return choices if isinstance(choices, dict) else {}
-
-
-def _kept(fields: Any, settings: Settings, formats: Sequence[str]) -> Choice | None:
-    """The Choice of these fields of the file; None where they are none that a measurement makes."""
-    try:
-        choice = _CHOICE.validate_json(json.dumps(fields), strict=True)  # fields of Python would have to be a Choice
-    except ValueError:
-        return None
-    if choice.threads > settings.threads:
-        return None
-    measured = choice.number_format in formats and choice.milliseconds is not None
-    return choice if measured or choice.number_format == "plain" else None
-
-
-def _keep(file: Path, choices: dict[str, Any]) -> None:
-    """Write the file anew. Where that fails, the next start measures again."""
-    partial = file.with_suffix(f".{secrets.token_hex(8)}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(choices, indent=1))
-        os.replace(partial, file)  # server and worker may both read it
-    except OSError as error:
-        log.warning("%s cannot be written, so that the next start measures again: %s", file.name, error.strerror)
-        partial.unlink(missing_ok=True)
-
-
-def _cpu() -> str:
-    """The CPU's name and number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{name} x{os.cpu_count()}"

@@ -19,10 +19,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from playground.decoding.choice import Choice
 from playground.decoding.forward import AnyForward, DrawingForward
 from playground.decoding.kv_cache_pool import KVCachePool
 from playground.decoding.sampling import of_chat
-from playground.decoding.tuning import Choice
 from playground.models import adapter_reading, adapters, lora, trial
 from playground.models.loading import BaseIdentity, EndTokens
 from playground.models.lora import LoraPool, LoraShape

@@ -5,24 +5,28 @@ What is compiled is in `playground/decoding/compiled_step/`. Imports nothing tha
 """
 
 import hashlib
+import importlib
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODING = ROOT / "playground" / "decoding"
 STEP = DECODING / "compiled_step"
+MODULE = f"playground.decoding.{STEP.name}.step"
 # The package's own __init__ imports transformers, which compiling needs as little as torch.
 PROGRAM = f"""
 import sys, types
 package = types.ModuleType("playground.decoding")
 package.__path__ = [{str(DECODING)!r}]
 sys.modules[package.__name__] = package
-import playground.decoding.{STEP.name}.step
+import {MODULE}
 """
 LONGEST = 120.0  # seconds that are waited for it; after that this process compiles for itself
 _begun: "Compiling | None" = None  # the last one
@@ -91,21 +95,29 @@ def digest() -> str:
 
 def is_compiled() -> bool:
     """Whether numba has kept a step that was compiled from its files as they are."""
-    return bool(_indexes("step"))
+    return bool(_indexes(MODULE, "step"))
 
 
-def forget() -> bool:
-    """Delete numba's index files of the step, so that it is compiled anew; returns whether there were any."""
-    indexes = _indexes("*")
-    for index in indexes:
-        index.unlink(missing_ok=True)
-    return bool(indexes)
+def imported(module: str) -> ModuleType:
+    """A module whose functions numba compiles: anew where what it has kept of them is damaged. Any error of an import
+    that fails.
+    """
+    try:
+        return importlib.import_module(module)
+    except (EOFError, pickle.UnpicklingError, ValueError):
+        indexes = _indexes(module)
+        if not indexes:
+            raise
+        for index in indexes:
+            index.unlink(missing_ok=True)
+        return importlib.import_module(module)
 
 
-def _indexes(function: str) -> list[Path]:
-    """Numba's index files of this function of the step, from wherever numba may keep them."""
-    pattern = f"step.{function}_{digest()}-*.nbi"
+def _indexes(module: str, function: str = "*") -> list[Path]:
+    """Numba's index files of a module's function, from wherever numba may keep them."""
+    package, _, name = module.rpartition(".")
+    pattern = f"{name}.{function}_{digest()}-*.nbi"
     if folder := os.environ.get("NUMBA_CACHE_DIR"):
         return [*Path(folder).rglob(pattern)]
     of_user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
-    return [*(STEP / "__pycache__").glob(pattern), *of_user.rglob(pattern)]
+    return [*ROOT.joinpath(*package.split("."), "__pycache__").glob(pattern), *of_user.rglob(pattern)]
