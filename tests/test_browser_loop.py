@@ -76,7 +76,8 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     reload(page)
     page.wait_for_selector("#strip .paused")
     tab(page, "training")
-    page.wait_for_selector("#round-summary .steps .now")
+    page.wait_for_selector("#round-summary .steps .paused")
+    page.wait_for_selector("#timeline label:has-text('paused')")
     page.click("#resume")
     tab(page, "chat")
 
@@ -141,7 +142,11 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page.fill("#set-ppo-kl-target input", "-1")
     page.press("#set-ppo-kl-target input", "Tab")
     page.click("#save-settings")
-    page.wait_for_selector("#notice .warning:has-text('kl-target')")
+    page.wait_for_selector("#notice .warning:has-text('ppo.kl_target cannot be -1')")
+    page.wait_for_selector("#set-ppo-kl-target.refused input")
+    page.wait_for_timeout(500)
+    assert page.input_value("#set-ppo-kl-target input") == "-1", "it can be corrected in its place"
+    assert page.locator("#round-settings .refused").count() == 1
     assert app.rows("select name, value from override") == [("ppo.kl_target", "2.5")]
     store = Store(app.database)
     store.override({"ppo.epochs": 3}, store.annotator("another admin"))
@@ -149,6 +154,7 @@ def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):
     page.press("#set-ppo-kl-target input", "Tab")
     page.click("#save-settings")
     page.wait_for_function("document.querySelector('#set-ppo-epochs input')?.value == '3'")
+    page.wait_for_selector("#set-ppo-kl-target:not(.refused) input")
     assert dict(app.rows("select name, value from override")) == {"ppo.epochs": "3", "ppo.kl_target": "3.5"}
     reload(page)
     tab(page, "training")
