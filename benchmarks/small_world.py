@@ -6,9 +6,10 @@ given KL to the base is known in closed form, so that PPO's noise is out of the 
 head, the test for evidence, the gate, the step and the trial are the project's own code. It answers how far a round
 may go and who should judge it, not how fast a real model learns.
 
-Three worlds. kind: what people like grows without end in the direction that they vote for. mixed: it turns after
+Four worlds. kind: what people like grows without end in the direction that they vote for. mixed: it turns after
 a while, since words that come again and again bore them. harmful: votes on the base's replies are coin flips,
-and every push makes replies worse.
+and every push makes replies worse. shuffled: people like what they like in the kind world, and every vote is a coin
+flip.
 """
 
 import random
@@ -32,7 +33,8 @@ LENGTH = 24  # words of a reply
 FIRST_STEP = 3.0  # nats a reply by which the first round of a ratchet may move
 GATE_DRAWS = 400
 ARMS = ("product", "ratchet", "ratchet with trial")
-WORLDS = ("kind", "mixed", "harmful")
+WORLDS = ("kind", "mixed", "harmful", "shuffled")
+WORSE = 0.45  # win rate over the base below which a version is a worse one
 
 
 class SmallWorldSettings(Settings):
@@ -94,6 +96,8 @@ class World:
     def prefers_first(self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Bradley–Terry votes on pairs of replies (N,)."""
         margin = self.worth(first) - self.worth(second)
+        if self.kind == "shuffled":
+            margin = 0 * margin
         return rng.random(len(margin)) < 1 / (1 + np.exp(-margin))
 
     def win_rate(self, policy: Policy, rng: np.random.Generator, pairs: int = 4000) -> float:
@@ -235,6 +239,10 @@ def run(settings: SmallWorldSettings, log: Callable[[str], None] = print) -> lis
             rows.append(report.row(what, float(chains[:, -1].mean()), f"mean of {seeds}", bar))
             falls = np.maximum(chains[:, :-1] - chains[:, 1:], 0).max(1)
             rows.append(report.row(f"{kind} world, {arm}: largest fall in a round", float(falls.mean())))
+            worse = int(((chains < WORSE).sum(1) > 1).sum())
+            bar = f"≤ {seeds // 10}" if (kind, arm) == ("shuffled", "ratchet with trial") else None
+            what = f"{kind} world, {arm}: chains that show a worse version for more than one round"
+            rows.append(report.row(what, worse, f"of {seeds}", bar))
     return rows
 
 

@@ -7,7 +7,6 @@ What the page does is in `playground/ui/`, what a gesture means in `playground/c
 from playground.ui import quick_gradio as quick_gradio
 
 # isort: split
-import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from playground.serving.gpu_slices import GPUSlices
 from playground.settings import Settings, space
 from playground.store import Store, StoreError
 from playground.ui import page, states, theme, words
+from playground.ui.gradio_sessions import GradioSessions
 from playground.web import sign_in_pages
 from playground.web.allowlist import Allowlist
 from playground.web.completions import Completions
@@ -44,7 +44,6 @@ from playground.web.http_server import address
 from playground.web.limits import Limits
 from playground.web.metrics import CONTENT_TYPE, Metrics
 from playground.web.page_cache import PageCache
-from playground.web.payload import Handler
 from playground.web.proxies import Proxies, allowed_hosts
 from playground.web.proxy_user import ProxyUser
 from playground.web.sign_in_forms import SignInForms
@@ -55,12 +54,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# what handlers read of an event, by the class of their argument
-EVENT_KEYS = {
-    gr.LikeData: {"index", "value", "liked"},
-    gr.EditData: {"index", "value", "previous_value"},
-    gr.SelectData: {"index", "value"},
-}
 CHUNK = 1 << 20  # bytes of a download that are read at once
 # Seconds between two looks into Gradio's queue. Its own millisecond took 6 % of a core from a server without visitors.
 QUEUE_PAUSE = 0.01
@@ -119,7 +112,7 @@ def create(
     blocks._queue.max_thread_count = MAX_STREAMS
     blocks._queue.sleep_when_free = QUEUE_PAUSE
     blocks.state_session_capacity = settings.limits.sessions
-    gradio = Gradio(blocks)
+    gradio = GradioSessions(blocks)
     # the middleware that is added last is the outermost
     app.add_middleware(PageCache, first_script=page.FIRST_SCRIPT)
     app.add_middleware(CookieMiddleware)
@@ -303,46 +296,6 @@ def add_export_route(app: FastAPI, store: Store, admins: Admins) -> None:
         }
         pieces = while_allowed(http.lines(store, name), is_still_allowed)
         return StreamingResponse(pieces, media_type="application/jsonl", headers=headers)
-
-
-class Gradio:
-    """What the allowlist needs of a Gradio app: which handlers it has, and how a session of it ends."""
-
-    def __init__(self, blocks: gr.Blocks) -> None:
-        self.blocks = blocks
-
-    def handlers(self) -> dict[int, Handler]:
-        """The handlers that run on the server, by their number. Those that run in the browser only cannot be called."""
-        handlers = {}
-        for number, block_fn in self.blocks.fns.items():
-            if block_fn.fn is None:
-                continue
-            inputs = [type(component).__name__ for component in block_fn.inputs]
-            event_keys: set[str] = set()
-            for parameter in inspect.signature(block_fn.fn).parameters.values():
-                event_keys |= EVENT_KEYS.get(parameter.annotation, set())
-            triggers = [target for target, _ in block_fn.targets if target is not None]
-            handlers[number] = Handler.of(block_fn.queue, triggers, inputs, frozenset(event_keys))
-        return handlers
-
-    def pending(self, session: str) -> bool:
-        """Whether a session has asked for something that streams."""
-        return session in self.blocks._queue.pending_messages_per_session
-
-    def forget(self, session: str) -> None:
-        """Drop everything that is kept for a session."""
-        self.blocks.state_holder.session_data.pop(session, None)
-        self.blocks.state_holder.time_last_used.pop(session, None)
-        queue = self.blocks._queue
-        queue.pending_messages_per_session.pop(session, None)
-        queue.pending_event_ids_session.pop(session, None)
-
-    async def stop(self, session: str) -> None:
-        """End what a session has asked for, and drop the part that nobody has read."""
-        queue = self.blocks._queue
-        await queue.clean_events(session_hash=session)
-        queue.pending_messages_per_session.pop(session, None)
-        queue.pending_event_ids_session.pop(session, None)
 
 
 def readiness(settings: Settings, store: Store, engine: Engine, backup: Backup | None = None) -> dict[str, Any]:

@@ -30,6 +30,17 @@ def test_going_on_pays_in_the_kind_world_turns_in_the_mixed_one_and_harms_in_the
     assert rates["harmful"] == sorted(rates["harmful"], reverse=True) and rates["harmful"][0] < 0.5
 
 
+def test_votes_of_the_shuffled_world_say_nothing():
+    rng = np.random.default_rng(0)
+    shares = {}
+    for kind in ("kind", "shuffled"):
+        world = World(kind, 0)
+        better = tilted(world.base, world.liked, 12)
+        shares[kind] = world.prefers_first(better.sample(4000, rng), world.base.sample(4000, rng), rng).mean()
+        assert world.win_rate(better, rng) > 0.8, "what people like is the same in both"
+    assert shares["kind"] > 0.8 and shares["shuffled"] == pytest.approx(0.5, abs=0.03)
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_gives_a_win_rate_for_each_round_and_the_same_again(arm):
     rates = [list(Chain(arm, World("kind", 1), SETTINGS, seed=1).run(2)) for _ in range(2)]
@@ -38,5 +49,6 @@ def test_an_arm_gives_a_win_rate_for_each_round_and_the_same_again(arm):
 
 def test_the_table_has_every_world_and_arm():
     rows = small_world.run(SETTINGS, log=lambda text: None)
-    assert len(rows) == 2 * len(ARMS) * len(small_world.WORLDS)
+    assert len(rows) == 3 * len(ARMS) * len(small_world.WORLDS)
+    assert [row["bar"] for row in rows].count("≤ 0") == 1, "of one chain, none may show a worse version twice"
     assert [row["bar"] for row in rows].count("≥ 0.45") == 1

@@ -24,6 +24,7 @@ from playground.store.reasons import STOPPED
 from playground.store.rounds import ROUND_STATES, Rounds, is_fine_tuning, is_paused
 from playground.store.sign_ins import ProviderSays, SignIns
 from playground.store.snapshots import Snapshots
+from playground.store.training_data import TrainingData
 from playground.store.trials import Trials
 from playground.store.votes import CHOICES, Votes
 from playground.store.watch import Watch
@@ -58,6 +59,7 @@ class Store(
     Conversations,
     Duels,
     Votes,
+    TrainingData,
     Corrections,
     Judged,
     Imported,
