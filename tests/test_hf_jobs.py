@@ -457,8 +457,14 @@ def test_a_server_that_trains_here_again_cancels_the_job(asked, hub, monkeypatch
 )
 def test_the_page_says_where_a_round_trains_and_about_what_that_costs(state, changes, says):
     job = asdict(SentJob("key", "l4x1", 0.0, "id", stage="running", seconds=180.0))
-    row = {"state": state, "owner": "w", "metrics": {"job": {**job, **changes}}}
+    row = {"state": state, "wish": None, "owner": "w", "metrics": {"job": {**job, **changes}}}
     assert place_html(row, Words(), False) == f'<p class="place">This round {says}.</p>'
+
+
+def test_a_pause_holds_the_space_and_not_the_job_and_the_page_says_so():
+    job = asdict(SentJob("key", "l4x1", 0.0, "id", stage="running", seconds=180.0))
+    row = {"state": "running", "wish": "pause", "owner": "w", "metrics": {"job": job, "paused": True}}
+    assert "The job goes on during the pause." in place_html(row, Words(), False)
 
 
 # -- what a job gets

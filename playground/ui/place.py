@@ -3,6 +3,7 @@
 from html import escape
 
 from playground.serving import gpu_slices
+from playground.store import is_paused
 from playground.system.messages import Message, loads
 from playground.ui.handlers import Row
 from playground.ui.text import visible
@@ -22,7 +23,8 @@ def place_html(row: Row, translate: Words, is_admin: bool) -> str:
 
 def _place(row: Row, translate: Words) -> str:
     if job := row["metrics"].get("job"):
-        return translate.message(_job(job, row["state"] == "running"))
+        where = translate.message(_job(job, row["state"] == "running"))
+        return f"{where} {translate('The job goes on during the pause.')}" if is_paused(row) else where
     if left := row["metrics"].get("left_gpu"):
         return translate.message(loads(left))
     if not (row["owner"] or "").startswith(gpu_slices.OWNER):
