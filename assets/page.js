@@ -89,15 +89,15 @@
     take();
   };
   // A prompt of the queue is new to its reader, and the panes have followed the replies to their end: once these are complete, both are read from the prompt on,
-  // unless the reader scrolls. Gradio follows the last words a moment later.
+  // and a shared chat from its beginning, unless the reader scrolls. Gradio follows the last words a moment later.
   const FOLLOWS_SECONDS = 10;
-  const fromPrompt = (pane) => {
-    const end = new AbortController();
+  const readFrom = (pane, place) => {
+    const end = new AbortController(), meant = stage();
     const stop = () => end.abort();
     const show = () => {
-      if (stage() !== "voting") return stop();  // the next replies are followed
-      const prompt = [...pane.querySelectorAll(".user-row")].at(-1);
-      const away = prompt ? prompt.getBoundingClientRect().top - pane.getBoundingClientRect().top : 0;
+      if (stage() !== meant) return stop();  // the next replies are followed
+      const first = [...pane.querySelectorAll(".user-row")].at(place);
+      const away = first ? first.getBoundingClientRect().top - pane.getBoundingClientRect().top : 0;
       if (away < 0) pane.scrollTop += away;
     };
     for (const name of ["wheel", "touchstart", "pointerdown", "keydown"]) pane.addEventListener(name, stop, { signal: end.signal, passive: true });
@@ -109,9 +109,10 @@
   const reread = () => {
     const [before, now] = [lastStage, stage()];
     lastStage = now;
-    if (before === "voting" || now !== "voting") return;
+    if (before === now || !["voting", "shared"].includes(now)) return;
     setTimeout(() => {  // the buttons of the queue are shown by then
-      if (stage() === "voting" && document.querySelector(".skip-prompt")?.checkVisibility()) document.querySelectorAll(".pane .bubble-wrap").forEach(fromPrompt);
+      if (stage() !== now || (now === "voting" && !document.querySelector(".skip-prompt")?.checkVisibility())) return;
+      document.querySelectorAll(".pane .bubble-wrap").forEach((pane) => readFrom(pane, now === "shared" ? 0 : -1));
     }, 1000 * SEEN_SECONDS);
   };
   const changed = (records) => {

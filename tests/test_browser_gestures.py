@@ -301,7 +301,8 @@ def test_a_long_list_of_chats_is_shown_stretch_by_stretch(app, visit):
 @on_a_phone
 def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visit):
     page = visit()
-    turn(page, "About the moon", "a")
+    for text in ("About the moon", "And the tide?", "And the sun?"):
+        turn(page, text, "a")
     page.click("#sidebar .toggle-button")
     page.click("#share")
     page.wait_for_function(
@@ -315,6 +316,11 @@ def test_a_shared_chat_is_read_by_another_person_and_changed_by_nobody(app, visi
         and other.locator("#vote-a").is_hidden()
         and other.locator("#undo").is_hidden()
     )
+    other.wait_for_timeout(1500)
+    place = other.evaluate(
+        "(({scrollTop, scrollHeight}) => [scrollTop, scrollHeight])(document.querySelector('#chat-a .bubble-wrap'))"
+    )
+    assert place[0] < 40 < place[1] - 300, "it is read from its beginning; it opened at its end"
     assert other.locator("button[title='Edit']:visible, button[title='Like']:visible").count() == 0
     shot(other, "shared")
     page.click("#unshare")
