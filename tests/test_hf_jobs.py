@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 from huggingface_hub import HfApi
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from playground.backup.target import Target
@@ -29,7 +30,7 @@ from training import hf_jobs, job_control, job_files, job_round, simulate
 from training.annotators import Person
 from training.hf_jobs import HFJobs, HubUnavailable
 from training.job_control import SentJob
-from training.job_files import Result
+from training.job_files import Progress, Result
 from training.job_round import JobRound
 from training.worker import run_once
 
@@ -459,6 +460,29 @@ def test_the_page_says_where_a_round_trains_and_about_what_that_costs(state, cha
     job = asdict(SentJob("key", "l4x1", 0.0, "id", stage="running", seconds=180.0))
     row = {"state": state, "wish": None, "owner": "w", "metrics": {"job": {**job, **changes}}}
     assert place_html(row, Words(), False) == f'<p class="place">This round {says}.</p>'
+
+
+@pytest.mark.parametrize(
+    "figures", [{"phase_began": "x"}, {"part": [1]}, {"phase_seconds": None}, {"phase_seconds": {"ppo": float("nan")}}]
+)
+def test_figures_of_a_job_that_no_page_could_show_are_none(figures):
+    """The page of everybody broke at them."""
+    said = {"phase": "ppo", "step": 1, "steps": 2, "metrics": {"kl": 1.0}, "curves": {}}
+    assert Progress.model_validate(said).metrics == {"kl": 1.0}
+    with pytest.raises(ValidationError):
+        Progress.model_validate({**said, "metrics": figures})
+
+
+def test_a_pause_leaves_when_the_phase_of_a_job_began(asked):
+    """The time left was counted from when the worker had taken the round."""
+    settings, store = asked
+    store.request_round()
+    row = store.take_round("w", lease_seconds=1)
+    control = JobRound(store, settings, row, "w")
+    store.update_round(row["id"], "w", metrics={"phase_began": 5.0, "paused": True})
+    control.goes_on(60.0)
+    metrics = store.last_round()["metrics"]
+    assert metrics["phase_began"] == 5.0 and metrics["paused"] is False
 
 
 def test_a_pause_holds_the_space_and_not_the_job_and_the_page_says_so():

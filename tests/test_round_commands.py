@@ -12,6 +12,7 @@ from playground.store import STOPPED, Store, is_paused
 from tests.test_loop import liking, settings_for, wait_until
 from training import simulate
 from training.annotators import Person
+from training.round_control import RoundControl
 from training.worker import run_once, with_overrides
 
 
@@ -78,6 +79,29 @@ def test_a_paused_round_waits_keeps_its_lease_and_continues_where_it_was(voted):
     assert {"collect", "sft", "reward", "ppo", "gate"} <= row["metrics"]["phase_seconds"].keys()
     assert 0 < row["metrics"]["phase_seconds"]["ppo"] < 120
     assert "goes on after a pause" in log(settings, asked) and "ppo 6 of 6" in log(settings, asked)
+
+
+class Ends(RoundControl):
+    """A round whose process is told to end in the middle of its first phase."""
+
+    def run_phase(self, phase):
+        self.show_part("loading")
+        time.sleep(0.05)
+        raise SystemExit
+
+    def drop_models(self):
+        pass
+
+
+def test_a_phase_that_a_process_did_not_end_has_the_seconds_of_both(tmp_path):
+    """It had those of the second process alone."""
+    settings, store = settings_for(tmp_path), Store()
+    store.request_round()
+    for attempt in (1, 2):
+        row = store.take_round("w", lease_seconds=1)
+        with pytest.raises(SystemExit):
+            Ends(store, settings, row, "w").run()
+        assert store.last_round()["metrics"]["phase_seconds"]["collect"] >= 0.05 * attempt
 
 
 def test_a_stopped_round_ends_at_its_next_step_and_the_next_one_runs_with_what_was_changed(voted):

@@ -163,7 +163,7 @@ BAD = {
     "device": ("gpu", "text matching ^(auto|cpu|mps|cuda(:\\d+)?)$"),
     "reward.layer": ("1.5", "a number at least 0 and at most 1"),
     "worker": ("maybe", "true or false"),
-    "reward.batch": ("0", "an integer at least 1"),
+    "reward.batch": ("0", "an integer at least 1 and at most 1000000"),
     "ppo.lr": ("fast", "a number above 0 and at most 1"),
     "reward.quantisation": ("nf8", "nf4 or int8 or none"),
     "threads": ("-1", "an integer at least 0 and at most 256"),

@@ -281,6 +281,27 @@ def test_what_numba_keeps_is_compiled_anew_where_it_is_damaged(tmp_path, compile
     assert fits() and any(file.stat().st_size > 1000 for file in files)
 
 
+@pytest.mark.parametrize("kind", [AttributeError, ModuleNotFoundError, MemoryError, EOFError])
+def test_a_damaged_file_may_raise_anything(tmp_path, monkeypatch, kind):
+    index = tmp_path / "step.nbi"
+    index.touch()
+    monkeypatch.setattr(compiling, "_indexes", lambda module: [index] if index.exists() else [])
+
+    def import_module(module):
+        if index.exists():
+            raise kind("of what is in the file")
+        return module
+
+    monkeypatch.setattr(compiling.importlib, "import_module", import_module)
+    assert compiling.imported("x") == "x" and not index.exists()
+
+
+def test_where_a_file_cannot_be_removed_the_error_is_that_of_the_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "_indexes", lambda module: [tmp_path])
+    with pytest.raises(ModuleNotFoundError, match="playground.nothing"):
+        compiling.imported("playground.nothing")
+
+
 def test_each_source_of_the_step_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "DECODING", tmp_path)
     monkeypatch.setattr(compiling, "STEP", tmp_path / "step")

@@ -204,6 +204,8 @@ def test_a_command_to_pause_is_no_pause_until_the_worker_says_so(store, settings
     assert round_summary.timeline_entry(store.rounds()[0], W).startswith("‖ Round 1 · paused")
     store.set_round_command(row["id"], None)
     assert shown()[:2] == ("running", "now")
+    store.set_round_command(row["id"], "pause")
+    assert shown()[:2] == ("running", "now"), "it has gone on meanwhile, whether or not its worker has said so"
 
 
 def test_the_time_left_is_the_whole_rounds_once_a_round_before_says_how_long_the_phases_take(store, settings):
@@ -230,6 +232,38 @@ def test_the_time_left_is_the_whole_rounds_once_a_round_before_says_how_long_the
     longer = rounds.begun(store, {"ppo.iterations": 80})
     store.update_round(longer["id"], "w1", phase="reward", metrics={"phase_began": 2000.0})
     assert left(2011.0) is None, "with other settings it takes another time"
+
+
+def test_the_time_left_is_none_that_another_kind_of_round_took(store, settings):
+    def left(read_at, **config):
+        with store.writing() as db:
+            db.execute("update round set config = ? where state = 'running'", [json.dumps({**rounds.CONFIG, **config})])
+        return now(store, settings, read_at=read_at).time_left
+
+    rounds.published(store, settings)
+    row = rounds.begun(store)
+    store.update_round(row["id"], "w1", phase="reward", metrics={"phase_began": 2000.0})
+    assert left(2011.0).minutes == pytest.approx((20 + 180 + 22) / 60)
+    assert left(1000.0).minutes == pytest.approx((31 + 180 + 22) / 60), "the clock was set back"
+    for odd in ({"chat.reply_tokens": 20}, {"threads": 64}, {"sft.epochs": 100}, {"ppo.new": 1}):
+        assert left(2011.0, **odd) is None
+    store.update_round(row["id"], "w1", metrics={"left_gpu": "…"})
+    assert left(2011.0) is None, "the round before trained on a GPU"
+    store.update_round(row["id"], "w1", metrics={"left_gpu": ""})
+    assert left(2011.0) is not None
+    store.set_round_command(row["id"], "stop")
+    assert left(2011.0) is None
+    store.end_round(row["id"], "w1", "failed", STOPPED)
+    row = store.take_fine_tuning("w", "file.jsonl", lease_seconds=30, config=rounds.CONFIG)
+    store.update_round(row["id"], "w", phase="sft", metrics={"phase_began": 2000.0})
+    assert left(2011.0) is None, "it has no PPO"
+
+
+def test_a_round_that_was_resumed_says_nothing_of_how_long_one_takes(store, settings):
+    rounds.published(store, settings)
+    with store.writing() as db:
+        db.execute("update round set metrics = json_set(metrics, '$.phase_from', 7)")
+    assert now(store, settings).last_whole_round is None
 
 
 def test_what_a_phase_does_before_it_has_steps_is_told(store, settings):

@@ -32,7 +32,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 30.0  # seconds between two looks at a job; ea
 ENDING_SECONDS = 30.0  # in which a job that was cancelled may end
 MOST_SENT = 3  # jobs of one round; each that reads a chat which is taken back meanwhile is paid for nothing
 LOG_LINES, LOG_CHARS = 15, 2000  # of a failed job's log that are kept in the reason
-OWN_METRICS = ("job", "jobs_sent")  # that a job does not change
+OWN_METRICS = ("job", "jobs_sent", "paused")  # that a job does not change
 
 
 class JobFailed(UserFacingError):
@@ -216,6 +216,10 @@ class JobControl(Round):
         minutes = self.settings.job.minutes
         if time.monotonic() > since + 60 * minutes:
             raise JobFailed("Neither the hub nor the backup answered for {limit} minutes.", limit=minutes)
+
+    def goes_on(self, paused: float) -> None:
+        """As of any round. The job has not waited, and says itself when its phase began."""
+        self.record(paused=False)
 
     def wait(self, seconds: float) -> None:
         """Wait, and do meanwhile what an admin asks for."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from playground.backup.archive import Archive, Damaged
 from playground.backup.manifest import LARGEST_CHUNK, Manifest
@@ -58,6 +58,15 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ShownFigures(BaseModel):
+    """The figures that every page shows of a round that runs, among others."""
+
+    phase_began: FiniteFloat | None = None
+    phase_from: Count = 0
+    phase_seconds: dict[str, FiniteFloat] = {}
+    part: str | None = None
+
+
 class Progress(_Data):
     """How far a job is: what the row of its round says, and its curves."""
 
@@ -66,6 +75,12 @@ class Progress(_Data):
     steps: Count
     metrics: dict[str, Any]
     curves: Curves
+
+    @field_validator("metrics")
+    @classmethod
+    def _can_be_shown(cls, metrics: dict[str, Any]) -> dict[str, Any]:
+        ShownFigures.model_validate(metrics)
+        return metrics
 
 
 class Result(Progress):

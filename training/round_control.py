@@ -9,13 +9,13 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from playground.models import loading
 from playground.settings import Settings, fields, nested
-from playground.store import STOPPED, Store
+from playground.store import STOPPED, LeaseLost, Store, StoreError
 from playground.system import memory
 from playground.system.messages import Message
 from playground.system.safe_logging import Loggable
@@ -131,8 +131,11 @@ class RoundControl(ABC):
         self._timed_phase = phase
         try:
             yield
-        except RoundLeft:
-            self._record_seconds()
+        except (RoundEnded, BeginsAgain):  # they are recorded, or nothing is left of what they were spent on
+            raise
+        except BaseException:  # also where this process is told to end: the next one adds its own
+            with suppress(StoreError, LeaseLost):
+                self._record_seconds()
             raise
         if self.store.round(self.id)["state"] == "running":
             self._record_seconds()
@@ -149,7 +152,7 @@ class RoundControl(ABC):
     def _set_began(self, moment: float) -> None:
         """The running phase began at this time of day (seconds since the epoch)."""
         self._began_at = moment
-        self.record(phase_began=moment, paused=False)
+        self.record(phase_began=moment, paused=False, part=None)
 
     def resumed_at_step(self, step: int) -> None:
         """The running phase began at `step` and not at 0, which the page needs to know how much time is left."""
@@ -176,11 +179,15 @@ class RoundControl(ABC):
             paused += time.monotonic() - began
         if paused:
             log.info("round %s goes on after a pause of %.0f s", self.id, paused)
-            self._set_began(self._began_at + paused)
-            self._began_monotonic += paused
+            self.goes_on(paused)
         if request == "stop":
             log.info("round %s is stopped", self.id)
             self.end("failed", STOPPED)
+
+    def goes_on(self, paused: float) -> None:
+        """The round goes on after so many seconds, which its phase did not take."""
+        self._set_began(self._began_at + paused)
+        self._began_monotonic += paused
 
     def check_time(self, paused: bool) -> None:
         """RoundLeft where the time for this round is over, and where limited time would be spent on a pause."""

@@ -26,9 +26,9 @@ class Choice:
     # of one step of two replies
     milliseconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # KL of the model's next token to the format's
-    nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    slots: int = 0  # pairs of replies that the graph forward decodes at once
-    slot_tokens: int = 0  # columns of each
+    nats: Annotated[float, Field(ge=0, le=1)] | None = None
+    slots: Annotated[int, Field(ge=0)] = 0  # pairs of replies that the graph forward decodes at once
+    slot_tokens: Annotated[int, Field(ge=0)] = 0  # columns of each
     prefills_packed: bool = False  # whether prompts go through the packed weights, as steps do
 
     def forward(self, model: PreTrainedModel) -> AnyForward:

@@ -57,8 +57,8 @@ class KeptChoices:
         return choice if measured or choice.number_format == "plain" else None
 
     def keep(self, choice: Choice) -> None:
-        """Write the file anew, with what another process has measured meanwhile. Where that fails, the next start
-        measures again.
+        """Write the file anew, with what another process has kept meanwhile. What both write in the same moment, or
+        cannot write, the next start measures again.
         """
         choices = {**self._all(), self._key: asdict(choice)}
         partial = self._file.with_suffix(f".{secrets.token_hex(8)}.partial")

@@ -257,6 +257,9 @@ class Rounds(Database):
             if row is None:
                 raise StoreError(NO_ROUND[command])
             columns = {"wish": command}
+            if command is None:  # it is to wait for nothing from now on, before its worker says so
+                metrics = json.loads(db.table("round").get(round_id)["metrics"])
+                columns["metrics"] = json.dumps({**metrics, "paused": False})
             if command == "stop" and row[0] == "requested":
                 columns |= {"state": "failed", "reason": STOPPED.dumps(), "ended": now()}
             db.table("round").update(round_id, columns)

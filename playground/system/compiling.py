@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import logging
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -99,18 +98,27 @@ def is_compiled() -> bool:
 
 
 def imported(module: str) -> ModuleType:
-    """A module whose functions numba compiles: anew where what it has kept of them is damaged. Any error of an import
-    that fails.
+    """A module whose functions numba compiles: anew where what it has kept of them is damaged, which may raise
+    anything. Any error of an import that fails.
     """
     try:
         return importlib.import_module(module)
-    except (EOFError, pickle.UnpicklingError, ValueError):
-        indexes = _indexes(module)
-        if not indexes:
+    except Exception as error:
+        if not _forget(module):
             raise
+        log.warning("what numba has kept of %s is compiled anew: %s", module, type(error).__name__)
+        return importlib.import_module(module)
+
+
+def _forget(module: str) -> bool:
+    """Remove numba's index files of a module; returns whether there were any, and all of them could be removed."""
+    indexes = _indexes(module)
+    try:
         for index in indexes:
             index.unlink(missing_ok=True)
-        return importlib.import_module(module)
+    except OSError:
+        return False
+    return bool(indexes)
 
 
 def _indexes(module: str, function: str = "*") -> list[Path]:

@@ -46,9 +46,7 @@ HINTS = {
     "same": words.mark("Both gave the same answer."),
 }
 PICK_GOES_ON = words.mark("Thanks! The reply that you picked goes on to its end.")
-ONE_GOES_ON = words.mark(
-    "Thanks! One of them is written to its end, and the chat goes on from it; chance decided which."
-)
+ONE_GOES_ON = words.mark("Thanks! One reply, by chance, is written to its end; the chat goes on from it.")
 POLL_SECONDS = 0.3  # between two updates of replies that this page does not stream itself
 
 

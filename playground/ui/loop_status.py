@@ -12,6 +12,12 @@ from playground.ui.handlers import Row
 
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
 SMALLEST_BASIS = 0.05  # share of a phase that must be done before the time left is estimated
+# settings, or groups of them, on which the time of a round depends; figures of one that say where it trained
+DECIDES_TIME = (
+    *("model", "device", "dtype", "threads", "train_on", "chat.reply_tokens"),
+    *("sft", "reward", "ppo", "gate"),
+)
+PLACES = ("job", "left_gpu")
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,10 @@ class LoopStatus:
 
     @property
     def last_whole_round(self) -> Row | None:
-        """The newest round before an active one that went through all phases on votes; it says how long they take."""
+        """The newest round on votes that went through all phases in one go; it says how long they take."""
         for row in self.rounds:
-            if row["state"] in ("published", "refused") and not is_fine_tuning(row):
+            resumed = row["metrics"].get("phase_from")  # in the middle of PPO, whose first part nobody may have timed
+            if row["state"] in ("published", "refused") and not is_fine_tuning(row) and not resumed:
                 return row
         return None
 
@@ -108,21 +115,22 @@ class LoopStatus:
     def time_left(self) -> TimeLeft | None:
         """Until when the running round or its phase will take; None before there is a basis for it."""
         row = self.round
-        if row is None or self.state != "running" or self.pausing:
+        if row is None or self.state != "running" or self.pausing or self.stopping:
             return None
         seconds = self._phase_seconds_left(row)
         before = self.last_whole_round
-        if before is None or not _alike(before, row):
-            return None if seconds is None else TimeLeft(seconds / 60, of_round=False)
-        took = before["metrics"].get("phase_seconds", {})
+        took = before["metrics"].get("phase_seconds", {}) if before and _alike(before, row) else {}
         if row["phase"] not in took:
-            return None
+            return None if seconds is None else TimeLeft(seconds / 60, of_round=False)
         if seconds is None:
-            began = row["metrics"].get("phase_began", self.read_at)
-            seconds = max(took[row["phase"]] - (self.read_at - began), 0)
+            seconds = max(took[row["phase"]] - self._seconds_since(row["metrics"].get("phase_began")), 0)
         phases = list(took)
         later = sum(took[phase] for phase in phases[phases.index(row["phase"]) + 1 :])
         return TimeLeft((seconds + later) / 60, of_round=True)
+
+    def _seconds_since(self, moment: float | None) -> float:
+        """Since a time of day, which the clock may have been set back to; 0 where it is not known."""
+        return max(self.read_at - moment, 0.0) if moment else 0.0
 
     def _phase_seconds_left(self, row: Row) -> float | None:
         """Until the running phase ends, if it keeps its pace; None where too little of it is done."""
@@ -132,16 +140,19 @@ class LoopStatus:
             done -= row["metrics"].get("phase_from") or 0
         if not began or done <= 0 or done < SMALLEST_BASIS * row["steps"]:
             return None
-        seconds_per_step = max(self.read_at - began, 0) / done
+        seconds_per_step = self._seconds_since(began) / done
         return seconds_per_step * (row["steps"] - row["step"])
 
 
 def _alike(before: Row, row: Row) -> bool:
-    """Whether a round takes as long as one before it, by their settings."""
+    """Whether a round on votes takes as long as one before it, by their settings and by where they train."""
+    if is_fine_tuning(row) or any(bool(before["metrics"].get(key)) != bool(row["metrics"].get(key)) for key in PLACES):
+        return False
+    names = {*before["config"], *row["config"]}
     return all(
-        before["config"].get(name) == value
-        for name, value in row["config"].items()
-        if name.partition(".")[0] in ("ppo", "gate", "reward", "train_on", "model", "device")
+        before["config"].get(name) == row["config"].get(name)
+        for name in names
+        if name in DECIDES_TIME or name.partition(".")[0] in DECIDES_TIME
     )
 
 

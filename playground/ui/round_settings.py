@@ -15,6 +15,7 @@ from playground.ui import unchecked, words
 from playground.ui.handlers import GESTURE, Updates
 from playground.ui.loop_status import with_overrides
 from playground.ui.notice import Notice
+from playground.ui.text import one_line
 from playground.ui.words import Words
 
 TITLES = {  # of the groups that have settings for an admin
@@ -26,6 +27,7 @@ TITLES = {  # of the groups that have settings for an admin
     "gate": words.mark("Gate"),
 }
 MIN_WIDTH = 260  # pixels of a setting's input
+VALUE_CHARS = 60  # of a refused value that are shown
 REFUSED = "refused"  # the CSS class of a field whose value was refused
 HIDE = '() => [{__type__: "update", visible: false}]'
 
@@ -112,7 +114,7 @@ class RoundSettings:
         without_effect = dict.fromkeys(self.store.overrides()) if in_force is self.settings else {}
         overrides = {name: checked[name] if checked[name] != own[name] else None for name in changed}
         self.store.override(without_effect | overrides, annotator)
-        return {**self._field_values(), **self.notice.confirm(confirmation(filled_in, checked, changed, translate))}
+        return {**self._field_values(), **self.notice.confirm(confirmation(filled_in, checked, translate))}
 
     def on_reset(self, request: gr.Request) -> Updates:
         """Back to the app's own settings."""
@@ -148,20 +150,18 @@ def refusal(error: SettingsError, translate: Words) -> str:
         translate(
             "{name} cannot be {value}: it takes {accepted}.",
             name=refused.name,
-            value=refused.value,
+            value=one_line(refused.value)[:VALUE_CHARS],
             accepted=translate.message(refused.accepted),
         )
         for refused in error.refused
     )
 
 
-def confirmation(
-    before: Mapping[str, Any], after: Mapping[str, Any], changed: Mapping[str, Any], translate: Words
-) -> str:
-    """What has changed for the next rounds. `changed` has what was typed; an emptied field is None there."""
-    if not changed:
+def confirmation(before: Mapping[str, Any], after: Mapping[str, Any], translate: Words) -> str:
+    """What has changed for the next rounds, from the form's first values to these settings."""
+    said = [f"{name} {value} → {after[name]}" for name, value in before.items() if after[name] != value]
+    if not said:
         return translate("Nothing was changed.")
-    said = [f"{name} {before[name]} → {after[name]}" for name in changed]
     return translate("The next round takes {changes}.", changes=", ".join(said))
 
 
