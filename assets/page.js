@@ -25,6 +25,7 @@
     if (event.key === "/" && box) { event.preventDefault(); box.focus(); return; }
     if (event.key === "Enter" && event.target === document.body && press("next-prompt")) { event.preventDefault(); return; }
     if (KEYS[event.key] && press(KEYS[event.key])) event.preventDefault();
+    else if (event.target === document.body && /^\p{L}$/u.test(event.key) && box?.checkVisibility()) box.focus({ preventScroll: true });  // whoever types writes a message
   }, true);
 
   // A double click presses once: the second press would take another turn back. And whoever begins a chat or takes an example writes or sends at once, before the server has answered.

@@ -198,6 +198,10 @@ def add_admin_route(app: FastAPI, admins: Admins) -> None:
         try:
             app.state.admin_link.open(token, request.client.host if request.client else "", sign_in)
         except WrongSignIn as error:
+            if (known := visitor.find_token(request.cookies)) and admins.allowed(
+                request, admins.store.annotator(known)
+            ):
+                return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, private)
             refusal = sign_in_pages.no_admin_page(words.of(request), error, request.scope.get("root_path", ""))
             refusal.headers.update(private)
             return refusal

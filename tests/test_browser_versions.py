@@ -52,7 +52,7 @@ def test_a_comparison_of_one_version_is_refused_in_words(visit):
     page.click("#compare button:has-text('Compare two versions')")
     page.fill("#compare-prompt textarea", "Hello")
     page.click("#compare-go")
-    page.wait_for_selector("#notice :text('There is only the base so far')")
+    page.wait_for_selector("#notice :text('Only the base answers so far')")
     assert page.locator("#compare-go").is_visible()
     tab(page, "training")
     page.wait_for_selector(

@@ -55,9 +55,9 @@ def test_a_round_is_stopped_after_a_question_and_the_page_says_at_once_that_it_w
     strip = control.status_bar
     assert control.on_stop(False, Request()) == gr.skip() and control.store.round_command(row["id"]) is None
     pressed = control.on_stop(True, Request())[control.stop]
-    assert pressed.value == "Stopping after this step…" and not pressed.interactive
-    assert "Stopping after this step…" in strip.on_tick(None, Request())[0]
-    assert "这一步结束后停止…" in strip.on_tick(None, Request(language="zh-CN"))[0]
+    assert pressed.value == "Stopping as soon as it can…" and not pressed.interactive
+    assert "Stopping as soon as it can…" in strip.on_tick(None, Request())[0]
+    assert "尽快停止…" in strip.on_tick(None, Request(language="zh-CN"))[0]
     control.store.end_round(row["id"], "w", "failed", STOPPED)
     strip.invalidate()
     again = control.on_tick(None, Request())[control.stop]

@@ -25,6 +25,7 @@ from tests import rounds
 from tests.controls import OWNER, Engine, Request
 from tests.stores import cast
 from training import evidence, gate, round_models
+from training import round as training_round
 
 W, ZH = Words(), Words("zh-CN")
 
@@ -66,8 +67,10 @@ def now(store, settings, version=0, **more):
 def test_the_strip_counts_votes_before_the_first_round(store, settings):
     rounds.votes(store, 5)
     html = status_html(now(store, settings), W)
-    assert "Vote on 16 replies and I start learning" in html and "5 of 16 new votes" in html and "v0 (base)" in html
-    assert "给 16 个回答投票" in status_html(now(store, settings), ZH)
+    assert "Vote on 11 more replies and I start learning" in html and "5 of 16 new votes" in html
+    assert "v0 (base)" in html and "再给 11 个回答投票" in status_html(now(store, settings), ZH)
+    assert "Vote on 16 replies and I start learning" in status_html(now(Store(), settings), W)
+    assert "给 16 个回答投票" in status_html(now(Store(), settings), ZH)
 
 
 def test_a_version_on_trial_says_how_it_goes_and_how_it_ended(tab, store, settings):
@@ -180,7 +183,7 @@ def test_a_round_is_told_step_by_step(store, settings):
     )
     store.set_round_command(row["id"], "pause")
     html = status_html(now(store, settings, read_at=1300.0), W)
-    assert "Round 1: Pausing after this step…" in html and "min left" not in html and 'class="strip running"' in html
+    assert "Round 1: Pausing as soon as it can…" in html and "min left" not in html and 'class="strip running"' in html
     store.update_round(row["id"], "w1", metrics={"paused": True})
     html = status_html(now(store, settings, read_at=1300.0), W)
     assert "Round 1: PPO, paused" in html and "min left" not in html and 'class="strip paused"' in html
@@ -198,7 +201,7 @@ def test_a_command_to_pause_is_no_pause_until_the_worker_says_so(store, settings
     assert shown()[:2] == ("running", "now")
     store.update_round(row["id"], "w1", metrics={"paused": False})
     store.set_round_command(row["id"], "pause")
-    assert shown()[:2] == ("running", "now") and "Pausing after this step…" in shown()[2]
+    assert shown()[:2] == ("running", "now") and "Pausing as soon as it can…" in shown()[2]
     store.update_round(row["id"], "w1", metrics={"paused": True})
     assert shown()[:2] == ("paused", "paused") and '"outcome paused">PPO, paused<' in shown()[2]
     assert round_summary.timeline_entry(store.rounds()[0], W).startswith("‖ Round 1 · paused")
@@ -266,6 +269,35 @@ def test_a_round_that_was_resumed_says_nothing_of_how_long_one_takes(store, sett
     assert now(store, settings).last_whole_round is None
 
 
+def test_the_time_left_only_falls_while_a_step_goes_on(store, settings):
+    """A step of minutes counted as if it had been part of those before it: 6, 7, 8, 9 min left, and done."""
+    row = rounds.running(store, steps=2)  # of 12
+    store.update_round(row["id"], "w1", metrics={"phase_began": 1000.0, "step_seconds": 240.0})
+    lefts = [now(store, settings, read_at=1000.0 + seconds).time_left.minutes for seconds in (240, 300, 540, 3600)]
+    assert lefts == [20.0, 19.0, 15.0, 0.0]
+    store.update_round(row["id"], "w1", metrics={"part": "ppo: rollouts"})
+    html = status_html(now(store, settings), W)
+    assert "2 of 12 · writing replies · reward" in html
+    store.set_round_command(row["id"], "pause")
+    assert "writing replies" not in status_html(now(store, settings), W)
+
+
+def test_a_trial_without_a_vote_says_so(tab, store, settings):
+    """It said "preferred in 0 of 0 pairs", in green."""
+    rounds.published(store, settings)
+    rounds.published(store, settings, trial=True)
+    html = status_html(now(store, settings, version=2), W)
+    assert "v2 is on trial against v1: no pair is judged yet" in html and "0 of 0" not in html
+
+
+def test_a_share_of_few_votes_says_of_how_many(store):
+    row = rounds.running(store)
+    store.update_round(row["id"], "w1", metrics={"heldout_pairs": 2})
+    html = round_summary.summary_html(store.last_round(), W)
+    assert "<span>reward model on 2 held-out votes</span>" in html
+    assert "<span>time of the finished steps</span>" not in html
+
+
 def test_what_a_phase_does_before_it_has_steps_is_told(store, settings):
     """The first round read 16 votes for minutes: it loaded and tested the model."""
     row = rounds.begun(store)
@@ -279,8 +311,8 @@ def test_what_a_phase_does_before_it_has_steps_is_told(store, settings):
 
 
 def test_the_parts_that_the_page_knows_are_those_of_a_round():
-    source = inspect.getsource(round_models)
-    assert all(f'self.seconds.part("{part}")' in source for part in PART_TEXTS)
+    source = inspect.getsource(round_models) + inspect.getsource(training_round)
+    assert all(f'part("{part}")' in source for part in PART_TEXTS)
 
 
 def test_a_round_that_an_admin_stopped_is_no_error_and_its_votes_are_kept(store, settings):
@@ -368,7 +400,7 @@ def test_a_fine_tuning_shows_both_losses_and_its_time(tab, store):
     assert len([line for *_, line in data if line == "training"]) == 60
     assert [2, 2.985, "training"] in [[x, round(y, 6), line] for x, y, line in data], "the mean of steps 1 and 2"
     assert [[x, y] for x, y, line in data if line == "held out"] == [[0, 3.0], [60, 2.5], [120, 2.25]]
-    assert "<b>2.4 s</b><span>time</span>" in painted[tab.summary]
+    assert "<b>2.4 s</b><span>time of the finished steps</span>" in painted[tab.summary]
 
 
 def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):

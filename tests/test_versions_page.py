@@ -376,7 +376,7 @@ def test_a_comparison_that_streams_keeps_its_button_to_stop(tab, streams, said):
 def test_a_comparison_needs_two_versions(tab, left, right):
     tab.compare.chat.store = tab.store
     [update] = compared(tab, left, right, blind=False)
-    assert "There is only the base so far" in update[tab.notice.html]
+    assert "Only the base answers so far" in update[tab.notice.html]
     released(tab.store)
     [update] = compared(tab, left, right, blind=False)
     assert "Pick two versions first." in update[tab.notice.html] and tab.compare.chat.asked == []

@@ -195,9 +195,12 @@ class Round(RoundControl):
     # -- ppo
 
     def score(self, episodes: Sequence[Episode]) -> torch.Tensor:
-        """Standardised rewards (N,) of episodes."""
+        """Standardised rewards (N,) of an iteration's episodes."""
         self.obey()
-        return self.models.reward(episodes)
+        self.show_part("ppo: scores")
+        rewards = self.models.reward(episodes)
+        self.show_part("ppo: update")
+        return rewards
 
     def _ppo(self) -> None:
         """PPO from the start or from the checkpoint ppo.pt; the policy becomes policy.safetensors."""
@@ -214,6 +217,7 @@ class Round(RoundControl):
             log.info("ppo goes on after iteration %d", trainer.iteration)
         self.resumed_at_step(trainer.iteration)
         self.progress(trainer.iteration, iterations, {})
+        self.show_part("ppo: rollouts")
 
         def on_iteration(trainer: Trainer, metrics: Metrics) -> None:
             # The point comes before the checkpoint: if the worker is killed in between, the iteration is run again and
@@ -222,7 +226,8 @@ class Round(RoundControl):
             trainer.save(checkpoint)
             memory.trim()
             kl = {"kl_start": trainer.kl_start, "kl_target": trainer.kl_target}  # known from the first iteration on
-            self.store.update_round(self.id, self.owner, kl, step=trainer.iteration, steps=iterations, attempts=1)
+            figures = {**kl, **self.pace(), "part": "ppo: rollouts"}
+            self.store.update_round(self.id, self.owner, figures, step=trainer.iteration, steps=iterations, attempts=1)
             log.info(
                 "ppo %d of %d: reward %.2f, KL %.2f, length %.0f",
                 trainer.iteration,
@@ -234,6 +239,7 @@ class Round(RoundControl):
             self.obey()
 
         ppo.train_ppo(trainer, self.models.training_prompts, self.score, self.models.end_tokens, on_iteration)
+        self.show_part(None)
         save_file(policy.state(), self.folder / "policy.safetensors")
 
     def _keep_start(self) -> None:

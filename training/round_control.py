@@ -94,7 +94,9 @@ class RoundControl(ABC):
         for phase in self.phases[self.phases.index(resumed_at) :]:
             # a later phase than the one resumed at is progress, so failed attempts are counted again
             columns: dict[str, Any] = {} if phase == resumed_at else {"attempts": 1}
-            self.store.update_round(self.id, self.owner, phase=phase, step=0, steps=0, **columns)
+            self.store.update_round(
+                self.id, self.owner, {"step_seconds": None}, phase=phase, step=0, steps=0, **columns
+            )
             log.info("round %s: %s", self.id, Loggable(phase))
             with self._timed(phase):
                 self.obey()
@@ -111,13 +113,18 @@ class RoundControl(ABC):
 
     def progress(self, step: int, steps: int, metrics: Mapping[str, float], **columns: Any) -> None:
         """Record the step of the running phase and a point of each curve in `metrics`, then `obey`."""
-        self.store.update_round(self.id, self.owner, step=step, steps=steps, **columns)
+        self.store.update_round(self.id, self.owner, self.pace(), step=step, steps=steps, **columns)
         self.store.add_metrics(self.id, step, metrics)
         self.obey()
 
+    def pace(self) -> dict[str, float]:
+        """What the page computes the time left from, at each step: the seconds of the phase so far."""
+        return {"step_seconds": time.monotonic() - self._began_monotonic}
+
     def show_part(self, part: str | None) -> None:
-        """What the running phase does before it has steps."""
-        self.record(part=part)
+        """What the running phase does, within a step or before it has any."""
+        with suppress(LeaseLost):  # the next step finds out
+            self.record(part=part)
 
     def record(self, **metrics: Any) -> None:
         """Merge figures into the round's row."""

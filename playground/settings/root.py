@@ -26,6 +26,13 @@ BYTE_ORDER_MARKS = {
 }
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Settings(BaseSettings):
     """Nudge: a chat playground whose model learns from the people who chat with it."""
 
@@ -163,7 +170,7 @@ class Settings(BaseSettings):
     @field_validator("threads")
     @classmethod
     def _all_cores(cls, value: int) -> int:
-        return value or min(space.cores_of(os.environ) or 256, os.cpu_count() or 1)
+        return value or min(space.cores_of(os.environ) or 256, usable_cores())
 
     @field_validator("device")
     @classmethod

@@ -243,7 +243,9 @@ class ChatTab:
             except Refused as error:
                 updates = self.panel.updates(self.chat.view(annotator), translate, snapshot)
                 return {**updates, **self.notice.warn(translate.message(error.message), translate("Vote not recorded"))}
-            return self.panel.changed_updates(view, translate, snapshot)
+            updates = self.panel.changed_updates(view, translate, snapshot)
+            # the reply may end, and the stream say so, before the browser has this answer, which would then stay
+            return {**updates, **self._poll_update(view)} if is_writing(view) else updates
 
         return on_vote
 

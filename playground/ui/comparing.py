@@ -187,7 +187,7 @@ class ComparePanel:
         if type(left) is int and type(right) is int:
             return left, right
         if sum(may_reply(row) for row in self.chat.store.version_history()) < 2:
-            raise Refused("There is only the base so far: the first version comes from a training round.")
+            raise Refused("Only the base answers so far: a version can be compared once a gate has let it through.")
         raise Refused("Pick two versions first.")
 
     def _idle_buttons(self) -> Updates:

@@ -140,8 +140,9 @@ class LoopStatus:
             done -= row["metrics"].get("phase_from") or 0
         if not began or done <= 0 or done < SMALLEST_BASIS * row["steps"]:
             return None
-        seconds_per_step = self._seconds_since(began) / done
-        return seconds_per_step * (row["steps"] - row["step"])
+        elapsed = self._seconds_since(began)
+        until_step = min(row["metrics"].get("step_seconds") or elapsed, elapsed)  # the last one; it takes its time
+        return max(until_step / done * (row["steps"] - row["step"]) - (elapsed - until_step), 0)
 
 
 def _alike(before: Row, row: Row) -> bool:

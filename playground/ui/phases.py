@@ -27,15 +27,19 @@ PHASE_TEXTS = {
 }
 FILE_TEXTS = {"collect": words.mark("reading the file"), "sft": words.mark("fine-tuning on demonstrations")}
 FILE_LABELS = {"collect": words.mark("file"), "sft": words.mark("demonstrations")}
-PART_TEXTS = {  # what is done before a phase has steps, by the names in training/round_models.py
+# what is done within a step or before a phase has any, by the names in training/round_models.py and round.py
+PART_TEXTS = {
     "load policy": words.mark("loading the model"),
     "add LoRA": words.mark("adding LoRA, choosing a number format"),
     "test policy": words.mark("testing the model"),
     "load reward trunk": words.mark("loading the reward model"),
     "test reward trunk": words.mark("testing the reward model"),
+    "ppo: rollouts": words.mark("writing replies"),
+    "ppo: scores": words.mark("scoring them"),
+    "ppo: update": words.mark("learning from them"),
 }
-STOPPING = words.mark("Stopping after this step…")
-PAUSING = words.mark("Pausing after this step…")
+STOPPING = words.mark("Stopping as soon as it can…")
+PAUSING = words.mark("Pausing as soon as it can…")
 FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
 SIGNS = {"done": "✓", "left-out": "–", "now": "●", "paused": "‖", "ended": "✗", "to-come": "○"}
 PROGRESS_LABELS = {

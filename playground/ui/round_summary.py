@@ -127,7 +127,8 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
         facts.append((translate("imported pairs used"), str(metrics["imported"])))
     if metrics.get("heldout_accuracy") is not None:
         accuracy = _share(metrics["heldout_accuracy"], metrics.get("heldout_interval"))
-        facts.append((translate("reward model on held-out votes"), accuracy))
+        label = translate("reward model on {n} held-out {n:vote|votes}", n=metrics.get("heldout_pairs") or "…")
+        facts.append((label if metrics.get("heldout_pairs") else translate("reward model on held-out votes"), accuracy))
     if metrics.get("cv_accuracy") is not None:
         facts.append((translate("cross-validated"), _share(metrics["cv_accuracy"], metrics.get("cv_interval"))))
     if metrics.get("cv_calibration_error") is not None:
@@ -139,7 +140,8 @@ def _facts(row: Row, translate: Words) -> list[tuple[str, str]]:
     if metrics.get("kl") is not None:
         facts.append((translate("KL to the base, nats"), f"{metrics['kl']:.1f}"))
     if metrics.get("phase_seconds"):
-        facts.append((translate("time"), duration(sum(metrics["phase_seconds"].values()), translate)))
+        label = translate("time of the finished steps") if row["state"] == "running" else translate("time")
+        facts.append((label, duration(sum(metrics["phase_seconds"].values()), translate)))
     return facts
 
 

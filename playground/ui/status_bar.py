@@ -103,7 +103,7 @@ def status_html(status: LoopStatus, translate: Words, state: str = "") -> str:
     """
     row = status.round
     if row is None:
-        content = _line_html(invitation(status.settings, translate), *_votes(status, translate))
+        content = _line_html(invitation(status.settings, translate, status.new_votes), *_votes(status, translate))
     elif status.state == "running":
         text = translate("Round {n}: {phase}", n=row["id"], phase=phase_text(row, translate))
         content = _line_html(text, _progress(status, row, translate), status.phase_share)
@@ -197,6 +197,9 @@ def trial_text(trial: Row | None, version: str, translate: Words) -> str:
         return ""
     if trial["state"] == "open" and not trial["live"]:
         return translate("{version} was on trial until another version came.", version=version)
+    if trial["state"] == "open" and not trial["wins"] + trial["losses"]:
+        name = version_name(trial["against"], translate)
+        return translate("{version} is on trial against {name}: no pair is judged yet", version=version, name=name)
     if trial["state"] == "open":
         return translate(
             "{version}: preferred to {name} in {wins} of {n} {n:pair|pairs} (on trial)",
@@ -223,11 +226,14 @@ def version_name(version: int, translate: Words) -> str:
     return translate("v0 (base)") if version == 0 else f"v{version}"
 
 
-def invitation(settings: Settings, translate: Words) -> str:
-    """What a visitor can do for the next round."""
+def invitation(settings: Settings, translate: Words, given: int = 0) -> str:
+    """What a visitor can do for the next round, for which so many votes are given."""
     if settings.round.auto and not settings.worker:
         return translate("Vote on replies: your votes are kept, and a worker learns from them once one runs")
     if settings.round.auto:
+        if 0 < given < settings.round.votes:
+            left = settings.round.votes - given
+            return translate("Vote on {n} more {n:reply|replies} and I start learning", n=left)
         return translate("Vote on {n} {n:reply|replies} and I start learning", n=settings.round.votes)
     return translate("Training is on demand here")
 
@@ -246,13 +252,13 @@ def _progress(status: LoopStatus, row: Row, translate: Words) -> str:
     the time left.
     """
     parts = []
-    if status.phase_share is None and row["metrics"].get("part") in PART_TEXTS:
-        parts.append(translate(PART_TEXTS[row["metrics"]["part"]]))
     if status.phase_share is not None:
         if row["phase"] == "reward":
             parts.append(f"{status.phase_share:.0%}")
         else:
             parts.append(translate("{n} of {total}", n=row["step"], total=row["steps"]))
+    if not status.pausing and row["metrics"].get("part") in PART_TEXTS:
+        parts.append(translate(PART_TEXTS[row["metrics"]["part"]]))
     if row["phase"] in ("ppo", "gate"):
         if rewards := [value for _, value in status.curves.get("reward", []) if value is not None]:
             arrow = ""
