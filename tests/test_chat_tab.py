@@ -6,8 +6,9 @@ from playground.ui.chat import ChatTab
 from playground.ui.notice import Notice
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.words import Words
-from tests.chats import chat, folder, turn  # noqa: F401 (fixtures)
+from tests.chats import chat, folder, slow, turn  # noqa: F401 (fixtures)
 from tests.controls import Request
+from tests.test_early_votes import Streaming
 
 
 @pytest.fixture
@@ -46,3 +47,17 @@ def test_undo_says_that_a_vote_still_trains_and_where_to_take_it_back(tab):
     turn(tab.chat, me, choice="b")
     tab.store.allow_training(me, False)
     assert tab.notice.html not in tab.on_undo("", None, Request())
+
+
+def test_after_an_early_vote_the_page_looks_until_the_pick_has_ended(tab):
+    """The end could come before the answer to the vote, which then stayed: "writing…" under a reply that had ended."""
+    slow(tab.chat, 0.03)
+    early = Streaming(tab.chat, tab.annotator(Request()))
+    snapshot = tab.panel.updates(early.views[-1], Words())[tab.panel.snapshot]
+    updates = tab.vote_handler("a")(snapshot, Request())
+    assert updates[tab.panel.poll]["active"] and "writing…" in updates[tab.panel.panes["a"].badge]
+    early.end()
+    updates = tab.on_poll(updates[tab.panel.snapshot], Request())
+    assert not updates[tab.panel.poll]["active"] and "writing…" not in updates[tab.panel.panes["a"].badge]
+    changed = tab.vote_handler("b")(updates[tab.panel.snapshot], Request())
+    assert tab.panel.poll not in changed, "both have ended"
