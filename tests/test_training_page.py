@@ -727,7 +727,9 @@ def test_without_data_each_plot_says_what_it_waits_for(settings):
         watch.position([], W),
     ):
         assert (list(watched.curve.points), watched.curve.limits, watched.ok) == ([], {}, None)
-        assert "nothing to see" in watched.note
+        assert "0 of 10" in watched.note or "nothing to see before a round" in watched.note
+    alone = watch.length([{"policy": 1, "tokens": 9.0}] * 12, settings, W)
+    assert "none of the last 12 pairs is by the base" in alone.note, "it said that there were not ten pairs"
 
 
 def test_length_drift_is_told_against_the_base(settings):
@@ -758,6 +760,8 @@ def test_a_distance_over_the_budget_asks_for_a_look(settings):
 def test_agreement_must_clear_guessing():
     assert watch.agreement([{"hit": 1}] * 30 + [{"hit": 0}] * 10, W).ok
     assert watch.agreement([{"hit": i % 2} for i in range(40)], W).ok is False
+    few = watch.agreement([{"hit": i % 2} for i in range(12)], W)
+    assert few.ok is None and "50% of the last 12 votes" in few.note and "too few to tell" in few.note, "it alarmed"
     assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W).ok is False, (
         "the last votes count, not those long ago"
     )

@@ -184,6 +184,7 @@ def test_an_admin_rolls_back_and_withdraws(tab):
     updates = press(tab, tab.on_roll_back, None, "rude")
     assert "owner rolled it back: rude" in body(updates[tab.html], second)
     assert tab.store.live_policy()["version"] == first
+    assert "It answers again, since owner rolled v2 back: rude" in body(updates[tab.html], first), "as if it were rude"
     updates = press(tab, tab.on_withdraw, first, "leaks")
     assert "owner withdrew it: leaks" in body(updates[tab.html], first) and "v1 was withdrawn." in said(tab, updates)
     assert tab.store.live_policy()["version"] == 0

@@ -46,6 +46,8 @@ def test_a_vote_goes_its_way_from_waiting_to_a_version(tab, store):
     store.publish(held["id"], "w1", version, "nowhere", "abc", {})
     assert "in policy v1" in tab.on_tick(100, None, Request())[tab.html]
     assert "已进入策略 v1" in tab.on_tick(100, None, Request(language="zh-CN"))[tab.html]
+    store.roll_back(0, me(store), "too chatty")
+    assert "in policy v1, which was rolled back" in tab.on_tick(100, None, Request())[tab.html]
 
 
 @pytest.mark.parametrize("heldout", [False, True])

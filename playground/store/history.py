@@ -20,8 +20,8 @@ class History(Database):
         Keys: version, parent, round, status (of the table), withdrawn (whether); before: the version that it was
         compared with or made from, None for the base; votes: how many its round learnt from; report: figures of the
         gate, {} where there are none; live_since: when it last became live, or None; event: the last thing that
-        happened to it (what, created, reason as a Message or None, annotator), or None; rejected_by: "gate" or
-        "server" where its status is rejected.
+        happened to it (what, created, reason as a Message or None, annotator; instead_of: the version that was rolled
+        back for it, or None), or None; rejected_by: "gate" or "server" where its status is rejected.
         """
         rows = self.rows(
             """select p.version, p.parent, p.round, p.status, p.withdrawn is not null as withdrawn, p.gate_report,
@@ -30,7 +30,9 @@ class History(Database):
                  (select max(created) from policy_event e where e.version = p.version and e.what = 'live')
                    as live_since,
                  case when r.state = 'refused' then 'gate' else 'server' end as rejected_by,
-                 e.what, e.created as happened, e.reason as why, e.annotator
+                 e.what, e.created as happened, e.reason as why, e.annotator,
+                 (select o.version from policy_event o where o.id = e.id - 1 and o.what = 'rolled_back'
+                    and e.what = 'live') as instead_of
                from policy p left join trial t on t.version = p.version left join round r on r.id = p.round
                  left join policy_event e on e.id = (select max(id) from policy_event where version = p.version)
                where p.status != 'candidate' order by p.version desc"""
@@ -58,7 +60,13 @@ def _as_history(row: Row) -> Row:
     reason = loads(row["why"]) if row["why"] else plain(row["reason"]) if row["reason"] else None
     event = None
     if row["what"]:
-        event = {"what": row["what"], "created": row["happened"], "reason": reason, "annotator": row["annotator"]}
+        event = {
+            "what": row["what"],
+            "created": row["happened"],
+            "reason": reason,
+            "annotator": row["annotator"],
+            "instead_of": row["instead_of"],
+        }
     names = ("version", "parent", "round", "status", "before", "votes", "live_since")
     return {
         **{name: row[name] for name in names},

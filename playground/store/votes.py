@@ -43,14 +43,17 @@ BLIND = f"""d.repeats is null
 NEW = "v.id > coalesce((select max(last_vote) from round), 0)"  # since the last round began
 COUNT_NEW_VOTES = f"select count(*) as n from {VOTES} where {COUNTED} and {NEW}"
 
+# of the newest version that learnt from a vote
+LEARNT = """
+    (select {what} from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
+     where w.vote = v.id and w.heldout = 0 and q.state = 'published' order by p.version desc limit 1)"""
 # what has become of a vote; a where clause follows
 FATE = f"""
     select v.id as vote, v.created, v.choice, d.conversation, m.text, c.deleted, a.allow_training as allowed,
       d.left_cut is not null as early, {COUNTED} as counts,
       coalesce(v.comment, '') != '' as commented,
       u.round, u.heldout, r.state as round_state, r.phase as round_phase,
-      (select max(p.version) from vote_use w join policy p on p.round = w.round join round q on q.id = w.round
-       where w.vote = v.id and w.heldout = 0 and q.state = 'published') as version,
+      {LEARNT.format(what="p.version")} as version, {LEARNT.format(what="p.status")} as version_status,
       f.probability, f.hit
     from {VOTES} join message m on m.id = d.user_message
       left join vote_use u on u.vote = v.id and u.round = (select max(round) from vote_use where vote = v.id)

@@ -150,7 +150,10 @@ def _fate(row: Row, translate: Words) -> tuple[str, str]:
     if row["choice"] == "skip":
         return "skipped", translate("skipped, no round learns from it")
     if row["version"] is not None:
-        return "used", translate("in policy {version}", version=version_name(row["version"], translate))
+        name = version_name(row["version"], translate)
+        if row["version_status"] == "rolled_back":
+            return "learned", translate("in policy {version}, which was rolled back", version=name)
+        return "used", translate("in policy {version}", version=name)
     if row["deleted"]:
         return "skipped", translate("deleted, no round learns from it")
     unlearned = row["round_state"] in (None, *ENDED_EARLY)

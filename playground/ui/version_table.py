@@ -203,7 +203,13 @@ def _reason(row: Row, board: Board, translate: Words, names: Mapping[int, str]) 
     if event["what"] == "refused":
         return translate("It did not pass the gate: {reason}", reason=reason.values.get("reason", reason))
     if event["annotator"] is not None:
-        return _decision(event["what"], names.get(event["annotator"]) or translate("An admin"), reason, translate)
+        who = names.get(event["annotator"]) or translate("An admin")
+        if event["instead_of"] is not None:
+            gone = version_name(event["instead_of"], translate)
+            return translate(
+                "It answers again, since {who} rolled {version} back: {reason}", who=who, version=gone, reason=reason
+            )
+        return _decision(event["what"], who, reason, translate)
     if event["what"] == "rejected":
         return translate("The server could not use it: {reason}", reason=reason)
     if event["what"] == "rolled_back":

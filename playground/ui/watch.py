@@ -18,6 +18,7 @@ from playground.ui.status_bar import StatusBar
 from playground.ui.words import Words
 
 WINDOW = 40  # duels or votes in a rolling mean
+LEAST = WINDOW // 4  # of them before there is one
 TITLES = {
     "length": words.mark("Tokens of a reply, pair by pair"),
     "kl": words.mark("KL of each round's policy to the base, nats a reply"),
@@ -83,8 +84,17 @@ def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched
     """
     points = plots.rolling_mean([row["tokens"] for row in rows], WINDOW)
     base = [row["tokens"] for row in rows if row["policy"] == 0]
-    if not points or not base:
-        note = translate("Length of replies: nothing to see before there are ten pairs, some of them by the base.")
+    if not points:
+        note = translate(
+            "Length of replies: {n} of {needed} {needed:pair|pairs} so far whose replies both came to their end.",
+            n=len(rows),
+            needed=LEAST,
+        )
+        return Watched(Curve(points), None, note)
+    if not base:
+        note = translate(
+            "Length of replies: none of the last {n} {n:pair|pairs} is by the base, to compare with.", n=len(rows)
+        )
         return Watched(Curve(points), None, note)
     base_mean = sum(base) / len(base)
     last = points[-1][1]
@@ -131,16 +141,26 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
     hits = [row["hit"] for row in rows]
     points = plots.rolling_mean(hits, WINDOW)
     if not points:
-        note = translate("Agreement with fresh votes: nothing to see before some votes were predicted.")
+        note = translate(
+            "Agreement with fresh votes: {n} of {needed} predicted {needed:vote|votes} so far.",
+            n=len(hits),
+            needed=LEAST,
+        )
         return Watched(Curve(points), None, note)
     recent = hits[-WINDOW:]
     low, high = wilson(sum(recent), len(recent))
     figures = _figures(sum(recent), len(recent), low, high)
-    ok = low > 0.5
+    ok = True if low > 0.5 else None if len(recent) < WINDOW else False
     if ok:
         note = translate(
             "The reward model predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]: better than "
             "guessing.",
+            **figures,
+        )
+    elif ok is None:
+        note = translate(
+            "The reward model predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]: too few to "
+            "tell it from guessing.",
             **figures,
         )
     else:
@@ -159,7 +179,9 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
     picks = [row["choice"] == "a" for row in rows]
     points = plots.rolling_mean(picks, WINDOW)
     if not points:
-        note = translate("Side A or B: nothing to see before there are ten votes for A or B.")
+        note = translate(
+            "Side A or B: {n} of {needed} {needed:vote|votes} for A or B so far.", n=len(picks), needed=LEAST
+        )
         return Watched(Curve(points), None, note)
     recent = picks[-WINDOW:]
     low, high = wilson(sum(recent), len(recent), SIDES_CONFIDENCE)
