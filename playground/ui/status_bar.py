@@ -5,6 +5,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -25,7 +26,8 @@ from playground.ui.round_state import ENDED, displayed_state, public_reason
 from playground.ui.text import one_line
 from playground.ui.words import Words
 
-FRESH_SECONDS = 1.0  # for which one read of the store serves all pages
+FRESH_SECONDS = 1.0  # for which one status serves all pages
+LONGEST_SECONDS = 10.0  # after which the store is read although its files look the same
 
 
 class StatusBar:
@@ -41,29 +43,41 @@ class StatusBar:
         self.refresh = refresh.button("strip")
         self._lock = threading.Lock()
         self._changes: tuple[LoopStatus, refresh.Changes] | None = None  # of a status
-        self._read: LoopStatus | Message | None = None  # what the last read gave, or why it failed
-        self._read_at = 0.0  # on the monotonic clock, in seconds
+        self._rounds_digest: tuple[Sequence[Row], str] | None = None  # of what was read together with these rounds
+        self._known: LoopStatus | Message | None = None  # the last status, or why it could not be read
+        self._known_at = self._read_at = 0.0  # when it was made, and read from the store; monotonic, in seconds
+        self._state = ""  # of the store when it was read
 
     def status(self) -> LoopStatus:
         """The status, at most a second old. One read serves the ticks of all pages, and so does a failed read:
         otherwise each page would wait for the store in turn. StoreError where the store cannot answer.
         """
         with self._lock:
-            result = self._read
-            if result is None or time.monotonic() - self._read_at > FRESH_SECONDS:
-                try:
-                    result = LoopStatus.read(self.settings, self.store, self.engine, self.backup)
-                except StoreError as error:
-                    result = error.message
-                self._read = result
-                self._read_at = time.monotonic()
-        if isinstance(result, Message):
-            raise StoreError(result)
-        return result
+            if time.monotonic() - self._known_at > FRESH_SECONDS:
+                self._known = self._next()
+                self._known_at = time.monotonic()
+            known = self._known
+        if isinstance(known, LoopStatus):
+            return known
+        assert known is not None
+        raise StoreError(known)
+
+    def _next(self) -> LoopStatus | Message:
+        """The status now: read from the store where that has changed."""
+        state, known = self.store.state(), self._known
+        unchanged = state == self._state and time.monotonic() - self._read_at < LONGEST_SECONDS
+        if unchanged and isinstance(known, LoopStatus):
+            backup = self.backup.status() if self.backup else None
+            return replace(known, live_version=self.engine.live.version, backup=backup, read_at=time.time())
+        self._state, self._read_at = state, time.monotonic()
+        try:
+            return LoopStatus.read(self.settings, self.store, self.engine, self.backup)
+        except StoreError as error:
+            return error.message
 
     def invalidate(self) -> None:
         """Read the status again at the next call: somebody has just changed it."""
-        self._read_at = 0.0
+        self._known_at = self._read_at = 0.0
 
     def changes(self) -> refresh.Changes:
         """What an open page compares with what it shows."""
@@ -79,8 +93,11 @@ class StatusBar:
         if known is not None and known[0] is status:
             return known[1]
         strip = status_html(status, Words()) + backup_trouble_html(status.backup, Words())
-        loop = replace(status, read_at=0.0)  # the time left is in the strip
-        changes = {"strip": refresh.digest(strip), "loop": refresh.digest((strip, loop))}
+        if self._rounds_digest is None or self._rounds_digest[0] is not status.rounds:
+            read = replace(status, live_version=0, backup=None, read_at=0.0)  # the time left is in the strip
+            self._rounds_digest = status.rounds, refresh.digest(read)
+        loop = strip, self._rounds_digest[1], status.live_version, status.backup
+        changes = {"strip": refresh.digest(strip), "loop": refresh.digest(loop)}
         self._changes = status, changes
         return changes
 
