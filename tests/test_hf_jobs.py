@@ -463,7 +463,14 @@ def test_the_page_says_where_a_round_trains_and_about_what_that_costs(state, cha
 
 
 @pytest.mark.parametrize(
-    "figures", [{"phase_began": "x"}, {"part": [1]}, {"phase_seconds": None}, {"phase_seconds": {"ppo": float("nan")}}]
+    "figures",
+    [
+        {"phase_began": "x"},
+        {"part": [1]},
+        {"step_seconds": "x"},
+        {"phase_seconds": None},
+        {"phase_seconds": {"ppo": float("nan")}},
+    ],
 )
 def test_figures_of_a_job_that_no_page_could_show_are_none(figures):
     """The page of everybody broke at them."""

@@ -281,23 +281,41 @@ def test_what_numba_keeps_is_compiled_anew_where_it_is_damaged(tmp_path, compile
     assert fits() and any(file.stat().st_size > 1000 for file in files)
 
 
-@pytest.mark.parametrize("kind", [AttributeError, ModuleNotFoundError, MemoryError, EOFError])
-def test_a_damaged_file_may_raise_anything(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("error", "anew"),
+    [
+        (AttributeError("_rebtild_env"), True),
+        (ModuleNotFoundError(name="numba.cpre"), True),
+        (MemoryError(), True),
+        (EOFError(), True),
+        (ModuleNotFoundError(name="numba"), False),
+        (ModuleNotFoundError(name="playground.decoding.openmp"), False),
+        (PermissionError(), False),
+    ],
+    ids=repr,
+)
+def test_a_damaged_file_may_raise_anything(tmp_path, monkeypatch, error, anew):
     index = tmp_path / "step.nbi"
     index.touch()
     monkeypatch.setattr(compiling, "_indexes", lambda module: [index] if index.exists() else [])
 
     def import_module(module):
         if index.exists():
-            raise kind("of what is in the file")
+            raise error
         return module
 
     monkeypatch.setattr(compiling.importlib, "import_module", import_module)
-    assert compiling.imported("x") == "x" and not index.exists()
+    if anew:
+        assert compiling.imported("x") == "x" and not index.exists()
+    else:
+        with pytest.raises(type(error)):
+            compiling.imported("x")
+        assert index.exists(), "it may be used another time"
 
 
 def test_where_a_file_cannot_be_removed_the_error_is_that_of_the_import(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "_indexes", lambda module: [tmp_path])
+    monkeypatch.setattr(compiling, "_may_be_damage", lambda error: True)
     with pytest.raises(ModuleNotFoundError, match="playground.nothing"):
         compiling.imported("playground.nothing")
 

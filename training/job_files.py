@@ -64,6 +64,7 @@ class ShownFigures(BaseModel):
     phase_began: FiniteFloat | None = None
     phase_from: Count = 0
     phase_seconds: dict[str, FiniteFloat] = {}
+    step_seconds: FiniteFloat | None = None
     part: str | None = None
 
 

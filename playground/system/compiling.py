@@ -104,10 +104,17 @@ def imported(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as error:
-        if not _forget(module):
+        if not _may_be_damage(error) or not _forget(module):
             raise
         log.warning("what numba has kept of %s is compiled anew: %s", module, type(error).__name__)
         return importlib.import_module(module)
+
+
+def _may_be_damage(error: Exception) -> bool:
+    """Whether what numba has kept may be the reason, and not that numba, OpenMP or a folder to write to is missing."""
+    if isinstance(error, ImportError):
+        return (error.name or "").startswith("numba.")  # a name in a damaged file
+    return not isinstance(error, OSError)
 
 
 def _forget(module: str) -> bool:

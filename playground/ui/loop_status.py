@@ -113,7 +113,7 @@ class LoopStatus:
 
     @property
     def time_left(self) -> TimeLeft | None:
-        """Until when the running round or its phase will take; None before there is a basis for it."""
+        """How long the running round, or its phase, will still take; None before there is a basis for it."""
         row = self.round
         if row is None or self.state != "running" or self.pausing or self.stopping:
             return None
