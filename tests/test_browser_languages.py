@@ -26,7 +26,8 @@ TABS = {
 # text that is the same in both languages: names, letters, figures, units
 SAME = re.compile(
     r"nudge|PPO|KL|LoRA|SFT|v\d+|tok/s|ms|NLL|GAE|Adam\w*|top[-_ "
-    r"][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|UTC|CPU|GPU|log|[AB]\b|[a-z]+(_[a-z0-9]+)+",
+    r"][pk]|nf4|int8|none|auto|base|live|layers|words|style|meaning|length|AI|UTC|CPU|GPU|log|[AB]\b"
+    r"|[a-z]+(_[a-z0-9]+)+",
     re.I,
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from playground.backup import Backup, Status
 from playground.serving.engine import Engine
 from playground.settings import Settings, SettingsError, overridden
-from playground.store import Store, is_fine_tuning, is_paused
+from playground.store import Store, is_fine_tuning
 from playground.ui.handlers import Row
 
 LAST_VOTES = 20  # votes over which the hit rate of the reward model is shown
@@ -79,11 +79,6 @@ class LoopStatus:
     @property
     def active(self) -> bool:
         return self.state in ("requested", "running")
-
-    @property
-    def paused(self) -> bool:
-        """Whether the active round waits, as an admin asked."""
-        return self.round is not None and is_paused(self.round)
 
     @property
     def pausing(self) -> bool:
