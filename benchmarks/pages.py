@@ -60,7 +60,7 @@ GESTURES = {
     "open Training": ("#tab-training-button", "document.querySelector('#round-summary h2')?.offsetParent"),
     "pick a round": ("#timeline label:nth-child(9)", PICKED.format(9)),
     "pick the newest round": ("#timeline label:nth-child(1)", PICKED.format(1)),
-    "open Watch": ("#tab-watch-button", "document.querySelector('#note-length p')?.offsetParent"),
+    "open Watch": ("#tab-watch-button", "document.querySelector('#note-length')?.offsetParent"),
     "back to Chat": ("#tab-chat-button", "document.querySelector('#chat-a')?.offsetParent"),
 }
 PAINTED = """async ([target, done]) => {

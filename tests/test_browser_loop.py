@@ -123,7 +123,7 @@ def test_a_vote_becomes_a_version_in_the_open_chat_and_a_second_round_follows(ap
     page.click("#log button")
     page.wait_for_function("document.querySelector('#log textarea')?.value.includes('ppo 1 of 8')")
     tab(page, "watch")
-    page.wait_for_selector("#note-kl :text('nats a reply from the base')")
+    page.wait_for_selector("#note-kl:has-text('nats a reply from the base')")
 
 
 def test_settings_of_the_next_rounds_are_kept_for_admins(app, visit):

@@ -3,6 +3,7 @@ limits.
 """
 
 import json
+import re
 
 import pytest
 
@@ -10,10 +11,9 @@ from playground.people.visitor import COOKIE
 from playground.settings import Settings
 from playground.store import STOPPED, Store
 from playground.system.messages import Message
-from playground.ui import gatewords, plots, round_state, round_summary, watch
+from playground.ui import gatewords, round_state, round_summary, watch
 from playground.ui.loop_status import LoopStatus, trial_of
 from playground.ui.phases import PROGRESS_LABELS, SIGNS, phase_progress, phases_html
-from playground.ui.plots import Curve
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.rounds import CURVES, TrainingTab
 from playground.ui.status_bar import StatusBar, status_html
@@ -59,6 +59,11 @@ def now(store, settings, version=0, **more):
 # -- the timeline and a round
 
 
+def plots_of(html):
+    """{id: HTML} of all plots."""
+    return dict(re.findall(r'<figure class="plot" id="(.*?)">(.*?)</figure>', html))
+
+
 def test_every_round_has_its_line_the_newest_first(tab, store, settings):
     rounds.not_enough(store), rounds.failed(store), rounds.refused(store, settings), rounds.published(store, settings)
     stopped = rounds.begun(store)
@@ -85,12 +90,11 @@ def test_a_fine_tuning_shows_both_losses_and_its_time(tab, store):
         store.add_metrics(row["id"], step, {"sft_heldout_loss": loss})
     store.update_round(row["id"], "w", phase="gate", metrics={"phase_seconds": {"collect": 0.01, "sft": 2.4}})
     painted = tab.on_tick(None, 30, {}, Request())
-    shown = {key: plot for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN}
-    assert list(shown) == ["sft_loss"]
-    data = painted[shown["sft_loss"]].value["data"]
-    assert len([line for *_, line in data if line == "training"]) == 60
-    assert [2, 2.985, "training"] in [[x, round(y, 6), line] for x, y, line in data], "the mean of steps 1 and 2"
-    assert [[x, y] for x, y, line in data if line == "held out"] == [[0, 3.0], [60, 2.5], [120, 2.25]]
+    html = painted[tab.curves]
+    assert list(plots_of(html)) == ["curve-sft-loss"]
+    training, heldout = re.findall(r'<g class="dots (.*?)</g>', html)
+    assert training.count("<circle") == 60 and ">2: 2.99<" in training, "the mean of steps 1 and 2"
+    assert re.findall("<title>(.*?)<", heldout) == ["0: 3", "60: 2.5", "120: 2.25"]
     assert "<b>2.4 s</b><span>time of the finished steps</span>" in painted[tab.summary]
 
 
@@ -102,10 +106,8 @@ def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
         text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64")
     )
     assert painted[tab.timeline].value == row["id"] and "collect" in painted[tab.log]
-    assert {key for key, plot in tab.curves.items() if painted[plot].elem_classes == plots.SHOWN} == set(CURVES) - {
-        "sft_loss"
-    }
-    assert painted[tab.calibration].elem_classes == plots.SHOWN and painted[tab.gate].count("✓") == 9
+    shown = {f"curve-{key.replace('_', '-')}" for key in set(CURVES) - {"sft_loss"}}
+    assert set(plots_of(painted[tab.curves])) == shown and painted[tab.gate].count("✓") == 9
     assert (
         "&lt;b&gt;that&lt;/b&gt;" in painted[tab.samples]
         and "<b>that" not in painted[tab.samples]
@@ -242,7 +244,7 @@ def test_nothing_is_painted_again_that_has_not_changed(tab, store, settings):
     store.update_round(row["id"], "w1", step=6)
     tab.status_bar.invalidate()
     later = tab.on_tick(None, 30, fresh[tab.painted], Request())
-    assert tab.curves["kl"] in later and tab.curves["reward"] not in later and tab.gate not in later
+    assert tab.curves in later and tab.agreement not in later and tab.gate not in later
 
 
 def test_a_round_that_was_picked_stays_while_others_run(tab, store, settings):
@@ -364,12 +366,18 @@ def test_a_round_says_where_it_started_and_how_far_it_goes(tab, store, settings)
 
 def test_the_kl_is_drawn_with_the_target_of_its_own_round(tab, store, settings):
     row = rounds.running(store)
-    target = lambda: tab._curves(store.round(row["id"]))["kl"].limits["target"]  # noqa: E731
-    assert target() == 8, "from the base it is the setting"
+
+    def target():
+        """What the legend of the KL's plot says of the target."""
+        tab.status_bar.invalidate()
+        html = plots_of(tab.on_tick(None, 30, {}, Request())[tab.curves])["curve-kl"]
+        return re.findall('<li class="target">(.*?)<', html)
+
+    assert target() == ["target 8"], "from the base it is the setting"
     store.update_round(row["id"], "w1", metrics={"started_from": 2})
-    assert target() is None, "not known before the first rollouts"
+    assert target() == [], "not known before the first rollouts"
     store.update_round(row["id"], "w1", metrics={"kl_target": 11.5})
-    assert target() == 11.5
+    assert target() == ["target 11.5"]
 
 
 def test_a_round_that_finds_nothing_left_to_learn_says_so(store, settings):
@@ -382,29 +390,6 @@ def test_a_round_that_finds_nothing_left_to_learn_says_so(store, settings):
     assert "14 张是平局" in status_html(now(store, settings), ZH)
     rounds.not_enough(store)
     assert "not enough evidence" in round_summary.timeline_entry(store.rounds()[0], W)
-
-
-# -- plots
-
-
-def test_limits_are_drawn_over_the_curves_stretch():
-    data = plots.data_frame(Curve([(1, 0.5), (2, None), (5, 0.7)], {"limit": 0.6, "low": None}), W)
-    assert data.values.tolist() == [[1, 0.5, "value"], [5, 0.7, "value"], [1, 0.6, "limit"], [5, 0.6, "limit"]]
-    assert plots.data_frame(Curve([], {"limit": 0.6}), W).empty
-
-
-def test_a_rolling_mean_begins_with_a_quarter_of_its_window():
-    assert plots.rolling_mean([1, 0, 1, 1, 0, 0, 1, 1], 4) == [
-        (1, 1),
-        (2, 0.5),
-        (3, 2 / 3),
-        (4, 0.75),
-        (5, 0.5),
-        (6, 0.5),
-        (7, 0.5),
-        (8, 0.5),
-    ]
-    assert plots.rolling_mean([1], 40) == []
 
 
 # -- what to watch
@@ -443,7 +428,6 @@ def test_a_distance_over_the_budget_asks_for_a_look(settings):
         and watched.curve.limits == {"target": [("1", 8.0), ("2", 13.0)], "limit": 60.0}
         and watched.curve.points == [("base", 0.0), ("1", 5.0), ("2", 61.0)]
     )
-    assert ["2", 13.0, "target"] in plots.data_frame(watched.curve, W).values.tolist()
     assert watch.kl(measured[:1], settings, W).ok
     assert watch.kl([{"round": 1, "kl": 5.0, "target": None}], settings, W).curve.limits["target"] == []
 

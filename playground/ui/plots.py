@@ -1,22 +1,28 @@
-"""Small plots: a curve and the limits that it is compared with, as Gradio's own LinePlots."""
+"""Small plots: a curve and the limits that it is compared with, as SVG in HTML.
 
-from collections.abc import Mapping, Sequence
+Gradio's own LinePlot draws every plot of the page anew whenever a tab is opened, which is most of what a click on a tab
+takes (`python -m benchmarks.pages`). Lines are stretched to the plot's box; dots and texts are placed in percent of it
+and keep their size. Colours are in `assets/training.css`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import gradio as gr
-import pandas as pd
+from html import escape
 
 from playground.ui import words
 from playground.ui.words import Words
 
-Point = tuple[float | str, float | None]  # (x, y); points without a y are left out
-Limit = float | None | Sequence[tuple[float | str, float]]  # a level, no line, or a line of its own
+X = float | str  # where a point stands along the plot: a number, or a name such as a round's
+Point = tuple[X, float | None]  # (x, y); points without a y are left out
+Limit = float | None | Sequence[tuple[X, float]]  # a level, no line, or a line of its own
 
 MAX_POINTS = 60  # of a curve: more could not be distinguished, and they are drawn at once
-SHOWN = ["plot"]
-HIDDEN = ["plot", "nothing"]  # hidden by CSS: a plot that Gradio itself hides raises an error in the browser
-HEIGHT = 210
-HEIGHT_WITH_LEGEND = 260
+MAX_DOTS = 24  # of a curve whose points are marked; more would hide the line
+MAX_DECIMALS = 4  # at an axis
+ROUNDING = 1e-9  # of a step, by which a mark at an axis' end may miss it
+LARGEST = 1e30  # value that is drawn: the difference of two that are larger may be infinite
+X_TICKS, Y_TICKS = 5, 4  # at most, about
 NAMES = {
     "curve": words.mark("value"),
     "limit": words.mark("limit"),
@@ -27,17 +33,6 @@ NAMES = {
     "perfect": words.mark("perfect"),
     "training": words.mark("training"),
     "heldout": words.mark("held out"),
-}
-COLOURS = {
-    "curve": "#3b7bff",
-    "limit": "#d64541",
-    "guessing": "#d64541",
-    "target": "#17915a",
-    "low": "#9aa3b2",
-    "high": "#9aa3b2",
-    "perfect": "#9aa3b2",
-    "training": "#3b7bff",
-    "heldout": "#8b3fd9",
 }
 
 
@@ -52,54 +47,149 @@ class Curve:
     name: str = "curve"
 
 
-def empty_plot(elem_id: str, title: str, legend: bool = False) -> gr.LinePlot:
-    """An empty plot below its title; the legend names the curve and its limits."""
-    return gr.LinePlot(
-        x="x",
-        y="y",
-        x_title=" ",
-        y_title=" ",
-        color="line" if legend else None,
-        color_title=" " if legend else None,
-        label=words.label(title),
-        show_label=True,
-        height=HEIGHT_WITH_LEGEND if legend else HEIGHT,
-        elem_id=elem_id,
-        elem_classes=HIDDEN,
-        buttons=[],
+@dataclass(frozen=True)
+class Axis:
+    """One side of a plot: the values at its ends, and the marks along it."""
+
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]  # (value, text)
+
+    def percent(self, value: float) -> float:
+        """How far along the side a value stands."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
+def figure_html(curve: Curve, title: str, translate: Words, elem_id: str) -> str:
+    """A curve below its title, and above a legend if it is compared with anything. Empty where there are fewer than two
+    places to draw a line between. `title` is a key of the catalogue.
+    """
+    lines = {curve.name: _known(curve.points)}
+    lines |= {name: _known(limit) for name, limit in curve.limits.items() if isinstance(limit, Sequence)}
+    levels = {
+        name: limit for name, limit in curve.limits.items() if isinstance(limit, int | float) and abs(limit) <= LARGEST
+    }
+    numbers = _numbers([x for line in lines.values() for x, _ in line])
+    if not lines[curve.name] or len(numbers) < 2:
+        return ""
+    across = _x_axis(numbers)
+    up = _y_axis([*(y for line in lines.values() for _, y in line), *levels.values()])
+    placed = {
+        name: [(across.percent(numbers[x]), 100 - up.percent(y)) for x, y in line] for name, line in lines.items()
+    }
+    drawn = {name: [(0, 100 - up.percent(y)), (100, 100 - up.percent(y))] for name, y in levels.items()} | placed
+    dots = "".join(_dots_html(name, line, placed[name]) for name, line in lines.items())
+    points = lines[curve.name]
+    label = translate(
+        "{title}: {first} at first, {last} at last",
+        title=translate(title),
+        first=_rounded(points[0][1]),
+        last=_rounded(points[-1][1]),
+    )
+    return (
+        f'<figure class="plot" id="{elem_id}"><figcaption>{escape(translate(title))}</figcaption>'
+        f'<svg class="field" role="img" aria-label="{escape(label)}">{_ticks_html(across, up)}'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{_lines_html(drawn)}</svg>{dots}</svg>'
+        f"{_legend_html(lines, levels, translate)}</figure>"
     )
 
 
-def plot_update(curve: Curve, translate: Words) -> gr.LinePlot:
-    """The update that shows a curve; a plot of fewer than two places is hidden."""
-    data = data_frame(curve, translate)
-    if data["x"].nunique() < 2:
-        return gr.LinePlot(elem_classes=HIDDEN)
-    is_numeric = pd.api.types.is_numeric_dtype(data["x"])
-    return gr.LinePlot(
-        data,
-        elem_classes=SHOWN,
-        sort=None if is_numeric else list(dict.fromkeys(data["x"])),  # names in their own order, not the alphabet's
-        color_map={translate(name): COLOURS[key] for key, name in NAMES.items()},
+def _known(points: Iterable[Point]) -> list[tuple[X, float]]:
+    """The points that can be drawn."""
+    return [(x, y) for x, y in points if y is not None and abs(y) <= LARGEST]
+
+
+def _numbers(places: Sequence[X]) -> dict[X, float]:
+    """The number of each place: itself, or where places have names, how many names come before it."""
+    if any(isinstance(x, str) for x in places):
+        return {x: float(number) for number, x in enumerate(dict.fromkeys(places))}
+    return {x: float(x) for x in places}
+
+
+def _x_axis(numbers: Mapping[X, float]) -> Axis:
+    """The side that has these places."""
+    low, high = min(numbers.values()), max(numbers.values())
+    if any(isinstance(x, str) for x in numbers):
+        step = -(-len(numbers) // X_TICKS)
+        ticks = [(number, str(x)) for x, number in list(numbers.items())[::step]]
+    else:
+        ticks = round_ticks(low, high, X_TICKS, whole=all(number.is_integer() for number in numbers.values()))
+    return Axis(low, high, ticks)
+
+
+def _y_axis(values: Sequence[float]) -> Axis:
+    """The side that has these values, with some room around them."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return Axis(low - room, high + room, round_ticks(low - room, high + room, Y_TICKS))
+
+
+def round_ticks(low: float, high: float, most: int, whole: bool = False) -> list[tuple[float, str]]:
+    """[(value, text)] of the round numbers between two: multiples of 1, 2 or 5 times a power of ten, about `most` of
+    them; `whole` numbers alone where only these mean anything.
+    """
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    if whole:
+        step = max(step, 1.0)
+    decimals = max(0, -math.floor(math.log10(step)))
+    first, last = math.ceil(low / step - ROUNDING), math.floor(high / step + ROUNDING)
+    values = [step * place for place in range(first, last + 1)]
+    texts = {_tick_text(value, decimals): value for value in values}  # of marks that read alike, one
+    return [(value, text) for text, value in texts.items()]
+
+
+def _tick_text(value: float, decimals: int) -> str:
+    """A number at an axis, in few characters."""
+    if decimals > MAX_DECIMALS or abs(value) >= 1e5:
+        return f"{value:.3g}"
+    return f"{value + 0.0:,.{decimals}f}"  # -0.0 is 0
+
+
+def _rounded(value: float) -> str:
+    """A value in three digits, or all of a whole number's."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _ticks_html(across: Axis, up: Axis) -> str:
+    """Thin lines at the y axis' marks, and the texts at both axes."""
+    parts = []
+    for value, text in up.ticks:
+        y = f"{100 - up.percent(value):g}%"
+        parts.append(f'<line x1="0" x2="100%" y1="{y}" y2="{y}"/><text class="y" x="-6" y="{y}">{text}</text>')
+    for value, text in across.ticks:
+        parts.append(f'<text class="x" x="{across.percent(value):g}%" y="100%">{escape(text)}</text>')
+    return f'<g class="ticks">{"".join(parts)}</g>'
+
+
+def _lines_html(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Lines through points that are given in percent."""
+    return "".join(
+        f'<polyline class="{name}" points="{" ".join(f"{x:g},{y:g}" for x, y in line)}"/>'
+        for name, line in lines.items()
+        if line
     )
 
 
-def data_frame(curve: Curve, translate: Words) -> pd.DataFrame:
-    """Columns x, y and line: the points, then each limit over the x of the points."""
-    points = [(x, y) for x, y in curve.points if y is not None]
-    rows = [(x, y, translate(NAMES[curve.name])) for x, y in points]
-    for name, limit in curve.limits.items():
-        rows += [(x, y, translate(NAMES[name])) for x, y in _limit_line(limit, points)]
-    return pd.DataFrame(rows, columns=["x", "y", "line"])
+def _dots_html(name: str, line: Sequence[tuple[X, float]], placed: Sequence[tuple[float, float]]) -> str:
+    """A dot at each point of a line, which says its values when pointed at. The dots of many points show only then."""
+    css_class = name if len(line) <= MAX_DOTS else f"{name} many"
+    dots = "".join(
+        f'<circle cx="{left:g}%" cy="{top:g}%" r="3"><title>{escape(str(x))}: {_rounded(y)}</title></circle>'
+        for (x, y), (left, top) in zip(line, placed, strict=True)
+    )
+    return f'<g class="dots {css_class}">{dots}</g>'
 
 
-def _limit_line(limit: Limit, points: Sequence[tuple[float | str, float]]) -> Sequence[tuple[float | str, float]]:
-    if limit is None or not points:
-        return []
-    if isinstance(limit, Sequence):
-        return limit
-    ends = dict.fromkeys((points[0][0], points[-1][0]))  # one end where there is one point
-    return [(x, limit) for x in ends]
+def _legend_html(lines: Iterable[str], levels: Mapping[str, float], translate: Words) -> str:
+    """What each line is, and how high a level is; nothing where there is but one line."""
+    entries = {name: translate(NAMES[name]) for name in lines}
+    entries |= {name: f"{translate(NAMES[name])} {_rounded(level)}" for name, level in levels.items()}
+    if len(entries) == 1:
+        return ""
+    items = "".join(f'<li class="{name}">{escape(text)}</li>' for name, text in entries.items())
+    return f'<ul class="legend">{items}</ul>'
 
 
 def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:

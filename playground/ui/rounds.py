@@ -43,8 +43,8 @@ CURVES = {
     "length": words.mark("Length of a reply, tokens"),
     "clip_fraction": words.mark("Share of clipped ratios"),
     "explained_variance": words.mark("Explained variance"),
+    "calibration": words.mark("Calibration: said, seen"),
 }
-WITH_LEGEND = ("sft_loss", "kl")
 PAGE_SIZE = 30  # rounds in the timeline at first, and more at each press
 
 
@@ -68,11 +68,7 @@ class TrainingTab:
                 )
             with gr.Column(scale=4, min_width=300):
                 self.summary = gr.HTML(elem_id="round-summary", padding=False)
-                with gr.Row(elem_id="curves"):
-                    self.curves = {key: self._curve_plot(key, title) for key, title in CURVES.items()}
-                    self.calibration = plots.empty_plot(
-                        "calibration", words.mark("Calibration: said, seen"), legend=True
-                    )
+                self.curves = gr.HTML(elem_id="curves", padding=False)
                 self.gate = gr.HTML(elem_id="gate", padding=False)
                 self.samples = gr.HTML(elem_id="samples", padding=False)
                 with gr.Accordion(
@@ -96,8 +92,7 @@ class TrainingTab:
             "timeline": self.timeline,
             "more": self.more,
             "summary": self.summary,
-            **self.curves,
-            "calibration": self.calibration,
+            "curves": self.curves,
             "gate": self.gate,
             "samples": self.samples,
             "config": self.config,
@@ -106,10 +101,6 @@ class TrainingTab:
             "log_fold": self.log_fold,
         }
         control.build_folds()
-
-    @staticmethod
-    def _curve_plot(key: str, title: str) -> gr.LinePlot:
-        return plots.empty_plot(f"curve-{key.replace('_', '-')}", title, legend=key in WITH_LEGEND)
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
         outputs = [*self.parts.values(), self.painted]
@@ -142,7 +133,7 @@ class TrainingTab:
         updates: Updates = {self.painted: {**contents, "stamp": stamp}}
         for part, content in contents.items():
             if painted.get(part) != content:
-                updates[self.parts[part]] = self._part_update(part, content, translate)
+                updates[self.parts[part]] = self._part_update(part, content)
         return updates
 
     def on_more(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
@@ -176,14 +167,12 @@ class TrainingTab:
         if row is None:
             return {
                 "summary": no_round_html(status, translate),
-                **dict.fromkeys((*CURVES, "calibration"), Curve()),
-                **dict.fromkeys(("gate", "samples", "config", "log"), ""),
+                **dict.fromkeys(("curves", "gate", "samples", "config", "log"), ""),
             }
         folder = self.settings.rounds_dir / f"{row['id']:04d}"
         return {
             "summary": summary_html(row, translate, is_admin, self._trial(row)),
-            **self._curves(row),
-            "calibration": _calibration_curve(row),
+            "curves": curves_html(row, self.store.metrics(row["id"]), translate),
             "gate": self._gate_html(row, translate),
             "samples": samples(folder / "gate.json", translate, is_admin),
             "config": config_html(row, translate),
@@ -194,15 +183,6 @@ class TrainingTab:
         """The trial of the version that a round made."""
         return trial_of(self.store, row["version"]) if row["version"] is not None else None
 
-    def _curves(self, row: Row) -> dict[str, Curve]:
-        metrics = self.store.metrics(row["id"])
-        curves = {key: Curve(metrics.get(key, [])) for key in CURVES}
-        limits = {"target": kl_target(row["metrics"], row["config"]), "limit": row["config"].get("gate.kl_budget")}
-        curves["kl"] = Curve(metrics.get("kl", []), limits)
-        heldout = plots.thinned(metrics.get("sft_heldout_loss", []))
-        curves["sft_loss"] = Curve(plots.thinned(metrics.get("sft_loss", [])), {"heldout": heldout}, "training")
-        return curves
-
     def _gate_html(self, row: Row, translate: Words) -> str:
         """The gate's report on the version that a round made."""
         policy = self.store.round_policy(row["id"])
@@ -211,16 +191,28 @@ class TrainingTab:
             return ""
         return f"<h2>{escape(translate('The gate'))}</h2>{gatewords.listed(report, row['config'], translate)}"
 
-    def _part_update(self, part: str, content: Any, translate: Words) -> Any:
+    def _part_update(self, part: str, content: Any) -> Any:
         """The update of one part's component."""
-        if isinstance(content, Curve):
-            return plots.plot_update(content, translate)
         if part == "timeline":
             choices, value = content
             return gr.Radio(choices=choices, value=value, visible=bool(choices))
         if part in ("more", "config_fold", "log_fold"):
             return gr.update(visible=content)
         return content
+
+
+def curves_html(row: Row, metrics: Mapping[str, Sequence[tuple[float, float | None]]], translate: Words) -> str:
+    """The plots of a round's figures; `metrics` has its [(step, value)] by name."""
+    curves = {key: Curve(plots.thinned(metrics.get(key, []))) for key in CURVES}
+    limits = {"target": kl_target(row["metrics"], row["config"]), "limit": row["config"].get("gate.kl_budget")}
+    curves["kl"] = Curve(curves["kl"].points, limits)
+    heldout = plots.thinned(metrics.get("sft_heldout_loss", []))
+    curves["sft_loss"] = Curve(curves["sft_loss"].points, {"heldout": heldout}, "training")
+    curves["calibration"] = _calibration_curve(row)
+    return "".join(
+        plots.figure_html(curve, CURVES[key], translate, f"curve-{key.replace('_', '-')}")
+        for key, curve in curves.items()
+    )
 
 
 def _calibration_curve(row: Row) -> Curve:

@@ -2,7 +2,7 @@
 base, agreement with new votes, sides. Each is drawn with its limits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -44,38 +44,36 @@ class WatchTab:
     def __init__(self, store: Store, status_bar: StatusBar) -> None:
         self.store = store
         self.status_bar = status_bar
-        self.painted = gr.State({})  # key of TITLES: the Watched that the page shows
-        self.plots: dict[str, gr.LinePlot] = {}
-        self.notes: dict[str, gr.HTML] = {}
-        with gr.Row(elem_id="watch"):
-            for key, title in TITLES.items():
-                with gr.Column(min_width=320, elem_classes="watched"):
-                    self.notes[key] = gr.HTML(elem_id=f"note-{key}", padding=False)
-                    self.plots[key] = plots.empty_plot(f"watch-{key}", title, legend=True)
+        self.painted = gr.State("")  # the HTML that the page shows
+        self.html = gr.HTML(elem_id="watch", padding=False)
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
-        outputs = [*self.plots.values(), *self.notes.values(), self.painted]
-        gr.on(refresh_events, self.on_tick, [self.painted], outputs, **GESTURE)
+        gr.on(refresh_events, self.on_tick, [self.painted], [self.html, self.painted], **GESTURE)
 
-    def on_tick(self, painted: Mapping[str, Watched], request: gr.Request) -> Updates:
-        """The plots that have changed, each with its sentence."""
-        translate = words.of(request)
+    def on_tick(self, painted: str, request: gr.Request) -> Updates:
+        """All figures, where any has changed."""
+        html = self.content(words.of(request))
+        return gr.skip() if html == painted else {self.html: html, self.painted: html}
+
+    def content(self, translate: Words) -> str:
+        """All figures as HTML."""
         settings = self.status_bar.status().settings
-        current = {
+        watched = {
             "length": length(self.store.reply_lengths(), settings, translate),
             "kl": kl(self.store.round_kls(), settings, translate),
             "agreement": agreement(self.store.forecast_history(), translate),
             "position": position(self.store.position_votes(), translate),
         }
-        changed = {key: watched for key, watched in current.items() if painted.get(key) != watched}
-        if not changed:
-            return gr.skip()
-        updates: Updates = {self.painted: {**painted, **changed}}
-        for key, watched in changed.items():
-            updates[self.plots[key]] = plots.plot_update(watched.curve, translate)
-            css_class = {None: "", True: "fine", False: "look"}[watched.ok]
-            updates[self.notes[key]] = f'<p class="note {css_class}">{escape(watched.note)}</p>'
-        return updates
+        return "".join(_watched_html(key, figure, translate) for key, figure in watched.items())
+
+
+def _watched_html(key: str, watched: Watched, translate: Words) -> str:
+    """A figure below the sentence on it."""
+    css_class = {None: "note", True: "note fine", False: "note look"}[watched.ok]
+    return (
+        f'<section class="watched"><p id="note-{key}" class="{css_class}">{escape(watched.note)}</p>'
+        f"{plots.figure_html(watched.curve, TITLES[key], translate, f'watch-{key}')}</section>"
+    )
 
 
 def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:

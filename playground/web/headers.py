@@ -2,7 +2,7 @@
 
 The page's own scripts are inline and differ from start to start, so a page's policy names the hash of each. Text that
 gets into a page past every sanitiser still does not run. `unsafe-eval` is needed, since Gradio makes functions out of
-its handlers' JavaScript, and Vega out of its plots'.
+its handlers' JavaScript.
 """
 
 import base64
