@@ -15,7 +15,7 @@ from playground.ui import gatewords, round_state, round_summary, watch
 from playground.ui.loop_status import LoopStatus, trial_of
 from playground.ui.phases import PROGRESS_LABELS, SIGNS, phase_progress, phases_html
 from playground.ui.quick_gradio import gradio as gr
-from playground.ui.rounds import CURVES, TrainingTab
+from playground.ui.rounds import CURVES, Shown, TrainingTab
 from playground.ui.status_bar import StatusBar, status_html
 from playground.ui.words import Words
 from tests import rounds
@@ -89,7 +89,7 @@ def test_a_fine_tuning_shows_both_losses_and_its_time(tab, store):
     for step, loss in ((0, 3.0), (60, 2.5), (120, 2.25)):
         store.add_metrics(row["id"], step, {"sft_heldout_loss": loss})
     store.update_round(row["id"], "w", phase="gate", metrics={"phase_seconds": {"collect": 0.01, "sft": 2.4}})
-    painted = tab.on_tick(None, 30, {}, Request())
+    painted = tab.on_tick(Shown(), Request())
     html = painted[tab.curves]
     assert list(plots_of(html)) == ["curve-sft-loss"]
     training, heldout = re.findall(r'<g class="dots (.*?)</g>', html)
@@ -100,7 +100,7 @@ def test_a_fine_tuning_shows_both_losses_and_its_time(tab, store):
 
 def test_a_published_round_shows_all_that_is_known_of_it(tab, store, settings):
     row = rounds.published(store, settings)
-    painted = tab.on_tick(None, 30, {}, Request())
+    painted = tab.on_tick(Shown(), Request())
     summary = painted[tab.summary]
     assert all(
         text in summary for text in ("v1 was published.", "83% [61%, 94%]", "78% [67%, 86%]", "+1.10", "5.6", "64")
@@ -129,9 +129,9 @@ def test_a_stranger_reads_shipped_prompts_and_neither_others_messages_nor_the_lo
         for mark in ({"shipped": False}, {}, {"shipped": "yes"})
     ]
     file.write_text(json.dumps({**rounds.REPORT, "samples": [*mine, *rounds.SAMPLES]}))
-    seen = tab.on_tick(None, 30, {}, Request(*STRANGER))
+    seen = tab.on_tick(Shown(), Request(*STRANGER))
     assert "Ottokar" not in str(seen) and "collect" not in str(seen.get(tab.log)) and "boil an egg" in seen[tab.samples]
-    admin = tab.on_tick(None, 30, {}, Request())
+    admin = tab.on_tick(Shown(), Request())
     assert (
         admin[tab.samples].count("Ottokar") == 3
         and admin[tab.samples].count("seen by admins only") == 3
@@ -142,8 +142,9 @@ def test_a_stranger_reads_shipped_prompts_and_neither_others_messages_nor_the_lo
 def test_who_signs_out_or_names_an_admins_page_reads_no_more_than_a_stranger(tab, store, settings):
     """What was painted is kept under a name that the browser chooses."""
     rounds.published(store, settings)
-    admin = tab.on_tick(None, 30, {}, Request())
-    later = tab.on_tick(None, 30, admin[tab.painted], Request(*STRANGER))
+    shown = Shown()
+    assert "collect" in tab.on_tick(shown, Request())[tab.log]
+    later = tab.on_tick(shown, Request(*STRANGER))
     assert later[tab.log] == "" and not later[tab.log_fold]["visible"], "what was there is taken away"
     assert "collect" not in str(later)
 
@@ -151,8 +152,8 @@ def test_who_signs_out_or_names_an_admins_page_reads_no_more_than_a_stranger(tab
 def test_what_an_error_said_is_for_admins(tab, store, settings):
     """A template's or a tokenizer's error may quote a message."""
     rounds.failed(store)
-    assert "odd" not in str(tab.on_tick(None, 30, {}, Request(*STRANGER))) and "&lt;odd&gt;" in str(
-        tab.on_tick(None, 30, {}, Request())
+    assert "odd" not in str(tab.on_tick(Shown(), Request(*STRANGER))) and "&lt;odd&gt;" in str(
+        tab.on_tick(Shown(), Request())
     )
 
 
@@ -233,43 +234,49 @@ def test_what_differs_from_the_defaults_comes_first(store):
 
 def test_nothing_is_painted_again_that_has_not_changed(tab, store, settings):
     rounds.published(store, settings)
-    painted = tab.on_tick(None, 30, {}, Request())
-    again = tab.on_tick(None, 30, painted[tab.painted], Request())
-    assert isinstance(again, dict) and tab.painted not in again
+    shown = Shown()
+    tab.on_tick(shown, Request())
+    assert tab.on_tick(shown, Request()) == gr.skip()
     row = rounds.running(store)
     tab.status_bar.invalidate()
-    fresh = tab.on_tick(None, 30, painted[tab.painted], Request())
+    fresh = tab.on_tick(shown, Request())
     assert fresh[tab.timeline].value == row["id"] and tab.summary in fresh, "the newest round is followed"
     store.add_metrics(row["id"], 6, {"kl": 9.0})
     store.update_round(row["id"], "w1", step=6)
     tab.status_bar.invalidate()
-    later = tab.on_tick(None, 30, fresh[tab.painted], Request())
+    later = tab.on_tick(shown, Request())
     assert tab.curves in later and tab.agreement not in later and tab.gate not in later
 
 
 def test_a_round_that_was_picked_stays_while_others_run(tab, store, settings):
     first = rounds.published(store, settings)
-    rounds.running(store)
-    picked = tab.on_pick(first["id"], 30, {}, Request())
-    assert picked[tab.picked] == first["id"] and "v1 was published." in picked[tab.summary]
-    assert tab.on_pick(2, 30, {}, Request())[tab.picked] is None, "the newest is followed on"
+    rounds.failed(store)
+    shown = Shown()
+    assert "v1 was published." in tab.on_pick(first["id"], shown, Request())[tab.summary]
+    third = rounds.running(store)
+    tab.status_bar.invalidate()
+    later = tab.on_tick(shown, Request())
+    assert later[tab.timeline].value == first["id"] and tab.summary not in later
+    assert tab.on_pick(third["id"], shown, Request())[tab.timeline].value == third["id"]
+    assert shown.picked is None, "the newest is followed on"
 
 
 def test_earlier_rounds_are_shown_when_asked_for(tab, store):
     for _ in range(5):
         rounds.failed(store)
-    seen = tab.on_tick(None, 3, {}, Request())
+    shown = Shown(limit=3)
+    seen = tab.on_tick(shown, Request())
     assert [value for _, value in seen[tab.timeline].choices] == [5, 4, 3] and seen[tab.more]["visible"]
-    more = tab.on_more(None, 3, seen[tab.painted], Request())
+    more = tab.on_more(shown, Request())
     assert (
         [value for _, value in more[tab.timeline].choices] == [5, 4, 3, 2, 1]
         and not more[tab.more]["visible"]
-        and more[tab.limit] == 33
+        and shown.limit == 33
     )
 
 
 def test_before_the_first_round_the_page_says_what_to_do(tab):
-    assert "Vote on 16 replies" in tab.on_tick(None, 30, {}, Request())[tab.summary]
+    assert "Vote on 16 replies" in tab.on_tick(Shown(), Request())[tab.summary]
 
 
 def test_the_end_of_a_long_log_is_shown(tmp_path):
@@ -370,7 +377,7 @@ def test_the_kl_is_drawn_with_the_target_of_its_own_round(tab, store, settings):
     def target():
         """What the legend of the KL's plot says of the target."""
         tab.status_bar.invalidate()
-        html = plots_of(tab.on_tick(None, 30, {}, Request())[tab.curves])["curve-kl"]
+        html = plots_of(tab.on_tick(Shown(), Request())[tab.curves])["curve-kl"]
         return re.findall('<li class="target">(.*?)<', html)
 
     assert target() == ["target 8"], "from the base it is the setting"

@@ -18,7 +18,7 @@ from playground.ui.control import Control
 from playground.ui.notice import Notice
 from playground.ui.quick_gradio import gradio as gr
 from playground.ui.status_bar import StatusBar
-from playground.ui.versions import VersionsTab
+from playground.ui.versions import Shown, VersionsTab
 from tests.controls import OWNER, STRANGER, Request
 from tests.rounds import REPORT
 from tests.stores import cast, take
@@ -79,7 +79,7 @@ def released(store, trial=False):
     return version
 
 
-def look(tab, token=OWNER, language="en", limit=20):
+def look(tab, token=OWNER, language="en", shown=None):
     """What a person sees who opens the tab."""
     tab.reader.ratings.invalidate()
     for _ in range(2):  # the first look has the ratings made, which the next one shows
@@ -87,7 +87,7 @@ def look(tab, token=OWNER, language="en", limit=20):
         tab.reader.invalidate()
         tab.reader.read()
         tab.reader.ratings.wait()
-    return tab.on_tick(limit, {}, Request(token, language))
+    return tab.on_tick(shown or Shown(), Request(token, language))
 
 
 def body(html, version):
@@ -97,7 +97,7 @@ def body(html, version):
 
 
 def press(tab, gesture, version, reason, token=OWNER):
-    return gesture(version, reason, 20, {}, Request(token))
+    return gesture(version, reason, Shown(), Request(token))
 
 
 def said(tab, updates):
@@ -150,12 +150,13 @@ def test_the_version_on_trial_has_its_tally(tab):
 
 def test_only_what_has_changed_is_painted(tab):
     released(tab.store)
-    seen = look(tab)
-    assert tab.on_tick(20, seen[tab.painted], Request()) == gr.skip()
+    shown = Shown()
+    look(tab, shown=shown)
+    assert tab.on_tick(shown, Request()) == gr.skip()
     released(tab.store)
     tab.reader.invalidate()
     tab.status_bar.invalidate()
-    later = tab.on_tick(20, seen[tab.painted], Request())
+    later = tab.on_tick(shown, Request())
     assert ">v2</b>" in later[tab.html] and tab.panel not in later
 
 
@@ -194,10 +195,11 @@ def test_an_admin_rolls_back_and_withdraws(tab):
 def test_the_button_names_the_version_that_will_answer_and_keeps_to_it(tab):
     assert tab.roll_back not in look(tab), "it has a name without versions"
     _, second = released(tab.store), released(tab.store)
-    seen = look(tab)
+    shown = Shown()
+    seen = look(tab, shown=shown)
     assert seen[tab.roll_back]["value"] == "Roll v2 back to v1"
     third = released(tab.store)
-    updates = tab.on_roll_back(None, "rude", 20, seen[tab.painted], Request())
+    updates = tab.on_roll_back(None, "rude", shown, Request())
     assert "v2 is not live any more" in said(tab, updates) and tab.store.live_policy()["version"] == third
     tab.store.promote(second, tab.store.annotator(OWNER), "kinder")
     assert look(tab)[tab.roll_back]["value"] == "Roll v2 back to v3"
@@ -247,10 +249,11 @@ def test_nobody_else_decides_or_sees_the_buttons(tab, token):
 def test_a_long_history_is_shown_when_asked_for(tab):
     for _ in range(4):
         released(tab.store)
-    seen = look(tab, limit=3)
+    shown = Shown(limit=3)
+    seen = look(tab, shown=shown)
     assert seen[tab.html].count("<tbody") == 3 and seen[tab.more]["visible"]
-    more = tab.on_more(3, seen[tab.painted], Request())
-    assert more[tab.html].count("<tbody") == 5 and more[tab.limit] == 3 + versions.PAGE_SIZE
+    more = tab.on_more(shown, Request())
+    assert more[tab.html].count("<tbody") == 5 and shown.limit == 3 + versions.PAGE_SIZE
 
 
 def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
@@ -261,7 +264,7 @@ def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     for _ in range(5):
         cast(tab.store, "a", versions=(version, 0))
         tab.reader.invalidate()
-        tab.on_tick(20, {}, Request())
+        tab.on_tick(Shown(), Request())
     assert len(calls) == 0, "the first look found no votes, and a quarter of a minute is not over"
     look(tab)
     look(tab)
@@ -287,7 +290,7 @@ def test_no_page_waits_while_the_versions_are_rated(tab, monkeypatch):
     tab.reader.ratings.invalidate()
     tab.reader.invalidate()
     seen = []
-    pages = [threading.Thread(target=lambda: seen.append(tab.on_tick(20, {}, Request())[tab.html])) for _ in range(3)]
+    pages = [threading.Thread(target=lambda: seen.append(tab.on_tick(Shown(), Request())[tab.html])) for _ in range(3)]
     for page in pages:
         page.start()
     for page in pages:
@@ -299,7 +302,7 @@ def test_no_page_waits_while_the_versions_are_rated(tab, monkeypatch):
         go_on.set()
     tab.reader.ratings.wait()
     tab.reader.invalidate()
-    assert "91% [" in tab.on_tick(20, {}, Request())[tab.html], "10 of 11"
+    assert "91% [" in tab.on_tick(Shown(), Request())[tab.html], "10 of 11"
 
 
 def test_ratings_that_fail_leave_those_that_are_known(tab, monkeypatch):
@@ -323,12 +326,13 @@ def test_everybody_compares_what_is_in_memory_and_admins_all_versions(tab):
     for _ in range(3):
         released(tab.store)
     assert look(tab, STRANGER)[tab.compare.left]["choices"] == [("v1", 1), ("v0 (base)", 0)]
-    mine = look(tab)
+    shown = Shown()
+    mine = look(tab, shown=shown)
     assert [value for _, value in mine[tab.compare.right]["choices"]] == [3, 2, 1, 0]
     assert (mine[tab.compare.left]["value"], mine[tab.compare.right]["value"]) == (3, 0)
     released(tab.store)
     tab.reader.invalidate()
-    later = tab.on_tick(20, mine[tab.painted], Request())
+    later = tab.on_tick(shown, Request())
     assert len(later[tab.compare.left]["choices"]) == 5 and "value" not in later[tab.compare.left], "a pick stays"
     compared(tab, 1, 0, blind=False)
     compared(tab, 3, 0, blind=False, token=OWNER)

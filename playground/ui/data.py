@@ -146,7 +146,8 @@ class DataTab:
         boxes = [self.version, self.person, self.since, self.until, self.text]
         typed = [box.submit for box in boxes]
         asked = [self.version, self.choice, self.tag, self.training, self.person, self.since, self.until, self.text]
-        gr.on([opened, self.search.click, *typed], self.on_search, asked, self.outputs, **GESTURE)
+        opened(self.on_open, [self.shown], self.outputs, **GESTURE)
+        gr.on([self.search.click, *typed], self.on_search, asked, self.outputs, **GESTURE)
         self.older.click(self.on_older, [self.shown], self.outputs, **GESTURE)
         self.newer.click(self.on_newer, [self.shown], self.outputs, **GESTURE)
         decided = self.decide.click(
@@ -162,6 +163,10 @@ class DataTab:
         self.hub_import.wire()
 
     # -- handlers
+
+    def on_open(self, shown: Shown, request: gr.Request) -> Updates:
+        """The newest pairs that fit what was asked last."""
+        return self._page(Shown(shown.filters), request)
 
     def on_search(
         self,

@@ -14,6 +14,10 @@ Updates = dict[Block, Any]  # what a handler returns: a new value, or a `gr.upda
 Trigger = Callable[..., Dependency]  # an event to which a handler can be attached, as `button.click`
 Row = Mapping[str, Any]  # one row of the store
 
+# A handler that an open page calls again and again takes one input, a `gr.State` of what the page shows, since Gradio's
+# page does work for each input that an event has ever had, at each update of a reply. The object in it is changed in
+# place: a handler that wrote a whole new one would undo what another has changed meanwhile.
+
 
 class ListenerOptions(TypedDict, total=False):
     """Keyword arguments of Gradio's event listeners that this page uses."""

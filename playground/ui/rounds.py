@@ -7,6 +7,7 @@ prompts are for admins: each handler asks whether the person is one.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -48,6 +49,15 @@ CURVES = {
 PAGE_SIZE = 30  # rounds in the timeline at first, and more at each press
 
 
+@dataclass
+class Shown:
+    """What somebody's page shows."""
+
+    picked: int | None = None  # id of the round that was picked; None follows the newest
+    limit: int = PAGE_SIZE  # rounds in the timeline
+    painted: Mapping[str, Any] = field(default_factory=dict)  # content by part; and "stamp", what all of it depends on
+
+
 class TrainingTab:
     """Builds the tab inside the current Blocks, below the Control that is already there."""
 
@@ -56,9 +66,7 @@ class TrainingTab:
         self.store = store
         self.status_bar = status_bar
         self.control = control
-        self.picked = gr.State(None)  # id of the round that was picked; None follows the newest
-        self.limit = gr.State(PAGE_SIZE)  # rounds in the timeline
-        self.painted = gr.State({})  # part: the content that the page shows; and "stamp", what all of it depends on
+        self.shown = gr.State(Shown())
         self.agreement = gr.HTML(elem_id="agreement", padding=False)
         with gr.Row(elem_id="rounds"):
             with gr.Column(scale=1, min_width=220, elem_id="timeline-side"):
@@ -103,53 +111,51 @@ class TrainingTab:
         control.build_folds()
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
-        outputs = [*self.parts.values(), self.painted]
-        gr.on(refresh_events, self.on_tick, [self.picked, self.limit, self.painted], outputs, **GESTURE)
-        self.timeline.input(self.on_pick, [self.timeline, self.limit, self.painted], [self.picked, *outputs], **GESTURE)
-        self.more.click(self.on_more, [self.picked, self.limit, self.painted], [self.limit, *outputs], **GESTURE)
+        outputs = list(self.parts.values())
+        gr.on(refresh_events, self.on_tick, [self.shown], outputs, **GESTURE)
+        self.timeline.input(self.on_pick, [self.timeline, self.shown], outputs, **GESTURE)
+        self.more.click(self.on_more, [self.shown], outputs, **GESTURE)
 
     # -- handlers
 
-    def on_tick(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
+    def on_tick(self, shown: Shown, request: gr.Request) -> Updates:
         """What has changed since the page was last brought up to date."""
         translate = words.of(request)
         status = self.status_bar.status()
         is_admin = self.control.is_admin(request)
-        row = next((row for row in status.rounds if row["id"] == picked), status.round)
-        stamp = self._stamp(status, row, limit, is_admin)
-        if painted.get("stamp") == stamp:
+        row = next((row for row in status.rounds if row["id"] == shown.picked), status.round)
+        stamp = self._stamp(status, row, shown.limit, is_admin)
+        if shown.painted.get("stamp") == stamp:
             return gr.skip()
-        timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[:limit]]
+        timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[: shown.limit]]
         contents = {
             "agreement": agreement_html(status, translate)
             + pace_html(status, translate)
             + backup_html(status.backup, translate),
             "timeline": (timeline, row["id"] if row else None),
-            "more": len(status.rounds) > limit,
+            "more": len(status.rounds) > shown.limit,
             **self._round_contents(row, status, translate, is_admin),
         }
         contents["config_fold"] = bool(contents["config"])
         contents["log_fold"] = bool(contents["log"])
-        updates: Updates = {self.painted: {**contents, "stamp": stamp}}
-        for part, content in contents.items():
-            if painted.get(part) != content:
-                updates[self.parts[part]] = self._part_update(part, content)
-        return updates
+        updates: Updates = {
+            self.parts[part]: self._part_update(part, content)
+            for part, content in contents.items()
+            if shown.painted.get(part) != content
+        }
+        shown.painted = {**contents, "stamp": stamp}
+        return updates or gr.skip()
 
-    def on_more(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
+    def on_more(self, shown: Shown, request: gr.Request) -> Updates:
         """A longer timeline. It is not shown in full at once, since each line on a page makes its gestures slower."""
-        limit += PAGE_SIZE
-        return {**self.on_tick(picked, limit, painted, request), self.limit: limit}
+        shown.limit += PAGE_SIZE
+        return self.on_tick(shown, request)
 
-    def on_pick(self, picked: int | None, limit: int, painted: Mapping[str, Any], request: gr.Request) -> Updates:
+    def on_pick(self, picked: int | None, shown: Shown, request: gr.Request) -> Updates:
         """Show another round. A page that shows the newest round goes on to the next one when that begins."""
         newest = self.store.last_round()
-        if newest and picked == newest["id"]:
-            picked = None
-        updates = self.on_tick(picked, limit, painted, request)
-        if self.painted not in updates:  # nothing has changed
-            return {self.picked: picked}
-        return {self.picked: picked, **updates}
+        shown.picked = None if newest and picked == newest["id"] else picked
+        return self.on_tick(shown, request)
 
     # -- what is shown
 

@@ -8,6 +8,7 @@ a change is in effect for the next message.
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -71,6 +72,14 @@ class BoardReader:
         self._read_at = float("-inf")
 
 
+@dataclass
+class Shown:
+    """What somebody's page shows."""
+
+    limit: int = PAGE_SIZE  # versions in the table
+    painted: Row = field(default_factory=dict)  # content by part
+
+
 class VersionsTab:
     """Builds the tab inside the current Blocks."""
 
@@ -82,8 +91,7 @@ class VersionsTab:
         self.control = control
         self.notice = notice
         self.reader = BoardReader(settings, store, status_bar)
-        self.limit = gr.State(PAGE_SIZE)  # versions in the table
-        self.painted = gr.State({})  # part: the content that the page shows
+        self.shown = gr.State(Shown())
         self.html = gr.HTML(elem_id="versions", padding=False)
         self.more = gr.Button(
             words.label("Show earlier versions"), size="sm", elem_id="earlier-versions", visible=False
@@ -111,41 +119,42 @@ class VersionsTab:
     def outputs(self) -> list[Component | gr.Column]:
         """Every component that a handler updates."""
         shown = [self.html, self.more, self.panel, self.version, self.reason, self.roll_back]
-        return [*shown, self.compare.left, self.compare.right, self.limit, self.painted, self.notice.html]
+        return [*shown, self.compare.left, self.compare.right, self.notice.html]
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
         self.compare.wire()
-        shown = [self.limit, self.painted]
-        gr.on(refresh_events, self.on_tick, shown, self.outputs, **GESTURE)
-        self.more.click(self.on_more, shown, self.outputs, **GESTURE)
+        gr.on(refresh_events, self.on_tick, [self.shown], self.outputs, **GESTURE)
+        self.more.click(self.on_more, [self.shown], self.outputs, **GESTURE)
         for button, gesture in (
             (self.promote, self.on_promote),
             (self.withdraw, self.on_withdraw),
             (self.roll_back, self.on_roll_back),
         ):
-            button.click(gesture, [self.version, self.reason, *shown], self.outputs, **GESTURE)
+            button.click(gesture, [self.version, self.reason, self.shown], self.outputs, **GESTURE)
 
     # -- handlers
 
-    def on_tick(self, limit: int, painted: Row, request: gr.Request) -> Updates:
+    def on_tick(self, shown: Shown, request: gr.Request) -> Updates:
         """What has changed since the page was last brought up to date."""
+        return self._changes(shown, request) or gr.skip()
+
+    def _changes(self, shown: Shown, request: gr.Request) -> Updates:
+        """The updates of `on_tick`; none where nothing has changed."""
         translate = words.of(request)
         board = self.reader.read()
         is_admin = self.control.is_admin(request)
         names = names_of(self.store, self.control.admins.users, deciders(board.history)) if is_admin else {}
         used = [row["version"] for row in board.history if row["status"] in STATUSES_IN_USE]
         contents: dict[str, Any] = {
-            "html": board_html(board, limit, translate, names),
-            "more": len(board.history) > limit,
+            "html": board_html(board, shown.limit, translate, names),
+            "more": len(board.history) > shown.limit,
             "panel": is_admin,
             "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],
             "way_back": board.way_back if is_admin else None,
             "compared": self.compare.choices(board.history, is_admin, translate),
         }
-        changed = {part: content for part, content in contents.items() if painted.get(part) != content}
-        if not changed:
-            return gr.skip()
-        updates: Updates = {self.painted: contents}
+        changed = {part: content for part, content in contents.items() if shown.painted.get(part) != content}
+        updates: Updates = {}
         if "html" in changed:
             updates[self.html] = contents["html"]
         if "more" in changed:
@@ -157,15 +166,16 @@ class VersionsTab:
         if "way_back" in changed:
             updates[self.roll_back] = gr.update(value=_roll_back_label(board.way_back, translate))
         if "compared" in changed:
-            updates |= self.compare.choice_updates(contents["compared"], first=not painted.get("compared"))
+            updates |= self.compare.choice_updates(contents["compared"], first=not shown.painted.get("compared"))
+        shown.painted = contents
         return updates
 
-    def on_more(self, limit: int, painted: Row, request: gr.Request) -> Updates:
+    def on_more(self, shown: Shown, request: gr.Request) -> Updates:
         """A longer table."""
-        limit += PAGE_SIZE
-        return {**self.on_tick(limit, {**painted, "html": None}, request), self.limit: limit}
+        shown.limit += PAGE_SIZE
+        return self.on_tick(shown, request)
 
-    def on_promote(self, version: int | None, reason: str, limit: int, painted: Row, request: gr.Request) -> Updates:
+    def on_promote(self, version: int | None, reason: str, shown: Shown, request: gr.Request) -> Updates:
         """Make the picked version live."""
 
         def promote(annotator: int, why: str, translate: Words) -> str:
@@ -173,9 +183,9 @@ class VersionsTab:
             self.store.promote(picked, annotator, why)
             return translate("{version} answers the next message.", version=version_name(picked, translate))
 
-        return self._decide(promote, reason, limit, painted, request)
+        return self._decide(promote, reason, shown, request)
 
-    def on_withdraw(self, version: int | None, reason: str, limit: int, painted: Row, request: gr.Request) -> Updates:
+    def on_withdraw(self, version: int | None, reason: str, shown: Shown, request: gr.Request) -> Updates:
         """Take the picked version out of use."""
 
         def withdraw(annotator: int, why: str, translate: Words) -> str:
@@ -183,29 +193,28 @@ class VersionsTab:
             self.store.withdraw(picked, annotator, why)
             return translate("{version} was withdrawn.", version=version_name(picked, translate))
 
-        return self._decide(withdraw, reason, limit, painted, request)
+        return self._decide(withdraw, reason, shown, request)
 
-    def on_roll_back(self, version: int | None, reason: str, limit: int, painted: Row, request: gr.Request) -> Updates:
+    def on_roll_back(self, version: int | None, reason: str, shown: Shown, request: gr.Request) -> Updates:
         """Go back from the live version to the one that answered before it, whatever is picked. Both are those that the
         button names.
         """
 
         def roll_back(annotator: int, why: str, translate: Words) -> str:
-            versions = painted.get("way_back") or way_back(self.store)
+            versions = shown.painted.get("way_back") or way_back(self.store)
             if versions is None:
                 raise Refused("The base model answers; there is no version before it.")
             live, before = versions
             self.store.roll_back(before, annotator, why, live=live)
             return translate("{version} answers the next message.", version=version_name(before, translate))
 
-        return self._decide(roll_back, reason, limit, painted, request)
+        return self._decide(roll_back, reason, shown, request)
 
     def _decide(
         self,
         decision: Callable[[int, str, Words], str],
         reason: str,
-        limit: int,
-        painted: Row,
+        shown: Shown,
         request: gr.Request,
     ) -> Updates:
         """Carry an admin's decision out and say what it did, or why nothing was changed. `decision` takes the admin's
@@ -222,8 +231,7 @@ class VersionsTab:
             return self.notice.warn(translate.message(error.message), translate("Nothing was changed"))
         self.status_bar.invalidate()
         self.reader.invalidate()
-        updates = self.on_tick(limit, {**painted, "html": None}, request)
-        return {**updates, self.reason: "", **self.notice.confirm(done)}
+        return {**self._changes(shown, request), self.reason: "", **self.notice.confirm(done)}
 
 
 def way_back(store: Store) -> tuple[int, int] | None:

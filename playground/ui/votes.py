@@ -3,6 +3,7 @@ version.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 
@@ -22,6 +23,14 @@ PAGE_SIZE = 100  # votes in the table at first, and more at each press
 MESSAGE_CHARS = 90
 
 
+@dataclass
+class Shown:
+    """What somebody's page shows."""
+
+    limit: int = PAGE_SIZE  # votes in the table
+    painted: int | None = None  # a hash of the HTML
+
+
 class VotesTab:
     """Builds the tab inside the current Blocks."""
 
@@ -29,15 +38,14 @@ class VotesTab:
         self.store = store
         self.html = gr.HTML(elem_id="my-votes", padding=False)
         self.more = gr.Button(words.label("Show earlier votes"), size="sm", elem_id="earlier-votes", visible=False)
-        self.limit = gr.State(PAGE_SIZE)  # votes in the table
-        self.painted = gr.State(None)  # a hash of the HTML that the page has
+        self.shown = gr.State(Shown())
 
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
-        outputs = [self.html, self.more, self.limit, self.painted]
-        gr.on(refresh_events, self.on_tick, [self.limit, self.painted], outputs, **GESTURE)
-        self.more.click(self.on_more, [self.limit], outputs, **GESTURE)
+        outputs = [self.html, self.more]
+        gr.on(refresh_events, self.on_tick, [self.shown], outputs, **GESTURE)
+        self.more.click(self.on_more, [self.shown], outputs, **GESTURE)
 
-    def on_tick(self, limit: int, painted: int | None, request: gr.Request) -> Updates:
+    def on_tick(self, shown: Shown, request: gr.Request) -> Updates:
         """The table, where it has changed."""
         try:
             annotator = self.store.annotator(visitor.token(request.cookies))
@@ -45,11 +53,12 @@ class VotesTab:
             return gr.skip()
         translate = words.of(request)
         totals = self.store.vote_totals(annotator)
-        votes = self.store.my_votes(annotator, limit=limit)
+        votes = self.store.my_votes(annotator, limit=shown.limit)
         html = totals_html(totals, translate) + self._trial_html(annotator, translate) + table_html(votes, translate)
-        if hash(html) == painted:
+        if hash(html) == shown.painted:
             return gr.skip()
-        return {self.html: html, self.painted: hash(html), self.more: gr.update(visible=totals["listed"] > limit)}
+        shown.painted = hash(html)
+        return {self.html: html, self.more: gr.update(visible=totals["listed"] > shown.limit)}
 
     def _trial_html(self, annotator: int, translate: Words) -> str:
         """What the person's own votes say of the version on trial."""
@@ -66,10 +75,10 @@ class VotesTab:
         )
         return f'<p class="trial">{escape(text)}</p>'
 
-    def on_more(self, limit: int, request: gr.Request) -> Updates:
+    def on_more(self, shown: Shown, request: gr.Request) -> Updates:
         """A longer table."""
-        limit += PAGE_SIZE
-        return {**self.on_tick(limit, None, request), self.limit: limit}
+        shown.limit += PAGE_SIZE
+        return self.on_tick(shown, request)
 
 
 def totals_html(totals: Row, translate: Words) -> str:
