@@ -30,10 +30,15 @@ def changed_in(filled, form, changes):
 def test_what_differs_from_the_apps_settings_is_kept_and_shown_again(form):
     form.on_save(values(form, {"ppo.kl_target": 4, "ppo.iterations": 6.0, "round.start_from": "base"}), Request())
     assert form.store.overrides() == {"ppo.kl_target": 4.0, "ppo.iterations": 6, "round.start_from": "base"}
-    assert form.on_open(Request())[form.fields["ppo.kl_target"]]["value"] == 4.0
+    opened = form.on_open(Request())
+    assert opened[form.fields["ppo.kl_target"]]["value"] == 4.0
+    marked = {name for name, field in form.fields.items() if opened[field]["elem_classes"] == ["changed"]}
+    assert marked == {"ppo.kl_target", "ppo.iterations", "round.start_from"}
+    assert "<b>ppo.iterations</b> 8 → 6, <b>ppo.kl_target</b> 8.0 → 4.0</p>" in opened[form.changes]
     own = form.settings.flat()
     form.on_save(values(form, {name: own[name] for name in form.store.overrides()}), Request())
     assert form.store.overrides() == {}, "what is as the app has it is no change"
+    assert "Every setting is as the app was started." in form.on_open(Request())[form.changes]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_the_page_names_the_field_that_it_refuses_and_marks_it(form):
     assert "Nothing was saved" in shown and "--" not in shown and "NUDGE" not in shown
     assert "ppo.kl_target cannot be -1: it takes a number above 0." in shown
     assert "gate.prompts cannot be 2: it takes an integer at least 4 and at most 4096." in shown
-    marked = [name for name, field in form.fields.items() if answer[field]["elem_classes"]]
+    marked = [name for name, field in form.fields.items() if answer[field]["elem_classes"] == ["refused"]]
     assert sorted(marked) == ["gate.prompts", "ppo.kl_target"] and form.store.overrides() == {}
     assert not any("value" in answer[field] for field in form.fields.values()), "what was typed stays"
     assert {fold for fold in form.groups.values() if fold in answer} == {
@@ -71,7 +76,7 @@ def test_the_page_names_the_field_that_it_refuses_and_marks_it(form):
     }
     assert "gate.prompts 不能是 2" in form.on_save(sent, Request(language="zh-CN"))[form.notice.html]
     better = form.on_save(values(form, {"ppo.kl_target": 4.0}), Request())
-    assert not any(better[field]["elem_classes"] for field in form.fields.values())
+    assert not any("refused" in better[field]["elem_classes"] for field in form.fields.values())
 
 
 def test_the_page_says_what_has_changed(form):

@@ -4,6 +4,7 @@ Each handler asks whether the person may do it: a button that the page does not 
 """
 
 from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -29,6 +30,7 @@ TITLES = {  # of the groups that have settings for an admin
 MIN_WIDTH = 260  # pixels of a setting's input
 VALUE_CHARS = 60  # of a refused value that are shown
 REFUSED = "refused"  # the CSS class of a field whose value was refused
+CHANGED = "changed"  # that of a field which differs from what the app was started with
 HIDE = '() => [{__type__: "update", visible: false}]'
 
 
@@ -58,6 +60,7 @@ class RoundSettings:
         ) as self.fold:
             self.filled_in = gr.State({})  # the values that the form was given, by name
             with gr.Column(visible=False, elem_id="settings-form") as self.form:
+                self.changes = gr.HTML(elem_id="changed-settings", padding=False)
                 self._build_form()
 
     def _build_form(self) -> None:
@@ -73,18 +76,19 @@ class RoundSettings:
 
     def wire(self) -> None:
         values = [*self.fields.values(), self.filled_in]
+        filled = [*values, self.changes]
         # not when the page loads: forty components take a browser half a second
-        self.fold.expand(self.on_open, None, [*values, self.form], **GESTURE)
+        self.fold.expand(self.on_open, None, [*filled, self.form], **GESTURE)
         folds = list(dict.fromkeys(self.groups.values()))
         self.fold.collapse(None, None, [self.form], js=HIDE, **GESTURE)
-        self.save.click(self.on_save, set(values), [*values, *folds, self.notice.html], **GESTURE)
-        self.reset.click(self.on_reset, None, [*values, self.notice.html], **GESTURE)
+        self.save.click(self.on_save, set(values), [*filled, *folds, self.notice.html], **GESTURE)
+        self.reset.click(self.on_reset, None, [*filled, self.notice.html], **GESTURE)
 
     def on_open(self, request: gr.Request) -> Updates:
         """Fill the form, and only then show it."""
         if not self.is_admin(request):
             return gr.skip()
-        return {**self._field_values(), self.form: gr.update(visible=True)}
+        return {**self._field_values(words.of(request)), self.form: gr.update(visible=True)}
 
     def on_save(self, values: Mapping[Component, Any], request: gr.Request) -> Updates:
         """Keep the values that were changed in the form; the others may have been changed by somebody else since it was
@@ -97,7 +101,7 @@ class RoundSettings:
             sentence = translate(
                 "The page was away for too long, and the form has its values anew. Change it once more."
             )
-            return {**self._field_values(), **self.notice.warn(sentence, translate("Nothing was saved"))}
+            return {**self._field_values(translate), **self.notice.warn(sentence, translate("Nothing was saved"))}
         in_form = {name: values[component] for name, component in self.fields.items()}
         changed = {name: value for name, value in in_form.items() if value != filled_in[name]}
         own = self.settings.flat()
@@ -114,32 +118,49 @@ class RoundSettings:
         without_effect = dict.fromkeys(self.store.overrides()) if in_force is self.settings else {}
         overrides = {name: checked[name] if checked[name] != own[name] else None for name in changed}
         self.store.override(without_effect | overrides, annotator)
-        return {**self._field_values(), **self.notice.confirm(confirmation(filled_in, checked, translate))}
+        return {**self._field_values(translate), **self.notice.confirm(confirmation(filled_in, checked, translate))}
 
     def on_reset(self, request: gr.Request) -> Updates:
         """Back to the app's own settings."""
         annotator = self.check(request)
         self.store.override(dict.fromkeys(self.fields), annotator)
-        confirmed = words.of(request)("The next round takes the settings that the app was started with.")
-        return {**self._field_values(), **self.notice.confirm(confirmed)}
+        translate = words.of(request)
+        confirmed = translate("The next round takes the settings that the app was started with.")
+        return {**self._field_values(translate), **self.notice.confirm(confirmed)}
 
-    def _field_values(self) -> Updates:
+    def _field_values(self, translate: Words) -> Updates:
         """The fields as the next round will have them."""
         settings = with_overrides(self.settings, self.store).flat()
         values = {name: settings[name] for name in self.fields}
+        changed = self._changed(values)
         updates: Updates = {
-            component: gr.update(value=values[name], elem_classes=[]) for name, component in self.fields.items()
+            component: gr.update(value=values[name], elem_classes=[CHANGED] if name in changed else [])
+            for name, component in self.fields.items()
         }
-        return {self.filled_in: values, **updates}
+        return {self.filled_in: values, self.changes: changes_html(changed, translate), **updates}
+
+    def _changed(self, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """{name: (what the app was started with, what the next round takes)} where the two differ."""
+        own = self.settings.flat()
+        return {name: (own[name], value) for name, value in values.items() if value != own[name]}
 
     def _marked(self, error: SettingsError) -> Updates:
-        """The fields whose values were refused are marked, in open folds, and no others."""
+        """The fields whose values were refused are marked, in open folds, and no others as refused."""
         names = {refused.name for refused in error.refused}
+        changed = self._changed(with_overrides(self.settings, self.store).flat())
         updates: Updates = {
-            component: gr.update(elem_classes=[REFUSED] if name in names else [])
+            component: gr.update(elem_classes=[REFUSED] if name in names else [CHANGED] if name in changed else [])
             for name, component in self.fields.items()
         }
         return {**updates, **{self.groups[name]: gr.update(open=True) for name in names & self.groups.keys()}}
+
+
+def changes_html(changed: Mapping[str, tuple[Any, Any]], translate: Words) -> str:
+    """Which settings of the next rounds differ from what the app was started with: {name: (before, now)}."""
+    if not changed:
+        return f"<p>{escape(translate('Every setting is as the app was started.'))}</p>"
+    items = ", ".join(f"<b>{name}</b> {escape(f'{own} → {value}')}" for name, (own, value) in changed.items())
+    return f"<p>{escape(translate('Differs from what the app was started with:'))} {items}</p>"
 
 
 def refusal(error: SettingsError, translate: Words) -> str:
