@@ -140,7 +140,7 @@ def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a
         fold.click()
     page.fill("#data-text textarea, #data-text input", text)
     page.click("#data-search")
-    page.wait_for_selector("[data-decision='out all']")
+    page.wait_for_selector("[data-decision^='out all ']")
     if fold.is_visible():
         assert fold.inner_text() == f"Search: Text: {text}" and not page.is_visible("#data-search")
     shot(page, f"data-{size[0]}")
@@ -151,11 +151,11 @@ def test_an_admin_leaves_votes_out_with_the_keyboard_and_all_of_a_search_after_a
     out = "select count(*) from vote v join duel d on d.id = v.duel join message m on m.id = d.user_message"
     out += " where v.excluded is not null and m.text like ?"
     page.once("dialog", lambda dialog: dialog.dismiss())
-    page.click("[data-decision='out all']")
+    page.click("[data-decision^='out all ']")
     page.wait_for_timeout(300)
     assert app.rows(out, f"{text}%") == [(1,)], "who says no changes nothing"
     page.once("dialog", lambda dialog: dialog.accept())
-    page.click("[data-decision='out all']")
+    page.click("[data-decision^='out all ']")
     page.wait_for_selector("#notice :text('left out of training: 2.')")
     assert app.rows(out, f"{text}%") == [(3,)]
 

@@ -307,6 +307,30 @@ def test_an_admin_leaves_a_vote_out_where_it_is_open_and_takes_it_in_again(tab):
     assert ">left out of training<" not in seen[tab.html] and tab.store.new_votes() == 2
 
 
+def button(html, where):
+    """The decision of a button for all that fits."""
+    return re.search(f'data-decision="({where} all [0-9a-f]+)"', html)[1]
+
+
+def test_who_is_no_admin_any_more_sees_all_of_their_own(tab):
+    """It said "Person: 3" above one's own pairs, and there was no field to empty."""
+    ann = tab.store.annotator("ann")
+    say(tab.store, ann, "Hello")
+    say(tab.store, tab.store.annotator(STRANGER), "Hi")
+    seen = search(tab, person=str(ann))
+    assert f"Person: {ann}" in seen[tab.asked] and shown(tab, seen) == [1]
+    later = tab.on_open(seen[tab.shown], Request(STRANGER))
+    assert "everything" in later[tab.asked] and shown(tab, later) == [2] and later[tab.all] == ""
+
+
+def test_an_opened_tab_shows_what_was_asked_last(tab):
+    for choice in "ab":
+        say(tab.store, tab.store.annotator("ann"), "Hello", choice=choice)
+    seen = search(tab, choice="b")
+    later = tab.on_open(seen[tab.shown], Request(OWNER))
+    assert shown(tab, later) == shown(tab, seen) == [2] and "B better" in later[tab.asked]
+
+
 def test_all_votes_of_a_search_are_left_out_at_once(tab, monkeypatch):
     """Votes had to be picked one by one, by number."""
     monkeypatch.setattr(judged_module, "LOOKED_AT", 2)
@@ -315,14 +339,18 @@ def test_all_votes_of_a_search_are_left_out_at_once(tab, monkeypatch):
         say(tab.store, bob if number == 3 else ann, f"message {number}", choice="b" if number % 2 else "a")
     assert search(tab)[tab.all] == "", "nothing is searched for"
     seen = search(tab, person=str(ann), choice="b")
-    assert f"Vote: B better · Person: {ann}" in seen[tab.asked] and 'data-decision="out all"' in seen[tab.all]
-    seen = decide(tab, "out all", seen[tab.shown])
+    assert f"Vote: B better · Person: {ann}" in seen[tab.asked]
+    other = search(tab, choice="a")
+    late = decide(tab, button(seen[tab.all], "out"), other[tab.shown])
+    assert "Another search was made meanwhile" in late[tab.notice.html] and tab.store.new_votes() == 7
+    assert "Vote: A better" in late[tab.asked], "the list of the other search left the votes out that nobody saw"
+    seen = decide(tab, button(seen[tab.all], "out"), seen[tab.shown])
     assert "Votes left out of training: 2." in seen[tab.notice.html] and shown(tab, seen) == [6, 2]
     assert [row["vote"] for row in tab.store.votes_for_training("base hash")] == [1, 3, 4, 5, 7]
     monkeypatch.setattr(judged_module, "LOOKED_AT", 100)
     out = search(tab, training="out")
-    assert shown(tab, out) == [6, 2] and 'data-decision="out all"' not in out[tab.all]
-    assert "Votes taken in again: 2." in decide(tab, "in all", out[tab.shown])[tab.notice.html]
+    assert shown(tab, out) == [6, 2] and 'data-decision="out all' not in out[tab.all]
+    assert "Votes taken in again: 2." in decide(tab, button(out[tab.all], "in"), out[tab.shown])[tab.notice.html]
     assert tab.store.new_votes() == 7
 
 
@@ -339,7 +367,7 @@ def test_a_decision_that_is_none_changes_nothing(tab, decision):
     assert tab.html not in decide(tab, decision) and tab.store.new_votes() == 1
 
 
-@pytest.mark.parametrize("decision", ["out 1", "out all", "in 1", ""])
+@pytest.mark.parametrize("decision", ["out 1", f"out all {16 * '0'}", "in 1", ""])
 def test_nobody_else_can_leave_a_vote_out(tab, decision):
     say(tab.store, tab.store.annotator(STRANGER), "Hello")
     with pytest.raises(gr.Error, match="Only admins"):

@@ -187,6 +187,8 @@ def test_a_rounds_steps_say_what_is_done_what_runs_and_where_it_ended(store, set
         row["id"], "w1", "not_enough", Message("Not enough evidence yet. Votes so far: {n}; vote on more replies.", n=1)
     )
     assert signs(store.round(row["id"])) == "✓–✗○○○"
+    stopped = {**store.round(row["id"]), "state": "failed", "reason": STOPPED}
+    assert signs(stopped) == "✓–■○○○", "what an admin stopped has not failed"
     assert signs({**store.round(row["id"]), "phase": "publish", "state": "refused"}) == "✓–✓✓✗○", (
         "it is published as refused, and was refused by the gate"
     )
@@ -256,7 +258,9 @@ def test_a_round_that_was_picked_stays_while_others_run(tab, store, settings):
     third = rounds.running(store)
     tab.status_bar.invalidate()
     later = tab.on_tick(shown, Request())
-    assert later[tab.timeline].value == first["id"] and tab.summary not in later
+    assert later[tab.timeline].value == first["id"]
+    assert "v1 was published." in later[tab.summary], "an answer that came too late had stayed on the page"
+    assert tab.on_tick(shown, Request()) == gr.skip()
     assert tab.on_pick(third["id"], shown, Request())[tab.timeline].value == third["id"]
     assert shown.picked is None, "the newest is followed on"
 
@@ -444,6 +448,8 @@ def test_agreement_must_clear_guessing():
     assert watch.agreement([{"hit": i % 2} for i in range(40)], W).ok is False
     few = watch.agreement([{"hit": i % 2} for i in range(12)], W)
     assert few.ok is None and "50% of the last 12 votes" in few.note and "too few to tell" in few.note, "it alarmed"
+    alike = [{"hit": i % 3 > 0} for i in range(400)] + [{"hit": i % 5 > 1} for i in range(40)]
+    assert watch.agreement(alike, W).ok is None, "it alarmed where the plot was at 65% for 400 votes"
     assert watch.agreement([{"hit": 1}] * 100 + [{"hit": 0}] * 40, W).ok is False, (
         "the last votes count, not those long ago"
     )
@@ -455,8 +461,8 @@ def test_a_favoured_side_is_seen():
     assert (
         watched.ok is False
         and "favour a side" in watched.note
-        and watched.curve.limits["target"] == 0.5
-        and watched.curve.limits["low"] < 0.5 < watched.curve.limits["high"]
+        and watched.curve.limits["even"] == 0.5
+        and watched.curve.limits["chance_low"] < 0.5 < watched.curve.limits["chance_high"]
     )
 
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from playground.chat.comparing import Comparison
-from playground.chat.refusals import Busy
+from playground.chat.refusals import Busy, Refused
 from playground.chat.turns import BUSY
 from playground.people.admins import Admins
 from playground.settings import Settings
@@ -375,6 +375,19 @@ def test_a_comparison_that_streams_keeps_its_button_to_stop(tab, streams, said):
     [update] = compared(tab, 1, 0, blind=False)
     assert tab.compare.stop not in update
     assert said in update.get(tab.notice.html, "") and (said or tab.notice.html not in update)
+
+
+def test_a_comparison_that_fails_does_not_go_on_loading(tab, monkeypatch):
+    """The panel said "Version v3 is being loaded." for good, beside the refusal."""
+
+    def failing(*_):
+        yield Comparison(progress=Message("Version v{n} is being loaded.", n=3))
+        raise Refused("Version v{n} could not be loaded.", n=3)
+
+    monkeypatch.setattr(tab.compare.chat, "compare", failing)
+    loading, last = compared(tab, 3, 0, blind=False)
+    assert "being loaded" in loading[tab.compare.html] and last[tab.compare.html] == ""
+    assert "could not be loaded" in last[tab.notice.html] and last[tab.compare.stop]["visible"] == "hidden"
 
 
 @pytest.mark.parametrize("left, right", [(None, 1), ("1", 0), (1, True)])

@@ -150,6 +150,7 @@ class ComparePanel:
     ) -> Generator[Updates, None, None]:
         translate = words.of(request)
         began = False
+        last = Comparison()
         annotator = self.control.annotator(request)
         try:
             if annotator is None:
@@ -160,7 +161,6 @@ class ComparePanel:
             pair = Pair(left, right, shown=not blind)
             address = request.client.host if request.client else ""
             may_load = self.control.is_admin(request)
-            last = Comparison()
             for last in self.chat.compare(annotator, text, left, right, address, may_load):
                 began = True
                 yield {
@@ -180,7 +180,7 @@ class ComparePanel:
                 yield {self.html: gr.update()}  # it was pressed twice
                 return
             warning = self.notice.warn(translate.message(error.message), translate("Not compared"))
-            yield {**(self._idle_buttons() if began else {}), **warning}
+            yield {**({**self._idle_buttons(), **self._without_progress(last)} if began else {}), **warning}
 
     def _picked(self, left: int | None, right: int | None) -> tuple[int, int]:
         """Both versions that a page sent; Refused where one is missing."""
@@ -189,6 +189,10 @@ class ComparePanel:
         if sum(may_reply(row) for row in self.chat.store.version_history()) < 2:
             raise Refused("Only the base answers so far: a version can be compared once a gate has let it through.")
         raise Refused("Pick two versions first.")
+
+    def _without_progress(self, last: Comparison) -> Updates:
+        """The panel without a sentence on what goes on, where nothing goes on any more."""
+        return {self.html: ""} if last.progress else {}
 
     def _idle_buttons(self) -> Updates:
         return {

@@ -35,7 +35,7 @@ from playground.ui.words import Words
 
 PAGE_SIZE = 20  # pairs
 TEXT_CHARS = 200  # of what is searched for
-DECISION = re.compile(r"(out|in) (all|(person )?([0-9]{1,15}))", re.ASCII)
+DECISION = re.compile(r"(out|in) (?:all ([0-9a-f]{16})|(person )?([0-9]{1,15}))", re.ASCII)
 ROUNDS_LOOKED_AT = 20  # for the newest one that has read the votes
 CATCH_UP = "() => document.getElementById('catch-up')?.click()"  # the chat may show the pair of a changed vote
 TRAINING = {"in": False, "out": True}  # by the field's value: whether the vote is left out
@@ -215,7 +215,8 @@ class DataTab:
 
     def on_decide(self, decision: str | None, shown: Shown, request: gr.Request) -> Updates:
         """Change or delete a vote of one's own: `decision` reads "vote 7 tie" or "delete 7". Admins alone leave a vote,
-        all votes of the list, or a person out of training, or take them in again: "out 7", "in all" or "out person 4".
+        all votes of a search, or a person out of training, or take them in again: "out 7", "in all KEY" (of
+        `search_key`) or "out person 4".
         Where somebody said no to the question, it is empty.
         """
         if (wanted := own_votes.read(decision)) is not None:
@@ -228,7 +229,10 @@ class DataTab:
         excluded = match[1] == "out"
         if match[3]:
             return self._decide_person(int(match[4]), excluded, shown, request)
-        vote = None if match[2] == "all" else int(match[2])
+        vote = None if match[2] else int(match[4])
+        if match[2] and match[2] != data_table.search_key(shown.filters):
+            asked = translate("Another search was made meanwhile: look at its list, and decide once more.")
+            return {**self._page(shown, request), **self.notice.warn(asked, translate("Nothing was changed"))}
         try:
             if vote is None:
                 n = self.store.exclude_votes(shown.filters, excluded)
@@ -297,7 +301,9 @@ class DataTab:
         own = self.control.annotator(request)
         if own is None:
             return gr.skip()
-        filters = shown.filters if is_admin else replace(shown.filters, person=own, excluded=None)
+        if not is_admin:  # or not any more
+            shown = replace(shown, filters=replace(shown.filters, person=None, excluded=None))
+        filters = shown.filters if is_admin else replace(shown.filters, person=own)
         rows, following = self.store.judged_page(filters, shown.before, PAGE_SIZE)
         names: dict[int, str] = {}
         known = None

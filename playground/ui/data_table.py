@@ -4,6 +4,7 @@ store's rows; nothing here knows the page.
 A button with `data-decision` is pressed for `DataTab.on_decide`, after its `data-question` was answered.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -166,18 +167,26 @@ def all_html(filters: Filters, translate: Words, names: Names = NOBODY) -> str:
     buttons = ""
     if filters.excluded is not True:
         question = translate("Leave every vote that fits this search out of training? {asked}", asked=asked)
-        buttons += _all_button("out", translate("Leave all that fit out of training"), question)
+        buttons += _all_button("out", filters, translate("Leave all that fit out of training"), question)
     if filters.excluded is not False:
         question = translate("Take every vote that fits this search in again? {asked}", asked=asked)
-        buttons += _all_button("in", translate("Take all that fit in again"), question)
+        buttons += _all_button("in", filters, translate("Take all that fit in again"), question)
     return f'<div class="all">{buttons}</div>'
 
 
-def _all_button(where: str, text: str, question: str) -> str:
+def _all_button(where: str, filters: Filters, text: str, question: str) -> str:
+    decision = f"{where} all {search_key(filters)}"
     return (
-        f'<button type="button" data-decision="{where} all" data-question="{escape(visible(question))}">'
+        f'<button type="button" data-decision="{decision}" data-question="{escape(visible(question))}">'
         f"{escape(text)}</button>"
     )
+
+
+def search_key(filters: Filters) -> str:
+    """What tells a search from others: a decision on all that fits is for the search that the person was asked about,
+    which need not be the last one.
+    """
+    return hashlib.blake2s(repr(filters).encode(), digest_size=8).hexdigest()
 
 
 def asked_text(filters: Filters, translate: Words, names: Names = NOBODY) -> str:

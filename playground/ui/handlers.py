@@ -16,7 +16,9 @@ Row = Mapping[str, Any]  # one row of the store
 
 # A handler that an open page calls again and again takes one input, a `gr.State` of what the page shows, since Gradio's
 # page does work for each input that an event has ever had, at each update of a reply. The object in it is changed in
-# place: a handler that wrote a whole new one would undo what another has changed meanwhile.
+# place: a handler that wrote a whole new one would undo what another has changed meanwhile. What a click shows is
+# painted once more at the next tick (`painted` is emptied), since the answer to an earlier tick may come after the
+# click's.
 
 
 class ListenerOptions(TypedDict, total=False):

@@ -7,6 +7,7 @@ from html import escape
 from playground.store import is_fine_tuning, is_paused
 from playground.ui import words
 from playground.ui.handlers import Row
+from playground.ui.round_state import displayed_state
 from playground.ui.words import Words
 
 PHASE_LABELS = {
@@ -41,13 +42,14 @@ PART_TEXTS = {
 STOPPING = words.mark("Stopping as soon as it can…")
 PAUSING = words.mark("Pausing as soon as it can…")
 FINE_TUNING = ("collect", "sft", "gate", "publish")  # phases of a round on a file
-SIGNS = {"done": "✓", "left-out": "–", "now": "●", "paused": "‖", "ended": "✗", "to-come": "○"}
+SIGNS = {"done": "✓", "left-out": "–", "now": "●", "paused": "‖", "ended": "✗", "stopped": "■", "to-come": "○"}
 PROGRESS_LABELS = {
     "done": words.mark("done"),
     "left-out": words.mark("nothing to do"),
     "now": words.mark("running"),
     "paused": words.mark("paused"),
     "ended": words.mark("ended here"),
+    "stopped": words.mark("stopped here"),
     "to-come": words.mark("to come"),
 }
 
@@ -97,8 +99,8 @@ def phase_progress(round_row: Row | None) -> dict[str, str]:
     progress = dict.fromkeys(phases[:current], "done")
     if progress.get("sft") and "demonstrations" not in round_row["metrics"]:
         progress["sft"] = "left-out"
-    here = {"running": "now", "requested": "now", "published": "done"}.get(state, "ended")
-    progress[current_phase] = "paused" if is_paused(round_row) else here
+    here = {"running": "now", "requested": "now", "published": "done", "paused": "paused", "stopped": "stopped"}
+    progress[current_phase] = here.get(displayed_state(round_row), "ended")
     return progress | dict.fromkeys(phases[current + 1 :], "to-come")
 
 

@@ -7,7 +7,7 @@ prompts are for admins: each handler asks whether the person is one.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -18,7 +18,7 @@ from playground.settings import Settings
 from playground.store import Store
 from playground.ui import gatewords, plots, unchecked, words
 from playground.ui.control import Control
-from playground.ui.handlers import GESTURE, Row, Trigger, Updates
+from playground.ui.handlers import GESTURE, LATEST_GESTURE, Row, Trigger, Updates
 from playground.ui.loop_status import LoopStatus, trial_of
 from playground.ui.plots import Curve
 from playground.ui.round_summary import (
@@ -37,7 +37,7 @@ from playground.ui.words import Words
 
 CURVES = {
     "sft_loss": words.mark("Loss on demonstrations, nats a token"),
-    "reward": words.mark("Reward of the replies"),
+    "reward": words.mark("Reward of the replies, deviations"),
     "kl": words.mark("KL to the base, nats"),
     "beta": words.mark("β, weight of the KL"),
     "entropy": words.mark("Entropy, nats a token"),
@@ -46,6 +46,8 @@ CURVES = {
     "explained_variance": words.mark("Explained variance"),
     "calibration": words.mark("Calibration: said, seen"),
 }
+BY_ITERATION, BY_STEP = words.mark("by iteration"), words.mark("by step")
+LEAST_CALIBRATED = 20  # votes of a calibration plot
 PAGE_SIZE = 30  # rounds in the timeline at first, and more at each press
 
 
@@ -113,7 +115,7 @@ class TrainingTab:
     def wire(self, refresh_events: Sequence[Trigger]) -> None:
         outputs = list(self.parts.values())
         gr.on(refresh_events, self.on_tick, [self.shown], outputs, **GESTURE)
-        self.timeline.input(self.on_pick, [self.timeline, self.shown], outputs, **GESTURE)
+        self.timeline.input(self.on_pick, [self.timeline, self.shown], outputs, **LATEST_GESTURE)
         self.more.click(self.on_more, [self.shown], outputs, **GESTURE)
 
     # -- handlers
@@ -124,16 +126,17 @@ class TrainingTab:
         status = self.status_bar.status()
         is_admin = self.control.is_admin(request)
         row = next((row for row in status.rounds if row["id"] == shown.picked), status.round)
-        stamp = self._stamp(status, row, shown.limit, is_admin)
+        limit = shown.limit
+        stamp = self._stamp(status, row, limit, is_admin)
         if shown.painted.get("stamp") == stamp:
             return gr.skip()
-        timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[: shown.limit]]
+        timeline = [(timeline_entry(row, translate), row["id"]) for row in status.rounds[:limit]]
         contents = {
             "agreement": agreement_html(status, translate)
             + pace_html(status, translate)
             + backup_html(status.backup, translate),
             "timeline": (timeline, row["id"] if row else None),
-            "more": len(status.rounds) > shown.limit,
+            "more": len(status.rounds) > limit,
             **self._round_contents(row, status, translate, is_admin),
         }
         contents["config_fold"] = bool(contents["config"])
@@ -149,13 +152,19 @@ class TrainingTab:
     def on_more(self, shown: Shown, request: gr.Request) -> Updates:
         """A longer timeline. It is not shown in full at once, since each line on a page makes its gestures slower."""
         shown.limit += PAGE_SIZE
-        return self.on_tick(shown, request)
+        return self._clicked(shown, request)
 
     def on_pick(self, picked: int | None, shown: Shown, request: gr.Request) -> Updates:
         """Show another round. A page that shows the newest round goes on to the next one when that begins."""
         newest = self.store.last_round()
         shown.picked = None if newest and picked == newest["id"] else picked
-        return self.on_tick(shown, request)
+        return self._clicked(shown, request)
+
+    def _clicked(self, shown: Shown, request: gr.Request) -> Updates:
+        """What has changed by a click."""
+        updates = self.on_tick(shown, request)
+        shown.painted = {}
+        return updates
 
     # -- what is shown
 
@@ -209,11 +218,11 @@ class TrainingTab:
 
 def curves_html(row: Row, metrics: Mapping[str, Sequence[tuple[float, float | None]]], translate: Words) -> str:
     """The plots of a round's figures; `metrics` has its [(step, value)] by name."""
-    curves = {key: Curve(plots.thinned(metrics.get(key, []))) for key in CURVES}
+    curves = {key: Curve(plots.thinned(metrics.get(key, [])), across=BY_ITERATION) for key in CURVES}
     limits = {"target": kl_target(row["metrics"], row["config"]), "limit": row["config"].get("gate.kl_budget")}
-    curves["kl"] = Curve(curves["kl"].points, limits)
+    curves["kl"] = replace(curves["kl"], limits=limits, name="kl")
     heldout = plots.thinned(metrics.get("sft_heldout_loss", []))
-    curves["sft_loss"] = Curve(curves["sft_loss"].points, {"heldout": heldout}, "training")
+    curves["sft_loss"] = Curve(curves["sft_loss"].points, {"heldout": heldout}, "training", BY_STEP)
     curves["calibration"] = _calibration_curve(row)
     return "".join(
         plots.figure_html(curve, CURVES[key], translate, f"curve-{key.replace('_', '-')}")
@@ -223,7 +232,10 @@ def curves_html(row: Row, metrics: Mapping[str, Sequence[tuple[float, float | No
 
 def _calibration_curve(row: Row) -> Curve:
     """How often the reward model was right (y) where it said a probability (x), beside the line of perfect calibration;
-    `cv_reliability` has (probability, share, number of votes) of each bin.
+    `cv_reliability` has (probability, share, number of votes) of each bin. Of a handful of votes it says nothing.
     """
-    points = [(probability, share) for probability, share, _ in row["metrics"].get("cv_reliability", [])]
-    return Curve(points, {"perfect": [(0.0, 0.0), (1.0, 1.0)]})
+    bins = row["metrics"].get("cv_reliability", [])
+    if sum(votes for _, _, votes in bins) < LEAST_CALIBRATED:
+        return Curve()
+    points = [(probability, share) for probability, share, _ in bins]
+    return Curve(points, {"perfect": [(0.0, 0.0), (1.0, 1.0)]}, "seen")

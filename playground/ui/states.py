@@ -25,6 +25,16 @@ class PageState(state_holder.SessionState):
         self.is_closed = False
         self.STATE_TTL_WHEN_CLOSED = 3600  # seconds
 
+    def __getitem__(self, key: int) -> Any:
+        """The value of a State, or a component as this page has it. A State is dated at each use: Gradio dates those
+        alone that a handler returns, and others, which handlers change in place, would never end.
+        """
+        value = super().__getitem__(key)
+        block = self.blocks_config.blocks[key]
+        if isinstance(block, State):
+            self._state_ttl[key] = (block.time_to_live, datetime.now())
+        return value
+
     def __setitem__(self, key: int, value: Any) -> None:
         block = self.blocks_config.blocks.get(key)
         if isinstance(block, State):

@@ -141,13 +141,14 @@ class VersionsTab:
     def _changes(self, shown: Shown, request: gr.Request) -> Updates:
         """The updates of `on_tick`; none where nothing has changed."""
         translate = words.of(request)
+        limit = shown.limit
         board = self.reader.read()
         is_admin = self.control.is_admin(request)
         names = names_of(self.store, self.control.admins.users, deciders(board.history)) if is_admin else {}
         used = [row["version"] for row in board.history if row["status"] in STATUSES_IN_USE]
         contents: dict[str, Any] = {
-            "html": board_html(board, shown.limit, translate, names),
-            "more": len(board.history) > shown.limit,
+            "html": board_html(board, limit, translate, names),
+            "more": len(board.history) > limit,
             "panel": is_admin,
             "choices": [(version_name(version, translate), version) for version in used] if is_admin else [],
             "way_back": board.way_back if is_admin else None,
@@ -173,7 +174,9 @@ class VersionsTab:
     def on_more(self, shown: Shown, request: gr.Request) -> Updates:
         """A longer table."""
         shown.limit += PAGE_SIZE
-        return self.on_tick(shown, request)
+        updates = self.on_tick(shown, request)
+        shown.painted = {**shown.painted, "html": None}
+        return updates
 
     def on_promote(self, version: int | None, reason: str, shown: Shown, request: gr.Request) -> Updates:
         """Make the picked version live."""

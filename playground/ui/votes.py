@@ -52,13 +52,14 @@ class VotesTab:
         except visitor.NoCookie:
             return gr.skip()
         translate = words.of(request)
+        limit = shown.limit
         totals = self.store.vote_totals(annotator)
-        votes = self.store.my_votes(annotator, limit=shown.limit)
+        votes = self.store.my_votes(annotator, limit=limit)
         html = totals_html(totals, translate) + self._trial_html(annotator, translate) + table_html(votes, translate)
         if hash(html) == shown.painted:
             return gr.skip()
         shown.painted = hash(html)
-        return {self.html: html, self.more: gr.update(visible=totals["listed"] > shown.limit)}
+        return {self.html: html, self.more: gr.update(visible=totals["listed"] > limit)}
 
     def _trial_html(self, annotator: int, translate: Words) -> str:
         """What the person's own votes say of the version on trial."""
@@ -78,7 +79,9 @@ class VotesTab:
     def on_more(self, shown: Shown, request: gr.Request) -> Updates:
         """A longer table."""
         shown.limit += PAGE_SIZE
-        return self.on_tick(shown, request)
+        updates = self.on_tick(shown, request)
+        shown.painted = None
+        return updates
 
 
 def totals_html(totals: Row, translate: Words) -> str:

@@ -19,6 +19,7 @@ from playground.ui.words import Words
 
 WINDOW = 40  # duels or votes in a rolling mean
 LEAST = WINDOW // 4  # of them before there is one
+MANY = 4 * WINDOW  # votes that must look like guessing too before there is an alarm
 TITLES = {
     "length": words.mark("Tokens of a reply, pair by pair"),
     "kl": words.mark("KL of each round's policy to the base, nats a reply"),
@@ -93,7 +94,7 @@ def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched
         note = translate(
             "Length of replies: none of the last {n} {n:pair|pairs} is by the base, to compare with.", n=len(rows)
         )
-        return Watched(Curve(points), None, note)
+        return Watched(Curve(points, name="mean"), None, note)
     base_mean = sum(base) / len(base)
     last = points[-1][1]
     limits = {"low": base_mean / settings.gate.length_drift, "high": base_mean * settings.gate.length_drift}
@@ -108,7 +109,7 @@ def length(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched
             n=f"{last:.0f}",
             base=f"{base_mean:.0f}",
         )
-    return Watched(Curve(points, limits), ok, note)
+    return Watched(Curve(points, limits, "mean"), ok, note)
 
 
 def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
@@ -118,8 +119,9 @@ def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
     if not rows:
         note = translate("Distance from the base: nothing to see before a round has measured it.")
         return Watched(Curve(), None, note)
-    points = [(translate("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
     last = rows[-1]["kl"]
+    rows = rows[-plots.MAX_POINTS :]
+    points = [(translate("base"), 0.0), *((str(row["round"]), row["kl"]) for row in rows)]
     figures = {"kl": f"{last:.1f}", "limit": f"{settings.gate.kl_budget:g}"}
     ok = last <= settings.gate.kl_budget
     if ok:
@@ -129,7 +131,7 @@ def kl(rows: Sequence[Row], settings: Settings, translate: Words) -> Watched:
             "Look here: the last policy is {kl} nats a reply from the base, over the budget of {limit}.", **figures
         )
     targets = [(str(row["round"]), row["target"]) for row in rows if row["target"] is not None]
-    return Watched(Curve(points, {"target": targets, "limit": settings.gate.kl_budget}), ok, note)
+    return Watched(Curve(points, {"target": targets, "limit": settings.gate.kl_budget}, "kl"), ok, note)
 
 
 def agreement(rows: Sequence[Row], translate: Words) -> Watched:
@@ -148,7 +150,9 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
     recent = hits[-WINDOW:]
     low, high = wilson(sum(recent), len(recent))
     figures = _figures(sum(recent), len(recent), low, high)
-    ok = True if low > 0.5 else None if len(recent) < WINDOW else False
+    longer = hits[-MANY:]
+    may_be_guessing = sum(recent) <= len(recent) / 2 or wilson(sum(longer), len(longer))[0] <= 0.5
+    ok = True if low > 0.5 else False if may_be_guessing and len(recent) == WINDOW else None
     if ok:
         note = translate(
             "The reward model predicted {share} of the last {n} {n:vote|votes} for A or B [{low}, {high}]: better than "
@@ -167,7 +171,7 @@ def agreement(rows: Sequence[Row], translate: Words) -> Watched:
             "that may be guessing.",
             **figures,
         )
-    return Watched(Curve(points, {"guessing": 0.5}), ok, note)
+    return Watched(Curve(points, {"guessing": 0.5}, "mean"), ok, note)
 
 
 def position(rows: Sequence[Row], translate: Words) -> Watched:
@@ -197,7 +201,7 @@ def position(rows: Sequence[Row], translate: Words) -> Watched:
             **figures,
         )
     lowest, highest = wilson(len(recent) / 2, len(recent), SIDES_CONFIDENCE)
-    return Watched(Curve(points, {"target": 0.5, "low": lowest, "high": highest}), ok, note)
+    return Watched(Curve(points, {"even": 0.5, "chance_low": lowest, "chance_high": highest}, "mean"), ok, note)
 
 
 def _figures(successes: int, trials: int, low: float, high: float) -> dict[str, str | int]:
