@@ -256,6 +256,16 @@ def test_a_long_history_is_shown_when_asked_for(tab):
     assert more[tab.html].count("<tbody") == 5 and shown.limit == 3 + versions.PAGE_SIZE
 
 
+def test_the_version_that_answers_is_in_the_first_page(tab):
+    """It was to be found below twenty newer ones."""
+    first = released(tab.store)
+    for _ in range(3):
+        released(tab.store)
+    tab.store.promote(first, tab.store.annotator(OWNER), "kinder")
+    html = look(tab, shown=Shown(limit=2))[tab.html]
+    assert re.findall(r">(v\d)</b>", html) == ["v1", "v4", "v3"] and "answers now" in body(html, first)
+
+
 def test_votes_that_come_often_are_not_rated_each_time(tab, monkeypatch):
     version = released(tab.store)
     calls = []

@@ -57,7 +57,11 @@ class ComparePanel:
                     True, label=words.label("Blind"), elem_id="compare-blind", min_width=90, scale=0
                 )
             self.prompt = gr.Textbox(
-                label=words.label("Message"), lines=1, max_lines=4, elem_id="compare-prompt", placeholder="…"
+                label=words.label("Message"),
+                lines=1,
+                max_lines=4,
+                elem_id="compare-prompt",
+                placeholder=words.label("Both versions answer this message"),
             )
             with gr.Row(elem_id="compare-buttons"):
                 self.go = gr.Button(words.label("Compare"), variant="primary", size="sm", elem_id="compare-go")

@@ -45,7 +45,9 @@ class Board:
 
 
 def board_html(board: Board, limit: int, translate: Words, names: Mapping[int, str] | None = None) -> str:
-    """The newest `limit` versions, newest first. `names`: of people by their ids, for an admin."""
+    """The newest `limit` versions, newest first, and above them the one that answers now where it is older. `names`: of
+    people by their ids, for an admin.
+    """
     if len(board.history) < 2:
         return _nothing_html(translate)
     headings = (
@@ -57,7 +59,9 @@ def board_html(board: Board, limit: int, translate: Words, names: Mapping[int, s
         translate("Live from (UTC)"),
     )
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
-    bodies = "".join(_version_html(row, board, headings, translate, names or {}) for row in board.history[:limit])
+    answering = [row for row in board.history[limit:] if row["version"] == board.answering]
+    shown = [*answering, *board.history[:limit]]
+    bodies = "".join(_version_html(row, board, headings, translate, names or {}) for row in shown)
     note = translate(
         "Win rates are by votes on blind pairs of two versions, ties left out, with 95 % intervals (Bradley–Terry with "
         "ties, Bayesian bootstrap). Tokens and KL, in nats a reply, are those that the gate measured."
