@@ -72,6 +72,8 @@ def test_a_level_far_from_the_values_is_told_and_not_drawn():
     assert [item.text for item in figure.iter("li")] == ["KL", "target 8", "limit 60 ↕"]
     near = drawn(Curve([(1, 0.5), (2, 23.0)], {"limit": 60.0}, "kl"))
     assert list(lines(near)) == ["limit", "kl"]
+    first = drawn(Curve([(1, 0.0)], {"target": 8.0, "limit": 60.0}, "kl"))
+    assert list(lines(first)) == ["target", "kl"], "how far it is to go is seen from the first iteration on"
 
 
 def test_the_first_value_is_a_dot():

@@ -24,7 +24,7 @@ SMALLEST = 1e-12  # step of an axis, as a share of its values: less than floats 
 ROUNDING = 1e-9  # of a step, by which a mark at an axis' end may miss it
 LARGEST = 1e30  # value that is drawn: the difference of two that are larger may be infinite
 X_TICKS, Y_TICKS = 5, 4  # at most, about
-FAR = 5.0  # a level further from the values than this many times their spread is told, not drawn
+FAR = 4.0  # a limit that is more than this many times as high as all else is told, not drawn
 NAMES = {
     "curve": words.mark("value"),
     "mean": words.mark("rolling mean"),
@@ -80,7 +80,7 @@ def figure_html(curve: Curve, title: str, translate: Words, elem_id: str) -> str
         return ""
     levels = {name: limit for name, limit in curve.limits.items() if isinstance(limit, int | float) and _drawn(limit)}
     values = [y for line in lines.values() for _, y in line]
-    near = {name: level for name, level in levels.items() if not _is_far(level, values)}
+    near = _near(levels, values)
     numbers = _numbers([x for line in lines.values() for x, _ in line])
     across, up = _x_axis(numbers), _y_axis([*values, *near.values()])
     placed = {
@@ -113,11 +113,11 @@ def _drawn(value: float) -> bool:
     return abs(value) <= LARGEST
 
 
-def _is_far(level: float, values: Sequence[float]) -> bool:
-    """Whether a level stands so far from the values that a plot with both would show nothing of these."""
-    low, high = min(values), max(values)
-    spread = max(high - low, abs(high), abs(low))
-    return level > high + FAR * spread or level < low - FAR * spread
+def _near(levels: Mapping[str, float], values: Sequence[float]) -> dict[str, float]:
+    """The levels without a limit that stands so high that a plot with it would show nothing of all else."""
+    others = [*values, *(level for name, level in levels.items() if name != "limit")]
+    highest = FAR * max(abs(value) for value in others)
+    return {name: level for name, level in levels.items() if name != "limit" or level <= highest}
 
 
 def _numbers(places: Sequence[X]) -> dict[X, float]:
@@ -196,7 +196,6 @@ def _lines_html(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return "".join(
         f'<polyline class="{name}" points="{" ".join(f"{x:g},{y:g}" for x, y in line)}"/>'
         for name, line in lines.items()
-        if line
     )
 
 
