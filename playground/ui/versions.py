@@ -125,12 +125,12 @@ class VersionsTab:
         self.compare.wire()
         gr.on(refresh_events, self.on_tick, [self.shown], self.outputs, **GESTURE)
         self.more.click(self.on_more, [self.shown], self.outputs, **GESTURE)
-        for button, gesture in (
-            (self.promote, self.on_promote),
-            (self.withdraw, self.on_withdraw),
-            (self.roll_back, self.on_roll_back),
+        for button, subject, gesture in (
+            (self.promote, self.version, self.on_promote),
+            (self.withdraw, self.version, self.on_withdraw),
+            (self.roll_back, self.roll_back, self.on_roll_back),
         ):
-            button.click(gesture, [self.version, self.reason, self.shown], self.outputs, **GESTURE)
+            button.click(gesture, [subject, self.reason, self.shown], self.outputs, **GESTURE)
 
     # -- handlers
 
@@ -165,7 +165,7 @@ class VersionsTab:
         if "choices" in changed:
             updates[self.version] = gr.update(choices=contents["choices"])
         if "way_back" in changed:
-            updates[self.roll_back] = gr.update(value=_roll_back_label(board.way_back, translate))
+            updates[self.roll_back] = gr.update(value=roll_back_label(board.way_back, translate))
         if "compared" in changed:
             updates |= self.compare.choice_updates(contents["compared"], first=not shown.painted.get("compared"))
         shown.painted = contents
@@ -198,15 +198,17 @@ class VersionsTab:
 
         return self._decide(withdraw, reason, shown, request)
 
-    def on_roll_back(self, version: int | None, reason: str, shown: Shown, request: gr.Request) -> Updates:
+    def on_roll_back(self, label: str | None, reason: str, shown: Shown, request: gr.Request) -> Updates:
         """Go back from the live version to the one that answered before it, whatever is picked. Both are those that the
-        button names.
+        button names: `label` is what it said.
         """
 
         def roll_back(annotator: int, why: str, translate: Words) -> str:
-            versions = shown.painted.get("way_back") or way_back(self.store)
+            versions = way_back(self.store)
             if versions is None:
                 raise Refused("The base model answers; there is no version before it.")
+            if label != roll_back_label(versions, translate):
+                raise Refused("Another version answers by now: the button says which one it would roll back.")
             live, before = versions
             self.store.roll_back(before, annotator, why, live=live)
             return translate("{version} answers the next message.", version=version_name(before, translate))
@@ -243,7 +245,7 @@ def way_back(store: Store) -> tuple[int, int] | None:
     return None if before is None else (store.live_policy()["version"], before)
 
 
-def _roll_back_label(versions: tuple[int, int] | None, translate: Words) -> str:
+def roll_back_label(versions: tuple[int, int] | None, translate: Words) -> str:
     if versions is None:
         return translate("Roll the live version back")
     live, before = (version_name(version, translate) for version in versions)

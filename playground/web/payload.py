@@ -21,6 +21,7 @@ Texts = Annotated[list[Annotated[str, Field(strict=True, max_length=200)]], Fiel
 VALUES: dict[str, Any] = {
     "State": None,  # its value is the server's; the browser sends null
     "Textbox": Text | None,
+    "Button": Text | None,  # what it says
     "Checkbox": Boolean | None,
     "Slider": Number,
     "Number": Number | None,
